@@ -1,0 +1,52 @@
+# make demo   two prompts to sound, with the bundled weights
+# make test   the whole suite
+# make check  lint, format, types, docstrings, then the suite
+# make venv   only the environment (.venv); PYTHON=/path/to/python3 chooses the interpreter
+
+.PHONY: demo test check venv clean
+.DEFAULT_GOAL := demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# One torch thread per test worker: two under contention are slower, not faster.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+demo: venv
+	$(BIN)/python -m audiogen.generate --text "a dog barks" --text "rain falls"
+
+test: venv
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+venv: $(STAMP)
+
+# A python3.x on the PATH may be a shim that only prints an error, or lack venv: each is tried by running it.
+$(STAMP): pyproject.toml constraints-cpu.txt Makefile
+	@set -e; \
+	if ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	  for python in $(PYTHON) python3 python3.12 python3.11 python3.13 python3.10 python3.14 python; do \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	      found=$$python; break; \
+	    fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "error: no Python 3.10 or newer with venv on the PATH; install one, or: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; \
+	    exit 2; \
+	  fi; \
+	  echo "$$found -m venv $(VENV)"; \
+	  $$found -m venv --clear $(VENV); \
+	fi; \
+	if nvidia-smi -L 2>/dev/null | grep -q GPU; then constraint=; else constraint="--constraint constraints-cpu.txt"; fi; \
+	echo "pip install $$constraint --editable .[dev]"; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$constraint --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,53 @@
+"""What every test shares: one thread, no network, and the recordings beside the checkout where they are present."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before torch is imported, and inherited by the commands that tests start.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Recordings, fixtures and specifications beside the checkout; tests that need them skip without."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}, which is not part of the repository")
+    return folder
+
+
+def _is_local(address: Any) -> bool:
+    """A Unix socket's path, or a loopback (host, port, ...)."""
+    if not isinstance(address, tuple):
+        return True
+    host = address[0]
+    return host in ("", "localhost", "::1", "0.0.0.0", "::") or host.startswith("127.")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Connecting anywhere but this machine fails: nothing in the suite may depend on a download."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def guarded(original: Any) -> Any:
+        def call(self: socket.socket, address: Any) -> Any:
+            if not _is_local(address):
+                raise OSError(f"a test tried to connect to {address}; tests must not use the network")
+            return original(self, address)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded(connect))
+        patch.setattr(socket.socket, "connect_ex", guarded(connect_ex))
+        yield
