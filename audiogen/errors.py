@@ -1,0 +1,26 @@
+"""The one exception for a user's mistake, and how the command line reports it. Standard library only."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: a file, a key, a value, a directory.
+
+    The message is one line: what was got, what is allowed, what to do. Everything else that is raised is a bug
+    of ours and keeps its traceback.
+    """
+
+
+def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a command-line `main(argv)` and return its exit status: an `InputError` becomes one line and status 2."""
+    try:
+        return main(argv) or 0
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 141  # the reader of our output went away, as `| head` does
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
