@@ -1,0 +1,331 @@
+"""Model directories and training checkpoints: safetensors and JSON, never pickle; whole or absent.
+
+A model directory is `config.json` ({"kind", "format", "config", "info"}) with `model.safetensors`, plus
+folders its owner names (`text/`, `codec/`). A training run is one too, with `checkpoints/step_00001000/`
+beside, each a `state.json` (structure and scalars) and a `state.safetensors` (tensors).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from audiogen.config import did_you_mean
+from audiogen.errors import InputError
+
+FORMAT = 1
+PICKLES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle")
+TEMPORARY = ".writing-"  # prefix of names that a finished write never has
+
+
+# ---------------------------------------------------------------------------------------------- atomic writes
+
+
+def write_bytes_atomic(path: str | Path, data: bytes) -> None:
+    """Write a file so that readers, and we after a crash, see all of it or what was there before."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    _publish(temporary, path)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, indented."""
+    write_bytes_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    save_file(_storable(tensors), temporary, metadata)
+    _fsync(temporary)
+    _publish(temporary, path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    os.replace(temporary, path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, no two sharing memory (tied weights are stored twice, and load the same)."""
+    stored: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != tensor.numel() * tensor.element_size():
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        stored[name] = tensor
+    return stored
+
+
+# ------------------------------------------------------------------------------------------ model directories
+
+
+def save_model(
+    directory: str | Path,
+    kind: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    info: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model directory: tensors first, `config.json` last, so that a new one is whole or no model."""
+    directory = Path(directory)
+    write_tensors(directory / "model.safetensors", tensors)
+    contents = {"kind": kind, "format": FORMAT, "config": dict(config), "info": dict(info or {})}
+    write_json(directory / "config.json", contents)
+
+
+def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any]:
+    """`config.json` of a model directory, checked: {"kind", "format", "config", "info"}.
+
+    `kind`, if given, is the one that is wanted ("codec", "token_lm"). Everything that can be wrong with the
+    directory is an `InputError` that names it.
+    """
+    directory = Path(directory)
+    if not directory.exists():
+        raise InputError(f"model directory {directory} does not exist; bundled models: {_bundled_list()}")
+    if not directory.is_dir():
+        raise InputError(
+            f"{directory} is a file; a model is a directory with config.json and model.safetensors"
+        )
+    path = directory / "config.json"
+    weights = directory / "model.safetensors"
+    if not weights.is_file():
+        pickles = sorted(entry.name for entry in directory.iterdir() if entry.suffix in PICKLES)
+        if pickles:
+            raise InputError(
+                f"{directory} holds a pickle ({pickles[0]}), which could run code when opened; "
+                "only safetensors weights are read, so convert it first"
+            )
+        raise InputError(
+            f"{directory} is not a model directory or was half-written: model.safetensors is missing"
+        )
+    if not path.is_file():
+        raise InputError(f"{directory} is not a model directory or was half-written: config.json is missing")
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}; copy or train the model again") from None
+    if not isinstance(contents, dict) or not {"kind", "format", "config"} <= contents.keys():
+        raise InputError(f"{path} is not audiogen's: it lacks the keys kind, format, config")
+    if contents["format"] != FORMAT:
+        raise InputError(
+            f"{path} has format {contents['format']!r}; this version reads {FORMAT}: update audiogen"
+        )
+    if kind is not None and contents["kind"] != kind:
+        raise InputError(f"{directory} holds a model of kind {contents['kind']!r}; {kind!r} is needed here")
+    contents.setdefault("info", {})
+    return contents
+
+
+def load_tensors(directory: str | Path) -> dict[str, Tensor]:
+    """The weights of a model directory, on the CPU."""
+    return read_tensors(Path(directory) / "model.safetensors")
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """A safetensors file, on the CPU; a missing or damaged one is an `InputError`."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: the directory is not whole") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is damaged or half-written ({error}); copy or train the model again"
+        ) from None
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Copy tensors into a module, all of them and nothing else; what does not fit is named."""
+    own = module.state_dict()
+    problems = [f"missing {name}" for name in own if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in own]
+    problems += [
+        f"{name} is {list(tensors[name].shape)}, should be {list(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise InputError(f"weights of {where} do not fit their config: {'; '.join(problems[:5])}{more}")
+    module.load_state_dict(dict(tensors))
+
+
+def weights_folder() -> Path:
+    """Where the bundled models lie."""
+    return Path(__file__).parent / "weights"
+
+
+def bundled_names() -> list[str]:
+    """Models that travel with the package, sorted."""
+    folder = weights_folder()
+    return sorted(path.parent.name for path in folder.glob("*/config.json")) if folder.is_dir() else []
+
+
+def _bundled_list() -> str:
+    return ", ".join(bundled_names()) or "none"
+
+
+def resolve(name_or_directory: str | Path, kind: str | None = None) -> Path:
+    """The directory of a bundled name (`codec_tiny`) or the one given; checked as `read_config` does."""
+    path = Path(name_or_directory)
+    if not path.exists():
+        if str(name_or_directory) not in bundled_names():
+            hint = did_you_mean(str(name_or_directory), bundled_names())
+            raise InputError(
+                f"{str(name_or_directory)!r} is neither a directory nor a bundled model (bundled models: "
+                f"{_bundled_list()}); {hint if 'mean' in hint else 'give the path of a model directory'}"
+            )
+        path = weights_folder() / name_or_directory
+    read_config(path, kind)
+    return path
+
+
+def identity(tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits that change with any name, dtype, shape or value: tokens need the codec that made them."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+# --------------------------------------------------------------------------------------- training checkpoints
+
+
+def save_state(directory: str | Path, state: Any) -> None:
+    """Write nested dicts, lists, tuples of tensors and plain scalars; the directory appears whole or not at all.
+
+    Dict keys are str or int. The write goes to a temporary directory beside, which is renamed at the end; a
+    `kill -9` leaves at most that, and the next `save_state` removes it.
+    """
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    clean(directory.parent)
+    tensors: dict[str, Tensor] = {}
+    temporary = _temporary(directory)
+    temporary.mkdir()
+    write_json(temporary / "state.json", _pack(state, "", tensors))
+    write_tensors(temporary / "state.safetensors", tensors)
+    if directory.exists():  # saved twice at one step: the old one may only go once the new one is whole
+        old = _temporary(directory.with_name(f"old-{directory.name}"))
+        os.replace(directory, old)
+        _publish(temporary, directory)
+        shutil.rmtree(old)
+    else:
+        _publish(temporary, directory)
+
+
+def load_state(directory: str | Path) -> Any:
+    """What `save_state` wrote: equal values, dtypes, key types; tensors on the CPU."""
+    directory = Path(directory)
+    try:
+        packed = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"checkpoint {directory} cannot be read: {error}") from None
+    return _unpack(packed, read_tensors(directory / "state.safetensors"))
+
+
+def clean(folder: str | Path) -> None:
+    """Remove what interrupted writes left in a folder."""
+    for path in Path(folder).glob(f"{TEMPORARY}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON for `value`; its tensors go into `tensors` under their path."""
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, (str, int)) for key in value):
+            raise TypeError(f"state{path}: keys must be str or int")
+        return {"dict": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        items = [_pack(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": items}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"state{path}: cannot be stored without pickle: {type(value).__name__}")
+
+
+def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(packed, dict):
+        return packed
+    ((tag, value),) = packed.items()
+    if tag == "tensor":
+        return tensors[value]
+    if tag == "dict":
+        return {key: _unpack(item, tensors) for key, item in value}
+    items = [_unpack(item, tensors) for item in value]
+    return tuple(items) if tag == "tuple" else items
+
+
+def step_dir(run: str | Path, step: int) -> Path:
+    """Where a run keeps its state after `step` optimiser steps."""
+    return Path(run) / "checkpoints" / f"step_{step:08d}"
+
+
+def step_dirs(run: str | Path) -> list[tuple[int, Path]]:
+    """(step, directory) of every whole checkpoint of a run, oldest first."""
+    folder = Path(run) / "checkpoints"
+    if not folder.is_dir():
+        return []
+    found = [(re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.iterdir()]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def latest(run: str | Path) -> tuple[int, Path] | None:
+    """(step, directory) of the newest checkpoint, or None."""
+    found = step_dirs(run)
+    return found[-1] if found else None
+
+
+def prune(run: str | Path, keep_last: int, keep: Collection[int] = ()) -> None:
+    """Delete all but the newest `keep_last` checkpoints and those of the steps in `keep` (the best one)."""
+    found = step_dirs(run)
+    for step, path in found[: max(0, len(found) - keep_last)]:
+        if step not in keep:
+            doomed = _temporary(
+                path
+            )  # renamed first: a kill in the middle of the deletion leaves no half checkpoint
+            os.replace(path, doomed)
+            shutil.rmtree(doomed)

@@ -1,0 +1,239 @@
+"""Recipes: flat YAML and `a.b=value` overrides, turned into frozen dataclasses.
+
+A recipe is complete: every value a run uses can be read in it. The dataclasses are the truth about what keys
+exist and of what type they are; a key or value that does not fit is an `InputError` naming the key, what was
+got, what is expected and, for a mistyped word, the nearest match.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from audiogen.errors import InputError
+
+T = TypeVar("T")
+
+
+def recipe_folder() -> Path:
+    """The folder of the built-in recipes: inside the package in a wheel, beside it in a checkout."""
+    packaged = Path(__file__).parent / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names that `load_recipe` knows, sorted."""
+    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read a recipe by name (`lm_tiny`) or path (`my/recipe.yaml`) and apply `a.b=value` overrides in order.
+
+    Values are YAML (`fit.steps=1e4`, `data.train=[a.jsonl,b.jsonl]`). Whether a key exists is for `build` to
+    say, which also knows the keys that a recipe file leaves at their defaults.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = recipe_folder() / f"{name_or_path}.yaml"
+        if not path.is_file():
+            raise InputError(
+                f"recipe {name_or_path!r} does not exist; {did_you_mean(name_or_path, recipe_names())} "
+                "A recipe of your own is named by its path, ending in .yaml"
+            )
+    try:
+        recipe = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise InputError(f"recipe file {path} does not exist") from None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"recipe file {path} cannot be read as YAML: {error}") from None
+    if not isinstance(recipe, DictConfig):
+        raise InputError(f"recipe file {path} holds no `key: value` mapping")
+    for override in overrides:
+        apply_override(recipe, override)
+    return recipe
+
+
+def apply_override(recipe: DictConfig, override: str) -> None:
+    """Set one `a.b=value` in place; the value replaces what was there."""
+    key, equals, _ = override.partition("=")
+    if not equals or not key or key != key.strip():
+        raise InputError(f"override {override!r} is not of the form key=value, as in fit.steps=1000")
+    try:
+        value = OmegaConf.from_dotlist([f"value={override[len(key) + 1 :]}"])["value"]
+        OmegaConf.update(recipe, key, value, merge=False, force_add=True)
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"override {override!r} cannot be applied: {error}") from None
+
+
+def plain(recipe: DictConfig) -> dict[str, Any]:
+    """A recipe as plain dicts and lists, with its `${...}` interpolations resolved."""
+    try:
+        node = OmegaConf.to_container(recipe, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"recipe cannot be resolved: {error}") from None
+    return {str(key): value for key, value in dict(node).items()}  # type: ignore[arg-type]
+
+
+def build(cls: type[T], node: Mapping[str, Any] | DictConfig, where: str = "") -> T:
+    """Make the dataclass `cls` from a mapping, its nested dataclasses, tuples and dicts included.
+
+    `where` is the key under which `node` stands, for messages. Values that already have their type pass.
+    """
+    if isinstance(node, DictConfig):
+        node = plain(node)
+    if not isinstance(node, Mapping):
+        raise InputError(f"{where or 'recipe'}: got {node!r}, expected a mapping with keys {_names(cls)}")
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    for key in node:
+        if key not in fields:
+            nested = [path for path in _paths(cls) if path.rpartition(".")[2] == key]
+            hint = f"did you mean {_join(where, nested[0])}?" if nested else did_you_mean(str(key), fields)
+            raise InputError(f"unknown key {_join(where, key)}; {hint}")
+    hints = get_type_hints(cls)
+    values = {}
+    for name, field in fields.items():
+        if name in node:
+            values[name] = _convert(node[name], hints[name], _join(where, name))
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise InputError(
+                f"{_join(where, name)} is missing and has no default (a {_describe(hints[name])})"
+            )
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}" if where else str(error)) from None
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, tuples and paths as the dicts, lists and strings that JSON and YAML hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_yaml(value: Any) -> str:
+    """A config as YAML text, in the order of its fields."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(value)))
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """`did you mean 'steps'?` if something is near, and else the list of what is allowed."""
+    options = sorted(options)
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(options) or 'nothing'}."
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotated type `hint`, or an `InputError` naming the key `where`."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, args, where)
+    if origin is Literal:
+        if value in args and any(type(value) is type(arg) for arg in args):
+            return value
+        raise InputError(f"{where}: got {value!r}; {did_you_mean(str(value), map(str, args))}")
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
+    if hint is tuple or origin is tuple:
+        return _convert_tuple(value, args, where)
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {
+            _convert(key, args[0], f"{where} (key)"): _convert(item, args[1], _join(where, key))
+            for key, item in value.items()
+        }
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e5 is a float in YAML, and a fine number of steps
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is not int or not isinstance(value, bool))
+    ):
+        return value
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    raise InputError(f"{where}: got {value!r}, expected a {_describe(hint)}")
+
+
+def _convert_union(value: Any, members: tuple[Any, ...], where: str) -> Any:
+    if value is None and type(None) in members:
+        return None
+    members = tuple(member for member in members if member is not type(None))
+    if len(members) == 1:
+        return _convert(value, members[0], where)
+    if type(value) in members:
+        return value
+    for member in members:
+        try:
+            return _convert(value, member, where)
+        except InputError:
+            continue
+    raise InputError(
+        f"{where}: got {value!r}, expected a {' or '.join(_describe(member) for member in members)}"
+    )
+
+
+def _convert_tuple(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{where}: got {value!r}, expected a list, as in [1, 2]")
+    if not args:
+        return tuple(value)
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(_convert(item, args[0], f"{where}[{index}]") for index, item in enumerate(value))
+    if len(value) != len(args):
+        raise InputError(f"{where}: got {len(value)} values, expected {len(args)}")
+    return tuple(
+        _convert(item, arg, f"{where}[{i}]") for i, (item, arg) in enumerate(zip(value, args, strict=True))
+    )
+
+
+def _describe(hint: Any) -> str:
+    """A type in a user's words."""
+    words = {int: "whole number", float: "number", bool: "true or false", str: "string", Path: "path"}
+    if hint in words:
+        return words[hint]
+    if dataclasses.is_dataclass(hint):
+        return f"mapping with keys {_names(hint)}"
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join("null" if arg is type(None) else _describe(arg) for arg in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    return {tuple: "list", dict: "mapping"}.get(get_origin(hint) or hint, str(hint))
+
+
+def _names(cls: Any) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(cls))
+
+
+def _paths(cls: Any) -> list[str]:
+    """Dotted paths of all keys of nested dataclasses below `cls` (for `steps` meant as `fit.steps`)."""
+    hints = get_type_hints(cls)
+    found = []
+    for field in dataclasses.fields(cls):
+        for hint in (hints[field.name], *get_args(hints[field.name])):
+            if dataclasses.is_dataclass(hint):
+                found += [f"{field.name}.{path}" for path in (*_field_names(hint), *_paths(hint))]
+    return list(dict.fromkeys(found))
+
+
+def _field_names(cls: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _join(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)

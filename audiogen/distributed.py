@@ -1,0 +1,79 @@
+"""Rank, world size and reductions under torchrun; without torchrun, those of a single process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def initialize(device: torch.device) -> None:
+    """Join the process group torchrun describes in the environment (nccl on a GPU, gloo on a CPU), if any."""
+    if "WORLD_SIZE" in os.environ and not is_distributed():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if is_distributed():
+        dist.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    """Whether this process is one of a group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's number, 0 when alone."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over processes, in place; returns the tensor."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast(tensor: Tensor, src: int = 0) -> Tensor:
+    """Process `src`'s values for everybody, in place; returns the tensor."""
+    if is_distributed():
+        dist.broadcast(tensor, src)
+    return tensor
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is up in any process: all leave a loop at the same step, or none does."""
+    if not is_distributed():
+        return flag
+    return bool(all_reduce_sum(torch.tensor(int(flag), device=device)).item())
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace each gradient by its mean over processes, in one reduction per dtype.
+
+    A parameter without a gradient counts as zero, for another process may have used it.
+    """
+    if world() == 1:
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in by_dtype.values():
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= world()
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
