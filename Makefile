@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints-cpu.txt Makefile
 	  $$found -m venv --clear $(VENV); \
 	fi; \
 	if nvidia-smi -L 2>/dev/null | grep -q GPU; then constraint=; else constraint="--constraint constraints-cpu.txt"; fi; \
-	echo "pip install $$constraint --editable .[dev]"; \
+	echo "pip install $$constraint --editable .[dev]   (minutes, the first time)"; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$constraint --editable '.[dev]'
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, and the recordings beside the checkout where they are present."""
+"""What every test shares: one thread, no network, and the recordings beside the checkout where present."""
 
 import os
 import socket
