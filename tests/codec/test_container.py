@@ -1,0 +1,209 @@
+"""The token file: exact round trips, and nothing but a clear error from a damaged one."""
+
+import json
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from audiogen.codec import container
+from audiogen.codec.container import (
+    TokenHeader,
+    TokenWriter,
+    pack,
+    read_blocks,
+    read_header,
+    read_tokens,
+    unpack,
+    write_tokens,
+)
+from audiogen.errors import InputError
+
+
+def make_header(num_samples: int = 2050, **changes: object) -> TokenHeader:
+    values = {
+        "codec": "tiny",
+        "identity": "0123456789abcdef",
+        "sample_rate": 16000,
+        "channels": 1,
+        "num_samples": num_samples,
+        "num_codebooks": 3,
+        "codebook_size": 1000,
+        "hop_length": 320,
+    }
+    return TokenHeader(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def make_codes(header: TokenHeader, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (header.num_codebooks, header.num_frames)
+    return torch.randint(header.codebook_size, shape, generator=generator)
+
+
+@pytest.mark.parametrize("codebook_size", [1, 2, 3, 10, 1000, 1024, 1025, 2048, 65536, 65537, 2**31])
+@pytest.mark.parametrize("num_frames", [1, 7, 8, 21])
+def test_round_trip_for_any_codebook_size(tmp_path: Path, codebook_size: int, num_frames: int) -> None:
+    header = make_header(num_frames * 320 - 5, codebook_size=codebook_size, source_sample_rate=44100)
+    codes = make_codes(header)
+    codes[:, -1] = codebook_size - 1
+    write_tokens(tmp_path / "a.agtok", header, codes)
+    read, result = read_tokens(tmp_path / "a.agtok")
+    assert read == header
+    assert result.dtype == torch.int64
+    assert torch.equal(result, codes)
+
+
+def test_codes_take_ceil_log2_bits_each(tmp_path: Path) -> None:
+    header = make_header(320 * 1000)
+    write_tokens(tmp_path / "a.agtok", header, make_codes(header))
+    num_bytes = 3 * 1000 * 10 // 8  # V = 1000 needs 10 bits
+    assert header.num_bytes == num_bytes
+    assert num_bytes < (tmp_path / "a.agtok").stat().st_size < num_bytes + 400
+    assert header.bandwidth_kbps == pytest.approx(50 * 3 * 10 / 1000)
+
+
+def test_bit_order_is_frame_after_frame_and_lowest_bit_first() -> None:
+    codes = np.array([[1, 3], [4, 0]])  # [K=2, T=2]; in order 1, 4, 3, 0 of three bits
+    data = pack(codes, 3)
+    assert data == bytes([0b11_100_001, 0b000_0])
+    assert np.array_equal(unpack(data, 2, 2, 3), codes)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 21, [20, 1], [8, 8, 5], [3, 0, 18]])
+def test_written_in_blocks_is_the_same_file(tmp_path: Path, sizes: list[int]) -> None:
+    header = make_header(320 * 21)
+    codes = make_codes(header)
+    write_tokens(tmp_path / "whole.agtok", header, codes)
+    with TokenWriter(tmp_path / "blocks.agtok", make_header(0)) as writer:
+        for block in codes.split(sizes, dim=1):
+            writer.add(block)
+        assert writer.finish(320 * 21) == header
+    read, blocks = read_blocks(tmp_path / "blocks.agtok", block_frames=8)
+    lengths = [block.shape[1] for block in blocks]
+    assert (read, lengths) == (header, [8, 8, 5])
+    assert torch.equal(read_tokens(tmp_path / "blocks.agtok")[1], codes)
+    # The header that was filled in at the end reserved more room, but the codes are the same bytes.
+    whole, streamed = ((tmp_path / f"{name}.agtok").read_bytes() for name in ("whole", "blocks"))
+    assert whole[-4 - header.num_bytes : -4] == streamed[-4 - header.num_bytes : -4]
+
+
+def test_an_hour_is_written_and_read_in_bounded_memory(tmp_path: Path) -> None:
+    header = make_header(3600 * 16000, num_codebooks=8)
+    block = make_codes(make_header(320 * 500, num_codebooks=8))
+    tracemalloc.start()
+    with TokenWriter(tmp_path / "hour.agtok", header) as writer:
+        for _ in range(360):
+            writer.add(block)
+        writer.finish(header.num_samples)
+    _, blocks = read_blocks(tmp_path / "hour.agtok")
+    total = sum(int(part.sum()) for part in blocks)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total == 360 * int(block.sum())
+    assert peak < 8e6  # the codes alone are 11.5 MB as int64
+
+
+def test_every_flipped_byte_and_every_truncation_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.agtok"
+    header = make_header(source_sample_rate=44100, source_num_samples=5650)
+    write_tokens(path, header, make_codes(header))
+    data = path.read_bytes()
+    for position in range(len(data)):
+        for flip in (0x01, 0x20, 0xFF):
+            damaged = bytearray(data)
+            damaged[position] ^= flip
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match=r"a\.agtok: "):
+                read_blocks(path)
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(InputError, match=r"a\.agtok: "):
+            read_blocks(path)
+    path.write_bytes(data + b"\0")
+    with pytest.raises(InputError, match="damaged"):
+        read_blocks(path)
+    path.write_bytes(data)
+    assert read_header(path) == header
+
+
+def forge(path: Path, header: dict[str, object] | str, payload: bytes) -> None:
+    """A file whose checksum is right and whose content is wrong."""
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    start = container.PREFIX.pack(container.MAGIC, container.VERSION, len(text)) + text
+    path.write_bytes(start + payload + container.CHECKSUM.pack(zlib.crc32(start, zlib.crc32(payload))))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_samples": 0}, "num_samples is 0"),
+        ({"num_samples": 10**15}, "do not hold"),
+        ({"hop_length": -1}, "hop_length is -1"),
+        ({"sample_rate": "16000"}, "sample_rate is '16000'"),
+        ({"channels": True}, "channels is True"),
+        ({"codec": None}, "codec is None"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_forged_headers_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    header = {
+        "codec": "tiny",
+        "identity": "0",
+        "sample_rate": 16000,
+        "channels": 1,
+        "num_samples": 320,
+        "num_codebooks": 3,
+        "codebook_size": 5,
+        "hop_length": 320,
+    }
+    path = tmp_path / "a.agtok"
+    forge(path, header, bytes(2))
+    assert read_tokens(path)[1].tolist() == [[0], [0], [0]]
+    forge(path, {**header, **change}, bytes(2))
+    with pytest.raises(InputError, match=message):
+        read_tokens(path)
+    forge(path, header, bytes([0xFF, 0]))  # the code 7 where V is 5
+    with pytest.raises(InputError, match="code 7 in a codebook of 5"):
+        read_tokens(path)
+    for text in ("", "[]", "{", "null", '{"codec": "tiny"}'):
+        forge(path, text, bytes(2))
+        with pytest.raises(InputError, match="bad header"):
+            read_tokens(path)
+
+
+def test_messages_for_what_is_no_token_file(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF....WAVE")
+    with pytest.raises(InputError, match="not a token file"):
+        read_header(tmp_path / "a.wav")
+    with pytest.raises(InputError, match="No such file"):
+        read_header(tmp_path / "missing.agtok")
+    with pytest.raises(InputError, match="Is a directory"):
+        read_header(tmp_path)
+    (tmp_path / "next.agtok").write_bytes(container.PREFIX.pack(container.MAGIC, 2, 2) + b"{}")
+    with pytest.raises(InputError, match="version 2; this program reads 1"):
+        read_header(tmp_path / "next.agtok")
+
+
+def test_nothing_is_written_half(tmp_path: Path) -> None:
+    header = make_header()
+    codes = make_codes(header)
+    path = tmp_path / "deep" / "a.agtok"
+    write_tokens(path, header, codes)
+    before = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt), TokenWriter(path, header) as writer:
+        writer.add(codes)
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="6 frames, not 7"), TokenWriter(path, header) as writer:
+        writer.add(codes)
+        writer.finish(1920)
+    with pytest.raises(ValueError, match="0..999"):
+        write_tokens(path, header, codes + 999)
+    with pytest.raises(ValueError, match=r"expected \[3, t\]"):
+        write_tokens(path, header, codes[None])
+    assert [file.name for file in path.parent.iterdir()] == ["a.agtok"]
+    assert path.read_bytes() == before
+    with pytest.raises(InputError, match="cannot be written"):
+        write_tokens(path / "b.agtok", header, codes)
