@@ -1,7 +1,7 @@
 """The token file: the codes of one clip, bit-packed, with all that is needed to turn them back into sound.
 
-The idea is EnCodec's `.ecdc`; the model's hash and the checksum are new, so that damage or another codec is an
-error and never noise. Layout, little-endian:
+The idea is EnCodec's `.ecdc`; the model's hash and the checksum are new, so that damage or another codec is
+an error and never noise. Layout, little-endian:
 
     4 bytes   magic "AGTK"
     1 byte    format version
@@ -226,7 +226,8 @@ def read_tokens(path: str | Path) -> tuple[TokenHeader, Tensor]:
 def read_blocks(path: str | Path, block_frames: int = BLOCK_FRAMES) -> tuple[TokenHeader, Iterator[Tensor]]:
     """The header and int64 codes [K, t] block by block.
 
-    t is `block_frames` rounded up to a multiple of eight, but for the last block. The whole file is checked before this returns (errors as `read_header`): no block is from a damaged file.
+    t is `block_frames` rounded up to a multiple of eight, but for the last block. The
+    whole file is checked before this returns (errors as `read_header`): no block is from a damaged file.
     """
     header, start = _open(path)
     block_frames = -(-block_frames // FRAMES_PER_GROUP) * FRAMES_PER_GROUP
