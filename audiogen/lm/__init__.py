@@ -1,0 +1,1 @@
+"""Language models over codec tokens: patterns, the transformer, sampling, and models on disk."""

@@ -1,0 +1,211 @@
+"""TokenLM: the decoder over codec tokens, conditioned on text through cross-attention, and its training loss.
+
+The architecture of AudioGen (Kreuk et al., 2022) and MusicGen (Copet et al., 2023) as they were released:
+the embeddings of the K codes of a step are summed, K heads predict the K codes of the next step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from audiogen.errors import InputError
+from audiogen.interfaces import Condition
+from audiogen.lm.patterns import PATTERNS, Pattern, PatternName, interleave, make_pattern
+from audiogen.lm.transformer import Block, KeysValues, KVCache, sinusoidal_positions
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """What a TokenLM is. AudioGen medium: 4, 2048, 1536, 48, 24, and the defaults.
+
+    num_codebooks: K. codebook_size: V; id V is the special token. dim: D, also the width of the condition.
+    ff_mult: width of the feed-forward layer in multiples of dim. dropout: on each residual update, in training.
+    pattern: delay, parallel, flatten or coarse_first. delays: for delay, one per codebook; () is 0 .. K-1.
+    """
+
+    num_codebooks: int
+    codebook_size: int
+    dim: int
+    num_layers: int
+    num_heads: int
+    ff_mult: int = 4
+    dropout: float = 0.0
+    pattern: PatternName = "delay"
+    delays: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("num_codebooks", "codebook_size", "num_layers", "num_heads", "ff_mult"):
+            if getattr(self, name) < 1:
+                raise InputError(f"lm.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.dim < 4 or self.dim % self.num_heads or self.dim % 2:
+            raise InputError(f"lm.dim is {self.dim}; it must be even, at least 4, and a multiple of "
+                             f"lm.num_heads ({self.num_heads})")  # fmt: skip
+        if not 0.0 <= self.dropout < 1.0:
+            raise InputError(f"lm.dropout is {self.dropout}; it must be in [0, 1)")
+        if self.pattern not in PATTERNS:
+            raise InputError(f"lm.pattern is {self.pattern!r}; allowed: {', '.join(PATTERNS)}")
+        if self.delays and (
+            self.pattern != "delay" or len(self.delays) != self.num_codebooks or min(self.delays) != 0
+        ):
+            raise InputError(f"lm.delays is {self.delays}; it takes one delay for each of the {self.num_codebooks} "
+                             f"codebooks, the smallest 0, and pattern delay (here {self.pattern})")  # fmt: skip
+
+
+class TokenLM(nn.Module):
+    """Causal transformer from interleaved codes to the logits of the next step. Pure: all state is in the cache."""
+
+    def __init__(self, config: LMConfig):
+        super().__init__()
+        self.config = config
+        self.special = config.codebook_size  # the input id of "no code here": start, delays, past the end
+        # One table and one matrix for all codebooks: codebook k's rows are [k (V + 1), (k + 1)(V + 1)) and
+        # [k V, (k + 1) V).
+        self.embedding = nn.Embedding(config.num_codebooks * (config.codebook_size + 1), config.dim)
+        self.layers = nn.ModuleList(
+            Block(config.dim, config.num_heads, config.ff_mult, config.dropout)
+            for _ in range(config.num_layers)
+        )
+        self.out_norm = nn.LayerNorm(config.dim, eps=1e-5)
+        self.heads = nn.Linear(config.dim, config.num_codebooks * config.codebook_size, bias=False)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Initialise as AudioGen was (audiocraft, `LMModel._init_weights` with gaussian and current depth)."""
+
+        def truncated_normal(weight: Tensor, depth_scale: float = 1.0) -> None:
+            std = depth_scale / math.sqrt(weight.shape[1])  # unit variance out of unit variance in
+            nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+
+        truncated_normal(self.embedding.weight)
+        truncated_normal(self.heads.weight)
+        for depth, block in enumerate(self.layers, start=1):
+            assert isinstance(block, Block)
+            attentions = (block.self_attention, block.cross_attention)
+            # The residual stream's variance grows with depth; later layers add less, as 1 / sqrt(2 depth).
+            for linear in (*(a.out_proj for a in attentions), block.ff_in, block.ff_out):
+                truncated_normal(linear.weight, 1 / math.sqrt(2 * depth))
+            # audiocraft's method passes by the query, key and value weights, so these have PyTorch's default for
+            # linear layers, a third of the variance: attention starts out flat.
+            for linear in (block.self_attention.in_proj, block.cross_attention.query_proj,
+                           block.cross_attention.text_proj):  # fmt: skip
+                bound = 1 / math.sqrt(linear.in_features)
+                nn.init.uniform_(linear.weight, -bound, bound)
+        # LayerNorms stay at one and zero.
+
+    def pattern(self, num_frames: int) -> Pattern:
+        """This model's interleaving of `num_frames` frames."""
+        return make_pattern(
+            self.config.pattern, self.config.num_codebooks, num_frames, self.config.delays or None
+        )
+
+    def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> KVCache:
+        """An empty cache for `max_steps` steps, with the condition's keys and values of every layer."""
+        text, text_mask = self._project_text(condition)
+        heads = self.config.num_heads
+        shape = (len(self.layers), batch_size, heads, max_steps, self.config.dim // heads)
+        return KVCache(shape, text, text_mask, like=self.heads.weight)
+
+    def forward(
+        self,
+        steps: Tensor,
+        condition: Condition | None = None,
+        cache: KVCache | None = None,
+        checkpoint_layers: bool = False,
+    ) -> Tensor:
+        """Logits [B, K, S, V] for steps [B, K, S]; those at step s are of the codes at step s + 1.
+
+        condition: text with D-wide tokens; None is no text, which equals a condition of zeros. With a cache from
+        `new_cache` the condition is in the cache, `steps` continue those seen, and the cache advances by S.
+        checkpoint_layers: recompute each layer in the backward pass instead of keeping its activations.
+        """
+        return self.logits(self.features(steps, condition, cache, checkpoint_layers))
+
+    def features(
+        self,
+        steps: Tensor,
+        condition: Condition | None = None,
+        cache: KVCache | None = None,
+        checkpoint_layers: bool = False,
+    ) -> Tensor:
+        """Steps [B, K, S] -> what the heads see [B, S, D]; arguments as in `forward`."""
+        if cache is None:
+            first = 0
+            text, text_mask = self._project_text(condition)
+        else:
+            if condition is not None:
+                raise ValueError(
+                    "got a condition and a cache; the cache holds its condition: pass only the cache"
+                )
+            first, text, text_mask = cache.length, cache.text, cache.text_mask
+            if first + steps.shape[2] > cache.max_steps:
+                raise ValueError(
+                    f"{first} cached and {steps.shape[2]} new steps exceed the cache's {cache.max_steps}"
+                )
+        offsets = torch.arange(self.config.num_codebooks, device=steps.device)[:, None] * (self.special + 1)
+        x = self.embedding(steps + offsets).sum(1)  # [B, S, D]
+        positions = torch.arange(first, first + steps.shape[2], device=steps.device)
+        x = x + sinusoidal_positions(positions, self.config.dim).to(x.dtype)
+        for index, block in enumerate(self.layers):
+            arguments = (x, text[index] if text else None, text_mask, cache, index)
+            x = checkpoint(block, *arguments, use_reentrant=False) if checkpoint_layers else block(*arguments)
+        if cache is not None:
+            cache.length += steps.shape[2]
+        return self.out_norm(x)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Features [B, S, D] -> logits [B, K, S, V] (a view of memory laid out as B, S, K, V)."""
+        return rearrange(self.heads(features), "b s (k v) -> b k s v", k=self.config.num_codebooks)
+
+    def _project_text(self, condition: Condition | None) -> tuple[list[KeysValues] | None, Tensor | None]:
+        """Keys and values of the condition in every layer, and its mask as [B, 1, 1, L]."""
+        if condition is None:
+            return None, None
+        tokens = condition.tokens.to(self.heads.weight.dtype)
+        return [block.cross_attention.project(tokens) for block in self.layers], condition.mask[:, None, None]
+
+
+class TeacherForcing(NamedTuple):
+    """One training example: the steps the model sees, those it predicts, and which of them are codes."""
+
+    inputs: Tensor  # int64 [B, K, S - 1]
+    targets: Tensor  # int64 [B, K, S - 1], the special token where the mask is False
+    mask: Tensor  # bool [B, K, S - 1]
+
+
+def teacher_forcing(lm: TokenLM, codes: Tensor, lengths: Tensor | None = None) -> TeacherForcing:
+    """Interleave codes [B, K, T] for training; frames at and after `lengths` [B] are neither seen nor predicted.
+
+    The whole pattern is trained. audiocraft drops its tail, the steps in which the first codebooks have already
+    ended, though generation runs through it: `mask[..., : T]` of the delay pattern gives theirs.
+    """
+    num_frames = codes.shape[2]
+    if lengths is not None:
+        past_end = torch.arange(num_frames, device=codes.device) >= lengths.to(codes.device)[:, None]
+        codes = codes.masked_fill(past_end[:, None], lm.special)
+    steps = interleave(codes, lm.pattern(num_frames), lm.special)
+    targets = steps[..., 1:]
+    return TeacherForcing(steps[..., :-1], targets, targets != lm.special)
+
+
+def token_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in nats -> (mean over codebooks, per codebook [K]).
+
+    logits [B, K, S, V], targets int64 [B, K, S], mask bool [B, K, S]: True where there is a code to predict. Each
+    codebook is averaged over its own codes, so that short clips and delays do not weigh one against another; a
+    codebook without codes counts 0. In float32, whatever the logits' type.
+    """
+    # [B, S, K, V] is how TokenLM's logits lie in memory: flattening them so copies nothing.
+    flat = rearrange(logits, "b k s v -> (b s k) v").float()
+    labels = rearrange(targets.masked_fill(~mask, -1), "b k s -> (b s k)")
+    losses = F.cross_entropy(flat, labels, ignore_index=-1, reduction="none")
+    sums = rearrange(losses, "(bs k) -> bs k", k=targets.shape[1]).sum(0)
+    per_codebook = sums / mask.sum((0, 2)).clamp(min=1)
+    return per_codebook.mean(), per_codebook

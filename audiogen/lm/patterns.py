@@ -1,0 +1,105 @@
+"""Patterns: in which step of the language model's sequence each codebook of each frame is predicted.
+
+A codec gives K codes per frame, a transformer predicts one step at a time. A pattern lays the K x T codes of a
+clip out on S steps; codes in the same step are predicted independently given the steps before. Step 0 always
+holds the special token in every codebook, so that the first codes too are predicted from something. A pattern is
+two index maps, and interleave and deinterleave are one gather each. "Simple and Controllable Music Generation"
+(Copet et al., 2023), section 2.2, compares the patterns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from audiogen.errors import InputError
+
+PatternName = Literal["delay", "parallel", "flatten", "coarse_first"]
+PATTERNS: tuple[str, ...] = get_args(PatternName)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where each code sits in the sequence.
+
+    frame: int64 [K, S], the frame whose code is at this step, -1 for the special token.
+    step: int64 [K, T], the step at which this frame's code is predicted (its inverse; never 0).
+    """
+
+    frame: Tensor
+    step: Tensor
+
+    @property
+    def num_steps(self) -> int:
+        """S, the special step 0 included."""
+        return self.frame.shape[1]
+
+
+def _from_steps(step: Tensor) -> Pattern:
+    """Complete a pattern from its map [K, T] of frames to steps."""
+    num_codebooks, num_frames = step.shape
+    frame = torch.full((num_codebooks, int(step.max()) + 1 if num_frames else 1), -1)
+    frame.scatter_(1, step, torch.arange(num_frames).expand_as(step))
+    return Pattern(frame, step)
+
+
+def delay(num_codebooks: int, num_frames: int, delays: Sequence[int] | None = None) -> Pattern:
+    """Codebook k of frame t at step 1 + t + delays[k]; S = T + max(delays) + 1. By default delays[k] = k."""
+    delays = range(num_codebooks) if delays is None else delays
+    return _from_steps(1 + torch.arange(num_frames) + torch.tensor(list(delays))[:, None])
+
+
+def parallel(num_codebooks: int, num_frames: int) -> Pattern:
+    """All codebooks of frame t at step 1 + t; S = T + 1."""
+    return delay(num_codebooks, num_frames, [0] * num_codebooks)
+
+
+def flatten(num_codebooks: int, num_frames: int) -> Pattern:
+    """One code per step, codebooks in turn within each frame; S = K T + 1. Exact, and K times as long."""
+    return _from_steps(1 + torch.arange(num_frames) * num_codebooks + torch.arange(num_codebooks)[:, None])
+
+
+def coarse_first(num_codebooks: int, num_frames: int) -> Pattern:
+    """Codebook 0 of all frames, then the other codebooks in parallel; S = 2 T + 1 (T + 1 when K = 1).
+
+    The only pattern in which the steps of the first frames depend on how many frames follow.
+    """
+    later = (torch.arange(num_codebooks) > 0).long()
+    return _from_steps(1 + torch.arange(num_frames) + num_frames * later[:, None])
+
+
+def make_pattern(
+    name: str, num_codebooks: int, num_frames: int, delays: Sequence[int] | None = None
+) -> Pattern:
+    """The pattern of this name; `delays` (one per codebook) belongs to "delay" only."""
+    if name == "delay":
+        return delay(num_codebooks, num_frames, delays)
+    if name == "parallel":
+        return parallel(num_codebooks, num_frames)
+    if name == "flatten":
+        return flatten(num_codebooks, num_frames)
+    if name == "coarse_first":
+        return coarse_first(num_codebooks, num_frames)
+    raise InputError(f"pattern {name!r} is unknown; allowed: {', '.join(PATTERNS)}")
+
+
+def interleave(codes: Tensor, pattern: Pattern, pad: int) -> Tensor:
+    """Lay codes [B, K, T] out as steps [B, K, S], with `pad` (the special token) where the pattern has no code."""
+    frame = pattern.frame.to(codes.device)
+    if codes.shape[2] == 0:
+        return codes.new_full((codes.shape[0], *frame.shape), pad)
+    steps = codes.gather(2, frame.clamp(min=0).expand(codes.shape[0], -1, -1))
+    return steps.masked_fill(frame < 0, pad)
+
+
+def deinterleave(x: Tensor, pattern: Pattern) -> Tensor:
+    """Pick the codes' places out of x [B, K, S, ...] -> [B, K, T, ...]: the exact inverse of `interleave`.
+
+    Logits at step s predict step s + 1: shift them (drop the last, prepend one) before they are deinterleaved.
+    """
+    codebook = torch.arange(pattern.step.shape[0], device=x.device)[:, None]
+    return x[:, codebook, pattern.step.to(x.device)]
