@@ -1,0 +1,1 @@
+"""Text (and later other conditions) to the `Condition` that the generators attend to."""

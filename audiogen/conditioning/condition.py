@@ -1,0 +1,57 @@
+"""Operations on a batch of conditions: no text at all, joining batches, guidance dropout."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audiogen.interfaces import Condition
+
+
+def null(
+    batch: int, width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Condition:
+    """No text for `batch` rows: zero tokens [B, 1, D] and one valid position a row.
+
+    Cross-attention without biases turns all-zero rows into exactly zero, so this is the unconditional branch
+    of classifier-free guidance.
+    """
+    tokens = torch.zeros(batch, 1, width, device=device, dtype=dtype)
+    return Condition(tokens, torch.ones(batch, 1, dtype=torch.bool, device=device))
+
+
+def drop(condition: Condition, keep: Tensor) -> Condition:
+    """Replace the rows where `keep` (bool [B]) is False by no text, as `null` and a text of None give.
+
+    Dropout for classifier-free guidance. The caller draws `keep` per item; audiocraft draws once per batch.
+    """
+    if keep.dtype != torch.bool or keep.shape != condition.mask.shape[:1]:
+        raise ValueError(
+            f"keep is {keep.dtype} {tuple(keep.shape)}; it must be bool [B] with B = {len(condition.mask)}"
+        )
+    keep = keep.to(condition.tokens.device)
+    first = torch.zeros_like(condition.mask)
+    first[:, 0] = True
+    # where, not a product: a dropped row must be zero even if its embedding is not finite
+    tokens = torch.where(keep[:, None, None], condition.tokens, torch.zeros_like(condition.tokens))
+    mask = torch.where(keep[:, None], condition.mask, first)
+    vector = condition.vector
+    if vector is not None:
+        vector = torch.where(keep[:, None], vector, torch.zeros_like(vector))
+    return Condition(tokens, mask, vector)
+
+
+def stack(conditions: Sequence[Condition]) -> Condition:
+    """Join batches along B, padding L to the longest: [B1, L1, D], [B2, L2, D] -> [B1 + B2, max L, D]."""
+    if not conditions:
+        raise ValueError("stack needs at least one condition")
+    length = max(condition.mask.shape[1] for condition in conditions)
+    tokens = [F.pad(c.tokens, (0, 0, 0, length - c.tokens.shape[1])) for c in conditions]
+    masks = [F.pad(c.mask, (0, length - c.mask.shape[1])) for c in conditions]
+    vectors = [c.vector for c in conditions if c.vector is not None]
+    if vectors and len(vectors) != len(conditions):
+        raise ValueError(
+            f"{len(vectors)} of {len(conditions)} conditions have a vector; all or none of them must have one"
+        )
+    return Condition(torch.cat(tokens), torch.cat(masks), torch.cat(vectors) if vectors else None)

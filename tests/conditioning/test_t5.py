@@ -1,0 +1,201 @@
+"""Text to Condition: independent of neighbours, exact after saving, equal to transformers."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from audiogen.conditioning.condition import drop, null
+from audiogen.conditioning.t5 import T5Conditioner, TextConfig
+from audiogen.conditioning.vocabulary import train_vocabulary
+from audiogen.errors import InputError
+
+CAPTIONS = ["a dog barks", "rain falls on a tin roof", "a clock ticks", "a bell, then a siren far away"]
+SMALL = TextConfig(width=10, vocab_size=64, dim=12, num_layers=2, num_heads=3)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> T5Conditioner:
+    torch.manual_seed(0)
+    return T5Conditioner(SMALL, train_vocabulary(CAPTIONS, 64)).eval()
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    """A directory as the hub serves it: a T5 encoder and its tokenizer."""
+    folder = tmp_path_factory.mktemp("t5")
+    torch.manual_seed(1)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁a", -3.0), ("▁dog", -4.0)]
+    pieces += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)
+    config = T5Config(vocab_size=40, d_model=12, d_kv=4, d_ff=24, num_layers=2, num_heads=3)
+    T5EncoderModel(config).save_pretrained(folder)
+    return folder
+
+
+def same(a, b) -> bool:
+    return torch.equal(a.tokens, b.tokens) and torch.equal(a.mask, b.mask)
+
+
+@torch.no_grad()
+def test_a_text_does_not_depend_on_its_neighbours(embedded):
+    texts = ["a dog barks", "a bell, then a siren far away", None, "a dog barks"]
+    together = embedded(texts)
+    for row, text in enumerate(texts):
+        alone = embedded([text])
+        length = alone.mask.shape[1]
+        assert torch.equal(together.tokens[row, :length], alone.tokens[0])  # to the last bit
+        assert together.mask[row].sum() == length
+        assert not together.tokens[row, length:].any()
+    assert not torch.equal(together.tokens[0, :2], together.tokens[1, :2])
+
+
+@torch.no_grad()
+def test_training_and_evaluation_agree_but_for_dropout(embedded):
+    conditioner = T5Conditioner(dataclasses.replace(SMALL, dropout=0.0), embedded.tokenizer.model)
+    conditioner.load_state_dict(embedded.state_dict())
+    texts = [CAPTIONS[3], None, CAPTIONS[0]]
+    trained, evaluated = conditioner.train()(texts), embedded(texts)
+    assert torch.equal(trained.mask, evaluated.mask)
+    torch.testing.assert_close(trained.tokens, evaluated.tokens, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_no_text_is_null_and_what_dropping_leaves(embedded):
+    assert same(embedded([None, "", " \n"]), null(3, 10))
+    texts = ["a dog barks", "a clock ticks"]
+    assert same(drop(embedded(texts), torch.tensor([True, False])), embedded([texts[0], None]))
+
+
+def test_gradients_reach_the_embedded_encoder_even_beside_no_text(embedded):
+    conditioner = T5Conditioner(SMALL, embedded.tokenizer.model).train()
+    conditioner(["a dog barks", None]).tokens.square().sum().backward()
+    assert all(
+        weight.grad is not None and weight.grad.isfinite().all() for weight in conditioner.parameters()
+    )
+    assert conditioner.encoder.embed_tokens.weight.grad.any()
+
+
+@torch.no_grad()
+def test_saved_and_loaded_is_the_same(embedded, tmp_path):
+    embedded.save(tmp_path / "text")
+    loaded = T5Conditioner.load(tmp_path / "text")
+    assert loaded.config == SMALL and not loaded.training
+    assert same(loaded(CAPTIONS), embedded(CAPTIONS))
+    (tmp_path / "text" / "vocabulary.model").unlink()
+    with pytest.raises(InputError, match="half-written"):
+        T5Conditioner.load(tmp_path / "text")
+
+
+@torch.no_grad()
+def test_frozen_encoder_equals_transformers_and_is_not_stored(pretrained, tmp_path):
+    conditioner = T5Conditioner(TextConfig(encoder=str(pretrained), width=10))
+    assert set(conditioner.state_dict()) == {"output_proj.weight", "output_proj.bias"}
+    tokenizer, model = (
+        T5Tokenizer.from_pretrained(pretrained),
+        T5EncoderModel.from_pretrained(pretrained).eval(),
+    )
+    texts = ["a dog barks", "a dog"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    expected = conditioner.output_proj(model(**batch).last_hidden_state) * batch.attention_mask[..., None]
+    for mode in (True, False):
+        condition = conditioner.train(mode)(texts)
+        torch.testing.assert_close(condition.tokens, expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(condition.mask, batch.attention_mask.bool())
+    conditioner.save(tmp_path)
+    assert same(T5Conditioner.load(tmp_path)(texts), conditioner.eval()(texts))
+
+
+@torch.no_grad()
+def test_fine_tuned_encoder_is_stored_whole(pretrained, tmp_path):
+    conditioner = T5Conditioner(TextConfig(encoder=str(pretrained), width=10, trainable=True)).eval()
+    conditioner.encoder.embed_tokens.weight.add_(1.0)
+    conditioner.save(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace(str(pretrained), "gone/away"))
+    assert same(T5Conditioner.load(tmp_path)(["a dog"]), conditioner(["a dog"]))
+
+
+@torch.no_grad()
+def test_embeddings_of_a_frozen_encoder_are_computed_once(pretrained, tmp_path):
+    config = TextConfig(encoder=str(pretrained), width=10, cache_dir=str(tmp_path))
+    projection = T5Conditioner(config).state_dict()
+    calls = []
+
+    def opened() -> T5Conditioner:
+        conditioner = T5Conditioner(config).eval()
+        conditioner._frozen[0].register_forward_hook(lambda *_: calls.append(1))
+        conditioner.load_state_dict(projection)
+        return conditioner
+
+    first = opened()
+    expected = first(["a dog", "a cat", "a dog"])
+    first(["a cat"])
+    assert len(calls) == 2
+    assert same(opened()(["a dog", "a cat", "a dog"]), expected)
+    assert len(calls) == 2
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:20])  # a damaged cache is rebuilt
+    assert same(opened()(["a dog", "a cat", "a dog"]), expected)
+    assert len(calls) == 4
+
+
+def test_memory_of_the_cache_is_bounded(pretrained):
+    conditioner = T5Conditioner(TextConfig(encoder=str(pretrained), width=10)).eval()
+    conditioner.cache.memory_bytes = 500  # each of these is 4 x 12 float32
+    conditioner(["ab", "cd", "ef", "gh"])
+    assert [conditioner.cache.get(conditioner.token_ids(t)) is None for t in ("ab", "cd", "ef", "gh")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@torch.no_grad()
+def test_everything_is_float32_under_autocast(embedded):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = embedded(["a dog barks"])
+    assert same(inside, embedded(["a dog barks"]))
+
+
+def test_long_and_odd_texts(embedded):
+    with pytest.warns(UserWarning, match=r"'a dog barks a dog.*' has \d+ tokens; .* first 512"):
+        condition = embedded(["a dog barks " * 5000])
+    assert condition.mask.shape == (1, 512) and condition.tokens.isfinite().all()
+    with pytest.warns(UserWarning, match="does not know some characters of '🐶 barks'"):
+        emoji = embedded.token_ids("🐶 barks")
+    assert embedded.tokenizer.unk_id not in emoji
+    assert emoji[-5:] == embedded.token_ids("barks")[-5:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        embedded(["a dog ticks on a roof"])
+    with pytest.raises(ValueError, match="one string"):
+        embedded("a dog barks")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dim": 10}, "text.dim 10 is not a multiple"),
+        ({"width": 0}, "text.width is 0"),
+        ({"max_tokens": 5000}, "text.max_tokens is 5000; allowed are 2 to 512"),
+        ({"dropout": 1.5}, "text.dropout"),
+        ({"encoder": ""}, "text.encoder is empty"),
+    ],
+)
+def test_config_names_the_key(change, said):
+    with pytest.raises(InputError, match=said):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_missing_encoder_or_vocabulary(tmp_path):
+    with pytest.raises(InputError, match="no-such/t5.*cannot be opened"):
+        T5Conditioner(TextConfig(encoder="no-such/t5"))
+    with pytest.raises(InputError, match="cannot be opened"):
+        T5Conditioner(TextConfig(encoder=str(tmp_path)))
+    with pytest.raises(InputError, match="needs a vocabulary"):
+        T5Conditioner(SMALL)
