@@ -1,0 +1,173 @@
+"""What happens in a clip, decided before any audio is rendered: which events, when, how many, how high, how loud."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from audiogen.data.seeds import seed_for
+from audiogen.data.synth.kind import Kind
+from audiogen.data.synth.machines import MACHINES
+from audiogen.data.synth.nature import NATURE
+
+KINDS: dict[str, Kind] = {**NATURE.kinds, **MACHINES.kinds}
+
+Form = Literal["one", "order", "overlap", "emphasis"]
+SHARES: dict[Form, float] = {"one": 0.45, "order": 0.30, "overlap": 0.15, "emphasis": 0.10}
+# Levels in dB re full scale. The gaps between them outlast the usual gain augmentation of a few dB.
+QUIET_DB, NORMAL_DB, LOUD_DB = (-30.0, -22.0), (-13.0, -6.0), (-1.0, -0.2)
+BACKDROP_DB, FOREGROUND_DB = (-22.0, -14.0), (-7.0, -1.0)
+
+
+@dataclass(frozen=True)
+class SynthEvent:
+    """One event of a clip: a texture, or `count` strikes of one sound source.
+
+    start_s, end_s: where it is heard; onsets_s: the start of each strike (one value for a texture).
+    count: number of strikes, None for a texture.
+    sound_s: length of one strike, or of the texture.
+    pitch_hz: its pitch, where the kind has one that words speak of.
+    gain_db: level re full scale, the larger of its peak and of three times its loudest 50 ms RMS.
+    pitch, loudness, pace: "low" or "high", "quiet" or "loud", "slow" or "fast"; None where no word would be true.
+    """
+
+    kind: str
+    start_s: float
+    end_s: float
+    onsets_s: tuple[float, ...]
+    count: int | None
+    sound_s: float
+    pitch_hz: float | None
+    gain_db: float
+    pitch: str | None = None
+    loudness: str | None = None
+    pace: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The events of a clip in order of their start; for "overlap" the backdrop comes first."""
+
+    form: Form
+    events: tuple[SynthEvent, ...]
+
+
+def compose(seed: int, index: int, duration_s: float) -> Scene:
+    """The scene of clip `index`: a pure function of its arguments, whatever the sample rate."""
+    rng = np.random.Generator(np.random.PCG64(seed_for("synth", seed, index)))
+    form = str(rng.choice(list(SHARES), p=list(SHARES.values())))
+    if form == "order" and duration_s >= 1.2:
+        return Scene("order", _in_order(rng, duration_s))
+    if form == "overlap" and duration_s >= 1.5:
+        return Scene("overlap", _overlapping(rng, duration_s))
+    name = _pick(rng, duration_s)
+    if form != "emphasis":
+        return Scene("one", (_place(rng, KINDS[name], 0.0, duration_s, _loudness(rng)),))
+    for _ in range(20):  # most kinds and draws have something to stress: try until one does
+        loudness = (
+            _loudness(rng) if KINDS[name].once or KINDS[name].pitch_hz else str(rng.choice(["quiet", "loud"]))
+        )
+        event = _place(rng, KINDS[name], 0.0, duration_s, loudness)
+        counted = event.count is not None and event.count <= 5 and KINDS[name].counted
+        if counted or event.pitch or event.loudness or event.pace:
+            return Scene("emphasis", (event,))
+        name = _pick(rng, duration_s)
+    return Scene("one", (event,))
+
+
+def _pick(rng: np.random.Generator, slot_s: float, *, avoid: str = "", backdrop: bool = False) -> str:
+    """A kind whose shortest sound fits in `slot_s`."""
+    names = [
+        name
+        for name, kind in KINDS.items()
+        if kind.length_s[0] <= slot_s and name != avoid and (kind.backdrop or not backdrop)
+    ]
+    return names[rng.integers(len(names))]
+
+
+def _loudness(rng: np.random.Generator) -> str | None:
+    draw = rng.random()
+    return "quiet" if draw < 0.13 else "loud" if draw < 0.26 else None
+
+
+def _in_order(rng: np.random.Generator, duration_s: float) -> tuple[SynthEvent, ...]:
+    """Two events of different kinds, one after the other with a gap between."""
+    middle = duration_s * rng.uniform(0.38, 0.62)
+    gap = min(0.25, 0.06 * duration_s) * rng.uniform(0.5, 1.5)
+    first = _pick(rng, middle - gap / 2)
+    second = _pick(rng, duration_s - middle - gap / 2, avoid=first)
+    early = _place(rng, KINDS[first], 0.0, middle - gap / 2, _loudness(rng))
+    late = _place(rng, KINDS[second], middle + gap / 2, duration_s, _loudness(rng))
+    return early, late
+
+
+def _overlapping(rng: np.random.Generator, duration_s: float) -> tuple[SynthEvent, ...]:
+    """A backdrop through the whole clip and a louder event that begins after it."""
+    under = _pick(rng, duration_s, backdrop=True)
+    delay = duration_s * rng.uniform(0.05, 0.25)
+    striking = [n for n, k in KINDS.items() if not k.backdrop and k.length_s[0] <= duration_s - delay]
+    over = striking[rng.integers(len(striking))]
+    backdrop = _place(rng, KINDS[under], 0.0, duration_s, None, BACKDROP_DB, whole=True)
+    return backdrop, _place(rng, KINDS[over], delay, duration_s, None, FOREGROUND_DB)
+
+
+def _place(
+    rng: np.random.Generator,
+    kind: Kind,
+    start_s: float,
+    end_s: float,
+    loudness: str | None,
+    level_db: tuple[float, float] | None = None,
+    *,
+    whole: bool = False,
+) -> SynthEvent:
+    """An event of `kind` inside start_s .. end_s with its attributes drawn."""
+    if level_db is None:
+        level_db = {"quiet": QUIET_DB, "loud": LOUD_DB, None: NORMAL_DB}[loudness]
+    pitch_hz, pitch = _draw(rng, kind.pitch_hz, ("low", "high")) if kind.pitch_hz else (None, None)
+    gain_db = rng.uniform(*level_db)
+    slot_s = end_s - start_s
+    if not kind.once:
+        longest = min(slot_s, kind.length_s[1])
+        shortest = max(kind.length_s[0], 0.45 * longest)
+        length_s = longest if whole or rng.random() < 0.6 else rng.uniform(shortest, longest)
+        at = start_s + rng.uniform(0, slot_s - length_s)
+        return SynthEvent(
+            kind.name, at, at + length_s, (at,), None, length_s, pitch_hz, gain_db, pitch, loudness
+        )
+    interval_s, pace = _draw(rng, kind.interval_s, ("fast", "slow"))
+    sound_s = rng.uniform(kind.length_s[0], min(kind.length_s[1], slot_s))
+    room = int(max(0.0, slot_s * 0.98 - sound_s) / (interval_s * (1 + kind.jitter))) + 1
+    most = min(room, 60 if kind.fills and rng.random() < 0.5 else kind.most)
+    count = most if most > kind.most else int(rng.integers(1, most + 1))
+    if count > 1 and not kind.rings:
+        sound_s = max(kind.length_s[0], min(sound_s, 0.85 * interval_s))
+    gaps = interval_s * (1 + kind.jitter * rng.uniform(-1, 1, count - 1))
+    onsets = np.concatenate([[0.0], np.cumsum(gaps)])
+    slack = slot_s - onsets[-1] - sound_s
+    onsets = start_s + rng.uniform(0, slack) * (0.3 if count > kind.most else 1.0) + onsets
+    times = tuple(float(t) for t in onsets)
+    pace = pace if count >= 3 else None
+    return SynthEvent(
+        kind.name,
+        times[0],
+        times[-1] + sound_s,
+        times,
+        count,
+        sound_s,
+        pitch_hz,
+        gain_db,
+        pitch,
+        loudness,
+        pace,
+    )
+
+
+def _draw(
+    rng: np.random.Generator, span: tuple[float, float], words: tuple[str, str]
+) -> tuple[float, str | None]:
+    """A value of `span` (even in its logarithm) and its word: the ends have one, the middle has none."""
+    place, word = [((0.0, 0.3), words[0]), ((0.38, 0.62), None), ((0.7, 1.0), words[1])][rng.integers(3)]
+    return float(span[0] * (span[1] / span[0]) ** rng.uniform(*place)), word
