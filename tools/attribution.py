@@ -33,8 +33,8 @@ They are folds 1-3 of ESC-10, published as a data set under CC-BY 3.0:
 > K. J. Piczak. ESC: Dataset for Environmental Sound Classification. Proceedings of the 23rd ACM International
 > Conference on Multimedia, pages 1015-1018, 2015. https://doi.org/10.1145/2733373.2806390
 
-Each is a cut of at most five seconds from a recording shared at freesound.org by the author named. For the models
-it was resampled, cropped, changed in level and mixed with others.
+Each is a cut of at most five seconds from a recording shared at freesound.org by the author named. For the
+models it was resampled, cropped, changed in level and mixed with others.
 
 Licences: {licences}.
 """
