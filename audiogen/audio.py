@@ -1,0 +1,482 @@
+"""Audio files and waveforms: load, stream, save, resample, channels, loudness, mel, spectrogram pictures.
+
+Files are read by soundfile, rates are changed by soxr. A waveform is float32 `[C, N]`, nominally in [-1, 1].
+
+Any part of a file is bit-identical to the same part of the whole: resampling works on blocks of a fixed grid, each
+with enough context on both sides for the filter, so `load(path, 16000)[:, a:b]`, a load of only that part and the
+joined blocks of `stream` agree exactly. (MP3 is the exception, its decoder rounds the last bit by where it started.)
+"""
+
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audiogen.errors import InputError
+
+log = logging.getLogger(__name__)
+
+MIN_RATE, MAX_RATE = 1_000, 768_000
+MAX_CHANNELS = 64
+MAX_LOAD_SAMPLES = 1_000_000_000  # 4 GB of float32, 17 hours of 16 kHz mono; longer sounds are for `stream`
+SAVE_FORMATS = ("wav", "flac", "ogg", "mp3")
+
+Read = Callable[[int, int], NDArray[np.float32]]  # source frames [start, stop) -> [frames, channels]
+
+
+class AudioInfo(NamedTuple):
+    """What a file's header says. `format` names container and coding, as in "WAV PCM_16"."""
+
+    path: str
+    sample_rate: int
+    channels: int
+    num_frames: int
+    duration_s: float
+    format: str
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+@contextmanager
+def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+    """An open, checked sound file. What libsndfile refuses, and what it lets pass by mistake, is an `InputError`."""
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such file")
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder, not a sound file")
+    if os.path.getsize(path) == 0:
+        raise InputError(f"{path}: the file is empty")
+    try:
+        with open(path, "rb") as raw, soundfile.SoundFile(raw) as file:
+            if not MIN_RATE <= file.samplerate <= MAX_RATE:
+                raise InputError(
+                    f"{path}: sample rate {file.samplerate} Hz, allowed are {MIN_RATE} to {MAX_RATE} Hz; resave the file"
+                )
+            if file.channels > MAX_CHANNELS:
+                raise InputError(f"{path}: {file.channels} channels, allowed are 1 to {MAX_CHANNELS}")
+            if file.frames <= 0:
+                raise InputError(f"{path}: holds no samples")
+            yield file
+    except (
+        soundfile.SoundFileError,
+        TypeError,
+        OSError,
+    ) as error:  # TypeError: headerless formats want a rate
+        raise InputError(
+            f"{path}: not a sound file that can be read ({_reason(error)}); convert it, as in: ffmpeg -i IN OUT.wav"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(getattr(error, "error_string", "") or error)
+    return text.rstrip(".") or type(error).__name__
+
+
+def info(path: str | os.PathLike[str]) -> AudioInfo:
+    """Read the header. Raises InputError for what is no sound file, holds no samples, or is out of the limits."""
+    with _open(path) as file:
+        return AudioInfo(
+            path=os.fspath(path),
+            sample_rate=file.samplerate,
+            channels=file.channels,
+            num_frames=file.frames,
+            duration_s=file.frames / file.samplerate,
+            format=f"{file.format} {file.subtype}",
+        )
+
+
+# libsndfile 1.2 lands in the wrong place when it seeks into the last page of a Vorbis stream (libsndfile issue 885);
+# a page holds at most 255 packets of, in practice, 1024 frames. Seeks in a file just opened are exact before that.
+VORBIS_LAST_PAGE = 255 * 1024
+
+
+class _Reader:
+    """Reads spans of source frames that move forward; the overlap of two spans is kept, not sought."""
+
+    def __init__(self, file: soundfile.SoundFile, path: str | os.PathLike[str]) -> None:
+        self.file, self.path = file, path
+        self.start = 0  # source frame of the first row kept
+        self.kept: NDArray[np.float32] = np.zeros((0, file.channels), np.float32)
+        self.opened = False
+
+    def __call__(self, start: int, stop: int) -> NDArray[np.float32]:
+        end = self.start + len(self.kept)
+        if not self.opened or start > end or start < self.start:
+            self._seek(start)
+            self.start, end = start, start
+            self.kept = self.kept[:0]
+        self.kept = self.kept[start - self.start :]
+        self.start = start
+        if stop > end:
+            self.kept = (
+                np.concatenate([self.kept, self._read(stop - end)])
+                if len(self.kept)
+                else self._read(stop - end)
+            )
+        return self.kept[: stop - start]
+
+    def _seek(self, frame: int) -> None:
+        position = frame
+        if self.file.subtype == "VORBIS":
+            position = min(frame, max(0, self.file.frames - VORBIS_LAST_PAGE))
+        if position > 0 or self.opened:
+            self.file.seek(position)
+        self.opened = True
+        while position < frame:
+            position += len(self._read(min(frame - position, 1 << 16)))
+
+    def _read(self, frames: int) -> NDArray[np.float32]:
+        block = self.file.read(frames, dtype="float32", always_2d=True)
+        if len(block) < frames:
+            raise InputError(
+                f"{self.path}: truncated or damaged, {frames - len(block)} of {self.file.frames} frames missing"
+            )
+        if not np.isfinite(block).all():
+            raise InputError(f"{self.path}: holds samples that are not finite (NaN or infinity)")
+        return block
+
+
+def load(
+    path: str | os.PathLike[str],
+    sample_rate: int | None = None,
+    channels: int | None = None,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+) -> tuple[Tensor, int]:
+    """Load a sound, or only the part asked for -> (audio float32 [C, N], its sample rate in Hz).
+
+    sample_rate and channels: None keeps the file's. start_s and duration_s are rounded to samples of the result; a
+    part that runs over the end of the file is cut there. Raises InputError, one line that names the file, for a file
+    that cannot be read, is damaged, holds samples that are not finite, or ends before start_s.
+    """
+    with _open(path) as file:
+        rate = sample_rate or file.samplerate
+        total = resampled_length(file.frames, file.samplerate, rate)
+        start = round(start_s * rate)
+        stop = total if duration_s is None else min(total, start + round(duration_s * rate))
+        if not 0 <= start < total or stop <= start:
+            length = "" if duration_s is None else f" of {duration_s:g} s"
+            raise InputError(
+                f"{path}: a part{length} from {start_s:g} s is not in a file of {total / rate:g} s"
+            )
+        if (stop - start) * file.channels > MAX_LOAD_SAMPLES:
+            raise InputError(
+                f"{path}: {(stop - start) / rate:g} s are too much to load at once; ask for a part of it"
+            )
+        reader = _Reader(file, path)
+        audio = _resample_span(reader, file.frames, file.samplerate, rate, start, stop)
+    loaded = torch.from_numpy(np.ascontiguousarray(audio.T))
+    return (loaded if channels is None else convert_channels(loaded, channels)), rate
+
+
+def stream(
+    path: str | os.PathLike[str],
+    sample_rate: int | None = None,
+    channels: int | None = None,
+    block_s: float = 10.0,
+) -> Iterator[Tensor]:
+    """Yield a file of any length in blocks [C, n] of block_s (the last is shorter); joined they equal `load`."""
+    with _open(path) as file:
+        rate = sample_rate or file.samplerate
+        total = resampled_length(file.frames, file.samplerate, rate)
+        step = max(1, round(block_s * rate))
+        reader = _Reader(file, path)
+        for start in range(0, total, step):
+            audio = _resample_span(
+                reader, file.frames, file.samplerate, rate, start, min(total, start + step)
+            )
+            block = torch.from_numpy(np.ascontiguousarray(audio.T))
+            yield block if channels is None else convert_channels(block, channels)
+
+
+# ------------------------------------------------------------------------------------------- rate and channels
+
+
+def resampled_length(num_frames: int, from_rate: int, to_rate: int) -> int:
+    """Length after resampling: ceil(num_frames * to_rate / from_rate), so one sample stays at least one."""
+    return -(-num_frames * to_rate // from_rate)
+
+
+# soxr's HQ filter reaches 100 samples of the lower rate to either side before it falls below 1e-7.
+RESAMPLE_CONTEXT = 256
+RESAMPLE_BLOCK = 4096
+
+
+def _resample_span(
+    read: Read, num_frames: int, from_rate: int, to_rate: int, start: int, stop: int
+) -> NDArray[np.float32]:
+    """Samples [start, stop) at to_rate of a sound of num_frames at from_rate -> [stop - start, C].
+
+    The sound is cut into blocks that are whole numbers of samples at both rates; each is resampled on its own with
+    context around it. A sample's value therefore depends on its place in the file, never on what was asked for.
+    """
+    if from_rate == to_rate:
+        return read(start, stop)
+    divisor = math.gcd(from_rate, to_rate)
+    up, down = to_rate // divisor, from_rate // divisor  # `down` source frames last as long as `up` results
+    low = min(up, down)
+    block = -(-RESAMPLE_BLOCK // low)
+    context = -(-RESAMPLE_CONTEXT // low)
+    pieces = []
+    for k in range(start // (up * block), -(-stop // (up * block))):
+        first = max(0, k * block - context)  # in units of `down` frames
+        last = (k + 1) * block + context
+        source = read(first * down, min(num_frames, last * down))
+        if num_frames < last * down:  # the sound ends here: what follows is silence
+            source = np.pad(source, ((0, last * down - num_frames), (0, 0)))
+        result = soxr.resample(source, from_rate, to_rate, quality="HQ")
+        low_edge = max(start, k * block * up) - first * up
+        high_edge = min(stop, (k + 1) * block * up) - first * up
+        pieces.append(result[low_edge:high_edge])
+    return np.concatenate(pieces)
+
+
+def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """Change the sample rate (Hz) of audio [..., N] -> [..., ceil(N * to_rate / from_rate)], without gradient."""
+    for rate in (from_rate, to_rate):
+        if not MIN_RATE <= rate <= MAX_RATE:
+            raise InputError(f"sample rate {rate} Hz, allowed are {MIN_RATE} to {MAX_RATE} Hz")
+    num_frames = audio.shape[-1]
+    if from_rate == to_rate or num_frames == 0:
+        return audio
+    flat = audio.detach().to("cpu", torch.float32).reshape(-1, num_frames).numpy().T
+    length = resampled_length(num_frames, from_rate, to_rate)
+    result = _resample_span(lambda a, b: flat[a:b], num_frames, from_rate, to_rate, 0, length)
+    return (
+        torch.from_numpy(np.ascontiguousarray(result.T)).reshape(*audio.shape[:-1], length).to(audio.device)
+    )
+
+
+def convert_channels(audio: Tensor, channels: int) -> Tensor:
+    """[C, N] -> [channels, N]: to mono is the mean, from mono is a copy; other changes are an InputError."""
+    have = audio.shape[-2]
+    if have == channels:
+        return audio
+    if channels == 1:
+        return audio.mean(-2, keepdim=True)
+    if have == 1:
+        return audio.expand(*audio.shape[:-2], channels, audio.shape[-1]).clone()
+    raise InputError(
+        f"{have} channels cannot be made {channels}; convert the sound to mono or to {channels} channels"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def save(path: str | os.PathLike[str], audio: Tensor, sample_rate: int, format: str | None = None) -> Path:
+    """Write audio [C, N] and return the path. The file appears whole or not at all.
+
+    format: "wav" (16 bit), "flac", "ogg" (Vorbis) or "mp3"; None takes it from the suffix. Samples beyond [-1, 1] are
+    clipped, and a warning says how many; samples that are not finite are refused.
+    """
+    target = Path(path)
+    kind = (format or target.suffix.lstrip(".")).lower()
+    if kind not in SAVE_FORMATS:
+        raise InputError(f"{target}: format {kind!r}, allowed are {', '.join(SAVE_FORMATS)}")
+    if audio.dim() != 2 or audio.shape[-1] == 0:
+        raise InputError(f"{target}: audio of shape {tuple(audio.shape)}, expected [channels, samples]")
+    samples = audio.detach().to("cpu", torch.float32)
+    if not torch.isfinite(samples).all():
+        raise InputError(f"{target}: the audio holds samples that are not finite (NaN or infinity)")
+    over = int((samples.abs() > 1).sum())
+    if over:
+        log.warning("%s: %d of %d samples beyond full scale were clipped", target, over, samples.numel())
+    samples = samples.clamp(-1, 1)
+    subtype = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}[kind]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        with soundfile.SoundFile(
+            temporary, "w", sample_rate, samples.shape[0], subtype=subtype, format=kind.upper()
+        ) as file:
+            for block in samples.split(
+                1 << 16, dim=-1
+            ):  # libsndfile's Vorbis encoder overflows its stack on long ones
+                file.write(block.T.numpy())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except soundfile.SoundFileError as error:
+        raise InputError(
+            f"{target}: cannot be written as {kind} with {samples.shape[0]} channels at {sample_rate} Hz ({_reason(error)})"
+        ) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return target
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+# -------------------------------------------------------------------------------------------- loudness and mel
+
+
+def loudness_lufs(audio: Tensor, sample_rate: int) -> float:
+    """Integrated loudness of audio [C, N] in LUFS (ITU-R BS.1770-4, all channels weighted 1); silence is -inf.
+
+    The K-weighting is applied in the frequency domain, so any sample rate is served by the analogue prototypes of the
+    standard. A sound shorter than one 400 ms block is measured as one block.
+    """
+    audio = audio.detach().to("cpu", torch.float64)
+    num = audio.shape[-1]
+    size = 1 << (num + sample_rate // 2 - 1).bit_length()  # half a second of room for the filter to ring out
+    response = _k_weighting(size, sample_rate)
+    weighted = torch.fft.irfft(torch.fft.rfft(audio, size) * response, size)[..., :num]
+    block, hop = round(0.4 * sample_rate), round(0.1 * sample_rate)
+    if num <= block:
+        power = weighted.square().mean(-1).sum().reshape(1)
+    else:
+        power = weighted.square().unfold(-1, block, hop).mean(-1).sum(0)  # [blocks]
+    lufs = -0.691 + 10 * torch.log10(power)
+    gated = power[lufs > -70.0]
+    if not len(gated):
+        return -math.inf
+    relative = -0.691 + 10 * math.log10(float(gated.mean())) - 10.0
+    gated = power[(lufs > -70.0) & (lufs > relative)]
+    return -0.691 + 10 * math.log10(float(gated.mean()))
+
+
+def _k_weighting(size: int, sample_rate: int) -> Tensor:
+    """|shelf| * |high-pass| of BS.1770 at the bins of an rfft -> complex [size // 2 + 1].
+
+    Bilinear transforms with the centre frequencies, qualities and gain that give the standard's 48 kHz coefficients.
+    """
+    z = torch.exp(-1j * torch.linspace(0, math.pi, size // 2 + 1, dtype=torch.float64))
+    k, q = math.tan(math.pi * 1681.974450955533 / sample_rate), 0.7071752369554196
+    high = 10 ** (3.999843853973347 / 20)
+    middle = high**0.4996667741545416
+    shelf = (
+        (high + middle * k / q + k * k) + 2 * (k * k - high) * z + (high - middle * k / q + k * k) * z**2
+    ) / ((1 + k / q + k * k) + 2 * (k * k - 1) * z + (1 - k / q + k * k) * z**2)
+    k, q = math.tan(math.pi * 38.13547087602444 / sample_rate), 0.5003270373238773
+    high_pass = (1 - 2 * z + z**2) / (
+        1 + (2 * (k * k - 1) * z + (1 - k / q + k * k) * z**2) / (1 + k / q + k * k)
+    )
+    return shelf * high_pass
+
+
+def normalize_loudness(
+    audio: Tensor, sample_rate: int, target_lufs: float = -14.0, compress: bool = False
+) -> Tensor:
+    """Scale audio [C, N] to a loudness; silence stays as it is.
+
+    Peaks that would pass full scale are bent by tanh (compress) or kept out by a smaller gain.
+    """
+    measured = loudness_lufs(audio, sample_rate)
+    if measured == -math.inf:
+        return audio
+    scaled = audio * 10 ** ((target_lufs - measured) / 20)
+    if compress:
+        return torch.tanh(scaled)
+    return scaled / scaled.abs().max().clamp(min=1.0)
+
+
+@lru_cache(maxsize=64)
+def mel_filterbank(
+    sample_rate: int,
+    n_fft: int,
+    n_mels: int,
+    f_min: float = 0.0,
+    f_max: float | None = None,
+    scale: Literal["slaney", "htk"] = "slaney",
+    normalize: bool = True,
+) -> Tensor:
+    """Triangular mel filters [F, M] for F = n_fft // 2 + 1 bins; cached, so do not write into the result.
+
+    scale: "slaney" is linear below 1 kHz (librosa's default), "htk" is 2595 log10(1 + f / 700). normalize gives each
+    triangle the same area (slaney's norm).
+    """
+    f_max = sample_rate / 2 if f_max is None else f_max
+    if n_mels < 1 or not 0 <= f_min < f_max <= sample_rate / 2:
+        raise InputError(
+            f"mel of {n_mels} bins, {f_min:g} to {f_max:g} Hz, does not fit {sample_rate} Hz audio"
+        )
+
+    def to_mel(hz: float) -> float:
+        if scale == "htk":
+            return 2595 * math.log10(1 + hz / 700)
+        return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
+
+    mel = torch.linspace(to_mel(f_min), to_mel(f_max), n_mels + 2, dtype=torch.float64)
+    if scale == "htk":
+        edges = 700 * (10 ** (mel / 2595) - 1)
+    else:
+        edges = torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
+    bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]  # [F, 1]
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
+    filters = torch.minimum(rising, falling).clamp(min=0)  # [F, M]
+    if normalize:
+        filters = filters * (2 / (right - left))
+    return filters.float()
+
+
+def log_mel(
+    audio: Tensor,
+    sample_rate: int,
+    n_fft: int = 1024,
+    hop_length: int = 256,
+    n_mels: int = 80,
+    floor: float = 1e-5,
+) -> Tensor:
+    """Natural log of the mel magnitudes of audio [B, C, N] -> [B, C, M, T], T = 1 + N // hop_length; differentiable.
+
+    Hann window of n_fft, frames centred with zeros beyond the ends; magnitudes below `floor` count as floor.
+    """
+    flat = audio.float().reshape(-1, audio.shape[-1])
+    window = torch.hann_window(n_fft, device=audio.device)
+    spectrum = torch.stft(
+        flat, n_fft, hop_length, window=window, pad_mode="constant", return_complex=True
+    ).abs()
+    mel = mel_filterbank(sample_rate, n_fft, n_mels).to(audio.device).T @ spectrum  # [B * C, M, T]
+    return mel.clamp(min=floor).log().reshape(*audio.shape[:-1], n_mels, -1)
+
+
+def save_spectrogram(path: str | os.PathLike[str], audio: Tensor, sample_rate: int, title: str = "") -> Path:
+    """Draw the spectrogram (dB, 80 dB of range) of audio [C, N], channels averaged, as a PNG and return the path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only pictures need it
+    from matplotlib.figure import Figure
+
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mono = audio.detach().to("cpu", torch.float32).mean(0)
+    n_fft = 1024 if sample_rate >= 16_000 else 512
+    hop = max(n_fft // 4, mono.numel() // 2000)  # about 2,000 columns at most: more cannot be seen
+    spectrum = torch.stft(
+        mono, n_fft, hop, window=torch.hann_window(n_fft), pad_mode="constant", return_complex=True
+    ).abs()
+    decibel = 20 * torch.log10(spectrum.clamp(min=1e-10) / (n_fft / 4))  # 0 dB is a full-scale sine
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        decibel.numpy(),
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=-100,
+        vmax=-20,
+        extent=(0.0, mono.numel() / sample_rate, 0.0, sample_rate / 2000),
+    )
+    axes.set(xlabel="time (s)", ylabel="frequency (kHz)")
+    axes.set_title(title, fontsize=10, loc="left", wrap=True, parse_math=False)
+    figure.colorbar(image, ax=axes, label="level (dB)")
+    figure.savefig(target, dpi=110, format="png")
+    return target

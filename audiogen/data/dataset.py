@@ -1,0 +1,299 @@
+"""Sources of sound as one numbered set of items, each item a pure function of (index, epoch, seed)."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from audiogen import audio
+from audiogen.data import synth
+from audiogen.data.manifest import Clip, group_of, held_out, read_manifest, scan_folder, select
+from audiogen.data.mix import draw, mix
+from audiogen.data.seeds import seed_for
+from audiogen.errors import InputError
+
+SYNTH_SEED = 0  # the built-in corpus is one corpus: "synth:7" names the same sound in every run
+SYNTH_DURATION_S = 5.0
+SYNTH_SOURCE = re.compile(r"synth:(\d+)(?:@(\d+))?")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of clips.
+
+    source: a manifest, a folder, "synth:COUNT" or "synth:COUNT@START" (the built-in corpus), or a folder of token
+    shards. repeat: how often an epoch passes over it. where: allowed values of manifest fields.
+    """
+
+    source: str
+    repeat: int = 1
+    where: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.repeat < 1:
+            raise InputError(f"repeat of {self.source}: {self.repeat}, expected 1 or more")
+        values = {k: tuple(v) if isinstance(v, (list, tuple)) else (v,) for k, v in self.where.items()}
+        object.__setattr__(self, "where", values)
+
+
+def parse_sources(value: Any) -> tuple[SourceConfig, ...]:
+    """`"a.jsonl"`, `{"source": .., "where": ..}`, a SourceConfig, or a list of these -> SourceConfigs."""
+    if value is None:
+        return ()
+    if isinstance(value, SourceConfig):
+        return (value,)
+    if isinstance(value, (str, os.PathLike)):
+        return (SourceConfig(os.fspath(value)),)
+    if isinstance(value, Mapping):
+        unknown = set(value) - {"source", "repeat", "where"}
+        if unknown or not isinstance(value.get("source"), str):
+            raise InputError(f"source {dict(value)!r}: expected the keys source, repeat and where")
+        return (SourceConfig(**{str(key): item for key, item in value.items()}),)
+    if isinstance(value, Iterable):
+        return tuple(source for part in value for source in parse_sources(part))
+    raise InputError(f"source {value!r}: expected a manifest, a folder, synth:COUNT or a list of these")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train and validate on, and how clips are cut and varied.
+
+    segment_s: longer clips are cropped at a random place, shorter ones padded with zeros at the end.
+    mix_probability, mix_snr_db: AudioGen's mixing of two clips. gain_db: range of a random gain.
+    holdout: share of the training clips kept for validation when `valid` is empty.
+    cache_mb: decoded clips kept in memory, per worker process; 0 turns it off. It changes no result.
+    """
+
+    train: tuple[SourceConfig, ...]
+    valid: tuple[SourceConfig, ...] = ()
+    segment_s: float = 1.0
+    mix_probability: float = 0.0
+    mix_snr_db: tuple[float, float] = (-5.0, 5.0)
+    gain_db: tuple[float, float] = (0.0, 0.0)
+    holdout: float = 0.05
+    cache_mb: int = 256
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train", parse_sources(self.train))
+        object.__setattr__(self, "valid", parse_sources(self.valid))
+        if not self.train:
+            raise InputError("train: names no source; give a manifest, a folder or synth:COUNT")
+        if not self.segment_s > 0:
+            raise InputError(f"segment_s: {self.segment_s}, expected seconds above 0")
+        if not 0 <= self.mix_probability <= 1:
+            raise InputError(f"mix_probability: {self.mix_probability}, expected 0 to 1")
+        if not 0 <= self.holdout < 1:
+            raise InputError(f"holdout: {self.holdout}, expected 0 to below 1")
+        for name in ("mix_snr_db", "gain_db"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise InputError(f"{name}: [{low}, {high}], expected [low, high]")
+        if self.cache_mb < 0:
+            raise InputError(f"cache_mb: {self.cache_mb}, expected 0 or more")
+
+
+class Item(NamedTuple):
+    """audio [C, N], zero after `length` samples; caption None for a clip without text; key names the clip."""
+
+    audio: Tensor
+    caption: str | None
+    key: str
+    length: int
+
+
+class SynthClip(NamedTuple):
+    """Clip number `index` of the built-in corpus."""
+
+    index: int
+
+    @property
+    def key(self) -> str:
+        return f"synth:{self.index}"
+
+
+def read_source(source: SourceConfig) -> list[Clip | SynthClip]:
+    """The clips of a source, its `where` applied, without repeats. Raises InputError for what is not a source."""
+    name = source.source
+    number = SYNTH_SOURCE.fullmatch(name)
+    if number:
+        count, start = int(number[1]), int(number[2] or 0)
+        if count == 0 or source.where:
+            raise InputError(f"{name}: needs a count above 0 and takes no `where`")
+        return [SynthClip(index) for index in range(start, start + count)]
+    if name.startswith("synth"):
+        raise InputError(f"{name}: expected synth:COUNT or synth:COUNT@START, as in synth:20000")
+    if os.path.isdir(name):
+        clips, bad = scan_folder(name, decode=False)
+        if not clips:
+            raise InputError(
+                f"{name}: none of its {len(bad)} sound files can be read; the first: {bad[0][1]}"
+            )
+    elif os.path.exists(name) or name.endswith((".jsonl", ".csv")):
+        clips = read_manifest(name)
+    else:
+        raise InputError(f"{name}: no such manifest or folder (synth:COUNT is the built-in corpus)")
+    try:
+        return list(select(clips, source.where))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+class AudioDataset:
+    """Clips as segments of `segment_s` at one rate and channel count; `segment_s=None` gives whole clips.
+
+    `item` depends on its arguments alone, so workers, resume and the cache change nothing. The cache holds whole
+    decoded, resampled clips up to `cache_mb`, first come first kept: in a random order nothing else does better.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip | SynthClip],
+        sample_rate: int,
+        channels: int = 1,
+        segment_s: float | None = None,
+        mix_probability: float = 0.0,
+        mix_snr_db: tuple[float, float] = (-5.0, 5.0),
+        gain_db: tuple[float, float] = (0.0, 0.0),
+        cache_mb: int = 0,
+    ) -> None:
+        if not clips:
+            raise InputError("the data holds no clips")
+        self.clips = clips
+        self.sample_rate = sample_rate
+        self.channels = channels
+        self.segment = None if segment_s is None else max(1, round(segment_s * sample_rate))
+        self.mix_probability = mix_probability
+        self.mix_snr_db = mix_snr_db
+        self.gain_db = gain_db
+        self.cache_mb = cache_mb
+        self.cache: dict[str, Tensor] = {}
+        self.cache_bytes = 0
+        self.lengths: dict[str, int] = {}  # samples at sample_rate, from the files' headers
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def item(self, index: int, epoch: int, seed: int) -> Item:
+        """Segment of clip `index` with the crop, wording, gain and mixing of (epoch, seed).
+
+        Raises InputError that names the file when it, or the clip mixed into it, cannot be read.
+        """
+        random = torch.Generator().manual_seed(seed_for("item", seed, epoch, index))
+        item = self._segment(index, random)
+        if self.mix_probability and len(self) > 1 and draw(random, 0, 1) < self.mix_probability:
+            partner = int(torch.randint(len(self) - 1, (), generator=random))
+            other = self._segment(partner + (partner >= index), random)
+            snr_db, start = draw(random, *self.mix_snr_db), draw(random, 0, 1)
+            mixture = mix(
+                item.audio, item.length, item.caption, other.audio, other.length, other.caption, snr_db, start
+            )
+            item = Item(mixture.audio, mixture.caption, item.key, mixture.length)
+        if self.gain_db != (0.0, 0.0):
+            gain = 10 ** (draw(random, *self.gain_db) / 20)
+            peak = float(item.audio.abs().max())
+            item = item._replace(audio=item.audio * min(gain, max(1.0, 1.0 / max(peak, 1e-9))))
+        return item
+
+    def _segment(self, index: int, random: torch.Generator) -> Item:
+        """One clip's crop, zero-padded to the segment; draws from `random` as often whatever the clip is."""
+        clip = self.clips[index]
+        place, wording = draw(random, 0, 1), draw(random, 0, 1)
+        total, captions = self._length(clip), self._captions(clip)
+        length = total if self.segment is None else min(total, self.segment)
+        start = int(place * (total - length + 1))
+        part = self._read(clip, start, length)
+        caption = captions[int(wording * len(captions))] if captions else None
+        if self.segment is not None and length < self.segment:
+            part = torch.nn.functional.pad(part, (0, self.segment - length))
+        return Item(part, caption, clip.key, length)
+
+    def _length(self, clip: Clip | SynthClip) -> int:
+        if isinstance(clip, SynthClip):
+            return round(self._synth_duration() * self.sample_rate)
+        if clip.key not in self.lengths:
+            header = audio.info(clip.path)
+            length = audio.resampled_length(header.num_frames, header.sample_rate, self.sample_rate)
+            length -= round(clip.start_s * self.sample_rate)
+            if length <= 0:
+                raise InputError(
+                    f"{clip.path}: starts at {clip.start_s:g} s but lasts {header.duration_s:g} s"
+                )
+            if clip.duration_s is not None:
+                wanted = max(1, round(clip.duration_s * self.sample_rate))
+                if wanted > length + self.sample_rate // 10:
+                    raise InputError(
+                        f"{clip.key}: holds {length / self.sample_rate:g} s of the {clip.duration_s:g} s the "
+                        "manifest promises; the file is truncated or another"
+                    )
+                length = min(length, wanted)
+            self.lengths[clip.key] = length
+        return self.lengths[clip.key]
+
+    def _captions(self, clip: Clip | SynthClip) -> Sequence[str]:
+        if isinstance(clip, SynthClip):
+            return synth.captions(SYNTH_SEED, clip.index, self._synth_duration())
+        return clip.captions
+
+    def _synth_duration(self) -> float:
+        return max(SYNTH_DURATION_S, (self.segment or 0) / self.sample_rate)
+
+    def _read(self, clip: Clip | SynthClip, start: int, length: int) -> Tensor:
+        """Samples [start, start + length) of a clip -> [C, length]: from the cache, or only this part from disk."""
+        whole = self.cache.get(clip.key)
+        if whole is None:
+            total = self._length(clip)
+            room = self.cache_bytes + total * self.channels * 4 <= self.cache_mb * 1_000_000
+            if isinstance(clip, Clip) and not (room and self.cache_mb):
+                return self._decode(clip, start, length)
+            whole = self._decode(clip, 0, total) if isinstance(clip, Clip) else self._render(clip)
+            if room and self.cache_mb:
+                self.cache[clip.key] = whole
+                self.cache_bytes += whole.numel() * 4
+        return whole[:, start : start + length].clone()
+
+    def _decode(self, clip: Clip, start: int, length: int) -> Tensor:
+        start += round(clip.start_s * self.sample_rate)
+        part, _ = audio.load(
+            clip.path, self.sample_rate, self.channels, start / self.sample_rate, length / self.sample_rate
+        )
+        if part.shape[-1] != length:
+            raise InputError(f"{clip.key}: the file has become shorter since it was first read")
+        return part
+
+    def _render(self, clip: SynthClip) -> Tensor:
+        sound = synth.render(SYNTH_SEED, clip.index, self.sample_rate, self._synth_duration()).audio
+        return audio.convert_channels(sound, self.channels)
+
+
+class Split(NamedTuple):
+    train: AudioDataset
+    valid: AudioDataset | None
+
+
+def open_data(config: DataConfig, sample_rate: int, channels: int = 1) -> Split:
+    """The training and validation sets of a recipe; validation is neither mixed nor changed in gain.
+
+    Without `valid`, the share `holdout` of every training source is held out, recordings kept together.
+    """
+    train: list[Clip | SynthClip] = []
+    valid: list[Clip | SynthClip] = []
+    for source in config.valid:
+        valid.extend(read_source(source))
+    for source in config.train:
+        clips = read_source(source)
+        groups = [clip.key if isinstance(clip, SynthClip) else group_of(clip) for clip in clips]
+        out = held_out(groups, 0.0 if config.valid else config.holdout)
+        train.extend([clip for clip, held in zip(clips, out, strict=True) if not held] * source.repeat)
+        valid.extend(clip for clip, held in zip(clips, out, strict=True) if held)
+    segment_s, cache_mb = config.segment_s, config.cache_mb
+    return Split(
+        AudioDataset(
+            train, sample_rate, channels, segment_s,
+            config.mix_probability, config.mix_snr_db, config.gain_db, cache_mb,
+        ),
+        AudioDataset(valid, sample_rate, channels, segment_s, cache_mb=cache_mb) if valid else None,
+    )  # fmt: skip

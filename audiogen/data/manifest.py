@@ -1,0 +1,345 @@
+"""Lists of clips: JSONL and CSV manifests, folders of sounds, selection and the held-out share.
+
+A JSONL line is `{"audio": path, "captions": [..] or "caption": "..", "start": s, "duration": s, anything else}`;
+a CSV has the columns audio and caption, and optionally start, duration and others. Paths are relative to the
+manifest's folder. Standard library and `audiogen.audio` only.
+"""
+
+import csv
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from audiogen import audio
+from audiogen.data.seeds import seed_for
+from audiogen.errors import InputError
+
+SOUND_SUFFIXES = frozenset(
+    ".aif .aifc .aiff .au .caf .flac .m4a .aac .mp2 .mp3 .mp4 .oga .ogg .opus .rf64 .snd .w64 .wav .wave .webm .wma".split()
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sound file or a part of one.
+
+    path: of the file, as it can be opened. captions: wordings of the same content, none for a clip without text.
+    start_s, duration_s: the part; None is up to the end. fields: what else the manifest says (label, fold, source).
+    """
+
+    path: str
+    captions: tuple[str, ...] = ()
+    start_s: float = 0.0
+    duration_s: float | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Names the clip in messages: its path, and where it begins if that is not the beginning."""
+        return self.path if self.start_s == 0 else f"{self.path}@{self.start_s:g}s"
+
+
+# -------------------------------------------------------------------------------------------------- manifests
+
+
+def read_manifest(path: str | os.PathLike[str], check_files: bool = True) -> list[Clip]:
+    """Read a .jsonl or .csv manifest. Raises InputError with the first bad line's number and the count of others.
+
+    Bad are lines that are broken, name a file that is not there (check_files) or repeat an earlier clip. In a CSV,
+    rows of one clip with different captions are its wordings, as in AudioCaps.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".jsonl", ".csv"):
+        raise InputError(f"{path}: a manifest ends in .jsonl or .csv")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such manifest") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: the manifest cannot be read as UTF-8 text ({error})") from None
+    is_csv = path.suffix.lower() == ".csv"
+    clips: dict[tuple[str, float, float | None], Clip] = {}
+    lines: dict[tuple[str, float, float | None], int] = {}
+    problems: list[str] = []
+    for number, row in _csv_rows(text, path) if is_csv else _json_rows(text):
+        try:
+            clip = _clip(row, path.parent)
+            place = (clip.path, clip.start_s, clip.duration_s)
+            if place in clips:
+                earlier = clips[place]
+                if not is_csv or set(clip.captions) <= set(earlier.captions):
+                    raise InputError(f"repeats the clip of line {lines[place]}; remove one of them")
+                clip = Clip(clip.path, earlier.captions + clip.captions, *place[1:], earlier.fields)
+            elif check_files and not os.path.isfile(clip.path):
+                raise InputError(f"names {clip.path}, which is not a file")
+            clips[place] = clip
+            lines.setdefault(place, number)
+        except InputError as error:
+            problems.append(f"line {number}: {error}")
+    if problems:
+        others = f" ({len(problems) - 1} more lines are bad)" if len(problems) > 1 else ""
+        raise InputError(f"{path} {problems[0]}{others}")
+    if not clips:
+        raise InputError(f"{path}: the manifest lists no clips")
+    return list(clips.values())
+
+
+def _json_rows(text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a caption may hold other separators
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                yield number, InputError(f"is not JSON ({error.msg} at column {error.colno})")
+
+
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    reader = csv.DictReader(text.splitlines(), strict=True)
+    columns = [name.strip().lower() for name in reader.fieldnames or []]
+    if "audio" not in columns:
+        raise InputError(f"{path} line 1: columns {', '.join(columns) or 'none'}; expected audio and caption")
+    reader.fieldnames = columns
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield reader.line_num, InputError(f"is not CSV ({error})")
+            continue
+        if None in row or None in row.values():
+            yield (
+                reader.line_num,
+                InputError(f"has not {len(columns)} columns; quote captions that hold commas"),
+            )
+        else:
+            yield reader.line_num, {key: value for key, value in row.items() if value != ""}
+
+
+def _clip(row: Any, folder: Path) -> Clip:
+    """One manifest row as a Clip; an InputError in its place is raised here, where the line is known."""
+    if isinstance(row, InputError):
+        raise row
+    if not isinstance(row, Mapping):
+        raise InputError(f"is {type(row).__name__}, expected an object with the key audio")
+    name = row.get("audio", row.get("path"))
+    if not isinstance(name, str) or not name:
+        raise InputError("has no key audio that names a file")
+    given = row.get("captions", row.get("caption"))
+    captions = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(captions, Sequence) or not all(isinstance(caption, str) for caption in captions):
+        raise InputError(f"has captions {given!r}, expected a text or a list of texts")
+    start, duration = _seconds(row, "start"), _seconds(row, "duration")
+    if duration == 0:
+        raise InputError("has duration 0, expected a positive number of seconds")
+    rest = {
+        k: v for k, v in row.items() if k not in ("audio", "path", "caption", "captions", "start", "duration")
+    }
+    wordings = tuple(dict.fromkeys(caption.strip() for caption in captions if caption.strip()))
+    return Clip(os.path.join(folder, name), wordings, start or 0.0, duration, rest)
+
+
+def _seconds(row: Mapping[str, Any], key: str) -> float | None:
+    value = row.get(key)
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if isinstance(value, bool) or not 0 <= seconds < math.inf:
+        raise InputError(f"has {key} {value!r}, expected a number of seconds")
+    return seconds
+
+
+def write_manifest(path: str | os.PathLike[str], clips: Iterable[Clip]) -> Path:
+    """Write a JSONL manifest whose paths are relative to its folder; the file appears whole or not at all."""
+    path = Path(path)
+    lines = []
+    for clip in clips:
+        row: dict[str, Any] = {"audio": Path(os.path.relpath(clip.path, path.parent)).as_posix()}
+        row["captions"] = list(clip.captions)
+        if clip.start_s:
+            row["start"] = clip.start_s
+        if clip.duration_s is not None:
+            row["duration"] = clip.duration_s
+        lines.append(json.dumps(row | clip.fields, ensure_ascii=False) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text("".join(lines), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+# ------------------------------------------------------------------------------------- selection and hold-out
+
+
+def select(clips: Sequence[Clip], where: Mapping[str, Sequence[Any]]) -> list[Clip]:
+    """The clips whose fields have one of the allowed values, as in `{"fold": [1, 2, 3]}`; text and number compare."""
+    chosen = list(clips)
+    for name, allowed in where.items():
+        values = {str(clip.fields[name]) for clip in clips if name in clip.fields}
+        if not values:
+            known = sorted({key for clip in clips for key in clip.fields})
+            raise InputError(
+                f"where.{name}: no clip has this field; the manifest has {', '.join(known) or 'none'}"
+            )
+        wanted = {str(value) for value in allowed}
+        if wanted - values:
+            some = ", ".join(sorted(values)[:20])
+            raise InputError(
+                f"where.{name}: no clip has the value {sorted(wanted - values)[0]!r}; there are {some}"
+            )
+        chosen = [clip for clip in chosen if str(clip.fields.get(name)) in wanted]
+    if not chosen:
+        raise InputError(f"where: no clip fulfils all of {dict(where)}")
+    return chosen
+
+
+def group_of(clip: Clip) -> str:
+    """What must stay on one side of a split: the recording (`fields["source"]`), else the file.
+
+    A file counts by its last two names, so that the split does not hang on where the corpus lies.
+    """
+    source = clip.fields.get("source")
+    return str(source) if source else "/".join(Path(clip.path).parts[-2:])
+
+
+def held_out(groups: Sequence[str], share: float) -> list[bool]:
+    """Which entries are held out: the groups of lowest hash until `share` of the entries is reached.
+
+    Always the same for the same groups, whatever their order; at least one group if share > 0, and never all.
+    """
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    chosen: set[str] = set()
+    count = 0
+    for group in sorted(sizes, key=lambda name: (seed_for("holdout", name), name))[:-1]:
+        if share <= 0 or count >= share * len(groups):
+            break
+        chosen.add(group)
+        count += sizes[group]
+    return [group in chosen for group in groups]
+
+
+# ---------------------------------------------------------------------------------------------------- folders
+
+
+def sound_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Every file below the folder with the suffix of a sound, hidden ones left out, in order of name."""
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder}: no such folder")
+    found = [
+        Path(root, name)
+        for root, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SOUND_SUFFIXES
+    ]
+    visible = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    if not visible:
+        raise InputError(
+            f"{folder}: no sound files in it; known suffixes are {' '.join(sorted(SOUND_SUFFIXES))}"
+        )
+    return sorted(visible)
+
+
+def scan_folder(
+    folder: str | os.PathLike[str], decode: bool = True, progress: Callable[[], object] = lambda: None
+) -> tuple[list[Clip], list[tuple[str, str]]]:
+    """List a folder's sounds -> (clips with captions and true lengths, bad files as (path, reason)).
+
+    decode reads every file to its end, so damage shows now; otherwise only headers are read. progress is called after
+    each file. Captions come from a sidecar `.txt` (one wording a line) or `.json`, else from folder and file names.
+    """
+
+    def look(path: Path) -> Clip | tuple[str, str]:
+        try:
+            header = audio.info(path)
+            frames = header.num_frames
+            if decode:
+                frames = sum(block.shape[-1] for block in audio.stream(path))
+            captions, fields = find_captions(path, Path(folder))
+            return Clip(str(path), captions, 0.0, frames / header.sample_rate, fields)
+        except InputError as error:
+            return str(path), str(error).removeprefix(f"{path}: ")
+
+    clips: list[Clip] = []
+    bad: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the decoders release the interpreter lock
+        for result in pool.map(look, sound_files(folder)):
+            progress()
+            if isinstance(result, Clip):
+                clips.append(result)
+            else:
+                bad.append(result)
+    return clips, bad
+
+
+def find_captions(path: Path, root: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Captions of a sound file, and the other fields of its `.json` sidecar.
+
+    A `.json` holds a text, a list of texts, or an object with captions, caption, description or text.
+    """
+    text_file, json_file = path.with_suffix(".txt"), path.with_suffix(".json")
+    try:
+        if json_file.is_file():
+            content = json.loads(json_file.read_text(encoding="utf-8-sig"))
+            fields: dict[str, Any] = {}
+            if isinstance(content, dict):
+                key = next(
+                    (k for k in ("captions", "caption", "description", "text") if content.get(k)), None
+                )
+                fields = {
+                    k: v for k, v in content.items() if k not in (key, "audio", "path", "start", "duration")
+                }
+                content = content[key] if key else []
+            given = [content] if isinstance(content, str) else content
+            if not isinstance(given, list) or not all(isinstance(caption, str) for caption in given):
+                raise InputError(
+                    f"sidecar {json_file.name} holds no caption, expected a text or a list of texts"
+                )
+            return tuple(dict.fromkeys(caption.strip() for caption in given if caption.strip())), fields
+        if text_file.is_file():
+            lines = (line.strip() for line in text_file.read_text(encoding="utf-8-sig").splitlines())
+            return tuple(dict.fromkeys(line for line in lines if line)), {}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"its sidecar cannot be read ({error})") from error
+    caption = caption_from_names(path.relative_to(root))
+    return ((caption,) if caption else ()), {}
+
+
+# Folder names that say nothing of the sound.
+PLAIN_FOLDERS = frozenset(
+    "audio audios clip clips data dataset files sample samples sound sounds test train valid wav wavs".split()
+)
+
+
+def caption_from_names(path: Path) -> str:
+    """`dog_bark/small-puppy_03.wav -> "dog bark, small puppy"`: words of the folder, then of the file; may be ""."""
+    words = _words(path.stem)
+    folder = _words(path.parent.name)
+    if path.parent.name.lower() in PLAIN_FOLDERS:
+        folder = []
+    words = [] if set(words) <= set(folder) else words
+    folder = [] if set(folder) <= set(words) else folder
+    return ", ".join(" ".join(part) for part in (folder, words) if part)
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name: split at punctuation and CamelCase, without numbers, codes and single letters."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    tokens = [token for token in re.split(r"[\W_]+", name) if token]
+    if any(any(c.isdigit() for c in token) and any(c.isalpha() for c in token) for token in tokens):
+        tokens = [token for token in tokens if token.isalpha()]
+    kept = [token.lower() for token in tokens if token.isalpha() and (len(token) > 1 or token.lower() == "a")]
+    return kept if any(len(token) > 2 for token in kept) else []
