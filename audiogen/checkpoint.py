@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,7 @@ def resolve(name_or_directory: str | Path, kind: str | None = None) -> Path:
 
 
 def identity(tensors: Mapping[str, Tensor]) -> str:
-    """16 hex digits that change with any name, dtype, shape or value: tokens need the codec that made them."""
+    """16 hex digits that change with any name, dtype, shape or value of the tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -229,7 +229,7 @@ def identity(tensors: Mapping[str, Tensor]) -> str:
 
 
 def save_state(directory: str | Path, state: Any) -> None:
-    """Write nested dicts, lists, tuples of tensors and plain scalars; the directory appears whole or not at all.
+    """Write nested dicts, lists, tuples of tensors and plain scalars; the directory appears whole or never.
 
     Dict keys are str or int. The write goes to a temporary directory beside, which is renamed at the end; a
     `kill -9` leaves at most that, and the next `save_state` removes it.
@@ -319,13 +319,10 @@ def latest(run: str | Path) -> tuple[int, Path] | None:
     return found[-1] if found else None
 
 
-def prune(run: str | Path, keep_last: int, keep: Collection[int] = ()) -> None:
-    """Delete all but the newest `keep_last` checkpoints and those of the steps in `keep` (the best one)."""
+def prune(run: str | Path, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints."""
     found = step_dirs(run)
-    for step, path in found[: max(0, len(found) - keep_last)]:
-        if step not in keep:
-            doomed = _temporary(
-                path
-            )  # renamed first: a kill in the middle of the deletion leaves no half checkpoint
-            os.replace(path, doomed)
-            shutil.rmtree(doomed)
+    for _, path in found[: max(0, len(found) - keep_last)]:
+        doomed = _temporary(path)  # renamed first, so that a kill in the deletion leaves no half checkpoint
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)

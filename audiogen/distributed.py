@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,11 @@ def shutdown() -> None:
     """Leave the process group, if there is one."""
     if is_distributed():
         dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """Which GPU of its machine is this process's."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def is_distributed() -> bool:
@@ -51,11 +56,24 @@ def broadcast(tensor: Tensor, src: int = 0) -> Tensor:
     return tensor
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether the flag is up in any process: all leave a loop at the same step, or none does."""
-    if not is_distributed():
+    if world() == 1:
         return flag
-    return bool(all_reduce_sum(torch.tensor(int(flag), device=device)).item())
+    return bool(all_reduce_sum(torch.tensor(int(flag), device=_device())).item())
+
+
+def average_scalars(scalars: Mapping[str, float]) -> dict[str, float]:
+    """The mean over processes of scalars that all of them have."""
+    if world() == 1:
+        return dict(scalars)
+    values = torch.tensor(list(scalars.values()), dtype=torch.float32, device=_device())
+    return dict(zip(scalars, (all_reduce_sum(values) / world()).tolist(), strict=True))
+
+
+def _device() -> torch.device:
+    """Where the backend reduces: nccl knows only GPU memory."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

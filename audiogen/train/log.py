@@ -1,0 +1,114 @@
+"""What a run tells: `log.jsonl` always, TensorBoard when asked, a progress bar with loss, speed and time left."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from audiogen import audio as audio_io
+from audiogen import checkpoint
+from audiogen.errors import InputError
+
+
+def read_log(run: str | Path) -> list[dict[str, Any]]:
+    """The records of a run's `log.jsonl`, {"step", "time_s", and scalars}; a line cut by a kill is left out."""
+    path = Path(run) / "log.jsonl"
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+class Log:
+    """One run's log, resumed at `start`: records past it (of steps that a kill undid) are dropped.
+
+    Scalars are written as they are at their step, not averaged, with all their digits: a resumed run's log equals
+    an unbroken run's but for the times. `visible=False` (all ranks but the first) writes and shows nothing.
+    """
+
+    def __init__(self, run: Path, start: int, total: int, tensorboard: bool = False, visible: bool = True):
+        self.run, self.visible = run, visible
+        self._began = time.monotonic()
+        self._file = None
+        self._board = None
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not visible,
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,  # a log file does not want five lines a second
+        )
+        if not visible:
+            return
+        kept = [record for record in read_log(run) if record["step"] <= start]
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        checkpoint.write_bytes_atomic(run / "log.jsonl", lines.encode())
+        self._file = open(run / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        if tensorboard:
+            self._board = _summary_writer(run / "tensorboard", start)
+
+    def advance(self, metrics: Mapping[str, float]) -> None:
+        """One step is done: move the bar."""
+        if self.visible:
+            self._bar.set_postfix_str(f"loss {metrics['train/loss']:.4f}", refresh=False)
+            self._bar.update()
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write scalars after `step` optimiser steps."""
+        if self._file is not None:
+            time_s = round(time.monotonic() - self._began, 2)
+            self._file.write(json.dumps({"step": step, "time_s": time_s, **metrics}) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.visible:
+            self._bar.write(text, file=sys.stderr)
+
+    def sounds(self, step: int, sounds: Mapping[str, Tensor], sample_rate: int) -> None:
+        """Write audio [C, N] of each name, and its spectrogram, to `samples/step_.../`."""
+        folder = self.run / "samples" / f"step_{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, sound in sounds.items():
+            sound = sound.detach().float().cpu().clamp(-1, 1)
+            audio_io.save(folder / f"{name}.wav", sound, sample_rate)
+            audio_io.save_spectrogram(folder / f"{name}.png", sound, sample_rate, name)
+            if self._board is not None:
+                self._board.add_audio(name, sound.mean(0, keepdim=True), step, sample_rate)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _summary_writer(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "fit.tensorboard=true needs the tensorboard package: pip install tensorboard"
+        ) from None
+    return SummaryWriter(folder, purge_step=start + 1)
