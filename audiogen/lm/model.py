@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -46,28 +46,33 @@ class LMConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"lm.{name} is {getattr(self, name)}; it must be at least 1")
         if self.dim < 4 or self.dim % self.num_heads or self.dim % 2:
-            raise InputError(f"lm.dim is {self.dim}; it must be even, at least 4, and a multiple of "
-                             f"lm.num_heads ({self.num_heads})")  # fmt: skip
+            raise InputError(
+                f"lm.dim is {self.dim}; it must be even, at least 4, and a multiple of lm.num_heads "
+                f"({self.num_heads})"
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"lm.dropout is {self.dropout}; it must be in [0, 1)")
         if self.pattern not in PATTERNS:
             raise InputError(f"lm.pattern is {self.pattern!r}; allowed: {', '.join(PATTERNS)}")
-        if self.delays and (
-            self.pattern != "delay" or len(self.delays) != self.num_codebooks or min(self.delays) != 0
-        ):
-            raise InputError(f"lm.delays is {self.delays}; it takes one delay for each of the {self.num_codebooks} "
-                             f"codebooks, the smallest 0, and pattern delay (here {self.pattern})")  # fmt: skip
+        if self.delays and self.pattern != "delay":
+            raise InputError(
+                f"lm.delays is for the delay pattern; lm.pattern is {self.pattern!r}: leave it empty"
+            )
+        if self.delays and (len(self.delays) != self.num_codebooks or min(self.delays) != 0):
+            raise InputError(
+                f"lm.delays is {list(self.delays)}; it needs {self.num_codebooks} delays, one per codebook, "
+                "the smallest 0"
+            )
 
 
 class TokenLM(nn.Module):
-    """Causal transformer from interleaved codes to the logits of the next step. Pure: all state is in the cache."""
+    """Causal transformer from interleaved codes to the logits of the next step; its only state is the cache."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
         self.config = config
         self.special = config.codebook_size  # the input id of "no code here": start, delays, past the end
-        # One table and one matrix for all codebooks: codebook k's rows are [k (V + 1), (k + 1)(V + 1)) and
-        # [k V, (k + 1) V).
+        # One table and one matrix for all codebooks, V + 1 and V rows for each in turn.
         self.embedding = nn.Embedding(config.num_codebooks * (config.codebook_size + 1), config.dim)
         self.layers = nn.ModuleList(
             Block(config.dim, config.num_heads, config.ff_mult, config.dropout)
@@ -78,7 +83,7 @@ class TokenLM(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Initialise as AudioGen was (audiocraft, `LMModel._init_weights` with gaussian and current depth)."""
+        """Initialise as AudioGen was: audiocraft's `LMModel._init_weights`, "gaussian" with "current" depth."""
 
         def truncated_normal(weight: Tensor, depth_scale: float = 1.0) -> None:
             std = depth_scale / math.sqrt(weight.shape[1])  # unit variance out of unit variance in
@@ -86,19 +91,20 @@ class TokenLM(nn.Module):
 
         truncated_normal(self.embedding.weight)
         truncated_normal(self.heads.weight)
-        for depth, block in enumerate(self.layers, start=1):
-            assert isinstance(block, Block)
-            attentions = (block.self_attention, block.cross_attention)
-            # The residual stream's variance grows with depth; later layers add less, as 1 / sqrt(2 depth).
-            for linear in (*(a.out_proj for a in attentions), block.ff_in, block.ff_out):
+        for depth, block in enumerate(self._blocks(), start=1):
+            own, cross = block.self_attention, block.cross_attention
+            # Each update adds to the residual stream's variance: later layers add less, as 1 / sqrt(2 depth).
+            for linear in (own.out_proj, cross.out_proj, block.ff_in, block.ff_out):
                 truncated_normal(linear.weight, 1 / math.sqrt(2 * depth))
-            # audiocraft's method passes by the query, key and value weights, so these have PyTorch's default for
-            # linear layers, a third of the variance: attention starts out flat.
-            for linear in (block.self_attention.in_proj, block.cross_attention.query_proj,
-                           block.cross_attention.text_proj):  # fmt: skip
+            # audiocraft's method does not reach these three, which keep PyTorch's default for linear layers,
+            # a third of the variance: attention begins flat.
+            for linear in (own.in_proj, cross.query_proj, cross.text_proj):
                 bound = 1 / math.sqrt(linear.in_features)
                 nn.init.uniform_(linear.weight, -bound, bound)
         # LayerNorms stay at one and zero.
+
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.layers))
 
     def pattern(self, num_frames: int) -> Pattern:
         """This model's interleaving of `num_frames` frames."""
@@ -122,8 +128,8 @@ class TokenLM(nn.Module):
     ) -> Tensor:
         """Logits [B, K, S, V] for steps [B, K, S]; those at step s are of the codes at step s + 1.
 
-        condition: text with D-wide tokens; None is no text, which equals a condition of zeros. With a cache from
-        `new_cache` the condition is in the cache, `steps` continue those seen, and the cache advances by S.
+        condition: text with D-wide tokens; None is no text, which equals a condition of zeros. A cache from
+        `new_cache` holds the condition; `steps` then continue those seen, and the cache advances by S.
         checkpoint_layers: recompute each layer in the backward pass instead of keeping its activations.
         """
         return self.logits(self.features(steps, condition, cache, checkpoint_layers))
@@ -153,7 +159,7 @@ class TokenLM(nn.Module):
         x = self.embedding(steps + offsets).sum(1)  # [B, S, D]
         positions = torch.arange(first, first + steps.shape[2], device=steps.device)
         x = x + sinusoidal_positions(positions, self.config.dim).to(x.dtype)
-        for index, block in enumerate(self.layers):
+        for index, block in enumerate(self._blocks()):
             arguments = (x, text[index] if text else None, text_mask, cache, index)
             x = checkpoint(block, *arguments, use_reentrant=False) if checkpoint_layers else block(*arguments)
         if cache is not None:
@@ -169,7 +175,9 @@ class TokenLM(nn.Module):
         if condition is None:
             return None, None
         tokens = condition.tokens.to(self.heads.weight.dtype)
-        return [block.cross_attention.project(tokens) for block in self.layers], condition.mask[:, None, None]
+        return [block.cross_attention.project(tokens) for block in self._blocks()], condition.mask[
+            :, None, None
+        ]
 
 
 class TeacherForcing(NamedTuple):
@@ -181,10 +189,10 @@ class TeacherForcing(NamedTuple):
 
 
 def teacher_forcing(lm: TokenLM, codes: Tensor, lengths: Tensor | None = None) -> TeacherForcing:
-    """Interleave codes [B, K, T] for training; frames at and after `lengths` [B] are neither seen nor predicted.
+    """Interleave codes [B, K, T] for training; frames from `lengths` [B] on are neither seen nor predicted.
 
-    The whole pattern is trained. audiocraft drops its tail, the steps in which the first codebooks have already
-    ended, though generation runs through it: `mask[..., : T]` of the delay pattern gives theirs.
+    The whole pattern is trained. audiocraft drops its tail, the steps in which the first codebooks have ended,
+    though generation runs through it; with the delay pattern the first T targets are theirs.
     """
     num_frames = codes.shape[2]
     if lengths is not None:
@@ -198,9 +206,9 @@ def teacher_forcing(lm: TokenLM, codes: Tensor, lengths: Tensor | None = None) -
 def token_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats -> (mean over codebooks, per codebook [K]).
 
-    logits [B, K, S, V], targets int64 [B, K, S], mask bool [B, K, S]: True where there is a code to predict. Each
-    codebook is averaged over its own codes, so that short clips and delays do not weigh one against another; a
-    codebook without codes counts 0. In float32, whatever the logits' type.
+    logits [B, K, S, V], targets int64 [B, K, S], mask bool [B, K, S]: True where there is a code to predict.
+    Each codebook is averaged over its own codes and weighs the same; one without codes counts 0. In float32,
+    whatever the logits' type.
     """
     # [B, S, K, V] is how TokenLM's logits lie in memory: flattening them so copies nothing.
     flat = rearrange(logits, "b k s v -> (b s k) v").float()

@@ -1,10 +1,10 @@
 """Patterns: in which step of the language model's sequence each codebook of each frame is predicted.
 
 A codec gives K codes per frame, a transformer predicts one step at a time. A pattern lays the K x T codes of a
-clip out on S steps; codes in the same step are predicted independently given the steps before. Step 0 always
-holds the special token in every codebook, so that the first codes too are predicted from something. A pattern is
-two index maps, and interleave and deinterleave are one gather each. "Simple and Controllable Music Generation"
-(Copet et al., 2023), section 2.2, compares the patterns.
+clip out on S steps; the codes of a step are predicted independently, given the steps before. Step 0 holds the
+special token in every codebook, so that the first codes too are predicted from something. A pattern is two index
+maps, and interleave and deinterleave are one gather each. "Simple and Controllable Music Generation" (Copet et
+al., 2023), section 2.2, compares the patterns.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from audiogen.errors import InputError
 
@@ -24,7 +25,7 @@ PATTERNS: tuple[str, ...] = get_args(PatternName)
 
 @dataclass(frozen=True)
 class Pattern:
-    """Where each code sits in the sequence.
+    """Where each code sits in the sequence; `stack` puts one for each row of a batch in front, [B, ...].
 
     frame: int64 [K, S], the frame whose code is at this step, -1 for the special token.
     step: int64 [K, T], the step at which this frame's code is predicted (its inverse; never 0).
@@ -36,7 +37,7 @@ class Pattern:
     @property
     def num_steps(self) -> int:
         """S, the special step 0 included."""
-        return self.frame.shape[1]
+        return self.frame.shape[-1]
 
 
 def _from_steps(step: Tensor) -> Pattern:
@@ -87,19 +88,32 @@ def make_pattern(
     raise InputError(f"pattern {name!r} is unknown; allowed: {', '.join(PATTERNS)}")
 
 
+def stack(each: Sequence[Pattern]) -> Pattern:
+    """One pattern for a batch whose rows differ in length: frame [B, K, S], step [B, K, T], of the longest.
+
+    Past the end of a shorter row come special tokens, and its missing frames point at step 0, which holds one.
+    """
+
+    def pad(maps: list[Tensor], value: int) -> Tensor:
+        length = max(m.shape[1] for m in maps)
+        return torch.stack([F.pad(m, (0, length - m.shape[1]), value=value) for m in maps])
+
+    return Pattern(pad([pattern.frame for pattern in each], -1), pad([pattern.step for pattern in each], 0))
+
+
 def interleave(codes: Tensor, pattern: Pattern, pad: int) -> Tensor:
-    """Lay codes [B, K, T] out as steps [B, K, S], with `pad` (the special token) where the pattern has no code."""
-    frame = pattern.frame.to(codes.device)
+    """Lay codes [B, K, T] out as steps [B, K, S]; `pad` (the special token) where the pattern has no code."""
+    frame = pattern.frame.to(codes.device).expand(codes.shape[0], -1, -1)
     if codes.shape[2] == 0:
-        return codes.new_full((codes.shape[0], *frame.shape), pad)
-    steps = codes.gather(2, frame.clamp(min=0).expand(codes.shape[0], -1, -1))
-    return steps.masked_fill(frame < 0, pad)
+        return codes.new_full(frame.shape, pad)
+    return codes.gather(2, frame.clamp(min=0)).masked_fill(frame < 0, pad)
 
 
 def deinterleave(x: Tensor, pattern: Pattern) -> Tensor:
     """Pick the codes' places out of x [B, K, S, ...] -> [B, K, T, ...]: the exact inverse of `interleave`.
 
-    Logits at step s predict step s + 1: shift them (drop the last, prepend one) before they are deinterleaved.
+    Logits at step s predict step s + 1: shift them (drop the last, prepend one) before deinterleaving.
     """
-    codebook = torch.arange(pattern.step.shape[0], device=x.device)[:, None]
-    return x[:, codebook, pattern.step.to(x.device)]
+    row = torch.arange(x.shape[0], device=x.device)[:, None, None]
+    codebook = torch.arange(x.shape[1], device=x.device)[:, None]
+    return x[row, codebook, pattern.step.to(x.device)]

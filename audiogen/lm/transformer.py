@@ -1,6 +1,6 @@
 """The decoder's parts: attention, the pre-norm block, the static key-value cache and sinusoidal positions.
 
-Layers have no biases except LayerNorm's, so a condition of zeros contributes exactly nothing to cross-attention.
+Layers have no biases except LayerNorm's, so cross-attention to a condition of zeros adds exactly nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class KVCache:
         return self.self_keys.shape[3]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
-        """Store this layer's new keys and values and return all up to them; `length` is the caller's to advance."""
+        """Store a layer's new keys and values and return all up to them; the caller advances `length`."""
         end = self.length + keys.shape[2]
         self.self_keys[layer, :, :, self.length : end] = keys
         self.self_values[layer, :, :, self.length : end] = values
@@ -114,8 +114,8 @@ class CrossAttention(nn.Module):
 class Block(nn.Module):
     """Pre-norm layer: self-attention, cross-attention, feed-forward with the exact (erf) GELU.
 
-    Dropout acts on each of the three residual updates (Vaswani et al., section 5.4), not inside them: masks of the
-    attention weights or of the wide hidden layer would cost more on a CPU than the products themselves.
+    Dropout acts on each of the three updates (Vaswani et al., section 5.4), not inside them: masking attention
+    weights would give up the fused kernels.
     """
 
     def __init__(self, width: int, num_heads: int, ff_mult: int, dropout: float):
@@ -132,7 +132,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, text: KeysValues | None, text_mask: Tensor | None, cache: KVCache | None, layer: int
     ) -> Tensor:
-        """x [B, S, D] -> [B, S, D]; without text the cross-attention is skipped, which equals a zero condition."""
+        """x [B, S, D] -> [B, S, D]; without text no cross-attention, which equals a condition of zeros."""
         x = x + self.dropout(self.self_attention(self.norm_self(x), cache, layer))
         if text is not None:
             assert text_mask is not None

@@ -1,0 +1,264 @@
+"""Generation: prefill the cache with what is known, then decode step by step, with classifier-free guidance.
+
+All randomness is one uniform number per code, drawn before decoding from a generator of the item's own seed and
+laid out by frame. So an item's codes do not depend on its neighbours in the batch, on the device, on the pattern's
+order of decoding, or on how long the clip is: asking for more frames leaves the first ones as they were (except
+under coarse_first, where all frames are planned at once). What remains is rounding: other batch sizes may take
+other matrix kernels, which in float32 moves about one code in a million, and more in bfloat16.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from audiogen.conditioning.condition import null, stack
+from audiogen.errors import InputError
+from audiogen.interfaces import Condition
+from audiogen.lm import patterns
+from audiogen.lm.model import TokenLM
+
+Callback = Callable[[int, int], None]  # (steps done, steps in all), after every step
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a code is drawn from its distribution; the defaults are audiocraft's.
+
+    temperature: divides the logits; 0 takes the most probable code. top_k: keep the k most probable codes, and
+    those tied with the last of them; 0 keeps all. top_p: if above 0, instead of top_k keep the most probable
+    codes that together reach p.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 250
+    top_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature is {self.temperature}; it must be 0 (most probable code) or above")
+        if self.top_k < 0:
+            raise InputError(f"top_k is {self.top_k}; it must be 0 (keep all codes) or above")
+        if not 0.0 <= self.top_p <= 1.0:
+            raise InputError(f"top_p is {self.top_p}; it must be in [0, 1], 0 for top_k instead")
+
+
+def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """Codes int64 [...] from logits [..., V] and one number in [0, 1) [...] each, by inverting the distribution.
+
+    The cumulative sum runs in the order of the code ids, not of probability: a rounding error that swaps two
+    ranks then changes nothing.
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probability = torch.softmax(logits / sampling.temperature, dim=-1)
+    if sampling.top_p > 0:
+        ranked, order = probability.sort(dim=-1, descending=True)
+        reached = ranked.cumsum(-1) - ranked > sampling.top_p  # by the codes before this one
+        probability = torch.zeros_like(probability).scatter(-1, order, ranked.masked_fill(reached, 0.0))
+    elif 0 < sampling.top_k < logits.shape[-1]:
+        threshold = probability.topk(sampling.top_k, dim=-1).values[..., -1:]
+        probability = probability.masked_fill(probability < threshold, 0.0)
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
+    cumulative = probability.to(exact).cumsum(-1)
+    threshold = uniform[..., None].to(exact) * cumulative[..., -1:]
+    codes = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    return codes.clamp(max=logits.shape[-1] - 1)
+
+
+def guide(logits: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance: logits [2 B, ...], with text first, then without -> float32 [B, ...].
+
+    u + (c - u) guidance (Ho and Salimans, 2022, with guidance = 1 + w): 1 is the conditional model, 0 the
+    unconditional.
+    """
+    conditional, unconditional = logits.float().chunk(2)
+    return unconditional + (conditional - unconditional) * guidance
+
+
+class Window(NamedTuple):
+    """Frames [begin, end) seen as one sequence, of which [begin, known) are there already."""
+
+    begin: int
+    known: int
+    end: int
+
+
+def plan_windows(known: int, num_frames: int, max_frames: int, stride: int) -> list[Window]:
+    """Cover `num_frames` by sequences of at most `max_frames`, after the first each adding `stride` frames.
+
+    A later window sees the last max_frames - stride frames before it, at positions counted from its own start.
+    """
+    windows = []
+    while known < num_frames:
+        begin = 0 if known < max_frames else known - (max_frames - stride)
+        windows.append(Window(begin, known, min(begin + max_frames, num_frames)))
+        known = windows[-1].end
+    return windows
+
+
+def generate_tokens(
+    lm: TokenLM,
+    condition: Condition | None,
+    num_frames: int | Sequence[int],
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    *,
+    seeds: Sequence[int],
+    guidance: float = 3.0,
+    negative: Condition | None = None,
+    prompt: Tensor | None = None,
+    max_frames: int | None = None,
+    stride: int | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Generate codes int64 [B, K, T], one row per seed.
+
+    condition: the text, B rows on the model's device; None generates without.
+    num_frames: length of every row, or one per row, the prompt included; T is the longest. Past a shorter row's
+        end the codes are 0.
+    guidance: 1 turns it off and halves the work. negative: what to move away from, B rows; None is no text.
+    prompt: codes [B, K, P] to continue; the result begins with them.
+    max_frames: longest sequence to run the model on, in general the one it was trained on; None is no limit.
+        Longer clips are made in windows that each add `stride` frames (by default a fifth of max_frames, as
+        audiocraft's AudioGen does) to those before.
+    """
+    lengths = [num_frames] * len(seeds) if isinstance(num_frames, int) else list(num_frames)
+    if prompt is None:
+        prompt = torch.zeros(len(seeds), lm.config.num_codebooks, 0, dtype=torch.long)
+    _check(lm, condition, negative, lengths, prompt, len(seeds))
+    num_known, longest = prompt.shape[2], max(lengths)
+    max_frames = longest if max_frames is None else max_frames
+    stride = max(1, max_frames // 5) if stride is None else stride
+    if longest > max_frames and not 1 <= stride < max_frames:
+        raise InputError(f"stride is {stride} frames; it must be from 1 to {max_frames - 1} (max_frames - 1)")
+
+    device = lm.heads.weight.device
+    codes = torch.zeros(len(seeds), lm.config.num_codebooks, longest, dtype=torch.long, device=device)
+    codes[..., :num_known] = prompt
+    uniform = _noise(seeds, lengths, lm.config.num_codebooks).to(device)
+    guided = guidance != 1.0 and (condition is not None or negative is not None)
+    if guided:  # the model sees 2 B rows: with the text, then without
+        nothing = null(len(seeds), lm.config.dim, device)
+        condition = stack([condition or nothing, negative or nothing])
+
+    sequences = []
+    for window in plan_windows(num_known, longest, max_frames, stride):
+        rows = [row for row, length in enumerate(lengths) if length > window.known]
+        sequences.append((window, rows, _lay_out(lm, window, [lengths[row] for row in rows])))
+    total = sum(layout.num_decoded for _, _, layout in sequences)
+    count = itertools.count(1)
+
+    def advance() -> None:
+        if callback is not None:
+            callback(next(count), total)
+
+    for window, rows, layout in sequences:
+        part = torch.tensor(rows, device=device), slice(None), slice(window.begin, window.end)
+        text = _rows(condition, [*rows, *(len(seeds) + row for row in rows)] if guided else rows)
+        strength = guidance if guided else None
+        codes[part] = _decode(lm, text, codes[part], uniform[part], layout, sampling, strength, advance)
+    return codes
+
+
+def _check(
+    lm: TokenLM,
+    condition: Condition | None,
+    negative: Condition | None,
+    lengths: Sequence[int],
+    prompt: Tensor,
+    num_rows: int,
+) -> None:
+    """Refuse arguments of `generate_tokens` that do not fit one another."""
+    if lm.training:
+        raise ValueError("the model is in training mode, where dropout is active; call lm.eval() first")
+    counts = {"num_frames": len(lengths), "prompt": len(prompt)}
+    counts |= {"condition": len(condition.mask)} if condition is not None else {}
+    counts |= {"negative": len(negative.mask)} if negative is not None else {}
+    for name, count in counts.items():
+        if count != num_rows or not count:
+            raise ValueError(f"{name} has {count} rows and there are {num_rows} seeds; one a row is needed")
+    num_codebooks, codebook_size = lm.config.num_codebooks, lm.config.codebook_size
+    if prompt.shape[1] != num_codebooks:
+        raise InputError(f"the prompt has {prompt.shape[1]} codebooks; this model has {num_codebooks}")
+    if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < codebook_size:
+        raise InputError(
+            f"the prompt's codes go from {prompt.min()} to {prompt.max()}; this model's from 0 to {codebook_size - 1}"
+        )
+    if min(lengths) <= prompt.shape[2]:
+        raise InputError(
+            f"{min(lengths)} frames asked for, with a prompt of {prompt.shape[2]}: the length includes the prompt "
+            "and must be longer"
+        )
+
+
+def _noise(seeds: Sequence[int], lengths: Sequence[int], num_codebooks: int) -> Tensor:
+    """A number in [0, 1) for every code, [B, K, T], frame by frame from a generator of each row's seed."""
+    noise = torch.zeros(len(seeds), num_codebooks, max(lengths))
+    for row, (seed, length) in enumerate(zip(seeds, lengths, strict=True)):
+        noise[row, :, :length] = torch.rand(
+            length, num_codebooks, generator=torch.Generator().manual_seed(seed)
+        ).T
+    return noise
+
+
+class _Layout(NamedTuple):
+    """A window's sequence: each row's pattern, how many frames are known, the first step with a code that is not."""
+
+    pattern: patterns.Pattern
+    known: int
+    first: int
+
+    @property
+    def num_decoded(self) -> int:
+        return self.pattern.num_steps - self.first
+
+
+def _lay_out(lm: TokenLM, window: Window, lengths: Sequence[int]) -> _Layout:
+    """Rows that end inside the window have a pattern of their own length, as they would have alone."""
+    known = window.known - window.begin
+    each = [lm.pattern(min(length, window.end) - window.begin) for length in lengths]
+    first = min(int(pattern.step[:, known:].min()) for pattern in each)
+    return _Layout(patterns.stack(each), known, first)
+
+
+def _rows(condition: Condition | None, rows: list[int]) -> Condition | None:
+    """These rows of a condition, in this order."""
+    return None if condition is None else Condition(condition.tokens[rows], condition.mask[rows])
+
+
+@torch.inference_mode()
+def _decode(
+    lm: TokenLM,
+    condition: Condition | None,
+    codes: Tensor,
+    uniform: Tensor,
+    layout: _Layout,
+    sampling: Sampling,
+    guidance: float | None,
+    advance: Callable[[], None],
+) -> Tensor:
+    """Complete codes [B, K, T] of a window; with guidance, condition and model have 2 B rows."""
+    pattern = layout.pattern
+    steps = patterns.interleave(codes, pattern, lm.special)
+    uniform = patterns.interleave(uniform, pattern, 0)
+    unknown = (pattern.frame >= layout.known).to(codes.device)
+    copies = 1 if guidance is None else 2
+    cache = lm.new_cache(condition, copies * len(codes), pattern.num_steps)
+    new = steps[..., : layout.first]
+    for step in range(layout.first, pattern.num_steps):
+        features = lm.features(new.repeat(copies, 1, 1), cache=cache)
+        logits = lm.logits(features[:, -1:])[:, :, 0]  # [copies B, K, V]
+        if guidance is not None:
+            logits = guide(logits, guidance)
+        drawn = draw(logits, sampling, uniform[..., step])
+        steps[..., step] = torch.where(unknown[..., step], drawn, steps[..., step])
+        new = steps[..., step : step + 1]
+        advance()
+    completed = patterns.deinterleave(steps, pattern)
+    return completed.masked_fill(completed == lm.special, 0)  # past the end of a shorter row

@@ -1,0 +1,107 @@
+"""Our model with the weights of a tiny AudioGen release gives what the public implementation computed from them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from audiogen.conditioning.condition import null
+from audiogen.interfaces import Condition
+from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing
+from audiogen.lm.patterns import deinterleave, interleave
+from audiogen.lm.sample import Sampling, generate_tokens
+
+GREEDY = Sampling(temperature=0)
+
+
+def released_names(state: dict[str, Tensor], num_layers: int, num_codebooks: int) -> dict[str, Tensor]:
+    """Tensors of a release (specification: audiogen_weights) under our names."""
+    ours = {
+        "embedding.weight": torch.cat([state[f"emb.{k}.weight"] for k in range(num_codebooks)]),
+        "heads.weight": torch.cat([state[f"linears.{k}.weight"] for k in range(num_codebooks)]),
+        "out_norm.weight": state["out_norm.weight"],
+        "out_norm.bias": state["out_norm.bias"],
+    }
+    for i in range(num_layers):
+        theirs, mine = f"transformer.layers.{i}.", f"layers.{i}."
+        width = state[theirs + "self_attn.out_proj.weight"].shape[0]
+        cross = state[theirs + "cross_attention.in_proj_weight"]
+        ours |= {
+            mine + "self_attention.in_proj.weight": state[theirs + "self_attn.in_proj_weight"],
+            mine + "self_attention.out_proj.weight": state[theirs + "self_attn.out_proj.weight"],
+            mine + "cross_attention.query_proj.weight": cross[:width],
+            mine + "cross_attention.text_proj.weight": cross[width:],
+            mine + "cross_attention.out_proj.weight": state[theirs + "cross_attention.out_proj.weight"],
+            mine + "ff_in.weight": state[theirs + "linear1.weight"],
+            mine + "ff_out.weight": state[theirs + "linear2.weight"],
+        }
+        for my_norm, their_norm in (
+            ("norm_self", "norm1"),
+            ("norm_cross", "norm_cross"),
+            ("norm_ff", "norm2"),
+        ):
+            for part in ("weight", "bias"):
+                ours[f"{mine}{my_norm}.{part}"] = state[f"{theirs}{their_norm}.{part}"]
+    return ours
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path) -> tuple[TokenLM, Condition, dict[str, Tensor]]:
+    folder = shared / "fixtures" / "audiogen_tiny"
+    state = torch.load(folder / "state_dict.bin", weights_only=True)["best_state"]
+    lm = TokenLM(LMConfig(num_codebooks=4, codebook_size=96, dim=64, num_layers=3, num_heads=4))
+    lm.load_state_dict(released_names(state, num_layers=3, num_codebooks=4))
+    expected = load_file(folder / "expected.safetensors")
+    projection = "condition_provider.conditioners.description.output_proj."
+    tokens = F.linear(expected["text_features"], state[projection + "weight"], state[projection + "bias"])
+    return lm.eval(), Condition(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)), expected
+
+
+def rows(condition: Condition, count: int) -> Condition:
+    return Condition(condition.tokens.expand(count, -1, -1), condition.mask.expand(count, -1))
+
+
+def test_delay_interleaving(golden: tuple[TokenLM, Condition, dict[str, Tensor]]) -> None:
+    lm, _, expected = golden
+    steps = interleave(expected["lm_codes"], lm.pattern(12), lm.special)
+    assert torch.equal(steps, expected["lm_steps"])
+    assert torch.equal(steps[0] != lm.special, expected["lm_step_mask"].bool())
+
+
+def test_logits(golden: tuple[TokenLM, Condition, dict[str, Tensor]]) -> None:
+    lm, text, expected = golden
+    with torch.no_grad():
+        with_text = lm(expected["lm_steps"], rows(text, 2))
+        torch.testing.assert_close(with_text, expected["logits_text"], atol=1e-4, rtol=0)
+        for no_text in (None, null(2, 64)):
+            without = lm(expected["lm_steps"], no_text)
+            torch.testing.assert_close(without, expected["logits_null"], atol=1e-4, rtol=0)
+    assert (expected["logits_text"] - expected["logits_null"]).abs().max() > 0.1  # the text does something
+
+
+def test_training_logits_are_ours_before_the_tail(
+    golden: tuple[TokenLM, Condition, dict[str, Tensor]],
+) -> None:
+    lm, text, expected = golden
+    example = teacher_forcing(lm, expected["lm_codes"])
+    with torch.no_grad():
+        logits = lm(example.inputs, rows(text, 2))
+    predicted = F.pad(logits, (0, 0, 1, 0))  # those at step s predict step s + 1
+    pattern = lm.pattern(12)
+    aligned = deinterleave(predicted, pattern)
+    theirs = expected["train_mask"].bool()
+    assert torch.equal(theirs[0], pattern.step <= 12)  # they leave out the steps after T
+    torch.testing.assert_close(aligned[theirs], expected["train_logits"][theirs], atol=1e-4, rtol=0)
+
+
+def test_greedy_generation_and_continuation(golden: tuple[TokenLM, Condition, dict[str, Tensor]]) -> None:
+    lm, text, expected = golden
+    codes = generate_tokens(lm, text, 12, GREEDY, guidance=3.0, seeds=[0])
+    assert torch.equal(codes, expected["greedy_codes"])
+    continued = generate_tokens(
+        lm, text, 12, GREEDY, guidance=3.0, seeds=[0], prompt=expected["prompt_codes"]
+    )
+    assert torch.equal(continued, expected["continued_codes"])
