@@ -62,7 +62,7 @@ def _sentence(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _one_of(rng: np.random.Generator, options: Sequence[str]) -> str:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def _mentions(event: SynthEvent, rng: np.random.Generator, stress: bool) -> set[str]:
@@ -85,12 +85,17 @@ def _fill(template: str, adjectives: list[str], ending: str) -> str:
     return text.replace("{n}", ending) if "{n}" in text else text + ending
 
 
+def _apt(phrases: Sequence[str], event: SynthEvent) -> list[str]:
+    """The phrases that are true of this many strikes, without their mark."""
+    return [text.removeprefix("{1}") for text in phrases if event.count == 1 or not text.startswith("{1}")]
+
+
 def _clause(event: SynthEvent, rng: np.random.Generator, stress: bool = False) -> str:
     """ "a small bell rings loudly three times"."""
     kind, said = KINDS[event.kind], _mentions(event, rng, stress)
     templates = [
         text
-        for text in kind.clauses
+        for text in _apt(kind.clauses, event)
         if ("count" not in said or "{n}" in text) and ("pitch" not in said or "{a}" in text)
     ]
     if not templates:
@@ -114,9 +119,9 @@ def _noun(event: SynthEvent, rng: np.random.Generator, stress: bool = False) -> 
         if "pace" in said:
             adjectives.append(_one_of(rng, PACE_WORDS[str(event.pace)]))
         return " ".join([NUMBERS[event.count], *adjectives, _one_of(rng, kind.counted)])
-    templates = [text for text in kind.nouns if not said - {"pace", "count"} or "{" in text]
     if "pitch" in said:
         adjectives += _pitch_words(event, rng)
+    templates = [text for text in _apt(kind.nouns, event) if not adjectives or "{" in text]
     return _fill(_one_of(rng, templates), adjectives, "")
 
 

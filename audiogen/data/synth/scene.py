@@ -8,11 +8,14 @@ from typing import Literal
 import numpy as np
 
 from audiogen.data.seeds import seed_for
+from audiogen.data.synth import animals, electronics, machines, objects, people, weather
 from audiogen.data.synth.kind import Kind
-from audiogen.data.synth.machines import MACHINES
-from audiogen.data.synth.nature import NATURE
 
-KINDS: dict[str, Kind] = {**NATURE.kinds, **MACHINES.kinds}
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for family in (weather, animals, people, machines, objects, electronics)
+    for kind in family.SOUNDS
+}
 
 Form = Literal["one", "order", "overlap", "emphasis"]
 SHARES: dict[Form, float] = {"one": 0.45, "order": 0.30, "overlap": 0.15, "emphasis": 0.10}
@@ -82,7 +85,7 @@ def _pick(rng: np.random.Generator, slot_s: float, *, avoid: str = "", backdrop:
     names = [
         name
         for name, kind in KINDS.items()
-        if kind.length_s[0] <= slot_s and name != avoid and (kind.backdrop or not backdrop)
+        if kind.shortest_s <= slot_s and name != avoid and (kind.backdrop or not backdrop)
     ]
     return names[rng.integers(len(names))]
 
@@ -107,7 +110,7 @@ def _overlapping(rng: np.random.Generator, duration_s: float) -> tuple[SynthEven
     """A backdrop through the whole clip and a louder event that begins after it."""
     under = _pick(rng, duration_s, backdrop=True)
     delay = duration_s * rng.uniform(0.05, 0.25)
-    striking = [n for n, k in KINDS.items() if not k.backdrop and k.length_s[0] <= duration_s - delay]
+    striking = [n for n, k in KINDS.items() if not k.backdrop and k.shortest_s <= duration_s - delay]
     over = striking[rng.integers(len(striking))]
     backdrop = _place(rng, KINDS[under], 0.0, duration_s, None, BACKDROP_DB, whole=True)
     return backdrop, _place(rng, KINDS[over], delay, duration_s, None, FOREGROUND_DB)
@@ -139,22 +142,29 @@ def _place(
         )
     interval_s, pace = _draw(rng, kind.interval_s, ("fast", "slow"))
     sound_s = rng.uniform(kind.length_s[0], min(kind.length_s[1], slot_s))
-    room = int(max(0.0, slot_s * 0.98 - sound_s) / (interval_s * (1 + kind.jitter))) + 1
-    most = min(room, 60 if kind.fills and rng.random() < 0.5 else kind.most)
-    count = most if most > kind.most else int(rng.integers(1, most + 1))
+    if kind.least > 1:
+        widest = (slot_s - kind.length_s[0]) / ((kind.least - 1) * (1 + kind.jitter))
+        if widest < interval_s:  # only just room for the fewest: no word for that pace
+            interval_s, pace, sound_s = widest, None, kind.length_s[0]
+    room = int((slot_s - sound_s) / (interval_s * (1 + kind.jitter)) + 1e-6) + 1
+    if kind.fills and room > kind.most and rng.random() < 0.5:
+        count = room
+    else:
+        count = int(rng.integers(kind.least, max(kind.least, min(room, kind.most)) + 1))
     if count > 1 and not kind.rings:
         sound_s = max(kind.length_s[0], min(sound_s, 0.85 * interval_s))
     gaps = interval_s * (1 + kind.jitter * rng.uniform(-1, 1, count - 1))
-    onsets = np.concatenate([[0.0], np.cumsum(gaps)])
-    slack = slot_s - onsets[-1] - sound_s
-    onsets = start_s + rng.uniform(0, slack) * (0.3 if count > kind.most else 1.0) + onsets
-    times = tuple(float(t) for t in onsets)
-    pace = pace if count >= 3 else None
+    since = np.concatenate([[0.0], np.cumsum(gaps)])
+    slack = max(0.0, slot_s - since[-1] - sound_s)
+    onsets = tuple(
+        float(t) for t in start_s + slack * rng.uniform(0, 0.3 if count > kind.most else 1) + since
+    )
+    pace = pace if kind.paced and count >= 3 else None
     return SynthEvent(
         kind.name,
-        times[0],
-        times[-1] + sound_s,
-        times,
+        onsets[0],
+        onsets[-1] + sound_s,
+        onsets,
         count,
         sound_s,
         pitch_hz,

@@ -7,28 +7,31 @@ one inverse FFT. Frequencies are clamped below the Nyquist frequency, so that an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 from scipy.signal import lfilter
 
-Signal = NDArray[np.float32]
-Frequency = float | NDArray[np.floating]  # Hz, fixed or one value per sample
+Signal = NDArray[np.floating[Any]]  # float32 wherever speed counts
+Frequency = float | NDArray[np.floating[Any]]  # Hz, fixed or one value per sample
 
 TABLE_SIZE = 4096  # one period; without interpolation its error stays near -70 dB for the harmonics used here
 
 
 def audible(hz: Frequency, sample_rate: int) -> Frequency:
     """`hz` kept in 1 Hz .. 0.45 sample_rate."""
-    return np.clip(hz, 1.0, 0.45 * sample_rate)
+    if isinstance(hz, np.ndarray):
+        return np.clip(hz, 1.0, 0.45 * sample_rate)
+    return min(max(float(hz), 1.0), 0.45 * sample_rate)
 
 
-def phase(hz: Frequency, n: int, sample_rate: int) -> NDArray[np.float64]:
+def phase(hz: Frequency, n: int, sample_rate: int) -> Signal:
     """Cycles since the start, [N]; `hz` may vary per sample. float64: 30 s at 3 kHz is 90,000 cycles."""
-    if np.ndim(hz) == 0:
-        return np.arange(n) * (float(hz) / sample_rate)
-    return np.cumsum(hz, dtype=np.float64) / sample_rate
+    if isinstance(hz, np.ndarray):
+        return np.cumsum(hz, dtype=np.float64) / sample_rate
+    return np.arange(n) * (hz / sample_rate)
 
 
 def sine(hz: Frequency, n: int, sample_rate: int) -> Signal:
@@ -37,7 +40,7 @@ def sine(hz: Frequency, n: int, sample_rate: int) -> Signal:
     return np.sin((2 * np.pi * (cycles - np.floor(cycles))).astype(np.float32))
 
 
-def harmonic(hz: Frequency, amplitudes: Sequence[float] | NDArray, n: int, sample_rate: int) -> Signal:
+def harmonic(hz: Frequency, amplitudes: Sequence[float] | Signal, n: int, sample_rate: int) -> Signal:
     """A periodic tone [N] with the given amplitudes of harmonics 1, 2, ...; those past Nyquist are left out."""
     hz = audible(hz, sample_rate)
     limit = max(1, int(0.48 * sample_rate / float(np.max(hz))))
@@ -49,12 +52,14 @@ def harmonic(hz: Frequency, amplitudes: Sequence[float] | NDArray, n: int, sampl
     return table[index]
 
 
-def vowel(pitch_hz: float, formants: Sequence[tuple[float, float]], tilt: float = 1.0) -> NDArray[np.float64]:
+def vowel(pitch_hz: float, formants: Sequence[tuple[float, float]], tilt: float = 1.0) -> Signal:
     """Amplitudes of 60 harmonics of a voice: a 1/h**tilt source times resonances (centre Hz, bandwidth Hz)."""
     order = np.arange(1, 61)
     hz = order * pitch_hz
-    peaks = sum(1 / (1 + ((hz - centre) / (0.5 * width)) ** 2) for centre, width in formants)
-    return (peaks + 0.01) / order**tilt
+    peaks = np.full(len(hz), 0.01)
+    for centre, width in formants:
+        peaks += 1 / (1 + ((hz - centre) / (0.5 * width)) ** 2)
+    return peaks / order**tilt
 
 
 def noise(rng: np.random.Generator, n: int, sample_rate: int, curve: Sequence[tuple[float, float]]) -> Signal:
@@ -63,10 +68,11 @@ def noise(rng: np.random.Generator, n: int, sample_rate: int, curve: Sequence[tu
     bins = size // 2 + 1
     hz = np.arange(bins, dtype=np.float32) * np.float32(sample_rate / size)
     points, gains = zip(*curve, strict=True)
-    shape = 10 ** (np.interp(np.log(np.maximum(hz, 1.0)), np.log(points), gains) / 20)
+    gain_db = np.interp(np.log(np.maximum(hz, 1.0)), np.log(points), gains).astype(np.float32)
+    shape = np.exp(gain_db * np.float32(np.log(10) / 20))
     shape[0] = 0
     draws = rng.standard_normal(2 * bins, dtype=np.float32).view(np.complex64)
-    signal = fft.irfft(draws * shape.astype(np.float32), size)[:n]
+    signal = fft.irfft(draws * shape, size)[:n]
     return signal / np.sqrt(np.mean(signal**2) + 1e-12)
 
 
@@ -97,9 +103,9 @@ def lowpass(signal: Signal, hz: float, sample_rate: int) -> Signal:
 
 
 def partials(
-    hz: Sequence[float],
-    amplitudes: Sequence[float],
-    decays_s: Sequence[float],
+    hz: Sequence[float] | Signal,
+    amplitudes: Sequence[float] | Signal,
+    decays_s: Sequence[float] | Signal,
     n: int,
     sample_rate: int,
 ) -> Signal:
@@ -160,3 +166,25 @@ def pulse_train(rng: np.random.Generator, n: int, sample_rate: int, rate_hz: flo
     at = np.cumsum(np.maximum(gaps, 1)).astype(np.int64)
     out[at[at < n]] = 1.0
     return out
+
+
+def at_speed(signal: Signal, speed: float) -> Signal:
+    """`signal` [N] played `speed` times as fast, still [N]: zeros past its end. Cubic (Catmull-Rom) interpolation."""
+    padded = np.concatenate([np.zeros(1), signal, np.zeros(3)]).astype(np.float32)
+    place = np.minimum(np.arange(len(signal)) * speed, len(signal))
+    left = place.astype(np.int64)
+    x = (place - left).astype(np.float32)
+    before, here, after, later = (padded[left + k] for k in range(4))
+    slope, bend = after - before, 2 * before - 5 * here + 4 * after - later
+    return here + 0.5 * x * (slope + x * (bend + x * (3 * (here - after) + later - before)))
+
+
+def room(signal: Signal, rng: np.random.Generator, sample_rate: int, decay_s: float, wet_db: float) -> Signal:
+    """`signal` [N] with the tail of a room: noise that falls by 60 dB in `decay_s`, its energy at `wet_db`."""
+    n, m = len(signal), max(2, int(decay_s * sample_rate))
+    time = np.arange(m, dtype=np.float32) / np.float32(sample_rate)
+    tail = rng.standard_normal(m, dtype=np.float32) * np.exp(time * np.float32(-6.9 / decay_s))
+    tail = lowpass(tail, 4000, sample_rate)
+    tail *= np.float32(10 ** (wet_db / 20) / np.sqrt(np.sum(tail**2)))
+    size = fft.next_fast_len(n + m, real=True)
+    return signal + fft.irfft(fft.rfft(signal, size) * fft.rfft(tail, size), size)[:n]
