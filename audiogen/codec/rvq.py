@@ -1,0 +1,182 @@
+"""Residual vector quantisation with EMA codebooks (SoundStream arXiv:2107.03312, 3.3; EnCodec arXiv:2210.13438, 3.2).
+
+Each codebook quantises what the ones before it left over, so every prefix of the codebooks is a bandwidth.
+Codebooks are buffers: they follow the data by exponential moving averages, not by gradient.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiogen import distributed
+
+
+def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the closest codeword: [n, D], [V, D] -> int64 [n]. Needs an [n, V] product, never [n, V, D]."""
+    vectors, codebook = vectors.float(), codebook.float()
+    return (codebook.square().sum(1) - 2.0 * vectors @ codebook.T).argmin(1)
+
+
+def assign_sums(vectors: Tensor, codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """How many vectors each code holds [V], and their sum [V, D]; summed over all ranks."""
+    counts = torch.bincount(codes, minlength=num_codes).to(vectors.dtype)
+    sums = vectors.new_zeros(num_codes, vectors.shape[1]).index_add_(0, codes, vectors)
+    return distributed.all_reduce_sum(counts), distributed.all_reduce_sum(sums)
+
+
+def kmeans(vectors: Tensor, num_codes: int, num_iterations: int) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm: [n, D] -> means [V, D] and their counts [V]. Empty clusters keep their mean.
+
+    With fewer vectors than codes some start equal; dead-code replacement separates them as training goes on.
+    """
+    means = distributed.broadcast(_sample(vectors, num_codes))
+    counts = vectors.new_zeros(num_codes)
+    for _ in range(num_iterations):
+        counts, sums = assign_sums(vectors, nearest(vectors, means), num_codes)
+        means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], means)
+    return means, counts
+
+
+def _sample(vectors: Tensor, num: int) -> Tensor:
+    """`num` rows drawn without replacement where there are enough."""
+    n = vectors.shape[0]
+    picks = torch.randperm(n)[:num] if n >= num else torch.randint(n, (num,))
+    return vectors[picks.to(vectors.device)].clone()
+
+
+class Codebook(nn.Module):
+    """One vector quantiser of V codewords of width D.
+
+    Buffers: codewords [V, D]; usage [V] and sums [V, D], the moving averages they are made from; initialised.
+    """
+
+    def __init__(
+        self, num_codes: int, dim: int, decay: float, dead_below: float, kmeans_iterations: int
+    ) -> None:
+        super().__init__()
+        self.decay, self.dead_below, self.kmeans_iterations = decay, dead_below, kmeans_iterations
+        bound = dim**-0.5  # used only when a codec runs untrained: k-means replaces it
+        self.register_buffer("codewords", torch.empty(num_codes, dim).uniform_(-bound, bound))
+        self.register_buffer("usage", torch.zeros(num_codes))
+        self.register_buffer("sums", torch.zeros(num_codes, dim))
+        self.register_buffer("initialised", torch.tensor(False))
+
+    codewords: Tensor
+    usage: Tensor
+    sums: Tensor
+    initialised: Tensor
+
+    @torch.no_grad()
+    def update(self, vectors: Tensor, codes: Tensor) -> None:
+        """Move the codewords towards the vectors [n, D] assigned to them by `codes` [n]; revive dead ones."""
+        num_codes = self.codewords.shape[0]
+        counts, sums = assign_sums(vectors, codes, num_codes)
+        self.usage.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        dead = self.usage < self.dead_below
+        if len(vectors) and bool(dead.any()):
+            fresh = distributed.broadcast(_sample(vectors, num_codes))
+            self.sums.copy_(torch.where(dead[:, None], fresh * self.dead_below, self.sums))
+            self.usage.copy_(torch.where(dead, torch.full_like(self.usage, self.dead_below), self.usage))
+        self.codewords.copy_(self.sums / self.usage.clamp(min=1e-5)[:, None])
+
+    @torch.no_grad()
+    def initialise(self, vectors: Tensor) -> None:
+        """K-means on the first training batch [n, D]."""
+        means, counts = kmeans(vectors, self.codewords.shape[0], self.kmeans_iterations)
+        self.codewords.copy_(means)
+        self.usage.copy_(counts.clamp(min=self.dead_below))
+        self.sums.copy_(means * self.usage[:, None])
+        self.initialised.fill_(True)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What the quantiser returns.
+
+    latents: sum of the chosen codewords [B, D, T], straight-through in training. codes: int64 [B, K, T].
+    commitment_loss: scalar.
+    """
+
+    latents: Tensor
+    codes: Tensor
+    commitment_loss: Tensor
+
+
+class ResidualQuantizer(nn.Module):
+    """K codebooks in sequence on latents [B, D, T]."""
+
+    def __init__(
+        self,
+        num_codebooks: int,
+        codebook_size: int,
+        dim: int,
+        decay: float = 0.99,
+        dead_below: float = 2.0,
+        kmeans_iterations: int = 50,
+    ) -> None:
+        super().__init__()
+        books = (
+            Codebook(codebook_size, dim, decay, dead_below, kmeans_iterations) for _ in range(num_codebooks)
+        )
+        self.codebooks = nn.ModuleList(books)
+        self.learning = True  # False freezes the codebooks in training mode too (decoder fine-tuning)
+
+    @property
+    def books(self) -> list[Codebook]:
+        """The codebooks, typed."""
+        return [book for book in self.codebooks if isinstance(book, Codebook)]
+
+    def forward(self, latents: Tensor, num_codebooks: int | Tensor | None = None) -> Quantised:
+        """Quantise [B, D, T]; in training mode the codebooks learn from the items that use them.
+
+        num_codebooks: how many each item uses, an int or int64 [B]; None is all. With several processes, item 0
+        of each must use all: revival of dead codewords needs the same calls everywhere.
+        """
+        x = latents.float().transpose(1, 2)  # [B, T, D]
+        batch, frames, dim = x.shape
+        total = len(self.codebooks)
+        limit = torch.as_tensor(total if num_codebooks is None else num_codebooks, device=x.device).expand(
+            batch
+        )
+        residual, quantised = x, torch.zeros_like(x)
+        codes, losses = [], []
+        for k, book in enumerate(self.books):
+            active = limit > k  # [B]
+            flat = residual.detach()[active].reshape(-1, dim)
+            if self.training and self.learning and not book.initialised and len(flat):
+                book.initialise(flat)
+            code = nearest(residual.detach().reshape(-1, dim), book.codewords).view(batch, frames)
+            chosen = F.embedding(code, book.codewords)  # [B, T, D]
+            gate = active[:, None, None].to(x.dtype)
+            error = (chosen - residual).square().mean((1, 2))  # [B]; the gradient reaches the encoder only
+            losses.append((error * active).sum() / active.sum().clamp(min=1))
+            if self.training and self.learning:
+                book.update(flat, code[active].reshape(-1))
+            quantised = quantised + gate * chosen
+            residual = residual - chosen
+            codes.append(code)
+        if self.training:
+            quantised = (
+                x + (quantised - x).detach()
+            )  # straight-through: the decoder's gradient skips the rounding
+        commitment = torch.stack(losses).mean()
+        return Quantised(quantised.transpose(1, 2), torch.stack(codes, 1), commitment)
+
+    def encode(self, latents: Tensor, num_codebooks: int) -> Tensor:
+        """[B, D, T] -> int64 codes [B, num_codebooks, T]."""
+        residual = latents.float().transpose(1, 2)
+        codes = []
+        for book in self.books[:num_codebooks]:
+            code = nearest(residual.reshape(-1, residual.shape[-1]), book.codewords).view(residual.shape[:2])
+            residual = residual - F.embedding(code, book.codewords)
+            codes.append(code)
+        return torch.stack(codes, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """int64 codes [B, K, T], K at most the number of codebooks -> latents [B, D, T]."""
+        books = self.books[: codes.shape[1]]
+        chosen = [F.embedding(codes[:, k], book.codewords) for k, book in enumerate(books)]  # K of [B, T, D]
+        return torch.stack(chosen).sum(0).transpose(1, 2)

@@ -1,0 +1,128 @@
+"""SEANet encoder and decoder at the sample rate (SoundStream arXiv:2107.03312; EnCodec arXiv:2210.13438, 3.1).
+
+Encoder: a convolution, then per stage residual units and a strided convolution that doubles the channels, an
+LSTM, a projection to the latents. The decoder mirrors it. ELU throughout; receptive field and look-ahead are set
+by `causal`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from audiogen.codec.conv import PaddedConv1d, PaddedConvTranspose1d, ResidualLSTM, StreamState
+from audiogen.errors import InputError
+
+
+@dataclass(frozen=True)
+class SeanetConfig:
+    """Field names follow the public EnCodec configuration.
+
+    ratios: upsampling factors of the decoder, deepest first; the encoder uses them reversed. Their product is
+        the hop length.
+    compress: the hidden width of a residual unit is its width divided by this.
+    true_skip: identity shortcut; False puts a 1x1 convolution there.
+    lstm: number of LSTM layers at the frame rate; 0 for none.
+    trim_right_ratio: causal only, see `PaddedConvTranspose1d`.
+    """
+
+    num_filters: int = 64
+    num_residual_layers: int = 1
+    ratios: tuple[int, ...] = (8, 5, 4, 2)
+    kernel_size: int = 7
+    residual_kernel_size: int = 3
+    last_kernel_size: int = 7
+    dilation_base: int = 2
+    compress: int = 2
+    true_skip: bool = True
+    lstm: int = 2
+    causal: bool = False
+    pad_mode: Literal["constant", "reflect", "replicate"] = "constant"
+    trim_right_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.ratios or min(self.ratios) < 1:
+            raise InputError(
+                f"seanet.ratios is {self.ratios}: positive integers are allowed, e.g. [8, 5, 4, 2]"
+            )
+        if self.num_filters < 1 or self.compress < 1 or self.num_filters % self.compress:
+            raise InputError(
+                f"seanet.num_filters is {self.num_filters}: a positive multiple of compress={self.compress} is allowed"
+            )
+
+
+class ResidualUnit(nn.Module):
+    """x + conv1x1(elu(conv_dilated(elu(x)))): [B, D, N] -> [B, D, N]."""
+
+    def __init__(self, dim: int, dilation: int, config: SeanetConfig) -> None:
+        super().__init__()
+        hidden, style = dim // config.compress, (config.causal, config.pad_mode)
+        self.wide = PaddedConv1d(dim, hidden, config.residual_kernel_size, 1, dilation, *style)
+        self.point = PaddedConv1d(hidden, dim, 1, 1, 1, *style)
+        self.shortcut = None if config.true_skip else PaddedConv1d(dim, dim, 1, 1, 1, *style)
+        self.activation = nn.ELU()
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        y = self.wide(self.activation(x), state)
+        y = self.point(self.activation(y), state)
+        return y + (x if self.shortcut is None else self.shortcut(x, state))
+
+
+class Activation(nn.ELU):
+    """ELU that accepts (and ignores) the streaming state, so that a stack is one loop."""
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        return super().forward(x)
+
+
+def _residual_units(dim: int, config: SeanetConfig) -> list[nn.Module]:
+    return [ResidualUnit(dim, config.dilation_base**j, config) for j in range(config.num_residual_layers)]
+
+
+class SeanetEncoder(nn.Module):
+    """Audio [B, C, N] -> latents [B, latent_dim, ceil(N / hop)]."""
+
+    def __init__(self, config: SeanetConfig, channels: int, latent_dim: int) -> None:
+        super().__init__()
+        style = (config.causal, config.pad_mode)
+        dim = config.num_filters
+        layers: list[nn.Module] = [PaddedConv1d(channels, dim, config.kernel_size, 1, 1, *style)]
+        for ratio in reversed(config.ratios):
+            layers += _residual_units(dim, config)
+            layers += [Activation(), PaddedConv1d(dim, 2 * dim, 2 * ratio, ratio, 1, *style)]
+            dim *= 2
+        if config.lstm:
+            layers.append(ResidualLSTM(dim, config.lstm))
+        layers += [Activation(), PaddedConv1d(dim, latent_dim, config.last_kernel_size, 1, 1, *style)]
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, audio: Tensor, state: StreamState | None = None) -> Tensor:
+        for layer in self.layers:
+            audio = layer(audio, state)
+        return audio
+
+
+class SeanetDecoder(nn.Module):
+    """Latents [B, latent_dim, T] -> audio [B, C, T * hop]."""
+
+    def __init__(self, config: SeanetConfig, channels: int, latent_dim: int) -> None:
+        super().__init__()
+        style = (config.causal, config.pad_mode)
+        dim = config.num_filters * 2 ** len(config.ratios)
+        layers: list[nn.Module] = [PaddedConv1d(latent_dim, dim, config.kernel_size, 1, 1, *style)]
+        if config.lstm:
+            layers.append(ResidualLSTM(dim, config.lstm))
+        for ratio in config.ratios:
+            up = PaddedConvTranspose1d(
+                dim, dim // 2, 2 * ratio, ratio, config.causal, config.trim_right_ratio
+            )
+            layers += [Activation(), up]
+            dim //= 2
+            layers += _residual_units(dim, config)
+        layers += [Activation(), PaddedConv1d(dim, channels, config.last_kernel_size, 1, 1, *style)]
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, latents: Tensor, state: StreamState | None = None) -> Tensor:
+        for layer in self.layers:
+            latents = layer(latents, state)
+        return latents
