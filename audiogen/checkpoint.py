@@ -49,6 +49,14 @@ def write_json(path: str | Path, value: Any) -> None:
     write_bytes_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def read_json(path: str | Path) -> Any:
+    """A JSON file; a missing or damaged one is an `InputError` that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}; copy it or train again") from None
+
+
 def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
@@ -109,6 +117,15 @@ def save_model(
     write_json(directory / "config.json", contents)
 
 
+def copy_model(source: str | Path, target: str | Path) -> None:
+    """Copy weights and config of a model directory, each file whole or not at all; the same files again do nothing."""
+    for name in ("model.safetensors", "config.json"):
+        data = (Path(source) / name).read_bytes()
+        copy = Path(target) / name
+        if not copy.is_file() or copy.read_bytes() != data:
+            write_bytes_atomic(copy, data)
+
+
 def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any]:
     """`config.json` of a model directory, checked: {"kind", "format", "config", "info"}.
 
@@ -136,10 +153,7 @@ def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any
         )
     if not path.is_file():
         raise InputError(f"{directory} is not a model directory or was half-written: config.json is missing")
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged: {error}; copy or train the model again") from None
+    contents = read_json(path)
     if not isinstance(contents, dict) or not {"kind", "format", "config"} <= contents.keys():
         raise InputError(f"{path} is not audiogen's: it lacks the keys kind, format, config")
     if contents["format"] != FORMAT:
@@ -254,11 +268,7 @@ def save_state(directory: str | Path, state: Any) -> None:
 def load_state(directory: str | Path) -> Any:
     """What `save_state` wrote: equal values, dtypes, key types; tensors on the CPU."""
     directory = Path(directory)
-    try:
-        packed = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"checkpoint {directory} cannot be read: {error}") from None
-    return _unpack(packed, read_tensors(directory / "state.safetensors"))
+    return _unpack(read_json(directory / "state.json"), read_tensors(directory / "state.safetensors"))
 
 
 def clean(folder: str | Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,22 @@ def broadcast(tensor: Tensor, src: int = 0) -> Tensor:
     if is_distributed():
         dist.broadcast(tensor, src)
     return tensor
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Work on files that the first process makes and the others find made."""
+    if rank() > 0:
+        barrier()
+    yield
+    if rank() == 0:
+        barrier()
 
 
 def any_process(flag: bool) -> bool:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, overrides = split_settings(arguments.settings)
     node = load_recipe(name, overrides)
     module, recipe_class = task_of(str(node.get("task")))
-    recipe = build(recipe_class, normalise(node, module, overrides))
+    recipe: Any = build(recipe_class, normalise(node, module, overrides))
     if arguments.print_config:
         print(to_yaml(recipe), end="")
         return 0
@@ -98,9 +98,9 @@ def train(recipe: Any, module: Any) -> int:
     device = choose_device(settings.device)
     distributed.initialize(device)
     try:
+        task, data, valid_data, collate = module.prepare(recipe, run, device)
         if distributed.rank() == 0:
             record(recipe, run)
-        task, data, valid_data, collate = module.prepare(recipe, run, device)
         loader = AudioLoader(
             data,
             settings.batch_size,
@@ -135,7 +135,7 @@ def record(recipe: Any, run: Path) -> None:
 
     path = run / "recipe.yaml"
     if path.exists():
-        before, now = flatten(plain(OmegaConf.load(path))), flatten(to_plain(recipe))
+        before, now = flatten(OmegaConf.to_container(OmegaConf.load(path))), flatten(to_plain(recipe))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 print(f"{run}: {key} was {before.get(key)}, is now {now.get(key)}", file=sys.stderr)

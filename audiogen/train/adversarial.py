@@ -25,7 +25,9 @@ from audiogen.train.optim import OptimConfig, Optimizer
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """kind: hinge or lsgan (least squares). start: the step from which the discriminator learns and teaches; until
+    """How and when the discriminator plays.
+
+    kind: hinge or lsgan (least squares). start: the step from which the discriminator learns and teaches; until
     then reconstruction alone is cheaper and steadier. every: it learns on each `every`-th step from there on.
     """
 

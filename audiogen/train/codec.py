@@ -1,4 +1,4 @@
-"""Codec training: reconstruct through the quantiser, judged by spectra and by a discriminator (EnCodec, section 3.4)."""
+"""Codec training: reconstruct through the quantiser, judged by spectra and a discriminator (EnCodec, section 3.4)."""
 
 from __future__ import annotations
 
@@ -24,18 +24,23 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Batch
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.ema import Average
-from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, split
+from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices
 from audiogen.train.optim import OptimConfig, Optimizer
 
 
 @dataclass(frozen=True)
 class CodecLossWeights:
-    """Shares of the gradient at the output audio (see `codec.balancer`); 0 turns a loss off."""
+    """Shares of the gradient at the output audio (see `codec.balancer`); 0 turns a loss off.
+
+    commitment: weight of the commitment loss, which stands outside the balancer. mel_windows: STFT sizes of `mel`.
+    """
 
     waveform_l1: float = 0.1
     mel: float = 2.0
     adversarial: float = 4.0
     feature_matching: float = 4.0
+    commitment: float = 1.0
+    mel_windows: tuple[int, ...] = (64, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class CodecRecipe:
     out: run directory. resume: auto goes on from a checkpoint in `out` if there is one. init_from: bundled codec or
     model directory to start from; `model` is then taken from it. codebook_dropout: the share of training clips
     quantised with a random number of codebooks, so that every prefix of them is a bandwidth; the rest uses all.
-    discriminator_optim: as optim, for the discriminator.
+    discriminator_optim: as optim, for the discriminator. trains: `decoder` leaves encoder and codebooks as they
+    are, so that tokens made before keep their meaning while the sound gets better (give init_from).
     """
 
     data: DataConfig
@@ -55,6 +61,7 @@ class CodecRecipe:
     resume: Resume = "auto"
     init_from: str | None = None
     model: CodecConfig = field(default_factory=CodecConfig)
+    trains: Literal["all", "decoder"] = "all"
     codebook_dropout: float = 0.5
     loss: CodecLossWeights = field(default_factory=CodecLossWeights)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
@@ -99,6 +106,9 @@ class CodecTask:
             checkpoint.load_into(self.codec, checkpoint.load_tensors(source), source)
         if recipe.model.arch == "seanet":
             add_weight_norm(self.codec)
+        if recipe.trains == "decoder":
+            self.codec.encoder.requires_grad_(False)
+            self.codec.quantizer.learning = False
         self.codec.to(device)
         fit, weights = recipe.fit, recipe.loss
         self.forward = torch.compile(self.codec) if fit.compile else self.codec
@@ -123,31 +133,32 @@ class CodecTask:
     def step(self, batch: Batch, step: int) -> dict[str, float]:
         """Discriminator and generator, one update each, on audio [B, C, N]."""
         adversary = self.adversary if self.adversary and self.adversary.plays(step) else None
-        parts = self.recipe.fit.accumulate
+        parts, weights = self.recipe.fit.accumulate, self.recipe.loss
         totals: dict[str, Tensor] = {}
         self.codec.train()
-        for part in split(batch, parts):
-            assert part.audio is not None
-            real = part.audio.to(self.device)  # [B, C, N]
-            num_codebooks = self.draw_codebooks(part.keys, step).to(self.device)
+        assert batch.audio is not None
+        for rows in row_slices(len(batch.keys), parts):
+            real = batch.audio[rows].to(self.device)  # [B, C, N]
+            num_codebooks = self.draw_codebooks(batch.keys[rows], step).to(self.device)
             with autocast(self.device, self.recipe.fit.precision):
                 output = self.forward(real, num_codebooks)
             fake = output.audio.float()
 
             losses = {
                 "waveform_l1": (fake - real).abs().mean(),
-                "mel": multi_scale_mel(fake, real, self.sample_rate),
+                "mel": multi_scale_mel(fake, real, self.sample_rate, weights.mel_windows),
             }
             found = {}
             if adversary:
                 if adversary.learns(step):
                     found["discriminator"] = adversary.backward(real, fake, 1 / parts)
                 losses |= adversary.losses(real, fake)
-            shares = self.balancer.backward(losses, fake, apart=output.commitment_loss)
+            shares = self.balancer.backward(losses, fake, apart=weights.commitment * output.commitment_loss)
 
             found |= {"commitment": output.commitment_loss, **losses}
             found["loss"] = (
-                sum(self.weights[name] * loss for name, loss in losses.items()) + output.commitment_loss
+                sum(self.weights[name] * loss for name, loss in losses.items())
+                + weights.commitment * output.commitment_loss
             )
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / parts
@@ -163,7 +174,7 @@ class CodecTask:
         """How many codebooks each clip uses, int64 [B]: a function of (seed, step, clip), not of its neighbours."""
         total = self.recipe.model.num_codebooks
         drawn = []
-        for row, key in enumerate(keys):
+        for key in keys:
             generator = torch.Generator().manual_seed(seed_for("codebooks", self.recipe.seed, step, key))
             random = torch.rand((), generator=generator).item() < self.recipe.codebook_dropout
             drawn.append(int(torch.randint(1, total + 1, (), generator=generator)) if random else total)
@@ -206,7 +217,7 @@ class CodecTask:
     @torch.no_grad()
     def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """The first four validation clips [C, N], and what the codec makes of them."""
-        sounds = {}
+        sounds: dict[str, Tensor] = {}
         self.codec.eval()
         with self.average.applied():
             for batch in batches:

@@ -30,6 +30,11 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
     return records
 
 
+def bar_interval_s() -> float:
+    """How often a progress bar is drawn: a log file does not want five lines a second."""
+    return 0.2 if sys.stderr.isatty() else 30.0
+
+
 class Log:
     """One run's log, resumed at `start`: records past it (of steps that a kill undid) are dropped.
 
@@ -48,7 +53,7 @@ class Log:
             unit="step",
             dynamic_ncols=True,
             disable=not visible,
-            mininterval=0.2 if sys.stderr.isatty() else 30.0,  # a log file does not want five lines a second
+            mininterval=bar_interval_s(),
         )
         if not visible:
             return

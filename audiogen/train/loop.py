@@ -7,8 +7,9 @@ integer: the order of the data and the random numbers of a step are functions of
 from __future__ import annotations
 
 import math
+import re
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -157,7 +158,10 @@ def validate(
     """Log the validation scalars; write the model to `run/best` if none had a lower `valid/loss`."""
     metrics = dict(task.evaluate(batches))
     log.record(done, metrics)
-    log.say(f"step {done}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    shown = {
+        name: value for name, value in metrics.items() if not re.search(r"_q\d+$", name)
+    }  # the log has all
+    log.say(f"step {done}: " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items()))
     if best is None or metrics["valid/loss"] < best["valid/loss"]:
         best = {"step": done, **metrics}
         task.export(run / "best", {**(info or {}), **best})
@@ -206,21 +210,10 @@ def require_finite(metrics: Mapping[str, float], step: int, batch: Batch, run: P
         )
 
 
-def split(batch: Batch, parts: int) -> Iterator[Batch]:
-    """The rows of a batch in `parts` equal parts, in order."""
-    if parts == 1:
-        yield batch
-        return
-    size = len(batch.keys) // parts
-    for begin in range(0, parts * size, size):
-        rows = slice(begin, begin + size)
-        yield Batch(
-            audio=None if batch.audio is None else batch.audio[rows],
-            codes=None if batch.codes is None else batch.codes[rows],
-            lengths=batch.lengths[rows],
-            captions=batch.captions[rows],
-            keys=batch.keys[rows],
-        )
+def row_slices(num_rows: int, parts: int) -> list[slice]:
+    """The rows of a batch in at most `parts` parts, in order."""
+    size = -(-num_rows // parts)
+    return [slice(begin, begin + size) for begin in range(0, num_rows, size)]
 
 
 def choose_device(name: str) -> torch.device:
