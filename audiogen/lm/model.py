@@ -55,9 +55,7 @@ class LMConfig:
         if self.pattern not in PATTERNS:
             raise InputError(f"lm.pattern is {self.pattern!r}; allowed: {', '.join(PATTERNS)}")
         if self.delays and self.pattern != "delay":
-            raise InputError(
-                f"lm.delays is for the delay pattern; lm.pattern is {self.pattern!r}: leave it empty"
-            )
+            raise InputError(f"lm.delays is only for pattern delay, not {self.pattern}: leave it empty")
         if self.delays and (len(self.delays) != self.num_codebooks or min(self.delays) != 0):
             raise InputError(
                 f"lm.delays is {list(self.delays)}; it needs {self.num_codebooks} delays, one per codebook, "
@@ -74,10 +72,8 @@ class TokenLM(nn.Module):
         self.special = config.codebook_size  # the input id of "no code here": start, delays, past the end
         # One table and one matrix for all codebooks, V + 1 and V rows for each in turn.
         self.embedding = nn.Embedding(config.num_codebooks * (config.codebook_size + 1), config.dim)
-        self.layers = nn.ModuleList(
-            Block(config.dim, config.num_heads, config.ff_mult, config.dropout)
-            for _ in range(config.num_layers)
-        )
+        block = (config.dim, config.num_heads, config.ff_mult, config.dropout)
+        self.layers = nn.ModuleList(Block(*block) for _ in range(config.num_layers))
         self.out_norm = nn.LayerNorm(config.dim, eps=1e-5)
         self.heads = nn.Linear(config.dim, config.num_codebooks * config.codebook_size, bias=False)
         self._init_weights()
@@ -108,9 +104,8 @@ class TokenLM(nn.Module):
 
     def pattern(self, num_frames: int) -> Pattern:
         """This model's interleaving of `num_frames` frames."""
-        return make_pattern(
-            self.config.pattern, self.config.num_codebooks, num_frames, self.config.delays or None
-        )
+        config = self.config
+        return make_pattern(config.pattern, config.num_codebooks, num_frames, config.delays or None)
 
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> KVCache:
         """An empty cache for `max_steps` steps, with the condition's keys and values of every layer."""
@@ -147,13 +142,11 @@ class TokenLM(nn.Module):
             text, text_mask = self._project_text(condition)
         else:
             if condition is not None:
-                raise ValueError(
-                    "got a condition and a cache; the cache holds its condition: pass only the cache"
-                )
+                raise ValueError("got a condition and a cache, which holds its own: pass only the cache")
             first, text, text_mask = cache.length, cache.text, cache.text_mask
             if first + steps.shape[2] > cache.max_steps:
                 raise ValueError(
-                    f"{first} cached and {steps.shape[2]} new steps exceed the cache's {cache.max_steps}"
+                    f"the cache is for {cache.max_steps} steps; it holds {first} and {steps.shape[2]} are new"
                 )
         offsets = torch.arange(self.config.num_codebooks, device=steps.device)[:, None] * (self.special + 1)
         x = self.embedding(steps + offsets).sum(1)  # [B, S, D]
@@ -175,9 +168,8 @@ class TokenLM(nn.Module):
         if condition is None:
             return None, None
         tokens = condition.tokens.to(self.heads.weight.dtype)
-        return [block.cross_attention.project(tokens) for block in self._blocks()], condition.mask[
-            :, None, None
-        ]
+        text = [block.cross_attention.project(tokens) for block in self._blocks()]
+        return text, condition.mask[:, None, None]
 
 
 class TeacherForcing(NamedTuple):

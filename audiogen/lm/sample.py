@@ -1,10 +1,11 @@
 """Generation: prefill the cache with what is known, then decode step by step, with classifier-free guidance.
 
 All randomness is one uniform number per code, drawn before decoding from a generator of the item's own seed and
-laid out by frame. So an item's codes do not depend on its neighbours in the batch, on the device, on the pattern's
-order of decoding, or on how long the clip is: asking for more frames leaves the first ones as they were (except
-under coarse_first, where all frames are planned at once). What remains is rounding: other batch sizes may take
-other matrix kernels, which in float32 moves about one code in a million, and more in bfloat16.
+laid out by frame. So an item's codes do not depend on its neighbours in the batch, on the device, or on the number
+of frames: a longer clip begins like a shorter one with the same seed (under delay but for the last max(delays)
+frames, which know that the end is near; not under coarse_first, which plans all frames at once). What remains is
+rounding: another batch size may take other matrix kernels, whose last bit can tip a draw that falls on the border
+of two codes, about one in a million in float32 and more in bfloat16.
 """
 
 from __future__ import annotations
@@ -136,7 +137,9 @@ def generate_tokens(
     max_frames = longest if max_frames is None else max_frames
     stride = max(1, max_frames // 5) if stride is None else stride
     if longest > max_frames and not 1 <= stride < max_frames:
-        raise InputError(f"stride is {stride} frames; it must be from 1 to {max_frames - 1} (max_frames - 1)")
+        raise InputError(
+            f"stride is {stride} frames; it must be from 1 to {max_frames - 1}, below max_frames"
+        )
 
     device = lm.heads.weight.device
     codes = torch.zeros(len(seeds), lm.config.num_codebooks, longest, dtype=torch.long, device=device)
@@ -188,7 +191,8 @@ def _check(
         raise InputError(f"the prompt has {prompt.shape[1]} codebooks; this model has {num_codebooks}")
     if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < codebook_size:
         raise InputError(
-            f"the prompt's codes go from {prompt.min()} to {prompt.max()}; this model's from 0 to {codebook_size - 1}"
+            f"the prompt's codes go from {prompt.min()} to {prompt.max()}; "
+            f"this model's from 0 to {codebook_size - 1}"
         )
     if min(lengths) <= prompt.shape[2]:
         raise InputError(
@@ -201,18 +205,17 @@ def _noise(seeds: Sequence[int], lengths: Sequence[int], num_codebooks: int) -> 
     """A number in [0, 1) for every code, [B, K, T], frame by frame from a generator of each row's seed."""
     noise = torch.zeros(len(seeds), num_codebooks, max(lengths))
     for row, (seed, length) in enumerate(zip(seeds, lengths, strict=True)):
-        noise[row, :, :length] = torch.rand(
-            length, num_codebooks, generator=torch.Generator().manual_seed(seed)
-        ).T
+        generator = torch.Generator().manual_seed(seed)
+        noise[row, :, :length] = torch.rand(length, num_codebooks, generator=generator).T
     return noise
 
 
 class _Layout(NamedTuple):
-    """A window's sequence: each row's pattern, how many frames are known, the first step with a code that is not."""
+    """A window as a sequence of steps."""
 
-    pattern: patterns.Pattern
-    known: int
-    first: int
+    pattern: patterns.Pattern  # one for each row
+    known: int  # frames at the beginning that are there already
+    first: int  # step with the first code that is not
 
     @property
     def num_decoded(self) -> int:

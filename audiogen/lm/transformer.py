@@ -77,9 +77,7 @@ class SelfAttention(nn.Module):
             keys, values = cache.append(layer, keys, values)
         num_new, num_all = queries.shape[2], keys.shape[2]
         mask = None
-        if (
-            1 < num_new < num_all
-        ):  # several steps after a past: SDPA's own causal mask would align them wrongly
+        if 1 < num_new < num_all:  # SDPA's own causal mask would align the first query with the first key
             mask = torch.ones(num_new, num_all, dtype=torch.bool, device=x.device).tril(num_all - num_new)
         attended = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=num_new == num_all and num_new > 1
@@ -99,10 +97,8 @@ class CrossAttention(nn.Module):
 
     def project(self, tokens: Tensor) -> KeysValues:
         """Keys and values of the condition's tokens [B, L, D]: once per prompt, whatever the number of steps."""
-        keys, values = rearrange(
-            self.text_proj(tokens), "b l (two h d) -> two b h l d", two=2, h=self.num_heads
-        )
-        return keys, values
+        both = rearrange(self.text_proj(tokens), "b l (two h d) -> two b h l d", two=2, h=self.num_heads)
+        return both[0], both[1]
 
     def forward(self, x: Tensor, text: KeysValues, mask: Tensor) -> Tensor:
         """x [B, S, D], keys and values of the text, mask bool [B, 1, 1, L] -> [B, S, D]."""
