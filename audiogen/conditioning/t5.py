@@ -175,15 +175,16 @@ class T5Conditioner(nn.Module):
         states = output.last_hidden_state  # [B, L, encoder width]
         return [state[: len(row)] for state, row in zip(states, rows, strict=True)]
 
-    def save(self, directory: Path | str) -> None:
-        """Write config.json, weights and tokenizer; of a frozen pretrained encoder only the name."""
+    def save(self, directory: Path | str, dtype: torch.dtype = torch.float32) -> None:
+        """Write config.json, weights (stored as `dtype`) and tokenizer; of a frozen encoder only the name."""
         directory = Path(directory)
         if isinstance(self.tokenizer, Vocabulary):
             checkpoint.write_bytes_atomic(directory / VOCABULARY_FILE, self.tokenizer.model)
         elif self.config.trains_encoder:
             self.encoder.config.save_pretrained(directory / TRAINED_FOLDER)
             self.tokenizer.save(directory / TRAINED_FOLDER)
-        checkpoint.save_model(directory, KIND, to_plain(self.config), self.state_dict())
+        tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in self.state_dict().items()}
+        checkpoint.save_model(directory, KIND, to_plain(self.config), tensors)
 
     @classmethod
     def load(cls, directory: Path | str) -> T5Conditioner:

@@ -58,10 +58,10 @@ def save_lm(
 ) -> None:
     """Write a model directory that `load_lm` reads, complete in itself. A new one is whole or no model.
 
-    dtype: how the LM's weights are stored; float16 halves the file.
+    dtype: how the weights of LM and text encoder are stored; float16 halves the files.
     """
     directory = Path(directory)
-    conditioner.save(directory / "text")
+    conditioner.save(directory / "text", dtype)
     if Path(codec.location).is_dir():
         _copy_model(Path(codec.location), directory / CODEC_FOLDER)
         codec = CodecReference(CODEC_FOLDER, codec.identity)
