@@ -58,7 +58,8 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
     logits = logits.float()
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probability = torch.softmax(logits / sampling.temperature, dim=-1)
+    below_best = logits - logits.amax(-1, keepdim=True)  # first, so that no temperature overflows
+    probability = torch.softmax(below_best / sampling.temperature, dim=-1)
     if sampling.top_p > 0:
         ranked, order = probability.sort(dim=-1, descending=True)
         reached = ranked.cumsum(-1) - ranked > sampling.top_p  # by the codes before this one
@@ -68,8 +69,8 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         probability = probability.masked_fill(probability < threshold, 0.0)
     exact = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
     cumulative = probability.to(exact).cumsum(-1)
-    threshold = uniform[..., None].to(exact) * cumulative[..., -1:]
-    codes = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    height = uniform[..., None].to(exact) * cumulative[..., -1:]
+    codes = torch.searchsorted(cumulative, height, right=True).squeeze(-1)
     return codes.clamp(max=logits.shape[-1] - 1)
 
 

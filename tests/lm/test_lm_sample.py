@@ -135,6 +135,8 @@ def test_a_longer_clip_begins_like_a_shorter_one(pattern: str) -> None:
 def test_temperature_zero_is_argmax_whatever_the_seed() -> None:
     logits = torch.randn(2, K, V, generator=torch.Generator().manual_seed(0))
     assert torch.equal(draw(logits, GREEDY, torch.full((2, K), 0.99)), logits.argmax(-1))
+    tiny = Sampling(temperature=1e-42)  # and its neighbourhood is no trap
+    assert torch.equal(draw(logits, tiny, torch.full((2, K), 0.99)), logits.argmax(-1))
     lm, text = make_lm(), random_text([5])
     assert torch.equal(*(generate_tokens(lm, text, 7, GREEDY, seeds=[seed]) for seed in (1, 2)))
 
