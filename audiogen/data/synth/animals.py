@@ -46,7 +46,7 @@ def dog_bark(rng: np.random.Generator, n: int, rate: int, pitch: float) -> Signa
     """A rough voiced burst whose pitch jumps up and falls, with breath."""
     glide = pitch * line([(0, 0.7), (0.2, 1.1), (0.5, 1.0), (1, 0.6)], n)
     glide = glide * (1 + 0.04 * wander(rng, n, rate, 90))
-    size = (pitch / 450) ** 0.4
+    size = (pitch / 450) ** 0.7
     formants = [(650 * size, 300), (1300 * size, 350), (2500 * size, 700)]
     voice = harmonic(glide, vowel(pitch, formants, 0.7), n, rate)
     breath = noise(rng, n, rate, [(100, -30), (500, -3), (1100, 0), (2500, -10), (8000, -30)])
@@ -58,8 +58,11 @@ def cat_meow(rng: np.random.Generator, n: int, rate: int, pitch: float) -> Signa
     """A voice that opens from a closed to an open vowel and closes again."""
     glide = pitch * line([(0, 0.8), (0.3, 1.1), (0.7, 1.0), (1, 0.75)], n)
     glide = glide * (1 + 0.015 * sine(rng.uniform(5, 8), n, rate))
-    closed = harmonic(glide, vowel(pitch, [(700, 300), (2200, 500)], 1.2), n, rate)
-    opened = harmonic(glide, vowel(pitch, [(1100, 400), (1800, 400), (3200, 700)], 0.5), n, rate)
+    size = (pitch / 650) ** 0.7
+    closed = harmonic(glide, vowel(pitch, [(700 * size, 300), (2200 * size, 500)], 1.2), n, rate)
+    opened = harmonic(
+        glide, vowel(pitch, [(1100 * size, 400), (1800 * size, 400), (3200 * size, 700)], 0.5), n, rate
+    )
     opening = line([(0, 0), (0.35, 1), (0.6, 0.8), (1, 0.1)], n)
     return (closed * (1 - opening) + opened * opening) * line([(0, 0), (0.15, 1), (0.6, 0.8), (1, 0)], n)
 
@@ -152,7 +155,7 @@ SOUNDS = (
     ),
     Kind(
         "cat meow",
-        ("{a}cat meows{n}", "{a}cat is meowing"),
+        ("{a}cat meows{n}", "{a}cat is meowing", "{a}cat mews{n}"),
         ("{a}meowing cat", "{1}the meow of {a}cat"),
         cat_meow,
         counted=("meows of a cat", "cat meows"),
@@ -166,7 +169,7 @@ SOUNDS = (
     ),
     Kind(
         "rooster crow",
-        ("{a}rooster crows{n}", "{a}rooster is crowing"),
+        ("{a}rooster crows{n}", "{a}rooster is crowing", "{a}cock crows{n}"),
         ("{a}crowing rooster", "{1}the crow of {a}rooster"),
         rooster_crow,
         counted=("rooster crows",),
@@ -178,7 +181,7 @@ SOUNDS = (
     ),
     Kind(
         "owl hoot",
-        ("{a}owl hoots{n}", "{a}owl is hooting"),
+        ("{a}owl hoots{n}", "{a}owl is hooting", "{a}owl calls{n}"),
         ("{a}hooting owl", "{1}the hoot of {a}owl"),
         owl_hoot,
         counted=("owl hoots", "hoots of an owl"),
@@ -201,7 +204,7 @@ SOUNDS = (
     ),
     Kind(
         "buzzing bee",
-        ("{a}bee buzzes", "{a}bee is buzzing around"),
+        ("{a}bee buzzes", "{a}bee is buzzing around", "{a}insect buzzes"),
         ("{a}buzzing bee", "the buzz of {a}bee"),
         buzzing_bee,
         length_s=(0.8, 30),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,7 @@ LOUD_ADVERBS = {"loud": ("loudly",), "quiet": ("quietly", "softly", "faintly")}
 PACE_WORDS = {"slow": ("slow",), "fast": ("quick", "rapid", "fast")}
 PACE_ADVERBS = {"slow": ("slowly",), "fast": ("quickly", "rapidly", "fast")}
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+COUNTED_ROOM = frozenset({"count", "loudness", "pace"})
 TIMES = {1: "once", 2: "twice", 3: "three times", 4: "four times", 5: "five times"}
 
 # {A}, {B} clauses; {a}, {b} noun phrases; first and second in time.
@@ -39,9 +41,9 @@ OVERLAP = (
 
 
 def write(scene: Scene, rng: np.random.Generator, most: int = 5) -> tuple[str, ...]:
-    """Up to `most` different captions of the scene, at least one."""
+    """Up to `most` different captions of the scene."""
     found: dict[str, None] = {}
-    for _ in range(4 * most):
+    for _ in range(6 * most):
         found.setdefault(_sentence(scene, rng))
         if len(found) == most:
             break
@@ -50,14 +52,23 @@ def write(scene: Scene, rng: np.random.Generator, most: int = 5) -> tuple[str, .
 
 def _sentence(scene: Scene, rng: np.random.Generator) -> str:
     if scene.form in ("order", "overlap"):
+        pattern = _one_of(rng, ORDER if scene.form == "order" else OVERLAP)
         first, second = scene.events
-        text = _one_of(rng, ORDER if scene.form == "order" else OVERLAP).format(
-            A=_clause(first, rng), B=_clause(second, rng), a=_noun(first, rng), b=_noun(second, rng)
+        text = pattern.format(
+            A=_phrase(first, rng, _clauses(first)),
+            B=_phrase(second, rng, _clauses(second)),
+            a=_phrase(first, rng, _nouns(first)),
+            b=_phrase(second, rng, _nouns(second)),
         )
     else:
-        stress = scene.form == "emphasis"
-        write_one = _clause if rng.random() < 0.6 else _noun
-        text = write_one(scene.events[0], rng, stress)
+        event = scene.events[0]
+        nouns = _nouns(event)
+        if rng.random() < 0.15:
+            plain = [noun for noun in nouns if not noun.text.startswith("the ")]
+            templates = [Template(f"the sound of {noun.text}", noun.room) for noun in plain]
+        else:
+            templates = _clauses(event) + nouns
+        text = _phrase(event, rng, templates, scene.form == "emphasis")
     return text[0].upper() + text[1:]
 
 
@@ -65,66 +76,80 @@ def _one_of(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _mentions(event: SynthEvent, rng: np.random.Generator, stress: bool) -> set[str]:
-    """Which of the attributes that are true to speak of: each by chance, at most two; at least one under stress."""
-    counted = event.count is not None and event.count in NUMBERS and KINDS[event.kind].counted
-    facts = [n for n in ("pitch", "loudness", "pace") if getattr(event, n)] + (["count"] if counted else [])
-    chosen = [fact for fact in facts if rng.random() < (0.7 if stress else 0.4)]
-    if stress and not chosen and facts:
-        chosen = [_one_of(rng, facts)]
-    rng.shuffle(chosen)
-    return set(chosen[:2])
+class Template(NamedTuple):
+    """A phrase with its marks, and the attributes it has room for."""
+
+    text: str
+    room: frozenset[str]
 
 
-def _fill(template: str, adjectives: list[str], ending: str) -> str:
-    """Put adjectives, the right article and the adverbs into a phrase template."""
-    words = "".join(f"{word} " for word in adjectives)
-    following = words or template.partition("{a}")[2]
-    article = "an " if following[:1] in "aeiou" else "a "
-    text = template.replace("{a}", article + words).replace("{m}", words)
-    return text.replace("{n}", ending) if "{n}" in text else text + ending
+def _numbered(event: SynthEvent) -> bool:
+    return event.count in NUMBERS and bool(KINDS[event.kind].counted)
 
 
 def _apt(phrases: Sequence[str], event: SynthEvent) -> list[str]:
-    """The phrases that are true of this many strikes, without their mark."""
+    """The phrases that are true of this many strikes: one marked {1} speaks of a single strike."""
     return [text.removeprefix("{1}") for text in phrases if event.count == 1 or not text.startswith("{1}")]
 
 
-def _clause(event: SynthEvent, rng: np.random.Generator, stress: bool = False) -> str:
-    """ "a small bell rings loudly three times"."""
-    kind, said = KINDS[event.kind], _mentions(event, rng, stress)
-    templates = [
-        text
-        for text in _apt(kind.clauses, event)
-        if ("count" not in said or "{n}" in text) and ("pitch" not in said or "{a}" in text)
-    ]
-    if not templates:
-        return _noun(event, rng, stress)
-    adjectives = _pitch_words(event, rng) if "pitch" in said else []
-    ending = ""
-    if "loudness" in said:
-        ending += " " + _one_of(rng, LOUD_ADVERBS[str(event.loudness)])
-    if "pace" in said:
-        ending += (" and " if ending else " ") + _one_of(rng, PACE_ADVERBS[str(event.pace)])
-    if "count" in said:
-        ending += " " + TIMES[event.count or 0]
-    return _fill(_one_of(rng, templates), adjectives, ending)
+def _clauses(event: SynthEvent) -> list[Template]:
+    """ "{a}bell rings{n}": adverbs always fit, pitch needs an adjective's place, a count its own."""
+    found = []
+    for text in _apt(KINDS[event.kind].clauses, event):
+        pitch, count = {"pitch"} if "{a}" in text else set(), {"count"} if "{n}" in text else set()
+        found.append(Template(text, frozenset({"loudness", "pace"} | pitch | count)))
+    return found
 
 
-def _noun(event: SynthEvent, rng: np.random.Generator, stress: bool = False) -> str:
-    """ "a loud small bell", or with a count "three slow knocks"."""
-    kind, said = KINDS[event.kind], _mentions(event, rng, stress)
-    adjectives = [_one_of(rng, LOUD_WORDS[str(event.loudness)])] if "loudness" in said else []
-    if kind.counted and event.count in NUMBERS and event.count > 1 and ("count" in said or "pace" in said):
-        if "pace" in said:
-            adjectives.append(_one_of(rng, PACE_WORDS[str(event.pace)]))
-        return " ".join([NUMBERS[event.count], *adjectives, _one_of(rng, kind.counted)])
-    if "pitch" in said:
-        adjectives += _pitch_words(event, rng)
-    templates = [text for text in _apt(kind.nouns, event) if not adjectives or "{" in text]
-    return _fill(_one_of(rng, templates), adjectives, "")
-
-
-def _pitch_words(event: SynthEvent, rng: np.random.Generator) -> list[str]:
+def _nouns(event: SynthEvent) -> list[Template]:
+    """ "{a}ringing bell", and "{three}bell strikes" where it strikes a few times."""
     kind = KINDS[event.kind]
-    return [_one_of(rng, kind.low if event.pitch == "low" else kind.high)]
+    found = []
+    for text in _apt(kind.nouns, event):
+        room = frozenset({"loudness", "pitch"} if "{a}" in text or "{m}" in text else ())
+        found.append(Template(text, room))
+    if _numbered(event) and event.count != 1:
+        found += [Template(f"{{{NUMBERS[event.count or 0]}}}{t}", COUNTED_ROOM) for t in kind.counted]
+    return found
+
+
+def _phrase(
+    event: SynthEvent, rng: np.random.Generator, templates: Sequence[Template], stress: bool = False
+) -> str:
+    """One of the templates with some of what is true of the event: at most two attributes, under stress some."""
+    facts = {name for name in ("pitch", "loudness", "pace") if getattr(event, name)}
+    facts |= {"count"} if _numbered(event) else set()
+    if stress:
+        templates = [template for template in templates if template.room & facts] or _clauses(event)
+    template = templates[int(rng.integers(len(templates)))]
+    sayable = sorted(template.room & facts)
+    said = [fact for fact in sayable if rng.random() < (0.7 if stress else 0.4)]
+    if stress and sayable and not said:
+        said = [_one_of(rng, sayable)]
+    rng.shuffle(said)
+    return _fill(template.text, event, set(said[:2]), rng)
+
+
+def _fill(text: str, event: SynthEvent, said: set[str], rng: np.random.Generator) -> str:
+    """Put adjectives with their article, adverbs and number in their places."""
+    kind = KINDS[event.kind]
+    clause = text in kind.clauses or f"{{1}}{text}" in kind.clauses
+    adjectives: list[str] = []
+    adverbs: list[str] = []
+    if "loudness" in said:
+        words = LOUD_ADVERBS if clause else LOUD_WORDS
+        (adverbs if clause else adjectives).append(_one_of(rng, words[str(event.loudness)]))
+    if "pace" in said:
+        words = PACE_ADVERBS if clause else PACE_WORDS
+        (adverbs if clause else adjectives).append(_one_of(rng, words[str(event.pace)]))
+    if "pitch" in said:
+        adjectives.append(_one_of(rng, kind.low if event.pitch == "low" else kind.high))
+    before = "".join(f"{word} " for word in adjectives)
+    following = before or text.partition("{a}")[2]
+    article = "an " if following[:1] in "aeiou" else "a "
+    text = text.replace("{a}", article + before).replace("{m}", before)
+    for number in NUMBERS.values():
+        text = text.replace(f"{{{number}}}", f"{number} {before}")
+    ending = " ".join(["", " and ".join(adverbs)]) if adverbs else ""
+    ending += f" {TIMES[event.count or 0]}" if "count" in said and clause else ""
+    return text.replace("{n}", ending) if "{n}" in text else text + ending

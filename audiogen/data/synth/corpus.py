@@ -82,6 +82,8 @@ def _track(event: SynthEvent, rng: np.random.Generator, sample_rate: int, durati
         if event.end_s < duration_s - 1e-6:
             track[n - m :] *= ramp[::-1]
     else:
+        end = min(n // 4, int(0.01 * sample_rate))
+        sound[n - end :] *= np.linspace(1, 0, end, dtype=np.float32)  # a decay cut short would click
         starts = [round((onset - event.start_s) * sample_rate) for onset in event.onsets_s]
         track = np.zeros(starts[-1] + n, dtype=np.float32)
         for at in starts:

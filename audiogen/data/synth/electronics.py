@@ -101,7 +101,7 @@ SOUNDS = (
     ),
     Kind(
         "alarm",
-        ("{a}alarm beeps{n}", "{a}alarm clock is beeping", "{a}alarm is beeping"),
+        ("{a}alarm beeps{n}", "{a}alarm clock beeps{n}", "{a}alarm clock is beeping", "{a}alarm is beeping"),
         ("{a}beeping alarm", "{a}alarm"),
         alarm,
         counted=("alarm beeps", "beeps"),
@@ -116,7 +116,7 @@ SOUNDS = (
     ),
     Kind(
         "buzzer",
-        ("{a}buzzer sounds{n}", "{a}buzzer goes off"),
+        ("{a}buzzer sounds{n}", "{a}buzzer goes off{n}"),
         ("{a}buzzer", "{a}harsh buzzer"),
         buzzer,
         counted=("blasts of a buzzer",),
@@ -127,7 +127,7 @@ SOUNDS = (
     ),
     Kind(
         "hum",
-        ("{m}electricity hums", "{a}transformer hums"),
+        ("{m}electricity hums", "{a}power line hums", "{a}transformer hums"),
         ("{a}electric hum", "{a}mains hum"),
         hum,
         length_s=(0.8, 30),
@@ -135,7 +135,7 @@ SOUNDS = (
     ),
     Kind(
         "static",
-        ("{m}static hisses", "{a}radio hisses with static"),
+        ("{m}static hisses", "{m}white noise hisses", "{a}radio hisses with static"),
         ("{m}static", "{m}white noise", "{m}radio static"),
         static,
         length_s=(0.5, 30),
@@ -143,7 +143,7 @@ SOUNDS = (
     ),
     Kind(
         "laser",
-        ("{a}laser fires{n}", "{a}laser gun shoots"),
+        ("{a}laser fires{n}", "{a}laser gun shoots{n}"),
         ("{1}{a}laser shot", "{a}laser gun"),
         laser,
         counted=("laser shots", "shots of a laser gun"),
@@ -154,7 +154,7 @@ SOUNDS = (
     ),
     Kind(
         "game coin",
-        ("{1}{a}coin is collected in a game", "{a}video game coin chimes"),
+        ("{1}{a}coin is collected in a game", "{a}video game coin chimes{n}"),
         ("{a}video game coin", "{1}{a}game coin sound"),
         game_coin,
         counted=("coin sounds from a game",),

@@ -40,7 +40,7 @@ def helicopter(rng: np.random.Generator, n: int, rate: int, pitch: float) -> Sig
     wash = noise(rng, n, rate, [(100, -12), (600, 0), (3000, -12), (10000, -30)])
     turbine = harmonic(rng.uniform(500, 900), [1, 0.3, 0.2], n, rate)
     distance = 0.75 + 0.25 * wander(rng, n, rate, 0.3)
-    return (thump * (0.15 + chop) + 0.25 * wash * (0.25 + chop) + 0.02 * turbine) * distance
+    return (thump * (0.15 + chop) + 0.45 * wash * (0.3 + chop) + 0.02 * turbine) * distance
 
 
 def chainsaw(rng: np.random.Generator, n: int, rate: int, pitch: float) -> Signal:
@@ -107,7 +107,7 @@ def telephone(rng: np.random.Generator, n: int, rate: int, pitch: float) -> Sign
 SOUNDS = (
     Kind(
         "engine",
-        ("{a}engine runs", "{a}engine is idling", "{a}motor runs"),
+        ("{a}engine runs", "{a}engine is idling", "{a}car engine runs", "{a}motor runs"),
         ("{a}running engine", "{a}idling engine"),
         engine,
         length_s=(1.0, 30),
@@ -130,7 +130,7 @@ SOUNDS = (
     ),
     Kind(
         "vacuum cleaner",
-        ("{a}vacuum cleaner runs", "{a}vacuum cleaner is running"),
+        ("{a}vacuum cleaner runs", "{a}vacuum cleaner is running", "someone vacuums"),
         ("{a}vacuum cleaner", "{a}running vacuum cleaner"),
         vacuum_cleaner,
         length_s=(1.0, 30),
@@ -145,14 +145,18 @@ SOUNDS = (
     ),
     Kind(
         "two-tone siren",
-        ("{a}two-tone siren sounds", "an ambulance siren alternates between two notes"),
+        (
+            "{a}two-tone siren sounds",
+            "{a}ambulance siren sounds",
+            "an ambulance siren alternates between two notes",
+        ),
         ("{a}two-tone siren", "{a}ambulance siren"),
         two_tone_siren,
         length_s=(1.2, 30),
     ),
     Kind(
         "car horn",
-        ("{a}car honks{n}", "{a}car horn blows"),
+        ("{a}car honks{n}", "{a}car horn blows{n}", "{a}car is honking"),
         ("{a}car horn", "the honking of {a}car"),
         car_horn,
         counted=("car horn honks", "honks of a car"),
@@ -163,7 +167,7 @@ SOUNDS = (
     ),
     Kind(
         "train horn",
-        ("{a}train horn blows{n}", "{a}train blows its horn"),
+        ("{a}train horn blows{n}", "{a}train blows its horn{n}"),
         ("{a}train horn", "{1}{a}train horn blast"),
         train_horn,
         counted=("blasts of a train horn",),
@@ -174,7 +178,7 @@ SOUNDS = (
     ),
     Kind(
         "telephone",
-        ("{a}telephone rings{n}", "{a}phone is ringing"),
+        ("{a}telephone rings{n}", "{a}phone rings{n}", "{a}phone is ringing"),
         ("{a}ringing telephone", "{1}{a}telephone ring"),
         telephone,
         counted=("telephone rings", "rings of a telephone"),

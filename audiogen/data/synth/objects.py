@@ -106,7 +106,7 @@ SOUNDS = (
     ),
     Kind(
         "drum",
-        ("{a}drum beats{n}", "{a}drum is being hit"),
+        ("{a}drum beats{n}", "{a}drum is hit{n}", "someone plays {a}drum"),
         ("{a}drum", "{a}beating drum"),
         drum,
         counted=("drum beats", "beats of a drum"),
@@ -123,7 +123,7 @@ SOUNDS = (
     ),
     Kind(
         "hi-hat",
-        ("{a}hi-hat plays", "{a}hi-hat is tapped"),
+        ("{a}hi-hat plays", "{a}hi-hat is tapped{n}", "someone taps {a}cymbal{n}"),
         ("{a}hi-hat", "{a}tapped cymbal"),
         hi_hat,
         counted=("hi-hat hits", "taps on a hi-hat"),
@@ -136,7 +136,7 @@ SOUNDS = (
     ),
     Kind(
         "plucked string",
-        ("{a}string is plucked{n}", "{1}{a}guitar string rings"),
+        ("{a}string is plucked{n}", "someone plucks {a}string{n}", "{1}{a}guitar string rings"),
         ("{a}plucked string", "{1}{a}guitar note"),
         plucked_string,
         counted=("plucked notes", "plucks of a string"),
@@ -149,7 +149,7 @@ SOUNDS = (
     ),
     Kind(
         "xylophone",
-        ("{a}xylophone plays", "{1}{a}xylophone note sounds"),
+        ("{a}xylophone plays", "someone plays {a}xylophone", "{1}{a}xylophone note sounds"),
         ("{a}xylophone", "{a}wooden xylophone"),
         xylophone,
         counted=("xylophone notes", "notes on a xylophone"),
@@ -162,7 +162,7 @@ SOUNDS = (
     ),
     Kind(
         "clock tick",
-        ("{a}clock ticks{n}", "{a}clock is ticking"),
+        ("{a}clock ticks{n}", "{a}clock is ticking", "{a}clock ticks away"),
         ("{a}ticking clock", "the ticking of {a}clock"),
         clock_tick,
         counted=("clock ticks", "ticks of a clock"),
@@ -189,7 +189,7 @@ SOUNDS = (
     ),
     Kind(
         "door slam",
-        ("{a}door slams{n}", "{a}door slams shut"),
+        ("{a}door slams{n}", "{a}door is slammed{n}"),
         ("{1}{a}door slam", "{a}slamming door"),
         door_slam,
         counted=("door slams",),

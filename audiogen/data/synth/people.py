@@ -140,7 +140,7 @@ SOUNDS = (
     ),
     Kind(
         "baby cry",
-        ("{a}baby cries", "{a}baby is crying"),
+        ("{a}baby cries", "{a}baby is crying", "{a}baby wails"),
         ("{a}crying baby", "the crying of {a}baby"),
         baby_cry,
         once=True,
@@ -171,14 +171,14 @@ SOUNDS = (
     ),
     Kind(
         "clapping",
-        ("people clap", "an audience applauds"),
+        ("people clap", "{a}crowd claps", "an audience applauds"),
         ("{m}applause", "{a}clapping audience"),
         clapping,
         length_s=(1.0, 30),
     ),
     Kind(
         "footstep",
-        ("someone walks", "{m}footsteps sound"),
+        ("someone walks", "{a}person walks", "{m}footsteps sound"),
         ("{m}footsteps", "{m}footsteps on a floor"),
         footstep,
         counted=("footsteps",),
@@ -192,7 +192,7 @@ SOUNDS = (
     ),
     Kind(
         "knock",
-        ("someone knocks on a door{n}", "{m}knocking sounds on a door"),
+        ("someone knocks on a door{n}", "someone raps on a door{n}", "{m}knocking sounds on a door"),
         ("{m}knocking", "{m}knocking on a door"),
         knock,
         counted=("knocks", "knocks on a door"),
@@ -212,7 +212,7 @@ SOUNDS = (
     ),
     Kind(
         "heartbeat",
-        ("{a}heart beats{n}", "{a}heart is beating"),
+        ("{a}heart beats{n}", "{a}heart is beating", "{a}heart pounds"),
         ("{a}heartbeat", "{a}beating heart"),
         heartbeat,
         counted=("heartbeats",),

@@ -20,7 +20,7 @@ KINDS: dict[str, Kind] = {
 Form = Literal["one", "order", "overlap", "emphasis"]
 SHARES: dict[Form, float] = {"one": 0.45, "order": 0.30, "overlap": 0.15, "emphasis": 0.10}
 # Levels in dB re full scale. The gaps between them outlast the usual gain augmentation of a few dB.
-QUIET_DB, NORMAL_DB, LOUD_DB = (-30.0, -22.0), (-13.0, -6.0), (-1.0, -0.2)
+QUIET_DB, NORMAL_DB, LOUD_DB = (-26.0, -20.0), (-12.0, -5.0), (-1.0, -0.2)
 BACKDROP_DB, FOREGROUND_DB = (-22.0, -14.0), (-7.0, -1.0)
 
 
@@ -73,7 +73,7 @@ def compose(seed: int, index: int, duration_s: float) -> Scene:
             _loudness(rng) if KINDS[name].once or KINDS[name].pitch_hz else str(rng.choice(["quiet", "loud"]))
         )
         event = _place(rng, KINDS[name], 0.0, duration_s, loudness)
-        counted = event.count is not None and event.count <= 5 and KINDS[name].counted
+        counted = event.count is not None and 2 <= event.count <= 5 and KINDS[name].counted
         if counted or event.pitch or event.loudness or event.pace:
             return Scene("emphasis", (event,))
         name = _pick(rng, duration_s)

@@ -118,7 +118,7 @@ SOUNDS = (
     ),
     Kind(
         "water drop",
-        ("{m}water drips", "{m}water is dripping"),
+        ("{m}water drips{n}", "water drops fall{n}", "{m}water is dripping"),
         ("{m}dripping water", "{m}drops of water"),
         water_drop,
         counted=("water drops", "drips of water"),
@@ -132,7 +132,7 @@ SOUNDS = (
     ),
     Kind(
         "bubbles",
-        ("{m}water bubbles", "water is bubbling"),
+        ("{m}water bubbles", "{m}bubbles rise in water", "water is bubbling"),
         ("{m}bubbling water", "bubbles in water"),
         bubbles,
         length_s=(0.8, 30),
