@@ -2,16 +2,18 @@
 
 Files are read by soundfile, rates are changed by soxr. A waveform is float32 `[C, N]`, nominally in [-1, 1].
 
-Any part of a file is bit-identical to the same part of the whole: resampling works on blocks of a fixed grid, each
-with enough context on both sides for the filter, so `load(path, 16000)[:, a:b]`, a load of only that part and the
-joined blocks of `stream` agree exactly. (MP3 is the exception, its decoder rounds the last bit by where it started.)
+Any part of a file is bit-identical to the same part of the whole: resampling works on blocks of a fixed grid,
+each with enough context on both sides for the filter, so `load(path, 16000)[:, a:b]`, a load of only that
+part and the joined blocks of `stream` agree exactly. (MP3 is the exception, its decoder rounds the last bit
+by where it started.)
 """
 
+import itertools
 import logging
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -30,8 +32,9 @@ log = logging.getLogger(__name__)
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
+OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # the largest page
 MAX_LOAD_SAMPLES = 1_000_000_000  # 4 GB of float32, 17 hours of 16 kHz mono; longer sounds are for `stream`
-SAVE_FORMATS = ("wav", "flac", "ogg", "mp3")
+SAVE_FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
 
 Read = Callable[[int, int], NDArray[np.float32]]  # source frames [start, stop) -> [frames, channels]
 
@@ -60,15 +63,18 @@ def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     if os.path.getsize(path) == 0:
         raise InputError(f"{path}: the file is empty")
     try:
+        # An open file, not its name: libsndfile then goes by the content alone, whatever the file is called.
         with open(path, "rb") as raw, soundfile.SoundFile(raw) as file:
             if not MIN_RATE <= file.samplerate <= MAX_RATE:
                 raise InputError(
-                    f"{path}: sample rate {file.samplerate} Hz, allowed are {MIN_RATE} to {MAX_RATE} Hz; resave the file"
+                    f"{path}: sample rate {file.samplerate} Hz, allowed are {MIN_RATE} to {MAX_RATE}; resave the file"
                 )
             if file.channels > MAX_CHANNELS:
                 raise InputError(f"{path}: {file.channels} channels, allowed are 1 to {MAX_CHANNELS}")
             if file.frames <= 0:
                 raise InputError(f"{path}: holds no samples")
+            if _is_cut(file, path):
+                raise InputError(f"{path}: truncated, the file ends before its sound does; copy it again")
             yield file
     except (
         soundfile.SoundFileError,
@@ -78,6 +84,20 @@ def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
         raise InputError(
             f"{path}: not a sound file that can be read ({_reason(error)}); convert it, as in: ffmpeg -i IN OUT.wav"
         ) from error
+
+
+def _is_cut(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> bool:
+    """Whether a file ends early where libsndfile says nothing: WAV and AIFF (it notes so in its log) and Ogg."""
+    if file.format == "OGG":  # the last page must be whole and carry the end-of-stream flag (RFC 3533)
+        with open(path, "rb") as raw:
+            raw.seek(max(0, os.path.getsize(path) - OGG_PAGE_BYTES))
+            tail = raw.read()
+        page = tail[tail.rfind(b"OggS") :]
+        segments = page[26] if len(page) > 26 else 0
+        return len(page) < 27 + segments + sum(page[27 : 27 + segments]) or not page[5] & 4
+    lengths = re.search(r"(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info)
+    # Recorders that write to a pipe leave the largest number, or 0, where the length belongs: that is no damage.
+    return lengths is not None and int(lengths[2]) < int(lengths[1]) < 0x7FFF0000
 
 
 def _reason(error: Exception) -> str:
@@ -98,8 +118,9 @@ def info(path: str | os.PathLike[str]) -> AudioInfo:
         )
 
 
-# libsndfile 1.2 lands in the wrong place when it seeks into the last page of a Vorbis stream (libsndfile issue 885);
-# a page holds at most 255 packets of, in practice, 1024 frames. Seeks in a file just opened are exact before that.
+# libsndfile 1.2 lands in the wrong place when it seeks into the last page of a Vorbis stream (libsndfile
+# issue 885); a page holds at most 255 packets of, in practice, 1024 frames. Seeks in a file just opened are
+# exact before that.
 VORBIS_LAST_PAGE = 255 * 1024
 
 
@@ -158,9 +179,10 @@ def load(
 ) -> tuple[Tensor, int]:
     """Load a sound, or only the part asked for -> (audio float32 [C, N], its sample rate in Hz).
 
-    sample_rate and channels: None keeps the file's. start_s and duration_s are rounded to samples of the result; a
-    part that runs over the end of the file is cut there. Raises InputError, one line that names the file, for a file
-    that cannot be read, is damaged, holds samples that are not finite, or ends before start_s.
+    sample_rate and channels: None keeps the file's. start_s and duration_s are rounded to samples of the
+    result; a part that runs over the end of the file is cut there. Raises InputError, one line that names the
+    file, for a file that cannot be read, is damaged, holds samples that are not finite, or ends before
+    start_s.
     """
     with _open(path) as file:
         rate = sample_rate or file.samplerate
@@ -202,7 +224,7 @@ def stream(
             yield block if channels is None else convert_channels(block, channels)
 
 
-# ------------------------------------------------------------------------------------------- rate and channels
+# ------------------------------------------------------------------------------------------ rate and channels
 
 
 def resampled_length(num_frames: int, from_rate: int, to_rate: int) -> int:
@@ -220,8 +242,9 @@ def _resample_span(
 ) -> NDArray[np.float32]:
     """Samples [start, stop) at to_rate of a sound of num_frames at from_rate -> [stop - start, C].
 
-    The sound is cut into blocks that are whole numbers of samples at both rates; each is resampled on its own with
-    context around it. A sample's value therefore depends on its place in the file, never on what was asked for.
+    The sound is cut into blocks that are whole numbers of samples at both rates; each is resampled on its own
+    with context around it. A sample's value therefore depends on its place in the file, never on what was
+    asked for.
     """
     if from_rate == to_rate:
         return read(start, stop)
@@ -277,62 +300,68 @@ def convert_channels(audio: Tensor, channels: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def save(path: str | os.PathLike[str], audio: Tensor, sample_rate: int, format: str | None = None) -> Path:
-    """Write audio [C, N] and return the path. The file appears whole or not at all.
+def save(
+    path: str | os.PathLike[str],
+    audio: Tensor | Iterable[Tensor],
+    sample_rate: int,
+    format: str | None = None,
+) -> Path:
+    """Write audio [C, N], or blocks [C, n] of a long sound, and return the path; the file appears whole or not at all.
 
-    format: "wav" (16 bit), "flac", "ogg" (Vorbis) or "mp3"; None takes it from the suffix. Samples beyond [-1, 1] are
-    clipped, and a warning says how many; samples that are not finite are refused.
+    format: "wav" (16 bit), "flac", "ogg" (Vorbis) or "mp3"; None takes it from the suffix. Samples beyond
+    [-1, 1] are clipped, and a warning says how many; samples that are not finite are refused.
     """
     target = Path(path)
     kind = (format or target.suffix.lstrip(".")).lower()
     if kind not in SAVE_FORMATS:
         raise InputError(f"{target}: format {kind!r}, allowed are {', '.join(SAVE_FORMATS)}")
-    if audio.dim() != 2 or audio.shape[-1] == 0:
-        raise InputError(f"{target}: audio of shape {tuple(audio.shape)}, expected [channels, samples]")
-    samples = audio.detach().to("cpu", torch.float32)
-    if not torch.isfinite(samples).all():
-        raise InputError(f"{target}: the audio holds samples that are not finite (NaN or infinity)")
-    over = int((samples.abs() > 1).sum())
-    if over:
-        log.warning("%s: %d of %d samples beyond full scale were clipped", target, over, samples.numel())
-    samples = samples.clamp(-1, 1)
-    subtype = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}[kind]
+    blocks = iter([audio] if isinstance(audio, Tensor) else audio)
+    first = next(blocks, None)
+    if first is None or first.dim() != 2 or 0 in first.shape:
+        shape = "nothing" if first is None else f"audio of shape {list(first.shape)}"
+        raise InputError(
+            f"{target}: cannot write {shape}, expected [channels, samples], at least one of each"
+        )
+    channels = first.shape[0]
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    os.close(handle)
+    temporary = target.with_name(f".{os.getpid()}-{target.name}.tmp")
+    over = total = 0
     try:
         with soundfile.SoundFile(
-            temporary, "w", sample_rate, samples.shape[0], subtype=subtype, format=kind.upper()
+            temporary, "w", sample_rate, channels, subtype=SAVE_FORMATS[kind], format=kind.upper()
         ) as file:
-            for block in samples.split(
-                1 << 16, dim=-1
-            ):  # libsndfile's Vorbis encoder overflows its stack on long ones
-                file.write(block.T.numpy())
-        os.chmod(temporary, 0o666 & ~_umask())
+            for block in itertools.chain([first], blocks):
+                samples = block.detach().to("cpu", torch.float32)
+                if not torch.isfinite(samples).all():
+                    raise InputError(
+                        f"{target}: the audio holds samples that are not finite (NaN or infinity)"
+                    )
+                over += int((samples.abs() > 1).sum())
+                total += samples.numel()
+                for piece in samples.clamp(-1, 1).split(
+                    1 << 16, dim=-1
+                ):  # longer ones crash the Vorbis encoder
+                    file.write(piece.T.numpy())
         os.replace(temporary, target)
     except soundfile.SoundFileError as error:
         raise InputError(
-            f"{target}: cannot be written as {kind} with {samples.shape[0]} channels at {sample_rate} Hz ({_reason(error)})"
+            f"{target}: {channels} channels at {sample_rate} Hz cannot be written as {kind} ({_reason(error)})"
         ) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+    if over:
+        log.warning("%s: %d of %d samples beyond full scale were clipped", target, over, total)
     return target
 
 
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
-
-
-# -------------------------------------------------------------------------------------------- loudness and mel
+# ------------------------------------------------------------------------------------------- loudness and mel
 
 
 def loudness_lufs(audio: Tensor, sample_rate: int) -> float:
     """Integrated loudness of audio [C, N] in LUFS (ITU-R BS.1770-4, all channels weighted 1); silence is -inf.
 
-    The K-weighting is applied in the frequency domain, so any sample rate is served by the analogue prototypes of the
-    standard. A sound shorter than one 400 ms block is measured as one block.
+    The K-weighting is applied in the frequency domain, so any sample rate is served by the analogue
+    prototypes of the standard. A sound shorter than one 400 ms block is measured as one block.
     """
     audio = audio.detach().to("cpu", torch.float64)
     num = audio.shape[-1]
@@ -356,7 +385,8 @@ def loudness_lufs(audio: Tensor, sample_rate: int) -> float:
 def _k_weighting(size: int, sample_rate: int) -> Tensor:
     """|shelf| * |high-pass| of BS.1770 at the bins of an rfft -> complex [size // 2 + 1].
 
-    Bilinear transforms with the centre frequencies, qualities and gain that give the standard's 48 kHz coefficients.
+    Bilinear transforms with the centre frequencies, qualities and gain that give the standard's 48 kHz
+    coefficients.
     """
     z = torch.exp(-1j * torch.linspace(0, math.pi, size // 2 + 1, dtype=torch.float64))
     k, q = math.tan(math.pi * 1681.974450955533 / sample_rate), 0.7071752369554196
@@ -400,8 +430,8 @@ def mel_filterbank(
 ) -> Tensor:
     """Triangular mel filters [F, M] for F = n_fft // 2 + 1 bins; cached, so do not write into the result.
 
-    scale: "slaney" is linear below 1 kHz (librosa's default), "htk" is 2595 log10(1 + f / 700). normalize gives each
-    triangle the same area (slaney's norm).
+    scale: "slaney" is linear below 1 kHz (librosa's default), "htk" is 2595 log10(1 + f / 700). normalize
+    gives each triangle the same area (slaney's norm).
     """
     f_max = sample_rate / 2 if f_max is None else f_max
     if n_mels < 1 or not 0 <= f_min < f_max <= sample_rate / 2:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from audiogen import audio
 from audiogen.data import synth
-from audiogen.data.manifest import Clip, group_of, held_out, read_manifest, scan_folder, select
+from audiogen.data.manifest import Clip, Place, group_of, held_out, read_manifest, scan_folder, select
 from audiogen.data.mix import draw, mix
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 
 SYNTH_SEED = 0  # the built-in corpus is one corpus: "synth:7" names the same sound in every run
-SYNTH_DURATION_S = 5.0
+SYNTH_DURATION_S, SYNTH_LONGEST_S = 5.0, 30.0
+CACHED_CLIP_S = 60  # longer clips are read from disk crop by crop
 SYNTH_SOURCE = re.compile(r"synth:(\d+)(?:@(\d+))?")
 
 
@@ -25,8 +26,8 @@ SYNTH_SOURCE = re.compile(r"synth:(\d+)(?:@(\d+))?")
 class SourceConfig:
     """One source of clips.
 
-    source: a manifest, a folder, "synth:COUNT" or "synth:COUNT@START" (the built-in corpus), or a folder of token
-    shards. repeat: how often an epoch passes over it. where: allowed values of manifest fields.
+    source: a manifest, a folder, "synth:COUNT" or "synth:COUNT@START" (the built-in corpus), or a folder of
+    token shards. repeat: how often an epoch passes over it. where: allowed values of manifest fields.
     """
 
     source: str
@@ -105,17 +106,27 @@ class Item(NamedTuple):
     length: int
 
 
-class SynthClip(NamedTuple):
-    """Clip number `index` of the built-in corpus."""
+@dataclass(frozen=True)
+class BuiltInClip:
+    """Clip number `number` of the built-in corpus."""
 
-    index: int
+    number: int
 
     @property
     def key(self) -> str:
-        return f"synth:{self.index}"
+        """Its name in messages, and as a source of one clip."""
+        return f"synth:1@{self.number}"
+
+    @property
+    def place(self) -> Place:
+        """What tells it from every other clip."""
+        return (self.key, 0.0, None)
 
 
-def read_source(source: SourceConfig) -> list[Clip | SynthClip]:
+AnyClip = Clip | BuiltInClip
+
+
+def read_source(source: SourceConfig) -> list[AnyClip]:
     """The clips of a source, its `where` applied, without repeats. Raises InputError for what is not a source."""
     name = source.source
     number = SYNTH_SOURCE.fullmatch(name)
@@ -123,7 +134,7 @@ def read_source(source: SourceConfig) -> list[Clip | SynthClip]:
         count, start = int(number[1]), int(number[2] or 0)
         if count == 0 or source.where:
             raise InputError(f"{name}: needs a count above 0 and takes no `where`")
-        return [SynthClip(index) for index in range(start, start + count)]
+        return [BuiltInClip(index) for index in range(start, start + count)]
     if name.startswith("synth"):
         raise InputError(f"{name}: expected synth:COUNT or synth:COUNT@START, as in synth:20000")
     if os.path.isdir(name):
@@ -145,13 +156,14 @@ def read_source(source: SourceConfig) -> list[Clip | SynthClip]:
 class AudioDataset:
     """Clips as segments of `segment_s` at one rate and channel count; `segment_s=None` gives whole clips.
 
-    `item` depends on its arguments alone, so workers, resume and the cache change nothing. The cache holds whole
-    decoded, resampled clips up to `cache_mb`, first come first kept: in a random order nothing else does better.
+    `item` depends on its arguments alone, so workers, resume and the cache change nothing. The cache holds
+    whole decoded, resampled clips up to `cache_mb`, first come first kept: in a random order nothing else
+    does better.
     """
 
     def __init__(
         self,
-        clips: Sequence[Clip | SynthClip],
+        clips: Sequence[AnyClip],
         sample_rate: int,
         channels: int = 1,
         segment_s: float | None = None,
@@ -170,9 +182,9 @@ class AudioDataset:
         self.mix_snr_db = mix_snr_db
         self.gain_db = gain_db
         self.cache_mb = cache_mb
-        self.cache: dict[str, Tensor] = {}
+        self.cache: dict[Place, Tensor] = {}
         self.cache_bytes = 0
-        self.lengths: dict[str, int] = {}  # samples at sample_rate, from the files' headers
+        self.lengths: dict[Place, int] = {}  # samples at sample_rate, from the files' headers
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -211,10 +223,10 @@ class AudioDataset:
             part = torch.nn.functional.pad(part, (0, self.segment - length))
         return Item(part, caption, clip.key, length)
 
-    def _length(self, clip: Clip | SynthClip) -> int:
-        if isinstance(clip, SynthClip):
-            return round(self._synth_duration() * self.sample_rate)
-        if clip.key not in self.lengths:
+    def _length(self, clip: AnyClip) -> int:
+        if isinstance(clip, BuiltInClip):
+            return round(self._built_in_s() * self.sample_rate)
+        if clip.place not in self.lengths:
             header = audio.info(clip.path)
             length = audio.resampled_length(header.num_frames, header.sample_rate, self.sample_rate)
             length -= round(clip.start_s * self.sample_rate)
@@ -230,46 +242,53 @@ class AudioDataset:
                         "manifest promises; the file is truncated or another"
                     )
                 length = min(length, wanted)
-            self.lengths[clip.key] = length
-        return self.lengths[clip.key]
+            self.lengths[clip.place] = length
+        return self.lengths[clip.place]
 
-    def _captions(self, clip: Clip | SynthClip) -> Sequence[str]:
-        if isinstance(clip, SynthClip):
-            return synth.captions(SYNTH_SEED, clip.index, self._synth_duration())
+    def captions(self, index: int) -> Sequence[str]:
+        """All wordings of a clip, without reading its sound."""
+        return self._captions(self.clips[index])
+
+    def _captions(self, clip: AnyClip) -> Sequence[str]:
+        if isinstance(clip, BuiltInClip):
+            return synth.captions(SYNTH_SEED, clip.number, self._built_in_s())
         return clip.captions
 
-    def _synth_duration(self) -> float:
-        return max(SYNTH_DURATION_S, (self.segment or 0) / self.sample_rate)
+    def _built_in_s(self) -> float:
+        """Built-in clips fill the segment: their captions are true of the whole clip, not of a crop."""
+        return min(SYNTH_LONGEST_S, max(SYNTH_DURATION_S, (self.segment or 0) / self.sample_rate))
 
-    def _read(self, clip: Clip | SynthClip, start: int, length: int) -> Tensor:
+    def _read(self, clip: AnyClip, start: int, length: int) -> Tensor:
         """Samples [start, start + length) of a clip -> [C, length]: from the cache, or only this part from disk."""
-        whole = self.cache.get(clip.key)
+        whole = self.cache.get(clip.place)
         if whole is None:
             total = self._length(clip)
-            room = self.cache_bytes + total * self.channels * 4 <= self.cache_mb * 1_000_000
-            if isinstance(clip, Clip) and not (room and self.cache_mb):
+            size = 4 * self.channels * total
+            if (
+                total > CACHED_CLIP_S * self.sample_rate
+                or self.cache_bytes + size > self.cache_mb * 1_000_000
+            ):
                 return self._decode(clip, start, length)
-            whole = self._decode(clip, 0, total) if isinstance(clip, Clip) else self._render(clip)
-            if room and self.cache_mb:
-                self.cache[clip.key] = whole
-                self.cache_bytes += whole.numel() * 4
+            whole = self._decode(clip, 0, total)
+            self.cache[clip.place] = whole
+            self.cache_bytes += size
         return whole[:, start : start + length].clone()
 
-    def _decode(self, clip: Clip, start: int, length: int) -> Tensor:
-        start += round(clip.start_s * self.sample_rate)
-        part, _ = audio.load(
-            clip.path, self.sample_rate, self.channels, start / self.sample_rate, length / self.sample_rate
-        )
+    def _decode(self, clip: AnyClip, start: int, length: int) -> Tensor:
+        if isinstance(clip, BuiltInClip):
+            sound = synth.render(SYNTH_SEED, clip.number, self.sample_rate, self._built_in_s()).audio
+            return audio.convert_channels(sound, self.channels)[:, start : start + length]
+        rate = self.sample_rate
+        start += round(clip.start_s * rate)
+        part, _ = audio.load(clip.path, rate, self.channels, start / rate, length / rate)
         if part.shape[-1] != length:
             raise InputError(f"{clip.key}: the file has become shorter since it was first read")
         return part
 
-    def _render(self, clip: SynthClip) -> Tensor:
-        sound = synth.render(SYNTH_SEED, clip.index, self.sample_rate, self._synth_duration()).audio
-        return audio.convert_channels(sound, self.channels)
-
 
 class Split(NamedTuple):
+    """A training set and, if anything is left for it, a validation set."""
+
     train: AudioDataset
     valid: AudioDataset | None
 
@@ -279,13 +298,13 @@ def open_data(config: DataConfig, sample_rate: int, channels: int = 1) -> Split:
 
     Without `valid`, the share `holdout` of every training source is held out, recordings kept together.
     """
-    train: list[Clip | SynthClip] = []
-    valid: list[Clip | SynthClip] = []
+    train: list[AnyClip] = []
+    valid: list[AnyClip] = []
     for source in config.valid:
         valid.extend(read_source(source))
     for source in config.train:
         clips = read_source(source)
-        groups = [clip.key if isinstance(clip, SynthClip) else group_of(clip) for clip in clips]
+        groups = [clip.key if isinstance(clip, BuiltInClip) else group_of(clip) for clip in clips]
         out = held_out(groups, 0.0 if config.valid else config.holdout)
         train.extend([clip for clip, held in zip(clips, out, strict=True) if not held] * source.repeat)
         valid.extend(clip for clip, held in zip(clips, out, strict=True) if held)

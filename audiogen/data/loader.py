@@ -1,12 +1,15 @@
 """Batches in an order that is a function of (seed, epoch, step, rank), prefetched by worker processes.
 
-Place p of the endless sequence is item `permutation(seed, p // n)[p % n]`; step s of rank r takes the places from
-`(s * world + r) * batch_size` on. So resuming needs the step alone, and workers change nothing but the time.
+Place p of the endless sequence is item `permutation(seed, p // n)[p % n]`; step s of rank r takes the places
+from `(s * world + r) * batch_size` on. So resuming needs the step alone, and workers change nothing but the
+time.
 """
 
+import atexit
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -52,9 +55,9 @@ def permutation(count: int, seed: int, epoch: int) -> Tensor:
 
 
 class Loaded(NamedTuple):
-    """A batch, and what was unreadable on the way to it: one message a try."""
+    """A batch and what was unreadable on the way to it, a message a try; without a batch, the last says why."""
 
-    batch: Batch
+    batch: Batch | None
     problems: list[str]
 
 
@@ -68,7 +71,7 @@ class StepDataset:
         seed: int,
         rank: int,
         world: int,
-        collate: Callable[[list[Any]], Batch],
+        collate: Callable[[Sequence[Any]], Batch],
     ) -> None:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world, self.collate = rank, world, collate
@@ -76,7 +79,10 @@ class StepDataset:
     def __getitem__(self, step: int) -> Loaded:
         first = (step * self.world + self.rank) * self.batch_size
         problems: list[str] = []
-        items = [self._item(place, problems) for place in range(first, first + self.batch_size)]
+        try:
+            items = [self._item(place, problems) for place in range(first, first + self.batch_size)]
+        except InputError as error:
+            return Loaded(None, [*problems, str(error)])
         return Loaded(self.collate(items), problems)
 
     def _item(self, place: int, problems: list[str]) -> Any:
@@ -95,8 +101,8 @@ class StepDataset:
 class AudioLoader:
     """Endless batches of a dataset. Items that cannot be read are skipped, named once in a warning, and counted.
 
-    workers: processes that prefetch, one thread each; 0 reads in this process. `unreadable` maps each message to how
-    often it stood in the way; `skipped` is their sum.
+    workers: processes that prefetch, one thread each; 0 reads in this process. `unreadable` maps each message
+    to how often it stood in the way; `skipped` is their sum.
     """
 
     def __init__(
@@ -107,7 +113,7 @@ class AudioLoader:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
-        collate: Callable[[list[Any]], Batch] = collate_audio,
+        collate: Callable[[Sequence[Any]], Batch] = collate_audio,
     ) -> None:
         if batch_size < 1 or workers < 0 or len(dataset) == 0:
             raise InputError(
@@ -122,8 +128,16 @@ class AudioLoader:
         """How often an item was left out because it could not be read."""
         return sum(self.unreadable.values())
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """Batches from a step on, for ever."""
+    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
+        """Batches from a step on, for ever. Closing the iterator, or leaving Python, ends the workers."""
+        batches = self._batches(start_step)
+        if self.workers:
+            atexit.register(
+                batches.close
+            )  # before multiprocessing's own SIGTERM, which the workers do not heed
+        return batches
+
+    def _batches(self, start_step: int) -> Generator[Batch, None, None]:
         steps = itertools.count(start_step)
         loaded: Iterator[Loaded]
         if self.workers == 0:
@@ -133,14 +147,17 @@ class AudioLoader:
                 DataLoader(
                     self.steps,  # type: ignore[arg-type]  # a map from step to batch is all it needs
                     batch_size=None,
-                    sampler=steps,  # type: ignore[arg-type]
+                    sampler=steps,
                     num_workers=self.workers,
-                    collate_fn=_as_it_is,
+                    collate_fn=_as_it_is,  # type: ignore[arg-type]
+                    worker_init_fn=_leave_signals_to_parent,
                     prefetch_factor=4,
                     generator=torch.Generator(),  # else it draws from the global one
                 )
             )
         for batch, problems in loaded:
+            if batch is None:
+                raise InputError(problems[-1])
             self._note(problems)
             yield batch
 
@@ -155,15 +172,24 @@ def _as_it_is(loaded: Loaded) -> Loaded:
     return loaded
 
 
+def _leave_signals_to_parent(worker: int) -> None:
+    """A scheduler's SIGTERM reaches the whole process group, and the parent needs batches to end its step.
+
+    A parent that is gone needs none: torch's loop notices within seconds.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def valid_batches(
     dataset: Dataset,
     batch_size: int,
     count: int | None = None,
-    collate: Callable[[list[Any]], Batch] = collate_audio,
+    collate: Callable[[Sequence[Any]], Batch] = collate_audio,
 ) -> Iterator[Batch]:
     """Up to `count` batches with the same items, crops and wordings at every call; None passes over all items once.
 
-    Items come in one fixed shuffled order, so that few batches are a fair sample; the last batch may be smaller.
+    Items come in one fixed shuffled order, so that few batches are a fair sample; the last batch may be
+    smaller.
     """
     order = permutation(len(dataset), VALID_SEED, 0).tolist()
     if count is not None:

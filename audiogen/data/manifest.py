@@ -1,8 +1,8 @@
 """Lists of clips: JSONL and CSV manifests, folders of sounds, selection and the held-out share.
 
-A JSONL line is `{"audio": path, "captions": [..] or "caption": "..", "start": s, "duration": s, anything else}`;
-a CSV has the columns audio and caption, and optionally start, duration and others. Paths are relative to the
-manifest's folder. Standard library and `audiogen.audio` only.
+A JSONL line is `{"audio": path, "captions": [..] or "caption": "..", "start": s, "duration": s, anything
+else}`; a CSV has the columns audio and caption, and optionally start, duration and others. Paths are relative
+to the manifest's folder.
 """
 
 import csv
@@ -12,25 +12,31 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from audiogen import audio
+from audiogen.checkpoint import write_bytes_atomic
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 
 SOUND_SUFFIXES = frozenset(
-    ".aif .aifc .aiff .au .caf .flac .m4a .aac .mp2 .mp3 .mp4 .oga .ogg .opus .rf64 .snd .w64 .wav .wave .webm .wma".split()
+    """.aac .aif .aifc .aiff .au .caf .flac .m4a .mp2 .mp3 .mp4 .oga .ogg .opus .rf64 .snd .w64 .wav .wave .webm
+    .wma""".split()
 )
+
+
+Place = tuple[str, float, float | None]  # path, start_s, duration_s
 
 
 @dataclass(frozen=True)
 class Clip:
     """A sound file or a part of one.
 
-    path: of the file, as it can be opened. captions: wordings of the same content, none for a clip without text.
-    start_s, duration_s: the part; None is up to the end. fields: what else the manifest says (label, fold, source).
+    path: of the file, as it can be opened. captions: wordings of the same content, none for a clip without
+    text. start_s, duration_s: the part; None is up to the end. fields: what else the manifest says (label,
+    fold, source).
     """
 
     path: str
@@ -38,6 +44,11 @@ class Clip:
     start_s: float = 0.0
     duration_s: float | None = None
     fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def place(self) -> Place:
+        """What tells it from every other clip."""
+        return (self.path, self.start_s, self.duration_s)
 
     @property
     def key(self) -> str:
@@ -51,8 +62,8 @@ class Clip:
 def read_manifest(path: str | os.PathLike[str], check_files: bool = True) -> list[Clip]:
     """Read a .jsonl or .csv manifest. Raises InputError with the first bad line's number and the count of others.
 
-    Bad are lines that are broken, name a file that is not there (check_files) or repeat an earlier clip. In a CSV,
-    rows of one clip with different captions are its wordings, as in AudioCaps.
+    Bad are lines that are broken, name a file that is not there (check_files) or repeat an earlier clip. In a
+    CSV, rows of one clip with different captions are its wordings, as in AudioCaps.
     """
     path = Path(path)
     if path.suffix.lower() not in (".jsonl", ".csv"):
@@ -64,22 +75,21 @@ def read_manifest(path: str | os.PathLike[str], check_files: bool = True) -> lis
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the manifest cannot be read as UTF-8 text ({error})") from None
     is_csv = path.suffix.lower() == ".csv"
-    clips: dict[tuple[str, float, float | None], Clip] = {}
-    lines: dict[tuple[str, float, float | None], int] = {}
+    clips: dict[Place, Clip] = {}
+    lines: dict[Place, int] = {}
     problems: list[str] = []
     for number, row in _csv_rows(text, path) if is_csv else _json_rows(text):
         try:
             clip = _clip(row, path.parent)
-            place = (clip.path, clip.start_s, clip.duration_s)
-            if place in clips:
-                earlier = clips[place]
+            earlier = clips.get(clip.place)
+            if earlier:
                 if not is_csv or set(clip.captions) <= set(earlier.captions):
-                    raise InputError(f"repeats the clip of line {lines[place]}; remove one of them")
-                clip = Clip(clip.path, earlier.captions + clip.captions, *place[1:], earlier.fields)
+                    raise InputError(f"repeats the clip of line {lines[clip.place]}; remove one of them")
+                clip = replace(earlier, captions=earlier.captions + clip.captions)
             elif check_files and not os.path.isfile(clip.path):
                 raise InputError(f"names {clip.path}, which is not a file")
-            clips[place] = clip
-            lines.setdefault(place, number)
+            clips[clip.place] = clip
+            lines.setdefault(clip.place, number)
         except InputError as error:
             problems.append(f"line {number}: {error}")
     if problems:
@@ -170,13 +180,7 @@ def write_manifest(path: str | os.PathLike[str], clips: Iterable[Clip]) -> Path:
         if clip.duration_s is not None:
             row["duration"] = clip.duration_s
         lines.append(json.dumps(row | clip.fields, ensure_ascii=False) + "\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text("".join(lines), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes_atomic(path, "".join(lines).encode())
     return path
 
 
@@ -184,7 +188,7 @@ def write_manifest(path: str | os.PathLike[str], clips: Iterable[Clip]) -> Path:
 
 
 def select(clips: Sequence[Clip], where: Mapping[str, Sequence[Any]]) -> list[Clip]:
-    """The clips whose fields have one of the allowed values, as in `{"fold": [1, 2, 3]}`; text and number compare."""
+    """The clips whose fields have one of the allowed values, as in `{"fold": [1, 2, 3]}`; "3" matches 3."""
     chosen = list(clips)
     for name, allowed in where.items():
         values = {str(clip.fields[name]) for clip in clips if name in clip.fields}
@@ -258,8 +262,9 @@ def scan_folder(
 ) -> tuple[list[Clip], list[tuple[str, str]]]:
     """List a folder's sounds -> (clips with captions and true lengths, bad files as (path, reason)).
 
-    decode reads every file to its end, so damage shows now; otherwise only headers are read. progress is called after
-    each file. Captions come from a sidecar `.txt` (one wording a line) or `.json`, else from folder and file names.
+    decode reads every file to its end, so damage shows now; otherwise only headers are read. progress is
+    called after each file. Captions come from a sidecar `.txt` (one wording a line) or `.json`, else from
+    folder and file names.
     """
 
     def look(path: Path) -> Clip | tuple[str, str]:
@@ -325,7 +330,7 @@ PLAIN_FOLDERS = frozenset(
 
 
 def caption_from_names(path: Path) -> str:
-    """`dog_bark/small-puppy_03.wav -> "dog bark, small puppy"`: words of the folder, then of the file; may be ""."""
+    """Words of the folder, then of the file: `dog_bark/small-puppy_03.wav -> "dog bark, small puppy"`; maybe ""."""
     words = _words(path.stem)
     folder = _words(path.parent.name)
     if path.parent.name.lower() in PLAIN_FOLDERS:

@@ -1,7 +1,7 @@
 """Mixing augmentation: two captioned sounds become one (AudioGen, Kreuk et al. 2022, section 3.2).
 
-Differs from the released code where that fails: the peak is max |x| instead of max x, power is measured on the
-valid part instead of the padding too, and a missing caption is handled.
+Differs from the released code where that fails: the peak is max |x| instead of max x, power is measured on
+the valid part instead of the padding too, and a missing caption is handled.
 """
 
 import math
@@ -33,9 +33,9 @@ def mix(
 ) -> Mixture:
     """Add sound b to sound a, both [C, N] and valid up to their length.
 
-    snr_db: power of a over power of b after scaling b. start in [0, 1]: where b begins, from the beginning of a (0)
-    to the latest place where half of the shorter sound still overlaps (1); what of b passes N is cut. A mixture that
-    passes full scale is divided by its peak.
+    snr_db: power of a over power of b after scaling b. start in [0, 1]: where b begins, from the beginning of
+    a (0) to the latest place where half of the shorter sound still overlaps (1); what of b passes N is cut. A
+    mixture that passes full scale is divided by its peak.
     """
     num = audio_a.shape[-1]
     latest = length_a - math.ceil(MIN_OVERLAP * min(length_a, length_b))
@@ -57,7 +57,8 @@ def mix(
 def join_captions(a: str | None, b: str | None) -> str | None:
     """`"A dog barks." + "Rain falls" -> "A dog barks and rain falls"`.
 
-    None unless both are given: a caption of half of what is heard would teach the model to add things unasked.
+    None unless both are given: a caption of half of what is heard would teach the model to add things
+    unasked.
     """
     if not a or not b:
         return None
