@@ -32,7 +32,7 @@ def describe(parser, prefix):  # -> (the option in one line, whether it has a he
         elif not isinstance(action, argparse._HelpAction):
             kind = type(action).__name__.strip("_").replace("Action", "").lower()
             words = [prefix, ", ".join(action.option_strings) or action.dest, kind]
-            words += [f"nargs={action.nargs}"] if action.nargs is not None else []
+            words += [f"nargs={action.nargs}"] if action.nargs else []
             words += ["choices=" + "|".join(map(str, action.choices))] if action.choices else []
             words += ["required"] if action.required and action.option_strings else []
             default = action.default not in (None, argparse.SUPPRESS, False, [], ())

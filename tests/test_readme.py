@@ -1,0 +1,133 @@
+"""README is executed: every shell and Python block, in order, in one folder; long commands in a reduced form.
+
+A command that is not in `COMMANDS` fails, so a new block cannot slip in untried. `text` blocks are not run.
+"""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiogen.errors import run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+# What README says -> what runs here, "..." being the command itself.
+GENERATE = 'python -m audiogen.generate --text "a dog barks" --text "rain falls"'
+SMALL = "fit.steps=1 fit.workers=0 fit.batch_size=2 fit.valid_batches=1 data.segment_s=0.5"
+COMMANDS: dict[str, str] = {
+    "make demo": f"make --directory $ROOT --dry-run demo | grep --fixed-strings -e {shlex.quote(GENERATE[7:])}",
+    "make test": "make --directory $ROOT --dry-run test | grep 'pytest -n 2'",
+    "python -m audiogen.train recipe=lm": (
+        f"... {SMALL} data.train=synth:8 data.valid=synth:2@8 model.dim=32 model.num_layers=2 model.num_heads=2 "
+        "text.width=32 text.dim=32 text.num_layers=1 text.vocab_size=64"
+    ),
+    f"{GENERATE} --num-samples 2 --out generated": "... --duration 0.2",
+    "python -m audiogen.codec encode my_sounds/ -o tokens/": "...",
+    "python -m audiogen.codec decode tokens/ -o back/": "...",
+    "python -m audiogen.data scan my_sounds/ -o my_sounds/manifest.jsonl": "...",
+    (
+        "python -m audiogen.train recipe=lm_tiny init_from=lm_tiny out=runs/mine "
+        "data.train=my_sounds/manifest.jsonl data.valid=[]"
+    ): f"... {SMALL} pretokenize_epochs=1",
+    'python -m audiogen.generate --model runs/mine --text "a bell rings twice"': "... --duration 0.2",
+    "python -m audiogen.codec encode my_sounds/manifest.jsonl --shards 1000 -o shards/": "...",
+    (
+        "python -m audiogen.train recipe=lm_tiny out=runs/from_tokens "
+        "data.train=shards/ data.valid=[] data.mix_probability=0"
+    ): f"... {SMALL}",
+}
+
+# Python blocks run as they are but for these words.
+SHORTER = {"duration_s=5.0": "duration_s=0.2"}
+
+
+def commands(block: str) -> list[str]:
+    """The commands of a shell block: continued lines joined, comments dropped."""
+    lines = (line.strip() for line in block.replace("\\\n", " ").splitlines())
+    return [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
+
+
+def run(command: str) -> int:
+    """Exit status. Our own verbs run in this process, for torch is imported here already; the rest in bash."""
+    words = shlex.split(command)
+    if words[:2] != ["python", "-m"]:
+        environment = os.environ | {"ROOT": str(ROOT)}
+        bash = ["bash", "-euo", "pipefail", "-c", command]
+        return subprocess.run(bash, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
+    package = ROOT / words[2].replace(".", "/")
+    module = importlib.import_module(f"{words[2]}.__main__" if package.is_dir() else words[2])
+    with warnings.catch_warnings():
+        return run_command(module.main, words[3:])
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A newcomer's folder: a few captioned sounds of their own, and nothing else."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "my_sounds").mkdir()
+    seconds = np.arange(16000) / 16000
+    for number in range(4):
+        tone = 0.3 * np.sin(2 * np.pi * 220 * (number + 1) * seconds) * np.exp(-3 * seconds)
+        soundfile.write(folder / "my_sounds" / f"bell_{number}.wav", tone, 16000)
+        (folder / "my_sounds" / f"bell_{number}.txt").write_text(f"a bell at {number + 1} times the pitch\n")
+    return folder
+
+
+@pytest.mark.parametrize("number", [i for i, (language, _) in enumerate(BLOCKS) if language == "sh"])
+def test_shell_block(number: int, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    for command in commands(BLOCKS[number][1]):
+        assert command in COMMANDS, f"README has a new command: say in COMMANDS how it is tried: {command}"
+        assert run(COMMANDS[command].replace("...", command)) == 0, f"failed: {command}"
+
+
+@pytest.mark.parametrize("number", [i for i, (language, _) in enumerate(BLOCKS) if language == "python"])
+def test_python_block(number: int, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    code = BLOCKS[number][1]
+    for said, shorter in SHORTER.items():
+        code = code.replace(said, shorter)
+    exec(compile(code, f"README.md block {number}", "exec"), {"__name__": "readme"})
+
+
+def test_every_block_is_run_or_plain_text() -> None:
+    assert not [body for language, body in BLOCKS if language not in ("sh", "python", "text")]
+    said = [command for language, body in BLOCKS if language == "sh" for command in commands(body)]
+    assert not [command for command in COMMANDS if command not in said], (
+        "no longer in README: remove them here"
+    )
+    code = "".join(body for language, body in BLOCKS if language == "python")
+    assert not [word for word in SHORTER if word not in code]
+
+
+def tree_paths(tree: str) -> set[str]:
+    """The paths that a tree of two-space indents names; a folder's ends in a slash."""
+    paths, folders = set(), []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        del folders[(len(line) - len(line.lstrip())) // 2 :]
+        paths.add("".join(folders) + name)
+        if name.endswith("/"):
+            folders.append(name)
+    return paths
+
+
+def test_tree_lists_exactly_the_files_there_are() -> None:
+    (tree,) = (body for language, body in BLOCKS if language == "text" and body.startswith("audiogen/"))
+    listed = tree_paths(tree)
+    gone = [path for path in listed if not (ROOT / path).exists()]
+    assert not gone, f"in README's tree, but not there: {gone}"
+    patterns = ("audiogen/**/*.py", "audiogen/weights/*", "recipes/*.yaml", "tools/*.py", "docs/*.md")
+    present = {path for pattern in patterns for path in ROOT.glob(pattern) if path.name != "__init__.py"}
+    names = {f"{path.relative_to(ROOT)}{'/' if path.is_dir() else ''}" for path in present}
+    assert names <= listed, f"not in README's tree: {sorted(names - listed)}"
