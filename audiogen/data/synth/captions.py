@@ -14,7 +14,6 @@ LOUD_ADVERBS = {"loud": ("loudly",), "quiet": ("quietly", "softly", "faintly")}
 PACE_WORDS = {"slow": ("slow",), "fast": ("quick", "rapid", "fast")}
 PACE_ADVERBS = {"slow": ("slowly",), "fast": ("quickly", "rapidly", "fast")}
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
-COUNTED_ROOM = frozenset({"count", "loudness", "pace"})
 TIMES = {1: "once", 2: "twice", 3: "three times", 4: "four times", 5: "five times"}
 
 # {A}, {B} clauses; {a}, {b} noun phrases; first and second in time.
@@ -65,7 +64,7 @@ def _sentence(scene: Scene, rng: np.random.Generator) -> str:
         nouns = _nouns(event)
         if rng.random() < 0.15:
             plain = [noun for noun in nouns if not noun.text.startswith("the ")]
-            templates = [Template(f"the sound of {noun.text}", noun.room) for noun in plain]
+            templates = [noun._replace(text=f"the sound of {noun.text}") for noun in plain]
         else:
             templates = _clauses(event) + nouns
         text = _phrase(event, rng, templates, scene.form == "emphasis")
@@ -77,10 +76,11 @@ def _one_of(rng: np.random.Generator, options: Sequence[str]) -> str:
 
 
 class Template(NamedTuple):
-    """A phrase with its marks, and the attributes it has room for."""
+    """A phrase with its marks (see `Kind`; `{k}` a number with adjectives), and the attributes it has room for."""
 
     text: str
-    room: frozenset[str]
+    room: set[str]
+    clause: bool = False
 
 
 def _numbered(event: SynthEvent) -> bool:
@@ -96,20 +96,21 @@ def _clauses(event: SynthEvent) -> list[Template]:
     """ "{a}bell rings{n}": adverbs always fit, pitch needs an adjective's place, a count its own."""
     found = []
     for text in _apt(KINDS[event.kind].clauses, event):
-        pitch, count = {"pitch"} if "{a}" in text else set(), {"count"} if "{n}" in text else set()
-        found.append(Template(text, frozenset({"loudness", "pace"} | pitch | count)))
+        room = {"loudness", "pace"} | {
+            fact for fact, mark in (("pitch", "{a}"), ("count", "{n}")) if mark in text
+        }
+        found.append(Template(text, room, clause=True))
     return found
 
 
 def _nouns(event: SynthEvent) -> list[Template]:
-    """ "{a}ringing bell", and "{three}bell strikes" where it strikes a few times."""
+    """ "{a}ringing bell", and "{k}bell strikes" where it strikes a few times."""
     kind = KINDS[event.kind]
     found = []
     for text in _apt(kind.nouns, event):
-        room = frozenset({"loudness", "pitch"} if "{a}" in text or "{m}" in text else ())
-        found.append(Template(text, room))
+        found.append(Template(text, {"loudness", "pitch"} if "{a}" in text or "{m}" in text else set()))
     if _numbered(event) and event.count != 1:
-        found += [Template(f"{{{NUMBERS[event.count or 0]}}}{t}", COUNTED_ROOM) for t in kind.counted]
+        found += [Template("{k}" + text, {"count", "loudness", "pace"}) for text in kind.counted]
     return found
 
 
@@ -127,13 +128,12 @@ def _phrase(
     if stress and sayable and not said:
         said = [_one_of(rng, sayable)]
     rng.shuffle(said)
-    return _fill(template.text, event, set(said[:2]), rng)
+    return _fill(template, event, set(said[:2]), rng)
 
 
-def _fill(text: str, event: SynthEvent, said: set[str], rng: np.random.Generator) -> str:
+def _fill(template: Template, event: SynthEvent, said: set[str], rng: np.random.Generator) -> str:
     """Put adjectives with their article, adverbs and number in their places."""
-    kind = KINDS[event.kind]
-    clause = text in kind.clauses or f"{{1}}{text}" in kind.clauses
+    kind, (text, _, clause) = KINDS[event.kind], template
     adjectives: list[str] = []
     adverbs: list[str] = []
     if "loudness" in said:
@@ -148,8 +148,7 @@ def _fill(text: str, event: SynthEvent, said: set[str], rng: np.random.Generator
     following = before or text.partition("{a}")[2]
     article = "an " if following[:1] in "aeiou" else "a "
     text = text.replace("{a}", article + before).replace("{m}", before)
-    for number in NUMBERS.values():
-        text = text.replace(f"{{{number}}}", f"{number} {before}")
-    ending = " ".join(["", " and ".join(adverbs)]) if adverbs else ""
+    text = text.replace("{k}", f"{NUMBERS.get(event.count or 0)} {before}")
+    ending = f" {' and '.join(adverbs)}" if adverbs else ""
     ending += f" {TIMES[event.count or 0]}" if "count" in said and clause else ""
     return text.replace("{n}", ending) if "{n}" in text else text + ending

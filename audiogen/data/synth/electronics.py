@@ -82,8 +82,8 @@ def game_jump(rng: np.random.Generator, n: int, rate: int, pitch: float) -> Sign
 SOUNDS = (
     Kind(
         "tone",
-        ("{a}steady tone sounds", "{a}tone holds"),
-        ("{a}steady tone", "{a}pure tone"),
+        ("{a}steady tone sounds", "{a}tone plays"),
+        ("{a}steady tone", "{a}continuous tone"),
         tone,
         pitch_hz=(180, 2600),
     ),

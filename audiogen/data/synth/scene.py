@@ -68,10 +68,8 @@ def compose(seed: int, index: int, duration_s: float) -> Scene:
     name = _pick(rng, duration_s)
     if form != "emphasis":
         return Scene("one", (_place(rng, KINDS[name], 0.0, duration_s, _loudness(rng)),))
-    for _ in range(20):  # most kinds and draws have something to stress: try until one does
-        loudness = (
-            _loudness(rng) if KINDS[name].once or KINDS[name].pitch_hz else str(rng.choice(["quiet", "loud"]))
-        )
+    for _ in range(20):  # draw until there is something to stress
+        loudness = ("quiet", "loud", None, None)[rng.integers(4)]
         event = _place(rng, KINDS[name], 0.0, duration_s, loudness)
         counted = event.count is not None and 2 <= event.count <= 5 and KINDS[name].counted
         if counted or event.pitch or event.loudness or event.pace:
@@ -112,7 +110,7 @@ def _overlapping(rng: np.random.Generator, duration_s: float) -> tuple[SynthEven
     delay = duration_s * rng.uniform(0.05, 0.25)
     striking = [n for n, k in KINDS.items() if not k.backdrop and k.shortest_s <= duration_s - delay]
     over = striking[rng.integers(len(striking))]
-    backdrop = _place(rng, KINDS[under], 0.0, duration_s, None, BACKDROP_DB, whole=True)
+    backdrop = _place(rng, KINDS[under], 0.0, duration_s, None, BACKDROP_DB)
     return backdrop, _place(rng, KINDS[over], delay, duration_s, None, FOREGROUND_DB)
 
 
@@ -123,23 +121,39 @@ def _place(
     end_s: float,
     loudness: str | None,
     level_db: tuple[float, float] | None = None,
-    *,
-    whole: bool = False,
 ) -> SynthEvent:
-    """An event of `kind` inside start_s .. end_s with its attributes drawn."""
-    if level_db is None:
-        level_db = {"quiet": QUIET_DB, "loud": LOUD_DB, None: NORMAL_DB}[loudness]
+    """An event of `kind` inside start_s .. end_s; `level_db` overrides what the loudness asks for."""
     pitch_hz, pitch = _draw(rng, kind.pitch_hz, ("low", "high")) if kind.pitch_hz else (None, None)
-    gain_db = rng.uniform(*level_db)
+    gain_db = rng.uniform(*(level_db or {"quiet": QUIET_DB, "loud": LOUD_DB, None: NORMAL_DB}[loudness]))
     slot_s = end_s - start_s
-    if not kind.once:
+    count, pace = None, None
+    if kind.once:
+        onsets, sound_s, pace = _strikes(rng, kind, slot_s)
+        count, length_s = len(onsets), onsets[-1] + sound_s
+        at = rng.uniform(0, 0.3 if count > kind.most else 1) * max(0.0, slot_s - length_s)
+    else:
         longest = min(slot_s, kind.length_s[1])
-        shortest = max(kind.length_s[0], 0.45 * longest)
-        length_s = longest if whole or rng.random() < 0.6 else rng.uniform(shortest, longest)
-        at = start_s + rng.uniform(0, slot_s - length_s)
-        return SynthEvent(
-            kind.name, at, at + length_s, (at,), None, length_s, pitch_hz, gain_db, pitch, loudness
-        )
+        whole = level_db == BACKDROP_DB or rng.random() < 0.6
+        sound_s = longest if whole else rng.uniform(max(kind.length_s[0], 0.45 * longest), longest)
+        onsets, length_s = [0.0], sound_s
+        at = rng.uniform(0, slot_s - length_s)
+    return SynthEvent(
+        kind=kind.name,
+        start_s=start_s + at,
+        end_s=start_s + at + length_s,
+        onsets_s=tuple(start_s + at + onset for onset in onsets),
+        count=count,
+        sound_s=sound_s,
+        pitch_hz=pitch_hz,
+        gain_db=gain_db,
+        pitch=pitch,
+        loudness=loudness,
+        pace=pace,
+    )
+
+
+def _strikes(rng: np.random.Generator, kind: Kind, slot_s: float) -> tuple[list[float], float, str | None]:
+    """Onsets from 0 of as many strikes as were drawn and fit in `slot_s`, their length, the word for their pace."""
     interval_s, pace = _draw(rng, kind.interval_s, ("fast", "slow"))
     sound_s = rng.uniform(kind.length_s[0], min(kind.length_s[1], slot_s))
     if kind.least > 1:
@@ -154,25 +168,8 @@ def _place(
     if count > 1 and not kind.rings:
         sound_s = max(kind.length_s[0], min(sound_s, 0.85 * interval_s))
     gaps = interval_s * (1 + kind.jitter * rng.uniform(-1, 1, count - 1))
-    since = np.concatenate([[0.0], np.cumsum(gaps)])
-    slack = max(0.0, slot_s - since[-1] - sound_s)
-    onsets = tuple(
-        float(t) for t in start_s + slack * rng.uniform(0, 0.3 if count > kind.most else 1) + since
-    )
-    pace = pace if kind.paced and count >= 3 else None
-    return SynthEvent(
-        kind.name,
-        onsets[0],
-        onsets[-1] + sound_s,
-        onsets,
-        count,
-        sound_s,
-        pitch_hz,
-        gain_db,
-        pitch,
-        loudness,
-        pace,
-    )
+    onsets = [0.0, *np.cumsum(gaps).tolist()]
+    return onsets, sound_s, pace if kind.paced and count >= 3 else None
 
 
 def _draw(

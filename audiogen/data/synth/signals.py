@@ -142,12 +142,13 @@ def fade(signal: Signal, sample_rate: int, seconds: float = 0.01) -> Signal:
 
 def wander(rng: np.random.Generator, n: int, sample_rate: int, rate_hz: float) -> Signal:
     """A slow random curve [N] in -1 .. 1 with about `rate_hz` turns a second, smooth between its knots."""
-    knots = rng.uniform(-1, 1, size=max(2, int(np.ceil(n / sample_rate * rate_hz)) + 2))
-    place = np.arange(n) * (rate_hz / sample_rate)
-    left = np.minimum(place.astype(np.int64), len(knots) - 2)
-    blend = np.minimum(place - left, 1.0)
+    count = int(np.ceil(n / sample_rate * rate_hz)) + 2
+    knots = rng.uniform(-1, 1, count)
+    blend = np.linspace(0, 1, 16, endpoint=False)
     blend = blend * blend * (3 - 2 * blend)
-    return (knots[left] + (knots[left + 1] - knots[left]) * blend).astype(np.float32)
+    smooth = (knots[:-1, None] + np.diff(knots)[:, None] * blend).ravel()  # 16 points from knot to knot
+    place = np.arange(n) * (16 * rate_hz / sample_rate)
+    return np.interp(place, np.arange(len(smooth)), smooth).astype(np.float32)
 
 
 def scatter(rng: np.random.Generator, n: int, sample_rate: int, rate_hz: float, spread_db: float) -> Signal:
