@@ -35,8 +35,8 @@ def describe(parser, prefix):  # -> (the option in one line, whether it has a he
             words += [f"nargs={action.nargs}"] if action.nargs else []
             words += ["choices=" + "|".join(map(str, action.choices))] if action.choices else []
             words += ["required"] if action.required and action.option_strings else []
-            default = action.default not in (None, argparse.SUPPRESS, False, [], ())
-            words += [f"default={action.default}"] if default else []
+            unset = action.default is None or action.default is False or action.default == argparse.SUPPRESS
+            words += [] if unset else [f"default={action.default}"]
             yield " ".join(words), bool(action.help)
 
 parsers = []
