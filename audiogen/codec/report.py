@@ -1,0 +1,80 @@
+"""What a command over many clips tells: progress on a terminal, what could not be read, and the speed at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from audiogen.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LONG_S = 60.0  # a longer clip gets a bar of its own
+
+
+class Report:
+    """A context around the work; leaving it prints one line, and raises InputError if a clip could not be read.
+
+    verb: "encoded" or "decoded". num_clips: to work on. kept: how many more an earlier run had finished.
+    """
+
+    def __init__(self, verb: str, num_clips: int, kept: int = 0) -> None:
+        from tqdm import tqdm  # here, because `--help` reads this file
+
+        self.verb, self.num_clips, self.kept = verb, num_clips, kept
+        self.num_done = self.num_failed = 0
+        self.duration_s = 0.0
+        self._tqdm = tqdm
+        self._started = time.perf_counter()
+        self._bar = self._progress(num_clips, "clip")
+
+    def watch(self, blocks: Iterable[Tensor], duration_s: float, rate: float) -> Iterator[Tensor]:
+        """Pass on the blocks [.., n] of a clip, n / rate seconds each."""
+        if duration_s <= LONG_S:
+            yield from blocks
+            return
+        with self._progress(round(duration_s), "s") as bar:
+            passed = 0
+            for block in blocks:
+                yield block
+                passed += block.shape[-1]
+                bar.update(round(passed / rate) - bar.n)
+
+    def done(self, duration_s: float) -> None:
+        """One more clip is finished."""
+        self.num_done += 1
+        self.duration_s += duration_s
+        self._bar.update()
+
+    def failed(self, reason: str) -> None:
+        """One more clip could not be read: say so, and go on."""
+        self.num_failed += 1
+        self._bar.update()
+        self._tqdm.write(f"skipped: {' '.join(reason.split())}", file=sys.stderr)
+
+    def _progress(self, total: int, unit: str) -> Any:
+        return self._tqdm(
+            total=total, unit=unit, desc=self.verb, disable=None, leave=False
+        )  # None: on terminals
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        if error is not None:
+            return
+        wall_s = time.perf_counter() - self._started
+        kept = f", {self.kept} were there already" if self.kept else ""
+        speed = f", {self.duration_s / wall_s:.1f} seconds of audio a second" if self.num_done else ""
+        print(f"{self.verb} {self.num_done} clips ({self.duration_s:.1f} s) in {wall_s:.1f} s{speed}{kept}")
+        if self.num_failed:
+            raise InputError(
+                f"{self.num_failed} of {self.num_clips} clips could not be {self.verb}: named above"
+            )
