@@ -50,3 +50,30 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", guarded_connect)
         patch.setattr(socket, "getaddrinfo", guarded_look_up)
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model directory of a language model, its text encoder and codec, all tiny and random: 8 kHz, 100 Hz."""
+    import torch  # after the environment above is set
+
+    from audiogen.codec.model import Codec, CodecConfig
+    from audiogen.codec.seanet import SeanetConfig
+    from audiogen.conditioning.t5 import T5Conditioner, TextConfig
+    from audiogen.conditioning.vocabulary import train_vocabulary
+    from audiogen.generators import AudioGen
+    from audiogen.lm.model import LMConfig, TokenLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        seanet = SeanetConfig(ratios=(5, 4, 4), num_filters=4, lstm=0)
+        codec = Codec(
+            CodecConfig(8000, 1, "seanet", seanet, latent_dim=6, num_codebooks=3, codebook_size=11)
+        ).eval()
+        vocabulary = train_vocabulary(["a dog barks twice", "rain falls on a tin roof", "a clock ticks"], 40)
+        text = T5Conditioner(TextConfig(width=24, dim=16, num_layers=1, num_heads=2), vocabulary).eval()
+        lm = TokenLM(LMConfig(num_codebooks=3, codebook_size=11, dim=24, num_layers=2, num_heads=4)).eval()
+        lm.heads.weight.data.mul_(4.0)  # sure enough of itself for text and guidance to matter
+    folder = tmp_path_factory.mktemp("tiny_model")
+    AudioGen(lm, text, codec, max_frames=40, info={"steps": 0}).save_pretrained(folder)
+    return folder
