@@ -56,15 +56,21 @@ class AudioInfo(NamedTuple):
 @contextmanager
 def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     """An open, checked sound file. What libsndfile refuses, and what it lets pass by mistake, is an `InputError`."""
-    if not os.path.exists(path):
-        raise InputError(f"{path}: no such file")
-    if os.path.isdir(path):
-        raise InputError(f"{path}: is a folder, not a sound file")
-    if os.path.getsize(path) == 0:
-        raise InputError(f"{path}: the file is empty")
     try:
-        # An open file, not its name: libsndfile then goes by the content alone, whatever the file is called.
-        with open(path, "rb") as raw, soundfile.SoundFile(raw) as file:
+        raw = open(path, "rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
+    with raw:
+        if not raw.read(1):
+            raise InputError(f"{path}: the file is empty")
+        raw.seek(0)
+        try:  # the open file, not its name: libsndfile then goes by the content alone, whatever the suffix
+            file = soundfile.SoundFile(raw)
+        except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless formats want a rate
+            raise InputError(
+                f"{path}: not a sound file that can be read ({_reason(error)}); convert it, as in: ffmpeg -i IN OUT.wav"
+            ) from error
+        with file:
             if not MIN_RATE <= file.samplerate <= MAX_RATE:
                 raise InputError(
                     f"{path}: sample rate {file.samplerate} Hz, allowed are {MIN_RATE} to {MAX_RATE}; resave the file"
@@ -76,14 +82,6 @@ def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
             if _is_cut(file, path):
                 raise InputError(f"{path}: truncated, the file ends before its sound does; copy it again")
             yield file
-    except (
-        soundfile.SoundFileError,
-        TypeError,
-        OSError,
-    ) as error:  # TypeError: headerless formats want a rate
-        raise InputError(
-            f"{path}: not a sound file that can be read ({_reason(error)}); convert it, as in: ffmpeg -i IN OUT.wav"
-        ) from error
 
 
 def _is_cut(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> bool:
@@ -118,52 +116,47 @@ def info(path: str | os.PathLike[str]) -> AudioInfo:
         )
 
 
-# libsndfile 1.2 lands in the wrong place when it seeks into the last page of a Vorbis stream (libsndfile
-# issue 885); a page holds at most 255 packets of, in practice, 1024 frames. Seeks in a file just opened are
-# exact before that.
+# libsndfile 1.2 lands in the wrong place when it seeks into the last page of a Vorbis stream, or a second time
+# (libsndfile issue 885). A page holds at most 255 packets of, in practice, 1024 frames.
 VORBIS_LAST_PAGE = 255 * 1024
 
 
 class _Reader:
-    """Reads spans of source frames that move forward; the overlap of two spans is kept, not sought."""
+    """Reads spans of source frames that move forward; where two overlap, the frames are kept, not sought again."""
 
     def __init__(self, file: soundfile.SoundFile, path: str | os.PathLike[str]) -> None:
         self.file, self.path = file, path
-        self.start = 0  # source frame of the first row kept
-        self.kept: NDArray[np.float32] = np.zeros((0, file.channels), np.float32)
-        self.opened = False
+        self.position = 0  # of the file
+        self.kept: NDArray[np.float32] = np.zeros(
+            (0, file.channels), np.float32
+        )  # the frames before position
 
     def __call__(self, start: int, stop: int) -> NDArray[np.float32]:
-        end = self.start + len(self.kept)
-        if not self.opened or start > end or start < self.start:
+        if not self.position - len(self.kept) <= start <= self.position:
             self._seek(start)
-            self.start, end = start, start
-            self.kept = self.kept[:0]
-        self.kept = self.kept[start - self.start :]
-        self.start = start
-        if stop > end:
-            self.kept = (
-                np.concatenate([self.kept, self._read(stop - end)])
-                if len(self.kept)
-                else self._read(stop - end)
-            )
-        return self.kept[: stop - start]
+        overlap = self.kept[len(self.kept) - (self.position - start) :]
+        self.kept = np.concatenate([overlap, self._read(stop - self.position)])
+        self.position = stop
+        return self.kept
 
     def _seek(self, frame: int) -> None:
         position = frame
         if self.file.subtype == "VORBIS":
             position = min(frame, max(0, self.file.frames - VORBIS_LAST_PAGE))
-        if position > 0 or self.opened:
-            self.file.seek(position)
-        self.opened = True
+        self.file.seek(position)
         while position < frame:
             position += len(self._read(min(frame - position, 1 << 16)))
+        self.position, self.kept = frame, self.kept[:0]
 
     def _read(self, frames: int) -> NDArray[np.float32]:
-        block = self.file.read(frames, dtype="float32", always_2d=True)
+        try:
+            block = self.file.read(frames, dtype="float32", always_2d=True)
+        except soundfile.SoundFileError as error:
+            raise InputError(f"{self.path}: damaged ({_reason(error)}); copy or convert it again") from error
         if len(block) < frames:
+            missing = frames - len(block)
             raise InputError(
-                f"{self.path}: truncated or damaged, {frames - len(block)} of {self.file.frames} frames missing"
+                f"{self.path}: truncated or damaged, {missing} of {self.file.frames} frames missing"
             )
         if not np.isfinite(block).all():
             raise InputError(f"{self.path}: holds samples that are not finite (NaN or infinity)")
