@@ -4,15 +4,15 @@ A codec's identity is the hash of its encoder and codebooks: what its tokens mea
 trained further keeps its identity and still decodes the tokens made before.
 """
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
 
 from audiogen import checkpoint, config
-from audiogen.codec.conv import fold_weight_norm
 from audiogen.codec.model import Codec, CodecConfig
 
 KIND = "codec"
@@ -42,6 +42,20 @@ def load_codec(name_or_dir: str | Path, device: str | torch.device = "cpu") -> C
     return codec.eval().requires_grad_(False).to(device)
 
 
+def plain_weights(codec: Codec) -> dict[str, Tensor]:
+    """The codec's tensors with weight norm folded in, as model files hold them; the codec trains on as it was.
+
+    Not by folding a deep copy: torch takes the parametrisation out of the class, which copies share.
+    """
+    tensors = {
+        name: tensor for name, tensor in codec.state_dict().items() if ".parametrizations." not in name
+    }
+    for name, layer in codec.named_modules():
+        if parametrize.is_parametrized(layer, "weight"):
+            tensors[f"{name}.weight"] = layer.weight.detach()
+    return tensors
+
+
 def save_codec(
     directory: str | Path,
     codec: Codec,
@@ -52,8 +66,5 @@ def save_codec(
 
     dtype: float16 halves the file; weights are float32 again once loaded.
     """
-    plain = copy.deepcopy(codec)
-    fold_weight_norm(plain)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in plain.state_dict().items()}
-    tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in plain_weights(codec).items()}
     checkpoint.save_model(Path(directory), KIND, config.to_plain(codec.config), tensors, dict(info or {}))

@@ -153,7 +153,8 @@ class CodecTask:
                 if adversary.learns(step):
                     found["discriminator"] = adversary.backward(real, fake, 1 / parts)
                 losses |= adversary.losses(real, fake)
-            shares = self.balancer.backward(losses, fake, apart=weights.commitment * output.commitment_loss)
+            commitment = weights.commitment / parts * output.commitment_loss if self.recipe.trains == "all" else None
+            shares = self.balancer.backward(losses, fake, apart=commitment)
 
             found |= {"commitment": output.commitment_loss, **losses}
             found["loss"] = (

@@ -30,7 +30,7 @@ Resume = Literal["auto", "must", "never"]
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Order and cadence of a run. Counts are optimiser steps; a cadence of 0 is never.
+    """Order and cadence of a run. Counts are optimiser steps; a cadence of 0 is never, any other includes the end.
 
     batch_size: clips a step and process. accumulate: into how many parts, run one after another, a batch is split
     to save memory. valid_batches: how many batches a validation reads at most. keep_last: checkpoints kept.
@@ -122,28 +122,23 @@ def fit(
             final = done == config.steps
             stopping = stop.requested_anywhere()
             log.advance(metrics)
-            if final or due(done, config.log_every):
+            if due(done, config.log_every, final):
                 log.record(done, distributed.average_scalars(metrics))
-            if first and valid and not stopping and (final or due(done, config.valid_every)):
-                best = validate(task, valid(), done, best, run, log, info)
-            if (
-                first
-                and valid
-                and not stopping
-                and config.sample_every
-                and (final or due(done, config.sample_every))
-            ):
-                log.sounds(done, task.samples(valid()), task.sample_rate)
-            if first and (final or stopping or due(done, config.save_every)):
+            if first and valid and not stopping:
+                if due(done, config.valid_every, final):
+                    best = validate(task, valid(), done, best, run, log, info)
+                if due(done, config.sample_every, final):
+                    log.sounds(done, task.samples(valid()), task.sample_rate)
+            if first and (final or stopping or due(done, config.save_every, final)):
                 save(task, done, best, run, config.keep_last, info)
             if stopping and not final:
                 log.say(f"stopped on a signal at step {done}, saved; the same command goes on from here")
                 break
 
 
-def due(done: int, every: int) -> bool:
-    """Whether something that happens `every` so many steps happens after step `done`."""
-    return every > 0 and done % every == 0
+def due(done: int, every: int, final: bool) -> bool:
+    """Whether something that happens `every` so many steps, and at the end, happens after step `done`."""
+    return every > 0 and (final or done % every == 0)
 
 
 def validate(

@@ -1,0 +1,205 @@
+"""Codec training: what is learned, what is written, and that a stop of any kind changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from audiogen import checkpoint
+from audiogen.codec.pretrained import load_codec
+from audiogen.errors import InputError
+from audiogen.train.log import read_log
+
+Train = Callable[..., Path]
+
+
+def scalars(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = checkpoint.load_tensors(a), checkpoint.load_tensors(b)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def same_state(a: Path, b: Path) -> bool:
+    """Byte for byte: codec, codebooks, optimisers, averages, balancer, discriminator."""
+    files = ("state.json", "state.safetensors")
+    found = checkpoint.latest(a), checkpoint.latest(b)
+    assert found[0] and found[1] and found[0][0] == found[1][0]
+    return all((found[0][1] / name).read_bytes() == (found[1][1] / name).read_bytes() for name in files)
+
+
+def test_a_finished_run_is_a_codec_with_log_and_recipe(codec_run: Train, tmp_path: Path) -> None:
+    run = codec_run("run", "fit.sample_every=6")
+    codec = load_codec(run)
+    audio = torch.randn(2, 1, 333, generator=torch.Generator().manual_seed(0))
+    assert codec.encode(audio).shape == (2, 3, 9)
+    info = checkpoint.read_config(run, "codec")["info"]
+    assert info["step"] == 6 and info["recipe"]["optim"]["lr"] == 1e-3
+    records = scalars(run)
+    train = [record for record in records if "train/loss" in record]
+    valid = [record for record in records if "valid/loss" in record]
+    assert [record["step"] for record in train] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in valid] == [4, 6]
+    assert {"valid/mel_1", "valid/mel_3", "valid/si_sdr", "valid/use_q2"} <= valid[0].keys()
+    assert ["train/adversarial" in record for record in train] == [False, False, True, True, True, True]
+    assert ["train/discriminator" in record for record in train] == [False, False, True, False, True, False]
+    assert [step for step, _ in checkpoint.step_dirs(run)] == [4, 6]
+    best = checkpoint.read_config(run / "best", "codec")["info"]
+    assert best["valid/loss"] == min(record["valid/loss"] for record in valid)
+    assert json.loads((run / "run.json").read_text())["seed"] == 0
+    names = {path.name for path in (run / "samples" / "step_00000006").iterdir()}
+    assert {"0_original.wav", "0_coded.wav", "0_coded.png"} <= names
+
+
+def test_the_saved_model_holds_the_average(codec_run: Train) -> None:
+    averaged = codec_run("averaged")
+    last = codec_run("last", "fit.ema_decay=0")
+    drop = [{k: v for k, v in record.items() if k.startswith("train")} for record in scalars(averaged)]
+    assert drop == [{k: v for k, v in record.items() if k.startswith("train")} for record in scalars(last)]
+    found = checkpoint.latest(averaged)
+    assert found
+    state = checkpoint.load_state(found[1])["task"]
+    weights, averages = checkpoint.load_tensors(averaged), state["average"]["averages"]
+    assert all(torch.equal(weights[name], average) for name, average in averages.items())
+    raw = checkpoint.load_tensors(last)
+    assert all(torch.equal(raw[name], state["codec"][name]) for name in raw)
+    assert not all(torch.equal(raw[name], weights[name]) for name in averages)
+
+
+def test_resumed_is_unbroken(codec_run: Train) -> None:
+    whole = codec_run("whole")
+    codec_run(
+        "parts", "fit.steps=2", "fit.valid_every=0"
+    )  # within warm-up the rate does not depend on fit.steps
+    parts = codec_run("parts")
+    assert scalars(parts) == scalars(whole)
+    assert (
+        same_state(parts, whole)
+        and same_weights(parts, whole)
+        and same_weights(parts / "best", whole / "best")
+    )
+
+
+def kill_at_flush(train: Train, number: int) -> None:
+    """Train, and be killed when the `number`-th file is being flushed."""
+    fsync, count = os.fsync, iter(range(1, number + 1))
+
+    def killer(descriptor: int) -> None:
+        if next(count) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+
+    os.fsync = killer  # type: ignore[assignment]
+    train("killed")
+
+
+def test_killed_in_the_middle_of_a_save_resumes_bit_for_bit(codec_run: Train, tmp_path: Path) -> None:
+    whole = codec_run("whole")
+    process = get_context("fork").Process(target=kill_at_flush, args=(codec_run, 31))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    found = checkpoint.latest(tmp_path / "killed")
+    assert found and found[0] == 4
+    killed = codec_run("killed", "resume=must")
+    assert scalars(killed) == scalars(whole)
+    assert same_state(killed, whole) and same_weights(killed, whole)
+
+
+def test_sigterm_saves_the_step_and_ends_well(codec_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    from audiogen.train.codec import CodecTask
+
+    whole = codec_run("whole")
+    step = CodecTask.step
+
+    def terminated(self: CodecTask, batch: Any, number: int) -> Any:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(CodecTask, "step", terminated)
+    stopped = codec_run("stopped")
+    assert [number for number, _ in checkpoint.step_dirs(stopped)] == [2, 3]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    monkeypatch.undo()
+    assert scalars(codec_run("stopped")) == scalars(whole)
+    assert same_state(stopped, whole)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(codec_run: Train, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"unstable at step \d: .* is (nan|inf).*checkpoint of step \d is whole"
+    ):
+        codec_run("run", "optim.lr=1e30", "optim.warmup_steps=3", "optim.clip_norm=0", "fit.save_every=1")
+    for name, tensor in checkpoint.load_tensors(tmp_path / "run").items():
+        assert tensor.float().isfinite().all(), name
+
+
+def test_init_from_takes_architecture_and_weights(codec_run: Train, codec_dir: Path) -> None:
+    run = codec_run("run", f"init_from={codec_dir}", "fit.steps=1", "optim.lr=1e-12", "fit.ema_decay=0")
+    assert checkpoint.read_config(run)["config"] == checkpoint.read_config(codec_dir)["config"]
+    before, after = checkpoint.load_tensors(codec_dir), checkpoint.load_tensors(run)
+    assert all(torch.allclose(after[name], before[name]) for name in before if "quantizer" not in name)
+    with pytest.raises(InputError, match=r"model.latent_dim=5: init_from=.* decides the architecture"):
+        codec_run("other", f"init_from={codec_dir}", "model.latent_dim=5")
+
+
+def test_resume_says_what_it_found(
+    codec_run: Train, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="resume=must, but .* holds no checkpoint"):
+        codec_run("run", "resume=must")
+    codec_run("run", "fit.steps=2")
+    with pytest.raises(InputError, match=r"resume=never, but .* holds a run \(step 2\)"):
+        codec_run("run", "resume=never")
+    codec_run("run", "fit.steps=2")
+    assert "is finished at step 2" in capsys.readouterr().out
+    codec_run("run", "fit.steps=3")
+    assert "fit.steps was 2, is now 3" in capsys.readouterr().err
+
+
+def test_parts_of_a_batch_add_up(codec_run: Train) -> None:
+    """Accumulation splits memory, not meaning; codebooks, which learn part by part, are kept out of it."""
+    frozen = (
+        "trains=decoder",
+        "fit.steps=2",
+        "adversarial.start=9",
+        "codebook_dropout=0",
+        "fit.valid_every=0",
+    )
+    base = codec_run("base", "fit.steps=2", "fit.valid_every=0")
+    whole = codec_run("whole", f"init_from={base}", *frozen)
+    parts = codec_run("parts", f"init_from={base}", *frozen, "fit.accumulate=2")
+    first, second = scalars(whole)[0], scalars(parts)[0]
+    assert first["train/mel"] == pytest.approx(second["train/mel"], rel=1e-5)
+    assert first["train/waveform_l1"] == pytest.approx(second["train/waveform_l1"], rel=1e-5)
+
+
+def test_bfloat16_trains_on_a_cpu(codec_run: Train) -> None:
+    run = codec_run("run", "fit.precision=bfloat16")
+    reference = codec_run("reference")
+    losses = [
+        [record["train/mel"] for record in scalars(path) if "train/mel" in record]
+        for path in (run, reference)
+    ]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
+def test_seanet_trains_with_weight_norm_and_saves_without(codec_run: Train) -> None:
+    run = codec_run(
+        "run", "model.arch=seanet", "model.seanet.ratios=[5,4,2]", "model.seanet.num_filters=2", "fit.steps=3",
+        "model.seanet.lstm=0", "model.seanet.num_residual_layers=1",
+    )  # fmt: skip
+    assert not any("parametrizations" in name for name in checkpoint.load_tensors(run))
+    assert load_codec(run).hop_length == 40
