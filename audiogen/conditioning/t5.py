@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,8 +130,10 @@ class T5Conditioner(nn.Module):
         ids = self.tokenizer.encode(text)
         shown = text if len(text) <= 40 else text[:40] + "..."
         if self.tokenizer.unk_id in ids:
-            warnings.warn(f"the text encoder does not know some characters of {shown!r}", stacklevel=2)
-            if self.config.embedded:  # no caption had one, so its embedding was never trained
+            unknown = self.tokenizer.unknown(text)
+            if not set(unknown) <= set(string.punctuation):  # a missing full stop is not worth a word
+                warnings.warn(f"the text encoder does not know {unknown[:20]!r} in {shown!r}", stacklevel=2)
+            if self.config.embedded:  # no caption had these, so their embedding was never trained
                 ids = [token for token in ids if token != self.tokenizer.unk_id]
         if len(ids) > self.config.max_tokens:
             warnings.warn(
@@ -217,6 +220,10 @@ class PretrainedTokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids with the end-of-sequence id last."""
         return self._tokenizer(text, verbose=False).input_ids
+
+    def unknown(self, text: str) -> str:
+        """The characters of the text that the tokenizer lacks."""
+        return "".join(character for character in text if self.unk_id in self.encode(character))
 
     def save(self, directory: Path) -> None:
         """Write the files that `PretrainedTokenizer(directory)` reads."""

@@ -69,3 +69,10 @@ class Vocabulary:
     def encode(self, text: str) -> list[int]:
         """Token ids with the end-of-sequence id last."""
         return [*self._pieces.encode(text), self.eos_id]
+
+    def unknown(self, text: str) -> str:
+        """The characters of the text that the vocabulary lacks."""
+        pieces = zip(self._pieces.encode(text), self._pieces.encode(text, out_type=str), strict=True)
+        return "".join(
+            piece.strip("\u2581") for token, piece in pieces if token == self.unk_id
+        )  # U+2581 is a space

@@ -143,6 +143,13 @@ def test_embeddings_of_a_frozen_encoder_are_computed_once(pretrained, tmp_path):
     assert len(calls) == 4
 
 
+def test_unknown_characters_of_a_pretrained_tokenizer_are_named(pretrained):
+    conditioner = T5Conditioner(TextConfig(encoder=str(pretrained), width=10))
+    with pytest.warns(UserWarning, match="does not know '🐶.' in 'a 🐶 dog.'"):
+        ids = conditioner.token_ids("a 🐶 dog.")
+    assert ids.count(conditioner.tokenizer.unk_id) == 2  # kept: it was trained with them
+
+
 def test_memory_of_the_cache_is_bounded(pretrained):
     conditioner = T5Conditioner(TextConfig(encoder=str(pretrained), width=10)).eval()
     conditioner.cache.memory_bytes = 500  # each of these is 4 x 12 float32
@@ -166,13 +173,14 @@ def test_long_and_odd_texts(embedded):
     with pytest.warns(UserWarning, match=r"'a dog barks a dog.*' has \d+ tokens; .* first 512"):
         condition = embedded(["a dog barks " * 5000])
     assert condition.mask.shape == (1, 512) and condition.tokens.isfinite().all()
-    with pytest.warns(UserWarning, match="does not know some characters of '🐶 barks'"):
-        emoji = embedded.token_ids("🐶 barks")
+    with pytest.warns(UserWarning, match="does not know '🐶🎺' in '🐶 barks🎺'"):
+        emoji = embedded.token_ids("🐶 barks🎺")
     assert embedded.tokenizer.unk_id not in emoji
     assert emoji[-5:] == embedded.token_ids("barks")[-5:]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         embedded(["a dog ticks on a roof"])
+        assert embedded.token_ids("a dog barks!") == embedded.token_ids("a dog barks")
     with pytest.raises(ValueError, match="one string"):
         embedded("a dog barks")
 
