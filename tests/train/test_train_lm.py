@@ -1,0 +1,207 @@
+"""Language model training: its data in three forms, what validation says, and exact resume."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from audiogen import checkpoint
+from audiogen.codec.pretrained import load_codec
+from audiogen.data.codes import ShardReader
+from audiogen.errors import InputError
+from audiogen.lm.pretrained import load_lm
+from audiogen.train.lm import meanings, shuffle_captions
+from audiogen.train.log import read_log
+
+Train = Callable[..., Path]
+
+
+def scalars(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
+
+
+def same_state(a: Path, b: Path) -> bool:
+    found = checkpoint.latest(a), checkpoint.latest(b)
+    assert found[0] and found[1] and found[0][0] == found[1][0]
+    files = ("state.json", "state.safetensors")
+    return all((found[0][1] / name).read_bytes() == (found[1][1] / name).read_bytes() for name in files)
+
+
+def test_a_finished_run_is_a_model_complete_in_itself(lm_run: Train, codec_dir: Path) -> None:
+    run = lm_run("run")
+    loaded = load_lm(run)
+    assert (
+        load_codec(loaded.codec.location).identity == loaded.codec.identity == load_codec(codec_dir).identity
+    )
+    assert Path(loaded.codec.location) == run / "codec"
+    assert loaded.max_frames == 25
+    condition = loaded.conditioner(["a tone", None])
+    assert loaded.lm(torch.zeros(2, 3, 4, dtype=torch.long), condition).shape == (2, 3, 4, 8)
+    records = scalars(run)
+    valid = [record for record in records if "valid/loss" in record]
+    assert [record["step"] for record in valid] == [4, 6]
+    for kind in ("ce", "ce_shuffled", "ce_none"):
+        each = [valid[0][f"valid/{kind}_q{k}"] for k in range(3)]
+        assert valid[0][f"valid/{kind}"] == pytest.approx(sum(each) / 3, rel=1e-6)
+    assert load_lm(run / "best").info["valid/loss"] == min(record["valid/loss"] for record in valid)
+
+
+def test_text_is_learned_and_validation_shows_it(lm_run: Train) -> None:
+    """Tones and noises differ in every token: the right caption must come out well below the others."""
+    run = lm_run(
+        "run", "fit.steps=80", "fit.valid_every=80", "model.dropout=0", "text.dropout=0", "data.mix_probability=0",
+        "fit.batch_size=6", "pretokenize_epochs=2", "fit.save_every=0", "fit.log_every=20",
+    )  # fmt: skip
+    last = [record for record in scalars(run) if "valid/loss" in record][-1]
+    assert last["valid/ce"] < last["valid/ce_none"] - 0.05
+    assert last["valid/ce"] < last["valid/ce_shuffled"] - 0.2
+
+
+def kill_at_step(train: Train, settings: tuple[str, ...]) -> None:
+    """Train, and be killed while the checkpoint of step 4 is being written."""
+    rename = os.replace
+
+    def killer(source: Any, target: Any) -> None:
+        if Path(target).name == "step_00000004":
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.replace = killer  # type: ignore[assignment]
+    train("killed", *settings)
+
+
+@pytest.mark.parametrize("settings", [(), ("pretokenize_epochs=2",)])
+def test_killed_in_the_middle_of_a_save_resumes_bit_for_bit(
+    lm_run: Train, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    whole = lm_run("whole", *settings)
+    process = get_context("fork").Process(target=kill_at_step, args=(lm_run, settings))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    found = checkpoint.latest(tmp_path / "killed")
+    assert found and found[0] == 2
+    killed = lm_run("killed", "resume=must", *settings)
+    assert scalars(killed) == scalars(whole)
+    assert same_state(killed, whole)
+
+
+def test_division_of_a_batch_changes_nothing(lm_run: Train) -> None:
+    same = ("model.dropout=0", "text.dropout=0", "fit.steps=3", "fit.valid_every=0")
+    whole, parts = lm_run("whole", *same), lm_run("parts", *same, "fit.accumulate=4")
+    for a, b in zip(scalars(whole), scalars(parts), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing(lm_run: Train) -> None:
+    same = ("fit.steps=3", "fit.valid_every=0")
+    plain, saving = lm_run("plain", *same), lm_run("saving", *same, "gradient_checkpointing=true")
+    for a, b in zip(scalars(plain), scalars(saving), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_bfloat16_trains_on_a_cpu(lm_run: Train) -> None:
+    run, reference = lm_run("run", "fit.precision=bfloat16"), lm_run("reference")
+    losses = [
+        [record["train/loss"] for record in scalars(path) if "train/loss" in record]
+        for path in (run, reference)
+    ]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    with pytest.raises(InputError, match="float16 needs a GPU"):
+        lm_run("half", "fit.precision=float16")
+
+
+def test_tokens_made_before_training_are_those_of_the_sounds(lm_run: Train, codec_dir: Path) -> None:
+    run = lm_run("run", "pretokenize_epochs=2", "data.mix_probability=0", "fit.steps=1", "data.segment_s=1.0")
+    codec = load_codec(codec_dir)
+    for name in ("pass_000", "pass_001", "valid"):
+        reader = ShardReader(run / "tokens" / name)
+        assert reader.spec.identity == codec.identity
+        for index, clip in enumerate(reader.clips):
+            from audiogen import audio
+
+            sound, _ = audio.load(clip.path.rpartition("#")[0], 2000)
+            assert torch.equal(reader.codes(index), codec.encode(sound[None])[0])
+            assert clip.captions in (("a tone", "a steady tone"), ("rain falls", "it is raining"))
+
+
+def test_tokens_are_used_again_and_refused_for_other_data(
+    lm_run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm_run("run", "pretokenize_epochs=1", "fit.steps=1")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/tokens/pass_000").iterdir()}
+    lm_run("run", "pretokenize_epochs=2", "fit.steps=2")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (tmp_path / "run/tokens/pass_001").is_dir()
+    with pytest.raises(InputError, match="tokens made with other data settings, codec or seed"):
+        lm_run("run", "pretokenize_epochs=2", "fit.steps=3", "data.segment_s=0.25")
+
+
+def test_token_shards_are_trained_on_directly(
+    lm_run: Train, manifest: Path, codec_dir: Path, tmp_path: Path
+) -> None:
+    first = lm_run("first", "pretokenize_epochs=1", "data.mix_probability=0", "fit.steps=1")
+    shards = first / "tokens" / "pass_000"
+    run = lm_run("run", f"data.train={shards}", "data.mix_probability=0", "fit.steps=2")
+    assert load_lm(run).max_frames == 25
+    with pytest.raises(InputError, match="token shards and sounds"):
+        lm_run("both", f"data.train=[{shards},{manifest}]", "data.mix_probability=0")
+    other = tmp_path / "other"
+    checkpoint.copy_model(codec_dir, other)
+    tensors = checkpoint.load_tensors(other)
+    tensors["encoder.out.bias"] = tensors["encoder.out.bias"] + 1
+    checkpoint.save_model(other, "codec", checkpoint.read_config(other)["config"], tensors)
+    with pytest.raises(InputError, match="the token shards are of codec"):
+        lm_run("wrong", f"data.train={shards}", "data.mix_probability=0", f"codec={other}")
+
+
+def test_init_from_takes_architecture_text_encoder_and_weights(lm_run: Train) -> None:
+    base = lm_run("base", "fit.steps=2", "fit.ema_decay=0")
+    run = lm_run("run", f"init_from={base}", "fit.steps=1", "optim.lr=1e-12", "fit.ema_decay=0")
+    for part in (".", "text", "codec"):
+        before, after = checkpoint.load_tensors(base / part), checkpoint.load_tensors(run / part)
+        assert before.keys() == after.keys()
+        assert all(torch.allclose(after[name], before[name], atol=1e-9) for name in before), part
+    with pytest.raises(InputError, match=r"model.dim=8: init_from=.* decides the architecture"):
+        lm_run("other", f"init_from={base}", "model.dim=8")
+
+
+def test_a_model_that_does_not_fit_its_codec_is_refused(lm_run: Train) -> None:
+    with pytest.raises(InputError, match=r"model has 4 codebooks of 8, but codec .* has 3 of 8"):
+        lm_run("run", "model.num_codebooks=4")
+    with pytest.raises(InputError, match=r"text.width is 8, but model.dim is 16"):
+        lm_run("run", "text.width=8")
+
+
+def test_fewer_codebooks_than_the_codec_has(lm_run: Train) -> None:
+    assert load_lm(lm_run("run", "model.num_codebooks=2", "fit.steps=2")).lm.config.num_codebooks == 2
+
+
+def test_samples_are_generated_for_validation_captions(lm_run: Train) -> None:
+    run = lm_run("run", "fit.steps=1", "fit.sample_every=1", "fit.valid_every=0", "data.segment_s=0.2")
+    names = sorted(path.name for path in (run / "samples" / "step_00000001").iterdir())
+    assert names and all(name.endswith((".wav", ".png")) for name in names)
+    assert any(word in names[0] for word in ("tone", "rain"))
+
+
+def test_captions_of_one_clip_mean_the_same_and_so_in_chains() -> None:
+    same = meanings([("a dog barks", "dog barking"), ("dog barking", "a bark"), ("rain",), ()])
+    assert same["a dog barks"] == same["dog barking"] == same["a bark"] != same["rain"]
+
+
+def test_shuffled_captions_always_mean_something_else() -> None:
+    same = meanings([("a", "A"), ("b", "B"), ("c",)])
+    captions = ["a", "A", "a", None, "b", "B", "c", "a"]
+    shuffled = shuffle_captions(captions, same)
+    assert shuffled is not None and shuffled == shuffle_captions(captions, same)
+    for caption, other in zip(captions, shuffled, strict=True):
+        assert (caption is None and other is None) or (other in captions and same[caption] != same[other])
+    assert shuffle_captions(["a", "A", None], same) is None
