@@ -70,7 +70,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         codec = Codec(
             CodecConfig(8000, 1, "seanet", seanet, latent_dim=6, num_codebooks=3, codebook_size=11)
         ).eval()
-        vocabulary = train_vocabulary(["a dog barks twice", "rain falls on a tin roof", "a clock ticks"], 40)
+        vocabulary = train_vocabulary(
+            ["a dog barks twice", "rain falls on a tin roof", "a clock ticks, then a bell"], 40
+        )
         text = T5Conditioner(TextConfig(width=24, dim=16, num_layers=1, num_heads=2), vocabulary).eval()
         lm = TokenLM(LMConfig(num_codebooks=3, codebook_size=11, dim=24, num_layers=2, num_heads=4)).eval()
         lm.heads.weight.data.mul_(4.0)  # sure enough of itself for text and guidance to matter

@@ -1,0 +1,257 @@
+"""`python -m audiogen.generate`: text to sound files, each with a picture of its spectrogram.
+
+A sound is a function of its text, duration, seed and the settings, not of the prompts beside it: sample j of every
+prompt has the seed `--seed` + j (or the seed of the prompt's own line in `--prompts`, + j), which is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audiogen.data.prompts import Prompt, read_prompts
+from audiogen.errors import InputError, run_command
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from tqdm import tqdm
+
+    from audiogen.generators import AudioGen
+
+FORMATS = ("wav", "flac", "ogg", "mp3")
+OTHER_SOUNDS = ("aac", "aif", "aiff", "au", "caf", "m4a", "mp4", "opus", "webm", "wma")
+BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} s of sound [{elapsed}<{remaining}]"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sound file to make."""
+
+    path: Path
+    text: str | None
+    duration_s: float
+    seed: int
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m audiogen.generate",
+        description="Generate sounds from text: for each a sound file and a picture of its spectrogram (PNG).",
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument("--text", action="append", default=[], help="a prompt; repeat the option for several")
+    what.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="file of prompts: .txt (one a line), .csv or .jsonl (fields text and, if wanted, duration and seed)",
+    )
+    what.add_argument("--negative", metavar="TEXT", help="what the sounds should not be like")
+    what.add_argument(
+        "--continue-from",
+        type=Path,
+        metavar="FILE",
+        help="sound to continue, by each prompt or without any; --duration counts it in",
+    )
+    what.add_argument("--duration", type=float, default=5.0, metavar="S", help="seconds a sound (default: 5)")
+    what.add_argument("--num-samples", type=int, default=1, metavar="N", help="sounds a prompt (default: 1)")
+
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--model", default="lm_tiny", help="name of a bundled model, or a model directory (default: lm_tiny)"
+    )
+    how.add_argument("--seed", type=int, default=0, help="sample j of a prompt has seed + j (default: 0)")
+    how.add_argument("--guidance", type=float, default=3.0, help="weight of the text; 1 is none (default: 3)")
+    how.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
+    how.add_argument(
+        "--top-k", type=int, default=250, help="draw from the k likeliest; 0 is all (default: 250)"
+    )
+    how.add_argument(
+        "--top-p",
+        type=float,
+        default=0.0,
+        help="above 0: draw from the likeliest of this sum, not from the top k",
+    )
+    how.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="where to compute (default: auto)",
+    )
+    how.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the language model; auto is bfloat16 on CUDA and float32 elsewhere",
+    )
+
+    result = parser.add_argument_group("result")
+    result.add_argument(
+        "--format", choices=FORMATS, help="of the sound files (default: that of --out, or wav)"
+    )
+    result.add_argument(
+        "--out",
+        type=Path,
+        default=Path("generated"),
+        metavar="PATH",
+        help="a file for one sound, or a folder (default: generated)",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Generate, write and report. What the user got wrong is an InputError, raised before anything is written."""
+    args = parse_arguments(argv)
+    jobs = plan(args)
+    _check_writable(jobs[0].path.parent)
+
+    # Here and not at the top: they import torch, and --help should answer at once.
+    from tqdm import tqdm
+
+    from audiogen import audio, generators
+
+    with warnings.catch_warnings():
+        setattr(warnings, "showwarning", _show_warning)  # noqa: B010 (a plain assignment does not pass mypy)
+        warnings.filterwarnings("ignore", message="Glyph")  # emoji in the title of a picture
+        clip = None if args.continue_from is None else audio.load(args.continue_from)
+        generator = generators.load(args.model, args.device, args.dtype)
+        _check_durations(jobs, generator, clip)
+        make = generator.generate if clip is None else partial(generator.generate_continuation, *clip)
+        sound_s, spent_s = sum(job.duration_s for job in jobs), 0.0
+        with tqdm(total=sound_s, bar_format=BAR, disable=None) as bar:
+            for start in range(0, len(jobs), generator.batch_size):
+                group = jobs[start : start + generator.batch_size]
+                began = time.monotonic()
+                sounds = make(
+                    [job.text for job in group],
+                    [job.duration_s for job in group],
+                    guidance=args.guidance,
+                    temperature=args.temperature,
+                    top_k=args.top_k,
+                    top_p=args.top_p,
+                    seed=[job.seed for job in group],
+                    negative=args.negative,
+                    progress=partial(_advance, bar, bar.n, sum(job.duration_s for job in group)),
+                )
+                spent_s += time.monotonic() - began
+                for job, sound in zip(group, sounds, strict=True):
+                    sound = sound[:, : generator.num_samples(job.duration_s)]
+                    picture = job.path.with_suffix(".png")
+                    try:
+                        audio.save(job.path, sound, generator.sample_rate)
+                        audio.save_spectrogram(
+                            picture, sound, generator.sample_rate, (job.text or "no text")[:100]
+                        )
+                    except OSError as error:
+                        raise InputError(
+                            f"{job.path}: cannot be written ({error.strerror or error})"
+                        ) from error
+                    tqdm.write(f"{job.path}  {picture}  seed {job.seed}")
+    print(
+        f"real-time factor {spent_s / sound_s:.2f} ({sound_s:g} s of sound in {spent_s:.1f} s), "
+        f"model {args.model} on {generator.device}"
+    )
+    return 0
+
+
+def _advance(bar: tqdm[Any], before_s: float, group_s: float, share: float) -> None:
+    """Move the bar to where a share of a group of sounds is done."""
+    bar.update(before_s + share * group_s - bar.n)
+
+
+def plan(args: argparse.Namespace) -> list[Job]:
+    """The sounds to make and where they go, in order: prompts as given, each with its samples."""
+    prompts = _prompts(args)
+    if args.num_samples < 1:
+        raise InputError(f"--num-samples is {args.num_samples}; it must be at least 1")
+    one_file = _is_file(args.out, args.format, len(prompts) * args.num_samples)
+    wide, wide_sample = len(str(len(prompts) - 1)), len(str(args.num_samples - 1))
+    jobs = []
+    for number, prompt in enumerate(prompts):
+        for sample in range(args.num_samples):
+            name = f"{number:0{wide}}_{sample:0{wide_sample}}_{_slug(prompt.text)}.{args.format or 'wav'}"
+            duration_s = args.duration if prompt.duration_s is None else prompt.duration_s
+            seed = args.seed if prompt.seed is None else prompt.seed
+            jobs.append(
+                Job(args.out if one_file else args.out / name, prompt.text, duration_s, seed + sample)
+            )
+    return jobs
+
+
+def _prompts(args: argparse.Namespace) -> list[Prompt]:
+    for number, text in enumerate(args.text, start=1):
+        if not text.strip():
+            raise InputError(f"--text number {number} is empty; say what is to be heard")
+    prompts = [Prompt(text) for text in args.text]
+    if args.prompts is not None:
+        prompts += read_prompts(args.prompts)
+    if not prompts and args.continue_from is None:
+        raise InputError(
+            'nothing to generate; give --text "a dog barks", --prompts FILE or --continue-from FILE'
+        )
+    return prompts or [Prompt(None)]
+
+
+def _is_file(out: Path, format: str | None, count: int) -> bool:
+    """Whether `out` is the file for the one sound rather than a folder, checked against what is asked for."""
+    suffix = out.suffix.lower().lstrip(".")
+    if out.is_dir() or suffix not in (*FORMATS, *OTHER_SOUNDS):
+        if out.exists() and not out.is_dir():
+            raise InputError(
+                f"--out {out} is a file; give a folder, or a name ending in .{', .'.join(FORMATS)}"
+            )
+        return False
+    if suffix not in FORMATS:
+        raise InputError(
+            f"--out {out}: format {suffix!r} cannot be written; allowed are {', '.join(FORMATS)}"
+        )
+    if format not in (None, suffix):
+        raise InputError(f"--out {out} and --format {format} disagree; drop one of the two")
+    if count > 1:
+        raise InputError(f"--out {out} is one file, but there are {count} sounds to make; give a folder")
+    return True
+
+
+def _slug(text: str | None) -> str:
+    """A text as part of a file name: ASCII letters and digits, the first 40 characters or so."""
+    if text is None:
+        return "no_text"
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:40].strip("_") or "sound"
+
+
+def _check_durations(jobs: Sequence[Job], generator: AudioGen, clip: tuple[Tensor, int] | None) -> None:
+    for job in jobs:
+        generator.num_frames(job.duration_s)
+    if clip is not None and (shortest := min(job.duration_s for job in jobs)) <= clip[0].shape[-1] / clip[1]:
+        raise InputError(
+            f"the sound to continue has {clip[0].shape[-1] / clip[1]:g} s and the duration counts it in; "
+            f"{shortest:g} s are too few: give a longer --duration"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise InputError where the folder, which need not exist yet, could not be written to."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"--out: {there} is not a folder that can be written to; choose another")
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    """A warning in one line, without the place in our code."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

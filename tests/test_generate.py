@@ -1,0 +1,216 @@
+"""The command: which files it writes, what it prints, and that bad input costs one line and leaves nothing behind."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from audiogen import AudioGen, audio
+from audiogen.errors import run_command
+from audiogen.generate import Job, main, parse_arguments, plan
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Run the command in an empty folder with the tiny model -> (status, lines of stdout, lines of stderr)."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def command(*words: str, model: Path = tiny_model) -> tuple[int, list[str], list[str]]:
+        argv = [
+            "--model",
+            str(model),
+            "--device",
+            "cpu",
+            "--duration",
+            "0.1",
+            *words,
+        ]  # the last of a kind counts
+        status = run_command(main, argv)
+        captured = capsys.readouterr()
+        return status, captured.out.splitlines(), captured.err.splitlines()
+
+    return command
+
+
+def files(folder: str = ".") -> list[str]:
+    return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_a_sound_and_a_picture_for_every_sample_of_every_prompt(run, tiny_model: Path) -> None:
+    status, out, err = run("--text", "A dog barks!", "--text", "rain", "--num-samples", "2", "--seed", "7")
+    assert (status, err) == (0, [])
+    stems = ["0_0_a_dog_barks", "0_1_a_dog_barks", "1_0_rain", "1_1_rain"]
+    assert files() == [f"generated/{stem}.{suffix}" for stem in stems for suffix in ("png", "wav")]
+    assert out[:4] == [
+        f"generated/{stem}.wav  generated/{stem}.png  seed {seed}"
+        for stem, seed in zip(stems, [7, 8, 7, 8], strict=True)
+    ]
+    assert re.fullmatch(
+        r"real-time factor \d+\.\d\d \(0\.4 s of sound in \d+\.\d s\), model .* on cpu", out[4]
+    )
+    model = AudioGen.from_pretrained(tiny_model, "cpu")
+    expected = model.generate(["A dog barks!", "A dog barks!", "rain", "rain"], 0.1, seed=[7, 8, 7, 8])
+    for stem, sound in zip(stems, expected, strict=True):
+        written, rate = audio.load(f"generated/{stem}.wav")
+        assert rate == 8000
+        torch.testing.assert_close(written, sound.clamp(-1, 1), atol=2**-15, rtol=0)
+        assert Path(f"generated/{stem}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sound_does_not_depend_on_the_prompts_before_it(run) -> None:
+    texts = ["a dog", "a clock ticks", "rain", "tin", "a dog barks twice"]
+    run(*(word for text in texts for word in ("--text", text)), "--out", "all")
+    run("--text", "a dog barks twice", "--out", "alone")
+    together, alone = Path("all/4_0_a_dog_barks_twice.wav"), Path("alone/0_0_a_dog_barks_twice.wav")
+    assert together.read_bytes() == alone.read_bytes()
+
+
+def test_prompts_of_a_file_follow_those_of_the_command_and_names_sort_in_their_order(tmp_path: Path) -> None:
+    lines = [{"text": f"rain {n}"} for n in range(11)] + [{"text": "a clock", "duration": 0.25, "seed": 40}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = f"--text dog --prompts {tmp_path / 'p.jsonl'} --out o --seed 3 --num-samples 2 --format ogg"
+    jobs = plan(parse_arguments(words.split()))
+    assert len(jobs) == 26 and sorted(jobs, key=lambda job: job.path.name) == jobs
+    assert jobs[0] == Job(Path("o/00_0_dog.ogg"), "dog", 5.0, 3)
+    assert jobs[23] == Job(Path("o/11_1_rain_10.ogg"), "rain 10", 5.0, 4)
+    assert jobs[25] == Job(Path("o/12_1_a_clock.ogg"), "a clock", 0.25, 41)
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "ogg", "mp3"])
+def test_formats(run, format: str) -> None:
+    assert run("--text", "rain", "--out", f"a/one.{format}")[0] == 0
+    assert run("--text", "rain", "--format", format, "--out", "b")[0] == 0
+    assert files() == sorted([f"a/one.{format}", "a/one.png", f"b/0_0_rain.{format}", "b/0_0_rain.png"])
+    assert (
+        Path(f"a/one.{format}").read_bytes() == Path(f"b/0_0_rain.{format}").read_bytes() or format == "ogg"
+    )
+    info = soundfile.info(f"a/one.{format}")
+    assert info.samplerate == 8000 and info.format.lower() in (format, "mpeg" if format == "mp3" else format)
+
+
+def test_continuing_a_sound(run) -> None:
+    clip = 0.3 * torch.sin(torch.arange(1600) / 4.0)[None].repeat(2, 1)  # stereo, 16 kHz, 0.1 s
+    audio.save("clip.wav", clip, 16000)
+    assert run("--continue-from", "clip.wav", "--text", "rain", "--duration", "0.3", "--out", "a.wav")[0] == 0
+    assert run("--continue-from", "clip.wav", "--duration", "0.3", "--out", "b")[0] == 0
+    assert files("b") == ["b/0_0_no_text.png", "b/0_0_no_text.wav"]
+    assert soundfile.info("a.wav").frames == 2400
+    status, _, err = run(
+        "--continue-from", "clip.wav", "--text", "rain", "--duration", "0.1", "--out", "c.wav"
+    )
+    assert status == 2 and "has 0.1 s and the duration counts it in" in err[0]
+    assert not Path("c.wav").exists()
+
+
+def test_settings_are_passed_on(run, tiny_model: Path) -> None:
+    words = "--guidance 1.5 --temperature 0.7 --top-k 5 --top-p 0.9 --negative rain --seed 2 --dtype bfloat16"
+    assert run("--text", "a dog barks", "--out", "a.wav", *words.split())[0] == 0
+    model = AudioGen.from_pretrained(tiny_model, "cpu", "bfloat16")
+    expected = model.generate(
+        ["a dog barks"], 0.1, guidance=1.5, temperature=0.7, top_k=5, top_p=0.9, seed=2, negative="rain"
+    )
+    audio.save("b.wav", expected[0], 8000)
+    assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+
+
+def test_odd_prompts_are_warned_of_and_generated(run) -> None:
+    status, out, err = run("--text", "a dog barks " * 1700, "--text", "🐶🐶", "--text", "日本")
+    assert status == 0 and len(out) == 4
+    assert len(err) == 3 and all(line.startswith("warning: ") for line in err)
+    assert "reads the first 512" in err[0] and "does not know '🐶🐶'" in err[1]
+    names = [path.name for path in sorted(Path("generated").glob("*.wav"))]
+    assert len(names[0]) < 60 and names[1:] == ["1_0_sound.wav", "2_0_sound.wav"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "nothing to generate; give --text"),
+        ("--text= ", "--text number 1 is empty"),
+        ("--text rain --negative=", "negative text is empty"),
+        ("--text rain --duration 0", "duration is 0 s; it must be above 0"),
+        ("--text rain --duration=-2", "duration is -2 s"),
+        ("--text rain --duration 1e9", "at most 3600 s"),
+        ("--text rain --duration nan", "duration is nan s"),
+        ("--text rain --num-samples 0", "--num-samples is 0"),
+        ("--text rain --temperature=-1", "temperature is -1"),
+        ("--text rain --top-k=-1", "top_k is -1"),
+        ("--text rain --top-p 2", "top_p is 2"),
+        ("--text rain --seed=-1", "seed is -1"),
+        ("--text rain --guidance nan", "guidance is nan"),
+        ("--text rain --device cuda", "device 'cuda' is not available here"),
+        ("--text rain --prompts none.txt", "none.txt: cannot be read"),
+        ("--text rain --continue-from none.wav", "none.wav: "),
+        ("--text rain --continue-from ../noise.wav", "not a sound file"),
+        ("--text rain --text wind --out one.wav", "one file, but there are 2 sounds"),
+        ("--text rain --out one.wav --format mp3", "--out one.wav and --format mp3 disagree"),
+        ("--text rain --out one.m4a", "format 'm4a' cannot be written"),
+        ("--text rain --out ../noise.wav/x", "is not a folder that can be written to"),
+        ("--text rain --out ../file", "--out ../file is a file"),
+    ],
+)
+def test_bad_input_is_one_line_status_2_and_no_file(run, words: str, said: str) -> None:
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    Path("../noise.wav").write_text("no sound")
+    Path("../file").write_text("a file")
+    status, out, err = run(*(["--text", " "] if words == "--text= " else words.split()))
+    assert (status, out, len(err)) == (2, [], 1), err
+    assert err[0].startswith("error: ") and said in err[0]
+    assert files() == []
+
+
+def test_bad_model_directories(run, tiny_model: Path, tmp_path: Path) -> None:
+    half, pickled = tmp_path / "half", tmp_path / "pickled"
+    shutil.copytree(tiny_model, half)
+    weights = (half / "model.safetensors").read_bytes()
+    (half / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    shutil.copytree(tiny_model, pickled)
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    for model, said in [
+        (tmp_path / "missing", "neither a directory nor a bundled model"),
+        (half, "damaged or half-written"),
+        (tiny_model / "codec", "kind 'codec', which does not generate"),
+        (tiny_model / "text", "kind 'text_encoder', which does not generate"),
+        (pickled, "holds a pickle (pytorch_model.bin)"),
+        (tiny_model / "config.json", "is a file"),
+    ]:
+        status, out, err = run("--text", "rain", model=model)
+        assert (status, out, len(err)) == (2, [], 1), err
+        assert said in err[0]
+    assert files() == []
+
+
+def test_as_a_command(tiny_model: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "p.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["audio", "caption"], ["a.wav", "a dog, then rain"]])
+    command = [
+        sys.executable,
+        "-m",
+        "audiogen.generate",
+        "--prompts",
+        str(tmp_path / "p.csv"),
+        "--duration",
+        "0.1",
+    ]
+    command += ["--model", str(tiny_model), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "0_0_a_dog_then_rain.wav").is_file()
+    failed = subprocess.run(
+        [*command[:3], "--text", ""], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
