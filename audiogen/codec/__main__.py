@@ -162,7 +162,10 @@ def is_encoded(target: Path, item: Item, codec: Codec, num_codebooks: int) -> bo
 
     if not target.exists():
         return False
-    header = read_header(target)
+    try:
+        header = read_header(target)
+    except InputError as error:
+        raise InputError(f"{error}; to replace the file, add --overwrite") from None
     if (header.identity, header.num_codebooks) != (codec.identity, num_codebooks):
         raise InputError(
             f"{target} exists, of codec {header.codec} ({header.identity}) at {header.bandwidth_kbps:g} kbps; "

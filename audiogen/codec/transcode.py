@@ -66,7 +66,7 @@ class Encoded(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Audio of a clip in blocks [C, n]; joined, it is exactly as long as what was encoded."""
+    """Audio of a clip in blocks [C, n], in [-1, 1]; joined, it is exactly as long as what was encoded."""
 
     key: str
     audio: Iterable[Tensor]
@@ -149,13 +149,13 @@ def decode_clips(
         return header, blocks if header.duration_s > LONG_S else torch.cat(list(blocks), dim=1)
 
     def finish(key: str, header: TokenHeader, blocks: Iterable[Tensor]) -> Decoded:
-        blocks = _first(header.num_samples, blocks)
-        if not original_rate:
-            return Decoded(key, blocks, codec.sample_rate, header.duration_s)
-        assert header.source_sample_rate and header.source_num_samples
-        resampled = _resample(blocks, codec.sample_rate, header.source_sample_rate)
-        resampled = _first(header.source_num_samples, resampled)
-        return Decoded(key, resampled, header.source_sample_rate, header.duration_s)
+        blocks, rate = _first(header.num_samples, blocks), codec.sample_rate
+        if original_rate:
+            assert header.source_sample_rate and header.source_num_samples
+            resampled = _resample(blocks, rate, header.source_sample_rate)
+            blocks, rate = _first(header.source_num_samples, resampled), header.source_sample_rate
+        # A decoder overshoots on loud recordings; that is no news, so it is not left to `audio.save` to report.
+        return Decoded(key, (block.clamp(-1, 1) for block in blocks), rate, header.duration_s)
 
     def decode(batch: list[tuple[Tokens, TokenHeader, Tensor]]) -> Iterator[Decoded]:
         stacked = torch.stack([codes for _, _, codes in batch]).to(_device(codec))  # [B, K, T]

@@ -167,6 +167,22 @@ def test_batches_are_full_where_possible_and_hold_little_back() -> None:
     assert [batch for item in range(10) for batch in many.add(item, item)] == [[0], [1], [2]]
 
 
+def test_overshoot_is_clipped_without_a_word(tmp_path: Path, run: Run) -> None:
+    torch.manual_seed(0)
+    loud = Codec(CONFIG)
+    with torch.no_grad():
+        for parameter in loud.decoder.parameters():
+            parameter.mul_(20)
+    save_codec(tmp_path / "loud", loud)
+    write_sound(tmp_path / "a.wav", 8000)
+    assert run("encode", tmp_path / "a.wav", "-o", tmp_path, "--codec", tmp_path / "loud")[0] == 0
+    codes = read_tokens(tmp_path / "a.agtok")[1]
+    assert load_codec(tmp_path / "loud").decode(codes[None]).abs().max() > 1
+    decode = ["decode", tmp_path / "a.agtok", "-o", tmp_path / "out", "--codec", tmp_path / "loud"]
+    assert run(*decode, "--original-rate")[::2] == (0, "")
+    assert audio.load(tmp_path / "out" / "a.wav")[0].abs().max() > 0.999
+
+
 def test_bandwidth_is_a_prefix_of_the_codebooks(tmp_path: Path, codec: str, run: Run) -> None:
     path = write_sound(tmp_path / "a.wav", 8000)  # 100 frames a second of 6 bits: 0.6 kbps a codebook
     encode = ["encode", path, "--codec", codec, "-o"]
@@ -367,6 +383,11 @@ def test_mistakes_of_decode_are_one_line_and_never_noise(tmp_path: Path, codec: 
     status, _, err = run("decode", tokens, "-o", out, "--codec", tmp_path / "other")
     assert status == 2 and err.count("made by codec tiny") == 2 and "this is other" in err
     assert "2 of 2 clips could not be decoded" in err and not out.exists()
+    (tokens / "c.agtok").write_text("not tokens")
+    write_sound(tmp_path / "in" / "c.wav", 800)
+    status, _, err = run("encode", tmp_path / "in", "-o", tokens, "--codec", codec)
+    assert status == 2 and "c.agtok: not a token file" in err and "add --overwrite" in err
+    (tokens / "c.agtok").unlink()
     status, _, err = run("decode", tokens, "-o", out)
     assert status == 2 and "made by codec tiny" in err and "give its directory with --codec" in err
 
