@@ -1,5 +1,6 @@
 """Sources of sound as one numbered set of items, each item a pure function of (index, epoch, seed)."""
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,8 @@ from audiogen.data.mix import draw, mix
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 
+log = logging.getLogger(__name__)
+
 SYNTH_SEED = 0  # the built-in corpus is one corpus: "synth:7" names the same sound in every run
 SYNTH_DURATION_S, SYNTH_LONGEST_S = 5.0, 30.0
 CACHED_CLIP_S = 60  # longer clips are read from disk crop by crop
@@ -26,8 +29,9 @@ SYNTH_SOURCE = re.compile(r"synth:(\d+)(?:@(\d+))?")
 class SourceConfig:
     """One source of clips.
 
-    source: a manifest, a folder, "synth:COUNT" or "synth:COUNT@START" (the built-in corpus), or a folder of
-    token shards. repeat: how often an epoch passes over it. where: allowed values of manifest fields.
+    source: a manifest, a folder (by its manifest.jsonl, or else by what lies in it), "synth:COUNT" or
+    "synth:COUNT@START" (the built-in corpus), or a folder of token shards. repeat: how often an epoch passes
+    over it. where: allowed values of manifest fields.
     """
 
     source: str
@@ -64,7 +68,8 @@ class DataConfig:
     """What to train and validate on, and how clips are cut and varied.
 
     segment_s: longer clips are cropped at a random place, shorter ones padded with zeros at the end.
-    mix_probability, mix_snr_db: AudioGen's mixing of two clips. gain_db: range of a random gain.
+    mix_probability, mix_snr_db: AudioGen's mixing of two clips. gain_db: range of a random gain. speed: range of
+    a random playback speed, which moves pitch and tempo together.
     holdout: share of the training clips kept for validation when `valid` is empty.
     cache_mb: decoded clips kept in memory, per worker process; 0 turns it off. It changes no result.
     """
@@ -75,6 +80,7 @@ class DataConfig:
     mix_probability: float = 0.0
     mix_snr_db: tuple[float, float] = (-5.0, 5.0)
     gain_db: tuple[float, float] = (0.0, 0.0)
+    speed: tuple[float, float] = (1.0, 1.0)
     holdout: float = 0.05
     cache_mb: int = 256
 
@@ -89,6 +95,8 @@ class DataConfig:
             raise InputError(f"mix_probability: {self.mix_probability}, expected 0 to 1")
         if not 0 <= self.holdout < 1:
             raise InputError(f"holdout: {self.holdout}, expected 0 to below 1")
+        if not 0.25 <= self.speed[0] <= self.speed[1] <= 4:
+            raise InputError(f"speed: {list(self.speed)}, expected [low, high] within 0.25 to 4")
         for name in ("mix_snr_db", "gain_db"):
             low, high = getattr(self, name)
             if low > high:
@@ -137,8 +145,13 @@ def read_source(source: SourceConfig) -> list[AnyClip]:
         return [BuiltInClip(index) for index in range(start, start + count)]
     if name.startswith("synth"):
         raise InputError(f"{name}: expected synth:COUNT or synth:COUNT@START, as in synth:20000")
-    if os.path.isdir(name):
+    listed = os.path.join(name, "manifest.jsonl")
+    if os.path.isfile(listed):
+        clips = read_manifest(listed)
+    elif os.path.isdir(name):
         clips, bad = scan_folder(name, decode=False)
+        for path, reason in bad:
+            log.warning("left out: %s: %s", path, reason)
         if not clips:
             raise InputError(
                 f"{name}: none of its {len(bad)} sound files can be read; the first: {bad[0][1]}"
@@ -170,6 +183,7 @@ class AudioDataset:
         mix_probability: float = 0.0,
         mix_snr_db: tuple[float, float] = (-5.0, 5.0),
         gain_db: tuple[float, float] = (0.0, 0.0),
+        speed: tuple[float, float] = (1.0, 1.0),
         cache_mb: int = 0,
     ) -> None:
         if not clips:
@@ -181,6 +195,7 @@ class AudioDataset:
         self.mix_probability = mix_probability
         self.mix_snr_db = mix_snr_db
         self.gain_db = gain_db
+        self.speed = speed
         self.cache_mb = cache_mb
         self.cache: dict[Place, Tensor] = {}
         self.cache_bytes = 0
@@ -215,9 +230,16 @@ class AudioDataset:
         clip = self.clips[index]
         place, wording = draw(random, 0, 1), draw(random, 0, 1)
         total, captions = self._length(clip), self._captions(clip)
-        length = total if self.segment is None else min(total, self.segment)
+        varied = self.speed != (1.0, 1.0)
+        rate = round(self.sample_rate * draw(random, *self.speed)) if varied else self.sample_rate
+        wanted = (
+            total if self.segment is None else audio.resampled_length(self.segment, self.sample_rate, rate)
+        )
+        length = min(total, wanted)
         start = int(place * (total - length + 1))
-        part = self._read(clip, start, length)
+        # Played at `rate` instead of the rate it was recorded at: faster and higher, or slower and lower.
+        part = audio.resample(self._read(clip, start, length), rate, self.sample_rate)[:, : self.segment]
+        length = part.shape[-1]
         caption = captions[int(wording * len(captions))] if captions else None
         if self.segment is not None and length < self.segment:
             part = torch.nn.functional.pad(part, (0, self.segment - length))
@@ -312,7 +334,7 @@ def open_data(config: DataConfig, sample_rate: int, channels: int = 1) -> Split:
     return Split(
         AudioDataset(
             train, sample_rate, channels, segment_s,
-            config.mix_probability, config.mix_snr_db, config.gain_db, cache_mb,
+            config.mix_probability, config.mix_snr_db, config.gain_db, config.speed, cache_mb,
         ),
         AudioDataset(valid, sample_rate, channels, segment_s, cache_mb=cache_mb) if valid else None,
     )  # fmt: skip

@@ -6,6 +6,7 @@ to the manifest's folder.
 """
 
 import csv
+import io
 import json
 import math
 import os
@@ -110,7 +111,7 @@ def _json_rows(text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(text.splitlines(), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     columns = [name.strip().lower() for name in reader.fieldnames or []]
     if "audio" not in columns:
         raise InputError(f"{path} line 1: columns {', '.join(columns) or 'none'}; expected audio and caption")
@@ -323,9 +324,10 @@ def find_captions(path: Path, root: Path) -> tuple[tuple[str, ...], dict[str, An
     return ((caption,) if caption else ()), {}
 
 
-# Folder names that say nothing of the sound.
-PLAIN_FOLDERS = frozenset(
-    "audio audios clip clips data dataset files sample samples sound sounds test train valid wav wavs".split()
+# Words that say nothing of the sound when a folder or file is called so.
+PLAIN_WORDS = frozenset(
+    """audio audios clip clips data dataset dsc file files img rec recording sample samples sound sounds take test
+    train track untitled valid voc wav wavs zoom""".split()
 )
 
 
@@ -333,8 +335,6 @@ def caption_from_names(path: Path) -> str:
     """Words of the folder, then of the file: `dog_bark/small-puppy_03.wav -> "dog bark, small puppy"`; maybe ""."""
     words = _words(path.stem)
     folder = _words(path.parent.name)
-    if path.parent.name.lower() in PLAIN_FOLDERS:
-        folder = []
     words = [] if set(words) <= set(folder) else words
     folder = [] if set(folder) <= set(words) else folder
     return ", ".join(" ".join(part) for part in (folder, words) if part)
@@ -347,4 +347,4 @@ def _words(name: str) -> list[str]:
     if any(any(c.isdigit() for c in token) and any(c.isalpha() for c in token) for token in tokens):
         tokens = [token for token in tokens if token.isalpha()]
     kept = [token.lower() for token in tokens if token.isalpha() and (len(token) > 1 or token.lower() == "a")]
-    return kept if any(len(token) > 2 for token in kept) else []
+    return kept if any(len(token) > 2 and token not in PLAIN_WORDS for token in kept) else []

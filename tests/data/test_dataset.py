@@ -1,0 +1,295 @@
+"""Items: the right part of the right clip, a pure function of (index, epoch, seed), whatever is cached."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from audiogen import audio
+from audiogen.data import synth
+from audiogen.data.dataset import (
+    AudioDataset,
+    BuiltInClip,
+    DataConfig,
+    SourceConfig,
+    open_data,
+    parse_sources,
+    read_source,
+)
+from audiogen.data.manifest import Clip, write_manifest
+from audiogen.errors import InputError
+
+RATE = 8000
+
+
+def ramp(path: Path, num: int, channels: int = 1, rate: int = RATE) -> Path:
+    """A FLAC whose sample i is i / 32768 in channel 0 and its negative in channel 1: a crop tells its place."""
+    rising = torch.arange(num) / 32768
+    return audio.save(path, torch.stack([rising, -rising])[:channels], rate)
+
+
+def places(sound: torch.Tensor) -> list[int]:
+    return (sound[0] * 32768).round().int().tolist()
+
+
+def test_longer_clips_are_cropped_anywhere_and_shorter_ones_padded(tmp_path: Path) -> None:
+    clips = [Clip(str(ramp(tmp_path / "long.flac", 1000))), Clip(str(ramp(tmp_path / "short.flac", 60)))]
+    dataset = AudioDataset(clips, RATE, segment_s=100 / RATE)
+    starts = set()
+    for epoch in range(3000):
+        item = dataset.item(0, epoch, seed=0)
+        start = places(item.audio)[0]
+        assert item.length == 100 and places(item.audio) == list(range(start, start + 100))
+        starts.add(start)
+    assert min(starts) == 0 and max(starts) == 900 and len(starts) > 800
+    item = dataset.item(1, 0, seed=0)
+    assert item.length == 60 and places(item.audio) == [*range(60), *[0] * 40]
+    assert item.caption is None and item.key == str(tmp_path / "short.flac")
+
+
+def test_an_item_depends_on_its_arguments_alone(tmp_path: Path) -> None:
+    wordings = tuple(f"wording {i}" for i in range(5))
+    clips = [Clip(str(ramp(tmp_path / f"{i}.flac", 3000)), wordings) for i in range(2)]
+    options = {"segment_s": 0.02, "mix_probability": 0.5, "gain_db": (-6.0, 6.0), "speed": (0.8, 1.25)}
+    first, second = AudioDataset(clips, RATE, **options), AudioDataset(clips, RATE, **options)
+    torch.manual_seed(1)
+    items = {(e, s): first.item(1, e, s) for e in range(4) for s in range(4)}
+    torch.manual_seed(2)
+    for (epoch, seed), item in reversed(items.items()):
+        again = second.item(1, epoch, seed)
+        assert torch.equal(again.audio, item.audio) and again[1:] == item[1:]
+    assert len({float(item.audio.sum()) for item in items.values()}) == 16  # and on all of them
+    assert len({first.item(1, e, 0).caption for e in range(40)}) > 5
+
+
+@pytest.mark.parametrize("suffix", ["flac", "ogg"])
+@pytest.mark.parametrize("cache_mb", [1, 256])
+def test_the_cache_changes_nothing(tmp_path: Path, suffix: str, cache_mb: int) -> None:
+    clips: list[Clip | BuiltInClip] = [BuiltInClip(7)]
+    for i in range(4):
+        sound = 0.1 * torch.randn(2, 3 * 44100, generator=torch.Generator().manual_seed(i))
+        path = str(audio.save(tmp_path / f"{i}.{suffix}", sound, 44100))
+        clips += [Clip(path, ("a", "b")), Clip(path, ("c",), start_s=1.1, duration_s=1.0)]
+    plain = AudioDataset(clips, 16000, segment_s=0.5, mix_probability=0.3)
+    cached = AudioDataset(clips, 16000, segment_s=0.5, mix_probability=0.3, cache_mb=cache_mb)
+    for epoch in range(3):
+        for index in range(len(clips)):
+            a, b = plain.item(index, epoch, 0), cached.item(index, epoch, 0)
+            assert torch.equal(a.audio, b.audio) and a[1:] == b[1:]
+            b.audio.fill_(9)  # what an item's user does to it stays out of the cache
+    assert not plain.cache
+    assert 0 < cached.cache_bytes <= cache_mb * 1_000_000
+    assert cached.cache_bytes == sum(4 * sound.numel() for sound in cached.cache.values())
+    assert (len(cached.cache) == len(clips)) == (cache_mb == 256)
+
+
+def test_long_clips_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = Clip(str(ramp(tmp_path / "x.flac", 3000)))
+    monkeypatch.setattr("audiogen.data.dataset.CACHED_CLIP_S", 0.1)
+    dataset = AudioDataset([clip], RATE, segment_s=0.01, cache_mb=100)
+    dataset.item(0, 0, 0)
+    assert not dataset.cache
+
+
+def test_parts_of_a_file(tmp_path: Path) -> None:
+    path = str(ramp(tmp_path / "x.flac", 8000))
+    whole = AudioDataset([Clip(path, start_s=0.25, duration_s=0.125), Clip(path, start_s=0.9)], RATE)
+    assert places(whole.item(0, 0, 0).audio) == list(range(2000, 3000))
+    assert places(whole.item(1, 0, 0).audio) == list(range(7200, 8000))
+    cropped = AudioDataset(whole.clips, RATE, segment_s=0.01)
+    for epoch in range(50):
+        assert 2000 <= places(cropped.item(0, epoch, 0).audio)[0] <= 3000 - 80
+
+
+def test_a_file_shorter_than_promised_is_an_error_not_silence(tmp_path: Path) -> None:
+    path = str(ramp(tmp_path / "x.flac", 8000))
+    for clip, reason in [
+        (Clip(path, duration_s=2.0), r"holds 1 s of the 2 s the manifest promises"),
+        (Clip(path, start_s=0.5, duration_s=0.8), "holds 0.5 s of the 0.8 s"),
+        (Clip(path, start_s=1.5), "starts at 1.5 s but lasts 1 s"),
+        (Clip(str(tmp_path / "gone.flac")), "cannot be opened"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            AudioDataset([clip], RATE, segment_s=0.1).item(0, 0, 0)
+    assert AudioDataset([Clip(path, duration_s=1.0001)], RATE).item(0, 0, 0).length == 8000  # a rounding
+    dataset = AudioDataset([Clip(path)], RATE, segment_s=0.5)
+    dataset.item(0, 0, 0)
+    ramp(tmp_path / "x.flac", 2000)
+    with pytest.raises(InputError, match=r"x\.flac"):
+        for epoch in range(20):
+            dataset.item(0, epoch, 0)
+
+
+def test_rate_and_channels(tmp_path: Path) -> None:
+    path = str(ramp(tmp_path / "x.flac", 4000, channels=2))
+    stereo = AudioDataset([Clip(path)], RATE, channels=2).item(0, 0, 0).audio
+    assert stereo.shape == (2, 4000) and torch.equal(stereo[0], -stereo[1])
+    assert not AudioDataset([Clip(path)], RATE, channels=1).item(0, 0, 0).audio.any()  # the channels cancel
+    resampled = AudioDataset([Clip(path)], 16000, channels=2, segment_s=0.2).item(0, 0, 0)
+    assert resampled.audio.shape == (2, 3200)
+    both = AudioDataset([BuiltInClip(3)], 16000, channels=2).item(0, 0, 0).audio
+    assert both.shape == (2, 80000) and torch.equal(both[0], both[1])
+
+
+def test_mixing_joins_two_different_clips(tmp_path: Path) -> None:
+    clips = [
+        Clip(
+            str(audio.save(tmp_path / f"{i}.flac", torch.full((1, 4000), 0.02 * (i + 1)), RATE)),
+            (f"Sound {i}",),
+        )
+        for i in range(3)
+    ]
+    dataset = AudioDataset(clips, RATE, segment_s=0.25, mix_probability=0.5)
+    captions = [dataset.item(0, epoch, 0).caption for epoch in range(400)]
+    mixed = [caption for caption in captions if caption != "Sound 0"]
+    assert 160 < len(mixed) < 240
+    assert set(mixed) == {"Sound 0 and sound 1", "Sound 0 and sound 2"}
+    assert dataset.item(0, captions.index("Sound 0"), 0).audio.std() < 1e-6
+    alone = AudioDataset(clips[:1], RATE, segment_s=0.25, mix_probability=1.0)
+    assert alone.item(0, 0, 0).caption == "Sound 0"
+
+
+def test_a_clip_without_a_caption_leaves_the_mixture_without(tmp_path: Path) -> None:
+    paths = [str(audio.save(tmp_path / f"{i}.flac", torch.full((1, 4000), 0.1), RATE)) for i in range(2)]
+    dataset = AudioDataset([Clip(paths[0], ("A bell",)), Clip(paths[1])], RATE, 1, 0.25, mix_probability=1.0)
+    assert [dataset.item(index, 0, 0).caption for index in (0, 1)] == [None, None]
+
+
+def test_gain_stays_in_its_range_and_below_full_scale(tmp_path: Path) -> None:
+    quiet = Clip(str(audio.save(tmp_path / "q.flac", torch.full((1, 800), 0.1), RATE)))
+    loud = Clip(str(audio.save(tmp_path / "l.flac", torch.full((1, 800), 0.9), RATE)))
+    silent = Clip(str(audio.save(tmp_path / "s.flac", torch.zeros(1, 800), RATE)))
+    dataset = AudioDataset([quiet, loud, silent], RATE, gain_db=(-6.0, 12.0))
+    gains = torch.tensor([float(dataset.item(0, epoch, 0).audio.max()) / 0.1 for epoch in range(300)])
+    db = 20 * gains.log10()
+    assert db.min() >= -6.01 and db.max() <= 12.01 and db.max() - db.min() > 17
+    peaks = [float(dataset.item(1, epoch, 0).audio.max()) for epoch in range(100)]
+    assert max(peaks) == pytest.approx(1.0, abs=1e-4) and min(peaks) < 0.5
+    assert not dataset.item(2, 0, 0).audio.any()
+
+
+def test_speed_moves_pitch_and_length(tmp_path: Path) -> None:
+    time = torch.arange(16000) / 16000
+    tone = 0.5 * torch.sin(2 * torch.pi * 1000 * time)[None]
+    clip = Clip(str(audio.save(tmp_path / "x.flac", tone, 16000)))
+    for speed in (0.8, 1.25):
+        whole = AudioDataset([clip], 16000, speed=(speed, speed)).item(0, 0, 0)
+        assert whole.length == whole.audio.shape[1] == pytest.approx(16000 / speed, abs=1)
+        peak = int(torch.fft.rfft(whole.audio[0]).abs().argmax())
+        assert peak * 16000 / whole.length == pytest.approx(1000 * speed, abs=1)
+        part = AudioDataset([clip], 16000, segment_s=0.5, speed=(speed, speed)).item(0, 0, 0)
+        assert part.audio.shape == (1, 8000) and part.length == 8000
+
+
+def test_the_built_in_corpus_is_named_and_true(tmp_path: Path) -> None:
+    clips = read_source(SourceConfig("synth:3@40"))
+    assert [clip.key for clip in clips] == ["synth:1@40", "synth:1@41", "synth:1@42"]
+    assert read_source(SourceConfig(clips[2].key)) == [clips[2]]
+    item = AudioDataset(clips, 16000, segment_s=5.0).item(1, 0, 0)
+    assert torch.equal(item.audio, synth.render(0, 41, 16000, 5.0).audio)
+    assert item.caption in synth.captions(0, 41)
+    longer = AudioDataset(clips, 16000, segment_s=7.0)
+    assert longer.item(1, 0, 0).length == 7 * 16000
+    assert tuple(longer.captions(1)) == synth.captions(
+        0, 41, 7.0
+    )  # of the clip of that length, not of another
+
+
+# -------------------------------------------------------------------------------------------------- sources and splits
+
+
+def test_sources_may_be_spelled_in_several_ways() -> None:
+    full = SourceConfig("a.jsonl", 2, {"fold": (1, 2)})
+    assert parse_sources("a.jsonl") == (SourceConfig("a.jsonl"),)
+    assert parse_sources(["a", {"source": "a.jsonl", "repeat": 2, "where": {"fold": [1, 2]}}]) == (
+        SourceConfig("a"),
+        full,
+    )
+    assert parse_sources(full) == parse_sources((full,)) == (full,)
+    assert SourceConfig("a", where={"fold": 4}).where == {"fold": (4,)}
+    assert parse_sources(None) == parse_sources([]) == ()
+    assert DataConfig(train="synth:9").train == (SourceConfig("synth:9"),)
+    for value, reason in [({"sauce": "a"}, "expected the keys source, repeat and where"), (3, "source 3")]:
+        with pytest.raises(InputError, match=reason):
+            parse_sources(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"train": ()}, "train: names no source"),
+        ({"segment_s": 0.0}, "segment_s: 0.0"),
+        ({"segment_s": float("nan")}, "segment_s: nan"),
+        ({"mix_probability": 1.5}, "mix_probability: 1.5"),
+        ({"mix_snr_db": (5.0, -5.0)}, r"mix_snr_db: \[5.0, -5.0\]"),
+        ({"gain_db": (1.0, 0.0)}, "gain_db"),
+        ({"speed": (0.0, 1.0)}, "speed"),
+        ({"holdout": 1.0}, "holdout: 1.0"),
+        ({"cache_mb": -1}, "cache_mb: -1"),
+    ],
+)
+def test_config_mistakes_name_their_key(change: dict[str, object], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        DataConfig(**({"train": "synth:9"} | change))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="repeat of x: 0"):
+        SourceConfig("x", repeat=0)
+
+
+def test_what_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.wav").write_text("")
+    (tmp_path / "notes.txt").write_text("")
+    for source, reason in [
+        (str(tmp_path / "gone"), "no such manifest or folder"),
+        (str(tmp_path / "gone.jsonl"), "no such manifest"),
+        (str(tmp_path / "notes.txt"), "a manifest ends in .jsonl or .csv"),
+        (str(tmp_path / "bad"), "none of its 1 sound files can be read"),
+        ("synth:0", "needs a count above 0"),
+        ("synth:many", "expected synth:COUNT or synth:COUNT@START"),
+        ("synth", "expected synth:COUNT"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            read_source(SourceConfig(source))
+
+
+def test_a_folder_is_read_by_its_manifest_or_else_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ramp(tmp_path / "rain" / "1.flac", 100)
+    (tmp_path / "rain" / "2.wav").write_text("")
+    [clip] = read_source(SourceConfig(str(tmp_path)))
+    assert isinstance(clip, Clip) and clip.captions == ("rain",)
+    assert f"left out: {tmp_path}/rain/2.wav: the file is empty" in caplog.text
+    write_manifest(tmp_path / "manifest.jsonl", [Clip(clip.path, ("Rain falls",))])
+    [clip] = read_source(SourceConfig(str(tmp_path)))
+    assert isinstance(clip, Clip) and clip.captions == ("Rain falls",)
+
+
+def test_training_and_validation_sets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    clips = [
+        Clip(str(ramp(tmp_path / f"{i}.flac", 100)), ("x",), fields={"fold": i % 4, "source": f"s{i // 2}"})
+        for i in range(40)
+    ]
+    manifest = str(write_manifest(tmp_path / "m.jsonl", clips))
+    train, valid = open_data(
+        DataConfig((SourceConfig(manifest, repeat=3),), segment_s=0.01, holdout=0.2), RATE
+    )
+    assert valid is not None and len(valid) == 8 and len(train) == 3 * 32
+    seen = {clip.fields["source"] for clip in train.clips if isinstance(clip, Clip)}
+    assert not seen & {clip.fields["source"] for clip in valid.clips if isinstance(clip, Clip)}
+    train, valid = open_data(
+        DataConfig(
+            train=(SourceConfig(manifest, where={"fold": (0, 1)}), SourceConfig("synth:5")),
+            valid=(SourceConfig(manifest, where={"fold": (3,)}),),
+            mix_probability=0.5,
+            gain_db=(-3, 3),
+        ),
+        RATE,
+    )
+    assert len(train) == 25 and train.mix_probability == 0.5
+    assert valid is not None and len(valid) == 10 and valid.mix_probability == 0 and valid.gain_db == (0, 0)
+    assert open_data(DataConfig("synth:9", holdout=0.0), RATE).valid is None  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=rf"{manifest}: where.fold: no clip has the value '9'"):
+        open_data(DataConfig((SourceConfig(manifest, where={"fold": (9,)}),)), RATE)
