@@ -64,7 +64,10 @@ def write_tensors(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
+    temporary.touch()
+    mode = temporary.stat().st_mode  # what the umask allows; save_file's own files are for their owner only
     save_file(_storable(tensors), temporary, metadata)
+    temporary.chmod(mode)
     _fsync(temporary)
     _publish(temporary, path)
 

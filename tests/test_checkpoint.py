@@ -45,6 +45,15 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "m")) == ["config.json", "model.safetensors"]
 
 
+def test_others_may_read_a_model_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        checkpoint.save_model(tmp_path / "m", "codec", {}, tensors())
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "m").iterdir()} == {0o640}
+
+
 def test_views_and_tied_weights_are_stored_by_value(tmp_path: Path) -> None:
     whole = torch.arange(10.0)
     checkpoint.write_tensors(
