@@ -153,7 +153,9 @@ class CodecTask:
                 if adversary.learns(step):
                     found["discriminator"] = adversary.backward(real, fake, 1 / parts)
                 losses |= adversary.losses(real, fake)
-            commitment = weights.commitment / parts * output.commitment_loss if self.recipe.trains == "all" else None
+            commitment = (
+                weights.commitment / parts * output.commitment_loss if self.recipe.trains == "all" else None
+            )
             shares = self.balancer.backward(losses, fake, apart=commitment)
 
             found |= {"commitment": output.commitment_loss, **losses}
@@ -163,7 +165,8 @@ class CodecTask:
             )
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / parts
-        metrics = {f"train/{name}": value.item() for name, value in totals.items()}
+        values = torch.stack(list(totals.values())).tolist()  # one wait for the device
+        metrics = {f"train/{name}": value for name, value in zip(totals, values, strict=True)}
         metrics |= {f"train/share_{name}": share for name, share in shares.items()}
         if adversary and adversary.learns(step):
             metrics |= {f"train/discriminator_{k}": v for k, v in adversary.step(step).items()}

@@ -89,17 +89,18 @@ def inherit(init_from: str) -> dict[str, Any]:
 
 def prepare(recipe: LMRecipe, run: Path, device: torch.device) -> Prepared:
     """The task and the data of a run: sound, or tokens made before or now."""
-    location = own_codec(recipe.codec, run)
-    codec = load_codec(location, device)
+    codec = load_codec(recipe.codec, device)
     shards = [is_shard_directory(source.source) for source in recipe.data.train + recipe.data.valid]
-    data: Any
-    if any(shards):
-        if not all(shards):
-            raise InputError("data names token shards and sounds; give only one of the two kinds")
-        data = open_codes(recipe.data)
-    elif recipe.pretokenize_epochs:
+    if any(shards) and not all(shards):
+        raise InputError("data names token shards and sounds; give only one of the two kinds")
+    data: Any = (
+        open_codes(recipe.data) if any(shards) else open_data(recipe.data, codec.sample_rate, codec.channels)
+    )
+    location = own_codec(recipe.codec, codec, run)
+    if recipe.pretokenize_epochs and not any(shards):
         with distributed.first_process_first():
             data = pretokenize(
+                data,
                 recipe.data,
                 codec,
                 run / "tokens",
@@ -108,25 +109,26 @@ def prepare(recipe: LMRecipe, run: Path, device: torch.device) -> Prepared:
                 recipe.fit.batch_size,
                 recipe.fit.workers,
             )
-    else:
-        data = open_data(recipe.data, codec.sample_rate, codec.channels)
-    if isinstance(data.train, CodeDataset) and data.train.spec.identity != codec.identity:
+    tokens = isinstance(data.train, CodeDataset)
+    if tokens and data.train.spec.identity != codec.identity:
         raise InputError(
-            f"the token shards are of codec {data.train.spec.codec} ({data.train.spec.identity}), but codec={location} "
-            f"is {codec.identity}; encode the sounds again with it"
+            f"the token shards are of codec {data.train.spec.codec} ({data.train.spec.identity}), but "
+            f"codec={recipe.codec} is {codec.identity}; encode the sounds again with it"
         )
-    task = LMTask(recipe, codec, location, open_text(recipe, data.train, run), wordings(data.valid), device)
-    return Prepared(
-        task, data.train, data.valid, collate_codes if isinstance(data.train, CodeDataset) else collate_audio
-    )
+    text = open_text(recipe, data.train, run)
+    task = LMTask(recipe, codec, location, text, wordings(data.valid), device)
+    return Prepared(task, data.train, data.valid, collate_codes if tokens else collate_audio)
 
 
-def own_codec(codec: str, run: Path) -> str:
+def own_codec(name_or_directory: str, codec: Codec, run: Path) -> str:
     """A bundled codec's name as it is; of any other codec a copy in the run directory, which so stays complete."""
-    source = checkpoint.resolve(codec, CODEC_KIND)
-    if codec in checkpoint.bundled_names() and not Path(codec).exists():
-        return codec
-    target = run / "codec"
+    source, target = checkpoint.resolve(name_or_directory, CODEC_KIND), run / "codec"
+    if target.exists() and checkpoint.latest(run) and load_codec(target).identity != codec.identity:
+        raise InputError(
+            f"{run} was trained on tokens of another codec than {name_or_directory}; choose another out="
+        )
+    if source.parent == checkpoint.weights_folder():
+        return source.name
     if distributed.rank() == 0 and source.resolve() != target.resolve():
         checkpoint.copy_model(source, target)
     distributed.barrier()

@@ -20,7 +20,7 @@ from audiogen import checkpoint
 from audiogen.codec.model import Codec
 from audiogen.config import to_plain
 from audiogen.data.codes import CodeClip, CodeSplit, ShardWriter, TokenSpec, open_codes
-from audiogen.data.dataset import AudioDataset, DataConfig, Item, SourceConfig, open_data
+from audiogen.data.dataset import AudioDataset, DataConfig, Item, SourceConfig, Split
 from audiogen.data.loader import VALID_SEED
 from audiogen.errors import InputError
 from audiogen.train.log import bar_interval_s
@@ -42,13 +42,20 @@ def token_spec(codec: Codec) -> TokenSpec:
 
 
 def pretokenize(
-    data: DataConfig, codec: Codec, folder: Path, num_passes: int, seed: int, batch_size: int, workers: int
+    sets: Split,
+    data: DataConfig,
+    codec: Codec,
+    folder: Path,
+    num_passes: int,
+    seed: int,
+    batch_size: int,
+    workers: int,
 ) -> CodeSplit:
-    """Tokenise what `data` names into `folder` -> the sets to train and validate on.
+    """Tokenise the sets that `data` describes into `folder` -> the sets to train and validate on.
 
     Raises InputError where `folder` holds tokens of other data or of another codec.
     """
-    train, valid = open_data(data, codec.sample_rate, codec.channels)
+    train, valid = sets
     settings = {"data": to_plain(replace(data, cache_mb=0)), "codec": codec.identity, "seed": seed}
     written = folder / "settings.json"
     if written.exists() and checkpoint.read_json(written) != settings:

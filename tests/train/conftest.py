@@ -31,7 +31,7 @@ adversarial: {{start: 2, every: 2}}
 discriminator: {{n_ffts: [64], num_filters: 2, dilations: [1]}}
 optim: {{lr: 1e-3, warmup_steps: 2}}
 discriminator_optim: {{lr: 1e-3, warmup_steps: 2}}
-data: {{train: {manifest}, segment_s: 0.5, holdout: 0.3, gain_db: [-6, 0]}}
+data: {{train: {manifest}, valid: {manifest}, segment_s: 0.5, gain_db: [-6, 0]}}
 fit: {{steps: 6, batch_size: 4, ema_decay: 0.9, log_every: 1, valid_every: 4, save_every: 2, device: cpu}}
 """
 
@@ -43,7 +43,7 @@ model: {{num_codebooks: 3, codebook_size: 8, dim: 16, num_layers: 2, num_heads: 
 text: {{width: 16, vocab_size: 64, dim: 8, num_layers: 1, num_heads: 2}}
 condition_dropout: 0.3
 optim: {{lr: 1e-2, warmup_steps: 2}}
-data: {{train: {manifest}, segment_s: 0.5, holdout: 0.3, mix_probability: 0.3}}
+data: {{train: {manifest}, valid: {manifest}, segment_s: 0.5, mix_probability: 0.3}}
 fit: {{steps: 6, batch_size: 4, ema_decay: 0.9, log_every: 1, valid_every: 4, save_every: 2, device: cpu}}
 """
 

@@ -1,0 +1,147 @@
+"""Two processes with half the batch each are one process with the whole batch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from audiogen import checkpoint, distributed
+from audiogen.train.log import read_log
+
+Train = Callable[..., Path]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def scalars(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def in_two_processes(work: Callable[[int], Any]) -> list[Any]:
+    """Run `work(rank)` in two forked processes with the environment that torchrun gives; -> what they return."""
+    context, port = get_context("fork"), free_port()
+    answers = context.Queue()
+
+    def start(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        answers.put((rank, work(rank)))
+
+    processes = [context.Process(target=start, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = dict(answers.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join()
+    return [found[rank] for rank in range(2)]
+
+
+def test_reductions() -> None:
+    def work(rank: int) -> dict[str, Any]:
+        distributed.initialize(torch.device("cpu"))
+        first, second = torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))
+        first.grad = torch.full(
+            (2, 3), float(rank + 1)
+        )  # the second process alone has no gradient for `second`
+        if rank == 0:
+            second.grad = torch.full((4,), 8.0)
+        distributed.average_gradients([first, second])
+        found = {
+            "rank": (distributed.rank(), distributed.world()),
+            "sum": distributed.all_reduce_sum(torch.tensor([1.0, rank])).tolist(),
+            "broadcast": distributed.broadcast(torch.tensor(rank + 7)).item(),
+            "any": (distributed.any_process(rank == 1), distributed.any_process(False)),
+            "scalars": distributed.average_scalars({"a": float(rank), "b": 3.0}),
+            "gradients": (
+                first.grad[0, 0].item(),
+                second.grad[0].item() if second.grad is not None else None,
+            ),
+        }
+        distributed.shutdown()
+        return found
+
+    both = in_two_processes(work)
+    same = {"sum": [2.0, 1.0], "broadcast": 7, "any": (True, False), "scalars": {"a": 0.5, "b": 3.0}}
+    assert both == [{"rank": (rank, 2), **same, "gradients": (1.5, 4.0)} for rank in range(2)]
+
+
+def test_alone_nothing_is_reduced() -> None:
+    value = torch.tensor([1.0, 2.0])
+    assert distributed.all_reduce_sum(value) is value and distributed.broadcast(value) is value
+    assert (distributed.rank(), distributed.world(), distributed.any_process(True)) == (0, 1, True)
+
+
+def test_torchrun_with_half_the_batch_is_one_process_with_the_whole(lm_run: Train, tmp_path: Path) -> None:
+    settings = (
+        "model.dropout=0",
+        "text.dropout=0",
+        "pretokenize_epochs=1",
+        "fit.steps=4",
+        "fit.save_every=2",
+    )
+    whole = lm_run("whole", *settings, "fit.batch_size=4")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    command += [str(free_port()), "-m", "audiogen.train", f"recipe={tmp_path / 'lm.yaml'}", *settings]
+    command += ["fit.batch_size=2", f"out={tmp_path / 'halves'}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    one, two = scalars(whole), scalars(tmp_path / "halves")
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        if "train/loss" in a:  # validation reads as many clips a process, so its batches differ
+            assert a == pytest.approx(b, rel=1e-4)
+    first, second = checkpoint.load_tensors(whole), checkpoint.load_tensors(tmp_path / "halves")
+    assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
+
+
+def test_codebooks_stay_equal_in_all_processes(codec_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    from audiogen.train import loop
+
+    kept: list[Any] = []
+    restore = loop.restore
+    monkeypatch.setattr(loop, "restore", lambda task, *rest: (kept.append(task), restore(task, *rest))[1])
+
+    def work(rank: int) -> tuple[str, str]:
+        codec_run("run", "fit.batch_size=2", "fit.ema_decay=0")
+        task = kept[0]
+        return checkpoint.identity(task.codec.state_dict()), checkpoint.identity(
+            task.adversary.discriminator.state_dict()
+        )
+
+    first, second = in_two_processes(work)
+    assert first == second
+
+
+def test_sigterm_to_one_process_stops_all_at_one_step(
+    codec_run: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from audiogen.train.codec import CodecTask
+
+    step = CodecTask.step
+
+    def terminated(self: CodecTask, batch: Any, number: int) -> Any:
+        if number == 2 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(CodecTask, "step", terminated)
+    in_two_processes(lambda rank: str(codec_run("run", "fit.batch_size=2")))
+    found = checkpoint.latest(tmp_path / "run")
+    assert found and found[0] == 3

@@ -1,0 +1,224 @@
+"""The parts of the loop by themselves: rates, clipping, averages, the log, the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from audiogen.errors import InputError, run_command
+from audiogen.train.__main__ import main
+from audiogen.train.ema import Average
+from audiogen.train.log import Log, read_log
+from audiogen.train.loop import FitConfig, StopRequest, choose_device, due, row_slices
+from audiogen.train.optim import OptimConfig, Optimizer, learning_rate
+
+ROOT = Path(__file__).resolve().parents[2]
+Train = Callable[..., Path]
+
+
+def rates(num_steps: int = 11, **settings: object) -> list[float]:
+    config = OptimConfig(**{"lr": 1.0, "warmup_steps": 0, "min_lr_ratio": 0.0, **settings})  # type: ignore[arg-type]
+    return [learning_rate(config, step, num_steps) for step in range(num_steps)]
+
+
+def test_schedules_have_their_closed_forms() -> None:
+    assert rates(schedule="constant") == [1.0] * 11
+    assert rates(schedule="linear") == pytest.approx([1 - step / 10 for step in range(11)])
+    assert rates(schedule="cosine") == pytest.approx(
+        [(1 + math.cos(math.pi * step / 10)) / 2 for step in range(11)]
+    )
+    assert rates(schedule="cosine", min_lr_ratio=0.1)[-1] == pytest.approx(0.1)
+    warm = rates(schedule="linear", warmup_steps=4)
+    assert warm[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert warm[-1] == 0.0
+    inverse = rates(schedule="inverse_sqrt", warmup_steps=4)
+    assert inverse[3:] == pytest.approx([1.0] + [math.sqrt(4 / step) for step in range(5, 12)])
+
+
+def test_the_gradient_is_clipped_by_its_norm_over_all_parameters() -> None:
+    layer = nn.Linear(2, 2)
+    optimizer = Optimizer([layer], OptimConfig(clip_norm=0.5, lr=1e-3, warmup_steps=0), 10)
+    optimizer.backward((layer.weight * 3).sum() + (layer.bias * 4).sum())
+    metrics = optimizer.step(0)
+    assert metrics["grad_norm"] == pytest.approx(math.sqrt(4 * 9 + 2 * 16))
+    moments = optimizer.adamw.state[layer.weight]["exp_avg"] / (1 - 0.9)
+    assert torch.allclose(moments, torch.full((2, 2), 3 * 0.5 / metrics["grad_norm"]))
+
+
+def test_only_matrices_are_decayed() -> None:
+    layer = nn.Linear(2, 3)
+    before = {name: value.detach().clone() for name, value in layer.named_parameters()}
+    config = OptimConfig(lr=0.1, weight_decay=0.5, warmup_steps=0, schedule="constant")
+    optimizer = Optimizer([layer], config, 10)
+    optimizer.backward((layer.weight * 0).sum() + (layer.bias * 0).sum())
+    optimizer.step(0)
+    assert torch.allclose(layer.weight, before["weight"] * 0.95)
+    assert torch.equal(layer.bias, before["bias"])
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    layer = nn.Linear(2, 2)
+    before = layer.weight.detach().clone()
+    optimizer = Optimizer([layer], OptimConfig(), 10)
+    optimizer.backward((layer.weight * float("nan")).sum())
+    assert math.isnan(optimizer.step(0)["grad_norm"])
+    assert torch.equal(layer.weight, before)
+
+
+def test_float16_losses_are_scaled_and_an_overflow_is_left_out() -> None:
+    layer = nn.Linear(2, 2, bias=False)
+    before = layer.weight.detach().clone()
+    optimizer = Optimizer([layer], OptimConfig(warmup_steps=0, weight_decay=0.0), 10, scale_losses=True)
+    optimizer.backward((layer.weight * float("inf")).sum())
+    metrics = optimizer.step(0)
+    assert "grad_norm" not in metrics and metrics["loss_scale"] == 2.0**15
+    assert torch.equal(layer.weight, before)
+    optimizer.backward((layer.weight * 3).sum())
+    assert optimizer.step(1)["grad_norm"] == pytest.approx(6.0)
+    assert not torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize(
+    "node", [{"lr": 0}, {"betas": (0.9, 1.0)}, {"warmup_steps": -1}, {"min_lr_ratio": 2}]
+)
+def test_impossible_optimisers_are_refused(node: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        OptimConfig(**node)  # type: ignore[arg-type]
+
+
+def test_the_average_follows_its_recurrence_and_leaves_the_weights_alone() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    average = Average(layer, decay=0.5)
+    expected, values = layer.weight.item(), [1.0, 3.0, -2.0]
+    for number, value in enumerate(values):
+        layer.weight.data.fill_(value)
+        average.update()
+        decay = min(0.5, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * value
+    with average.applied():
+        assert layer.weight.item() == pytest.approx(expected)
+    assert layer.weight.item() == -2.0
+
+
+def test_the_average_comes_back_and_can_be_turned_on_late() -> None:
+    layer = nn.Linear(2, 2)
+    average = Average(layer, 0.9)
+    layer.weight.data += 1
+    average.update()
+    again = Average(layer, 0.9)
+    again.load_state_dict(average.state_dict())
+    assert torch.equal(again.averages["weight"], average.averages["weight"]) and again.num_updates == 1
+    late = Average(layer, 0.9)
+    late.load_state_dict(Average(layer, 0.0).state_dict())
+    assert torch.equal(late.averages["weight"], layer.weight) and late.num_updates == 0
+
+
+def test_rows_are_divided_in_order() -> None:
+    assert row_slices(6, 3) == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    rows = list(range(5))
+    assert [rows[part] for part in row_slices(5, 2)] == [[0, 1, 2], [3, 4]]
+    assert row_slices(4, 1) == [slice(0, 4)]
+
+
+def test_cadence() -> None:
+    assert [due(done, 3, done == 5) for done in range(1, 6)] == [False, False, True, False, True]
+    assert not due(5, 0, final=True)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"steps": 0}, {"batch_size": 3, "accumulate": 2}, {"ema_decay": 1.0}, {"save_every": -1}]
+)
+def test_impossible_runs_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=str(next(iter(settings)))):
+        FitConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_devices_are_checked() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="is no device"):
+        choose_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="torch sees no GPU"):
+            choose_device("cuda")
+
+
+def test_a_resumed_log_drops_what_was_undone(tmp_path: Path) -> None:
+    with Log(tmp_path, 0, 9) as log:
+        for step in range(1, 6):
+            log.record(step, {"train/loss": step / 3})
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 6, "train/lo')  # a kill in the middle of a line
+    with Log(tmp_path, 3, 9) as log:
+        log.record(4, {"train/loss": 0.5})
+    found = [(record["step"], record["train/loss"]) for record in read_log(tmp_path)]
+    assert found == [(1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, 0.5)]
+
+
+def test_tensorboard_holds_the_scalars(codec_run: Train) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = codec_run("run", "fit.tensorboard=true", "fit.steps=2", "fit.valid_every=0")
+    events = event_accumulator.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+    assert events.Scalars("train/loss")[1].value == pytest.approx(read_log(run)[1]["train/loss"])
+
+
+def test_a_second_signal_is_not_held_back() -> None:
+    import signal
+
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["recipe=codec_tiny", "fit.stepz=3"], "unknown key fit.stepz; did you mean 'steps'?"),
+        (["recipe=codec_tiny", "steps=3"], "unknown key steps; did you mean fit.steps?"),
+        (["recipe=lm_tiny", "model.patern=delay"], "unknown key model.patern; did you mean 'pattern'?"),
+        (["recipe=lm_tiny", "model.pattern=dealy"], "model.pattern: got 'dealy'; did you mean 'delay'?"),
+        (["recipe=lm_tny"], "recipe 'lm_tny' does not exist; did you mean 'lm_tiny'?"),
+        (["fit.steps=3"], "give one recipe=NAME"),
+        (["recipe=codec_tiny", "task=codek"], "task: got 'codek'; did you mean 'codec'?"),
+        (["recipe=codec_tiny", "fit.precision=float16"], "fit.precision=float16 is not for codecs"),
+        (["recipe=codec_tiny", "data.train=nowhere/"], "nowhere/"),
+        (["recipe=codec_tiny", "init_from=nowhere"], "'nowhere' is neither a directory nor a bundled model"),
+        (["recipe=lm_tiny", "codec=nowhere"], "'nowhere' is neither a directory nor a bundled model"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    settings: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(main, [*settings, f"out={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")))
+def test_every_recipe_is_complete_and_prints_as_itself(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([f"recipe={name}", "init_from=null", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "again.yaml").write_text(printed)
+    assert main([f"recipe={tmp_path / 'again.yaml'}", "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_the_command_runs(codec_run: Train, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "audiogen.train", f"recipe={tmp_path / 'codec.yaml'}", "fit.steps=1"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["kind"] == "codec"
