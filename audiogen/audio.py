@@ -473,7 +473,7 @@ def log_mel(
 
 
 def save_spectrogram(path: str | os.PathLike[str], audio: Tensor, sample_rate: int, title: str = "") -> Path:
-    """Draw the spectrogram (dB, 80 dB of range) of audio [C, N], channels averaged, as a PNG and return the path."""
+    """Draw the spectrogram (dB, 80 dB of range) of audio [C, N], channels averaged, as a PNG; whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only pictures need it
     from matplotlib.figure import Figure
 
@@ -501,5 +501,10 @@ def save_spectrogram(path: str | os.PathLike[str], audio: Tensor, sample_rate: i
     axes.set(xlabel="time (s)", ylabel="frequency (kHz)")
     axes.set_title(title, fontsize=10, loc="left", wrap=True, parse_math=False)
     figure.colorbar(image, ax=axes, label="level (dB)")
-    figure.savefig(target, dpi=110, format="png")
+    temporary = target.with_name(f".{os.getpid()}-{target.name}.tmp")
+    try:
+        figure.savefig(temporary, dpi=110, format="png")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
     return target
