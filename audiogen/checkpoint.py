@@ -275,8 +275,8 @@ def load_state(directory: str | Path) -> Any:
 
 
 def clean(folder: str | Path) -> None:
-    """Remove what interrupted writes left in a folder."""
-    for path in Path(folder).glob(f"{TEMPORARY}*"):
+    """Remove what interrupted writes left in a folder and the folders in it."""
+    for path in list(Path(folder).rglob(f"{TEMPORARY}*")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

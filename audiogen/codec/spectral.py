@@ -113,7 +113,11 @@ class SpectralEncoder(nn.Module):
 
 
 class SpectralDecoder(nn.Module):
-    """Latents [B, latent_dim, T] -> audio [B, C, T * hop]; the head gives magnitude and phase of each frame."""
+    """Latents [B, latent_dim, T] -> audio [B, C, T * hop].
+
+    The head gives each bin a complex number and a log gain that multiplies it. Vocos' magnitude and angle span the
+    same values, but an angle wraps: in early training the product form is far ahead (docs/LOG.md).
+    """
 
     window: Tensor
 
@@ -127,7 +131,7 @@ class SpectralDecoder(nn.Module):
             ConvNextBlock(config, config.num_decoder_blocks) for _ in range(config.num_decoder_blocks)
         )
         self.out_norm = nn.LayerNorm(config.width)
-        self.out = nn.Linear(config.width, channels * 2 * (config.n_fft // 2 + 1))
+        self.out = nn.Linear(config.width, channels * 3 * (config.n_fft // 2 + 1))
         _initialise(self)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -139,11 +143,11 @@ class SpectralDecoder(nn.Module):
             return self.synthesise(x.float())
 
     def synthesise(self, x: Tensor) -> Tensor:
-        """Log magnitudes and phases [B, T, C * 2 * F] -> audio [B, C, T * hop] by weighted overlap-add, float32."""
+        """Gains and complex bins [B, T, C * 3 * F] -> audio [B, C, T * hop] by weighted overlap-add, float32."""
         n_fft, hop = self.config.n_fft, self.config.hop_length
-        log_magnitude, phase = rearrange(x, "b t (c part f) -> part b c t f", c=self.channels, part=2)
-        magnitude = torch.exp(log_magnitude.clamp(max=7.0))  # e^7 is past a full-scale sine in every bin
-        spectrum = torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
+        log_gain, real, imag = rearrange(x, "b t (part c f) -> part b c t f", c=self.channels, part=3)
+        gain = torch.exp(log_gain.clamp(max=7.0))  # e^7 is past a full-scale sine in every bin
+        spectrum = torch.complex(gain * real, gain * imag)
         frames = torch.fft.irfft(spectrum, n_fft) * self.window  # [B, C, T, n_fft]
         audio = _overlap_add(frames, hop)
         envelope = _overlap_add(self.window.square().expand(1, 1, x.shape[1], n_fft), hop)

@@ -249,9 +249,9 @@ def open_codes(config: DataConfig) -> CodeSplit:
     The same clips are held out as from the sound they were made of. Mixing and gain are done on sound, so they must
     be off. InputError where the sources are of different codecs.
     """
-    if config.mix_probability or config.gain_db != (0.0, 0.0):
+    if config.mix_probability or config.gain_db != (0.0, 0.0) or config.speed != (1.0, 1.0):
         raise InputError(
-            "mix_probability and gain_db work on sound, and the source is token shards: set them to 0"
+            "mix_probability, gain_db and speed work on sound, and the source is token shards: turn them off"
         )
     train: list[tuple[ShardReader, int]] = []
     valid: list[tuple[ShardReader, int]] = []

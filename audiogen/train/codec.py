@@ -14,7 +14,7 @@ from audiogen import checkpoint
 from audiogen.codec.balancer import Balancer
 from audiogen.codec.conv import add_weight_norm
 from audiogen.codec.discriminators import DiscriminatorConfig, MultiScaleSTFTDiscriminator
-from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
+from audiogen.codec.losses import complex_spectrum, mel_distance, multi_scale_mel, si_sdr
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.pretrained import KIND, save_codec
 from audiogen.data.dataset import DataConfig, open_data
@@ -37,6 +37,7 @@ class CodecLossWeights:
 
     waveform_l1: float = 0.1
     mel: float = 2.0
+    spectrum: float = 0.0
     adversarial: float = 4.0
     feature_matching: float = 4.0
     commitment: float = 1.0
@@ -125,6 +126,7 @@ class CodecTask:
         self.weights = {
             "waveform_l1": weights.waveform_l1,
             "mel": weights.mel,
+            "spectrum": weights.spectrum,
             "adversarial": weights.adversarial,
             "feature_matching": weights.feature_matching,
         }
@@ -148,6 +150,8 @@ class CodecTask:
                 "waveform_l1": (fake - real).abs().mean(),
                 "mel": multi_scale_mel(fake, real, self.sample_rate, weights.mel_windows),
             }
+            if weights.spectrum:
+                losses["spectrum"] = complex_spectrum(fake, real)
             found = {}
             if adversary:
                 if adversary.learns(step):
