@@ -43,7 +43,7 @@ COMMANDS: dict[str, str] = {
     "python -m audiogen.codec encode my_sounds/manifest.jsonl --shards 1000 -o shards/": "...",
     (
         "python -m audiogen.train recipe=lm_tiny out=runs/from_tokens "
-        "data.train=shards/ data.valid=[] data.mix_probability=0"
+        "data.train=shards/ data.valid=[]"
     ): f"... {SMALL}",
 }
 

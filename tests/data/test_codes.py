@@ -226,7 +226,7 @@ def test_sources_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     make_shards(tmp_path / "b", TokenSpec("tiny", "another", 16000, 1, 320, 3, 1024))
     with pytest.raises(InputError, match="token shards of different codecs"):
         open_codes(config(tmp_path / "a", tmp_path / "b"))
-    with pytest.raises(InputError, match="set them to 0"):
+    with pytest.warns(UserWarning, match="vary sound only"):
         open_codes(config(tmp_path / "a", mix_probability=0.5))
     with pytest.raises(InputError, match=r"a: where\.label"):
         open_codes(config(SourceConfig(str(tmp_path / "a"), where={"label": ("dog",)})))
