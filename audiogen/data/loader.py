@@ -132,9 +132,7 @@ class AudioLoader:
         """Batches from a step on, for ever. Closing the iterator, or leaving Python, ends the workers."""
         batches = self._batches(start_step)
         if self.workers:
-            atexit.register(
-                batches.close
-            )  # before multiprocessing's own SIGTERM, which the workers do not heed
+            atexit.register(batches.close)  # before multiprocessing ends them by SIGTERM, which they put off
         return batches
 
     def _batches(self, start_step: int) -> Generator[Batch, None, None]:
@@ -150,16 +148,19 @@ class AudioLoader:
                     sampler=steps,
                     num_workers=self.workers,
                     collate_fn=_as_it_is,  # type: ignore[arg-type]
-                    worker_init_fn=_leave_signals_to_parent,
+                    worker_init_fn=_put_off_sigterm,
                     prefetch_factor=4,
                     generator=torch.Generator(),  # else it draws from the global one
                 )
             )
-        for batch, problems in loaded:
-            if batch is None:
-                raise InputError(problems[-1])
-            self._note(problems)
-            yield batch
+        try:
+            for batch, problems in loaded:
+                if batch is None:
+                    raise InputError(problems[-1])
+                self._note(problems)
+                yield batch
+        finally:
+            del loaded  # ends the workers, also where a traceback keeps this frame alive
 
     def _note(self, problems: list[str]) -> None:
         for problem in problems:
@@ -172,12 +173,16 @@ def _as_it_is(loaded: Loaded) -> Loaded:
     return loaded
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    """A scheduler's SIGTERM reaches the whole process group, and the parent needs batches to end its step.
+GRACE_S = 30
 
-    A parent that is gone needs none: torch's loop notices within seconds.
+
+def _put_off_sigterm(worker: int) -> None:
+    """A scheduler's SIGTERM reaches the whole process group, but the parent needs batches to end its step.
+
+    So it takes effect only later; workers that are no longer needed are told so, and end at once.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
 
 
 def valid_batches(
