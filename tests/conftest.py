@@ -75,7 +75,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         text = T5Conditioner(TextConfig(width=24, dim=16, num_layers=1, num_heads=2), vocabulary).eval()
         lm = TokenLM(LMConfig(num_codebooks=3, codebook_size=11, dim=24, num_layers=2, num_heads=4)).eval()
-        lm.heads.weight.data.mul_(4.0)  # sure enough of itself for text and guidance to matter
+        lm.heads.weight.data.mul_(4.0)  # sure enough of itself for the settings to matter, and the text, too
+        text.output_proj.weight.data.mul_(10.0)
     folder = tmp_path_factory.mktemp("tiny_model")
     AudioGen(lm, text, codec, max_frames=40, info={"steps": 0}).save_pretrained(folder)
     return folder
