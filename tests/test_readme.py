@@ -28,7 +28,7 @@ COMMANDS: dict[str, str] = {
     "make demo": f"make --directory $ROOT --dry-run demo | grep --fixed-strings -e {shlex.quote(GENERATE[7:])}",
     "make test": "make --directory $ROOT --dry-run test | grep 'pytest -n 2'",
     "python -m audiogen.train recipe=lm": (
-        f"... {SMALL} data.train=synth:8 data.valid=synth:2@8 model.dim=32 model.num_layers=2 model.num_heads=2 "
+        f"... {SMALL} data.train=synth:16 data.valid=synth:2@100 model.dim=32 model.num_layers=2 model.num_heads=2 "
         "text.width=32 text.dim=32 text.num_layers=1 text.vocab_size=64"
     ),
     f"{GENERATE} --num-samples 2 --out generated": "... --duration 0.2",
@@ -36,15 +36,12 @@ COMMANDS: dict[str, str] = {
     "python -m audiogen.codec decode tokens/ -o back/": "...",
     "python -m audiogen.data scan my_sounds/ -o my_sounds/manifest.jsonl": "...",
     (
-        "python -m audiogen.train recipe=lm_tiny init_from=lm_tiny out=runs/mine "
-        "data.train=my_sounds/manifest.jsonl data.valid=[]"
+        "python -m audiogen.train recipe=lm_tiny init_from=lm_tiny "
+        "data.train=my_sounds/manifest.jsonl out=runs/mine"
     ): f"... {SMALL} pretokenize_epochs=1",
     'python -m audiogen.generate --model runs/mine --text "a bell rings twice"': "... --duration 0.2",
     "python -m audiogen.codec encode my_sounds/manifest.jsonl --shards 1000 -o shards/": "...",
-    (
-        "python -m audiogen.train recipe=lm_tiny out=runs/from_tokens "
-        "data.train=shards/ data.valid=[]"
-    ): f"... {SMALL}",
+    "python -m audiogen.train recipe=lm_tiny data.train=shards/ out=runs/from_tokens": f"... {SMALL}",
 }
 
 # Python blocks run as they are but for these words.
@@ -76,10 +73,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "my_sounds").mkdir()
     seconds = np.arange(16000) / 16000
-    for number in range(4):
+    for number, word in enumerate(["low", "deep", "high", "bright"]):
         tone = 0.3 * np.sin(2 * np.pi * 220 * (number + 1) * seconds) * np.exp(-3 * seconds)
         soundfile.write(folder / "my_sounds" / f"bell_{number}.wav", tone, 16000)
-        (folder / "my_sounds" / f"bell_{number}.txt").write_text(f"a bell at {number + 1} times the pitch\n")
+        (folder / "my_sounds" / f"bell_{number}.txt").write_text(f"a {word} bell rings\n")
     return folder
 
 
