@@ -6,7 +6,6 @@ The heavy imports stand inside the commands: `--help` and a mistyped option answ
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -431,7 +430,7 @@ def describe_shards(path: Path) -> dict[str, str]:
 
 
 def describe_codec(name: str) -> dict[str, str]:
-    """A codec, with what its directory records of its training."""
+    """A codec, with what its directory records of its training; the recipe stays in config.json."""
     from audiogen.checkpoint import read_config, resolve
     from audiogen.codec.pretrained import load_codec
 
@@ -448,7 +447,7 @@ def describe_codec(name: str) -> dict[str, str]:
         "frames": f"{codec.frame_rate:g} a second, of {codec.hop_length} samples",
         "codebooks": f"{codec.num_codebooks} of {codec.codebook_size} codes",
         "bandwidths": f"{', '.join(f'{value:g}' for value in bandwidths)} kbps",
-        **{key: value if isinstance(value, str) else json.dumps(value) for key, value in record.items()},
+        **{key: str(value) for key, value in record.items() if not isinstance(value, (dict, list))},
     }
 
 

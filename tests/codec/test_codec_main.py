@@ -33,7 +33,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny codec with random weights."""
     directory = tmp_path_factory.mktemp("models") / "tiny"
     torch.manual_seed(0)
-    save_codec(directory, Codec(CONFIG), {"steps": 7})
+    save_codec(directory, Codec(CONFIG), {"step": 7, "recipe": {"out": "runs/tiny"}})
     return str(directory)
 
 
@@ -430,7 +430,7 @@ def test_info_describes_codec_tokens_and_shards(tmp_path: Path, codec: str, run:
     status, out, _ = run("info", codec)
     assert status == 0
     assert f"codec: tiny ({identity})\n" in out and "bandwidths: 0.6, 1.2, 1.8 kbps\n" in out
-    assert "frames: 100 a second, of 40 samples\n" in out and "steps: 7\n" in out
+    assert "frames: 100 a second, of 40 samples\n" in out and "step: 7\n" in out and "recipe" not in out
     status, out, _ = run("info", tmp_path / "a.agtok")
     assert status == 0 and f"codec: tiny ({identity})\n" in out
     assert "length: 4001 samples, 1.000 s, 101 frames\n" in out
