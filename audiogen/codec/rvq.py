@@ -31,7 +31,9 @@ def kmeans(vectors: Tensor, num_codes: int, num_iterations: int) -> tuple[Tensor
 
     With fewer vectors than codes some start equal; dead-code replacement separates them as training goes on.
     """
-    means = distributed.broadcast(_sample(vectors, num_codes))
+    means = sample(vectors, num_codes)
+    if means is None:
+        raise ValueError("k-means got no vectors, in any process")
     counts = vectors.new_zeros(num_codes)
     for _ in range(num_iterations):
         counts, sums = assign_sums(vectors, nearest(vectors, means), num_codes)
@@ -39,11 +41,22 @@ def kmeans(vectors: Tensor, num_codes: int, num_iterations: int) -> tuple[Tensor
     return means, counts
 
 
-def _sample(vectors: Tensor, num: int) -> Tensor:
-    """`num` rows drawn without replacement where there are enough."""
-    n = vectors.shape[0]
+def sample(vectors: Tensor, num: int) -> Tensor | None:
+    """`num` of the vectors [n, D], without replacement where there are enough; the same in every process.
+
+    They are drawn in the first process that has any, for with few clips a process a codebook may be in use in one
+    and not in another. None if no process has.
+    """
+    counts = torch.zeros(distributed.world(), device=vectors.device)
+    counts[distributed.rank()] = n = vectors.shape[0]
+    holders = distributed.all_reduce_sum(counts).nonzero()
+    if len(holders) == 0:
+        return None
+    source = int(holders[0])
+    if distributed.rank() != source:
+        return distributed.broadcast(vectors.new_empty(num, vectors.shape[1]), source)
     picks = torch.randperm(n)[:num] if n >= num else torch.randint(n, (num,))
-    return vectors[picks.to(vectors.device)].clone()
+    return distributed.broadcast(vectors[picks.to(vectors.device)].clone(), source)
 
 
 class Codebook(nn.Module):
@@ -76,8 +89,8 @@ class Codebook(nn.Module):
         self.usage.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         dead = self.usage < self.dead_below
-        if len(vectors) and bool(dead.any()):
-            fresh = distributed.broadcast(_sample(vectors, num_codes))
+        fresh = sample(vectors, num_codes) if bool(dead.any()) else None
+        if fresh is not None:
             self.sums.copy_(torch.where(dead[:, None], fresh * self.dead_below, self.sums))
             self.usage.copy_(torch.where(dead, torch.full_like(self.usage, self.dead_below), self.usage))
         self.codewords.copy_(self.sums / self.usage.clamp(min=1e-5)[:, None])
@@ -132,8 +145,7 @@ class ResidualQuantizer(nn.Module):
     def forward(self, latents: Tensor, num_codebooks: int | Tensor | None = None) -> Quantised:
         """Quantise [B, D, T]; in training mode the codebooks learn from the items that use them.
 
-        num_codebooks: how many each item uses, an int or int64 [B]; None is all. With several processes, item 0
-        of each must use all: revival of dead codewords needs the same calls everywhere.
+        num_codebooks: how many each item uses, an int or int64 [B]; None is all.
         """
         x = latents.float().transpose(1, 2)  # [B, T, D]
         batch, frames, dim = x.shape
@@ -146,14 +158,15 @@ class ResidualQuantizer(nn.Module):
         for k, book in enumerate(self.books):
             active = limit > k  # [B]
             flat = residual.detach()[active].reshape(-1, dim)
-            if self.training and self.learning and not book.initialised and len(flat):
+            learning = self.training and self.learning
+            if learning and not book.initialised and distributed.any_process(len(flat) > 0):
                 book.initialise(flat)
             code = nearest(residual.detach().reshape(-1, dim), book.codewords).view(batch, frames)
             chosen = F.embedding(code, book.codewords)  # [B, T, D]
             gate = active[:, None, None].to(x.dtype)
             error = (chosen - residual).square().mean((1, 2))  # [B]; the gradient reaches the encoder only
             losses.append((error * active).sum() / active.sum().clamp(min=1))
-            if self.training and self.learning:
+            if learning:
                 book.update(flat, code[active].reshape(-1))
             quantised = quantised + gate * chosen
             residual = residual - chosen
