@@ -12,7 +12,9 @@ from torch import Tensor
 
 
 def initialize(device: torch.device) -> None:
-    """Join the process group torchrun describes in the environment (nccl on a GPU, gloo on a CPU), if any."""
+    """Take this GPU, and join the process group torchrun describes in the environment, if any (nccl, gloo on a CPU)."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ and not is_distributed():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 

@@ -15,6 +15,7 @@ the Protocols: they are contracts of shape, checked by the type checker and by t
 
 from __future__ import annotations
 
+from collections import abc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,16 +28,18 @@ if TYPE_CHECKING:
 class CodecOutput:
     """What a codec's training forward returns.
 
-    audio: reconstruction [B, C, N], as long as the input.
+    audio: reconstruction [B, C, N], as long as the input; None where it was not asked for.
     codes: int64 [B, K, T]; entries of codebooks an item did not use are still the codes it would have had.
     commitment_loss: scalar, mean over the codebooks each item used.
     latents: the encoder's output before quantisation [B, D, T].
+    spectral_loss: scalar, the decoder's error where it works on spectra instead of samples; 0 for one that does not.
     """
 
-    audio: Tensor
+    audio: Tensor | None
     codes: Tensor
     commitment_loss: Tensor
     latents: Tensor
+    spectral_loss: Tensor
 
 
 class Codec(Protocol):
@@ -100,7 +103,9 @@ class Batch:
 class Loader(Protocol):
     """Batches in an order that is a function of (seed, epoch, step, rank): resume needs one integer."""
 
-    def batches(self, start_step: int = 0) -> Iterable[Batch]: ...
+    def batches(self, start_step: int = 0) -> abc.Generator[Batch, None, None]:
+        """Batches from a step on, for ever; closing the generator ends what prefetches them."""
+        ...
 
 
 class Task(Protocol):

@@ -148,7 +148,7 @@ class AudioLoader:
                     sampler=steps,
                     num_workers=self.workers,
                     collate_fn=_as_it_is,  # type: ignore[arg-type]
-                    worker_init_fn=_put_off_sigterm,
+                    worker_init_fn=_outlive_signals,
                     prefetch_factor=4,
                     generator=torch.Generator(),  # else it draws from the global one
                 )
@@ -176,11 +176,13 @@ def _as_it_is(loaded: Loaded) -> Loaded:
 GRACE_S = 30
 
 
-def _put_off_sigterm(worker: int) -> None:
-    """A scheduler's SIGTERM reaches the whole process group, but the parent needs batches to end its step.
+def _outlive_signals(worker: int) -> None:
+    """A scheduler's SIGTERM and Ctrl-C reach the whole process group, but the parent needs batches to end its step.
 
-    So it takes effect only later; workers that are no longer needed are told so, and end at once.
+    So the one takes effect only later, the other never; workers that are no longer needed are told so, and end at
+    once.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
 

@@ -14,7 +14,7 @@ from audiogen import checkpoint
 from audiogen.codec.balancer import Balancer
 from audiogen.codec.conv import add_weight_norm
 from audiogen.codec.discriminators import DiscriminatorConfig, MultiScaleSTFTDiscriminator
-from audiogen.codec.losses import complex_spectrum, mel_distance, multi_scale_mel, si_sdr
+from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.pretrained import KIND, save_codec
 from audiogen.data.dataset import DataConfig, open_data
@@ -32,15 +32,17 @@ from audiogen.train.optim import OptimConfig, Optimizer
 class CodecLossWeights:
     """Shares of the gradient at the output audio (see `codec.balancer`); 0 turns a loss off.
 
-    commitment: weight of the commitment loss, which stands outside the balancer. mel_windows: STFT sizes of `mel`.
+    commitment and spectral stand outside the balancer: the weights of the commitment loss and, for arch: spectral,
+    of the error of its log magnitudes. With the other four at 0 no audio is made in training, which is faster.
+    mel_windows: STFT sizes of `mel`.
     """
 
     waveform_l1: float = 0.1
     mel: float = 2.0
-    spectrum: float = 0.0
     adversarial: float = 4.0
     feature_matching: float = 4.0
     commitment: float = 1.0
+    spectral: float = 0.0
     mel_windows: tuple[int, ...] = (64, 128, 256, 512, 1024)
 
 
@@ -126,47 +128,46 @@ class CodecTask:
         self.weights = {
             "waveform_l1": weights.waveform_l1,
             "mel": weights.mel,
-            "spectrum": weights.spectrum,
             "adversarial": weights.adversarial,
             "feature_matching": weights.feature_matching,
         }
-        self.balancer = Balancer(self.weights)
+        self.hears = recipe.model.arch != "spectral" or any(
+            self.weights.values()
+        )  # audio is made in training
+        self.balancer = Balancer(self.weights) if self.hears else Balancer({"none": 1.0})
 
     def step(self, batch: Batch, step: int) -> dict[str, float]:
         """Discriminator and generator, one update each, on audio [B, C, N]."""
         adversary = self.adversary if self.adversary and self.adversary.plays(step) else None
         parts, weights = self.recipe.fit.accumulate, self.recipe.loss
         totals: dict[str, Tensor] = {}
+        shares: dict[str, float] = {}
         self.codec.train()
         assert batch.audio is not None
         for rows in row_slices(len(batch.keys), parts):
             real = batch.audio[rows].to(self.device)  # [B, C, N]
             num_codebooks = self.draw_codebooks(batch.keys[rows], step).to(self.device)
             with autocast(self.device, self.recipe.fit.precision):
-                output = self.forward(real, num_codebooks)
-            fake = output.audio.float()
-
-            losses = {
-                "waveform_l1": (fake - real).abs().mean(),
-                "mel": multi_scale_mel(fake, real, self.sample_rate, weights.mel_windows),
-            }
-            if weights.spectrum:
-                losses["spectrum"] = complex_spectrum(fake, real)
+                output = self.forward(real, num_codebooks, reconstruct=self.hears)
+            apart = weights.spectral * output.spectral_loss
+            if self.recipe.trains == "all":
+                apart = apart + weights.commitment * output.commitment_loss
+            losses: dict[str, Tensor] = {}
             found = {}
-            if adversary:
-                if adversary.learns(step):
-                    found["discriminator"] = adversary.backward(real, fake, 1 / parts)
-                losses |= adversary.losses(real, fake)
-            commitment = (
-                weights.commitment / parts * output.commitment_loss if self.recipe.trains == "all" else None
-            )
-            shares = self.balancer.backward(losses, fake, apart=commitment)
+            if output.audio is None:
+                self.optimizer.backward(apart / parts)
+            else:
+                fake = output.audio.float()
+                losses["waveform_l1"] = (fake - real).abs().mean()
+                losses["mel"] = multi_scale_mel(fake, real, self.sample_rate, weights.mel_windows)
+                if adversary:
+                    if adversary.learns(step):
+                        found["discriminator"] = adversary.backward(real, fake, 1 / parts)
+                    losses |= adversary.losses(real, fake)
+                shares = self.balancer.backward(losses, fake, apart=apart / parts)
 
-            found |= {"commitment": output.commitment_loss, **losses}
-            found["loss"] = (
-                sum(self.weights[name] * loss for name, loss in losses.items())
-                + weights.commitment * output.commitment_loss
-            )
+            found |= {"commitment": output.commitment_loss, "spectral": output.spectral_loss, **losses}
+            found["loss"] = sum((self.weights[name] * loss for name, loss in losses.items()), apart)
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / parts
         values = torch.stack(list(totals.values())).tolist()  # one wait for the device

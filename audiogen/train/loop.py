@@ -10,6 +10,7 @@ import math
 import re
 import signal
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -53,10 +54,10 @@ class FitConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "keep_last"):
+        for name in ("steps", "batch_size", "accumulate", "valid_batches", "keep_last"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("log_every", "valid_every", "valid_batches", "sample_every", "save_every", "workers"):
+        for name in ("log_every", "valid_every", "sample_every", "save_every", "workers"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.batch_size % self.accumulate:
@@ -68,7 +69,7 @@ class FitConfig:
 
 
 class Task(interfaces.Task, Protocol):
-    """What `fit` trains, and shows and saves on the way."""
+    """What `fit` trains, and shows and saves on the way; `step` reports `train/loss` among others."""
 
     sample_rate: int
 
@@ -106,12 +107,19 @@ def fit(
     or SIGINT the step at hand is finished and saved, and `fit` returns. Raises InputError when a loss is not finite.
     """
     first = distributed.rank() == 0
-    start, best = restore(task, run, resume)
+    start, best, validated = restore(task, run, resume)
     if start >= config.steps:
         print(f"{run} is finished at step {start}; to go on, set fit.steps higher")
         return
-    batches = iter(loader.batches(start))
-    with Log(run, start, config.steps, config.tensorboard, visible=first) as log, StopRequest() as stop:
+    if first:
+        checkpoint.clean(run)
+    with (
+        Log(run, start, config.steps, config.tensorboard, visible=first) as log,
+        StopRequest() as stop,
+        closing(loader.batches(start)) as batches,
+    ):
+        if first and valid and not validated and due(start, config.valid_every, False):
+            best = validate(task, valid(), start, best, run, log, info)  # the stop came first
         for step in range(start, config.steps):
             torch.manual_seed(seed_for(seed, step, distributed.rank()))
             batch = next(batches)
@@ -120,7 +128,7 @@ def fit(
 
             done = step + 1
             final = done == config.steps
-            stopping = stop.requested_anywhere()
+            stopping = stop.requested_anywhere() and not final
             log.advance(metrics)
             if due(done, config.log_every, final):
                 log.record(done, distributed.average_scalars(metrics))
@@ -130,10 +138,13 @@ def fit(
                 if due(done, config.sample_every, final):
                     log.sounds(done, task.samples(valid()), task.sample_rate)
             if first and (final or stopping or due(done, config.save_every, final)):
-                save(task, done, best, run, config.keep_last, info)
-            if stopping and not final:
+                save(task, done, best, not stopping, run, config.keep_last, info)
+            if stopping:
                 log.say(f"stopped on a signal at step {done}, saved; the same command goes on from here")
                 break
+        else:
+            at_best = f"; at its best validation, step {best['step']}: {run / 'best'}" if best else ""
+            log.say(f"the model: {run}{at_best}")
 
 
 def due(done: int, every: int, final: bool) -> bool:
@@ -153,10 +164,9 @@ def validate(
     """Log the validation scalars; write the model to `run/best` if none had a lower `valid/loss`."""
     metrics = dict(task.evaluate(batches))
     log.record(done, metrics)
-    shown = {
-        name: value for name, value in metrics.items() if not re.search(r"_q\d+$", name)
-    }  # the log has all
-    log.say(f"step {done}: " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+    # Shown without those per codebook, which the log has.
+    shown = [f"{name} {value:.4f}" for name, value in metrics.items() if not re.search(r"_q\d+$", name)]
+    log.say(f"step {done}: {'  '.join(shown)}")
     if best is None or metrics["valid/loss"] < best["valid/loss"]:
         best = {"step": done, **metrics}
         task.export(run / "best", {**(info or {}), **best})
@@ -167,29 +177,31 @@ def save(
     task: Task,
     done: int,
     best: Mapping[str, Any] | None,
+    validated: bool,
     run: Path,
     keep_last: int,
     info: Mapping[str, Any] | None,
 ) -> None:
     """Write the checkpoint, then the model; drop old checkpoints."""
-    checkpoint.save_state(checkpoint.step_dir(run, done), {"best": best, "task": task.state_dict()})
+    state = {"best": best, "validated": validated, "task": task.state_dict()}
+    checkpoint.save_state(checkpoint.step_dir(run, done), state)
     task.export(run, {**(info or {}), "step": done})
     checkpoint.prune(run, keep_last)
 
 
-def restore(task: Task, run: Path, resume: Resume) -> tuple[int, Mapping[str, Any] | None]:
-    """Load the newest checkpoint -> (steps done, best validation so far); (0, None) for a fresh run."""
+def restore(task: Task, run: Path, resume: Resume) -> tuple[int, Mapping[str, Any] | None, bool]:
+    """Load the newest checkpoint -> (steps done, best validation so far, whether a validation due then was made)."""
     found = checkpoint.latest(run)
     if resume == "must" and found is None:
         raise InputError(f"resume=must, but {run} holds no checkpoint; check out=, or use resume=auto")
     if resume == "never" and found is not None:
         raise InputError(f"resume=never, but {run} holds a run (step {found[0]}); choose another out=")
     if found is None:
-        return 0, None
+        return 0, None, True
     step, directory = found
     state = checkpoint.load_state(directory)
     task.load_state_dict(state["task"])
-    return step, state["best"]
+    return step, state["best"], state["validated"]
 
 
 def require_finite(metrics: Mapping[str, float], step: int, batch: Batch, run: Path) -> None:

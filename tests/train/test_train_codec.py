@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from audiogen import checkpoint
 from audiogen.codec.pretrained import load_codec
 from audiogen.errors import InputError
+from audiogen.train.codec import CodecTask
 from audiogen.train.log import read_log
 
 Train = Callable[..., Path]
@@ -116,24 +118,50 @@ def test_killed_in_the_middle_of_a_save_resumes_bit_for_bit(codec_run: Train, tm
     assert same_state(killed, whole) and same_weights(killed, whole)
 
 
-def test_sigterm_saves_the_step_and_ends_well(codec_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    from audiogen.train.codec import CodecTask
-
+@pytest.mark.parametrize("at", [2, 3])
+def test_sigterm_saves_the_step_and_ends_well(
+    codec_run: Train, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Also where the step is one to be validated (4): the resumed run makes up for it."""
     whole = codec_run("whole")
     step = CodecTask.step
 
     def terminated(self: CodecTask, batch: Any, number: int) -> Any:
-        if number == 2:
+        if number == at:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, batch, number)
 
     monkeypatch.setattr(CodecTask, "step", terminated)
     stopped = codec_run("stopped")
-    assert [number for number, _ in checkpoint.step_dirs(stopped)] == [2, 3]
+    assert [number for number, _ in checkpoint.step_dirs(stopped)] == [2, at + 1]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     monkeypatch.undo()
     assert scalars(codec_run("stopped")) == scalars(whole)
-    assert same_state(stopped, whole)
+    assert same_state(stopped, whole) and same_weights(stopped / "best", whole / "best")
+
+
+def interrupt_all(train: Train) -> None:
+    """Train in a process group of its own, with a worker, and press Ctrl-C on all of it in the third step."""
+    os.setsid()
+    step = CodecTask.step
+
+    def interrupted(self: CodecTask, batch: Any, number: int) -> Any:
+        if number == 2:
+            os.killpg(0, signal.SIGINT)
+            time.sleep(0.5)
+        return step(self, batch, number)
+
+    CodecTask.step = interrupted  # type: ignore[method-assign]
+    train("stopped", "fit.workers=1")
+
+
+def test_an_interrupt_of_all_processes_saves_too(codec_run: Train, tmp_path: Path) -> None:
+    process = get_context("fork").Process(target=interrupt_all, args=(codec_run,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    found = checkpoint.latest(tmp_path / "stopped")
+    assert found and found[0] == 3
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(codec_run: Train, tmp_path: Path) -> None:
