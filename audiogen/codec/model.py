@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from audiogen.codec.conv import PaddedConv1d, PaddedConvTranspose1d
+from audiogen.codec.losses import log_magnitude_distance
 from audiogen.codec.rvq import ResidualQuantizer
 from audiogen.codec.seanet import SeanetConfig, SeanetDecoder, SeanetEncoder
 from audiogen.codec.spectral import SpectralConfig, SpectralDecoder, SpectralEncoder, context_frames
@@ -96,16 +97,26 @@ class Codec(nn.Module):
         """Bits a second of that many codebooks, stored without entropy coding, in kbit/s."""
         return num_codebooks * self.frame_rate * ceil(torch.tensor(self.codebook_size).log2().item()) / 1000
 
-    def forward(self, audio: Tensor, num_codebooks: int | Tensor | None = None) -> CodecOutput:
-        """Training forward: [B, C, N] -> reconstruction of the same length, codes, commitment loss.
+    def forward(
+        self, audio: Tensor, num_codebooks: int | Tensor | None = None, reconstruct: bool = True
+    ) -> CodecOutput:
+        """Training forward: [B, C, N] -> reconstruction of the same length, codes, losses.
 
         num_codebooks: an int, or one per item [B]; None is all. In training mode the codebooks learn from the batch.
+        reconstruct: False spares a spectral decoder the synthesis, when its spectral loss is all that is wanted.
         """
         self._check_audio(audio)
         latents = self.encoder(audio)
         quantised = self.quantizer(latents, num_codebooks)
-        decoded = self.decoder(quantised.latents)[..., : audio.shape[-1]]
-        return CodecOutput(decoded, quantised.codes, quantised.commitment_loss, latents)
+        decoded: Tensor | None
+        if isinstance(self.encoder, SpectralEncoder) and isinstance(self.decoder, SpectralDecoder):
+            spectra = self.decoder.log_magnitude(quantised.latents)
+            loss = log_magnitude_distance(spectra, self.encoder.log_magnitude(audio), self.sample_rate)
+            decoded = self.decoder.synthesise(spectra)[..., : audio.shape[-1]] if reconstruct else None
+        else:
+            loss = latents.new_zeros(())
+            decoded = self.decoder(quantised.latents)[..., : audio.shape[-1]]
+        return CodecOutput(decoded, quantised.codes, quantised.commitment_loss, latents, loss)
 
     @torch.no_grad()
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
@@ -113,7 +124,8 @@ class Codec(nn.Module):
         return self.quantizer.encode(self.encoder(audio), self._check_codebooks(num_codebooks))
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, first_frame: int = 0) -> Tensor:
+        """As `interfaces.Codec`; `first_frame` says where in a longer sound the codes begin, for windows of it."""
         if codes.dim() != 3 or not 1 <= codes.shape[1] <= self.num_codebooks or codes.shape[2] < 1:
             raise InputError(
                 f"codes have shape {list(codes.shape)}: [B, 1 to {self.num_codebooks}, T] is allowed"
@@ -123,7 +135,10 @@ class Codec(nn.Module):
                 f"codes lie in {int(codes.min())}..{int(codes.max())}: 0..{self.codebook_size - 1} is allowed; "
                 "do they come from another codec?"
             )
-        return self.decoder(self.quantizer.decode(codes))
+        latents = self.quantizer.decode(codes)
+        if isinstance(self.decoder, SpectralDecoder):
+            return self.decoder(latents, first_frame)
+        return self.decoder(latents)
 
     def _check_audio(self, audio: Tensor) -> None:
         if audio.dim() != 3 or audio.shape[1] != self.channels or audio.shape[2] < 1:
@@ -144,10 +159,7 @@ class Codec(nn.Module):
         forgets entirely; it gets 4 s of warm-up.
         """
         if self.config.arch == "spectral":
-            c = self.config.spectral
-            return context_frames(
-                c.kernel_size, max(c.num_encoder_blocks, c.num_decoder_blocks), c.n_fft, c.hop_length
-            )
+            return context_frames(self.config.spectral)
         frames = max(
             _reach(self.encoder, 1, self.hop_length), _reach(self.decoder, self.hop_length, self.hop_length)
         )

@@ -1,8 +1,12 @@
-"""Encoder and decoder at the frame rate: STFT in, ConvNeXt blocks, inverse STFT out (after Vocos, arXiv:2306.00814).
+"""Encoder and decoder at the frame rate: log-magnitude spectra in and out, phase reconstructed.
 
-Nothing runs at the sample rate but the Fourier transforms, so on a CPU it trains and runs an order of magnitude
-faster than SEANet for the same number of parameters. Centred: it looks ahead; it is not for live streaming, though
-it runs through files block by block (finite receptive field, see `context_frames`).
+After Vocos (arXiv:2306.00814): nothing runs at the sample rate but Fourier transforms, so on a CPU it trains and runs
+an order of magnitude faster than SEANet. Unlike Vocos no phase is predicted: at the bits of a small codec phase cannot
+be known, and learning to invent it drowns the harmonics (docs/LOG.md has the figures). The networks model log
+magnitudes, with a loss right there, and Griffin-Lim finds a phase for them.
+
+Centred: it looks ahead; it is not for live streaming, though it runs through files block by block (finite receptive
+field, see `context_frames`).
 """
 
 from dataclasses import dataclass
@@ -14,18 +18,27 @@ from torch import Tensor, nn
 
 from audiogen.errors import InputError
 
+FLOOR = 1e-4  # of a full-scale sine's magnitude (-80 dB): what is below counts as silence
+MOMENTUM = 0.5  # of Griffin-Lim (Perraudin et al. 2013); more rings on short clips
+PHASE_FRAMES = 1024  # first phases repeat after so many frames (20 s at 50 Hz)
+
 
 @dataclass(frozen=True)
 class SpectralConfig:
-    """Sizes; n_fft is a multiple of hop_length, `mlp_ratio` widens the two-layer perceptron of each block."""
+    """Sizes of the spectral encoder and decoder.
+
+    n_fft: a multiple of hop_length. mlp_ratio: widens the two-layer perceptron of each block. phase_iterations: of
+    Griffin-Lim, when decoding; each lets the decoder see n_fft / hop_length - 1 frames further.
+    """
 
     n_fft: int = 1280
     hop_length: int = 320
     width: int = 256
-    num_encoder_blocks: int = 8
+    num_encoder_blocks: int = 6
     num_decoder_blocks: int = 8
     kernel_size: int = 7
     mlp_ratio: int = 3
+    phase_iterations: int = 16
 
     def __post_init__(self) -> None:
         if self.hop_length < 1 or self.n_fft % self.hop_length or self.n_fft // self.hop_length < 2:
@@ -39,6 +52,18 @@ class SpectralConfig:
             )
         if self.kernel_size % 2 == 0:
             raise InputError(f"spectral.kernel_size is {self.kernel_size}: odd numbers are allowed")
+        if self.phase_iterations < 0:
+            raise InputError(f"spectral.phase_iterations is {self.phase_iterations}: 0 or more is allowed")
+
+    @property
+    def num_bins(self) -> int:
+        """Bins of a frame's spectrum, F."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def side(self) -> int:
+        """Samples by which a frame's window reaches beyond its hop, on either side."""
+        return (self.n_fft - self.hop_length) // 2
 
 
 class ConvNextBlock(nn.Module):
@@ -60,20 +85,45 @@ class ConvNextBlock(nn.Module):
         return x + self.scale * y
 
 
-def _initialise(module: nn.Module) -> None:
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv1d):
-            nn.init.trunc_normal_(layer.weight, std=0.02)  # as ConvNeXt and Vocos
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+class Stack(nn.Module):
+    """A linear map plus ConvNeXt blocks: [B, T, D_in] -> [B, T, D_out].
+
+    The linear path alone is a principal component analysis: it has the harmonics within a few hundred steps, and
+    the blocks then learn what is left.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, num_blocks: int, config: SpectralConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim)
+        self.embed = nn.Linear(in_dim, config.width)
+        self.blocks = nn.ModuleList(ConvNextBlock(config, num_blocks) for _ in range(num_blocks))
+        self.norm = nn.LayerNorm(config.width)
+        self.out = nn.Linear(config.width, out_dim)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Small blocks as ConvNeXt and Vocos; unit gain where data comes in, little where it goes out."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear | nn.Conv1d):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        for layer in (self.embed, self.linear):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        if (
+            self.linear.out_features > self.linear.in_features
+        ):  # a decoder: neighbouring bins share their energy
+            self.linear.weight.data.mul_(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        for block in self.blocks:
+            y = block(y)
+        return (self.linear(x) + self.out(self.norm(y))).float()
 
 
 class SpectralEncoder(nn.Module):
-    """Audio [B, C, N] -> latents [B, latent_dim, ceil(N / hop)].
-
-    A frame's input is its log magnitude and its complex spectrum with the magnitude compressed to the power 0.3,
-    which keeps phase without letting loud bins rule.
-    """
+    """Audio [B, C, N] -> latents [B, latent_dim, ceil(N / hop)]."""
 
     window: Tensor
 
@@ -81,78 +131,86 @@ class SpectralEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
-        self.embed = nn.Linear(channels * 3 * (config.n_fft // 2 + 1), config.width)
-        self.embed_norm = nn.LayerNorm(config.width)
-        self.blocks = nn.ModuleList(
-            ConvNextBlock(config, config.num_encoder_blocks) for _ in range(config.num_encoder_blocks)
-        )
-        self.out_norm = nn.LayerNorm(config.width)
-        self.out = nn.Linear(config.width, latent_dim)
-        _initialise(self)
+        self.stack = Stack(channels * config.num_bins, latent_dim, config.num_encoder_blocks, config)
 
-    def features(self, audio: Tensor) -> Tensor:
-        """[B, C, N] -> [B, T, C * 3 * (n_fft / 2 + 1)], in float32."""
-        n_fft, hop = self.config.n_fft, self.config.hop_length
-        side = (n_fft - hop) // 2  # frame t is centred on samples [t * hop, (t + 1) * hop)
-        padded = F.pad(audio.float(), (side, side + -audio.shape[-1] % hop))
-        frames = padded.unfold(-1, n_fft, hop) * self.window  # [B, C, T, n_fft]
-        spectrum = torch.fft.rfft(frames) * (2.0 / n_fft)
-        magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + 1e-10)
-        compressed = spectrum * magnitude.pow(-0.7)
-        log_magnitude = torch.log(magnitude) / 4.0 + 1.5  # about -1..1 for the range of real recordings
-        parts = torch.cat([log_magnitude, 4.0 * compressed.real, 4.0 * compressed.imag], -1)
-        return rearrange(parts, "b c t f -> b t (c f)")
+    def log_magnitude(self, audio: Tensor) -> Tensor:
+        """[B, C, N] -> natural log of the magnitudes [B, C, T, F] in float32; a full-scale sine's bin is near 0."""
+        side, hop = self.config.side, self.config.hop_length
+        with torch.autocast(audio.device.type, enabled=False):
+            padded = F.pad(audio.float(), (side, side + -audio.shape[-1] % hop))
+            frames = padded.unfold(-1, self.config.n_fft, hop) * self.window  # [B, C, T, n_fft]
+            return torch.log(torch.fft.rfft(frames).abs() * (4.0 / self.config.n_fft) + FLOOR)
 
     def forward(self, audio: Tensor) -> Tensor:
-        with torch.autocast(audio.device.type, enabled=False):
-            features = self.features(audio)
-        x = self.embed_norm(self.embed(features))
-        for block in self.blocks:
-            x = block(x)
-        return self.out(self.out_norm(x)).transpose(1, 2)
+        x = rearrange(self.log_magnitude(audio), "b c t f -> b t (c f)")
+        return self.stack(_normalised(x)).transpose(1, 2)
 
 
 class SpectralDecoder(nn.Module):
-    """Latents [B, latent_dim, T] -> audio [B, C, T * hop].
-
-    The head gives each bin a complex number and a log gain that multiplies it. Vocos' magnitude and angle span the
-    same values, but an angle wraps: in early training the product form is far ahead (docs/LOG.md).
-    """
+    """Latents [B, latent_dim, T] -> audio [B, C, T * hop]."""
 
     window: Tensor
+    first_phase: Tensor
 
     def __init__(self, config: SpectralConfig, channels: int, latent_dim: int) -> None:
         super().__init__()
         self.config, self.channels = config, channels
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
-        self.embed = nn.Conv1d(latent_dim, config.width, config.kernel_size, padding="same")
-        self.embed_norm = nn.LayerNorm(config.width)
-        self.blocks = nn.ModuleList(
-            ConvNextBlock(config, config.num_decoder_blocks) for _ in range(config.num_decoder_blocks)
-        )
-        self.out_norm = nn.LayerNorm(config.width)
-        self.out = nn.Linear(config.width, channels * 3 * (config.n_fft // 2 + 1))
-        _initialise(self)
+        generator = torch.Generator().manual_seed(0)
+        phase = 2 * torch.pi * torch.rand(PHASE_FRAMES, config.num_bins, generator=generator)
+        self.register_buffer("first_phase", phase, persistent=False)
+        self.stack = Stack(latent_dim, channels * config.num_bins, config.num_decoder_blocks, config)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        x = self.embed_norm(self.embed(latents).transpose(1, 2))  # [B, T, D]
-        for block in self.blocks:
-            x = block(x)
-        x = self.out(self.out_norm(x))
-        with torch.autocast(x.device.type, enabled=False):
-            return self.synthesise(x.float())
+    def forward(self, latents: Tensor, first_frame: int = 0) -> Tensor:
+        return self.synthesise(self.log_magnitude(latents), first_frame)
 
-    def synthesise(self, x: Tensor) -> Tensor:
-        """Gains and complex bins [B, T, C * 3 * F] -> audio [B, C, T * hop] by weighted overlap-add, float32."""
+    def log_magnitude(self, latents: Tensor) -> Tensor:
+        """[B, latent_dim, T] -> [B, C, T, F], as `SpectralEncoder.log_magnitude`."""
+        x = _denormalised(self.stack(latents.transpose(1, 2)))
+        return rearrange(x, "b t (c f) -> b c t f", c=self.channels)
+
+    def synthesise(self, log_magnitude: Tensor, first_frame: int = 0) -> Tensor:
+        """Log magnitudes [B, C, T, F] -> audio [B, C, T * hop], float32.
+
+        Phases start from a fixed table at `first_frame` on, so that a window decoded alone gets the phases it has in
+        the whole, and are refined by Griffin-Lim with momentum. They are constants to the gradient, which reaches the
+        magnitudes through the last inverse transform.
+        """
+        with torch.autocast(log_magnitude.device.type, enabled=False):
+            # e^3 is past what a clip at full scale has in one bin
+            magnitude = (torch.exp(log_magnitude.float().clamp(max=3.0)) - FLOOR).clamp(min=0)
+            magnitude = magnitude * (self.config.n_fft / 4.0)
+            rows = torch.arange(first_frame, first_frame + magnitude.shape[2], device=magnitude.device)
+            phase = self.first_phase[rows % PHASE_FRAMES]
+            rotation = torch.polar(torch.ones_like(phase), phase).expand(magnitude.shape)
+            with torch.no_grad():
+                previous = torch.zeros((), device=magnitude.device)
+                for _ in range(self.config.phase_iterations):
+                    frames = self._inverse(magnitude * rotation).unfold(
+                        -1, self.config.n_fft, self.config.hop_length
+                    )
+                    spectrum = torch.fft.rfft(frames * self.window)
+                    ahead = spectrum + MOMENTUM * (spectrum - previous)
+                    rotation = ahead / ahead.abs().clamp(min=1e-8)
+                    previous = spectrum
+            audio = self._inverse(magnitude * rotation)
+            return audio[..., self.config.side : audio.shape[-1] - self.config.side]
+
+    def _inverse(self, spectrum: Tensor) -> Tensor:
+        """Spectra [B, C, T, F] -> [B, C, (T - 1) * hop + n_fft] by weighted overlap-add."""
         n_fft, hop = self.config.n_fft, self.config.hop_length
-        log_gain, real, imag = rearrange(x, "b t (part c f) -> part b c t f", c=self.channels, part=3)
-        gain = torch.exp(log_gain.clamp(max=7.0))  # e^7 is past a full-scale sine in every bin
-        spectrum = torch.complex(gain * real, gain * imag)
-        frames = torch.fft.irfft(spectrum, n_fft) * self.window  # [B, C, T, n_fft]
-        audio = _overlap_add(frames, hop)
-        envelope = _overlap_add(self.window.square().expand(1, 1, x.shape[1], n_fft), hop)
-        side = (n_fft - hop) // 2
-        return audio[..., side : audio.shape[-1] - side] / envelope[..., side : audio.shape[-1] - side]
+        frames = torch.fft.irfft(spectrum, n_fft) * self.window
+        envelope = _overlap_add(self.window.square().expand(1, 1, frames.shape[2], n_fft), hop)
+        return _overlap_add(frames, hop) / envelope.clamp(min=1e-3)
+
+
+def _normalised(log_magnitude: Tensor) -> Tensor:
+    """To about zero mean and unit variance over real recordings."""
+    return (log_magnitude + 6.0) / 2.5
+
+
+def _denormalised(x: Tensor) -> Tensor:
+    return x * 2.5 - 6.0
 
 
 def _overlap_add(frames: Tensor, hop: int) -> Tensor:
@@ -163,6 +221,8 @@ def _overlap_add(frames: Tensor, hop: int) -> Tensor:
     return rearrange(torch.stack(shifted).sum(0), "b c t h -> b c (t h)")
 
 
-def context_frames(kernel_size: int, num_blocks: int, n_fft: int, hop_length: int) -> int:
-    """Frames on either side that a spectral encoder or decoder can see: the exact receptive field, one-sided."""
-    return (kernel_size // 2) * (num_blocks + 1) + -(-(n_fft - hop_length) // (2 * hop_length))
+def context_frames(config: SpectralConfig) -> int:
+    """Frames on either side that encoder or decoder can see: the exact receptive field, one-sided."""
+    blocks = (config.kernel_size // 2) * max(config.num_encoder_blocks, config.num_decoder_blocks)
+    overlap = config.n_fft // config.hop_length - 1
+    return blocks + overlap * (config.phase_iterations + 1)

@@ -45,8 +45,10 @@ def decode_stream(codec: Codec, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         for window, _, _ in _windows(blocks, body, 0):
             yield codec.decoder(codec.quantizer.decode(window), state)
         return
+    done = 0
     for window, left, length in _windows(blocks, body, codec.context_frames):
-        yield codec.decode(window)[..., left * hop : (left + length) * hop]
+        yield codec.decode(window, first_frame=done - left)[..., left * hop : (left + length) * hop]
+        done += length
 
 
 def _windows(blocks: Iterable[Tensor], body: int, context: int) -> Iterator[tuple[Tensor, int, int]]:

@@ -23,9 +23,7 @@ CAUSAL = replace(SEANET, seanet=replace(SEANET.seanet, causal=True, pad_mode="re
 SPECTRAL = CodecConfig(
     sample_rate=8000,
     arch="spectral",
-    spectral=SpectralConfig(
-        n_fft=160, hop_length=40, width=16, num_encoder_blocks=2, num_decoder_blocks=1, kernel_size=5
-    ),
+    spectral=SpectralConfig(160, 40, 16, 2, 1, kernel_size=5, phase_iterations=2),
     latent_dim=12,
     num_codebooks=3,
     codebook_size=16,
@@ -153,10 +151,10 @@ def test_identity_is_what_the_tokens_mean(tmp_path):
     codec = make(SPECTRAL)
     save_codec(tmp_path / "a", codec)
     with torch.no_grad():
-        codec.decoder.out.bias += 0.1
+        codec.decoder.stack.out.bias += 0.1
     save_codec(tmp_path / "decoder_tuned", codec)
     with torch.no_grad():
-        codec.encoder.out.bias += 0.1
+        codec.encoder.stack.out.bias += 0.1
     save_codec(tmp_path / "retrained", codec)
     a, tuned, other = (load_codec(tmp_path / n).identity for n in ("a", "decoder_tuned", "retrained"))
     assert a == tuned != other
@@ -237,3 +235,34 @@ def test_parity_with_transformers_encodec(causal, length, pad_mode, true_skip, l
         assert torch.equal(codes, theirs_codes)
         want = theirs.decode(theirs_codes[None], [None], return_dict=True).audio_values
         torch.testing.assert_close(codec.decode(codes), want, atol=1e-4, rtol=1e-4)
+
+
+# --- the spectral decoder ---------------------------------------------------------------------------------------
+
+
+def test_griffin_lim_finds_a_phase_for_the_magnitudes_of_a_real_signal():
+    codec = Codec(replace(SPECTRAL, spectral=SpectralConfig(160, 40, 16, 1, 1, phase_iterations=60)))
+    time = torch.arange(4000) / 8000
+    audio = (0.5 * torch.sin(2 * torch.pi * 440 * time) * torch.exp(-3 * time))[None, None]
+    want = codec.encoder.log_magnitude(audio)
+    errors = {}
+    for iterations in (0, 60):
+        codec.decoder.config = replace(codec.config.spectral, phase_iterations=iterations)
+        errors[iterations] = (codec.encoder.log_magnitude(codec.decoder.synthesise(want)) - want).abs().mean()
+    assert errors[60] < 0.5 * errors[0] and errors[60] < 0.4
+
+
+def test_magnitudes_get_a_gradient_through_the_reconstructed_phase():
+    codec = make(SPECTRAL)
+    spectra = torch.full((1, 1, 9, 81), -3.0, requires_grad=True)
+    codec.decoder.synthesise(spectra).square().sum().backward()
+    assert (spectra.grad.abs().sum((0, 1, 3)) > 0).all()
+
+
+def test_the_spectral_loss_is_there_without_synthesis():
+    codec = make(SPECTRAL)
+    audio = torch.randn(2, 1, 400)
+    spared, whole = codec(audio, reconstruct=False), codec(audio)
+    assert spared.audio is None and whole.audio is not None
+    assert spared.spectral_loss == whole.spectral_loss > 0
+    assert make(SEANET)(audio).spectral_loss == 0
