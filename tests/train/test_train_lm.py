@@ -54,13 +54,16 @@ def test_a_finished_run_is_a_model_complete_in_itself(lm_run: Train, codec_dir: 
 
 
 def test_text_is_learned_and_validation_shows_it(lm_run: Train) -> None:
-    """Tones and noises share no tokens: a wrong caption must cost, and none a little (the first frame tells)."""
+    """Tones and noises share no tokens: a wrong caption must cost, and none a little.
+
+    Without text the first frame tells: one bit in 75 codes, 0.009 nats a code.
+    """
     run = lm_run(
         "run", "fit.steps=80", "fit.valid_every=80", "model.dropout=0", "text.dropout=0", "data.mix_probability=0",
         "fit.batch_size=6", "pretokenize_epochs=2", "fit.save_every=0", "fit.log_every=20",
     )  # fmt: skip
     last = [record for record in scalars(run) if "valid/loss" in record][-1]
-    assert last["valid/ce"] < last["valid/ce_none"] - 0.01
+    assert last["valid/ce"] < last["valid/ce_none"] - 0.004
     assert last["valid/ce"] < last["valid/ce_shuffled"] - 0.1
 
 
@@ -105,6 +108,16 @@ def test_gradient_checkpointing_changes_nothing(lm_run: Train) -> None:
     plain, saving = lm_run("plain", *same), lm_run("saving", *same, "gradient_checkpointing=true")
     for a, b in zip(scalars(plain), scalars(saving), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.skipif(
+    "AUDIOGEN_TEST_COMPILE" not in os.environ, reason="takes a minute; set AUDIOGEN_TEST_COMPILE=1"
+)
+def test_a_compiled_model_learns_the_same(lm_run: Train) -> None:
+    same = ("model.dropout=0", "text.dropout=0", "fit.steps=3", "fit.valid_every=0")
+    plain, compiled = lm_run("plain", *same), lm_run("compiled", *same, "fit.compile=true")
+    for a, b in zip(scalars(plain), scalars(compiled), strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
 
 
 def test_bfloat16_trains_on_a_cpu(lm_run: Train) -> None:
@@ -159,7 +172,7 @@ def test_token_shards_are_trained_on_directly(
     other = tmp_path / "other"
     checkpoint.copy_model(codec_dir, other)
     tensors = checkpoint.load_tensors(other)
-    tensors["encoder.out.bias"] = tensors["encoder.out.bias"] + 1
+    tensors["encoder.stack.out.bias"] = tensors["encoder.stack.out.bias"] + 1
     checkpoint.save_model(other, "codec", checkpoint.read_config(other)["config"], tensors)
     with pytest.raises(InputError, match="the token shards are of codec"):
         lm_run(
