@@ -63,7 +63,8 @@ def save_lm(
     directory = Path(directory)
     conditioner.save(directory / "text", dtype)
     if Path(codec.location).is_dir():
-        _copy_model(Path(codec.location), directory / CODEC_FOLDER)
+        checkpoint.read_config(codec.location, "codec")
+        checkpoint.copy_model(codec.location, directory / CODEC_FOLDER)
         codec = CodecReference(CODEC_FOLDER, codec.identity)
     else:
         checkpoint.resolve(codec.location, "codec")
@@ -93,13 +94,3 @@ def load_lm(
     return PretrainedLM(
         lm.to(device, dtype).eval(), conditioner.to(device), codec, config["max_frames"], contents["info"]
     )
-
-
-def _copy_model(source: Path, target: Path) -> None:
-    """Copy a codec's weights, then its config, each file atomically; a model saved in place keeps its own."""
-    checkpoint.read_config(source, "codec")
-    if target.exists() and target.samefile(source):
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    for name in ("model.safetensors", "config.json"):
-        checkpoint.write_bytes_atomic(target / name, (source / name).read_bytes())
