@@ -1,4 +1,4 @@
-"""Rank, world size and reductions under torchrun; without torchrun, those of a single process."""
+"""This process's device; rank, world size and reductions under torchrun, without it those of a single process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from audiogen.errors import InputError
 
 
 def initialize(device: torch.device) -> None:
@@ -114,3 +116,23 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         flat /= world()
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" is this process's CUDA GPU where there is one, else the CPU.
+
+    Raises InputError for what is no device, or is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank())
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"device {name!r} cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:1, mps"
+        ) from None
+    return device

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiogen import audio as audio_io
-from audiogen import checkpoint
+from audiogen import checkpoint, distributed
 from audiogen.codec.model import Codec
 from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.stream import decode_stream, encode_stream
@@ -83,11 +83,11 @@ class AudioGen:
     ) -> AudioGen:
         """Open a bundled model or a model directory.
 
-        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is. dtype: of the language model,
-        "float32", "bfloat16", "float16", or "auto" for bfloat16 on CUDA and float32 elsewhere; the text encoder and
-        the codec stay in float32.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto": a CUDA GPU where there is one, else the CPU. dtype: of the
+        language model, "float32", "bfloat16", "float16", or "auto" for bfloat16 on CUDA and float32 elsewhere; the
+        text encoder and the codec stay in float32.
         """
-        where = choose_device(device)
+        where = distributed.choose_device(device)
         pretrained = load_lm(name_or_dir, where, choose_dtype(dtype, where))
         reference = pretrained.codec
         codec = load_codec(reference.location, where)
@@ -271,23 +271,6 @@ class AudioGen:
     def _decode(self, codes: Tensor) -> Tensor:
         """Codes [K, T] -> audio [C, T * hop_length]."""
         return torch.cat(list(decode_stream(self.codec, [codes[None]])), -1)[0]
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA, else MPS, else the CPU. One that is not there is an InputError."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    there = [kind for kind in available if available[kind]]
-    if device.type not in there or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
-        raise InputError(f"device {name!r} is not available here; available: auto, {', '.join(there)}")
-    return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

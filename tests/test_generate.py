@@ -151,7 +151,7 @@ def test_odd_prompts_are_warned_of_and_generated(run) -> None:
         ("--text rain --top-p 2", "top_p is 2"),
         ("--text rain --seed=-1", "seed is -1"),
         ("--text rain --guidance nan", "guidance is nan"),
-        ("--text rain --device cuda", "device 'cuda' is not available here"),
+        ("--text rain --device cuda", "device 'cuda' cannot be used"),
         ("--text rain --prompts none.txt", "none.txt: cannot be read"),
         ("--text rain --continue-from none.wav", "none.wav: "),
         ("--text rain --continue-from ../noise.wav", "not a sound file"),

@@ -106,6 +106,7 @@ class Item:
 
 def run_encode(arguments: argparse.Namespace) -> None:
     """Encode to token files, or to shards with --shards."""
+    from audiogen import distributed
     from audiogen.codec.container import SUFFIX
     from audiogen.codec.pretrained import load_codec
 
@@ -118,7 +119,7 @@ def run_encode(arguments: argparse.Namespace) -> None:
         targets = [out]
     if not arguments.shards:
         check_distinct(targets, [str(item.source.path) for item in items])
-    codec = load_codec(arguments.codec, choose_device(arguments.device))
+    codec = load_codec(arguments.codec, distributed.choose_device(arguments.device))
     num_codebooks = choose_codebooks(codec, arguments.bandwidth)
     if arguments.shards:
         encode_shards(arguments, codec, num_codebooks, items)
@@ -285,7 +286,7 @@ def choose_codebooks(codec: Codec, bandwidth_kbps: float | None) -> int:
 
 def run_decode(arguments: argparse.Namespace) -> None:
     """Decode token files and shards to sounds of their exact length."""
-    from audiogen import audio
+    from audiogen import audio, distributed
     from audiogen.codec.transcode import Failed, decode_clips
 
     out = Path(arguments.out)
@@ -304,7 +305,9 @@ def run_decode(arguments: argparse.Namespace) -> None:
     if existing := [target for target in targets if target.exists() and not arguments.overwrite]:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
         raise InputError(f"{existing[0]} exists{more}; choose another --out, or replace with --overwrite")
-    codec = load_codec_of([clip for _, clip in clips], arguments.codec, choose_device(arguments.device))
+    codec = load_codec_of(
+        [clip for _, clip in clips], arguments.codec, distributed.choose_device(arguments.device)
+    )
     target_of = {clip.key: target for (_, clip), target in zip(clips, targets, strict=True)}
     tokens = [clip for _, clip in clips]
     with Report("decoded", len(clips)) as report:
@@ -461,23 +464,6 @@ def check_distinct(targets: Sequence[Path | str], sources: Sequence[str]) -> Non
         if target in owner:
             raise InputError(f"{owner[target]} and {source} would both become {target}: encode them apart")
         owner[target] = source
-
-
-def choose_device(name: str) -> torch.device:
-    """--device as torch's; `auto` is a GPU where there is one."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"--device {name} cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:1, mps"
-        ) from None
-    return device
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations
 
 from audiogen.errors import InputError
 
@@ -122,10 +122,3 @@ def add_weight_norm(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d | nn.Conv2d):
             parametrizations.weight_norm(layer, dim=0)
-
-
-def fold_weight_norm(module: nn.Module) -> None:
-    """Undo `add_weight_norm`, leaving the effective weights: faster inference, the form that files hold."""
-    for layer in list(module.modules()):
-        if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight")

@@ -38,7 +38,7 @@ class SpectralConfig:
     num_decoder_blocks: int = 8
     kernel_size: int = 7
     mlp_ratio: int = 3
-    phase_iterations: int = 16
+    phase_iterations: int = 8
 
     def __post_init__(self) -> None:
         if self.hop_length < 1 or self.n_fft % self.hop_length or self.n_fft // self.hop_length < 2:

@@ -223,21 +223,6 @@ def row_slices(num_rows: int, parts: int) -> list[slice]:
     return [slice(begin, begin + size) for begin in range(0, num_rows, size)]
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU of this process where there is one; else what is named."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"fit.device={name!r} is no device; allowed: auto, cpu, cuda, cuda:1, mps") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"fit.device={name}, but torch sees no GPU; use fit.device=cpu")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", distributed.local_rank())
-    return device
-
-
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a model's forward runs at `precision`; its weights stay float32."""
     if precision == "float16" and device.type == "cpu":

@@ -354,8 +354,8 @@ def test_mistakes_of_encode_are_one_line(tmp_path: Path, codec: str, run: Run) -
         ([wav, wav], "a.wav would both become"),
         ([wav, "--batch-size", "0"], "--batch-size is 0"),
         ([wav, "--shards", "-1"], "--shards is -1"),
-        ([wav, "--device", "cuda:77"], "--device cuda:77 cannot be used"),
-        ([wav, "--device", "gpu"], "--device gpu cannot be used"),
+        ([wav, "--device", "cuda:77"], "device 'cuda:77' cannot be used"),
+        ([wav, "--device", "gpu"], "device 'gpu' cannot be used"),
         ([wav, "--codec", tmp_path / "none"], "none"),
         ([wav, "--codec", "codec_huge"], "codec_huge"),
     ]
