@@ -1,5 +1,6 @@
 """The one exception for a user's mistake, and how the command line reports it. Standard library only."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,9 @@ class InputError(ValueError):
 
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command-line `main(argv)` and return its exit status: an `InputError` becomes one line and status 2."""
+    # Read when torch is imported, which is inside main. Idle OpenMP threads sleep rather than spin: spinning beside
+    # other work on two cores made ten seconds of sound take more than 200 s instead of 3.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return main(argv) or 0
     except InputError as error:
