@@ -28,13 +28,13 @@ check: venv
 
 # Folds 1-3 of ESC-10 with the built-in corpus; fold 4 validates. The two clips under Sampling+ are left out.
 CLIPS = source: $(ESC10)/manifest.jsonl, where: {license: [CC0, CC-BY], fold:
-HEARD = 'data.train=[{repeat: 20, $(CLIPS) [1, 2, 3]}}, synth:1500]' 'data.valid=[{$(CLIPS) [4]}}]'
+heard = 'data.train=[{repeat: $(1), $(CLIPS) [1, 2, 3]}}, synth:$(2)]' 'data.valid=[{$(CLIPS) [4]}}]'
 
 weights: venv
 	@test -f "$(ESC10)/manifest.jsonl" || { echo 'error: make weights ESC10=folder, the folder of manifest.jsonl' >&2; exit 2; }
-	$(BIN)/python -m audiogen.train recipe=codec_tiny $(HEARD)
+	$(BIN)/python -m audiogen.train recipe=codec_tiny $(call heard,20,1500)
 	$(BIN)/python tools/bundle.py runs/codec_tiny/best codec_tiny
-	$(BIN)/python -m audiogen.train recipe=lm_tiny $(HEARD)
+	$(BIN)/python -m audiogen.train recipe=lm_tiny pretokenize_epochs=3 $(call heard,8,900)
 	$(BIN)/python tools/bundle.py runs/lm_tiny/best lm_tiny
 	$(BIN)/python tools/attribution.py $(ESC10)/manifest.jsonl > audiogen/weights/ATTRIBUTION.md
 
