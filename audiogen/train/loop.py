@@ -34,13 +34,14 @@ class FitConfig:
     """Order and cadence of a run. Counts are optimiser steps; a cadence of 0 is never, any other includes the end.
 
     batch_size: clips a step and process. accumulate: into how many parts, run one after another, a batch is split
-    to save memory. valid_batches: how many batches a validation reads at most. keep_last: checkpoints kept.
+    to save memory. precision: of the forward passes; auto is bfloat16 where the device computes it natively, else
+    float32. valid_batches: how many batches a validation reads at most. keep_last: checkpoints kept.
     """
 
     steps: int = 1000
     batch_size: int = 16
     accumulate: int = 1
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     ema_decay: float = 0.0
     log_every: int = 10
     valid_every: int = 500
@@ -227,7 +228,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a model's forward runs at `precision`; its weights stay float32."""
     if precision == "float16" and device.type == "cpu":
         raise InputError("fit.precision=float16 needs a GPU; on a CPU use bfloat16 or float32")
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16(device) else "float32"
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are native; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public function tells
+    return device.type == "cpu" and supported is not None and bool(supported())
 
 
 class StopRequest:

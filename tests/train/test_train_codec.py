@@ -232,3 +232,22 @@ def test_seanet_trains_with_weight_norm_and_saves_without(codec_run: Train) -> N
     )  # fmt: skip
     assert not any("parametrizations" in name for name in checkpoint.load_tensors(run))
     assert load_codec(run).hop_length == 40
+
+
+def test_the_decoder_alone_trains_on_and_the_tokens_keep_their_meaning(codec_run: Train) -> None:
+    first = codec_run("first")
+    second = codec_run("second", f"init_from={first}", "trains=decoder", "fit.ema_decay=0")
+    before, after = checkpoint.load_tensors(first), checkpoint.load_tensors(second)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+    assert load_codec(first).identity == load_codec(second).identity
+
+
+def test_spectra_are_learned_without_making_audio(codec_run: Train) -> None:
+    run = codec_run(
+        "run", "loss.waveform_l1=0", "loss.mel=0", "loss.adversarial=0", "loss.feature_matching=0", "loss.spectral=1",
+        "fit.steps=40", "fit.valid_every=40", "optim.lr=1e-2",
+    )  # fmt: skip
+    train = [record for record in scalars(run) if "train/spectral" in record]
+    assert "train/mel" not in train[0]
+    assert train[-1]["train/spectral"] < 0.7 * train[0]["train/spectral"]

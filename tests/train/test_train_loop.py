@@ -18,7 +18,7 @@ from audiogen.errors import InputError, run_command
 from audiogen.train.__main__ import main
 from audiogen.train.ema import Average
 from audiogen.train.log import Log, read_log
-from audiogen.train.loop import FitConfig, StopRequest, due, row_slices
+from audiogen.train.loop import FitConfig, StopRequest, autocast, due, row_slices
 from audiogen.train.optim import OptimConfig, Optimizer, learning_rate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,3 +223,12 @@ def test_the_command_runs(codec_run: Train, tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert json.loads((tmp_path / "out" / "config.json").read_text())["kind"] == "codec"
+
+
+def test_auto_precision_is_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for native in (True, False):
+        monkeypatch.setattr("audiogen.train.loop.has_bfloat16", lambda device, native=native: native)
+        with autocast(cpu, "auto"):
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if native else torch.float32)
