@@ -29,6 +29,8 @@ class LMConfig:
     num_codebooks: K. codebook_size: V; id V is the special token. dim: D, also the width of the condition.
     ff_mult: width of the feed-forward layer in multiples of dim. dropout: on each residual update, in training.
     pattern: delay, parallel, flatten or coarse_first. delays: for delay, one per codebook; () is 0 .. K-1.
+    embedding_scale: of the initial code embeddings, 1 as AudioGen. Their sum then has a standard deviation of
+    sqrt(K / D), beside positions of 0.7, so that what was heard begins as a whisper: short trainings want more.
     """
 
     num_codebooks: int
@@ -40,6 +42,7 @@ class LMConfig:
     dropout: float = 0.0
     pattern: PatternName = "delay"
     delays: tuple[int, ...] = ()
+    embedding_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("num_codebooks", "codebook_size", "num_layers", "num_heads", "ff_mult"):
@@ -50,6 +53,8 @@ class LMConfig:
                 f"lm.dim is {self.dim}; it must be even, at least 4, and a multiple of lm.num_heads "
                 f"({self.num_heads})"
             )
+        if self.embedding_scale <= 0:
+            raise InputError(f"lm.embedding_scale is {self.embedding_scale}; it must be above 0")
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"lm.dropout is {self.dropout}; it must be in [0, 1)")
         if self.pattern not in PATTERNS:
@@ -81,11 +86,11 @@ class TokenLM(nn.Module):
     def _init_weights(self) -> None:
         """Initialise as AudioGen was: audiocraft's `LMModel._init_weights`, "gaussian" with "current" depth."""
 
-        def truncated_normal(weight: Tensor, depth_scale: float = 1.0) -> None:
-            std = depth_scale / math.sqrt(weight.shape[1])  # unit variance out of unit variance in
+        def truncated_normal(weight: Tensor, scale: float = 1.0) -> None:
+            std = scale / math.sqrt(weight.shape[1])  # unit variance out of unit variance in
             nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
 
-        truncated_normal(self.embedding.weight)
+        truncated_normal(self.embedding.weight, self.config.embedding_scale)
         truncated_normal(self.heads.weight)
         for depth, block in enumerate(self._blocks(), start=1):
             own, cross = block.self_attention, block.cross_attention
