@@ -70,9 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"first {duration_s:g} s of {len(rows)} clips, nats a code:")
         print(f"  right {right.mean():.3f}, wrong {wrong.mean():.3f}, none {none.mean():.3f}")
         print(f"  wrong - right {interval(wrong - right)}; none - right {interval(none - right)} (95 %)")
-        print(
-            f"  the right caption is the likeliest of {len(labels)} for {(each.argmin(1) == own[rows]).float().mean():.0%}"
-        )
+        hits = (each.argmin(1) == own[rows]).float().mean()
+        print(f"  the right caption is the likeliest of {len(labels)} for {hits:.0%}")
     return 0
 
 
