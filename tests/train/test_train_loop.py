@@ -175,7 +175,9 @@ def test_tensorboard_holds_the_scalars(codec_run: Train) -> None:
 def test_a_second_signal_is_not_held_back() -> None:
     import signal
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job starts with it ignored
     try:
         with StopRequest() as stop:
             signal.raise_signal(signal.SIGINT)
