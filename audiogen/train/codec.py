@@ -131,10 +131,9 @@ class CodecTask:
             "adversarial": weights.adversarial,
             "feature_matching": weights.feature_matching,
         }
-        self.hears = recipe.model.arch != "spectral" or any(
-            self.weights.values()
-        )  # audio is made in training
-        self.balancer = Balancer(self.weights) if self.hears else Balancer({"none": 1.0})
+        # Whether audio is made in training.
+        self.hears = recipe.model.arch != "spectral" or any(self.weights.values())
+        self.balancer = Balancer(self.weights) if self.hears else None
 
     def step(self, batch: Batch, step: int) -> dict[str, float]:
         """Discriminator and generator, one update each, on audio [B, C, N]."""
@@ -154,7 +153,7 @@ class CodecTask:
                 apart = apart + weights.commitment * output.commitment_loss
             losses: dict[str, Tensor] = {}
             found = {}
-            if output.audio is None:
+            if output.audio is None or self.balancer is None:
                 self.optimizer.backward(apart / parts)
             else:
                 fake = output.audio.float()
@@ -250,7 +249,7 @@ class CodecTask:
             "codec": self.codec.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict(),
-            "balancer": self.balancer.state_dict(),
+            "balancer": self.balancer.state_dict() if self.balancer else None,
             "adversary": self.adversary.state_dict() if self.adversary else None,
         }
 
@@ -259,6 +258,7 @@ class CodecTask:
         checkpoint.load_into(self.codec, state["codec"], "the checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"])
-        self.balancer.load_state_dict(state["balancer"])
+        if self.balancer:
+            self.balancer.load_state_dict(state["balancer"])
         if self.adversary and state["adversary"]:
             self.adversary.load_state_dict(state["adversary"])

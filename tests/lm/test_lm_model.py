@@ -274,6 +274,16 @@ def test_initialisation_is_audiogens() -> None:
             assert torch.equal(p, torch.full_like(p, float(name.endswith("weight")))), name
 
 
+def test_embedding_scale_changes_the_initial_embeddings_and_nothing_else() -> None:
+    models = []
+    for scale in (1.0, 8.0):
+        torch.manual_seed(0)
+        models.append(TokenLM(LMConfig(2, 50, dim=16, num_layers=1, num_heads=2, embedding_scale=scale)))
+    plain, scaled = (dict(model.named_parameters()) for model in models)
+    for name, weight in plain.items():
+        torch.testing.assert_close(scaled[name], weight * (8.0 if name == "embedding.weight" else 1.0))
+
+
 def test_audiogen_medium_has_the_released_number_of_weights() -> None:
     with torch.device("meta"):
         lm = TokenLM(LMConfig(num_codebooks=4, codebook_size=2048, dim=1536, num_layers=48, num_heads=24))
