@@ -5,22 +5,26 @@ judges other sounds. It says whether a dog still sounds like a dog to a machine 
 
     python tools/classify.py train esc10/manifest.jsonl classifier.safetensors     (folds 1-3; tests on fold 4)
     python tools/classify.py codec esc10/manifest.jsonl classifier.safetensors codec_tiny [K ...]
+    python tools/classify.py opus esc10/manifest.jsonl classifier.safetensors 0.97 1.0     (compression levels)
     python tools/classify.py lm esc10/manifest.jsonl classifier.safetensors lm_tiny [--per-class 8] [--seed 0]
 """
 
 import argparse
+import io
 import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import soundfile
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from audiogen import audio
+from audiogen.codec.losses import mel_distance
 from audiogen.data.manifest import Clip, read_manifest, select
 
 SAMPLE_RATE, NUM_SAMPLES = 16000, 80000
@@ -106,15 +110,30 @@ def recognised(model: Classifier, waves: Tensor, wanted: list[str], labels: list
     return sum(right.values()) / len(wanted), each
 
 
+def through_opus(waves: Tensor, level: float) -> tuple[Tensor, float]:
+    """Waves [n, N] coded by Opus, and the kbit/s of its files."""
+    coded, num_bytes = torch.zeros_like(waves), 0
+    for row, wave in enumerate(waves):
+        file = io.BytesIO()
+        soundfile.write(file, wave.numpy(), SAMPLE_RATE, "OPUS", format="OGG", compression_level=level)
+        num_bytes += len(file.getvalue())
+        file.seek(0)
+        sound = torch.from_numpy(soundfile.read(file, dtype="float32")[0])[: waves.shape[1]]
+        coded[row, : len(sound)] = sound
+    return coded, num_bytes * 8 / (waves.numel() / SAMPLE_RATE) / 1000
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the judge, or let it judge."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["train", "codec", "lm"])
+    parser.add_argument("what", choices=["train", "codec", "opus", "lm"])
     parser.add_argument("manifest")
     parser.add_argument("classifier", type=Path)
-    parser.add_argument("model", nargs="*", help="codec or model, then (codec) numbers of codebooks")
+    parser.add_argument(
+        "model", nargs="*", help="codec or model, then (codec) numbers of codebooks; or Opus levels"
+    )
     parser.add_argument("--per-class", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidance", type=float, default=3.0)
@@ -142,8 +161,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         codec, waves = load_codec(arguments.model[0]), read(held_out)
         for count in map(int, arguments.model[1:] or [codec.num_codebooks]):
             parts = [codec.decode(codec.encode(part[:, None], count))[:, 0] for part in waves.split(8)]
-            share, each = recognised(model, torch.cat(parts)[:, :NUM_SAMPLES], wanted, labels)
-            print(f"fold 4 through {arguments.model[0]}, {count} codebooks: {share:.1%} ({each})")
+            coded = torch.cat(parts)[:, :NUM_SAMPLES]
+            distance = mel_distance(coded[:, None], waves[:, None], SAMPLE_RATE).mean()
+            share, each = recognised(model, coded, wanted, labels)
+            print(
+                f"fold 4 through {arguments.model[0]}, {count} codebooks: log-mel {distance:.3f}, {share:.1%} ({each})"
+            )
+        return 0
+
+    if arguments.what == "opus":
+        waves = read(held_out)
+        for level in map(float, arguments.model):
+            coded, kbps = through_opus(waves, level)
+            distance = mel_distance(coded[:, None], waves[:, None], SAMPLE_RATE).mean()
+            share, each = recognised(model, coded, wanted, labels)
+            print(f"fold 4 through Opus at {kbps:.1f} kbit/s: log-mel {distance:.3f}, {share:.1%} ({each})")
         return 0
 
     from audiogen.generators import AudioGen
