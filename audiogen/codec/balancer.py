@@ -39,8 +39,7 @@ class Balancer:
         grads = {
             name: torch.autograd.grad(loss, [output], retain_graph=True)[0] for name, loss in active.items()
         }
-        dims = tuple(range(1, output.dim()))
-        norms = torch.stack([g.float().norm(dim=dims).mean() for g in grads.values()])
+        norms = torch.stack([g.float().flatten(1).norm(dim=1).mean() for g in grads.values()])
         norms = distributed.all_reduce_sum(norms) / distributed.world()
         total_weight = sum(self.weights[name] for name in active)
         total = torch.zeros_like(output)

@@ -1,14 +1,18 @@
-"""Multi-scale STFT discriminator (EnCodec, arXiv:2210.13438, section 3.4, figure 2).
+"""Discriminators: of audio at several STFT resolutions, or of the log magnitudes of a codec that works on them.
 
-One 2-D convolutional network per STFT resolution looks at real and imaginary parts as image channels.
+Of audio: EnCodec's (arXiv:2210.13438, section 3.4, figure 2), one 2-D convolutional network per resolution that looks
+at real and imaginary parts as image channels. Of spectra: patches judged one by one (PatchGAN, arXiv:1611.07004;
+on spectrograms SpecVQGAN, arXiv:2110.08791); no audio is made, which on a CPU is several times cheaper.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from audiogen.audio import mel_filterbank
 from audiogen.codec.conv import add_weight_norm
 from audiogen.errors import InputError
 
@@ -17,10 +21,12 @@ from audiogen.errors import InputError
 class DiscriminatorConfig:
     """Resolutions and size of the networks.
 
-    n_ffts: one network each, window = n_fft, hop = n_fft / 4. dilations: along time, one layer each; every such
+    sees: audio, or spectra: the log magnitudes of a spectral codec, bin by bin and in mel bands. What follows is for
+    audio, but num_filters. n_ffts: one network each, window = n_fft, hop = n_fft / 4. dilations: along time, one layer each; every such
     layer halves the frequencies.
     """
 
+    sees: Literal["audio", "spectra"] = "audio"
     n_ffts: tuple[int, ...] = (1024, 2048, 512, 256, 128)
     num_filters: int = 32
     dilations: tuple[int, ...] = (1, 2, 4)
@@ -87,4 +93,58 @@ class MultiScaleSTFTDiscriminator(nn.Module):
 
     def forward(self, audio: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
         results = [scale(audio) for scale in self.scales]
+        return [logits for logits, _ in results], [features for _, features in results]
+
+
+class SpectrumDiscriminator(nn.Module):
+    """Log magnitudes [B, C, T, F] -> (logits [B, 1, time, frequency], feature maps of every layer).
+
+    strides: of (time, frequency), one layer each; the filters double from layer to layer up to four times as many.
+    """
+
+    def __init__(self, channels: int, num_filters: int, strides: tuple[tuple[int, int], ...]) -> None:
+        super().__init__()
+        layers, before = [], channels
+        for index, stride in enumerate(strides):
+            width = num_filters * min(4, 2**index)
+            layers.append(nn.Conv2d(before, width, (3, 2 * stride[1] + 1), stride, padding=(1, stride[1])))
+            before = width
+        self.layers = nn.ModuleList(layers)
+        self.out = nn.Conv2d(before, 1, (3, 3), padding=(1, 1))
+        self.activation = nn.LeakyReLU(0.2)
+        add_weight_norm(self)
+
+    def forward(self, spectra: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x, features = spectra, []
+        for layer in self.layers:
+            x = self.activation(layer(x))
+            features.append(x)
+        return self.out(x), features
+
+
+class MultiViewSpectrumDiscriminator(nn.Module):
+    """Log magnitudes [B, C, T, F] -> (logits, features), one entry for the bins and one for 80 mel bands of them.
+
+    The bins show partials and the grain of noise, the bands what the ear weighs alike.
+    """
+
+    basis: Tensor
+
+    def __init__(
+        self, config: DiscriminatorConfig, sample_rate: int, num_bins: int, channels: int = 1
+    ) -> None:
+        super().__init__()
+        basis = mel_filterbank(sample_rate, 2 * (num_bins - 1), 80)  # [F, M]
+        self.register_buffer("basis", basis / basis.sum(0).clamp(min=1e-8), persistent=False)
+        self.bins = SpectrumDiscriminator(
+            channels, config.num_filters, ((1, 4), (1, 2), (2, 2), (1, 2), (1, 1))
+        )
+        self.bands = SpectrumDiscriminator(channels, config.num_filters, ((1, 2), (2, 2), (1, 2), (1, 1)))
+
+    def forward(self, spectra: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        with torch.autocast(spectra.device.type, enabled=False):
+            spectra = spectra.float()
+            bands = torch.log(torch.exp(spectra) @ self.basis + 1e-4)
+        # To about zero mean and unit variance over real recordings.
+        results = [self.bins((spectra + 6.0) / 2.5), self.bands((bands + 6.0) / 2.5)]
         return [logits for logits, _ in results], [features for _, features in results]

@@ -8,12 +8,17 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from audiogen.audio import mel_filterbank
 
 AdversarialKind = Literal["hinge", "lsgan"]
+
+# Of `log_magnitude_distance`.
+BIN_WEIGHT = 0.3
+TILES = ((1, 5), (4, 1), (4, 5), (12, 3))  # frames and bins that are averaged together
 
 
 def adversarial_generator(logits: Sequence[Tensor], kind: AdversarialKind = "hinge") -> Tensor:
@@ -111,15 +116,24 @@ def multi_scale_mel(
 def log_magnitude_distance(
     log_magnitude: Tensor, target: Tensor, sample_rate: int, num_mels: int = 80
 ) -> Tensor:
-    """L1 on log magnitudes [B, C, T, F] bin by bin, plus L1 on the logs of their mel bands.
+    """How far log magnitudes [B, C, T, F] are off, as L1 of logs: bin by bin, in mel bands, and in `TILES`.
 
-    The first has the harmonics. The second has the level: the best log magnitude of noise bin by bin is its median,
-    which lies below its power.
+    Bin by bin has the harmonics, but most of it is the chance of noise: a few kbit/s cannot carry that, and spend
+    themselves on it where it is all they are asked for. Tiles average the chance out and leave what lasts: partials,
+    envelopes, beats. Mel bands have the level: the best log magnitude of noise bin by bin is its median, below its
+    power. docs/LOG.md has the figures.
     """
     _, basis = _mel_basis(sample_rate, 2 * (target.shape[-1] - 1), num_mels, str(target.device))
-    bands = torch.log(torch.exp(log_magnitude) @ basis + 1e-3)
-    target_bands = torch.log(torch.exp(target) @ basis + 1e-3)
-    return (log_magnitude - target).abs().mean() + (bands - target_bands).abs().mean()
+    magnitude, wanted = torch.exp(log_magnitude), torch.exp(target)
+    loss = BIN_WEIGHT * (log_magnitude - target).abs().mean() + _log_l1(magnitude @ basis, wanted @ basis)
+    for frames, bins in TILES:
+        tile = min(frames, target.shape[-2]), bins
+        loss = loss + _log_l1(*(F.avg_pool2d(x.flatten(0, 1)[:, None], tile) for x in (magnitude, wanted)))
+    return loss
+
+
+def _log_l1(a: Tensor, b: Tensor) -> Tensor:
+    return (torch.log(a + 1e-3) - torch.log(b + 1e-3)).abs().mean()
 
 
 def mel_distance(audio: Tensor, target: Tensor, sample_rate: int) -> Tensor:

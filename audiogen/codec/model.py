@@ -109,14 +109,18 @@ class Codec(nn.Module):
         latents = self.encoder(audio)
         quantised = self.quantizer(latents, num_codebooks)
         decoded: Tensor | None
+        spectra, target = None, None
         if isinstance(self.encoder, SpectralEncoder) and isinstance(self.decoder, SpectralDecoder):
             spectra = self.decoder.log_magnitude(quantised.latents)
-            loss = log_magnitude_distance(spectra, self.encoder.log_magnitude(audio), self.sample_rate)
+            target = self.encoder.log_magnitude(audio)
+            loss = log_magnitude_distance(spectra, target, self.sample_rate)
             decoded = self.decoder.synthesise(spectra)[..., : audio.shape[-1]] if reconstruct else None
         else:
             loss = latents.new_zeros(())
             decoded = self.decoder(quantised.latents)[..., : audio.shape[-1]]
-        return CodecOutput(decoded, quantised.codes, quantised.commitment_loss, latents, loss)
+        return CodecOutput(
+            decoded, quantised.codes, quantised.commitment_loss, latents, loss, spectra, target
+        )
 
     @torch.no_grad()
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:

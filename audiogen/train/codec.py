@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audiogen import checkpoint
 from audiogen.codec.balancer import Balancer
 from audiogen.codec.conv import add_weight_norm
-from audiogen.codec.discriminators import DiscriminatorConfig, MultiScaleSTFTDiscriminator
+from audiogen.codec.discriminators import (
+    DiscriminatorConfig,
+    MultiScaleSTFTDiscriminator,
+    MultiViewSpectrumDiscriminator,
+)
 from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.pretrained import KIND, save_codec
@@ -33,7 +37,8 @@ class CodecLossWeights:
     """Shares of the gradient at the output audio (see `codec.balancer`); 0 turns a loss off.
 
     commitment and spectral stand outside the balancer: the weights of the commitment loss and, for arch: spectral,
-    of the error of its log magnitudes. With the other four at 0 no audio is made in training, which is faster.
+    of the error of its log magnitudes. With the other four at 0 no audio is made in training, which is faster; nor
+    where the discriminator sees spectra: the output is then the log magnitudes, and spectral is a share as well.
     mel_windows: STFT sizes of `mel`.
     """
 
@@ -80,6 +85,12 @@ class CodecRecipe:
             raise InputError(
                 "fit.precision=float16 is not for codecs: the balancer's gradients overflow; use bfloat16"
             )
+        if self.discriminator.sees == "spectra" and (
+            self.model.arch != "spectral" or self.loss.waveform_l1 or self.loss.mel
+        ):
+            raise InputError(
+                "discriminator.sees=spectra is for model.arch=spectral with loss.waveform_l1=0 and loss.mel=0"
+            )
 
 
 INHERITED = ("model",)  # keys that init_from decides
@@ -94,6 +105,16 @@ def prepare(recipe: CodecRecipe, run: Path, device: torch.device) -> Prepared:
     """The task and the data of a run."""
     train, valid = open_data(recipe.data, recipe.model.sample_rate, recipe.model.channels)
     return Prepared(CodecTask(recipe, device), train, valid, collate_audio)
+
+
+def make_discriminator(recipe: CodecRecipe) -> nn.Module:
+    """The network that judges what the codec makes: its audio, or its log magnitudes."""
+    model, config = recipe.model, recipe.discriminator
+    if config.sees == "spectra":
+        return MultiViewSpectrumDiscriminator(
+            config, model.sample_rate, model.spectral.num_bins, model.channels
+        )
+    return MultiScaleSTFTDiscriminator(config, model.channels)
 
 
 class CodecTask:
@@ -119,11 +140,12 @@ class CodecTask:
         self.average = Average(self.codec, fit.ema_decay)
         self.adversary: Adversary | None = None
         if weights.adversarial or weights.feature_matching:
-            discriminator = MultiScaleSTFTDiscriminator(recipe.discriminator, recipe.model.channels).to(
-                device
-            )
             self.adversary = Adversary(
-                discriminator, recipe.adversarial, recipe.discriminator_optim, fit.steps, fit.precision
+                make_discriminator(recipe).to(device),
+                recipe.adversarial,
+                recipe.discriminator_optim,
+                fit.steps,
+                fit.precision,
             )
         self.weights = {
             "waveform_l1": weights.waveform_l1,
@@ -131,9 +153,12 @@ class CodecTask:
             "adversarial": weights.adversarial,
             "feature_matching": weights.feature_matching,
         }
-        # Whether audio is made in training.
-        self.hears = recipe.model.arch != "spectral" or any(self.weights.values())
-        self.balancer = Balancer(self.weights) if self.hears else None
+        self.sees_spectra = self.adversary is not None and recipe.discriminator.sees == "spectra"
+        if self.sees_spectra:
+            self.weights["spectral"] = weights.spectral
+        balances = recipe.model.arch != "spectral" or any(self.weights.values())
+        self.hears = balances and not self.sees_spectra  # whether audio is made in training
+        self.balancer = Balancer(self.weights) if balances else None
 
     def step(self, batch: Batch, step: int) -> dict[str, float]:
         """Discriminator and generator, one update each, on audio [B, C, N]."""
@@ -148,22 +173,30 @@ class CodecTask:
             num_codebooks = self.draw_codebooks(batch.keys[rows], step).to(self.device)
             with autocast(self.device, self.recipe.fit.precision):
                 output = self.forward(real, num_codebooks, reconstruct=self.hears)
-            apart = weights.spectral * output.spectral_loss
-            if self.recipe.trains == "all":
-                apart = apart + weights.commitment * output.commitment_loss
+            commitment = weights.commitment if self.recipe.trains == "all" else 0.0
+            apart = commitment * output.commitment_loss
             losses: dict[str, Tensor] = {}
             found = {}
-            if output.audio is None or self.balancer is None:
-                self.optimizer.backward(apart / parts)
+            if self.sees_spectra:
+                assert output.spectra is not None and output.target_spectra is not None
+                fake, real = output.spectra, output.target_spectra
+                losses["spectral"] = output.spectral_loss
             else:
+                apart = apart + weights.spectral * output.spectral_loss
+            if self.hears:
+                assert output.audio is not None
                 fake = output.audio.float()
                 losses["waveform_l1"] = (fake - real).abs().mean()
                 losses["mel"] = multi_scale_mel(fake, real, self.sample_rate, weights.mel_windows)
+            if self.balancer is None:
+                self.optimizer.backward(apart / parts)
+            else:
                 if adversary:
                     if adversary.learns(step):
                         found["discriminator"] = adversary.backward(real, fake, 1 / parts)
                     losses |= adversary.losses(real, fake)
-                shares = self.balancer.backward(losses, fake, apart=apart / parts)
+                besides = apart / parts if apart.requires_grad else None
+                shares = self.balancer.backward(losses, fake, apart=besides)
 
             found |= {"commitment": output.commitment_loss, "spectral": output.spectral_loss, **losses}
             found["loss"] = sum((self.weights[name] * loss for name, loss in losses.items()), apart)

@@ -1,8 +1,12 @@
-"""The multi-scale STFT discriminator learns to tell real from fake, and hears phase."""
+"""Discriminators learn to tell real from fake: the one of audio hears phase, the one of spectra sees their grain."""
 
 import torch
 
-from audiogen.codec.discriminators import DiscriminatorConfig, MultiScaleSTFTDiscriminator
+from audiogen.codec.discriminators import (
+    DiscriminatorConfig,
+    MultiScaleSTFTDiscriminator,
+    MultiViewSpectrumDiscriminator,
+)
 from audiogen.codec.losses import adversarial_discriminator
 
 CONFIG = DiscriminatorConfig(n_ffts=(256, 64), num_filters=4)
@@ -56,3 +60,43 @@ def test_it_is_sensitive_to_phase():
     discriminator = MultiScaleSTFTDiscriminator(CONFIG)
     x = torch.randn(1, 1, 2048)
     assert not torch.allclose(discriminator(x)[0][0], discriminator(-x)[0][0])
+
+
+def grain(kind: str, generator: torch.Generator) -> torch.Tensor:
+    """Log magnitudes [4, 1, 12, 321], at a level of their own, of noise that flutters (real) or its mean (fake)."""
+    level = torch.randn(4, 1, 1, 1, generator=generator) - 4
+    noise = torch.randn(4, 1, 12, 321, 2, generator=generator).square().sum(-1).log() / 2
+    flutter = torch.randn(4, 1, 12, 1, generator=generator)
+    return level + (noise + flutter if kind == "real" else 0.1 * noise)
+
+
+def test_the_one_of_spectra_learns_to_tell_grain_from_smoothness():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    discriminator = MultiViewSpectrumDiscriminator(DiscriminatorConfig(num_filters=4), 16000, 321)
+    optimiser = torch.optim.Adam(discriminator.parameters(), 3e-3)
+    for _ in range(60):
+        real, _ = discriminator(grain("real", generator))
+        fake, _ = discriminator(grain("fake", generator))
+        loss = adversarial_discriminator(real, fake)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        real, features = discriminator(grain("real", generator))
+        fake, _ = discriminator(grain("fake", generator))
+    assert len(real) == len(features) == 2  # bins and bands
+    for r, f in zip(real, fake, strict=True):
+        assert r.mean() > f.mean() + 0.5
+
+
+def test_the_one_of_spectra_judges_patches():
+    """A score depends on its surroundings, not on the whole clip."""
+    torch.manual_seed(0)
+    discriminator = MultiViewSpectrumDiscriminator(DiscriminatorConfig(num_filters=4), 16000, 641, channels=2)
+    spectra = torch.randn(1, 2, 40, 641, requires_grad=True)
+    logits, _ = discriminator(spectra)
+    logits[0][0, 0, 0, 0].backward()
+    assert spectra.grad is not None
+    heard = spectra.grad.abs().sum((0, 1))
+    assert heard[:8].sum() > 0 and heard[20:].sum() == 0 and heard[:, 320:].sum() == 0

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from audiogen.codec.losses import (
+    BIN_WEIGHT,
+    TILES,
     adversarial_discriminator,
     adversarial_generator,
     feature_matching,
@@ -77,10 +79,30 @@ def test_si_sdr_ignores_scale_and_measures_noise():
     assert si_sdr(3 * (x + 0.1 * noise), x).item() == pytest.approx(20, abs=0.2)
 
 
-def test_log_magnitude_distance_counts_bins_and_bands():
-    target = 3 + torch.randn(2, 1, 7, 129, generator=torch.Generator().manual_seed(0))
+def test_log_magnitude_distance_counts_bins_bands_and_tiles():
+    target = 3 + torch.randn(2, 1, 24, 129, generator=torch.Generator().manual_seed(0))
     assert log_magnitude_distance(target, target, 16000) == 0
-    # Every bin up by 0.5, hence every band up by 0.5 too (a floor under the bands keeps it just below).
-    assert log_magnitude_distance(target + 0.5, target, 16000, num_mels=20).item() == pytest.approx(
-        1.0, abs=0.01
-    )
+    # Every bin up by 0.5, hence every band and tile up by 0.5 too (the floors keep them just below).
+    weights = BIN_WEIGHT + 1 + len(TILES)
+    found = log_magnitude_distance(target + 0.5, target, 16000, num_mels=20).item()
+    assert found == pytest.approx(0.5 * weights, abs=0.02)
+
+
+def test_log_magnitude_distance_weighs_what_lasts_above_the_chance_of_noise():
+    """Another draw of the same noise is nearer than noise of another level, though no nearer bin by bin."""
+    g = torch.Generator().manual_seed(0)
+
+    def noise() -> torch.Tensor:  # log magnitudes of complex Gaussian noise
+        return torch.randn(1, 1, 48, 129, 2, generator=g).square().sum(-1).sqrt().log()
+
+    target, again = noise(), noise()
+    offset = (again - target).abs().mean()
+    beating = target + offset * torch.where(torch.arange(48) % 24 < 12, 1.0, -1.0)[:, None]
+    assert (beating - target).abs().mean().item() == pytest.approx(offset.item(), rel=1e-5)
+    ratio = log_magnitude_distance(beating, target, 16000) / log_magnitude_distance(again, target, 16000)
+    assert ratio > 1.5
+
+
+def test_a_spectrum_shorter_than_a_tile_has_a_distance():
+    a, b = torch.zeros(1, 1, 2, 129), torch.ones(1, 1, 2, 129)
+    assert log_magnitude_distance(a, b, 16000) > 1

@@ -251,3 +251,27 @@ def test_spectra_are_learned_without_making_audio(codec_run: Train) -> None:
     train = [record for record in scalars(run) if "train/spectral" in record]
     assert "train/mel" not in train[0]
     assert train[-1]["train/spectral"] < 0.7 * train[0]["train/spectral"]
+
+
+SPECTRA = (
+    "discriminator.sees=spectra", "loss.waveform_l1=0", "loss.mel=0", "loss.spectral=2", "loss.adversarial=1",
+    "loss.feature_matching=1", "adversarial.start=0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("trains", ["all", "decoder"])
+def test_a_discriminator_of_spectra_teaches_without_audio(codec_run: Train, trains: str) -> None:
+    first = codec_run("first", "fit.steps=2")
+    run = codec_run("run", f"init_from={first}", f"trains={trains}", *SPECTRA)
+    train = [record for record in scalars(run) if "train/adversarial" in record]
+    assert "train/mel" not in train[0] and "train/discriminator" in train[0]
+    shares = [train[0][f"train/share_{name}"] for name in ("spectral", "adversarial", "feature_matching")]
+    assert shares == pytest.approx([0.5, 0.25, 0.25], rel=1e-3)
+    assert (load_codec(first).identity == load_codec(run).identity) == (trains == "decoder")
+
+
+def test_a_discriminator_of_spectra_needs_a_codec_of_spectra(codec_run: Train) -> None:
+    with pytest.raises(InputError, match=r"discriminator\.sees=spectra is for model\.arch=spectral"):
+        codec_run("run", *SPECTRA, "model.arch=seanet")
+    with pytest.raises(InputError, match=r"loss\.mel=0"):
+        codec_run("run", "discriminator.sees=spectra")
