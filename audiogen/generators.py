@@ -22,7 +22,7 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.model import TokenLM
 from audiogen.lm.pretrained import CODEC_FOLDER, KIND, CodecReference, load_lm, save_lm
-from audiogen.lm.sample import Sampling, generate_tokens
+from audiogen.lm.sample import Sampling, generate_tokens, num_decoded
 
 MAX_DURATION_S = 3600.0
 TEXT_MULTIPLE = 32  # text is padded to multiples of this many tokens
@@ -117,6 +117,39 @@ class AudioGen:
     def frame_rate(self) -> float:
         """Frames of tokens a second, Hz."""
         return self.codec.sample_rate / self.codec.hop_length
+
+    @property
+    def family(self) -> str:
+        """What kind of system this is, for tables."""
+        return "token LM"
+
+    @property
+    def latent_rate(self) -> str:
+        """What is generated: frames a second and codebooks."""
+        return f"{self.frame_rate:g} Hz x {self.lm.config.num_codebooks}"
+
+    @property
+    def num_parameters(self) -> int:
+        """Of language model, text encoder and codec."""
+        modules = (self.lm, self.conditioner, self.codec)
+        return sum(weight.numel() for module in modules for weight in module.parameters()) + sum(
+            book.codewords.numel() for book in self.codec.quantizer.books
+        )
+
+    def num_evaluations(self, duration_s: float, guidance: float) -> int:
+        """Decoding steps for one clip, each counted twice where guidance needs a second row."""
+        return num_decoded(self.lm, self.num_frames(duration_s), self.max_frames) * (
+            1 if guidance == 1 else 2
+        )
+
+    def reconstruct(self, audio: Tensor) -> Tensor:
+        """Audio [B, C, N] at the model's rate and channels through its tokens -> [B, C, N]: its upper bound."""
+        sounds = []
+        for sound in audio:
+            blocks = [sound[None].to(self.device, torch.float32)]
+            codes = torch.cat(list(encode_stream(self.codec, blocks, self.lm.config.num_codebooks)), -1)
+            sounds.append(self._decode(codes[0])[:, : audio.shape[-1]].cpu())
+        return torch.stack(sounds)
 
     def generate(
         self,

@@ -33,6 +33,7 @@ class CodecOutput:
     commitment_loss: scalar, mean over the codebooks each item used.
     latents: the encoder's output before quantisation [B, D, T].
     spectral_loss: scalar, the decoder's error where it works on spectra instead of samples; 0 for one that does not.
+    spectra, target_spectra: those spectra as decoded and of the input [B, C, T, F]; None for one that does not.
     """
 
     audio: Tensor | None
@@ -40,6 +41,8 @@ class CodecOutput:
     commitment_loss: Tensor
     latents: Tensor
     spectral_loss: Tensor
+    spectra: Tensor | None = None
+    target_spectra: Tensor | None = None
 
 
 class Codec(Protocol):
@@ -127,14 +130,29 @@ class Task(Protocol):
 
 
 class Generator(Protocol):
-    """Text to audio, whatever the family. Same seed, same audio: alone, in a batch, whatever the order."""
+    """Text to audio, whatever the family. Same seed, same audio: alone, in a batch, whatever the order.
+
+    family: such as "token LM". latent_rate: what is generated, such as "50 Hz x 4". num_parameters: of all that runs
+    from text to audio.
+    """
 
     sample_rate: int
     channels: int
     max_duration_s: float
+    family: str
+    latent_rate: str
+    num_parameters: int
 
     def generate(
         self, texts: Sequence[str | None], duration_s: float, *, guidance: float, seed: int
     ) -> Tensor:
         """-> audio [B, C, N]; row b uses seed + b."""
+        ...
+
+    def reconstruct(self, audio: Tensor) -> Tensor:
+        """Audio [B, C, N] through the codec or autoencoder alone -> [B, C, N]: the best the generator could do."""
+        ...
+
+    def num_evaluations(self, duration_s: float, guidance: float) -> int:
+        """Model evaluations for one clip; a guided step counts as two."""
         ...

@@ -128,6 +128,37 @@ def test_another_codec_is_refused_and_not_noise(tiny_model: Path, tmp_path: Path
         AudioGen.from_pretrained(tmp_path / "model")
 
 
+def test_reconstruction_is_the_codec_alone(model: AudioGen) -> None:
+    audio = 0.1 * torch.randn(2, 1, 501, generator=torch.Generator().manual_seed(0))
+    codes = model.codec.encode(audio)[:, : model.lm.config.num_codebooks]
+    assert torch.allclose(model.reconstruct(audio), model.codec.decode(codes)[..., :501], atol=1e-5)
+
+
+@pytest.mark.parametrize("duration_s", [0.1, 1.3])
+def test_evaluations_are_counted_as_they_happen(
+    model: AudioGen, duration_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of the batch that the language model sees, over the batch: also past the training length."""
+    seen = []
+    logits = type(model.lm).logits
+
+    def watched(self: object, features: torch.Tensor) -> torch.Tensor:
+        seen.append(len(features))
+        return logits(self, features)
+
+    monkeypatch.setattr(type(model.lm), "logits", watched)
+    for guidance in (1.0, 3.0):
+        seen.clear()
+        model.generate(["a tone"], duration_s, guidance=guidance)
+        assert sum(seen) == model.batch_size * model.num_evaluations(duration_s, guidance)
+
+
+def test_parameters_are_those_of_all_parts(model: AudioGen) -> None:
+    parts = [model.lm.state_dict(), model.conditioner.state_dict(), model.codec.decoder.state_dict()]
+    assert model.num_parameters > sum(tensor.numel() for part in parts for tensor in part.values()) // 2
+    assert model.latent_rate == f"{model.frame_rate:g} Hz x {model.lm.config.num_codebooks}"
+
+
 def test_progress_rises_to_one(model: AudioGen) -> None:
     shares: list[float] = []
     model.generate(TEXTS, [0.1] * 5 + [0.6], progress=shares.append)

@@ -22,8 +22,8 @@ class DiscriminatorConfig:
     """Resolutions and size of the networks.
 
     sees: audio, or spectra: the log magnitudes of a spectral codec, bin by bin and in mel bands. What follows is for
-    audio, but num_filters. n_ffts: one network each, window = n_fft, hop = n_fft / 4. dilations: along time, one layer each; every such
-    layer halves the frequencies.
+    audio, num_filters for both. n_ffts: one network each, window = n_fft, hop = n_fft / 4. dilations: along time, one
+    layer each; every such layer halves the frequencies.
     """
 
     sees: Literal["audio", "spectra"] = "audio"

@@ -170,6 +170,13 @@ def generate_tokens(
     return codes
 
 
+def num_decoded(lm: TokenLM, num_frames: int, max_frames: int, stride: int | None = None) -> int:
+    """Decoding steps that `generate_tokens` takes for one clip without a prompt."""
+    stride = max(1, max_frames // 5) if stride is None else stride
+    windows = plan_windows(0, num_frames, max_frames, stride)
+    return sum(_lay_out(lm, window, [num_frames]).num_decoded for window in windows)
+
+
 def _check(
     lm: TokenLM,
     condition: Condition | None,
