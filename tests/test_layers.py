@@ -6,12 +6,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = {"errors", "interfaces", "config", "audio", "checkpoint", "distributed", "__version__"}
-MODELS = {"codec", "conditioning", "data", "lm", "diffusion"}
+MODELS = {"codec", "conditioning", "data", "tagger", "lm", "diffusion"}
 MAY_IMPORT = {
-    **dict.fromkeys(CORE | {"codec", "conditioning", "data"}, CORE),
+    **dict.fromkeys(CORE | {"codec", "conditioning", "data", "tagger"}, CORE),
     **dict.fromkeys({"lm", "diffusion"}, CORE | {"conditioning"}),
     **dict.fromkeys({"generators", "train"}, CORE | MODELS),
-    **dict.fromkeys({"generate", "evaluate", "serve"}, CORE | {"data", "generators"}),
+    **dict.fromkeys({"generate", "serve"}, CORE | {"data", "generators"}),
+    "evaluate": CORE | {"data", "generators", "codec", "tagger"},
     "__init__": {"generators"},  # the lazy public name audiogen.AudioGen
     "codec/__main__": CORE | {"data"},  # reads manifests and writes token shards
 }

@@ -2,6 +2,7 @@
 
     python tools/bundle.py runs/codec_tiny/best codec_tiny
     python tools/bundle.py runs/lm_tiny/best lm_tiny
+    python tools/bundle.py runs/tagger_tiny/best tagger_tiny
 
 Only the step and the validation figures are kept of what training recorded. `make weights ESC10=folder` runs all.
 """
@@ -18,6 +19,8 @@ from audiogen.codec.pretrained import KIND as CODEC_KIND
 from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.errors import run_command
 from audiogen.lm.pretrained import CodecReference, load_lm, save_lm
+from audiogen.tagger.pretrained import KIND as TAGGER_KIND
+from audiogen.tagger.pretrained import load_tagger, save_tagger
 
 WEIGHTS = Path(__file__).parent.parent / "audiogen" / "weights"
 CODEC = "codec_tiny"
@@ -37,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if contents["kind"] == CODEC_KIND:
         save_codec(target, load_codec(arguments.run), figures, torch.float16)
         print(f"{target.name}: identity {load_codec(target).identity}")
+    elif contents["kind"] == TAGGER_KIND:
+        save_tagger(target, load_tagger(arguments.run), figures, torch.float16)
+        print(f"{target.name}: identity {load_tagger(target).identity}")
     else:
         loaded = load_lm(arguments.run)
         bundled = load_codec(CODEC).identity

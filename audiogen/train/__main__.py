@@ -64,7 +64,11 @@ def task_of(name: str) -> tuple[Any, type]:
         from audiogen.train import lm
 
         return lm, lm.LMRecipe
-    raise InputError(f"task: got {name!r}; {did_you_mean(name, ['codec', 'lm'])}")
+    if name == "tagger":
+        from audiogen.train import tagger
+
+        return tagger, tagger.TaggerRecipe
+    raise InputError(f"task: got {name!r}; {did_you_mean(name, ['codec', 'lm', 'tagger'])}")
 
 
 def normalise(node: DictConfig, module: Any, overrides: Sequence[str]) -> dict[str, Any]:

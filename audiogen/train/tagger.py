@@ -1,0 +1,368 @@
+"""Sound event tagger training: labels of recordings, and the exact times of events of the built-in corpus."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from audiogen import checkpoint, distributed
+from audiogen.data.dataset import (
+    SYNTH_DURATION_S,
+    SYNTH_LONGEST_S,
+    SYNTH_SEED,
+    AnyClip,
+    BuiltInClip,
+    DataConfig,
+    open_data,
+)
+from audiogen.data.loader import collate_audio
+from audiogen.data.seeds import seed_for
+from audiogen.data.synth.scene import KINDS, SynthEvent, compose
+from audiogen.errors import InputError
+from audiogen.interfaces import Batch
+from audiogen.tagger.model import Tagger, TaggerConfig, TaggerOutput
+from audiogen.tagger.pretrained import KIND, save_tagger
+from audiogen.train.augment import mask, recolour, roll
+from audiogen.train.ema import Average
+from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices
+from audiogen.train.optim import OptimConfig, Optimizer
+
+BUILT_IN = "synth"  # the group whose labels are kinds of the built-in corpus
+HEARD_S = 0.015  # a frame holds a sound if this much of the sound lies in it: half of the shortest click
+
+
+@dataclass(frozen=True)
+class TaggerRecipe:
+    """A tagger training run; `recipes/tagger_tiny.yaml` is a complete example.
+
+    Manifest clips are labelled by their field `label`, which must be in a group of `model.groups`; built-in clips
+    by their events, in the group `synth`. A group without training clips is left out of the model. alike: labels
+    that are kinds of the group synth as well, so that recordings teach these, too. mixup: Beta(mixup, mixup) draws
+    the shares of two recordings (arXiv:1710.09412); 0 is off. overlay: share of the built-in clips that sound
+    together with another one. out: run directory. resume: auto goes on from a checkpoint in `out` if there is one.
+    init_from: model directory to start from; `model` is then taken from it.
+    """
+
+    model: TaggerConfig
+    data: DataConfig
+    task: Literal["tagger"] = "tagger"
+    seed: int = 0
+    out: str = "runs/tagger"
+    resume: Resume = "auto"
+    init_from: str | None = None
+    alike: dict[str, str] = field(default_factory=dict)
+    mixup: float = 0.3
+    overlay: float = 0.3
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        if self.mixup < 0 or not 0 <= self.overlay <= 1:
+            raise InputError(
+                f"mixup is {self.mixup}, overlay {self.overlay}; mixup must be at least 0, overlay in [0, 1]"
+            )
+        unknown = sorted(set(self.model.groups.get(BUILT_IN, ())) - set(KINDS))
+        if unknown:
+            raise InputError(f"model.groups.{BUILT_IN}: {unknown[0]!r} is no kind of the built-in corpus")
+        wrong = sorted(set(self.alike.values()) - set(self.model.groups.get(BUILT_IN, ())))
+        if wrong:
+            raise InputError(f"alike: {wrong[0]!r} is not in model.groups.{BUILT_IN}")
+
+
+INHERITED = ("model",)  # keys that init_from decides
+
+
+def inherit(init_from: str) -> dict[str, Any]:
+    """The inherited keys of a recipe that trains the tagger of a model directory on."""
+    return {"model": checkpoint.read_config(checkpoint.resolve(init_from, KIND), KIND)["config"]}
+
+
+def prepare(recipe: TaggerRecipe, run: Path, device: torch.device) -> Prepared:
+    """The task and the data of a run."""
+    train, valid = open_data(recipe.data, recipe.model.sample_rate)
+    clips = [*train.clips, *(valid.clips if valid else ())]
+    if any(isinstance(clip, BuiltInClip) for clip in clips) and not (
+        SYNTH_DURATION_S <= recipe.data.segment_s <= SYNTH_LONGEST_S
+    ):
+        raise InputError(
+            f"data.segment_s is {recipe.data.segment_s:g}; the events of built-in clips are known for whole clips "
+            f"of {SYNTH_DURATION_S:g} to {SYNTH_LONGEST_S:g} s"
+        )
+    groups = {clip.key: group_of(clip, recipe.model) for clip in clips}
+    if not recipe.init_from:
+        learned = {groups[clip.key] for clip in train.clips}
+        kept = {name: labels for name, labels in recipe.model.groups.items() if name in learned}
+        left_out = sorted(set(recipe.model.groups) - set(kept))
+        if left_out and distributed.rank() == 0:
+            print(
+                f"no training clip has a label of {', '.join(left_out)}: left out of the model",
+                file=sys.stderr,
+            )
+        recipe = replace(
+            recipe, model=replace(recipe.model, groups=kept), alike=recipe.alike if BUILT_IN in kept else {}
+        )
+    return Prepared(TaggerTask(recipe, clips, device), train, valid, collate_audio)
+
+
+def group_of(clip: AnyClip, config: TaggerConfig) -> str:
+    """The group a clip's label is in. Raises InputError for a clip that has none."""
+    if isinstance(clip, BuiltInClip):
+        if BUILT_IN in config.groups:
+            return BUILT_IN
+        raise InputError(f"{clip.key}: model.groups has no group {BUILT_IN}, so built-in clips teach nothing")
+    label = clip.fields.get("label")
+    for name, labels in config.groups.items():
+        if name != BUILT_IN and label in labels:
+            return name
+    raise InputError(
+        f"{clip.key}: its label {label!r} is in no group of model.groups; add it, or leave the clip out"
+    )
+
+
+def strikes(event: SynthEvent) -> list[tuple[float, float]]:
+    """When an event sounds: (start, end) in seconds of its texture or of each strike."""
+    if event.count is None:
+        return [(event.start_s, event.end_s)]
+    return [(onset, min(onset + event.sound_s, event.end_s)) for onset in event.onsets_s]
+
+
+def frame_targets(
+    events: Sequence[SynthEvent], kinds: Sequence[str], num_frames: int, hop_s: float
+) -> Tensor:
+    """1 where at least HEARD_S of a kind's sound lies in a frame -> [frames, kinds]."""
+    targets = torch.zeros(num_frames, len(kinds))
+    begin = torch.arange(num_frames) * hop_s
+    for event in events:
+        if event.kind not in kinds:
+            continue
+        for start, end in strikes(event):
+            heard = (begin + hop_s).clamp(max=end) - begin.clamp(min=start)
+            targets[heard >= HEARD_S, kinds.index(event.kind)] = 1.0
+    return targets
+
+
+class Targets(NamedTuple):
+    """What should be heard: of clips [B, labels], of their frames [B, frames, labels]; NaN where nobody knows."""
+
+    clip: Tensor
+    frames: Tensor
+
+
+class TaggerTask:
+    """The tagger, its targets by clip key, augmentation, optimiser. `loop.Task`."""
+
+    def __init__(self, recipe: TaggerRecipe, clips: Iterable[AnyClip], device: torch.device):
+        torch.manual_seed(seed_for(recipe.seed, "weights"))
+        self.recipe, self.device = recipe, device
+        self.sample_rate = recipe.model.sample_rate
+        self.clips = {clip.key: clip for clip in clips}
+        self.tagger = Tagger(recipe.model)
+        if recipe.init_from:
+            source = checkpoint.resolve(recipe.init_from, KIND)
+            checkpoint.load_into(self.tagger, checkpoint.load_tensors(source), source)
+        self.tagger.to(device)
+        fit = recipe.fit
+        self.forward = torch.compile(self.tagger.tag) if fit.compile else self.tagger.tag
+        self.optimizer = Optimizer([self.tagger], recipe.optim, fit.steps, fit.precision == "float16")
+        self.average = Average(self.tagger, fit.ema_decay)
+
+    def targets(self, keys: Sequence[str], num_samples: int) -> Targets:
+        """The targets of clips of `num_samples` samples, by their keys."""
+        config = self.recipe.model
+        num_frames = -(-num_samples // self.tagger.hop_length)
+        clip = torch.full((len(keys), len(self.tagger.labels)), torch.nan)
+        frames = torch.full((len(keys), num_frames, len(self.tagger.labels)), torch.nan)
+        for row, key in enumerate(keys):
+            known = self.clips[key]
+            if isinstance(known, BuiltInClip):
+                if BUILT_IN in config.groups:
+                    events = compose(SYNTH_SEED, known.number, num_samples / self.sample_rate).events
+                    kinds, columns = config.groups[BUILT_IN], self.tagger.group(BUILT_IN)
+                    frames[row, :, columns] = frame_targets(events, kinds, num_frames, self.tagger.hop_s)
+                    clip[row, columns] = frames[row, :, columns].amax(0)
+                continue
+            label = known.fields["label"]
+            for name, labels in config.groups.items():
+                wanted = self.recipe.alike.get(label) if name == BUILT_IN else label
+                if wanted in labels:
+                    clip[row, self.tagger.group(name)] = F.one_hot(
+                        torch.tensor(labels.index(wanted)), len(labels)
+                    ).float()
+        return Targets(clip, frames)
+
+    def step(self, batch: Batch, step: int) -> dict[str, float]:
+        """One update: cross-entropy of exclusive groups, binary cross-entropy of multi-label ones."""
+        assert batch.audio is not None
+        self.tagger.train()
+        parts = self.recipe.fit.accumulate
+        totals: dict[str, float] = {}
+        for rows in row_slices(len(batch.keys), parts):
+            audio = batch.audio[rows, 0]  # [B, N]
+            mel, targets = self.vary(
+                self.tagger.features(audio), self.targets(batch.keys[rows], audio.shape[1])
+            )
+            with autocast(self.device, self.recipe.fit.precision):
+                output = self.forward(mel.to(self.device))
+            losses = self.losses(output, Targets(*(part.to(self.device) for part in targets)))
+            loss = torch.stack(list(losses.values())).sum()
+            self.optimizer.backward(loss / parts)
+            for name, value in {"loss": loss, **losses}.items():
+                totals[name] = totals.get(name, 0.0) + value.item() / parts
+        totals |= self.optimizer.step(step)
+        self.average.update()
+        return {f"train/{name}": value for name, value in totals.items()}
+
+    def vary(self, mel: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+        """A batch [B, M, T] as other recordings of such sounds would be; on the CPU, as data is.
+
+        Recordings are mixed up and masked; built-in clips, whose moments are labelled, are overlaid instead.
+        """
+        config = self.recipe.model
+        mel, frames = roll(mel, targets.frames, self.tagger.hop_length // config.hop_length)
+        clip = targets.clip.clone()
+        built_in = torch.tensor([bool((row == row).any()) for row in frames])
+        ours, recorded = built_in.nonzero()[:, 0], (~built_in).nonzero()[:, 0]
+
+        over = ours[torch.rand(len(ours)) < self.recipe.overlay]
+        if len(over):
+            under = ours[torch.randint(len(ours), (len(over),))]
+            gain = 3.0 * torch.rand(len(over), 1, 1) - 1.5  # nats
+            mel[over], clip[over], frames[over] = (
+                torch.logaddexp(mel[over], mel[under] + gain),
+                torch.maximum(clip[over], clip[under]),
+                torch.maximum(frames[over], frames[under]),
+            )
+        mel = recolour(mel, config.floor)
+        if len(recorded):
+            mel[recorded] = mask(mel[recorded], config.n_mels // 5, mel.shape[-1] // 5)
+            if self.recipe.mixup:
+                share = float(torch.distributions.Beta(self.recipe.mixup, self.recipe.mixup).sample())
+                others = recorded[torch.randperm(len(recorded))]
+                mel[recorded] = share * mel[recorded] + (1 - share) * mel[others]
+                clip[recorded] = share * clip[recorded] + (1 - share) * clip[others]
+        return mel, Targets(clip, frames)
+
+    def losses(self, output: TaggerOutput, targets: Targets) -> dict[str, Tensor]:
+        """For each group the losses of the clips and of their frames, in nats; only where targets are known.
+
+        Where the moments are not known, the frame that hears most of a label stands for the clip (multi-label), or
+        the mean of the frames' likelihoods (exclusive).
+        """
+        losses = {}
+        for name in self.recipe.model.groups:
+            columns, multi = self.tagger.group(name), name in self.recipe.model.multi_label
+            wanted, moments = targets.clip[:, columns], targets.frames[..., columns]
+            clip, frames = output.logits[:, columns], output.frame_logits[..., columns]
+            known, timed = ~wanted.isnan().any(-1), ~moments.isnan().any(-1).any(-1)
+            if not known.any():
+                continue
+            losses[f"clip_{name}"] = nats(clip[known], wanted[known], multi).mean()
+            weak = known & ~timed
+            pooled = frames.amax(1) if multi else frames.logsumexp(1)
+            each = torch.cat(
+                [
+                    nats(frames[timed], moments[timed], multi).mean(1),
+                    nats(pooled[weak], wanted[weak], multi),
+                ]
+            )
+            losses[f"frame_{name}"] = each.mean()
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """On unseen clips: the losses; accuracy of exclusive groups; of multi-label ones the mean average precision.
+
+        `valid/map_G` is over the labels of clips, `valid/frame_map_G` over those of frames; `valid/frame_f1_G` is of
+        all frames and labels together, at the probability `valid/threshold_G` where it is highest.
+        """
+        self.tagger.eval()
+        outputs, wanted = [], []
+        with self.average.applied():
+            for batch in batches:
+                assert batch.audio is not None
+                outputs.append(self.tagger(batch.audio[:, 0].to(self.device)))
+                wanted.append(self.targets(batch.keys, batch.audio.shape[-1]))
+        if not outputs:
+            raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
+        output = TaggerOutput(*(torch.cat(parts).cpu() for parts in zip(*outputs, strict=True)))
+        targets = Targets(*(torch.cat(parts) for parts in zip(*wanted, strict=True)))
+        losses = self.losses(output, targets)
+        metrics = {f"valid/{name}": value.item() for name, value in losses.items()}
+        metrics["valid/loss"] = sum(metrics.values())
+        for name in self.recipe.model.groups:
+            columns = self.tagger.group(name)
+            clip, frames = targets.clip[:, columns], targets.frames[..., columns]
+            known, timed = ~clip.isnan().any(-1), ~frames.isnan().any(-1).any(-1)
+            if name not in self.recipe.model.multi_label:
+                if known.any():
+                    right = output.logits[known, columns].argmax(-1) == clip[known].argmax(-1)
+                    metrics[f"valid/accuracy_{name}"] = right.float().mean().item()
+            elif timed.any():
+                heard = output.frame_logits[timed][..., columns].sigmoid().flatten(0, 1)  # [frames, labels]
+                moments = frames[timed].flatten(0, 1)
+                f1, threshold = best_f1(heard, moments)
+                metrics |= {
+                    f"valid/map_{name}": mean_average_precision(output.logits[timed, columns], clip[timed]),
+                    f"valid/frame_map_{name}": mean_average_precision(heard, moments),
+                    f"valid/frame_f1_{name}": f1,
+                    f"valid/threshold_{name}": threshold,
+                }
+        return metrics
+
+    def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        """A tagger makes no sound."""
+        return {}
+
+    def export(self, directory: Path, info: Mapping[str, Any]) -> None:
+        """Write the tagger, averaged where averaging is on."""
+        with self.average.applied():
+            save_tagger(directory, self.tagger, info)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tagger with the statistics of its batch norms, optimiser, average."""
+        return {
+            "tagger": self.tagger.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        checkpoint.load_into(self.tagger, state["tagger"], "the checkpoint")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
+
+
+def nats(logits: Tensor, wanted: Tensor, multi: bool) -> Tensor:
+    """Cross-entropy of logits [..., labels] with (soft) targets -> [...]; of multi-label ones the sum over labels."""
+    if multi:
+        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(-1)
+    return -(wanted * logits.log_softmax(-1)).sum(-1)
+
+
+def mean_average_precision(scores: Tensor, wanted: Tensor) -> float:
+    """Mean over labels of the average precision of scores [n, labels]; labels that nothing has are left out."""
+    precisions = []
+    for score, true in zip(scores.T, wanted.T, strict=True):
+        hits = true[score.argsort(descending=True)]
+        if hits.sum():
+            precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+            precisions.append(float((precision * hits).sum() / hits.sum()))
+    return sum(precisions) / max(1, len(precisions))
+
+
+def best_f1(probabilities: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """The highest F1 of all decisions together [n, labels], and its threshold, in steps of 0.05."""
+    found = []
+    for threshold in torch.arange(1, 20) / 20:
+        heard = (probabilities >= threshold).float()
+        f1 = 2 * (heard * wanted).sum() / (heard.sum() + wanted.sum()).clamp(min=1)
+        found.append((float(f1), float(threshold)))
+    return max(found)
