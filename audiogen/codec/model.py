@@ -43,12 +43,19 @@ class CodecConfig:
                 raise InputError(f"model.{name} is {getattr(self, name)}: a positive integer is allowed")
         if self.arch not in ("seanet", "spectral"):
             raise InputError(f"model.arch is {self.arch!r}: seanet or spectral is allowed")
+        if self.arch == "spectral" and self.latent_dim % self.spectral.frames_per_latent:
+            raise InputError(
+                f"model.latent_dim is {self.latent_dim}: a multiple of spectral.frames_per_latent="
+                f"{self.spectral.frames_per_latent} is allowed"
+            )
         if not 0 < self.codebook_decay < 1:
             raise InputError(f"model.codebook_decay is {self.codebook_decay}: between 0 and 1 is allowed")
 
     @property
     def hop_length(self) -> int:
-        return prod(self.seanet.ratios) if self.arch == "seanet" else self.spectral.hop_length
+        if self.arch == "seanet":
+            return prod(self.seanet.ratios)
+        return self.spectral.hop_length * self.spectral.frames_per_latent
 
 
 class Codec(nn.Module):

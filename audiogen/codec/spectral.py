@@ -28,7 +28,9 @@ class SpectralConfig:
     """Sizes of the spectral encoder and decoder.
 
     n_fft: a multiple of hop_length. mlp_ratio: widens the two-layer perceptron of each block. phase_iterations: of
-    Griffin-Lim, when decoding; each lets the decoder see n_fft / hop_length - 1 frames further.
+    Griffin-Lim, when decoding; each lets the decoder see n_fft / hop_length - 1 frames further. frames_per_latent:
+    spectra that share one latent vector: at the same bits a second, more codebooks at a lower rate spend less on what
+    lasts, and a language model has fewer steps to take.
     """
 
     n_fft: int = 1280
@@ -39,6 +41,7 @@ class SpectralConfig:
     kernel_size: int = 7
     mlp_ratio: int = 3
     phase_iterations: int = 8
+    frames_per_latent: int = 1
 
     def __post_init__(self) -> None:
         if self.hop_length < 1 or self.n_fft % self.hop_length or self.n_fft // self.hop_length < 2:
@@ -50,6 +53,8 @@ class SpectralConfig:
             raise InputError(
                 f"spectral.n_fft - hop_length is {self.n_fft - self.hop_length}: it must be even"
             )
+        if self.frames_per_latent < 1:
+            raise InputError(f"spectral.frames_per_latent is {self.frames_per_latent}: 1 or more is allowed")
         if self.kernel_size % 2 == 0:
             raise InputError(f"spectral.kernel_size is {self.kernel_size}: odd numbers are allowed")
         if self.phase_iterations < 0:
@@ -123,7 +128,7 @@ class Stack(nn.Module):
 
 
 class SpectralEncoder(nn.Module):
-    """Audio [B, C, N] -> latents [B, latent_dim, ceil(N / hop)]."""
+    """Audio [B, C, N] -> latents [B, latent_dim, T], T = ceil(N / (hop_length * frames_per_latent))."""
 
     window: Tensor
 
@@ -131,23 +136,29 @@ class SpectralEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
-        self.stack = Stack(channels * config.num_bins, latent_dim, config.num_encoder_blocks, config)
+        width = latent_dim // config.frames_per_latent
+        self.stack = Stack(channels * config.num_bins, width, config.num_encoder_blocks, config)
 
     def log_magnitude(self, audio: Tensor) -> Tensor:
-        """[B, C, N] -> natural log of the magnitudes [B, C, T, F] in float32; a full-scale sine's bin is near 0."""
+        """[B, C, N] -> natural log of the magnitudes [B, C, T, F] in float32; a full-scale sine's bin is near 0.
+
+        T is here, and in the decoder's, the number of spectra: frames_per_latent times that of the latents.
+        """
         side, hop = self.config.side, self.config.hop_length
         with torch.autocast(audio.device.type, enabled=False):
-            padded = F.pad(audio.float(), (side, side + -audio.shape[-1] % hop))
+            whole = hop * self.config.frames_per_latent
+            padded = F.pad(audio.float(), (side, side + -audio.shape[-1] % whole))
             frames = padded.unfold(-1, self.config.n_fft, hop) * self.window  # [B, C, T, n_fft]
             return torch.log(torch.fft.rfft(frames).abs() * (4.0 / self.config.n_fft) + FLOOR)
 
     def forward(self, audio: Tensor) -> Tensor:
         x = rearrange(self.log_magnitude(audio), "b c t f -> b t (c f)")
-        return self.stack(_normalised(x)).transpose(1, 2)
+        x = self.stack(_normalised(x))
+        return rearrange(x, "b (t r) d -> b (r d) t", r=self.config.frames_per_latent)
 
 
 class SpectralDecoder(nn.Module):
-    """Latents [B, latent_dim, T] -> audio [B, C, T * hop]."""
+    """Latents [B, latent_dim, T] -> audio [B, C, T * hop_length * frames_per_latent]."""
 
     window: Tensor
     first_phase: Tensor
@@ -159,14 +170,16 @@ class SpectralDecoder(nn.Module):
         generator = torch.Generator().manual_seed(0)
         phase = 2 * torch.pi * torch.rand(PHASE_FRAMES, config.num_bins, generator=generator)
         self.register_buffer("first_phase", phase, persistent=False)
-        self.stack = Stack(latent_dim, channels * config.num_bins, config.num_decoder_blocks, config)
+        width = latent_dim // config.frames_per_latent
+        self.stack = Stack(width, channels * config.num_bins, config.num_decoder_blocks, config)
 
     def forward(self, latents: Tensor, first_frame: int = 0) -> Tensor:
-        return self.synthesise(self.log_magnitude(latents), first_frame)
+        return self.synthesise(self.log_magnitude(latents), first_frame * self.config.frames_per_latent)
 
     def log_magnitude(self, latents: Tensor) -> Tensor:
-        """[B, latent_dim, T] -> [B, C, T, F], as `SpectralEncoder.log_magnitude`."""
-        x = _denormalised(self.stack(latents.transpose(1, 2)))
+        """[B, latent_dim, T] -> [B, C, T * frames_per_latent, F], as `SpectralEncoder.log_magnitude`."""
+        x = rearrange(latents, "b (r d) t -> b (t r) d", r=self.config.frames_per_latent)
+        x = _denormalised(self.stack(x))
         return rearrange(x, "b t (c f) -> b c t f", c=self.channels)
 
     def synthesise(self, log_magnitude: Tensor, first_frame: int = 0) -> Tensor:
@@ -222,7 +235,7 @@ def _overlap_add(frames: Tensor, hop: int) -> Tensor:
 
 
 def context_frames(config: SpectralConfig) -> int:
-    """Frames on either side that encoder or decoder can see: the exact receptive field, one-sided."""
+    """Latents on either side that encoder or decoder can see: the exact receptive field, one-sided."""
     blocks = (config.kernel_size // 2) * max(config.num_encoder_blocks, config.num_decoder_blocks)
     overlap = config.n_fft // config.hop_length - 1
-    return blocks + overlap * (config.phase_iterations + 1)
+    return -(-(blocks + overlap * (config.phase_iterations + 1)) // config.frames_per_latent)

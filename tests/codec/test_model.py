@@ -29,6 +29,9 @@ SPECTRAL = CodecConfig(
     codebook_size=16,
 )
 STEREO = replace(SPECTRAL, channels=2)
+PAIRS = replace(  # two spectra a latent
+    STEREO, spectral=SpectralConfig(80, 20, 16, 2, 1, kernel_size=5, phase_iterations=2, frames_per_latent=2)
+)
 
 
 def make(config: CodecConfig, seed: int = 0) -> Codec:
@@ -41,7 +44,9 @@ def make(config: CodecConfig, seed: int = 0) -> Codec:
 
 
 @pytest.mark.parametrize(
-    "config", [SEANET, CAUSAL, SPECTRAL, STEREO], ids=["seanet", "causal", "spectral", "stereo"]
+    "config",
+    [SEANET, CAUSAL, SPECTRAL, STEREO, PAIRS],
+    ids=["seanet", "causal", "spectral", "stereo", "pairs"],
 )
 @pytest.mark.parametrize("length", [1, 39, 40, 41, 4001])
 def test_lengths(config, length):
@@ -88,7 +93,7 @@ def test_a_causal_codec_never_looks_ahead():
     assert latents.grad[..., :10].abs().sum() > 0 and latents.grad[..., 10:].abs().sum() == 0
 
 
-@pytest.mark.parametrize("config", [SEANET, SPECTRAL], ids=["seanet", "spectral"])
+@pytest.mark.parametrize("config", [SEANET, SPECTRAL, PAIRS], ids=["seanet", "spectral", "pairs"])
 def test_a_centred_codec_sees_context_frames_on_each_side_and_no_more(config):
     codec = make(replace(config, seanet=replace(config.seanet, lstm=0)))
     context, middle = codec.context_frames, 60
@@ -96,13 +101,15 @@ def test_a_centred_codec_sees_context_frames_on_each_side_and_no_more(config):
     codec.decoder(latents)[..., middle * 40 : (middle + 1) * 40].sum().backward()
     seen = latents.grad.abs().sum((0, 1)).nonzero().flatten()
     assert middle - context <= seen.min() < middle < seen.max() <= middle + context
-    audio = torch.randn(1, 1, 121 * 40, requires_grad=True)
+    audio = torch.randn(1, config.channels, 121 * 40, requires_grad=True)
     codec.encoder(audio)[..., middle].sum().backward()
     seen = audio.grad.abs().sum((0, 1)).nonzero().flatten()
     assert (middle - context) * 40 <= seen.min() and seen.max() < (middle + context + 1) * 40
 
 
-@pytest.mark.parametrize("config", [CAUSAL, SPECTRAL, STEREO], ids=["causal", "spectral", "stereo"])
+@pytest.mark.parametrize(
+    "config", [CAUSAL, SPECTRAL, STEREO, PAIRS], ids=["causal", "spectral", "stereo", "pairs"]
+)
 def test_streaming_equals_offline(config, monkeypatch):
     monkeypatch.setattr("audiogen.codec.stream.BODY_S", 0.1)
     codec = make(config)
@@ -117,9 +124,9 @@ def test_streaming_equals_offline(config, monkeypatch):
 
 
 def test_silence_and_full_scale_stay_finite():
-    for config in (SEANET, SPECTRAL):
+    for config in (SEANET, SPECTRAL, PAIRS):
         codec = make(config)
-        for audio in (torch.zeros(1, 1, 400), torch.ones(1, 1, 400)):
+        for audio in (torch.zeros(1, config.channels, 400), torch.ones(1, config.channels, 400)):
             assert torch.isfinite(codec.decode(codec.encode(audio))).all()
 
 
@@ -238,6 +245,14 @@ def test_parity_with_transformers_encodec(causal, length, pad_mode, true_skip, l
 
 
 # --- the spectral decoder ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"), [(0, "frames_per_latent is 0"), (5, "latent_dim is 12: a multiple of .*=5")]
+)
+def test_latents_divide_among_their_spectra(frames, message):
+    with pytest.raises(InputError, match=message):
+        replace(SPECTRAL, spectral=replace(SPECTRAL.spectral, frames_per_latent=frames))
 
 
 def test_griffin_lim_finds_a_phase_for_the_magnitudes_of_a_real_signal():
