@@ -130,18 +130,26 @@ class Task(Protocol):
 
 
 class Generator(Protocol):
-    """Text to audio, whatever the family. Same seed, same audio: alone, in a batch, whatever the order.
-
-    family: such as "token LM". latent_rate: what is generated, such as "50 Hz x 4". num_parameters: of all that runs
-    from text to audio.
-    """
+    """Text to audio, whatever the family. Same seed, same audio: alone, in a batch, whatever the order."""
 
     sample_rate: int
     channels: int
     max_duration_s: float
-    family: str
-    latent_rate: str
-    num_parameters: int
+
+    @property
+    def family(self) -> str:
+        """Such as "token LM"."""
+        ...
+
+    @property
+    def latent_rate(self) -> str:
+        """What is generated, such as "50 Hz x 4"."""
+        ...
+
+    @property
+    def num_parameters(self) -> int:
+        """Of all that runs from text to audio."""
+        ...
 
     def generate(
         self, texts: Sequence[str | None], duration_s: float, *, guidance: float, seed: int

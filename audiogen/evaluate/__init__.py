@@ -1,0 +1,1 @@
+"""Evaluation: embedders, metrics with intervals, and the comparisons that report them."""

@@ -1,0 +1,205 @@
+"""Codecs and Opus as rows of one table: clips go through each, timed, measured and heard by embedders.
+
+Every system gets the clips at its own rate and channels, as it would in use. What comes out is compared with the
+originals at one common rate, in mono.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audiogen import audio
+from audiogen.codec.model import Codec
+from audiogen.codec.stream import decode_stream, encode_stream
+from audiogen.data.dataset import AnyClip, AudioDataset
+from audiogen.errors import InputError
+from audiogen.evaluate import opus
+from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips
+from audiogen.evaluate.reconstruction import LONGEST_WINDOW, count_codes, measure
+
+T = TypeVar("T")
+Counts = NDArray[np.int64]
+
+EMBED_CLIPS = 16  # decoded clips held for the embedders at a time
+CACHE_MB = 512  # of decoded originals, for each sample rate
+
+
+# ---------------------------------------------------------------------------------------------------- systems
+
+
+class Coded(NamedTuple):
+    """A clip after a system. audio [C, n] at the system's rate, n at least that of the clip; wall times in s.
+
+    counts: of its codes [K, V]. num_bytes: of its file and of the packets in it. None where there are none.
+    """
+
+    audio: Tensor
+    encode_s: float
+    decode_s: float
+    counts: Counts | None = None
+    num_bytes: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class System:
+    """One row: clips [C, N] at `sample_rate` with `channels` go through `code`. kbps, frame_rate: of a codec."""
+
+    name: str
+    title: str
+    sample_rate: int
+    channels: int
+    code: Callable[[Tensor], Coded]
+    codebooks: int | None = None
+    kbps: float | None = None
+    frame_rate: float = 0.0
+
+
+def codec_systems(name: str, codec: Codec) -> list[System]:
+    """A codec at every number of codebooks."""
+    device = next(codec.parameters()).device
+
+    def system(count: int) -> System:
+        def code(wave: Tensor) -> Coded:
+            sound = wave[None].to(device)
+            codes, encode_s = timed(lambda: torch.cat(list(encode_stream(codec, [sound], count)), -1), device)
+            decoded, decode_s = timed(lambda: torch.cat(list(decode_stream(codec, [codes])), -1), device)
+            return Coded(decoded[0].cpu(), encode_s, decode_s, count_codes(codes, codec.codebook_size))
+
+        title = f"{name}, {count} codebook{'s' if count > 1 else ''}"
+        kbps = codec.bandwidth_kbps(count)
+        return System(name, title, codec.sample_rate, codec.channels, code, count, kbps, codec.frame_rate)
+
+    return [system(count) for count in range(1, codec.num_codebooks + 1)]
+
+
+def opus_system(wanted_kbps: float, level: float, sample_rate: int) -> System:
+    """Opus at a compression level."""
+    cpu = torch.device("cpu")
+
+    def code(wave: Tensor) -> Coded:
+        sound, encode_s = timed(lambda: opus.encode(wave, sample_rate, level), cpu)
+        decoded, decode_s = timed(lambda: opus.decode(sound, sample_rate, wave.shape[-1]), cpu)
+        return Coded(decoded, encode_s, decode_s, None, (len(sound.data), sound.payload_bytes))
+
+    return System("Opus", f"Opus, {wanted_kbps:g} kbps", sample_rate, 1, code)
+
+
+def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """The result and the wall seconds it took, a GPU's queue included."""
+    began = time.perf_counter()
+    result = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, time.perf_counter() - began
+
+
+# ------------------------------------------------------------------------------------------------------ clips
+
+
+class Originals:
+    """The clips, read at any rate; iterating gives each as it is compared, and may be done again and again."""
+
+    def __init__(self, clips: Sequence[AnyClip], sample_rate: int) -> None:
+        self.clips, self.sample_rate = clips, sample_rate
+        self._sets: dict[tuple[int, int], AudioDataset] = {}
+
+    def read(self, index: int, sample_rate: int, channels: int) -> Tensor:
+        """Clip `index` [C, N]; InputError, which names the file, for one that cannot be read."""
+        key = (sample_rate, channels)
+        if key not in self._sets:
+            self._sets[key] = AudioDataset(self.clips, *key, cache_mb=CACHE_MB)
+        return self._sets[key].item(index, 0, 0).audio
+
+    def target(self, index: int) -> Tensor:
+        """Clip `index` as it is compared: [1, N] at the common rate."""
+        return self.read(index, self.sample_rate, 1)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.target, range(len(self.clips)))
+
+    def check(self) -> list[str]:
+        """Read every clip once: InputError for one that is damaged or too short; the keys of constant ones."""
+        constant = []
+        for clip, wave in zip(self.clips, self, strict=True):
+            if wave.shape[-1] < LONGEST_WINDOW:
+                raise InputError(
+                    f"{clip.key} lasts {wave.shape[-1] / self.sample_rate:.3f} s; the distances need "
+                    f"{LONGEST_WINDOW / self.sample_rate:.3f} s: leave the clip out"
+                )
+            if bool((wave == wave[:, :1]).all()):
+                constant.append(clip.key)
+        return constant
+
+
+# -------------------------------------------------------------------------------------------------- measuring
+
+
+@dataclass
+class Measured:
+    """What a system did to each of n clips.
+
+    values: by metric [n], with duration_s, encode_s, decode_s, and of Opus file_bytes and packet_bytes. counts: of a
+    codec's codes [K, V]. heard: by embedder. sounds: the first few, to listen to, [1, N].
+    """
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    counts: list[Counts] = field(default_factory=list)
+    heard: list[Embedded] = field(default_factory=list)
+    sounds: list[Tensor] = field(default_factory=list)
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        """The next clip's values."""
+        for name, value in figures.items():
+            self.values.setdefault(name, []).append(value)
+
+
+def send(
+    system: System, originals: Originals, optional: Sequence[str], measured: Measured
+) -> Iterator[Tensor]:
+    """Every clip through the system, measured -> the decoded clips [1, N] at the common rate."""
+    system.code(originals.read(0, system.sample_rate, system.channels))  # the first call sets up: not counted
+    for index, clip in enumerate(originals.clips):
+        wave = originals.read(index, system.sample_rate, system.channels)
+        target = originals.target(index)
+        coded = system.code(wave)
+        decoded = audio.convert_channels(coded.audio[:, : wave.shape[-1]], 1)
+        decoded = audio.resample(decoded, system.sample_rate, originals.sample_rate)[:, : target.shape[-1]]
+        decoded = torch.nn.functional.pad(decoded, (0, target.shape[-1] - decoded.shape[-1]))
+        try:
+            distances = measure(decoded[None], target[None], originals.sample_rate, optional)
+        except InputError as error:
+            raise InputError(f"{system.title}, {clip.key}: {error}") from None
+        measured.add({name: float(value) for name, value in distances.items()})
+        measured.add({"duration_s": wave.shape[-1] / system.sample_rate})
+        measured.add({"encode_s": coded.encode_s, "decode_s": coded.decode_s})
+        if coded.counts is not None:
+            measured.counts.append(coded.counts)
+        if coded.num_bytes is not None:
+            measured.add(dict(zip(("file_bytes", "packet_bytes"), coded.num_bytes, strict=True)))
+        yield decoded
+
+
+def hear(
+    clips: Iterator[Tensor], sample_rate: int, embedders: Sequence[Embedder], num_sounds: int
+) -> Measured:
+    """Embed clips [1, N] as they come, and keep the first few."""
+    measured = Measured()
+    parts: list[list[Embedded]] = [[] for _ in embedders]
+    while some := list(islice(clips, EMBED_CLIPS)):
+        measured.sounds += some[: num_sounds - len(measured.sounds)]
+        for embedder, part in zip(embedders, parts, strict=True):
+            part.append(embed_clips(embedder, some, sample_rate))
+    for part in parts:
+        known = [heard.probabilities for heard in part if heard.probabilities is not None]
+        embeddings = np.concatenate([heard.embeddings for heard in part])
+        measured.heard.append(Embedded(embeddings, np.concatenate(known) if known else None))
+    return measured

@@ -1,0 +1,146 @@
+"""`evaluate files`: all figures of sets on two folders of sounds, whatever tool made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from audiogen import audio, distributed
+from audiogen.data.manifest import Clip, sound_files
+from audiogen.data.seeds import seed_for
+from audiogen.errors import InputError
+from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
+from audiogen.evaluate.report import REFERENCE, Cell, Column, write_report
+from audiogen.evaluate.scores import (
+    SET_NOTES,
+    Warn,
+    describe,
+    embedder_columns,
+    filled,
+    hear,
+    inception_cells,
+    paired_cells,
+    set_cells,
+    take,
+)
+
+SET, COUNT = "set", "n"
+ODD_LENGTHS = 1.5  # factor between the median lengths of two folders from which on a warning is due
+
+
+@dataclass(frozen=True)
+class FilesEvaluation:
+    """What to compare: two folders. embedders: specs. duration_s: at most so much of every file. out: a folder.
+
+    command: what to quote in the report.
+    """
+
+    reference: Path
+    generated: Path
+    embedders: tuple[str, ...] = ("tagger_tiny",)
+    duration_s: float | None = None
+    device: str = "auto"
+    out: Path = Path("evaluation/files")
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.duration_s is not None and not 0 < self.duration_s < float("inf"):
+            raise InputError(f"--duration is {self.duration_s:g} s; it must be above 0")
+
+
+class Folder(NamedTuple):
+    """A folder's sounds in order of name, and the median of their lengths, s."""
+
+    path: Path
+    clips: list[Clip]
+    median_s: float
+
+    def names(self, key: Callable[[Path], str]) -> dict[str, int]:
+        """Place of each sound by its name, of which `key` tells what counts; nothing where two share one."""
+        found = {key(Path(clip.path).relative_to(self.path)): place for place, clip in enumerate(self.clips)}
+        return found if len(found) == len(self.clips) else {}
+
+
+def run(evaluation: FilesEvaluation, warn: Warn) -> tuple[list[Column], list[dict[str, Cell]]]:
+    """Compare, write the report, return its table; warn is told of what is odd but no error."""
+    reference, generated = read_folder(evaluation.reference), read_folder(evaluation.generated)
+    if reference.path.resolve() == generated.path.resolve():
+        warn("both folders are the same one: every distance is 0")
+    longer_s, shorter_s = (
+        max(reference.median_s, generated.median_s),
+        min(reference.median_s, generated.median_s),
+    )
+    if longer_s > ODD_LENGTHS * shorter_s and evaluation.duration_s is None:
+        warn(
+            f"half of the sounds are longer than {reference.median_s:.1f} s in {reference.path} and than "
+            f"{generated.median_s:.1f} s in {generated.path}: figures will tell lengths apart; see --duration"
+        )
+    pairs = pair(reference, generated, warn)
+    columns = [Column(SET, "Set"), Column(COUNT, "n")]
+    num_half = len(reference.clips) - len(reference.clips) // 2
+    ceiling: dict[str, Cell] = {
+        SET: "reference, one half against the other",
+        COUNT: num_half,
+        REFERENCE: True,
+    }
+    row: dict[str, Cell] = {SET: str(generated.path), COUNT: len(generated.clips)}
+    notes = [f"Command: `{evaluation.command}`"] if evaluation.command else []
+    notes += [
+        f"Reference: `{reference.path}`, {len(reference.clips)} sounds. Generated: `{generated.path}`, "
+        f"{len(generated.clips)} sounds, {len(pairs)} of them paired with the reference of the same name."
+    ]
+    device = distributed.choose_device(evaluation.device)
+    for spec in evaluation.embedders:
+        embedder = load_embedder(spec, device)
+        columns += embedder_columns(embedder)
+        notes.append(describe(embedder))
+        a, b = (
+            hear(embedder, folder.clips, evaluation.duration_s, warn) for folder in (reference, generated)
+        )
+        ceiling |= ceiling_cells(embedder, a, num_half)
+        row |= set_cells(embedder, a, b, warn) | inception_cells(embedder, b)
+        if pairs:
+            of_a, of_b = (np.array(side) for side in zip(*pairs, strict=True))
+            row |= paired_cells(embedder, take(a, of_a), take(b, of_b))
+    rows = [ceiling, row]
+    columns = filled(columns, rows)
+    write_report(evaluation.out, "Two sets of sounds", [*notes, *SET_NOTES], columns, rows)
+    return columns, rows
+
+
+def read_folder(path: Path) -> Folder:
+    """The sounds below a folder, their headers checked. InputError for one that cannot be read, or for fewer than 2."""
+    clips = [Clip(str(file)) for file in sound_files(path)]
+    if len(clips) < 2:
+        raise InputError(f"{path}: one sound is no set; figures of sets need at least 2, better hundreds")
+    return Folder(path, clips, median(audio.info(clip.path).duration_s for clip in clips))
+
+
+def pair(reference: Folder, generated: Folder, warn: Warn) -> list[tuple[int, int]]:
+    """Places of sounds of the same name, but for the suffix; failing that, of the same file name in any subfolder."""
+    for key in (lambda name: str(name.with_suffix("")), lambda name: name.stem):
+        a, b = reference.names(key), generated.names(key)
+        if pairs := [(a[name], b[name]) for name in a if name in b]:
+            if len(pairs) < max(len(a), len(b)):
+                warn(
+                    f"only {len(pairs)} names are in both folders ({len(a)} in {reference.path}, {len(b)} in "
+                    f"{generated.path}): KL is over those pairs"
+                )
+            return pairs
+    warn("no file has the same name in both folders: no pairs, so no KL")
+    return []
+
+
+def ceiling_cells(embedder: Embedder, reference: Embedded, num_half: int) -> dict[str, Cell]:
+    """What real sounds score against other real sounds: a random half of the reference against the rest."""
+    order = np.random.default_rng(seed_for("halves")).permutation(len(reference.embeddings))
+    one, other = take(reference, order[:num_half]), take(reference, order[num_half:])
+    if len(other.embeddings) < 2:
+        return {}
+    # Half a set may be too small for a figure of which the whole is not: no warning, the cell is empty.
+    return set_cells(embedder, other, one, lambda message: None) | inception_cells(embedder, one)

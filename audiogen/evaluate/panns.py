@@ -1,0 +1,182 @@
+"""CNN14 of PANNs (Kong et al., arXiv:1912.10211, table 1): an AudioSet tagger that many papers compute FAD and KL with.
+
+The names of the tensors are those of the public checkpoints, so `Cnn14_mAP=0.431.pth` (32 kHz), `Cnn14_16k_mAP=
+0.438.pth` and `Cnn14_8k_mAP=0.416.pth` load as they are. `Cnn14_DecisionLevelMax` has the same names but another
+pooling: do not give it here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiogen import checkpoint
+from audiogen.audio import mel_filterbank
+from audiogen.errors import InputError
+from audiogen.evaluate.public_weights import read_weights
+
+NUM_MELS = 64
+NUM_BLOCKS = 6
+
+
+@dataclass(frozen=True)
+class Cnn14Config:
+    """Front end and size. width: channels of the first block, each further one has twice as many."""
+
+    sample_rate: int = 32000
+    n_fft: int = 1024
+    hop_length: int = 320
+    f_min: float = 50.0
+    f_max: float = 14000.0
+    width: int = 64
+    num_labels: int = 527
+
+
+# By the bins of the mel matrix, which is how a file says at which rate it was trained.
+FRONT_ENDS = {
+    513: Cnn14Config(),
+    257: Cnn14Config(sample_rate=16000, n_fft=512, hop_length=160, f_max=8000.0),
+    129: Cnn14Config(sample_rate=8000, n_fft=256, hop_length=80, f_max=4000.0),
+}
+
+
+class Cnn14Output(NamedTuple):
+    """embedding: [B, 32 * width], 2048 of the public files, not negative. logits: [B, labels]."""
+
+    embedding: Tensor
+    logits: Tensor
+
+
+class _Fourier(nn.Module):
+    """The two convolutions whose kernels are the windowed cosines and sines: frames centred, ends reflected."""
+
+    def __init__(self, n_fft: int, hop_length: int) -> None:
+        super().__init__()
+        self.conv_real = nn.Conv1d(1, n_fft // 2 + 1, n_fft, stride=hop_length, bias=False)
+        self.conv_imag = nn.Conv1d(1, n_fft // 2 + 1, n_fft, stride=hop_length, bias=False)
+
+
+class _Spectrogram(nn.Module):
+    def __init__(self, n_fft: int, hop_length: int) -> None:
+        super().__init__()
+        self.stft = _Fourier(n_fft, hop_length)
+        self.reach = n_fft // 2
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """[B, N] -> power [B, bins, T], T = 1 + N // hop_length; N above n_fft / 2."""
+        padded = F.pad(audio[:, None], (self.reach, self.reach), mode="reflect")
+        return self.stft.conv_real(padded).square() + self.stft.conv_imag(padded).square()
+
+
+class _LogMel(nn.Module):
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.melW = nn.Parameter(torch.zeros(bins, NUM_MELS))
+
+    def forward(self, power: Tensor) -> Tensor:
+        """[B, bins, T] -> decibels [B, T, M], -100 at least."""
+        return 10 * (power.transpose(1, 2) @ self.melW).clamp(min=1e-10).log10()
+
+
+class _ConvBlock(nn.Module):
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.bn1(self.conv1(x)))
+        return F.relu_(self.bn2(self.conv2(x)))
+
+
+class Cnn14(nn.Module):
+    """Audio -> embedding and logits, for inference (the dropout and masking of training are left out)."""
+
+    def __init__(self, config: Cnn14Config) -> None:
+        super().__init__()
+        self.config = config
+        self.sample_rate = config.sample_rate
+        self.spectrogram_extractor = _Spectrogram(config.n_fft, config.hop_length)
+        self.logmel_extractor = _LogMel(config.n_fft // 2 + 1)
+        self.bn0 = nn.BatchNorm2d(NUM_MELS)
+        widths = [1, *(config.width * 2**number for number in range(NUM_BLOCKS))]
+        for number in range(NUM_BLOCKS):
+            self.add_module(f"conv_block{number + 1}", _ConvBlock(widths[number], widths[number + 1]))
+        self.fc1 = nn.Linear(widths[-1], widths[-1])
+        self.fc_audioset = nn.Linear(widths[-1], config.num_labels)
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """The fixed front end: a Hann-windowed Fourier transform and Slaney's mel filters of equal area."""
+        n_fft = self.config.n_fft
+        samples = torch.arange(n_fft, dtype=torch.float64)
+        turns = torch.arange(n_fft // 2 + 1, dtype=torch.float64)[:, None] * samples / n_fft
+        window = torch.hann_window(n_fft, dtype=torch.float64)
+        fourier = self.spectrogram_extractor.stft
+        fourier.conv_real.weight.copy_((torch.cos(2 * math.pi * turns) * window)[:, None])
+        fourier.conv_imag.weight.copy_((-torch.sin(2 * math.pi * turns) * window)[:, None])
+        config = self.config
+        self.logmel_extractor.melW.copy_(
+            mel_filterbank(config.sample_rate, n_fft, NUM_MELS, config.f_min, config.f_max)
+        )
+
+    def log_mel(self, audio: Tensor) -> Tensor:
+        """Audio [B, N] -> mel power in decibels [B, T, M], T = 1 + N // hop_length."""
+        return self.logmel_extractor(self.spectrogram_extractor(audio))
+
+    def forward(self, audio: Tensor) -> Cnn14Output:
+        """Audio [B, N] at `sample_rate`, of any length: the last pooling is over all of time.
+
+        Five halvings of time need 32 frames (0.31 s); what is shorter is followed by silence.
+        """
+        audio = F.pad(
+            audio, (0, max(0, (2 ** (NUM_BLOCKS - 1) - 1) * self.config.hop_length - audio.shape[-1]))
+        )
+        x = self.log_mel(audio)[:, None]  # [B, 1, T, M]
+        x = self.bn0(x.transpose(1, 3)).transpose(1, 3)
+        for number in range(1, NUM_BLOCKS + 1):
+            x = self.get_submodule(f"conv_block{number}")(x)
+            if number < NUM_BLOCKS:
+                x = F.avg_pool2d(x, 2)
+        x = x.mean(3)  # [B, channels, frames]
+        embedding = F.relu(self.fc1(x.amax(2) + x.mean(2)))
+        return Cnn14Output(embedding, self.fc_audioset(embedding))
+
+
+def load_cnn14(path: str | Path) -> Cnn14:
+    """Read a public CNN14 checkpoint, or a state dict of its layout, in evaluation mode on the CPU.
+
+    Rate and hop follow from the shape of the mel matrix. Raises InputError where the file is not a CNN14.
+    """
+    tensors = read_weights(path)
+    model = Cnn14(_config(tensors, path))
+    checkpoint.load_into(model, tensors, path)
+    return model.eval().requires_grad_(False)
+
+
+def _config(tensors: Mapping[str, Tensor], path: str | Path) -> Cnn14Config:
+    names = ("logmel_extractor.melW", "conv_block1.conv1.weight", "fc_audioset.weight")
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise InputError(
+            f"{path} is not a CNN14 of PANNs: it has no {missing[0]}; give Cnn14_mAP=0.431.pth or its kin"
+        )
+    bins = tensors[names[0]].shape[0]
+    if bins not in FRONT_ENDS:
+        raise InputError(
+            f"{path} has mel filters over {bins} bins; known are {', '.join(map(str, FRONT_ENDS))}"
+        )
+    known = FRONT_ENDS[bins]
+    width, num_labels = tensors[names[1]].shape[0], tensors[names[2]].shape[0]
+    return Cnn14Config(
+        known.sample_rate, known.n_fft, known.hop_length, known.f_min, known.f_max, width, num_labels
+    )

@@ -1,0 +1,229 @@
+"""The figures of sets of clips as an embedder hears them: cells of a report, each with its interval.
+
+Clips of one prompt, generated with several seeds, are not independent: intervals resample prompts, never clips. So
+sounds come prompt by prompt, each with the same number of takes: take t of prompt p is row p * takes + t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audiogen.data.manifest import Clip
+from audiogen.errors import InputError
+from audiogen.evaluate.clips import read
+from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips
+from audiogen.evaluate.metrics import (
+    MAX_SHARE,
+    Interval,
+    Manifold,
+    accuracy,
+    cosine,
+    frechet_distance,
+    frechet_infinity,
+    inception_score,
+    kernel_distance,
+    label_kl,
+    mean_interval,
+    prdc,
+    set_interval,
+)
+from audiogen.evaluate.table import Cell, Column, Row
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+Warn = Callable[[str], object]
+
+ROUNDS = 200  # of the intervals of sets
+FRECHET_WORK = 12_800  # rounds times D: wide embeddings take long, so they get fewer rounds
+INFINITY_ROUNDS, INFINITY_WORK = 40, 2_560  # the same for the extrapolation: a round takes 41 distances
+PAIR_WORK = 4e7  # rounds times the squared number of clips, for figures of all pairs
+FEWEST_ROUNDS = 20  # fewer make no interval
+
+# The columns of one embedder, in order: name, title, better, digits. Precision and recall are in the JSON alone:
+# density and coverage say the same and suffer less from single odd clips.
+COLUMNS: tuple[tuple[str, str, Literal["lower", "higher", ""], int], ...] = (
+    ("fad", "FAD", "lower", 1),
+    ("fad_inf", "FAD∞", "lower", 1),
+    ("kd", "KD", "lower", 1),
+    ("kl", "KL", "lower", 2),
+    ("is", "IS", "higher", 1),
+    ("density", "Density", "higher", 2),
+    ("coverage", "Coverage", "higher", 2),
+    ("accuracy", "Label accuracy", "higher", 2),
+    ("clap", "CLAP score", "higher", 2),
+)
+SET_NOTES = (
+    "FAD: Frechet distance of embeddings; it is biased upwards by 1/n, so compare rows of equal n, or FAD∞, which "
+    "extrapolates to infinitely many clips and may pass below 0. KD: kernel distance (x 100), unbiased, so it may pass "
+    "below 0 as well. KL: of the labels of a clip from those of its real partner. IS: inception score.",
+    "In brackets: 95 % intervals. Means over prompts: bootstrap over prompts. Figures of sets: half samples without "
+    "replacement (bootstrap copies would bias them); none where clips are too few, or too many for the time.",
+)
+
+
+def key_of(embedder: Embedder, name: str) -> str:
+    """The key of a figure: every one carries its embedder's name and hash."""
+    return f"{name} {embedder.name} {embedder.identity}"
+
+
+def describe(embedder: Embedder) -> str:
+    """A note that names an embedder and its weights."""
+    return f"Embedder `{embedder.name}`, weights {embedder.identity}, hears at {embedder.sample_rate} Hz."
+
+
+def embedder_columns(embedder: Embedder) -> list[Column]:
+    """All columns that an embedder could fill; `filled` leaves out those it did not."""
+    return [
+        Column(key_of(embedder, name), f"{title} ({embedder.name})", better, digits)
+        for name, title, better, digits in COLUMNS
+    ]
+
+
+def filled(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """The columns in which some row has a cell."""
+    return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
+
+
+def hear(embedder: Embedder, clips: Sequence[Clip], duration_s: float | None, warn: Warn) -> Embedded:
+    """Embed clips, at most the first duration_s of each, whatever their rates and channels.
+
+    Clips that are silent or constant are embedded as they are, and warned of.
+    """
+    constant: list[str] = []
+
+    def loaded() -> Iterator[Tensor]:
+        for clip in clips:
+            sound = read(clip, embedder.sample_rate, None, duration_s)
+            if bool((sound == sound[:, :1]).all()):
+                constant.append(clip.key)
+            yield sound
+
+    heard = embed_clips(embedder, loaded(), embedder.sample_rate)
+    if constant:
+        warn(f"{len(constant)} of {len(clips)} clips are silent or constant, the first is {constant[0]}")
+    return heard
+
+
+def take(heard: Embedded, places: Sequence[int] | Index) -> Embedded:
+    """Some clips of a set, in that order."""
+    index = np.asarray(places, dtype=np.int64)
+    probabilities = None if heard.probabilities is None else heard.probabilities[index]
+    return Embedded(heard.embeddings[index], probabilities)
+
+
+def set_cells(
+    embedder: Embedder, reference: Embedded, generated: Embedded, warn: Warn, takes: int = 1
+) -> dict[str, Cell]:
+    """Distances and overlap of two sets of embeddings: FAD, FAD∞, KD, precision, recall, density, coverage.
+
+    A figure that the sets are too small for is None, with a warning.
+    """
+    a, b = reference.embeddings.astype(np.float64), generated.embeddings.astype(np.float64)
+    dim, num_prompts = a.shape[1], len(b) // takes
+
+    def of_sets(distance: Callable[[Array, Array], float]) -> Callable[[Index, Index], float]:
+        return lambda i, j: distance(a[i], b[take_rows(j, takes)])
+
+    @cache  # the figures of one part come from one calculation
+    def manifold(i: bytes, j: bytes) -> Manifold:
+        of_reference, of_prompts = (np.frombuffer(index, dtype=np.int64) for index in (i, j))
+        return prdc(a[of_reference], b[take_rows(of_prompts, takes)])
+
+    def of_manifold(name: str) -> Callable[[Index, Index], float]:
+        return lambda i, j: getattr(manifold(i.tobytes(), j.tobytes()), name)
+
+    by_pairs = round(PAIR_WORK / (len(a) + len(b)) ** 2)
+    figures: list[tuple[str, Callable[[Index, Index], float], int, int]] = [
+        ("fad", of_sets(frechet_distance), dim + 1, FRECHET_WORK // dim),
+        (
+            "fad_inf",
+            of_sets(partial(frechet_infinity, seed=0)),
+            math.ceil((dim + 1) / MAX_SHARE),
+            min(INFINITY_ROUNDS, INFINITY_WORK // dim),
+        ),
+        ("kd", of_sets(kernel_distance), 2, max(FEWEST_ROUNDS, by_pairs)),
+        *((name, of_manifold(name), 6, max(FEWEST_ROUNDS, by_pairs)) for name in Manifold._fields),
+    ]
+    cells: dict[str, Cell] = {}
+    for name, statistic, needs, rounds in figures:
+        least = needs if num_prompts > needs else -(-needs // takes)
+        try:
+            cell = _interval(statistic, (len(a), num_prompts), least, min(ROUNDS, rounds))
+        except InputError as error:
+            cell = None
+            if name != "fad_inf" or cells[key_of(embedder, "fad")] is not None:  # once is enough
+                warn(f"no {name} by {embedder.name}: {error}")
+        cells[key_of(embedder, name)] = cell
+    return cells
+
+
+def inception_cells(embedder: Embedder, generated: Embedded, takes: int = 1) -> dict[str, Cell]:
+    """Inception score of a set; nothing from an embedder without labels."""
+    p = generated.probabilities
+    if p is None:
+        return {}
+
+    def score(of_prompts: Index) -> float:
+        return inception_score(p[take_rows(of_prompts, takes)])
+
+    return {key_of(embedder, "is"): _interval(score, (len(p) // takes,), 2, ROUNDS)}
+
+
+def paired_cells(embedder: Embedder, real: Embedded, generated: Embedded, takes: int = 1) -> dict[str, Cell]:
+    """KL of the labels of generated clips from those of the real clips they were to resemble, real [prompts]."""
+    if real.probabilities is None or generated.probabilities is None:
+        return {}
+    values = label_kl(np.repeat(real.probabilities, takes, 0), generated.probabilities)
+    return {key_of(embedder, "kl"): prompt_interval(values, takes)}
+
+
+def text_cells(
+    embedder: Embedder,
+    texts: Sequence[str],
+    labels: Sequence[str | None],
+    generated: Embedded,
+    takes: int = 1,
+) -> dict[str, Cell]:
+    """How well clips follow their prompts: label accuracy, for labels the embedder knows, and CLAP score."""
+    cells: dict[str, Cell] = {}
+    known = np.array(
+        [place for place, label in enumerate(labels) if label in embedder.labels], dtype=np.int64
+    )
+    if len(known) and generated.probabilities is not None:
+        wanted = np.array([embedder.labels.index(str(labels[place])) for place in known])
+        right = accuracy(generated.probabilities[take_rows(known, takes)], np.repeat(wanted, takes))
+        cells[key_of(embedder, "accuracy")] = prompt_interval(right, takes)
+    if embedder.hears_text:
+        wanted_text = np.repeat(embedder.embed_text(texts), takes, 0)
+        cells[key_of(embedder, "clap")] = prompt_interval(cosine(wanted_text, generated.embeddings), takes)
+    return cells
+
+
+def prompt_interval(values: Array, takes: int = 1) -> Interval:
+    """Mean of values [prompts * takes]; the interval resamples prompts."""
+    by_prompt = values.reshape(-1, takes).mean(1)
+    if len(by_prompt) < 2:
+        return Interval(float(by_prompt.mean()), math.nan, math.nan)
+    return mean_interval(by_prompt)
+
+
+def take_rows(prompts: Index, takes: int) -> Index:
+    """The rows of all takes of some prompts."""
+    return (prompts[:, None] * takes + np.arange(takes)).ravel()
+
+
+def _interval(statistic: Callable[..., float], sizes: tuple[int, ...], least: int, rounds: int) -> Interval:
+    """The figure with its interval; without one where clips are too few, or too many for more than a few rounds."""
+    if rounds >= FEWEST_ROUNDS:
+        try:
+            return set_interval(statistic, *sizes, minimum=least, rounds=rounds)
+        except InputError:  # there may still be enough for the figure, which says so if not
+            pass
+    return Interval(float(statistic(*map(np.arange, sizes))), math.nan, math.nan)

@@ -1,0 +1,436 @@
+"""A comparison: rows between ceilings and a floor, the same when resumed, and what fails said in its row."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from audiogen import audio, generators
+from audiogen.data.manifest import Clip, group_of, read_manifest
+from audiogen.errors import InputError
+from audiogen.evaluate import compare
+from audiogen.evaluate.clips import ceiling_split, choose, consecutive, shuffled
+from audiogen.evaluate.comparison import Comparison
+from audiogen.evaluate.metrics import Interval
+from audiogen.evaluate.scores import prompt_interval, take_rows
+from audiogen.evaluate.systems import system_names
+
+pytestmark = pytest.mark.filterwarnings("ignore:the text encoder does not know")
+
+Rows = dict[str, dict[str, Any]]
+
+
+@pytest.fixture
+def comparison(tiny_model: Path, tiny_tagger: str, labelled: Path, tmp_path: Path) -> Comparison:
+    """A small one: six prompts of 0.4 s."""
+    return Comparison(
+        (str(tiny_model),),
+        labelled,
+        num_clips=6,
+        duration_s=0.4,
+        embedders=(tiny_tagger,),
+        num_sounds=1,
+        device="cpu",
+        out=tmp_path / "out",
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tiny_model: Path, tiny_tagger: str, labelled: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Comparison:
+    """One that ran: two seeds, order prompts, reference clips of their own fold. Only to be looked at."""
+    done = Comparison(
+        (str(tiny_model),),
+        labelled,
+        {"fold": ("0",)},
+        {"fold": ("1",)},
+        seeds=(0, 3),
+        order_prompts=2,
+        duration_s=1.3,
+        embedders=(tiny_tagger,),
+        num_sounds=1,
+        device="cpu",
+        out=tmp_path_factory.mktemp("finished") / "out",
+    )
+    assert not compare.run(done, lambda message: None).failures
+    return done
+
+
+def run(comparison: Comparison, **options: Any) -> Rows:
+    """Rows by system, cells by the short name of their figure."""
+    outcome = compare.run(comparison, lambda message: None, **options)
+    return {
+        str(row["system"]): {
+            key.split()[0] if key.count(" ") == 2 else key: cell for key, cell in row.items()
+        }
+        for row in outcome.rows
+    }
+
+
+def report_rows(comparison: Comparison) -> Rows:
+    report = json.loads((comparison.out / "report.json").read_text())
+    return {
+        row["system"]: {key.split()[0] if key.count(" ") == 2 else key: cell for key, cell in row.items()}
+        for row in report["rows"]
+    }
+
+
+def written(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of writing of every sound below."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*.wav")
+    }
+
+
+# ------------------------------------------------------------------------------------------------- the choice
+
+
+def test_the_choice_is_balanced_stable_and_a_prefix_of_longer_ones(labelled: Path) -> None:
+    clips = read_manifest(labelled)
+    prompts = choose(clips, 7)
+    assert [prompt.number for prompt in prompts] == list(range(7))
+    labels = [prompt.label for prompt in prompts]
+    assert sorted(labels.count(label) for label in set(labels)) == [2, 2, 3]
+    assert choose(clips[::-1], 7) == prompts
+    assert choose(clips)[:7] == prompts and len(choose(clips)) == 18
+    assert all(prompt.text in prompt.clip.captions for prompt in prompts)
+    assert len({prompt.clip.captions.index(prompt.text) for prompt in choose(clips)}) == 2  # both wordings
+    elsewhere = [
+        replace(clip, path=f"/elsewhere/{Path(clip.path).parent.name}/{Path(clip.path).name}")
+        for clip in clips
+    ]
+    assert [prompt.text for prompt in choose(elsewhere, 7)] == [prompt.text for prompt in prompts]
+
+
+def test_what_cannot_be_chosen_is_said(labelled: Path) -> None:
+    clips = read_manifest(labelled)
+    silent = [replace(clip, captions=()) for clip in clips[:4]]
+    assert len(choose(silent + clips[4:])) == 14
+    with pytest.raises(InputError, match="none of the 4 clips has a caption"):
+        choose(silent)
+    with pytest.raises(InputError, match="--num-clips is 15, but 14 of the chosen clips have a caption"):
+        choose(silent + clips[4:], 15)
+
+
+def test_the_ceiling_shares_no_recording_with_its_reference() -> None:
+    def tape(number: int) -> Clip:
+        return Clip(f"{number}.wav", ("a sound",), fields={"source": f"tape {number // 2}"})
+
+    clips = [tape(number) for number in range(20)]
+    prompts = choose(clips)
+    few = [prompt for prompt in prompts if prompt.clip in clips[:5]]
+    against, measured = ceiling_split(clips, few)  # few: they, against the rest
+    assert measured == few and against == clips[6:]  # clip 5 is from the tape of clip 4
+    against, measured = ceiling_split(clips, prompts)  # all: one half against the other
+    assert len(against) == len(measured) == 10 and all(prompt in prompts for prompt in measured)
+    assert not {group_of(clip) for clip in against} & {group_of(prompt.clip) for prompt in measured}
+    elsewhere = [Clip(f"other/{number}.wav") for number in range(4)]
+    assert ceiling_split(elsewhere, prompts) == (elsewhere, prompts)
+
+
+def test_shuffling_gives_every_clip_the_caption_of_another() -> None:
+    for num in (2, 3, 10):
+        assert sorted(shuffled(num)) == list(range(num))
+        assert all(number != other for number, other in enumerate(shuffled(num)))
+    assert shuffled(1) == [0] and shuffled(0) == []
+
+
+def test_runs_of_numbers_and_rows_of_takes() -> None:
+    assert consecutive([0, 1, 2, 5, 6, 8], 2) == [[0, 1], [2], [5, 6], [8]]
+    assert take_rows(np.array([2, 0]), 3).tolist() == [6, 7, 8, 0, 1, 2]
+    assert prompt_interval(np.array([0.0, 2.0, 4.0, 4.0]), 2).value == 2.5
+
+
+def test_an_interval_resamples_prompts_not_takes() -> None:
+    """Copies of one take say nothing new: neither the figure nor its interval moves."""
+    values = np.random.default_rng(0).normal(size=30)
+    assert prompt_interval(np.repeat(values, 4), 4) == pytest.approx(prompt_interval(values))
+
+
+def test_systems_have_names_of_their_own() -> None:
+    assert system_names(["lm_tiny", "runs/mine"]) == ["lm_tiny", "mine"]
+    assert system_names(["runs/a/best", "runs/b/best"]) == ["a_best", "b_best"]
+    with pytest.raises(InputError, match="--model is given twice"):
+        system_names(["lm_tiny", "lm_tiny"])
+
+
+# --------------------------------------------------------------------------------------------------- the table
+
+
+def test_rows_columns_and_notes(finished: Comparison, tiny_model: Path) -> None:
+    rows, name = report_rows(finished), tiny_model.name
+    assert list(rows) == ["ground truth", f"{name}, codec alone", name, "captions shuffled"]
+    row, ceiling, floor = rows[name], rows["ground truth"], rows["captions shuffled"]
+    assert row["n"] == 18 and ceiling["n"] == floor["n"] == 9 and row["seeds"] == "0,3"
+    model = generators.load(tiny_model, "cpu")
+    assert row["family"] == "token LM" and row["latent_rate"] == "100 Hz x 3"
+    assert row["num_parameters"] == model.num_parameters
+    assert row["num_evaluations"] == model.num_evaluations(1.3, 3.0)
+    assert row["real_time_factor"] == pytest.approx(row["clip_s"] / 1.3)
+    for figure in ("fad", "fad_inf", "kd", "kl", "is", "accuracy", "order", "density", "precision"):
+        assert set(row[figure]) == {"value", "low", "high"}, figure
+    assert ceiling["kl"]["value"] == pytest.approx(0, abs=1e-6) and floor["kl"]["value"] > 0
+    assert ceiling["fad"] == floor["fad"]  # a set has no captions
+    report = json.loads((finished.out / "report.json").read_text())
+    notes = "\n".join(report["notes"])
+    for said in (
+        "seeds 0, 3",
+        "captions of 9 clips",
+        "(fold 0)",
+        "9 real clips (fold 1)",
+        "Embedder `tagger_x`",
+        "Order accuracy",
+        row["identity"],
+    ):
+        assert said in notes, said
+    keys = {column["key"] for column in report["columns"]}
+    assert {"system", "clip_s", "peak_memory_mb"} < keys and not {"steps", "budget_used", "remark"} & keys
+    players = {(sound["row"], sound["prompt"]) for sound in report["sounds"]}
+    assert len(players) == 6  # one prompt and one order prompt, each real, by the codec and by the system
+    assert all((finished.out / sound["path"]).is_file() for sound in report["sounds"])
+
+
+def test_sounds_are_those_of_the_generator(finished: Comparison, tiny_model: Path, labelled: Path) -> None:
+    """Generated in batches here, alone there; seed 3 of prompt 2 is always the same sound."""
+    model, folder = generators.load(tiny_model, "cpu"), finished.out / "clips" / tiny_model.name
+    clips = [clip for clip in read_manifest(labelled) if clip.fields["fold"] == 0]
+    for number in (0, 2):
+        prompt = choose(clips)[number]
+        sound = model.generate([prompt.text], 1.3, guidance=3.0, seed=3_000_000 + number)[0]
+        kept, sample_rate = audio.load(folder / f"{number:04d}_3.wav")
+        assert sample_rate == 8000
+        torch.testing.assert_close(kept, sound / max(1, sound.abs().max()), atol=2**-15, rtol=0)
+        real, _ = audio.load(prompt.clip.path, 8000, 1)
+        kept, _ = audio.load(folder / f"{number:04d}_codec.wav")
+        again = model.reconstruct(real[None])[0]
+        torch.testing.assert_close(kept, again / max(1, again.abs().max()), atol=2**-15, rtol=0)
+
+
+def test_a_system_that_copies_is_at_the_ceiling(
+    comparison: Comparison, diffusion: Callable[..., Any], labelled: Path
+) -> None:
+    """Label accuracy, KL and IS of one that plays the real clip of each prompt; distance to a set with itself."""
+    everything = replace(comparison, num_clips=None, batch_size=5)
+    prompts = choose(read_manifest(labelled))
+    sounds = [audio.load(prompt.clip.path)[0] for prompt in prompts]
+
+    class Copy(diffusion):  # type: ignore[misc, valid-type]
+        sample_rate = 8000
+
+        def generate(self, texts, duration_s, *, guidance, seed, steps=None):
+            return torch.stack([sounds[number % 18] for number in range(seed, seed + len(texts))])
+
+    rows = run(everything, open_generator=lambda name, device: Copy())
+    row, ceiling = rows[Path(comparison.models[0]).name], rows["ground truth"]
+    for figure in ("kl", "accuracy", "is"):
+        assert row[figure] == pytest.approx(ceiling[figure], abs=1e-3), figure
+    assert row["fad"].value == pytest.approx(0, abs=1e-4) and ceiling["fad"].value > 0
+    assert row["coverage"].value == 1
+
+
+# ----------------------------------------------------------------------------------------- resumed, equal time
+
+
+def test_a_run_that_was_interrupted_goes_on(comparison: Comparison, tiny_model: Path, tmp_path: Path) -> None:
+    whole = replace(comparison, out=tmp_path / "whole", seeds=(0, 1))
+    expected = run(whole)
+
+    class Stopped(Exception):
+        pass
+
+    def stops(name: str, device: str) -> Any:
+        model = generators.load(name, device)
+        generate, calls = model.generate, []
+
+        def limited(texts: Any, *args: Any, **settings: Any) -> Any:
+            calls.append(texts)
+            if len(calls) > 5:  # three to measure the cost, then two batches
+                raise Stopped("pulled the plug")
+            return generate(texts, *args, **settings)
+
+        model.generate = limited  # type: ignore[method-assign]
+        return model
+
+    interrupted = replace(whole, out=tmp_path / "parts", batch_size=2)
+    assert "failed: Stopped" in run(interrupted, open_generator=stops)[tiny_model.name]["remark"]
+    before = written(interrupted.out / "clips")
+    assert len([name for name in before if "codec" not in name and name.startswith(tiny_model.name)]) == 4
+    rows = run(replace(interrupted, batch_size=4))
+    after = written(interrupted.out / "clips")
+    assert {name: after[name] for name in before} == before  # nothing is generated twice
+    assert {name: sound for name, (sound, _) in after.items()} == {
+        name: sound for name, (sound, _) in written(whole.out / "clips").items()
+    }
+    assert not (interrupted.out / "clips" / tiny_model.name / "failure.txt").exists()
+    for figure in ("fad", "kd", "kl", "is", "accuracy"):
+        assert rows[tiny_model.name][figure] == expected[tiny_model.name][figure]
+
+
+def test_other_settings_or_weights_generate_anew(
+    comparison: Comparison, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / tiny_model.name
+    shutil.copytree(tiny_model, model)
+    comparison = replace(comparison, models=(str(model),), num_clips=3)
+    first = run(comparison)
+    sounds = written(comparison.out / "clips")
+    run(replace(comparison, seeds=(0, 1)))
+    more = written(comparison.out / "clips")
+    assert {name: more[name] for name in sounds} == sounds and len(more) == len(sounds) + 3
+    louder = run(replace(comparison, guidance=6.0))
+    assert louder[model.name]["identity"] == first[model.name]["identity"]
+    assert written(comparison.out / "clips")[f"{model.name}/0000_0.wav"] != sounds[f"{model.name}/0000_0.wav"]
+    from audiogen import checkpoint
+
+    tensors = checkpoint.load_tensors(model)
+    name = next(name for name in tensors if "heads" in name)
+    checkpoint.write_tensors(model / "model.safetensors", {**tensors, name: -tensors[name]})
+    changed = run(comparison)
+    assert changed[model.name]["identity"] != first[model.name]["identity"]
+    assert written(comparison.out / "clips")[f"{model.name}/0000_0.wav"] != sounds[f"{model.name}/0000_0.wav"]
+
+
+def test_equal_time_and_equal_steps(
+    comparison: Comparison, tiny_model: Path, diffusion: Callable[..., Any]
+) -> None:
+    """0.5 s and 0.125 s a step: a budget of 2 s buys 12 steps, found once and kept when the run is repeated."""
+    quick = replace(comparison, models=("quick", "slow"), num_clips=2, budget_s=2.0)
+    generator = diffusion()
+
+    def opened(name: str, device: str) -> Any:
+        if name == "slow":  # a step alone is over the budget
+            generator.fixed_s = 2.5
+        else:
+            generator.fixed_s = 0.5
+        return generator
+
+    rows = run(quick, open_generator=opened, clock=generator.clock)
+    assert rows["quick"]["steps"] == 12 and rows["quick"]["budget_used"] == pytest.approx(100)
+    assert rows["quick"]["num_evaluations"] == 24 and "remark" not in rows["quick"]
+    assert rows["slow"]["steps"] == 1 and rows["slow"]["budget_used"] == pytest.approx(131.25)
+    assert rows["slow"]["remark"] == "over the budget"
+    num_calls = len(generator.calls)
+    generator.step_s = 1.0  # a busier machine: the sounds that are there stay those of 12 steps
+    again = run(quick, open_generator=opened, clock=generator.clock)
+    assert again["quick"]["steps"] == 12 and len(generator.calls) == num_calls
+    equal = run(replace(quick, budget_s=None, steps=7), open_generator=opened, clock=generator.clock)
+    assert equal["quick"]["steps"] == equal["slow"]["steps"] == 7
+
+
+def test_a_system_without_steps_is_run_as_it_is(comparison: Comparison, tiny_model: Path) -> None:
+    plenty = run(replace(comparison, num_clips=2, budget_s=1000.0))[tiny_model.name]
+    assert plenty["steps"] is None and 0 < plenty["budget_used"] < 100 and "remark" not in plenty
+    scarce = run(replace(comparison, num_clips=2, budget_s=1e-6))[tiny_model.name]
+    assert scarce["remark"] == "over the budget, and has no steps to save"
+    assert run(replace(comparison, num_clips=2, steps=3))[tiny_model.name]["steps"] is None
+
+
+# --------------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_model_that_fails_leaves_the_others(
+    comparison: Comparison, diffusion: Callable[..., Any], tmp_path: Path
+) -> None:
+    class Broken(diffusion):  # type: ignore[misc, valid-type]
+        def reconstruct(self, audio):
+            raise RuntimeError("out of\nmemory")
+
+    class Hollow(diffusion):  # type: ignore[misc, valid-type]
+        def generate(self, texts, duration_s, **settings):
+            return super().generate(texts, duration_s, **settings) * math.nan
+
+    class Short(diffusion):  # type: ignore[misc, valid-type]
+        max_duration_s = 0.1
+
+    kinds = {"broken": Broken, "hollow": Hollow, "short": Short, "whole": diffusion}
+    several = replace(comparison, models=tuple(kinds))
+    outcome = compare.run(several, lambda message: None, lambda name, device: kinds[name]())
+    assert outcome.failures == {
+        "broken": "RuntimeError: out of memory",
+        "hollow": "the model generates samples that are not finite (NaN or infinity)",
+        "short": "generates at most 0.1 s; give a --duration that all models can make",
+    }
+    rows = report_rows(several)
+    assert rows["broken"]["remark"] == "failed: RuntimeError: out of memory"
+    assert set(rows["broken"]) == {"system", "remark"}
+    assert rows["whole"]["kl"]["value"] > 0
+    assert "in reconstruct" in (several.out / "clips" / "broken" / "failure.txt").read_text()
+
+
+def test_silent_sounds_are_judged_and_warned_of(
+    comparison: Comparison, diffusion: Callable[..., Any]
+) -> None:
+    class Silent(diffusion):  # type: ignore[misc, valid-type]
+        def generate(self, texts, duration_s, **settings):
+            return super().generate(texts, duration_s, **settings) * 0
+
+    warnings: list[str] = []
+    outcome = compare.run(comparison, warnings.append, lambda name, device: Silent())
+    assert not outcome.failures
+    name = Path(comparison.models[0]).name
+    said = [message for message in warnings if f"{name}: 6 of 6 clips are silent or constant" in message]
+    assert len(said) == 1 and said[0] in " ".join(
+        json.loads((comparison.out / "report.json").read_text())["notes"]
+    )
+
+
+def test_bad_data_is_said_before_anything_is_generated(comparison: Comparison, tmp_path: Path) -> None:
+    def refuses(name: str, device: str) -> Any:
+        raise AssertionError("a model was opened")
+
+    for change, said in (
+        ({"data": tmp_path / "absent.jsonl"}, "no such manifest"),
+        ({"where": {"fold": ("7",)}}, "no clip has the value '7'"),
+        ({"num_clips": 19}, "--num-clips is 19"),
+        ({"embedders": ("clap",)}, "no embedder is called 'clap'"),
+        ({"embedders": ("codec:absent",)}, "neither a directory nor a bundled model"),
+        ({"embedders": (f"tagger:{comparison.models[0]}",)}, "of kind 'token_lm'"),
+        ({"order_prompts": 1}, "order prompts need 1.2 s"),
+    ):
+        with pytest.raises(InputError, match=said):
+            compare.run(replace(comparison, **change), lambda message: None, refuses)  # type: ignore[arg-type]
+    assert not comparison.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"budget_s": 1.0, "steps": 2}, "exclude each other"),
+        ({"budget_s": 0.0}, "--budget-s is 0 s"),
+        ({"duration_s": math.nan}, "--duration is nan s"),
+        ({"guidance": math.inf}, "--guidance is inf"),
+        ({"steps": 0}, "--steps is 0; allowed: 1 and more"),
+        ({"num_clips": 0}, "--num-clips is 0"),
+        ({"order_prompts": -1}, "--order-prompts is -1"),
+        ({"seeds": ()}, "--seeds"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"models": ()}, "at least one --model"),
+        ({"embedders": ("tagger_tiny", "tagger_tiny")}, "--embedder is given twice"),
+    ],
+)
+def test_settings_that_make_no_sense_are_said(
+    comparison: Comparison, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        replace(comparison, **change)
+
+
+def test_short_clips_are_warned_of_and_too_few_leave_figures_out(comparison: Comparison) -> None:
+    warnings: list[str] = []
+    outcome = compare.run(replace(comparison, duration_s=0.8, num_clips=3), warnings.append)
+    assert not outcome.failures
+    assert any("18 of 18 real clips are shorter than the 0.8 s" in message for message in warnings)
+    assert any(
+        "fad by tagger_x" in message and "3 generated clips are too few" in message for message in warnings
+    )
+    kd = next(cell for key, cell in outcome.rows[2].items() if key.startswith("kd "))
+    assert isinstance(kd, Interval)
