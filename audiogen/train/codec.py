@@ -85,12 +85,6 @@ class CodecRecipe:
             raise InputError(
                 "fit.precision=float16 is not for codecs: the balancer's gradients overflow; use bfloat16"
             )
-        if self.discriminator.sees == "spectra" and (
-            self.model.arch != "spectral" or self.loss.waveform_l1 or self.loss.mel
-        ):
-            raise InputError(
-                "discriminator.sees=spectra is for model.arch=spectral with loss.waveform_l1=0 and loss.mel=0"
-            )
 
 
 INHERITED = ("model",)  # keys that init_from decides
@@ -111,6 +105,10 @@ def make_discriminator(recipe: CodecRecipe) -> nn.Module:
     """The network that judges what the codec makes: its audio, or its log magnitudes."""
     model, config = recipe.model, recipe.discriminator
     if config.sees == "spectra":
+        if model.arch != "spectral" or recipe.loss.waveform_l1 or recipe.loss.mel:
+            raise InputError(
+                "discriminator.sees=spectra is for model.arch=spectral with loss.waveform_l1=0 and loss.mel=0"
+            )
         return MultiViewSpectrumDiscriminator(
             config, model.sample_rate, model.spectral.num_bins, model.channels
         )
