@@ -42,6 +42,17 @@ COMMANDS: dict[str, str] = {
     'python -m audiogen.generate --model runs/mine --text "a bell rings twice"': "... --duration 0.2",
     "python -m audiogen.codec encode my_sounds/manifest.jsonl --shards 1000 -o shards/": "...",
     "python -m audiogen.train recipe=lm_tiny data.train=shards/ out=runs/from_tokens": f"... {SMALL}",
+    (
+        "python -m audiogen.evaluate codec --codec codec_tiny --data my_sounds/manifest.jsonl "
+        "--out evaluation/codec"
+    ): "... --opus 12",
+    (
+        "python -m audiogen.evaluate compare --model lm_tiny --model runs/mine --data my_sounds/manifest.jsonl "
+        "--seeds 0,1,2 --out evaluation/compare"
+    ): "... --seeds 0 --duration 0.2 --num-clips 2",
+    (
+        "python -m audiogen.evaluate files --reference my_sounds/ --generated back/ --out evaluation/files"
+    ): "...",
 }
 
 # Python blocks run as they are but for these words.
