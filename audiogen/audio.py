@@ -293,6 +293,11 @@ def convert_channels(audio: Tensor, channels: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
+def below_full_scale(sound: Tensor) -> Tensor:
+    """A sound [C, N] whose peak is past full scale turned down to it, not cut off; others as they are."""
+    return sound / max(1.0, float(sound.abs().max()))
+
+
 def save(
     path: str | os.PathLike[str],
     audio: Tensor | Iterable[Tensor],

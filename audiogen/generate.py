@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
                 spent_s += time.monotonic() - began
                 for job, sound in zip(group, sounds, strict=True):
-                    sound = below_full_scale(sound[:, : generator.num_samples(job.duration_s)])
+                    sound = audio.below_full_scale(sound[:, : generator.num_samples(job.duration_s)])
                     picture = job.path.with_suffix(".png")
                     try:
                         audio.save(job.path, sound, generator.sample_rate)
@@ -163,11 +163,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"model {args.model} on {generator.device}"
     )
     return 0
-
-
-def below_full_scale(sound: Tensor) -> Tensor:
-    """A sound [C, N] whose peak is past full scale turned down to it, not cut off; others as they are."""
-    return sound / max(1.0, float(sound.abs().max()))
 
 
 def _advance(bar: tqdm[Any], before_s: float, group_s: float, share: float) -> None:

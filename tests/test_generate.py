@@ -14,7 +14,7 @@ import torch
 
 from audiogen import AudioGen, audio
 from audiogen.errors import run_command
-from audiogen.generate import Job, below_full_scale, main, parse_arguments, plan
+from audiogen.generate import Job, main, parse_arguments, plan
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -218,5 +218,5 @@ def test_as_a_command(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_a_sound_past_full_scale_is_turned_down_not_cut_off() -> None:
     loud, quiet = torch.tensor([[0.5, -2.0, 1.0]]), torch.tensor([[0.5, -0.9]])
-    assert torch.equal(below_full_scale(loud), loud / 2)
-    assert torch.equal(below_full_scale(quiet), quiet)
+    assert torch.equal(audio.below_full_scale(loud), loud / 2)
+    assert torch.equal(audio.below_full_scale(quiet), quiet)

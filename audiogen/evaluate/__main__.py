@@ -20,8 +20,8 @@ from audiogen.errors import InputError, run_command
 T = TypeVar("T")
 
 SPECS = (
-    "what hears: tagger_tiny (default), codec:NAME_OR_DIR, clap:HUB_ID_OR_DIR, ast:HUB_ID_OR_DIR, panns:FILE or "
-    "vggish:FILE; repeat the option for several"
+    "what hears: tagger_tiny (default), tagger:NAME_OR_DIR, codec:NAME_OR_DIR, clap:HUB_ID_OR_DIR, ast:HUB_ID_OR_DIR, "
+    "panns:FILE, vggish:FILE or vggish:FILE,pca=FILE; repeat the option for several"
 )
 FILTER = "only clips whose field has one of the values, as in fold=1,2; repeat the option for other fields"
 
@@ -192,6 +192,7 @@ def run_codec(arguments: argparse.Namespace, command: str) -> int:
         num_sounds=arguments.num_sounds,
         device=arguments.device,
         out=arguments.out,
+        command=command,
     )
     show_report(codecs.run(evaluation, warn))
     return 0
@@ -239,13 +240,13 @@ def run_files(arguments: argparse.Namespace, command: str) -> int:
     from audiogen.evaluate import files
 
     evaluation = files.FilesEvaluation(
-        arguments.reference,
-        arguments.generated,
-        tuple(arguments.embedder or ["tagger_tiny"]),
-        arguments.duration,
-        arguments.device,
-        arguments.out,
-        command,
+        reference=arguments.reference,
+        generated=arguments.generated,
+        embedders=tuple(arguments.embedder or ["tagger_tiny"]),
+        duration_s=arguments.duration,
+        device=arguments.device,
+        out=arguments.out,
+        command=command,
     )
     files.run(evaluation, warn)
     show_report(arguments.out / "report.md")

@@ -82,7 +82,7 @@ def ceiling_split(reference: Sequence[Clip], prompts: Sequence[Prompt]) -> tuple
 
 
 def shuffled(num: int) -> list[int]:
-    """For each of num clips another one, whose caption it gets: never its own, unless there is but one."""
+    """For each of num clips another one, whose caption it gets: never its own where there are two."""
     order = sorted(range(num), key=lambda number: seed_for("shuffle", number))
     following = dict(zip(order, order[1:] + order[:1], strict=True))
     return [following[number] for number in range(num)]
@@ -103,14 +103,11 @@ def is_kept(path: Path, settings: Mapping[str, Any]) -> bool:
 
 
 def keep(path: Path, sound: Tensor, sample_rate: int, settings: Mapping[str, Any]) -> None:
-    """Write a sound [C, N] as WAV and, beside it, what it was made with; a crash in between leaves it unfinished.
-
-    One whose peak is past full scale is turned down to it rather than clipped.
-    """
+    """Write a sound [C, N] as WAV and, beside it, what it was made with; a crash in between leaves it unfinished."""
     if not sound.isfinite().all():
         raise InputError(f"the sound for {path} holds samples that are not finite (NaN or infinity)")
     _beside(path).unlink(missing_ok=True)  # of a sound made otherwise
-    audio.save(path, sound / max(1.0, float(sound.abs().max())), sample_rate)
+    audio.save(path, audio.below_full_scale(sound), sample_rate)
     write_json(_beside(path), settings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ from audiogen.evaluate.metrics import (
     bootstrap,
     frechet_distance,
     label_kl,
-    set_interval,
+    prompt_interval,
 )
 from audiogen.evaluate.reconstruction import code_entropy
 from audiogen.evaluate.report import REFERENCE, Column
-from audiogen.evaluate.scores import Warn, key_of, prompt_interval
+from audiogen.evaluate.scores import RANGES, ROUNDS, Warn, frechet_rounds, key_of, set_figure
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -51,6 +51,7 @@ COLUMNS = (
     Column(CODEBOOKS, "Codebooks"),
     Column(KBPS, "kbps"),
     Column(CARRIED, "kbps carried"),
+    Column("codes_used", "Codes used (%)", digits=0),
     *DISTANCES,
 )
 SPEEDS = (
@@ -58,9 +59,11 @@ SPEEDS = (
     Column(DECODE, "Decoded (s a second)", "higher", 0),
 )
 DEFINITIONS = (
-    "kbps: of a codec, codebooks times bits a code times frames a second; of Opus, measured from its Ogg files. kbps "
-    "carried: of a codec, the entropy of its codes, each codebook by itself (an estimate that lacks "
-    "(V - 1) / (2 n ln 2) bits a code for n frames and V codewords); of Opus, its packets without Ogg's headers.",
+    "kbps: of a codec, codebooks times bits a code times frames a second, without a container; of Opus, measured from "
+    "its Ogg files, of which pages and headers are a good part where clips are short. kbps carried: of a codec, the "
+    "entropy of its codes, each codebook by itself (an estimate that lacks (V - 1) / (2 n ln 2) bits a code for n "
+    "frames and V codewords); of Opus, its packets alone. Codes used: of all codewords of the codebooks in use, those "
+    "that occur in these clips.",
     "Log-mel distance: mean absolute difference of natural-log magnitudes, 80 bands, floor -100 dB. Multi-scale mel: "
     "the same over windows of 64 to 1024 samples, with magnitudes and rms error. Multi-resolution STFT: spectral "
     "convergence plus log-magnitude L1, windows of 512 to 2048. Log-spectral distance: rms over bins of the dB "
@@ -71,7 +74,11 @@ DEFINITIONS = (
     "In brackets: 95 % intervals over clips. Means and speeds: bootstrap. Entropy and FAD: half samples, the same "
     "clips on both sides.",
 )
-ENTROPY_ROUNDS = FRECHET_ROUNDS = 100
+OPTIONAL_DEFINITIONS = {
+    "visqol": "ViSQOL: version 3 in audio mode, at 48 kHz.",
+    "pesq": "PESQ: wide-band at 16 kHz, or narrow-band at 8 kHz where the comparison is below 16 kHz; made for speech.",
+    "stoi": "STOI: made for speech.",
+}
 
 
 def row_of(system: System, measured: Measured) -> Cells:
@@ -90,7 +97,8 @@ def row_of(system: System, measured: Measured) -> Cells:
         def kbps(clips: Index) -> float:
             return code_entropy(counts[clips].sum(0), system.frame_rate).bits_per_s / 1000
 
-        row[CARRIED] = of_set(kbps, len(counts), 1, ENTROPY_ROUNDS)
+        row[CARRIED] = set_figure(kbps, (len(counts),), 1, ROUNDS, (0.0, system.kbps or math.inf))
+        row["codes_used"] = 100 * float(use.used.mean()) / counts.shape[-1]
         row |= {"perplexity": use.perplexity.tolist(), "used": use.used.tolist()}
     else:
         kilobits = {key: values[key] * 8 / 1000 for key in ("file_bytes", "packet_bytes")}
@@ -136,9 +144,14 @@ def frechet(embedder: Embedder, real: Embedded, heard: Embedded, warn: Warn) -> 
     No kernel distance: it takes the two sets for independent, and a clip and its own copy bring it far below 0.
     """
     a, b = real.embeddings.astype(np.float64), heard.embeddings.astype(np.float64)
+    n, dim = a.shape
     try:
-        return of_set(
-            lambda clips: frechet_distance(a[clips], b[clips]), len(a), a.shape[1] + 1, FRECHET_ROUNDS
+        return set_figure(
+            lambda clips: frechet_distance(a[clips], b[clips]),
+            (n,),
+            dim + 1,
+            frechet_rounds(dim),
+            RANGES["fad"],
         )
     except InputError as error:
         warn(f"no FAD by {embedder.name}: {error}")
@@ -161,10 +174,3 @@ def ratio(a: Array, b: Array) -> Interval:
         return float(a[clips].sum() / b[clips].sum())
 
     return bootstrap(of, len(a)) if len(a) > 1 else Interval(of(np.arange(1)), math.nan, math.nan)
-
-
-def of_set(statistic: Callable[[Index], float], n: int, minimum: int, rounds: int) -> Interval:
-    """A figure of a whole set of n clips, with an interval if they are more than the minimum that it needs."""
-    if n > minimum:
-        return set_interval(statistic, n, minimum=minimum, rounds=rounds)
-    return Interval(statistic(np.arange(n)), math.nan, math.nan)

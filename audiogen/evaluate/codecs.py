@@ -26,6 +26,7 @@ from audiogen.evaluate.codec_rows import (
     COLUMNS,
     DEFINITIONS,
     KBPS,
+    OPTIONAL_DEFINITIONS,
     SPEEDS,
     SYSTEM,
     Cells,
@@ -37,7 +38,7 @@ from audiogen.evaluate.curves import draw
 from audiogen.evaluate.embedders import Embedder, load_embedder
 from audiogen.evaluate.reconstruction import check_metrics
 from audiogen.evaluate.report import REFERENCE, Plot, Sound, write_report
-from audiogen.evaluate.scores import Warn, describe, embedder_columns, filled, key_of
+from audiogen.evaluate.scores import Warn, describe, embedder_columns, filled, key_of, remembered
 
 TRUTH = "Ground truth"
 PLOTTED = ("mel", "multi_resolution_stft", "visqol")  # against kbps; and, of every embedder:
@@ -121,9 +122,9 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Path:
     embedders = [load_embedder(spec, device) for spec in evaluation.embedders]
     rate = evaluation.sample_rate or min(codec.sample_rate for codec in codecs.values())
     originals = Originals(choose_clips(evaluation), rate)
-    odd: list[str] = []
+    odd, note = remembered(warn)
     if constant := originals.check():
-        odd.append(
+        note(
             f"{len(constant)} of {len(originals.clips)} clips are silent or constant, the first is {constant[0]}; "
             "what is relative to the original (SI-SDR, for silence multi-resolution STFT) leaves them out."
         )
@@ -132,11 +133,14 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Path:
     levels = {kbps: opus.find_level(originals, rate, kbps, tried) for kbps in wanted}
     systems = [system for name, codec in codecs.items() for system in codec_systems(name, codec)]
     systems += [opus_system(kbps, found.level, rate) for kbps, found in levels.items()]
-    rows, sounds = measure_all(evaluation, systems, originals, embedders, odd.append)
-    odd = list(dict.fromkeys(odd))
-    for message in odd:
-        warn(message)
-    notes = [*notes_of(evaluation, codecs, originals, levels), *map(describe, embedders), *odd, *DEFINITIONS]
+    rows, sounds = measure_all(evaluation, systems, originals, embedders, note)
+    notes = [
+        *notes_of(evaluation, codecs, originals, levels),
+        *map(describe, embedders),
+        *DEFINITIONS,
+        *(OPTIONAL_DEFINITIONS[name] for name in evaluation.metrics),
+        *(f"Warning: {message}" for message in odd),
+    ]
     return write(evaluation.out, notes, rows, sounds, originals, embedders)
 
 
@@ -200,6 +204,11 @@ def measure_all(
             decoded = send(system, originals, evaluation.metrics, values)
             heard = hear(_counted(decoded, bar), originals.sample_rate, embedders, evaluation.num_sounds)
             values.heard, sounds[system.title] = heard.heard, heard.sounds
+            for name in evaluation.metrics:
+                if undefined := sum(map(math.isnan, values.values[name])):
+                    warn(
+                        f"{name}: not defined on {undefined} of {len(keys)} clips, which its mean leaves out"
+                    )
             add(row_of(system, values), values, truth=False)
     return rows, sounds
 
@@ -282,7 +291,7 @@ def write(
         caption = clip.captions[0] if isinstance(clip, Clip) and clip.captions else ""
         for title, kept in sounds.items():
             name = f"{number + 1}_{re.sub(r'[^A-Za-z0-9]+', '_', title)}.wav"
-            sound = kept[number] / max(1.0, float(kept[number].abs().max()))
+            sound = audio.below_full_scale(kept[number])
             path = audio.save(out / "sounds" / name, sound, originals.sample_rate)
             listed.append(Sound(title, f"{number + 1}. {caption or Path(clip.key).name}", path))
     checkpoint.write_bytes_atomic(out / "quality.png", picture)

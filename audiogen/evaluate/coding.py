@@ -99,6 +99,8 @@ def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
     result = function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return result, time.perf_counter() - began
 
 

@@ -18,12 +18,13 @@ from tqdm import tqdm
 from audiogen import audio, distributed, generators
 from audiogen.errors import InputError
 from audiogen.evaluate.clips import is_kept, keep, read
-from audiogen.evaluate.comparison import Comparison, Material, gather, real_folder
+from audiogen.evaluate.comparison import Comparison, Material, gather, real_folder, render_order_clips
 from audiogen.evaluate.cost import Clock, machine
 from audiogen.evaluate.embedders import Embedded, load_embedder
+from audiogen.evaluate.order import check_judge
 from audiogen.evaluate.report import REFERENCE, Cell, Column, Plot, Sound, write_report
 from audiogen.evaluate.rows import CLIP_S, COSTS, FACTS, SYSTEM, judge_entries, real_entries, system_entries
-from audiogen.evaluate.scores import SET_NOTES, Warn, filled, hear
+from audiogen.evaluate.scores import SET_NOTES, Warn, filled, hear, remembered
 from audiogen.evaluate.systems import RECONSTRUCTION, Open, System, Work, run_system, sound_path, system_names
 from audiogen.tagger.pretrained import load_tagger
 
@@ -47,17 +48,12 @@ def run(
     What is wrong with the data or an embedder is an InputError before anything is generated. A system that fails has
     a row that says so, and the others finish.
     """
-    warnings: list[str] = []
-
-    def note(message: str) -> None:
-        if message not in warnings:
-            warnings.append(message)
-            warn(message)
-
+    warnings, note = remembered(warn)
     material = gather(comparison, note)
-    real = {spec: hear_real(spec, material, comparison, note) for spec in comparison.embedders}
     if material.order:
-        load_tagger(comparison.order_judge)  # said now, not after hours, if it is missing
+        check_judge(load_tagger(comparison.order_judge), material.order)  # now, not after hours
+    real = {spec: hear_real(spec, material, comparison, note) for spec in comparison.embedders}
+    render_order_clips(comparison, material)
     systems, failures = run_systems(comparison, material, open_generator, clock)
     ceiling, floor = real_entries(material)
     entries = [
@@ -152,12 +148,14 @@ def describe_run(comparison: Comparison, material: Material, systems: Mapping[st
         f"every system makes {comparison.duration_s:g} s of each with seeds {', '.join(map(str, comparison.seeds))}. "
         f"Reference of sets: {len(material.reference)} real clips ({of_reference}), at most their first "
         f"{comparison.duration_s:g} s.",
-        f"Ground truth: the real clips of the prompts. Codec alone: these through a system's codec or autoencoder, "
-        f"the best its generator could do. Figures of sets in both rows are those of {len(measured)} prompts' clips "
-        f"against {len(against)} real clips of other recordings. Captions shuffled: real clips, each with the caption "
-        "of another: what does not heed the text scores no better.",
+        "Ground truth: the real clips of the prompts. Codec alone: these through a system's codec or autoencoder, "
+        "the best its generator could do. Captions shuffled: real clips, each with the caption of another: what does "
+        "not heed the text scores no better.",
+        "Sets: how many sounds FAD, KD, density and coverage compare with how many real ones. In the rows of real "
+        f"clips these are {len(measured)} prompts' clips and {len(against)} real clips of other recordings.",
         f"Costs: {machine()}, torch {torch.__version__}; one clip after one that warmed up. Model evaluations: a "
-        "guided step counts as two. Memory: of the GPU where there is one, else of the whole process.",
+        "guided step counts as two. Real-time factor: wall seconds for a second of sound. Memory: of the GPU where "
+        "there is one, else of the whole process.",
     ]
     if comparison.budget_s is not None:
         lines.append(

@@ -102,7 +102,7 @@ class Material(NamedTuple):
 
 
 def gather(comparison: Comparison, warn: Warn) -> Material:
-    """Choose clips and prompts; write the real clips of order prompts, which are synthesised."""
+    """Choose clips and prompts. Writes nothing: `render_order_clips` does, once embedders are known to be there."""
     everything = read_manifest(comparison.data)
     chosen = select(everything, comparison.where)
     reference = chosen
@@ -113,15 +113,15 @@ def gather(comparison: Comparison, warn: Warn) -> Material:
         raise InputError(
             f"{comparison.data}: one clip is chosen as reference; give at least 2, better hundreds"
         )
-    order, order_clips = [], []
+    order = []
     if comparison.order_prompts:
         order = order_prompts(comparison.order_prompts, duration_s=comparison.duration_s)
-    for number, prompt in enumerate(order):
-        path = sound_path(real_folder(comparison), number, "real", order=True)
-        settings = {"clip": prompt.number, "duration_s": comparison.duration_s}
-        if not is_kept(path, settings):
-            keep(path, real_clip(prompt, ORDER_RATE, comparison.duration_s), ORDER_RATE, settings)
-        order_clips.append(Prompt(number, prompt.caption, Clip(str(path))))
+    order_clips = [
+        Prompt(
+            number, prompt.caption, Clip(str(sound_path(real_folder(comparison), number, "real", order=True)))
+        )
+        for number, prompt in enumerate(order)
+    ]
     split = ceiling_split(reference, prompts)
     material = Material(reference, prompts, split, order, order_clips)
     short = [clip for clip in material.clips if length_s(clip) < SHORT * comparison.duration_s]
@@ -131,6 +131,15 @@ def gather(comparison: Comparison, warn: Warn) -> Material:
             f"are generated, the first is {short[0].key}: figures will tell lengths apart; see --duration"
         )
     return material
+
+
+def render_order_clips(comparison: Comparison, material: Material) -> None:
+    """Write the real clips of order prompts, which are synthesised, where they are not kept yet."""
+    for prompt, told in zip(material.order, material.order_clips, strict=True):
+        settings = {"clip": prompt.number, "duration_s": comparison.duration_s}
+        path = Path(told.clip.path)
+        if not is_kept(path, settings):
+            keep(path, real_clip(prompt, ORDER_RATE, comparison.duration_s), ORDER_RATE, settings)
 
 
 def real_folder(comparison: Comparison) -> Path:

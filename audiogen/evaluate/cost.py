@@ -171,7 +171,8 @@ def machine() -> str:
 def reset_peak_memory() -> None:
     """Forget earlier peaks, where the system allows it: on CUDA and on Linux."""
     if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
+        for number in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(number)
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the peak of the resident set, see proc(5)
@@ -180,9 +181,11 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_mb() -> float | None:
-    """Peak since `reset_peak_memory`, 10^6 bytes: of torch on the GPU where it is in use, else of the process."""
-    if torch.cuda.is_initialized() and (allocated := torch.cuda.max_memory_allocated()):
-        return allocated / 1e6
+    """Peak since `reset_peak_memory`, 10^6 bytes: of torch on the GPU where one is in use, else of the process."""
+    if torch.cuda.is_initialized():
+        numbers = range(torch.cuda.device_count())  # a model may be on another one than the first
+        if allocated := max(map(torch.cuda.max_memory_allocated, numbers), default=0):
+            return allocated / 1e6
     try:
         with open("/proc/self/status") as file:
             lines = dict(line.split(":", 1) for line in file)

@@ -25,6 +25,7 @@ from audiogen.evaluate.scores import (
     hear,
     inception_cells,
     paired_cells,
+    remembered,
     set_cells,
     take,
 )
@@ -49,16 +50,19 @@ class FilesEvaluation:
     command: str = ""
 
     def __post_init__(self) -> None:
+        if len(set(self.embedders)) != len(self.embedders):
+            raise InputError(f"--embedder is given twice for one embedder: {', '.join(self.embedders)}")
         if self.duration_s is not None and not 0 < self.duration_s < float("inf"):
             raise InputError(f"--duration is {self.duration_s:g} s; it must be above 0")
 
 
 class Folder(NamedTuple):
-    """A folder's sounds in order of name, and the median of their lengths, s."""
+    """A folder's sounds in order of name, the median of their lengths, s, and the lowest of their rates, Hz."""
 
     path: Path
     clips: list[Clip]
     median_s: float
+    lowest_rate: int
 
     def names(self, key: Callable[[Path], str]) -> dict[str, int]:
         """Place of each sound by its name, of which `key` tells what counts; nothing where two share one."""
@@ -68,19 +72,17 @@ class Folder(NamedTuple):
 
 def run(evaluation: FilesEvaluation, warn: Warn) -> tuple[list[Column], list[dict[str, Cell]]]:
     """Compare, write the report, return its table; warn is told of what is odd but no error."""
+    warnings, note = remembered(warn)
     reference, generated = read_folder(evaluation.reference), read_folder(evaluation.generated)
     if reference.path.resolve() == generated.path.resolve():
-        warn("both folders are the same one: every distance is 0")
-    longer_s, shorter_s = (
-        max(reference.median_s, generated.median_s),
-        min(reference.median_s, generated.median_s),
-    )
+        note("both folders are the same one: FAD and KL are 0")
+    shorter_s, longer_s = sorted([reference.median_s, generated.median_s])
     if longer_s > ODD_LENGTHS * shorter_s and evaluation.duration_s is None:
-        warn(
+        note(
             f"half of the sounds are longer than {reference.median_s:.1f} s in {reference.path} and than "
             f"{generated.median_s:.1f} s in {generated.path}: figures will tell lengths apart; see --duration"
         )
-    pairs = pair(reference, generated, warn)
+    pairs = pair(reference, generated, note)
     columns = [Column(SET, "Set"), Column(COUNT, "n")]
     num_half = len(reference.clips) - len(reference.clips) // 2
     ceiling: dict[str, Cell] = {
@@ -97,19 +99,21 @@ def run(evaluation: FilesEvaluation, warn: Warn) -> tuple[list[Column], list[dic
     device = distributed.choose_device(evaluation.device)
     for spec in evaluation.embedders:
         embedder = load_embedder(spec, device)
+        check_rates(embedder, reference, generated, note)
         columns += embedder_columns(embedder)
         notes.append(describe(embedder))
         a, b = (
-            hear(embedder, folder.clips, evaluation.duration_s, warn) for folder in (reference, generated)
+            hear(embedder, folder.clips, evaluation.duration_s, note) for folder in (reference, generated)
         )
         ceiling |= ceiling_cells(embedder, a, num_half)
-        row |= set_cells(embedder, a, b, warn) | inception_cells(embedder, b)
+        row |= set_cells(embedder, a, b, note) | inception_cells(embedder, b)
         if pairs:
             of_a, of_b = (np.array(side) for side in zip(*pairs, strict=True))
             row |= paired_cells(embedder, take(a, of_a), take(b, of_b))
     rows = [ceiling, row]
     columns = filled(columns, rows)
-    write_report(evaluation.out, "Two sets of sounds", [*notes, *SET_NOTES], columns, rows)
+    notes += [*SET_NOTES, *(f"Warning: {message}" for message in warnings)]
+    write_report(evaluation.out, "Two sets of sounds", notes, columns, rows)
     return columns, rows
 
 
@@ -118,7 +122,20 @@ def read_folder(path: Path) -> Folder:
     clips = [Clip(str(file)) for file in sound_files(path)]
     if len(clips) < 2:
         raise InputError(f"{path}: one sound is no set; figures of sets need at least 2, better hundreds")
-    return Folder(path, clips, median(audio.info(clip.path).duration_s for clip in clips))
+    infos = [audio.info(clip.path) for clip in clips]
+    return Folder(
+        path, clips, median(info.duration_s for info in infos), min(info.sample_rate for info in infos)
+    )
+
+
+def check_rates(embedder: Embedder, reference: Folder, generated: Folder, warn: Warn) -> None:
+    """Warn where one side has sounds of a lower rate than the other and the embedder hears what they lack."""
+    a, b = reference.lowest_rate, generated.lowest_rate
+    if a != b and min(a, b) < embedder.sample_rate:
+        warn(
+            f"sample rates begin at {a} Hz in {reference.path} and at {b} Hz in {generated.path}, and {embedder.name} "
+            f"hears at {embedder.sample_rate} Hz: figures will tell bandwidths apart"
+        )
 
 
 def pair(reference: Folder, generated: Folder, warn: Warn) -> list[tuple[int, int]]:

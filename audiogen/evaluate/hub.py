@@ -7,6 +7,7 @@ make figures depend on chance or leave sound unheard.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -177,6 +178,9 @@ def _open(kind: str, model_class: Any, name_or_dir: str) -> Any:
 
 def _fetch(kind: str, load: Any, name_or_dir: str, **options: Any) -> Any:
     """What `load` gives; its failure is an InputError with the first line of the reason."""
+    hub = logging.getLogger("huggingface_hub")  # it tells of every retry, in lines of its own
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         return load(name_or_dir, **options)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
@@ -185,6 +189,8 @@ def _fetch(kind: str, load: Any, name_or_dir: str, **options: Any) -> Any:
             f"{name_or_dir} cannot be opened as a model of type {kind!r} ({reason}); give a directory as "
             "transformers writes it, with safetensors weights, or a hub id while the hub can be reached"
         ) from error
+    finally:
+        hub.setLevel(level)
 
 
 def _short(name_or_dir: str) -> str:

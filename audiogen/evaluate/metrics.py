@@ -242,6 +242,17 @@ def mean_interval(values: ArrayLike, *, rounds: int = 1000, seed: int = 0, level
     )
 
 
+def prompt_interval(values: ArrayLike, takes: int = 1, *, seed: int = 0) -> Interval:
+    """Mean of values [prompts * takes], takes of a prompt side by side; the interval resamples prompts.
+
+    One prompt has a value without an interval.
+    """
+    by_prompt = np.asarray(values, dtype=np.float64).reshape(-1, takes).mean(1)
+    if len(by_prompt) == 1:
+        return Interval(float(by_prompt[0]), math.nan, math.nan)
+    return mean_interval(by_prompt, seed=seed)
+
+
 def difference_interval(
     a: ArrayLike, b: ArrayLike, *, rounds: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:

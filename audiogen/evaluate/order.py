@@ -22,7 +22,7 @@ from audiogen.data import synth
 from audiogen.data.dataset import SYNTH_SEED
 from audiogen.data.synth.scene import compose
 from audiogen.errors import InputError
-from audiogen.evaluate.metrics import Interval, bootstrap, mean_interval
+from audiogen.evaluate.metrics import Interval, bootstrap, prompt_interval
 from audiogen.tagger.model import Tagger
 
 GROUP = "synth"  # the tagger's labels that are kinds of the built-in corpus
@@ -127,36 +127,43 @@ def frame_probabilities(tagger: Tagger, audio: Tensor, sample_rate: int) -> NDAr
     return logits.double().sigmoid().cpu().numpy()
 
 
+def check_judge(tagger: Tagger, prompts: Sequence[OrderPrompt]) -> None:
+    """InputError where prompts name a kind of sound that the tagger has no label for."""
+    asked = {kind for prompt in prompts for kind in (prompt.first_kind, prompt.second_kind)}
+    if unknown := sorted(asked - set(tagger.config.groups.get(GROUP, ()))):
+        raise InputError(
+            f"the tagger {tagger.name!r} cannot judge order: it does not know {unknown[0]!r}; use tagger_tiny"
+        )
+
+
 def judge_clips(
     tagger: Tagger, clips: Iterable[Tensor], sample_rate: int, prompts: Sequence[OrderPrompt]
 ) -> list[OrderVerdict]:
     """A verdict for each clip [C, N], each on its own prompt.
 
-    Raises InputError for a clip with samples that are not finite and for a kind that the tagger does not know,
-    ValueError where clips and prompts are not equally many.
+    Raises InputError for a clip with samples that are not finite and as `check_judge` does, ValueError where clips
+    and prompts are not equally many.
     """
-    kinds = list(tagger.config.groups.get(GROUP, ()))
+    check_judge(tagger, prompts)
+    kinds = tagger.config.groups[GROUP]
     verdicts = []
     for place, (clip, prompt) in enumerate(zip(clips, prompts, strict=True)):
         if clip.shape[-1] == 0 or not torch.isfinite(clip).all():
             raise InputError(f"clip {place} is empty or holds samples that are not finite (NaN or infinity)")
-        for kind in (prompt.first_kind, prompt.second_kind):
-            if kind not in kinds:
-                raise InputError(
-                    f"clip {place}: the tagger {tagger.name!r} does not know {kind!r}; use tagger_tiny"
-                )
         frames = frame_probabilities(tagger, clip, sample_rate)
         verdicts.append(judge(frames, kinds.index(prompt.first_kind), kinds.index(prompt.second_kind)))
     return verdicts
 
 
 def order_accuracy(verdicts: Sequence[OrderVerdict], takes: int = 1, seed: int = 0) -> OrderAccuracy:
-    """The three shares with bootstrap intervals over the prompts, two at least.
+    """The three shares with bootstrap intervals over the prompts; without them for a single prompt.
 
     takes: clips of each prompt, which stand one after another in `verdicts`.
     """
-    right = np.array([verdict.in_order for verdict in verdicts], dtype=np.float64).reshape(-1, takes).mean(1)
-    both = np.array([verdict.both_heard for verdict in verdicts], dtype=np.float64).reshape(-1, takes).mean(1)
+    right, both = (
+        np.array(flags, dtype=np.float64).reshape(-1, takes).mean(1)
+        for flags in ([v.in_order for v in verdicts], [v.both_heard for v in verdicts])
+    )
     heard = np.flatnonzero(both)  # other prompts say nothing about the order
 
     def share(index: NDArray[np.int64]) -> float:
@@ -166,4 +173,4 @@ def order_accuracy(verdicts: Sequence[OrderVerdict], takes: int = 1, seed: int =
         in_order = bootstrap(share, len(heard), seed=seed)
     else:  # one prompt has a value without an interval
         in_order = Interval(share(np.arange(1)) if len(heard) else math.nan, math.nan, math.nan)
-    return OrderAccuracy(mean_interval(right, seed=seed), mean_interval(both, seed=seed), in_order)
+    return OrderAccuracy(prompt_interval(right, seed=seed), prompt_interval(both, seed=seed), in_order)

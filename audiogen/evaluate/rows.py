@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
-
 from audiogen import distributed
 from audiogen.data.manifest import Clip
 from audiogen.evaluate.clips import Prompt, read, shuffled
 from audiogen.evaluate.comparison import Comparison, Material
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
-from audiogen.evaluate.order import OrderPrompt, judge_clips
+from audiogen.evaluate.order import OrderPrompt, judge_clips, order_accuracy
 from audiogen.evaluate.report import REFERENCE, Cell, Column
 from audiogen.evaluate.scores import (
     Warn,
@@ -22,7 +20,6 @@ from audiogen.evaluate.scores import (
     hear,
     inception_cells,
     paired_cells,
-    prompt_interval,
     set_cells,
     take,
     text_cells,
@@ -31,13 +28,14 @@ from audiogen.evaluate.systems import RECONSTRUCTION, System, sound_path
 from audiogen.tagger.model import Tagger
 from audiogen.tagger.pretrained import load_tagger
 
-SYSTEM, CLIP_S = "system", "clip_s"
+SYSTEM, CLIP_S, SETS = "system", "clip_s", "sets"
 FACTS = (
     Column(SYSTEM, "System"),
     Column("family", "Family"),
     Column("num_parameters", "Parameters"),
     Column("latent_rate", "Latent rate"),
     Column("n", "n"),
+    Column(SETS, "Sets"),
 )
 COSTS = (
     Column("steps", "Steps"),
@@ -62,7 +60,7 @@ class Entry(NamedTuple):
 
 
 def real_entries(material: Material) -> tuple[Entry, Entry]:
-    """Ceiling and floor: real clips with their captions, and with those of others."""
+    """Ceiling and floor: real clips with their captions, and with those of others, which a single prompt lacks."""
     clips, order_clips = (
         [prompt.clip for prompt in side] for side in (material.prompts, material.order_clips)
     )
@@ -74,8 +72,11 @@ def real_entries(material: Material) -> tuple[Entry, Entry]:
     }
     floor = ceiling | {SYSTEM: "captions shuffled"}
     of_others, order_of_others = (
-        [side[other] for other in shuffled(len(side))] for side in (clips, order_clips)
+        [side[other] for other in shuffled(len(side))] if len(side) > 1 else []
+        for side in (clips, order_clips)
     )
+    if not of_others:
+        floor |= {"n": 0, "remark": "needs two prompts"}
     return Entry(ceiling, clips, order_clips, 1), Entry(floor, of_others, order_of_others, 1)
 
 
@@ -138,23 +139,23 @@ def judge_entries(
         heard = real[spec]
         fill_real(embedder, material, heard, ceiling, floor, warn)
         originals = of_real(material, heard, ceiling.clips)
+        reference = of_real(material, heard, material.reference)
         for entry in entries:
             warn_of = partial(prefixed, warn, str(entry.row[SYSTEM]))
             sounds = hear(embedder, entry.clips, None, warn_of)
             if entry.row.get(REFERENCE):  # a codec's rendering of real clips is measured as those are
                 entry.row.update(ceiling_cells(embedder, material, heard, sounds, warn_of))
             else:
-                reference = of_real(material, heard, material.reference)
+                entry.row[SETS] = sizes(sounds, reference)
                 entry.row.update(set_cells(embedder, reference, sounds, warn_of, entry.takes))
             entry.row.update(prompt_cells(embedder, material, originals, sounds, entry.takes))
         columns += embedder_columns(embedder)
         notes.append(describe(embedder))
     if material.order:
         tagger = load_tagger(comparison.order_judge, device)
-        key = f"order {tagger.name} {tagger.identity}"
-        for entry in (ceiling, floor, *entries):
-            entry.row.update(order_cells(tagger, key, entry, material.order))
-        columns.append(Column(key, "Order accuracy", "higher"))
+        for entry in (entry for entry in (ceiling, floor, *entries) if entry.order_clips):
+            entry.row.update(order_cells(tagger, entry, material.order))
+        columns.append(Column(f"order {judge_of(tagger)}", "Order accuracy", "higher"))
         notes.append(
             f"Order accuracy: of {len(material.order)} prompts for two events of the built-in corpus, one after the "
             f"other, the share of clips that hold both, in that order, as `{tagger.name}` ({tagger.identity}) hears "
@@ -168,11 +169,18 @@ def fill_real(
 ) -> None:
     """The rows of real clips. Their figures of sets are the same: sets have no captions."""
     originals = of_real(material, heard, ceiling.clips)
+    known = sum(prompt.label in embedder.labels for prompt in material.prompts)
+    if 0 < known < len(material.prompts):
+        warn(
+            f"label accuracy by {embedder.name}: {known} of {len(material.prompts)} prompts have a label it knows"
+        )
     warn_of = partial(prefixed, warn, str(ceiling.row[SYSTEM]))
     of_sets = ceiling_cells(embedder, material, heard, originals, warn_of)
     for entry in (ceiling, floor):
-        sounds = of_real(material, heard, entry.clips)
-        entry.row.update(of_sets | prompt_cells(embedder, material, originals, sounds, 1))
+        entry.row.update(of_sets)
+        if entry.clips:
+            sounds = of_real(material, heard, entry.clips)
+            entry.row.update(prompt_cells(embedder, material, originals, sounds, 1))
 
 
 def ceiling_cells(
@@ -181,7 +189,13 @@ def ceiling_cells(
     """Figures of sets of one sound a prompt, each made from its real clip: against real clips of other recordings."""
     against, measured = material.split
     part = take(sounds, [prompt.number for prompt in measured])
-    return set_cells(embedder, of_real(material, heard, against), part, warn)
+    reference = of_real(material, heard, against)
+    return {SETS: sizes(part, reference), **set_cells(embedder, reference, part, warn)}
+
+
+def sizes(sounds: Embedded, reference: Embedded) -> str:
+    """How many sounds figures of sets compare with how many real ones: it need not be the n of the row."""
+    return f"{len(sounds.embeddings)} with {len(reference.embeddings)}"
 
 
 def prefixed(warn: Warn, name: str, message: str) -> None:
@@ -208,14 +222,15 @@ def prompt_cells(
     )
 
 
-def order_cells(tagger: Tagger, key: str, entry: Entry, prompts: Sequence[OrderPrompt]) -> dict[str, Cell]:
-    """Share of clips that hold both events in order; and, for the JSON, of those that hold both at all."""
+def judge_of(tagger: Tagger) -> str:
+    """A judge of order in the keys of its figures, as `key_of` names an embedder."""
+    return f"{tagger.name} {tagger.identity}"
+
+
+def order_cells(tagger: Tagger, entry: Entry, prompts: Sequence[OrderPrompt]) -> dict[str, Cell]:
+    """Share of clips that hold both events in order; for the JSON, that hold both, and of these those in order."""
     sounds = (read(clip, tagger.sample_rate, 1, None) for clip in entry.order_clips)
     asked = [prompt for prompt in prompts for _ in range(entry.takes)]
-    verdicts = judge_clips(tagger, sounds, tagger.sample_rate, asked)
-    right = np.array([verdict.in_order for verdict in verdicts], dtype=np.float64)
-    both = np.array([verdict.both_heard for verdict in verdicts], dtype=np.float64)
-    return {
-        key: prompt_interval(right, entry.takes),
-        f"both_heard {key}": prompt_interval(both, entry.takes),
-    }
+    found = order_accuracy(judge_clips(tagger, sounds, tagger.sample_rate, asked), entry.takes)
+    figures = {"order": found.right, "both_heard": found.both_heard, "in_order": found.in_order}
+    return {f"{name} {judge_of(tagger)}": figure for name, figure in figures.items()}

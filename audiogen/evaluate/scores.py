@@ -30,8 +30,8 @@ from audiogen.evaluate.metrics import (
     inception_score,
     kernel_distance,
     label_kl,
-    mean_interval,
     prdc,
+    prompt_interval,
     set_interval,
 )
 from audiogen.evaluate.table import Cell, Column, Row
@@ -45,6 +45,12 @@ FRECHET_WORK = 12_800  # rounds times D: wide embeddings take long, so they get 
 INFINITY_ROUNDS, INFINITY_WORK = 40, 2_560  # the same for the extrapolation: a round takes 41 distances
 PAIR_WORK = 4e7  # rounds times the squared number of clips, for figures of all pairs
 FEWEST_ROUNDS = 20  # fewer make no interval
+RANGES = {  # of figures that have one; FAD∞ and KD are unbiased and may pass below 0
+    "fad": (0.0, math.inf),
+    "is": (1.0, math.inf),
+    "density": (0.0, math.inf),
+    **dict.fromkeys(("precision", "recall", "coverage"), (0.0, 1.0)),
+}
 
 # The columns of one embedder, in order: name, title, better, digits. Precision and recall are in the JSON alone:
 # density and coverage say the same and suffer less from single odd clips.
@@ -60,11 +66,14 @@ COLUMNS: tuple[tuple[str, str, Literal["lower", "higher", ""], int], ...] = (
     ("clap", "CLAP score", "higher", 2),
 )
 SET_NOTES = (
-    "FAD: Frechet distance of embeddings; it is biased upwards by 1/n, so compare rows of equal n, or FAD∞, which "
+    "FAD: Frechet distance of embeddings; it is biased upwards by 1/n, so compare sets of equal n, or FAD∞, which "
     "extrapolates to infinitely many clips and may pass below 0. KD: kernel distance (x 100), unbiased, so it may pass "
-    "below 0 as well. KL: of the labels of a clip from those of its real partner. IS: inception score.",
+    "below 0 as well. KL: sum of p log(p / q) over labels, p of the clip's real partner, q of the clip, both raised to "
+    "1e-6. IS: inception score. Density and coverage: by the 5 nearest neighbours.",
     "In brackets: 95 % intervals. Means over prompts: bootstrap over prompts. Figures of sets: half samples without "
-    "replacement (bootstrap copies would bias them); none where clips are too few, or too many for the time.",
+    "replacement (bootstrap copies would bias them); none where clips are too few, or too many for the time. Where all "
+    "n prompts are right, or all wrong, the bootstrap has nothing to vary and its interval no width: the true share "
+    "may still be off by 3 / n.",
 )
 
 
@@ -84,6 +93,18 @@ def embedder_columns(embedder: Embedder) -> list[Column]:
         Column(key_of(embedder, name), f"{title} ({embedder.name})", better, digits)
         for name, title, better, digits in COLUMNS
     ]
+
+
+def remembered(warn: Warn) -> tuple[list[str], Warn]:
+    """(what was warned of so far, a warn that says every message once): the report's notes repeat the warnings."""
+    said: list[str] = []
+
+    def once(message: str) -> None:
+        if message not in said:
+            said.append(message)
+            warn(message)
+
+    return said, once
 
 
 def filled(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
@@ -123,7 +144,7 @@ def set_cells(
 ) -> dict[str, Cell]:
     """Distances and overlap of two sets of embeddings: FAD, FAD∞, KD, precision, recall, density, coverage.
 
-    A figure that the sets are too small for is None, with a warning.
+    A figure that the sets are too small for is None, with a warning; one for all figures of one cause.
     """
     a, b = reference.embeddings.astype(np.float64), generated.embeddings.astype(np.float64)
     dim, num_prompts = a.shape[1], len(b) // takes
@@ -141,7 +162,7 @@ def set_cells(
 
     by_pairs = round(PAIR_WORK / (len(a) + len(b)) ** 2)
     figures: list[tuple[str, Callable[[Index, Index], float], int, int]] = [
-        ("fad", of_sets(frechet_distance), dim + 1, FRECHET_WORK // dim),
+        ("fad", of_sets(frechet_distance), dim + 1, frechet_rounds(dim)),
         (
             "fad_inf",
             of_sets(partial(frechet_infinity, seed=0)),
@@ -152,16 +173,26 @@ def set_cells(
         *((name, of_manifold(name), 6, max(FEWEST_ROUNDS, by_pairs)) for name in Manifold._fields),
     ]
     cells: dict[str, Cell] = {}
+    lacking: dict[str, list[str]] = {}  # figures by the reason why there are none
     for name, statistic, needs, rounds in figures:
         least = needs if num_prompts > needs else -(-needs // takes)
+        # Half samples keep one share of both sets: with many takes the reference may be the smaller one.
+        least = max(least, math.ceil(needs * min(len(a), num_prompts) / len(a)))
         try:
-            cell = _interval(statistic, (len(a), num_prompts), least, min(ROUNDS, rounds))
+            cell = set_figure(statistic, (len(a), num_prompts), least, min(ROUNDS, rounds), RANGES.get(name))
         except InputError as error:
             cell = None
             if name != "fad_inf" or cells[key_of(embedder, "fad")] is not None:  # once is enough
-                warn(f"no {name} by {embedder.name}: {error}")
+                lacking.setdefault(str(error), []).append(name)
         cells[key_of(embedder, name)] = cell
+    for reason, names in lacking.items():
+        warn(f"no {', '.join(names)} by {embedder.name}: {reason}")
     return cells
+
+
+def frechet_rounds(dim: int) -> int:
+    """How many half samples an interval of a Frechet distance of that width takes, to take no longer than others."""
+    return min(ROUNDS, FRECHET_WORK // dim)
 
 
 def inception_cells(embedder: Embedder, generated: Embedded, takes: int = 1) -> dict[str, Cell]:
@@ -173,7 +204,7 @@ def inception_cells(embedder: Embedder, generated: Embedded, takes: int = 1) -> 
     def score(of_prompts: Index) -> float:
         return inception_score(p[take_rows(of_prompts, takes)])
 
-    return {key_of(embedder, "is"): _interval(score, (len(p) // takes,), 2, ROUNDS)}
+    return {key_of(embedder, "is"): set_figure(score, (len(p) // takes,), 2, ROUNDS, RANGES["is"])}
 
 
 def paired_cells(embedder: Embedder, real: Embedded, generated: Embedded, takes: int = 1) -> dict[str, Cell]:
@@ -206,24 +237,28 @@ def text_cells(
     return cells
 
 
-def prompt_interval(values: Array, takes: int = 1) -> Interval:
-    """Mean of values [prompts * takes]; the interval resamples prompts."""
-    by_prompt = values.reshape(-1, takes).mean(1)
-    if len(by_prompt) < 2:
-        return Interval(float(by_prompt.mean()), math.nan, math.nan)
-    return mean_interval(by_prompt)
-
-
 def take_rows(prompts: Index, takes: int) -> Index:
     """The rows of all takes of some prompts."""
     return (prompts[:, None] * takes + np.arange(takes)).ravel()
 
 
-def _interval(statistic: Callable[..., float], sizes: tuple[int, ...], least: int, rounds: int) -> Interval:
-    """The figure with its interval; without one where clips are too few, or too many for more than a few rounds."""
+def set_figure(
+    statistic: Callable[..., float],
+    sizes: tuple[int, ...],
+    least: int,
+    rounds: int,
+    allowed: tuple[float, float] | None = None,
+) -> Interval:
+    """The figure with its interval; without one where clips are too few, or too many for more than a few rounds.
+
+    allowed: values the figure can take, to which the interval is cut: half samples of a few clips spread beyond them.
+    """
     if rounds >= FEWEST_ROUNDS:
         try:
-            return set_interval(statistic, *sizes, minimum=least, rounds=rounds)
+            found = set_interval(statistic, *sizes, minimum=least, rounds=rounds)
         except InputError:  # there may still be enough for the figure, which says so if not
             pass
+        else:
+            least_value, most = allowed or (-math.inf, math.inf)
+            return found._replace(low=max(found.low, least_value), high=min(found.high, most))
     return Interval(float(statistic(*map(np.arange, sizes))), math.nan, math.nan)

@@ -73,9 +73,13 @@ def sound_path(folder: Path, number: int, seed: int | str, order: bool = False) 
 
 
 def system_names(models: Sequence[str]) -> list[str]:
-    """A short name a model, each its own: the last part of its path, or more of them where two would be equal."""
-    for depth in range(1, max((len(Path(model).parts) for model in models), default=1) + 1):
-        names = ["_".join(Path(model).parts[-depth:]).strip("/") for model in models]
+    """A short name a model, each its own: the last part of its path, or more of them where two would be equal.
+
+    The sounds lie in a folder of that name, so one that is given as `.` or `..` goes by what it is called.
+    """
+    paths = [Path(model).resolve() if Path(model).is_dir() else Path(model) for model in models]
+    for depth in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+        names = ["_".join(path.parts[-depth:]).strip("/") for path in paths]
         if len(set(names)) == len(names):
             return names
     raise InputError(f"--model is given twice for one model: {', '.join(models)}")

@@ -18,6 +18,7 @@ from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.data.manifest import read_manifest, select
 from audiogen.errors import InputError
+from audiogen.evaluate import reconstruction
 from audiogen.evaluate.codecs import CodecEvaluation, choose_clips, run
 from audiogen.evaluate.coding import Measured, Originals, codec_systems, send
 from audiogen.evaluate.embedders import embed_clips, load_embedder
@@ -97,6 +98,7 @@ def test_figures_are_those_of_the_parts(evaluation: Any) -> None:
     assert row["bits_per_s"] == pytest.approx(100 * entropy.sum())
     assert row["carried"]["value"] == pytest.approx(0.1 * entropy.sum())
     assert row["perplexity"] == pytest.approx(2**entropy) and row["used"] == (shares > 0).sum(1).tolist()
+    assert row["codes_used"] == pytest.approx(100 * (shares > 0).mean())
 
     key = f"{embedder.name} {embedder.identity}"
     real, heard = (embed_clips(embedder, sounds, 8000) for sounds in (waves, decoded))
@@ -241,6 +243,31 @@ def test_silent_and_constant_clips_are_told_of_and_left_out_where_undefined(
         defined = [value for value in by_clip["si_sdr_db"] if value is not None]
         assert row["si_sdr_db"]["value"] == pytest.approx(np.mean(defined))
         assert not any(key.startswith("accuracy") for key in row)  # the tagger knows no bell
+
+
+def test_clips_that_a_metric_does_not_judge_are_counted(
+    codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mean over some of the clips says so: a stand-in for PESQ, which refuses what holds no speech."""
+    noise = 0.1 * torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
+    data = write_clips(tmp_path, {"a": noise, "b": noise.flip(-1), "c": 0.5 * noise})
+
+    def judge(decoded: torch.Tensor, target: torch.Tensor, rate: int) -> torch.Tensor:
+        return torch.where(target.abs().amax((1, 2)) < 0.3, math.nan, 2.0)
+
+    monkeypatch.setitem(reconstruction.OPTIONAL, "pesq", judge)
+    monkeypatch.setitem(reconstruction.PACKAGES, "pesq", "numpy")
+    warnings: list[str] = []
+    out = tmp_path / "out"
+    run(
+        CodecEvaluation((codec,), data, embedders=(), opus_kbps=(), metrics=("pesq",), out=out),
+        warnings.append,
+    )
+    assert warnings == ["pesq: not defined on 1 of 3 clips, which its mean leaves out"]
+    report = json.loads((out / "report.json").read_text())
+    assert f"Warning: {warnings[0]}" in report["notes"]
+    assert any(note.startswith("PESQ: wide-band") for note in report["notes"])
+    assert report["rows"][1]["pesq"]["value"] == 2 and report["rows"][1]["per_clip"]["pesq"][2] is None
 
 
 def test_mistakes_are_one_line_and_leave_nothing(codec: str, labelled: Path, tmp_path: Path) -> None:

@@ -18,9 +18,12 @@ from audiogen.errors import InputError
 from audiogen.evaluate import compare
 from audiogen.evaluate.clips import ceiling_split, choose, consecutive, shuffled
 from audiogen.evaluate.comparison import Comparison
-from audiogen.evaluate.metrics import Interval
-from audiogen.evaluate.scores import prompt_interval, take_rows
+from audiogen.evaluate.embedders import Embedded, load_embedder
+from audiogen.evaluate.metrics import Interval, prompt_interval
+from audiogen.evaluate.scores import key_of, set_cells, take_rows
 from audiogen.evaluate.systems import system_names
+from audiogen.tagger.model import Tagger, TaggerConfig
+from audiogen.tagger.pretrained import save_tagger
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text encoder does not know")
 
@@ -163,6 +166,23 @@ def test_systems_have_names_of_their_own() -> None:
         system_names(["lm_tiny", "lm_tiny"])
 
 
+def test_a_model_here_goes_by_the_name_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sounds lie in a folder of that name: `..` would be the report's own."""
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert system_names([".", "../other/", "lm_tiny"]) == ["mine", "other", "lm_tiny"]
+    assert system_names([".."]) == [tmp_path.name]
+
+
+def test_many_takes_of_few_prompts_have_an_interval_where_the_reference_allows(tiny_tagger: str) -> None:
+    """4 dimensions need 5 clips: more than half of 8 real ones, though 2 prompts with 4 takes each would do."""
+    random, embedder = np.random.default_rng(0), load_embedder(tiny_tagger)
+    real, generated = (Embedded(random.normal(size=(n, 4)).astype(np.float32), None) for n in (8, 16))
+    fad = set_cells(embedder, real, generated, print, takes=4)[key_of(embedder, "fad")]
+    assert isinstance(fad, Interval) and math.isfinite(fad.low) and fad.low < fad.value < fad.high
+
+
 # --------------------------------------------------------------------------------------------------- the table
 
 
@@ -180,6 +200,10 @@ def test_rows_columns_and_notes(finished: Comparison, tiny_model: Path) -> None:
         assert set(row[figure]) == {"value", "low", "high"}, figure
     assert ceiling["kl"]["value"] == pytest.approx(0, abs=1e-6) and floor["kl"]["value"] > 0
     assert ceiling["fad"] == floor["fad"]  # a set has no captions
+    assert ceiling["sets"] == floor["sets"] == rows[f"{name}, codec alone"]["sets"] == "9 with 9"
+    assert row["sets"] == "18 with 9"
+    for entry in rows.values():
+        assert entry["both_heard"]["value"] >= entry["order"]["value"] and "in_order" in entry
     report = json.loads((finished.out / "report.json").read_text())
     notes = "\n".join(report["notes"])
     for said in (
@@ -235,6 +259,32 @@ def test_a_system_that_copies_is_at_the_ceiling(
         assert row[figure] == pytest.approx(ceiling[figure], abs=1e-3), figure
     assert row["fad"].value == pytest.approx(0, abs=1e-4) and ceiling["fad"].value > 0
     assert row["coverage"].value == 1
+
+
+def test_labels_that_the_embedder_does_not_know_are_counted(
+    comparison: Comparison, diffusion: Callable[..., Any], labelled: Path, tmp_path: Path
+) -> None:
+    clips = [json.loads(line) for line in labelled.read_text().splitlines()]
+    for clip in clips:
+        clip["audio"] = str(labelled.parent / clip["audio"])
+        clip["label"] = {"tone": "whistle"}.get(clip["label"], clip["label"])
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, clips)))
+    warnings: list[str] = []
+    compare.run(
+        replace(comparison, data=tmp_path / "other.jsonl"), warnings.append, lambda name, device: diffusion()
+    )
+    assert "label accuracy by tagger_x: 4 of 6 prompts have a label it knows" in warnings
+
+
+def test_one_prompt_has_no_other_caption_to_be_shuffled_with(
+    comparison: Comparison, diffusion: Callable[..., Any]
+) -> None:
+    one = replace(comparison, num_clips=1, order_prompts=1, duration_s=1.3)
+    rows = run(one, open_generator=lambda name, device: diffusion())
+    floor, ceiling = rows["captions shuffled"], rows["ground truth"]
+    assert floor["n"] == 0 and floor["remark"] == "needs two prompts"
+    assert not {"accuracy", "kl", "order"} & set(floor)
+    assert {"accuracy", "kl", "order"} <= set(ceiling) and math.isnan(ceiling["order"].low)
 
 
 # ----------------------------------------------------------------------------------------- resumed, equal time
@@ -387,6 +437,9 @@ def test_bad_data_is_said_before_anything_is_generated(comparison: Comparison, t
     def refuses(name: str, device: str) -> Any:
         raise AssertionError("a model was opened")
 
+    save_tagger(tmp_path / "deaf", Tagger(TaggerConfig({"esc10": ("tone", "noise")}, dim=4)))
+    deaf = f"tagger:{tmp_path / 'deaf'}"
+
     for change, said in (
         ({"data": tmp_path / "absent.jsonl"}, "no such manifest"),
         ({"where": {"fold": ("7",)}}, "no clip has the value '7'"),
@@ -395,6 +448,8 @@ def test_bad_data_is_said_before_anything_is_generated(comparison: Comparison, t
         ({"embedders": ("codec:absent",)}, "neither a directory nor a bundled model"),
         ({"embedders": (f"tagger:{comparison.models[0]}",)}, "of kind 'token_lm'"),
         ({"order_prompts": 1}, "order prompts need 1.2 s"),
+        ({"order_prompts": 1, "duration_s": 1.3, "embedders": ("codec:absent",)}, "neither a directory"),
+        ({"order_prompts": 1, "duration_s": 1.3, "embedders": (deaf,)}, "cannot judge order: it does not"),
     ):
         with pytest.raises(InputError, match=said):
             compare.run(replace(comparison, **change), lambda message: None, refuses)  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ def test_the_report_names_the_embedder_and_its_weights(
 
 
 def test_what_is_odd_is_warned_of(compare, real: Path, tmp_path: Path) -> None:
-    assert compare(real, real)[1] == ["both folders are the same one: every distance is 0"]
+    assert compare(real, real)[1] == ["both folders are the same one: FAD and KL are 0"]
 
     other = tmp_path / "other"
     shutil.copytree(real, other)
@@ -123,6 +123,23 @@ def test_what_is_odd_is_warned_of(compare, real: Path, tmp_path: Path) -> None:
         path.rename(other / f"take{number}.wav")
     row, warnings = compare(real, other)
     assert "no file has the same name in both folders: no pairs, so no KL" in warnings and "kl" not in row
+    notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    assert [note for note in notes if note.startswith("Warning: ")] == [
+        f"Warning: {said}" for said in warnings
+    ]
+
+
+def test_sounds_that_lack_what_the_embedder_hears_are_warned_of(compare, real: Path, tmp_path: Path) -> None:
+    """The embedder hears at 8 kHz: 4 kHz lacks half of that, 16 kHz nothing."""
+    for rate in (4000, 16000):
+        for path in real.glob("*.wav"):
+            sound = audio.resample(audio.load(path)[0], 8000, rate)
+            audio.save(tmp_path / str(rate) / path.name, sound, rate)
+    assert not compare(real, tmp_path / "16000")[1]
+    assert not compare(tmp_path / "4000", tmp_path / "4000" / ".." / "4000")[1][1:]  # alike on both sides
+    (said,) = compare(real, tmp_path / "4000")[1]
+    assert said.startswith("sample rates begin at 8000 Hz in ") and "and at 4000 Hz in " in said
+    assert said.endswith("tagger_x hears at 8000 Hz: figures will tell bandwidths apart")
 
 
 def test_lengths_that_differ_are_warned_of(compare, real: Path, tmp_path: Path) -> None:
@@ -143,6 +160,8 @@ def test_too_few_clips_leave_figures_out(compare, real: Path, tmp_path: Path) ->
     assert row["fad"] is None and row["density"] is None
     assert isinstance(row["kd"], Interval) and row["kl"].value == pytest.approx(0, abs=1e-9)
     said = [message for message in warnings if "too few" in message]
+    assert len(said) == 2  # one for each cause
+    assert said[1].startswith("no precision, recall, density, coverage by tagger_x: generated: 3 clips")
     assert any(
         "fad by tagger_x" in message and "3 generated clips are too few" in message for message in said
     )
@@ -177,3 +196,16 @@ def test_bad_settings_are_said(compare, real: Path, tmp_path: Path) -> None:
         compare(real, real, duration_s=-1.0)
     with pytest.raises(InputError, match="no embedder is called 'tagger_big'"):
         run(FilesEvaluation(real, real, ("tagger_big",), out=tmp_path / "out"), print)
+    with pytest.raises(InputError, match="--embedder is given twice"):
+        FilesEvaluation(real, real, ("tagger_tiny", "tagger_tiny"))
+
+
+def test_intervals_end_where_a_figure_does(compare, real: Path, tmp_path: Path) -> None:
+    """Half samples of 18 clips, laid around a coverage near 0, would reach below it."""
+    for number, path in enumerate(sorted(real.glob("*.wav"))):
+        noise = 0.1 * torch.randn(1, 3200, generator=torch.Generator().manual_seed(number))
+        audio.save(tmp_path / "noise" / path.name, noise if number % 6 else audio.load(path)[0], 8000)
+    row, _ = compare(real, tmp_path / "noise")
+    for name in ("precision", "recall", "coverage"):
+        assert 0 <= row[name].low <= row[name].value <= row[name].high <= 1, name
+    assert 0 <= row["fad"].low < row["fad"].high and row["density"].low >= 0 and row["is"].low >= 1

@@ -73,6 +73,7 @@ def test_codecs(run, labelled: Path, tiny_tagger: str, tiny_model: Path) -> None
     assert out[0].startswith("| System") and len(out) == 2 + 1 + 3 + 1  # originals, 1 to 3 codebooks
     report = json.loads(Path("evaluation/codec/report.json").read_text())
     assert [row["codebooks"] for row in report["rows"][1:]] == [1, 2, 3]
+    assert report["notes"][0].startswith("Command: `python -m audiogen.evaluate codec --codec ")
 
 
 @pytest.mark.parametrize(
