@@ -417,6 +417,7 @@ def normalize_loudness(
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is cached during inference must serve training as well
 def mel_filterbank(
     sample_rate: int,
     n_fft: int,

@@ -59,6 +59,7 @@ def _mean(terms: list[Tensor]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is cached during inference must serve training as well
 def _mel_basis(sample_rate: int, n_fft: int, num_mels: int, device: str) -> tuple[Tensor, Tensor]:
     """Window [n_fft] and mel matrix [F, M]; constants, so sharing them between calls is safe."""
     return (

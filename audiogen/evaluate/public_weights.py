@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
                 contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage shows as any of a dozen errors of zip, NumPy, torch and its unpickler
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's reason is advice to programmers
+        if type(error).__name__ == "UnpicklingError":  # torch's reason is advice to programmers
             reason = "damaged, or more than tensors, which only running its code could read"
         raise InputError(
             f"{path} cannot be read as weights ({reason[:200]}); download it again, or store its state dict as "

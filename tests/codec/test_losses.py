@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from audiogen.audio import log_mel
 from audiogen.codec.losses import (
     BIN_WEIGHT,
     TILES,
@@ -13,6 +14,7 @@ from audiogen.codec.losses import (
     feature_matching,
     log_magnitude_distance,
     mel_distance,
+    mel_magnitude,
     multi_scale_mel,
     si_sdr,
 )
@@ -64,6 +66,16 @@ def test_mel_distance_ignores_phase_and_reads_gain_in_log_units():
     x = 0.1 * torch.randn(1, 1, 16000, generator=torch.Generator().manual_seed(0))
     assert mel_distance(-x, x, 16000).item() == pytest.approx(0, abs=1e-6)
     assert mel_distance(x / 2, x, 16000).item() == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_distances_taken_in_inference_do_not_spoil_training():
+    """The mel matrix is cached; no other test uses this size."""
+    x = torch.randn(1, 1, 1111, requires_grad=True)
+    with torch.inference_mode():
+        mel_magnitude(x, 11111, 100, 7)
+        log_mel(x, 11111, 104, 26, 7)
+    (mel_magnitude(x, 11111, 100, 7).sum() + log_mel(x, 11111, 104, 26, 7).sum()).backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
 
 
 def test_silence_has_a_finite_gradient():
