@@ -132,3 +132,59 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
     (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder / "manifest.jsonl"
+
+
+def save_clap(folder: Path, fusion: bool) -> Path:
+    """A tiny CLAP with random weights, as the hub serves it."""
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, RobertaTokenizer
+
+    torch.manual_seed(0)
+    audio = {
+        "window_size": 4,
+        "num_mel_bins": 16,
+        "spec_size": 64,
+        "hidden_size": 32,
+        "depths": [1, 1],
+        "num_attention_heads": [2, 2],
+        "patch_embeds_hidden_size": 16,
+        "num_hidden_layers": 2,
+        "enable_fusion": fusion,
+        "fusion_type": "aff_2d" if fusion else None,
+    }
+    text = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 20,
+        "max_position_embeddings": 20,
+    }
+    model = ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=12))
+    for name, tensor in model.named_parameters():
+        if tensor.dim() > 1 and "logit" not in name:
+            torch.nn.init.normal_(tensor, std=0.3)  # the default is so small that all sounds are alike
+    model.save_pretrained(folder)
+    ClapFeatureExtractor(
+        feature_size=16,
+        sampling_rate=8000,
+        hop_length=80,
+        max_length_s=1,
+        fft_window_size=256,
+        frequency_max=4000,
+        truncation="fusion" if fusion else "rand_trunc",
+    ).save_pretrained(folder)
+    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"Ġabcdefghijklmnopqrstuvwxyz"]
+    RobertaTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[]).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clap(tmp_path_factory.mktemp("hub") / "tiny-clap", fusion=False)
+
+
+@pytest.fixture(scope="session")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clap(tmp_path_factory.mktemp("hub") / "tiny-clap-fused", fusion=True)

@@ -276,6 +276,29 @@ def test_labels_that_the_embedder_does_not_know_are_counted(
     assert "label accuracy by tagger_x: 4 of 6 prompts have a label it knows" in warnings
 
 
+def test_the_clap_score_is_of_each_sound_with_the_text_it_was_asked_by(
+    comparison: Comparison, diffusion: Callable[..., Any], labelled: Path, clap: Path
+) -> None:
+    """The real clips with their captions, and, in the floor row, with each other's."""
+    spec = f"clap:{clap}"
+    rows = run(replace(comparison, embedders=(spec,)), open_generator=lambda name, device: diffusion())
+    embedder, prompts = load_embedder(spec), choose(read_manifest(labelled), 6)
+    heard = np.stack(
+        [
+            embedder.embed(audio.load(prompt.clip.path, embedder.sample_rate)[0][None]).embeddings[0]
+            for prompt in prompts
+        ]
+    )
+    written = embedder.embed_text([prompt.text for prompt in prompts])
+    for name, sounds in {"ground truth": heard, "captions shuffled": heard[shuffled(6)]}.items():
+        cosines = [
+            a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(sounds, written, strict=True)
+        ]
+        assert rows[name]["clap"].value == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert rows["ground truth"]["clap"].value != rows["captions shuffled"]["clap"].value
+    assert -1 <= rows[Path(comparison.models[0]).name]["clap"].value <= 1
+
+
 def test_one_prompt_has_no_other_caption_to_be_shuffled_with(
     comparison: Comparison, diffusion: Callable[..., Any]
 ) -> None:

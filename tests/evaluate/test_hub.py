@@ -13,77 +13,20 @@ from transformers import (
     ASTFeatureExtractor,
     ASTForAudioClassification,
     ASTModel,
-    ClapConfig,
-    ClapFeatureExtractor,
     ClapModel,
     ClapProcessor,
-    RobertaTokenizer,
 )
 
 from audiogen import checkpoint
 from audiogen.errors import InputError
 from audiogen.evaluate.embedders import embed_clips, load_embedder
 
-RATE = 8000  # of the tiny CLAP, whose window is 1 s
+RATE = 8000  # of the tiny CLAP of conftest.py, whose window is 1 s
 AST_WINDOW = 400 + 160 * 23  # of the tiny AST: 24 frames
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.2
-
-
-def save_clap(folder: Path, fusion: bool) -> Path:
-    """A directory as the hub serves it."""
-    torch.manual_seed(0)
-    audio = {
-        "window_size": 4,
-        "num_mel_bins": 16,
-        "spec_size": 64,
-        "hidden_size": 32,
-        "depths": [1, 1],
-        "num_attention_heads": [2, 2],
-        "patch_embeds_hidden_size": 16,
-        "num_hidden_layers": 2,
-        "enable_fusion": fusion,
-        "fusion_type": "aff_2d" if fusion else None,
-    }
-    text = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 20,
-        "max_position_embeddings": 20,
-    }
-    model = ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=12))
-    for name, tensor in model.named_parameters():
-        if tensor.dim() > 1 and "logit" not in name:
-            torch.nn.init.normal_(tensor, std=0.3)  # the default is so small that all sounds are alike
-    model.save_pretrained(folder)
-    ClapFeatureExtractor(
-        feature_size=16,
-        sampling_rate=RATE,
-        hop_length=80,
-        max_length_s=1,
-        fft_window_size=256,
-        frequency_max=4000,
-        truncation="fusion" if fusion else "rand_trunc",
-    ).save_pretrained(folder)
-    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"Ġabcdefghijklmnopqrstuvwxyz"]
-    RobertaTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[]).save_pretrained(
-        folder
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clap(tmp_path_factory) -> Path:
-    return save_clap(tmp_path_factory.mktemp("hub") / "tiny-clap", fusion=False)
-
-
-@pytest.fixture(scope="module")
-def fused(tmp_path_factory) -> Path:
-    return save_clap(tmp_path_factory.mktemp("hub") / "tiny-clap-fused", fusion=True)
 
 
 @pytest.fixture(scope="module")
