@@ -4,6 +4,7 @@ A command that is not in `COMMANDS` fails, so a new block cannot slip in untried
 """
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -51,6 +52,14 @@ COMMANDS: dict[str, str] = {
         "--seeds 0,1,2 --out evaluation/compare"
     ): "... --seeds 0 --duration 0.2 --num-clips 2",
     (
+        "python -m audiogen.evaluate codec --codec codec_tiny --data esc10/manifest.jsonl "
+        "--where fold=4 --where license=CC0,CC-BY --opus 6,8,12,16"
+    ): "...",
+    (
+        "python -m audiogen.evaluate compare --model lm_tiny --data esc10/manifest.jsonl --where fold=4 "
+        "--where license=CC0,CC-BY --reference-where fold=1,2,3 --seeds 0,1,2 --order-prompts 100"
+    ): "... --order-prompts 1 --duration 1.3",
+    (
         "python -m audiogen.evaluate files --reference my_sounds/ --generated back/ --out evaluation/files"
     ): "...",
 }
@@ -80,14 +89,26 @@ def run(command: str) -> int:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A newcomer's folder: a few captioned sounds of their own, and nothing else."""
+    """A newcomer's folder: a few captioned sounds of their own, and as many that stand for ESC-10."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "my_sounds").mkdir()
+    (folder / "esc10").mkdir()
     seconds = np.arange(16000) / 16000
-    for number, word in enumerate(["low", "deep", "high", "bright"]):
+    for number, word in enumerate(["low", "deep", "high", "bright", "soft"]):
         tone = 0.3 * np.sin(2 * np.pi * 220 * (number + 1) * seconds) * np.exp(-3 * seconds)
         soundfile.write(folder / "my_sounds" / f"bell_{number}.wav", tone, 16000)
         (folder / "my_sounds" / f"bell_{number}.txt").write_text(f"a {word} bell rings\n")
+    lines = [
+        {
+            "audio": f"../my_sounds/bell_{number}.wav",
+            "captions": ["It is raining"],
+            "label": "rain",
+            "fold": fold,
+            "license": ["CC0", "CC-BY"][number % 2],
+        }
+        for number, fold in enumerate([1, 2, 3, 4, 4])
+    ]
+    (folder / "esc10" / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
