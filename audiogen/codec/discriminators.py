@@ -2,7 +2,7 @@
 
 Of audio: EnCodec's (arXiv:2210.13438, section 3.4, figure 2), one 2-D convolutional network per resolution that looks
 at real and imaginary parts as image channels. Of spectra: patches judged one by one (PatchGAN, arXiv:1611.07004;
-on spectrograms SpecVQGAN, arXiv:2110.08791); no audio is made, which on a CPU is several times cheaper.
+on spectrograms SpecVQGAN, arXiv:2110.08791); no audio is made, which is cheaper.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from audiogen.audio import mel_filterbank
 from audiogen.codec.conv import add_weight_norm
+from audiogen.codec.spectral import normalised
 from audiogen.errors import InputError
 
 
@@ -145,6 +146,5 @@ class MultiViewSpectrumDiscriminator(nn.Module):
         with torch.autocast(spectra.device.type, enabled=False):
             spectra = spectra.float()
             bands = torch.log(torch.exp(spectra) @ self.basis + 1e-4)
-        # To about zero mean and unit variance over real recordings.
-        results = [self.bins((spectra + 6.0) / 2.5), self.bands((bands + 6.0) / 2.5)]
+        results = [self.bins(normalised(spectra)), self.bands(normalised(bands))]
         return [logits for logits, _ in results], [features for _, features in results]

@@ -153,7 +153,7 @@ class SpectralEncoder(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         x = rearrange(self.log_magnitude(audio), "b c t f -> b t (c f)")
-        x = self.stack(_normalised(x))
+        x = self.stack(normalised(x))
         return rearrange(x, "b (t r) d -> b (r d) t", r=self.config.frames_per_latent)
 
 
@@ -217,7 +217,7 @@ class SpectralDecoder(nn.Module):
         return _overlap_add(frames, hop) / envelope.clamp(min=1e-3)
 
 
-def _normalised(log_magnitude: Tensor) -> Tensor:
+def normalised(log_magnitude: Tensor) -> Tensor:
     """To about zero mean and unit variance over real recordings."""
     return (log_magnitude + 6.0) / 2.5
 

@@ -92,6 +92,11 @@ class Window(NamedTuple):
     end: int
 
 
+def default_stride(max_frames: int) -> int:
+    """Frames that each further window adds: a fifth, as audiocraft's AudioGen."""
+    return max(1, max_frames // 5)
+
+
 def plan_windows(known: int, num_frames: int, max_frames: int, stride: int) -> list[Window]:
     """Cover `num_frames` by sequences of at most `max_frames`, after the first each adding `stride` frames.
 
@@ -136,7 +141,7 @@ def generate_tokens(
     _check(lm, condition, negative, lengths, prompt, len(seeds))
     num_known, longest = prompt.shape[2], max(lengths)
     max_frames = longest if max_frames is None else max_frames
-    stride = max(1, max_frames // 5) if stride is None else stride
+    stride = default_stride(max_frames) if stride is None else stride
     if longest > max_frames and not 1 <= stride < max_frames:
         raise InputError(
             f"stride is {stride} frames; it must be from 1 to {max_frames - 1}, below max_frames"
@@ -170,10 +175,9 @@ def generate_tokens(
     return codes
 
 
-def num_decoded(lm: TokenLM, num_frames: int, max_frames: int, stride: int | None = None) -> int:
-    """Decoding steps that `generate_tokens` takes for one clip without a prompt."""
-    stride = max(1, max_frames // 5) if stride is None else stride
-    windows = plan_windows(0, num_frames, max_frames, stride)
+def num_decoded(lm: TokenLM, num_frames: int, max_frames: int) -> int:
+    """Decoding steps that `generate_tokens` takes for one clip without a prompt, at its default stride."""
+    windows = plan_windows(0, num_frames, max_frames, default_stride(max_frames))
     return sum(_lay_out(lm, window, [num_frames]).num_decoded for window in windows)
 
 
