@@ -1,0 +1,97 @@
+"""Which sounds a model makes: the classes of a comparison's clips one by one, and the kinds of the built-in corpus.
+
+    python tools/which_sounds.py classes evaluation/compare lm_tiny esc10/manifest.jsonl
+    python tools/which_sounds.py kinds lm_tiny
+
+`classes` counts, by label, the clips that `evaluate compare` kept and tagger_tiny takes for what was asked for.
+`kinds` asks for one sound of each kind alone, by the caption of a clip that was not trained on, and counts the kinds
+that are heard; the real clips beside them.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from audiogen import audio, checkpoint
+from audiogen.data import synth
+from audiogen.data.dataset import SYNTH_SEED
+from audiogen.data.manifest import read_manifest
+from audiogen.data.synth.scene import KINDS, compose
+from audiogen.errors import run_command
+from audiogen.evaluate.order import FIRST_CLIP, THRESHOLD, frame_probabilities
+from audiogen.generators import AudioGen
+from audiogen.tagger.pretrained import load_tagger
+
+
+@torch.no_grad()
+def classes(comparison: Path, model: str, manifest: Path) -> None:
+    """Recognised clips by label, and what the others are taken for."""
+    tagger = load_tagger("tagger_tiny")
+    group = tagger.group("esc10")
+    names = [label.partition("/")[2] for label in tagger.labels[group]]
+    label_of = {Path(clip.path).name: str(clip.fields["label"]) for clip in read_manifest(manifest)}
+    right, total, wrong = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
+    for told in sorted((comparison / "clips" / model).glob("[0-9]*_codec.json")):
+        wanted = label_of[Path(checkpoint.read_json(told)["clip"]).name]
+        for path in sorted(told.parent.glob(told.name.replace("codec.json", "[0-9]*.wav"))):
+            sound, _ = audio.load(path, tagger.sample_rate, 1)
+            guess = names[int(tagger(sound).logits[0, group].argmax())]
+            total[wanted] += 1
+            right[wanted] += guess == wanted
+            wrong[wanted, guess] += guess != wanted
+    for name in names:
+        taken = ", ".join(f"{guess} {n}" for (label, guess), n in wrong.most_common() if label == name and n)
+        print(f"{name}: {right[name]} of {total[name]}{f' (else {taken})' if taken else ''}")
+
+
+@torch.no_grad()
+def kinds(model: str) -> None:
+    """How many kinds are heard when asked for alone."""
+    generator, tagger = AudioGen.from_pretrained(model), load_tagger("tagger_tiny")
+    group = tagger.group("synth")
+    names = [label.partition("/")[2] for label in tagger.labels[group]]
+    clip_of: dict[str, int] = {}
+    number = FIRST_CLIP
+    while len(clip_of) < len(KINDS):
+        scene = compose(SYNTH_SEED, number, 5.0)
+        if scene.form == "one":
+            clip_of.setdefault(scene.events[0].kind, number)
+        number += 1
+    captions = [synth.captions(SYNTH_SEED, clip, 5.0)[0] for clip in clip_of.values()]
+    made = generator.generate(captions, 5.0, seed=1)
+    real = [synth.render(SYNTH_SEED, clip, 16000, 5.0).audio for clip in clip_of.values()]
+    for what, sounds, rate in (("real", real, 16000), (model, list(made), generator.sample_rate)):
+        heard = []
+        for kind, sound in zip(clip_of, sounds, strict=True):
+            loudest = frame_probabilities(tagger, sound, rate).max(0)
+            if loudest[names.index(kind)] >= THRESHOLD:
+                heard.append(kind)
+        print(f"{what}: {len(heard)} of {len(clip_of)} kinds are heard: {', '.join(sorted(heard))}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one of the two lists."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="what", required=True)
+    of_classes = commands.add_parser("classes")
+    of_classes.add_argument("comparison", type=Path)
+    of_classes.add_argument("model")
+    of_classes.add_argument("manifest", type=Path)
+    commands.add_parser("kinds").add_argument("model")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if arguments.what == "classes":
+        classes(arguments.comparison, arguments.model, arguments.manifest)
+    else:
+        kinds(arguments.model)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
