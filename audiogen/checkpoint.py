@@ -7,12 +7,16 @@ beside, each a `state.json` (structure and scalars) and a `state.safetensors` (t
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,18 +192,136 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
     """Copy tensors into a module, all of them and nothing else; what does not fit is named."""
+    _check_fit(module, {name: list(tensor.shape) for name, tensor in tensors.items()}, where)
+    module.load_state_dict(dict(tensors))
+
+
+def _check_fit(module: nn.Module, shapes: Mapping[str, list[int]], where: str | Path) -> None:
     own = module.state_dict()
-    problems = [f"missing {name}" for name in own if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in own]
+    problems = [f"missing {name}" for name in own if name not in shapes]
+    problems += [f"unexpected {name}" for name in shapes if name not in own]
     problems += [
-        f"{name} is {list(tensors[name].shape)}, should be {list(own[name].shape)}"
+        f"{name} is {shapes[name]}, should be {list(own[name].shape)}"
         for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+        if name in shapes and shapes[name] != list(own[name].shape)
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise InputError(f"weights of {where} do not fit their config: {'; '.join(problems[:5])}{more}")
-    module.load_state_dict(dict(tensors))
+
+
+# ------------------------------------------------------------------------------------------- lean loading
+
+
+def open_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of all files that a .safetensors.index.json names; nothing is copied.
+
+    They are views of the mapped files: a page is read from the disk when it is first looked at, and `release` gives
+    it back. A missing or damaged file, or a tensor that is not where the index says, is an `InputError`.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        return read_tensors(path)  # safetensors maps the file for the CPU
+    contents = read_json(path)
+    index = contents.get("weight_map") if isinstance(contents, dict) else None
+    if not isinstance(index, dict) or not all(
+        isinstance(name, str) and name == Path(name).name for name in index.values()
+    ):
+        raise InputError(f"{path} is not an index: weight_map should give a file beside it for each tensor")
+    files = {name: read_tensors(path.with_name(name)) for name in sorted(set(index.values()))}
+    for name, file in index.items():
+        if name not in files[file]:
+            raise InputError(f"{path.with_name(file)} lacks {name}, which {path.name} says is there")
+    return {name: files[file][name] for name, file in index.items()}
+
+
+def assign(
+    module: nn.Module,
+    parts: Mapping[str, Tensor | Sequence[Tensor]],
+    where: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Fill a module that was built on the meta device: at most the finished weights and one tensor are in memory.
+
+    parts: for each name of the module's state dict its tensor, or several that are joined along dim 0 in their order;
+        usually views of mapped files, whose pages are given back one tensor after the other.
+    dtype: of the floating-point tensors; None keeps what each has in `parts`.
+
+    The module gets tensors of its own even where device and dtype are the same already: mapped memory is a file's.
+    Names, shapes and kinds (floating or not) are checked before anything is allocated; what does not fit, or holds
+    values that are not finite, is an `InputError` that names it and `where`.
+    """
+    joined = {name: [part] if isinstance(part, Tensor) else list(part) for name, part in parts.items()}
+    _check_fit(module, {name: _joined_shape(tensors) for name, tensors in joined.items()}, where)
+    own = module.state_dict(keep_vars=True)
+    for name, tensors in joined.items():
+        for part in tensors:
+            if part.is_floating_point() != own[name].is_floating_point():
+                raise InputError(f"{name} of {where} is {part.dtype}, should be like {own[name].dtype}")
+    filled: dict[str, Tensor] = {}
+    for name, tensors in joined.items():
+        final = own[name].dtype
+        if final.is_floating_point:
+            final = dtype or functools.reduce(torch.promote_types, (part.dtype for part in tensors))
+        filled[name] = _copied(tensors, name, where, torch.empty(own[name].shape, dtype=final, device=device))
+        if isinstance(own[name], nn.Parameter):
+            filled[name] = nn.Parameter(filled[name], own[name].requires_grad)
+    module.load_state_dict(filled, assign=True)
+    for layer in module.modules():
+        if isinstance(layer, nn.RNNBase):
+            layer.flatten_parameters()  # cuDNN wants them in one piece
+
+
+def _joined_shape(tensors: Sequence[Tensor]) -> list[int]:
+    """The shape along dim 0, [0] where the others differ (no parameter has that shape)."""
+    rest = {tuple(part.shape[1:]) for part in tensors}
+    if len(tensors) == 1:
+        return list(tensors[0].shape)
+    if len(rest) != 1 or any(part.dim() == 0 for part in tensors):
+        return [0]
+    return [sum(part.shape[0] for part in tensors), *rest.pop()]
+
+
+def _copied(tensors: Sequence[Tensor], name: str, where: str | Path, whole: Tensor) -> Tensor:
+    """`whole`, filled with the tensors along dim 0; their mapped pages are given back."""
+    targets = [whole] if len(tensors) == 1 else whole.split([len(part) for part in tensors])
+    for target, part in zip(targets, tensors, strict=True):
+        if part.is_floating_point() and part.numel() and not _all_finite(part):
+            raise InputError(f"{where} is damaged: {name} holds values that are not finite; copy it again")
+        target.copy_(part.detach())
+        release(part)
+    return whole
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    """By the smallest and the largest value, where not-a-number wins; unlike `isfinite`, that takes no memory."""
+    low, high = tensor.detach().aminmax()
+    return bool(low.isfinite() & high.isfinite())
+
+
+def release(tensor: Tensor) -> None:
+    """Give back the memory behind a tensor that is a view of a mapped file; it is read again if it is looked at again.
+
+    Only on Linux, and nothing happens to a tensor in memory of its own. What was written to the mapped tensor is lost.
+    """
+    if sys.platform != "linux" or tensor.device.type != "cpu" or not tensor.numel():
+        return
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    end = start + (last + 1) * tensor.element_size()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, _, _, _, inode = line.split(maxsplit=5)[:5]
+        first, beyond = (int(address, 16) for address in addresses.split("-"))
+        if first <= start < beyond:
+            if inode != "0":  # anonymous memory would be zeroed: it has no file to come back from
+                start -= start % mmap.PAGESIZE
+                length = min(end, beyond) - start
+                ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+            return
+
+
+# ------------------------------------------------------------------------------------------ bundled models
 
 
 def weights_folder() -> Path:

@@ -5,16 +5,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = {"errors", "interfaces", "config", "audio", "checkpoint", "distributed", "__version__"}
+CORE = {
+    "errors",
+    "interfaces",
+    "config",
+    "audio",
+    "checkpoint",
+    "distributed",
+    "hub",
+    "pickles",
+    "__version__",
+}
 MODELS = {"codec", "conditioning", "data", "tagger", "lm", "diffusion"}
 MAY_IMPORT = {
-    **dict.fromkeys(CORE | {"codec", "conditioning", "data", "tagger"}, CORE),
+    **dict.fromkeys(CORE | {"codec", "conditioning", "data", "tagger", "requests"}, CORE),
     **dict.fromkeys({"lm", "diffusion"}, CORE | {"conditioning"}),
-    **dict.fromkeys({"generators", "train"}, CORE | MODELS),
-    **dict.fromkeys({"generate", "serve"}, CORE | {"data", "generators"}),
+    "generators": CORE | MODELS | {"export", "requests"},
+    **dict.fromkeys({"export", "train"}, CORE | MODELS),
+    **dict.fromkeys({"generate", "serve"}, CORE | {"data", "generators", "requests"}),
+    "convert": CORE | MODELS | {"generators"},
     "evaluate": CORE | {"data", "generators", "codec", "tagger"},
     "__init__": {"generators"},  # the lazy public name audiogen.AudioGen
-    "codec/__main__": CORE | {"data"},  # reads manifests and writes token shards
+    # the verbs of audiogen.codec read manifests and write token shards
+    **dict.fromkeys({"codec/__main__", "codec/decode", "codec/describe", "codec/encode"}, CORE | {"data"}),
 }
 
 

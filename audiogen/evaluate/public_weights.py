@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiogen import checkpoint
+from audiogen import checkpoint, pickles
 from audiogen.errors import InputError
 
 # What rebuilds NumPy's arrays and numbers from their bytes, and nothing else. Files of before 2023 name these by
 # NumPy's old module; public CNN14 files need them, as they hold the sampler of the training beside the weights.
 _ARRAY, _NUMBER = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-_NUMPY: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
+_NUMPY: list[Any] = [np.ndarray, np.generic, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
 _NUMPY += [(_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
 _NUMPY += [(_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
@@ -34,21 +34,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         )
     if path.suffix == ".safetensors":
         return checkpoint.read_tensors(path)
-    try:
-        if path.suffix == ".npz":
-            with np.load(path) as arrays:
-                contents: Any = dict(arrays)
-        else:
-            with torch.serialization.safe_globals(_NUMPY):
-                contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damage shows as any of a dozen errors of zip, NumPy, torch and its unpickler
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if type(error).__name__ == "UnpicklingError":  # torch's reason is advice to programmers
-            reason = "damaged, or more than tensors, which only running its code could read"
-        raise InputError(
-            f"{path} cannot be read as weights ({reason[:200]}); download it again, or store its state dict as "
-            "safetensors"
-        ) from None
+    contents = _read_arrays(path) if path.suffix == ".npz" else pickles.read_pickle(path, also=_NUMPY)
     for key in ("model", "state_dict"):
         if isinstance(contents, dict) and isinstance(contents.get(key), dict):
             contents = contents[key]
@@ -61,3 +47,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         for name, value in contents.items()
         if isinstance(value, (Tensor, np.ndarray))
     }
+
+
+def _read_arrays(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except Exception as error:  # damage shows as any of a dozen errors of zip and NumPy
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} cannot be read as arrays ({reason[:200]}); download it again") from None
