@@ -69,10 +69,34 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--model", default="lm_tiny", help="name of a bundled model, or a model directory (default: lm_tiny)"
+        "--model",
+        default="lm_tiny",
+        help="a bundled model's name; a model directory; a public AudioGen or MusicGen release: its directory, or its "
+        "hub id (facebook/audiogen-medium, with @revision if wanted) (default: lm_tiny)",
+    )
+    how.add_argument(
+        "--text-encoder",
+        metavar="T5",
+        help="directory or hub id of the T5 to use in place of the one that the model names",
+    )
+    how.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="what LoRA fine-tuning of the model wrote, laid on top of it",
     )
     how.add_argument("--seed", type=int, default=0, help="sample j of a prompt has seed + j (default: 0)")
-    how.add_argument("--guidance", type=float, default=3.0, help="weight of the text; 1 is none (default: 3)")
+    how.add_argument(
+        "--guidance",
+        type=float,
+        help="weight of the text; 1 is none (default: what the model's files say, or 3)",
+    )
+    how.add_argument(
+        "--peer-padding",
+        action="store_true",
+        help="attend to each text's padding to the longest one, as audiocraft does in batches: a sound then depends "
+        "on the other prompts (default: it does not)",
+    )
     how.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
     how.add_argument(
         "--top-k", type=int, default=250, help="draw from the k likeliest; 0 is all (default: 250)"
@@ -125,13 +149,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         setattr(warnings, "showwarning", _show_warning)  # noqa: B010 (a plain assignment does not pass mypy)
         warnings.filterwarnings("ignore", message="Glyph")  # emoji in the title of a picture
         clip = None if args.continue_from is None else audio.load(args.continue_from)
-        generator = generators.load(args.model, args.device, args.dtype)
+        generator = generators.load(args.model, args.device, args.dtype, args.text_encoder, args.adapter)
         _check_durations(jobs, generator, clip)
         make = generator.generate if clip is None else partial(generator.generate_continuation, *clip)
         sound_s, spent_s = sum(job.duration_s for job in jobs), 0.0
+        at_once = len(jobs) if args.peer_padding else generator.batch_size  # peers are all that is asked for
         with tqdm(total=sound_s, bar_format=BAR, disable=None) as bar:
-            for start in range(0, len(jobs), generator.batch_size):
-                group = jobs[start : start + generator.batch_size]
+            for start in range(0, len(jobs), at_once):
+                group = jobs[start : start + at_once]
                 began = time.monotonic()
                 sounds = make(
                     [job.text for job in group],
@@ -142,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     top_p=args.top_p,
                     seed=[job.seed for job in group],
                     negative=args.negative,
+                    peer_padding=args.peer_padding,
                     progress=partial(_advance, bar, bar.n, sum(job.duration_s for job in group)),
                 )
                 spent_s += time.monotonic() - began

@@ -1,4 +1,4 @@
-"""Generators: text to audio, whatever the family. `load` opens one by a bundled name or a model directory."""
+"""Generators: text to audio, whatever the family. `load` opens one: a bundled name, a directory or a hub id."""
 
 from __future__ import annotations
 
@@ -12,32 +12,54 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiogen import audio as audio_io
-from audiogen import checkpoint, distributed
-from audiogen.codec.model import Codec
+from audiogen import checkpoint, distributed, export, requests
 from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.stream import decode_stream, encode_stream
-from audiogen.conditioning.condition import stack
+from audiogen.conditioning.condition import pad_like_peers, stack
 from audiogen.conditioning.t5 import T5Conditioner
 from audiogen.errors import InputError
-from audiogen.interfaces import Condition
+from audiogen.interfaces import Codec, Condition
+from audiogen.lm import lora
 from audiogen.lm.model import TokenLM
 from audiogen.lm.pretrained import CODEC_FOLDER, KIND, CodecReference, load_lm, save_lm
 from audiogen.lm.sample import Sampling, generate_tokens, num_decoded
+from audiogen.requests import Request
 
 MAX_DURATION_S = 3600.0
+GUIDANCE = 3.0  # where the model's files name none
 TEXT_MULTIPLE = 32  # text is padded to multiples of this many tokens
 ROWS_ON_CPU, ROWS_ELSEWHERE = 4, 8  # that the language model runs on at a time
 
 Progress = Callable[[float], None]  # gets the share of the work that is done, in [0, 1]
 
 
-def load(name_or_dir: str | Path, device: str = "auto", dtype: str = "auto") -> AudioGen:
-    """Open a generator: a bundled model's name or a model directory of any family (so far: token language models)."""
-    path = checkpoint.resolve(name_or_dir)
-    kind = checkpoint.read_config(path)["kind"]
-    if kind != KIND:
-        raise InputError(f"{path} holds a model of kind {kind!r}, which does not generate; allowed: {KIND!r}")
-    return AudioGen.from_pretrained(path, device, dtype)
+def load(
+    name_or_dir: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    text_encoder: str | None = None,
+    adapter: str | Path | None = None,
+) -> AudioGen:
+    """Open a generator of any family (so far: token language models); arguments as in `AudioGen.from_pretrained`."""
+    kind = own_kind(name_or_dir)
+    if kind == lora.KIND:
+        base = checkpoint.read_config(name_or_dir, lora.KIND)["config"].get("base")
+        raise InputError(
+            f"{name_or_dir} holds LoRA adapters and no model; give --model {base} --adapter {name_or_dir}"
+        )
+    if kind not in (None, KIND):
+        raise InputError(
+            f"{name_or_dir} holds a model of kind {kind!r}, which does not generate; allowed: {KIND!r}"
+        )
+    return AudioGen.from_pretrained(name_or_dir, device, dtype, text_encoder, adapter)
+
+
+def own_kind(name_or_dir: str | Path) -> str | None:
+    """The kind of a bundled model or of a model directory of ours; None for everything else."""
+    given = Path(name_or_dir)
+    path = (given if given.exists() else checkpoint.weights_folder() / given) / "config.json"
+    contents = checkpoint.read_json(path) if path.is_file() else None
+    return contents.get("kind") if isinstance(contents, dict) else None
 
 
 class AudioGen:
@@ -59,8 +81,14 @@ class AudioGen:
     ):
         """max_frames: the longest sequence the language model runs on at once; longer sounds use a sliding window.
 
+        info: what is known of the model; `info["generation"]["guidance"]` is what it generates with by default.
         All models must be in evaluation mode and on one device.
         """
+        if codec.segmented:
+            raise InputError(
+                f"codec {codec.name!r} codes each segment of a sound by itself, so it cannot be generated through; "
+                "such codecs make token files only"
+            )
         if (lm.config.codebook_size, lm.config.dim) != (codec.codebook_size, conditioner.width):
             raise InputError(
                 f"the language model has {lm.config.codebook_size} codes and width {lm.config.dim}, but the codec "
@@ -73,40 +101,63 @@ class AudioGen:
         self.lm, self.conditioner, self.codec = lm, conditioner, codec
         self.max_frames = max_frames
         self.info = dict(info or {})
+        self.guidance = float(self.info.get("generation", {}).get("guidance", GUIDANCE))
         self.sample_rate, self.channels = codec.sample_rate, codec.channels
         self.max_duration_s = MAX_DURATION_S
         self.batch_size = ROWS_ON_CPU if self.device.type == "cpu" else ROWS_ELSEWHERE
 
     @classmethod
     def from_pretrained(
-        cls, name_or_dir: str | Path = "lm_tiny", device: str = "auto", dtype: str = "auto"
+        cls,
+        name_or_dir: str | Path = "lm_tiny",
+        device: str = "auto",
+        dtype: str = "auto",
+        text_encoder: str | None = None,
+        adapter: str | Path | None = None,
     ) -> AudioGen:
-        """Open a bundled model or a model directory.
+        """Open a bundled model, a model directory, or a public release: its directory or "org/name[@revision]".
 
         device: "cpu", "cuda", "cuda:1", "mps", or "auto": a CUDA GPU where there is one, else the CPU. dtype: of the
         language model, "float32", "bfloat16", "float16", or "auto" for bfloat16 on CUDA and float32 elsewhere; the
-        text encoder and the codec stay in float32.
+        text encoder and the codec stay in float32. text_encoder: a T5, directory or hub id, in place of the one that
+        the model names. adapter: a directory that LoRA fine-tuning of this model wrote.
         """
         where = distributed.choose_device(device)
-        pretrained = load_lm(name_or_dir, where, choose_dtype(dtype, where))
+        pretrained = load_lm(name_or_dir, where, choose_dtype(dtype, where), text_encoder)
         reference = pretrained.codec
-        codec = load_codec(reference.location, where)
-        if codec.identity != reference.identity:
+        codec = load_codec(reference.location, where, reference.dual_mono)
+        if (
+            reference.identity and codec.identity != reference.identity
+        ):  # a public release is one with its codec
             raise InputError(
                 f"{name_or_dir} was trained on the tokens of codec {reference.identity}, but {reference.location} is "
                 f"{codec.identity}; put the codec it was trained with there"
             )
+        if adapter is not None:
+            lora.load_adapter(adapter, pretrained.lm)
+            lora.merge(pretrained.lm)
         return cls(pretrained.lm, pretrained.conditioner, codec, pretrained.max_frames, pretrained.info)
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write a model directory that `from_pretrained` opens; a codec that is not bundled is copied into it."""
+    def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write a model directory that `from_pretrained` opens; a codec that is not bundled is copied into it.
+
+        dtype: how the weights of language model and text encoder are stored; the codec's stay float32, so that its
+        tokens mean the same.
+        """
         directory = Path(directory)
         location = self.codec.name
         if location not in checkpoint.bundled_names() or not _equal(load_codec(location), self.codec):
             location = str(directory / CODEC_FOLDER)
             save_codec(location, self.codec)
         reference = CodecReference(location, load_codec(location).identity)
-        save_lm(directory, self.lm, self.conditioner, reference, self.max_frames, self.info)
+        save_lm(directory, self.lm, self.conditioner, reference, self.max_frames, self.info, dtype)
+
+    def save_transformers(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write a directory that `transformers` opens, and `from_pretrained` too: see `audiogen.export`.
+
+        Raises InputError where it cannot express the codec, the pattern or the text encoder.
+        """
+        export.save(directory, self.lm, self.conditioner, self.codec, self.max_frames, self.guidance, dtype)
 
     @property
     def device(self) -> torch.device:
@@ -131,9 +182,10 @@ class AudioGen:
     @property
     def num_parameters(self) -> int:
         """Of language model, text encoder and codec."""
-        modules = (self.lm, self.conditioner, self.codec)
+        encoder = self.conditioner.encoder_stack()
+        modules = (self.lm, self.conditioner.output_proj, encoder, self.codec)
         return sum(weight.numel() for module in modules for weight in module.parameters()) + sum(
-            book.codewords.numel() for book in self.codec.quantizer.books
+            tensor.numel() for name, tensor in self.codec.state_dict().items() if name.endswith("codewords")
         )
 
     def num_evaluations(self, duration_s: float, guidance: float) -> int:
@@ -156,24 +208,28 @@ class AudioGen:
         texts: Sequence[str | None],
         duration_s: float | Sequence[float] = 5.0,
         *,
-        guidance: float = 3.0,
+        guidance: float | None = None,
         temperature: float = 1.0,
         top_k: int = 250,
         top_p: float = 0.0,
         seed: int | Sequence[int] = 0,
         negative: str | None = None,
+        peer_padding: bool = False,
         progress: Progress | None = None,
     ) -> Tensor:
         """Texts to audio [B, C, N]. The parameters mean what they mean in audiocraft, whose defaults these are.
 
         texts: one a row; None is no text. Repeat a text for several sounds of it.
         duration_s: of every row, or one a row; N is that of the longest, shorter rows end in silence.
-        guidance: weight of the text (classifier-free guidance); 1 is none. negative: a text to move away from.
+        guidance: weight of the text (classifier-free guidance); 1 is none, None is the model's own default.
+        negative: a text to move away from.
         temperature: 0 takes the most probable code. top_k: 0 keeps all codes. top_p: above 0 replaces top_k.
         seed: row b has seed + b, or one seed a row.
+        peer_padding: attend to the padding of each text to the longest of `texts`, as audiocraft does: a sound then
+            depends on the texts beside it. Only for comparisons with its batches.
         """
-        sampling = Sampling(temperature, top_k, top_p)
-        return self._run(texts, duration_s, guidance, sampling, seed, negative, None, progress)
+        request = requests.check(texts, duration_s, seed, guidance, negative, peer_padding)
+        return self._run(request, Sampling(temperature, top_k, top_p), None, progress)
 
     def generate_continuation(
         self,
@@ -182,12 +238,13 @@ class AudioGen:
         texts: Sequence[str | None] | None = None,
         duration_s: float | Sequence[float] = 5.0,
         *,
-        guidance: float = 3.0,
+        guidance: float | None = None,
         temperature: float = 1.0,
         top_k: int = 250,
         top_p: float = 0.0,
         seed: int | Sequence[int] = 0,
         negative: str | None = None,
+        peer_padding: bool = False,
         progress: Progress | None = None,
     ) -> Tensor:
         """Continue `prompt`, audio [B, C, N] or [C, N] for all rows, to audio [B, C, N] of duration_s in all.
@@ -209,8 +266,8 @@ class AudioGen:
             )
         codes = torch.cat([self._encode(one, prompt_sample_rate) for one in prompts])  # [B or 1, K, P]
         codes = codes.expand(len(texts), -1, -1)
-        sampling = Sampling(temperature, top_k, top_p)
-        return self._run(texts, duration_s, guidance, sampling, seed, negative, codes, progress)
+        request = requests.check(texts, duration_s, seed, guidance, negative, peer_padding)
+        return self._run(request, Sampling(temperature, top_k, top_p), codes, progress)
 
     def generate_unconditional(
         self,
@@ -224,8 +281,8 @@ class AudioGen:
         progress: Progress | None = None,
     ) -> Tensor:
         """Audio [num_samples, C, N] without text; the parameters are as in `generate`."""
-        sampling = Sampling(temperature, top_k, top_p)
-        return self._run([None] * num_samples, duration_s, 1.0, sampling, seed, None, None, progress)
+        request = requests.check([None] * num_samples, duration_s, seed, guidance=1.0)
+        return self._run(request, Sampling(temperature, top_k, top_p), None, progress)
 
     def num_frames(self, duration_s: float) -> int:
         """Frames of tokens for a duration, checked: the last one may reach beyond it."""
@@ -243,21 +300,13 @@ class AudioGen:
     @torch.inference_mode()
     def _run(
         self,
-        texts: Sequence[str | None],
-        duration_s: float | Sequence[float],
-        guidance: float,
+        request: Request,
         sampling: Sampling,
-        seed: int | Sequence[int],
-        negative: str | None,
         prompt: Tensor | None,
         progress: Progress | None,
     ) -> Tensor:
-        """Check everything, then generate group by group of alike rows -> audio [B, C, N] on the CPU."""
-        _check_texts(texts, negative)
-        if not math.isfinite(guidance):
-            raise InputError(f"guidance is {guidance}; it must be a number, 1 for none")
-        durations = _durations(duration_s, len(texts))
-        seeds = _seeds(seed, len(texts))
+        """Generate group by group of alike rows -> audio [B, C, N] on the CPU; prompt is codes [B, K, P]."""
+        texts, durations, seeds = request.texts, request.durations_s, request.seeds
         frames = [self.num_frames(duration) for duration in durations]
         if prompt is not None and min(frames) <= prompt.shape[-1]:
             known_s = prompt.shape[-1] / self.frame_rate
@@ -265,8 +314,10 @@ class AudioGen:
                 f"duration is {min(durations):g} s, but the sound to continue has {known_s:g} s and the duration "
                 "counts it in; give a longer one"
             )
-        conditions = [_pad(self.conditioner([text])) for text in texts]
-        without = None if negative is None else stack([self.conditioner([negative])] * self.batch_size)
+        conditions = self._conditions(request)
+        without = None
+        if request.negative is not None:
+            without = stack([self.conditioner([request.negative])] * self.batch_size)
         result = torch.zeros(len(texts), self.channels, max(map(self.num_samples, durations)))
         share_done = 0.0
         lengths = [condition.mask.shape[1] for condition in conditions]
@@ -279,7 +330,7 @@ class AudioGen:
                 frames[rows[0]],
                 sampling,
                 seeds=[seeds[row] for row in filled],
-                guidance=guidance,
+                guidance=self.guidance if request.guidance is None else request.guidance,
                 negative=without,
                 prompt=None if prompt is None else prompt[filled],
                 max_frames=self.max_frames,
@@ -290,6 +341,15 @@ class AudioGen:
                 result[row, :, :length] = self._decode(row_codes)[:, :length].cpu()
             share_done += share
         return result
+
+    def _conditions(self, request: Request) -> list[Condition]:
+        """Each text as a condition of one row, encoded by itself."""
+        alone = [self.conditioner([text]) for text in request.texts]
+        if request.peer_padding:
+            together = pad_like_peers(alone)
+            pairs = zip(together.tokens.split(1), together.mask.split(1), strict=True)
+            alone = [Condition(tokens, mask) for tokens, mask in pairs]
+        return [_pad(condition) for condition in alone]
 
     def _encode(self, audio: Tensor, sample_rate: int) -> Tensor:
         """Audio [C, N] of any rate and channels -> codes [1, K, P] of its whole frames (at least one)."""
@@ -319,37 +379,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def _equal(a: Codec, b: Codec) -> bool:
     """Whether all weights are the same; equal identities would still allow different decoders."""
     return checkpoint.identity(a.state_dict()) == checkpoint.identity(b.state_dict())
-
-
-def _check_texts(texts: Sequence[str | None], negative: str | None) -> None:
-    if isinstance(texts, str):
-        raise InputError(f"texts is the one string {texts[:40]!r}; give a list of strings")
-    if not texts:
-        raise InputError("no texts; give at least one, or None in its place for no text")
-    for row, text in enumerate(texts):
-        if text is not None and not text.strip():
-            raise InputError(f"text {row} is empty; give words, or None for no text")
-    if negative is not None and not negative.strip():
-        raise InputError("the negative text is empty; give words, or None for no text")
-
-
-def _durations(value: float | Sequence[float], count: int) -> list[float]:
-    """One duration a row."""
-    durations = list(value) if isinstance(value, Sequence) else [value] * count
-    if len(durations) != count:
-        raise InputError(f"{len(durations)} durations for {count} texts; give one, or one a text")
-    return durations
-
-
-def _seeds(value: int | Sequence[int], count: int) -> list[int]:
-    """One seed a row: those given, or counted up from the one given."""
-    seeds = list(value) if isinstance(value, Sequence) else [value + row for row in range(count)]
-    if len(seeds) != count:
-        raise InputError(f"{len(seeds)} seeds for {count} texts; give one, or one a text")
-    for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise InputError(f"seed is {seed}; it must be from 0 to {2**63 - 1}")
-    return seeds
 
 
 def _alike(keys: Sequence[Hashable], size: int) -> Iterator[list[int]]:

@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections import abc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,88 @@ class CodecOutput:
     target_spectra: Tensor | None = None
 
 
+class Segment(NamedTuple):
+    """What a codec makes of one piece of a sound; a codec that works on the whole makes one.
+
+    codes: int64 [B, K, t]. scale: float32 [B], the loudness that the piece was divided by; None where it was not.
+    """
+
+    codes: Tensor
+    scale: Tensor | None = None
+
+
 class Codec(Protocol):
-    """Audio to tokens and back. Bandwidth is an argument (`num_codebooks`), not a mode."""
+    """Audio to tokens and back. Bandwidth is an argument (`num_codebooks`), not a mode.
+
+    name: of its directory or bundled model. identity: hash of what gives its tokens their meaning. frame_rate: Hz.
+    causal: it never looks ahead. context_frames: what a window must see on both sides of its body to give what the
+    whole gives. segmented: it works on pieces of `segment_samples` that begin every `stride_samples`, by
+    `encode_segments` and `decode_segments` alone; its tokens are no one sequence, so no language model learns them.
+    normalised: each segment is divided by its loudness, which travels with its codes as `Segment.scale`.
+    """
 
     sample_rate: int
     channels: int
     hop_length: int
     num_codebooks: int
     codebook_size: int
+    name: str
+    identity: str
+
+    @property
+    def frame_rate(self) -> float: ...
+
+    @property
+    def causal(self) -> bool: ...
+
+    @property
+    def segmented(self) -> bool: ...
+
+    @property
+    def segment_samples(self) -> int | None: ...
+
+    @property
+    def stride_samples(self) -> int | None: ...
+
+    @property
+    def normalised(self) -> bool: ...
+
+    @property
+    def context_frames(self) -> int: ...
+
+    def bandwidth_kbps(self, num_codebooks: int) -> float:
+        """Bits a second of that many codebooks, stored without entropy coding, in kbit/s."""
+        ...
 
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
         """[B, C, N] -> int64 codes [B, K, T] with T = ceil(N / hop_length)."""
         ...
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """int64 [B, K, T] -> audio [B, C, T * hop_length]; fewer codebooks than the codec has are allowed."""
+    def decode(self, codes: Tensor, first_frame: int = 0) -> Tensor:
+        """int64 [B, K, T] -> audio [B, C, T * hop_length]; fewer codebooks than the codec has are allowed.
+
+        first_frame: where in a longer sound the codes begin, for windows of it.
+        """
+        ...
+
+    def segment_frames(self, num_samples: int) -> list[int]:
+        """Frames of each segment of a sound of that many samples; [T] for a codec that is not segmented."""
+        ...
+
+    def encode_segments(self, audio: Tensor, num_codebooks: int | None = None) -> list[Segment]:
+        """[B, C, N] -> the segments in their order."""
+        ...
+
+    def decode_segments(self, segments: Sequence[Segment], num_samples: int) -> Tensor:
+        """-> audio [B, C, num_samples]; overlaps are cross-faded."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> abc.Iterator[nn.Parameter]:
+        """Its weights, frozen; their device is where audio and codes must be."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its weights by name."""
         ...
 
 

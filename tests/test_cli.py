@@ -17,7 +17,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FROZEN = ROOT / "tests" / "cli_options.txt"
-VERBS = ("audiogen.train", "audiogen.generate", "audiogen.codec", "audiogen.evaluate", "audiogen.data")
+VERBS = (
+    "audiogen.train",
+    "audiogen.generate",
+    "audiogen.convert",
+    "audiogen.codec",
+    "audiogen.evaluate",
+    "audiogen.data",
+)
 
 # Runs `python -m VERB --help` and watches the parser: what a user may type, and what was imported to say so.
 PROBE = """

@@ -15,6 +15,8 @@ import torch
 from audiogen import AudioGen, audio
 from audiogen.errors import run_command
 from audiogen.generate import Job, main, parse_arguments, plan
+from audiogen.lm import lora
+from tests import random_t5
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -124,6 +126,45 @@ def test_settings_are_passed_on(run, tiny_model: Path) -> None:
     )
     audio.save("b.wav", expected[0], 8000)
     assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+
+
+def test_a_public_release_with_a_text_encoder(run, shared: Path, tmp_path: Path) -> None:
+    release, text = shared / "fixtures" / "audiogen_tiny", random_t5.write(tmp_path / "t5", 512)
+    narrow = random_t5.write(tmp_path / "narrow", 24)
+    words = ["--text", "a dog barks", "--text-encoder", str(text)]
+    assert run(*words, "--out", "a.wav", model=release)[0] == 0
+    assert soundfile.info("a.wav").samplerate == 16000 and soundfile.info("a.wav").frames == 1600
+    status, _, err = run("--text", "rain", "--text-encoder", str(tmp_path), "--out", "b.wav", model=release)
+    assert status == 2 and len(err) == 1 and not Path("b.wav").exists()
+    status, _, err = run("--text", "rain", "--text-encoder", str(narrow), "--out", "b.wav", model=release)
+    assert status == 2 and len(err) == 1 and "512" in err[0] and "24" in err[0], err
+
+
+def test_peers_are_all_prompts_of_the_command(run, tiny_model: Path) -> None:
+    texts = ["a dog", "a clock ticks", "rain", "tin", "a dog barks twice, then rain falls on a tin roof"]
+    words = [word for text in texts for word in ("--text", text)]
+    assert run(*words, "--peer-padding", "--temperature", "0")[0] == 0
+    model = AudioGen.from_pretrained(tiny_model, "cpu")
+    assert len(texts) > model.batch_size  # the longest is in another group
+    expected = model.generate(texts, 0.1, temperature=0.0, peer_padding=True)
+    written, _ = audio.load("generated/0_0_a_dog.wav")
+    torch.testing.assert_close(written, expected[0].clamp(-1, 1), atol=2**-15, rtol=0)
+
+
+def test_an_adapter_changes_the_sound(run, tiny_model: Path, tmp_path: Path) -> None:
+    model, config = AudioGen.from_pretrained(tiny_model, "cpu"), lora.LoraConfig(rank=2)
+    lora.add(model.lm, config)
+    for tensor in lora.adapter_state(model.lm).values():
+        tensor.normal_()
+    lora.save_adapter(tmp_path / "adapter", model.lm, config, str(tiny_model))
+    assert run("--text", "rain", "--temperature", "0", "--out", "plain.wav")[0] == 0
+    words = ["--text", "rain", "--temperature", "0", "--adapter", str(tmp_path / "adapter")]
+    assert run(*words, "--out", "adapted.wav")[0] == 0
+    assert Path("plain.wav").read_bytes() != Path("adapted.wav").read_bytes()
+    status, _, err = run("--text", "rain", model=tmp_path / "adapter")
+    assert status == 2 and f"give --model {tiny_model} --adapter {tmp_path / 'adapter'}" in err[0]
+    status, _, err = run("--text", "rain", "--adapter", str(tiny_model))
+    assert status == 2 and "'lora' is needed" in err[0]
 
 
 def test_odd_prompts_are_warned_of_and_generated(run) -> None:

@@ -1,16 +1,22 @@
 """Text to audio: a sound is a function of its text, seed and settings; durations, continuation, saving, refusals."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from audiogen import AudioGen, checkpoint, generators
+from audiogen.codec.model import Codec
 from audiogen.codec.pretrained import load_codec
+from audiogen.conditioning.condition import pad_like_peers
 from audiogen.errors import InputError
-from audiogen.interfaces import Generator
+from audiogen.interfaces import Condition, Generator
+from audiogen.lm.sample import Sampling, generate_tokens
+from tests import random_t5
 
 TEXTS = ["a dog barks", "rain falls on a tin roof", None, "a clock ticks", "a dog ticks", "rain"]
 
@@ -43,6 +49,81 @@ def test_long_and_short_rows_of_a_batch_are_what_they_are_alone(model: AudioGen)
         assert torch.equal(together[row, :, : alone.shape[-1]], alone)
         assert not together[row, :, alone.shape[-1] :].any()
         assert alone[:, -80:].any()  # sound to the very end
+
+
+def test_peer_padding_puts_zero_rows_into_the_softmax_and_is_off_by_default(model: AudioGen) -> None:
+    texts = ["a dog barks", None, "rain falls on a tin roof, then a dog barks twice"]
+    alone = [model.conditioner([text]) for text in texts]
+    lengths = [condition.mask.shape[1] for condition in alone]
+    longest = max(lengths)
+    assert lengths[0] < longest
+    # One layer, by hand: a row of zeros has the score 0 and the value 0, so it only adds 1 to the denominator.
+    attention = model.lm._blocks()[0].cross_attention
+    x = torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(0))
+    queries = attention.query_proj(x).view(1, 5, 4, 6).transpose(1, 2)
+    keys, values = attention.project(alone[0].tokens)
+    scores = (queries @ keys.transpose(2, 3) / 6**0.5).exp()
+    weights = scores / (scores.sum(-1, keepdim=True) + longest - lengths[0])
+    expected = attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
+    padded = pad_like_peers(alone)
+    assert padded.tokens.shape == (3, longest, 24) and padded.mask.all()
+    text = attention.project(padded.tokens[:1])
+    with torch.no_grad():
+        found = attention(x, text, padded.mask[:1, None, None])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    settings = {"temperature": 0.0, "guidance": 3.0}
+    together = model.generate(texts, 0.2, **settings, peer_padding=True)
+    codes = generate_tokens(model.lm, padded, 20, Sampling(0.0), seeds=[0, 1, 2], guidance=3.0)
+    torch.testing.assert_close(together, model.codec.decode(codes), atol=1e-5, rtol=0)
+    default = model.generate(texts, 0.2, **settings)
+    assert torch.equal(default[:1], model.generate(texts[:1], 0.2, **settings))
+    assert not torch.equal(together[0], default[0])  # its neighbours are longer
+    assert torch.equal(together[1:], default[1:])  # no text stays no text, and the longest has no padding
+    assert torch.equal(model.generate(texts[:1], 0.2, **settings, peer_padding=True), default[:1])
+    clip = 0.5 * torch.sin(torch.arange(800) / 5.0)[None]
+    continued = [
+        model.generate_continuation(clip, 8000, texts, 0.3, **settings, peer_padding=on) for on in (0, 1)
+    ]
+    assert not torch.equal(continued[0][0], continued[1][0]) and torch.equal(
+        continued[0][1:], continued[1][1:]
+    )
+
+
+def test_guidance_is_the_models_own_by_default(model: AudioGen) -> None:
+    own = AudioGen(model.lm, model.conditioner, model.codec, 40, {"generation": {"guidance": 1.5}})
+    assert torch.equal(own.generate(["rain"], 0.1), model.generate(["rain"], 0.1, guidance=1.5))
+    assert torch.equal(model.generate(["rain"], 0.1), model.generate(["rain"], 0.1, guidance=3.0))
+
+
+def test_a_codec_of_segments_is_refused(model: AudioGen) -> None:
+    config = dataclasses.replace(model.codec.config, segment_s=0.5, segment_overlap=0.1)
+    with pytest.raises(InputError, match="codes each segment of a sound by itself"):
+        AudioGen(model.lm, model.conditioner, Codec(config).eval(), 40)
+
+
+def test_a_release_generates_what_the_public_implementation_did(shared: Path, tmp_path: Path) -> None:
+    """Its codes and its codec; the text features of the golden file stand for a text encoder."""
+    release = shared / "fixtures" / "audiogen_tiny"
+    expected = load_file(release / "expected.safetensors")
+    model = generators.load(release, "cpu", text_encoder=str(random_t5.write(tmp_path, 512)))
+    assert (model.sample_rate, model.channels, model.lm.config.num_codebooks) == (16000, 1, 4)
+    tokens = model.conditioner.output_proj(expected["text_features"])
+    text = Condition(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
+    codes = generate_tokens(model.lm, text, 12, Sampling(0.0), seeds=[0], guidance=3.0)
+    assert torch.equal(codes, expected["greedy_codes"])
+    assert torch.equal(model.codec.encode(expected["audio"]), expected["codes"])
+    torch.testing.assert_close(model.codec.decode(expected["codes"]), expected["decoded"], atol=1e-4, rtol=0)
+    sounds = model.generate(["a dog barks", None], 0.5)
+    assert sounds.shape == (2, 1, 8000) and sounds.isfinite().all()
+
+
+def test_without_text_a_release_needs_no_text_encoder(shared: Path) -> None:
+    model = generators.load(shared / "fixtures" / "audiogen_tiny", "cpu")
+    sounds = model.generate_unconditional(2, 0.1)
+    assert sounds.shape == (2, 1, 1600) and sounds.isfinite().all()
+    with pytest.raises(InputError, match="t5-.*cannot be opened"):  # no network in the tests
+        model.generate(["a dog"], 0.1)
 
 
 def test_every_setting_reaches_the_model(model: AudioGen) -> None:

@@ -9,7 +9,11 @@ an error and never noise. Layout, little-endian:
     H bytes   header, JSON, padded with spaces so that the number of samples can be filled in at the end
     ...       codes, frame after frame, codebook after codebook within a frame, `bits_per_code` bits each,
               lowest bit first, the last byte padded with zeros
-    4 bytes   CRC-32 of the codes, then of everything before them
+    ...       where the header says `normalised`: a float32 for each segment, what its audio was divided by
+    4 bytes   CRC-32 of codes and scales, then of everything before them
+
+Version 2 is of codecs that work on segments of `segment_samples` which begin every `stride_samples`; their codes
+follow one another without a gap. All other files are of version 1.
 """
 
 from __future__ import annotations
@@ -17,8 +21,8 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from struct import Struct
 from types import TracebackType
@@ -28,85 +32,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audiogen.codec.header import SEGMENTED_VERSION, VERSION, TokenHeader
 from audiogen.errors import InputError
+from audiogen.interfaces import Segment
 
 SUFFIX = ".agtok"
 MAGIC = b"AGTK"
-VERSION = 1
 PREFIX = Struct("<4sBI")
 CHECKSUM = Struct("<I")
 MAX_HEADER_BYTES = 1 << 16
 COUNT_DIGITS = 20  # room left in the header for the number of samples
 FRAMES_PER_GROUP = 8  # eight frames fill whole bytes whatever the number of bits a code
 BLOCK_FRAMES = 1 << 12
-
-
-@dataclass(frozen=True)
-class TokenHeader:
-    """What a token file says about its codes.
-
-    codec, identity: name of the codec and hash of its weights; the name is a hint, the hash decides.
-    sample_rate: Hz, of the codec. channels: of the codec's audio.
-    num_samples: exact length of the clip at `sample_rate`; 0 while it is being written.
-    num_codebooks: how many are stored, at most those that the codec has.
-    source_sample_rate, source_num_samples: the recording before it was resampled, None where unknown.
-    """
-
-    codec: str
-    identity: str
-    sample_rate: int
-    channels: int
-    num_samples: int
-    num_codebooks: int
-    codebook_size: int
-    hop_length: int
-    source_sample_rate: int | None = None
-    source_num_samples: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("codec", "identity"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(f"token header: {name} is {getattr(self, name)!r}; it must be text")
-        for field in fields(self)[2:]:
-            value = getattr(self, field.name)
-            if value is None and field.name.startswith("source_"):
-                continue
-            least = 0 if field.name == "num_samples" else 1
-            if type(value) is not int or value < least:
-                raise InputError(f"token header: {field.name} is {value!r}; allowed: integers from {least}")
-
-    @property
-    def num_frames(self) -> int:
-        """T = ceil(num_samples / hop_length)."""
-        return -(-self.num_samples // self.hop_length)
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames a second."""
-        return self.sample_rate / self.hop_length
-
-    @property
-    def duration_s(self) -> float:
-        return self.num_samples / self.sample_rate
-
-    @property
-    def bits_per_code(self) -> int:
-        """ceil(log2 V)."""
-        return (self.codebook_size - 1).bit_length()
-
-    @property
-    def bandwidth_kbps(self) -> float:
-        return bandwidth_kbps(self.frame_rate, self.num_codebooks, self.codebook_size)
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the packed codes."""
-        return -(-self.num_frames * self.num_codebooks * self.bits_per_code // 8)
-
-
-def bandwidth_kbps(frame_rate: float, num_codebooks: int, codebook_size: int) -> float:
-    """Thousand bits a second that the packed codes take."""
-    return frame_rate * num_codebooks * (codebook_size - 1).bit_length() / 1000
+SCALE = np.dtype("<f4")
 
 
 def pack(codes: np.ndarray, bits_per_code: int) -> bytes:
@@ -129,7 +67,7 @@ class TokenWriter:
     """Writes one token file block by block; the file appears under its name when `finish` has succeeded.
 
         with TokenWriter(path, header) as writer:
-            writer.add(codes)  # [K, t], any number of times
+            writer.add(codes)  # [K, t], any number of times; of a normalised codec one segment a time, with its scale
             writer.finish(num_samples)
 
     Leaving the block without `finish` leaves nothing behind, and an older file of that name as it was.
@@ -141,6 +79,7 @@ class TokenWriter:
         self._num_frames = 0
         self._checksum = 0
         self._rest = np.empty((header.num_codebooks, 0), np.int64)
+        self._scales: list[float] = []
         self._temporary: Path | None = self.path.with_name(f".{uuid4().hex}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,14 +89,19 @@ class TokenWriter:
         self._header_bytes = len(_header_json(header)) + COUNT_DIGITS
         self._file.write(bytes(PREFIX.size + self._header_bytes))
 
-    def add(self, codes: Tensor) -> None:
-        """Codes [K, t] that follow those before; values outside 0..V-1 are a ValueError."""
+    def add(self, codes: Tensor, scale: float | None = None) -> None:
+        """Codes [K, t] that follow those before; values outside 0..V-1 are a ValueError, as is a missing scale."""
         num_codebooks, size = self.header.num_codebooks, self.header.codebook_size
         if codes.dim() != 2 or codes.shape[0] != num_codebooks:
             raise ValueError(f"got codes of shape {tuple(codes.shape)}; expected [{num_codebooks}, t]")
         values = codes.detach().cpu().numpy().astype(np.int64)
         if values.size and not (values.min() >= 0 and values.max() < size):
             raise ValueError(f"codes lie in {values.min()}..{values.max()}; allowed is 0..{size - 1}")
+        if (scale is not None) != self.header.normalised:
+            raise ValueError(
+                f"scale is {scale}; a number is expected where the header says normalised, else None"
+            )
+        self._scales += [] if scale is None else [scale]
         self._num_frames += values.shape[1]
         for start in range(0, values.shape[1], BLOCK_FRAMES):
             block = np.concatenate([self._rest, values[:, start : start + BLOCK_FRAMES]], axis=1)
@@ -170,8 +114,15 @@ class TokenWriter:
         header = replace(self.header, num_samples=num_samples)
         if num_samples < 1 or header.num_frames != self._num_frames:
             raise ValueError(f"{num_samples} samples are {header.num_frames} frames, not {self._num_frames}")
+        if header.normalised and header.num_segments != len(self._scales):
+            raise ValueError(
+                f"{num_samples} samples are {header.num_segments} scales, not {len(self._scales)}"
+            )
         self._write(self._rest)
-        start = PREFIX.pack(MAGIC, VERSION, self._header_bytes)
+        scales = np.array(self._scales, SCALE).tobytes()
+        self._checksum = zlib.crc32(scales, self._checksum)
+        self._file.write(scales)
+        start = PREFIX.pack(MAGIC, header.version, self._header_bytes)
         start += _header_json(header).ljust(self._header_bytes)
         self._file.write(CHECKSUM.pack(zlib.crc32(start, self._checksum)))
         self._file.seek(0)
@@ -203,8 +154,14 @@ class TokenWriter:
 
 def write_tokens(path: str | Path, header: TokenHeader, codes: Tensor) -> None:
     """Write a whole clip, codes [K, T] with T = header.num_frames."""
+    write_segments(path, header, [Segment(codes[None])])
+
+
+def write_segments(path: str | Path, header: TokenHeader, segments: Iterable[Segment]) -> None:
+    """Write a whole clip from segments or blocks of it with B = 1."""
     with TokenWriter(path, header) as writer:
-        writer.add(codes)
+        for codes, scale in segments:
+            writer.add(codes[0], None if scale is None else float(scale[0]))
         writer.finish(header.num_samples)
 
 
@@ -246,6 +203,39 @@ def read_blocks(path: str | Path, block_frames: int = BLOCK_FRAMES) -> tuple[Tok
     return header, blocks()
 
 
+def read_segments(path: str | Path) -> tuple[TokenHeader, Iterator[Segment]]:
+    """The header and the segments with B = 1, or for a clip in one piece its codes block by block.
+
+    Errors as `read_blocks`.
+    """
+    header, blocks = read_blocks(path)
+    if header.segment_samples is None:
+        return header, (Segment(codes[None]) for codes in blocks)
+    return header, _segments(path, header, blocks)
+
+
+def _segments(path: str | Path, header: TokenHeader, blocks: Iterator[Tensor]) -> Iterator[Segment]:
+    """Cut blocks [K, t] into the segments of a file."""
+    scales = None
+    if header.normalised:
+        data = np.fromfile(
+            path,
+            SCALE,
+            offset=os.path.getsize(path) - CHECKSUM.size - header.num_scale_bytes,
+            count=header.num_segments,
+        )
+        if not (np.isfinite(data).all() and (data > 0).all()):
+            raise InputError(f"{path}: a scale is not a positive number; encode the clip again")
+        scales = torch.from_numpy(data.astype(np.float32))
+    held = torch.empty(header.num_codebooks, 0, dtype=torch.int64)
+    for index in range(header.num_segments):
+        num_frames = header.segment_frames(index)
+        while held.shape[1] < num_frames:
+            held = torch.cat([held, next(blocks)], 1)
+        yield Segment(held[None, :, :num_frames], None if scales is None else scales[index : index + 1])
+        held = held[:, num_frames:]
+
+
 def _open(path: str | Path) -> tuple[TokenHeader, int]:
     """The header of a file that was checked to its last byte, and where its codes start."""
     try:
@@ -257,8 +247,11 @@ def _open(path: str | Path) -> tuple[TokenHeader, int]:
             if len(prefix) < PREFIX.size:
                 raise InputError(f"{path}: truncated after {size} bytes")
             _, version, header_bytes = PREFIX.unpack(prefix)
-            if version != VERSION:
-                raise InputError(f"{path}: token file of version {version}; this program reads {VERSION}")
+            if version not in (VERSION, SEGMENTED_VERSION):
+                raise InputError(
+                    f"{path}: token file of version {version}; this program reads "
+                    f"{VERSION} and {SEGMENTED_VERSION}: update audiogen"
+                )
             start = PREFIX.size + header_bytes
             if header_bytes > MAX_HEADER_BYTES or start + CHECKSUM.size > size:
                 raise InputError(f"{path}: truncated or damaged: the header ends beyond its {size} bytes")
@@ -271,7 +264,11 @@ def _open(path: str | Path) -> tuple[TokenHeader, int]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     header = _parse_header(path, header_json)
-    if start + header.num_bytes + CHECKSUM.size != size:
+    if header.version != version:
+        raise InputError(
+            f"{path}: bad header: version {version} with segment_samples {header.segment_samples}"
+        )
+    if start + header.num_bytes + header.num_scale_bytes + CHECKSUM.size != size:
         raise InputError(f"{path}: {size} bytes do not hold the {header.num_frames} frames of its header")
     return header, start
 
@@ -287,4 +284,6 @@ def _parse_header(path: str | Path, data: bytes) -> TokenHeader:
 
 
 def _header_json(header: TokenHeader) -> bytes:
-    return json.dumps({key: value for key, value in asdict(header).items() if value is not None}).encode()
+    # What is unset is left out, so that files of other codecs stay as they were before there were segments.
+    stated = {key: value for key, value in asdict(header).items() if value is not None and value is not False}
+    return json.dumps(stated).encode()

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from audiogen.errors import InputError
 
 PAD_MODES = ("constant", "reflect", "replicate")
+NORMS = ("none", "group")
 
 # What each streaming layer remembers between blocks: the tail of its input, the overlap of its output (a Tensor
 # each), or an LSTM's pair of cells.
@@ -30,8 +31,20 @@ def pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
     return padded[..., : padded.shape[-1] - extra]
 
 
+def normalisation(norm: str, dim: int) -> nn.Module:
+    """What follows a convolution of EnCodec: nothing, or at 48 kHz a norm over channels and time [B, D, N]."""
+    return nn.GroupNorm(1, dim) if norm == "group" else nn.Identity()
+
+
+def _check_state(norm: nn.Module) -> None:
+    if isinstance(norm, nn.GroupNorm):
+        raise InputError(
+            "a codec with group norm, which is over all of a sound, cannot run block by block with state"
+        )
+
+
 class PaddedConv1d(nn.Module):
-    """Convolution [B, D_in, N] -> [B, D_out, ceil(N / stride)]."""
+    """Convolution [B, D_in, N] -> [B, D_out, ceil(N / stride)], then its norm."""
 
     def __init__(
         self,
@@ -42,9 +55,11 @@ class PaddedConv1d(nn.Module):
         dilation: int = 1,
         causal: bool = False,
         pad_mode: str = "constant",
+        norm: str = "none",
     ) -> None:
         super().__init__()
         self.conv = nn.Conv1d(in_dim, out_dim, kernel_size, stride, dilation=dilation)
+        self.norm = normalisation(norm, out_dim)
         self.stride, self.span = stride, (kernel_size - 1) * dilation + 1
         self.causal, self.pad_mode = causal, pad_mode
         self.padding = max(self.span - stride, 0)
@@ -53,7 +68,8 @@ class PaddedConv1d(nn.Module):
         extra = -x.shape[-1] % self.stride  # completes the last frame
         if state is None:
             right = 0 if self.causal else self.padding // 2
-            return self.conv(pad(x, self.padding - right, right + extra, self.pad_mode))
+            return self.norm(self.conv(pad(x, self.padding - right, right + extra, self.pad_mode)))
+        _check_state(self.norm)
         if not self.causal:
             raise InputError("a centred codec cannot run block by block with state; use a causal one")
         past = state.get(self)
@@ -66,6 +82,8 @@ class PaddedConv1d(nn.Module):
 class PaddedConvTranspose1d(nn.Module):
     """Transposed convolution [B, D_in, T] -> [B, D_out, T * stride]; the surplus kernel - stride is trimmed.
 
+    The norm comes before that: its mean and variance are over the surplus, too, as in EnCodec.
+
     trim_right_ratio: share of the surplus trimmed on the right by a causal layer (1 = all, no look-ahead).
     """
 
@@ -77,17 +95,20 @@ class PaddedConvTranspose1d(nn.Module):
         stride: int,
         causal: bool = False,
         trim_right_ratio: float = 1.0,
+        norm: str = "none",
     ) -> None:
         super().__init__()
         self.convtr = nn.ConvTranspose1d(in_dim, out_dim, kernel_size, stride)
+        self.norm = normalisation(norm, out_dim)
         self.surplus = kernel_size - stride
         self.causal = causal
         self.right = math.ceil(self.surplus * trim_right_ratio) if causal else self.surplus // 2
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
         if state is None:
-            y = self.convtr(x)
+            y = self.norm(self.convtr(x))
             return y[..., self.surplus - self.right : y.shape[-1] - self.right]
+        _check_state(self.norm)
         if not self.causal or self.right != self.surplus:
             raise InputError("a codec with look-ahead cannot run block by block with state; use a causal one")
         y = F.conv_transpose1d(x, self.convtr.weight, None, self.convtr.stride)
@@ -122,3 +143,17 @@ def add_weight_norm(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d | nn.Conv2d):
             parametrizations.weight_norm(layer, dim=0)
+
+
+def plain_weights(module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors with weight norm folded in, as model files hold them; the module trains on as it was.
+
+    Not by folding a deep copy: torch takes the parametrisation out of the class, which copies share.
+    """
+    tensors = {
+        name: tensor for name, tensor in module.state_dict().items() if ".parametrizations." not in name
+    }
+    for name, layer in module.named_modules():
+        if parametrize.is_parametrized(layer, "weight"):
+            tensors[f"{name}.weight"] = layer.weight.detach()
+    return tensors

@@ -1,20 +1,26 @@
-"""The codec: an encoder and a decoder by choice (`seanet` or `spectral`) around one residual quantiser."""
+"""The codec: an encoder and a decoder by choice (`seanet` or `spectral`) around one residual quantiser.
 
+It runs on a sound as a whole, or, if `segment_s` is set, on segments of it (EnCodec arXiv:2210.13438, 3.1 at 48 kHz).
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, prod
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from audiogen.codec.conv import PaddedConv1d, PaddedConvTranspose1d
 from audiogen.codec.losses import log_magnitude_distance
 from audiogen.codec.rvq import ResidualQuantizer
 from audiogen.codec.seanet import SeanetConfig, SeanetDecoder, SeanetEncoder
+from audiogen.codec.segments import cut, loudness, overlap_add
 from audiogen.codec.spectral import SpectralConfig, SpectralDecoder, SpectralEncoder, context_frames
 from audiogen.errors import InputError
-from audiogen.interfaces import CodecOutput
+from audiogen.interfaces import CodecOutput, Segment
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,11 @@ class CodecConfig:
 
     dead_below: a codeword whose moving average of vectors per batch falls below this is replaced. Even use gives
         batch * frames / codebook_size, so small batches want it well below the 2 of EnCodec.
+    dual_mono: a mono model codes the two channels each by itself; the codebooks alternate, left 0, right 0, left 1,
+        right 1 ..., and num_codebooks counts both.
+    segment_s: seconds of audio that are coded at a time; None is the whole sound. segment_overlap: the share of a
+        segment that the next one covers again, in which they are cross-faded.
+    normalise: each segment is divided by its loudness, which is kept beside its codes.
     """
 
     sample_rate: int = 16000
@@ -36,6 +47,10 @@ class CodecConfig:
     codebook_decay: float = 0.99
     dead_below: float = 2.0
     kmeans_iterations: int = 50
+    dual_mono: bool = False
+    segment_s: float | None = None
+    segment_overlap: float = 0.0
+    normalise: bool = False
 
     def __post_init__(self) -> None:
         for name in ("sample_rate", "channels", "latent_dim", "num_codebooks", "codebook_size"):
@@ -50,6 +65,24 @@ class CodecConfig:
             )
         if not 0 < self.codebook_decay < 1:
             raise InputError(f"model.codebook_decay is {self.codebook_decay}: between 0 and 1 is allowed")
+        self._check_segments()
+
+    def _check_segments(self) -> None:
+        if self.dual_mono and (self.channels != 2 or self.num_codebooks % 2 or self.segment_s is not None):
+            raise InputError(
+                f"model.dual_mono is true with channels={self.channels}, num_codebooks={self.num_codebooks}, "
+                f"segment_s={self.segment_s}: 2 channels, an even number and null are allowed"
+            )
+        if self.segment_s is None:
+            if self.normalise or self.segment_overlap:
+                raise InputError(
+                    "model.normalise and model.segment_overlap go with model.segment_s: set it, too"
+                )
+        elif not 0 <= self.segment_overlap <= 0.5 or not 1 <= self.segment_s * self.sample_rate < 2**31:
+            raise InputError(
+                f"model.segment_s is {self.segment_s}, model.segment_overlap {self.segment_overlap}: at least a sample "
+                "and 0 to 0.5 are allowed"
+            )
 
     @property
     def hop_length(self) -> int:
@@ -71,14 +104,16 @@ class Codec(nn.Module):
         )
         self.num_codebooks, self.codebook_size = config.num_codebooks, config.codebook_size
         self.name, self.identity = "", ""  # set by `pretrained.load_codec`
+        streams = 2 if config.dual_mono else 1  # coded by the same weights
+        channels = config.channels // streams
         if config.arch == "seanet":
-            self.encoder: nn.Module = SeanetEncoder(config.seanet, config.channels, config.latent_dim)
-            self.decoder: nn.Module = SeanetDecoder(config.seanet, config.channels, config.latent_dim)
+            self.encoder: nn.Module = SeanetEncoder(config.seanet, channels, config.latent_dim)
+            self.decoder: nn.Module = SeanetDecoder(config.seanet, channels, config.latent_dim)
         else:
-            self.encoder = SpectralEncoder(config.spectral, config.channels, config.latent_dim)
-            self.decoder = SpectralDecoder(config.spectral, config.channels, config.latent_dim)
+            self.encoder = SpectralEncoder(config.spectral, channels, config.latent_dim)
+            self.decoder = SpectralDecoder(config.spectral, channels, config.latent_dim)
         self.quantizer = ResidualQuantizer(
-            config.num_codebooks,
+            config.num_codebooks // streams,
             config.codebook_size,
             config.latent_dim,
             config.codebook_decay,
@@ -94,11 +129,36 @@ class Codec(nn.Module):
     @property
     def causal(self) -> bool:
         """True where encoder and decoder never look ahead, so that they run live (`stream.py`)."""
+        seanet = self.config.seanet
         return (
             self.config.arch == "seanet"
-            and self.config.seanet.causal
-            and self.config.seanet.trim_right_ratio == 1
+            and seanet.causal
+            and seanet.trim_right_ratio == 1
+            and seanet.norm == "none"
+            and not self.segmented
         )
+
+    @property
+    def segmented(self) -> bool:
+        """True where it works on segments of fixed length, by `encode_segments` and `decode_segments` alone."""
+        return self.config.segment_s is not None
+
+    @property
+    def normalised(self) -> bool:
+        """Each segment was divided by its loudness."""
+        return self.config.normalise
+
+    @property
+    def segment_samples(self) -> int | None:
+        """Samples of a segment; None for a codec that takes a sound as a whole."""
+        return None if self.config.segment_s is None else int(self.config.segment_s * self.sample_rate)
+
+    @property
+    def stride_samples(self) -> int | None:
+        """A segment begins every so many samples; None as `segment_samples`."""
+        if self.segment_samples is None:
+            return None
+        return max(1, int((1 - self.config.segment_overlap) * self.segment_samples))
 
     def bandwidth_kbps(self, num_codebooks: int) -> float:
         """Bits a second of that many codebooks, stored without entropy coding, in kbit/s."""
@@ -113,6 +173,10 @@ class Codec(nn.Module):
         reconstruct: False spares a spectral decoder the synthesis, when its spectral loss is all that is wanted.
         """
         self._check_audio(audio)
+        if self.segmented or self.config.dual_mono:
+            raise InputError(
+                "a codec with segment_s or dual_mono encodes and decodes, but is not trained; set neither"
+            )
         latents = self.encoder(audio)
         quantised = self.quantizer(latents, num_codebooks)
         decoded: Tensor | None
@@ -131,25 +195,95 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
+        """As `interfaces.Codec`."""
+        self._check_whole("encode_segments")
         self._check_audio(audio)
-        return self.quantizer.encode(self.encoder(audio), self._check_codebooks(num_codebooks))
+        return self._encode(audio, self._check_codebooks(num_codebooks))
 
     @torch.no_grad()
     def decode(self, codes: Tensor, first_frame: int = 0) -> Tensor:
-        """As `interfaces.Codec`; `first_frame` says where in a longer sound the codes begin, for windows of it."""
+        """As `interfaces.Codec`."""
+        self._check_whole("decode_segments")
+        self._check_codes(codes)
+        return self._decode(codes, first_frame)
+
+    def segment_frames(self, num_samples: int) -> list[int]:
+        """Frames of each segment of a sound of that many samples; the last ones may be short."""
+        return [-(-(piece.stop - piece.start) // self.hop_length) for piece in self._cut(num_samples)]
+
+    def _cut(self, num_samples: int) -> list[slice]:
+        return cut(num_samples, self.segment_samples or num_samples, self.stride_samples or num_samples)
+
+    @torch.no_grad()
+    def encode_segments(self, audio: Tensor, num_codebooks: int | None = None) -> list[Segment]:
+        """[B, C, N] -> its segments in their order; one if the codec is not segmented."""
+        self._check_audio(audio)
+        count = self._check_codebooks(num_codebooks)
+        return [self._encode_segment(audio[..., piece], count) for piece in self._cut(audio.shape[-1])]
+
+    def _encode_segment(self, audio: Tensor, count: int) -> Segment:
+        if not self.config.normalise:
+            return Segment(self._encode(audio, count))
+        scale = loudness(audio)
+        return Segment(self._encode(audio / scale[:, None, None], count), scale)
+
+    @torch.no_grad()
+    def decode_segments(self, segments: Sequence[Segment], num_samples: int) -> Tensor:
+        """The segments of a sound of N = num_samples -> audio [B, C, N]; where they overlap they are cross-faded."""
+        frames = self.segment_frames(num_samples)
+        if [segment.codes.shape[-1] for segment in segments] != frames:
+            raise InputError(
+                f"{len(segments)} segments of {[segment.codes.shape[-1] for segment in segments][:4]} ... frames are "
+                f"not {num_samples} samples, which are {len(frames)} of {frames[:4]} ..."
+            )
+        pieces = []
+        for codes, scale in segments:
+            self._check_codes(codes)
+            if (scale is None) == self.config.normalise:
+                raise InputError(
+                    f"scale is {scale}: a normalising codec needs one a segment, any other has none"
+                )
+            piece = self._decode(codes)
+            pieces.append(piece if scale is None else piece * scale[:, None, None])
+        audio = pieces[0] if self.stride_samples is None else overlap_add(pieces, self.stride_samples)
+        return audio[..., :num_samples]
+
+    def _encode(self, audio: Tensor, count: int) -> Tensor:
+        """Audio [B, C, N] -> codes [B, count, T]."""
+        if self.config.dual_mono:
+            latents = self.encoder(rearrange(audio, "b c n -> (b c) 1 n"))
+            return rearrange(self.quantizer.encode(latents, count // 2), "(b c) k t -> b (k c) t", c=2)
+        return self.quantizer.encode(self.encoder(audio), count)
+
+    def _decode(self, codes: Tensor, first_frame: int = 0) -> Tensor:
+        """Codes [B, K, T], checked -> audio [B, C, T * hop_length]."""
+        if self.config.dual_mono:
+            codes = rearrange(codes, "b (k c) t -> (b c) k t", c=2)
+        latents = self.quantizer.decode(codes)
+        if isinstance(self.decoder, SpectralDecoder):
+            audio = self.decoder(latents, first_frame)
+        else:
+            audio = self.decoder(latents)
+        return rearrange(audio, "(b c) 1 n -> b c n", c=2) if self.config.dual_mono else audio
+
+    def _check_whole(self, instead: str) -> None:
+        if self.segmented:
+            raise InputError(
+                f"this codec works on segments of {self.config.segment_s:g} s, which are no one sequence of codes: "
+                f"use {instead} or token files; a language model needs another codec"
+            )
+
+    def _check_codes(self, codes: Tensor) -> None:
         if codes.dim() != 3 or not 1 <= codes.shape[1] <= self.num_codebooks or codes.shape[2] < 1:
             raise InputError(
                 f"codes have shape {list(codes.shape)}: [B, 1 to {self.num_codebooks}, T] is allowed"
             )
+        self._check_codebooks(codes.shape[1])
         if codes.min() < 0 or codes.max() >= self.codebook_size:
             raise InputError(
                 f"codes lie in {int(codes.min())}..{int(codes.max())}: 0..{self.codebook_size - 1} is allowed; "
                 "do they come from another codec?"
             )
-        latents = self.quantizer.decode(codes)
-        if isinstance(self.decoder, SpectralDecoder):
-            return self.decoder(latents, first_frame)
-        return self.decoder(latents)
 
     def _check_audio(self, audio: Tensor) -> None:
         if audio.dim() != 3 or audio.shape[1] != self.channels or audio.shape[2] < 1:
@@ -160,6 +294,8 @@ class Codec(nn.Module):
             return self.num_codebooks
         if not 1 <= num_codebooks <= self.num_codebooks:
             raise InputError(f"num_codebooks is {num_codebooks}: 1 to {self.num_codebooks} is allowed")
+        if self.config.dual_mono and num_codebooks % 2:
+            raise InputError(f"num_codebooks is {num_codebooks}: with dual_mono an even number is allowed")
         return num_codebooks
 
     @cached_property
@@ -169,6 +305,11 @@ class Codec(nn.Module):
         A window that sees this much beyond its body gives the codes and the audio of the whole. An LSTM never
         forgets entirely; it gets 4 s of warm-up.
         """
+        self._check_whole("encode_segments")
+        if self.config.arch == "seanet" and self.config.seanet.norm == "group":
+            raise InputError(
+                "group norm is over all of a sound: this codec has no windows, encode it in one call"
+            )
         if self.config.arch == "spectral":
             return context_frames(self.config.spectral)
         frames = max(

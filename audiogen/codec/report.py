@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from audiogen.errors import InputError
 
-if TYPE_CHECKING:
-    from torch import Tensor
+T = TypeVar("T")
 
 LONG_S = 60.0  # a longer clip gets a bar of its own
 
@@ -23,26 +25,23 @@ class Report:
     """
 
     def __init__(self, verb: str, num_clips: int, kept: int = 0) -> None:
-        from tqdm import tqdm  # here, because `--help` reads this file
-
         self.verb, self.num_clips, self.kept = verb, num_clips, kept
         self.num_done = self.num_failed = 0
         self.duration_s = 0.0
-        self._tqdm = tqdm
         self._started = time.perf_counter()
         self._bar = self._progress(num_clips, "clip")
 
-    def watch(self, blocks: Iterable[Tensor], duration_s: float, rate: float) -> Iterator[Tensor]:
-        """Pass on the blocks [.., n] of a clip, n / rate seconds each."""
+    def watch(self, blocks: Iterable[T], duration_s: float, length_s: Callable[[T], float]) -> Iterator[T]:
+        """Pass on the blocks of a clip; `length_s` tells how many seconds one is."""
         if duration_s <= LONG_S:
             yield from blocks
             return
         with self._progress(round(duration_s), "s") as bar:
-            passed = 0
+            passed_s = 0.0
             for block in blocks:
                 yield block
-                passed += block.shape[-1]
-                bar.update(round(passed / rate) - bar.n)
+                passed_s += length_s(block)
+                bar.update(round(passed_s) - bar.n)
 
     def done(self, duration_s: float) -> None:
         """One more clip is finished."""
@@ -54,12 +53,10 @@ class Report:
         """One more clip could not be read: say so, and go on."""
         self.num_failed += 1
         self._bar.update()
-        self._tqdm.write(f"skipped: {' '.join(reason.split())}", file=sys.stderr)
+        tqdm.write(f"skipped: {' '.join(reason.split())}", file=sys.stderr)
 
     def _progress(self, total: int, unit: str) -> Any:
-        return self._tqdm(
-            total=total, unit=unit, desc=self.verb, disable=None, leave=False
-        )  # None: on terminals
+        return tqdm(total=total, unit=unit, desc=self.verb, disable=None, leave=False)  # None: on terminals
 
     def __enter__(self) -> Report:
         return self
@@ -78,3 +75,12 @@ class Report:
             raise InputError(
                 f"{self.num_failed} of {self.num_clips} clips could not be {self.verb}: named above"
             )
+
+
+def check_distinct(targets: Sequence[Path | str], sources: Sequence[str]) -> None:
+    """Before any work: no two inputs may end in one output."""
+    owner: dict[Path | str, str] = {}
+    for target, source in zip(targets, sources, strict=True):
+        if target in owner:
+            raise InputError(f"{owner[target]} and {source} would both become {target}: encode them apart")
+        owner[target] = source

@@ -10,7 +10,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from audiogen.codec.conv import PaddedConv1d, PaddedConvTranspose1d, ResidualLSTM, StreamState
+from audiogen.codec.conv import (
+    NORMS,
+    PAD_MODES,
+    PaddedConv1d,
+    PaddedConvTranspose1d,
+    ResidualLSTM,
+    StreamState,
+)
 from audiogen.errors import InputError
 
 
@@ -24,6 +31,7 @@ class SeanetConfig:
     true_skip: identity shortcut; False puts a 1x1 convolution there.
     lstm: number of LSTM layers at the frame rate; 0 for none.
     trim_right_ratio: causal only, see `PaddedConvTranspose1d`.
+    norm: after each convolution; "group" is that of EnCodec at 48 kHz. Weight norm is none: models hold what it gives.
     """
 
     num_filters: int = 64
@@ -39,8 +47,25 @@ class SeanetConfig:
     causal: bool = False
     pad_mode: Literal["constant", "reflect", "replicate"] = "constant"
     trim_right_ratio: float = 1.0
+    norm: Literal["none", "group"] = "none"
 
     def __post_init__(self) -> None:
+        kernels = ("kernel_size", "residual_kernel_size", "last_kernel_size")
+        for name in (*kernels, "dilation_base", "num_residual_layers", "lstm"):
+            least = 0 if name in ("num_residual_layers", "lstm") else 1
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"seanet.{name} is {getattr(self, name)}: whole numbers from {least} are allowed"
+                )
+        for name, allowed in (("pad_mode", PAD_MODES), ("norm", NORMS)):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"seanet.{name} is {getattr(self, name)!r}: {', '.join(allowed)} are allowed"
+                )
+        if not 0 <= self.trim_right_ratio <= 1 or (self.trim_right_ratio != 1 and not self.causal):
+            raise InputError(
+                f"seanet.trim_right_ratio is {self.trim_right_ratio}: 1 is allowed, and for causal codecs 0 to 1"
+            )
         if not self.ratios or min(self.ratios) < 1:
             raise InputError(
                 f"seanet.ratios is {self.ratios}: positive integers are allowed, e.g. [8, 5, 4, 2]"
@@ -56,7 +81,7 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, dim: int, dilation: int, config: SeanetConfig) -> None:
         super().__init__()
-        hidden, style = dim // config.compress, (config.causal, config.pad_mode)
+        hidden, style = dim // config.compress, (config.causal, config.pad_mode, config.norm)
         self.wide = PaddedConv1d(dim, hidden, config.residual_kernel_size, 1, dilation, *style)
         self.point = PaddedConv1d(hidden, dim, 1, 1, 1, *style)
         self.shortcut = None if config.true_skip else PaddedConv1d(dim, dim, 1, 1, 1, *style)
@@ -84,7 +109,7 @@ class SeanetEncoder(nn.Module):
 
     def __init__(self, config: SeanetConfig, channels: int, latent_dim: int) -> None:
         super().__init__()
-        style = (config.causal, config.pad_mode)
+        style = (config.causal, config.pad_mode, config.norm)
         dim = config.num_filters
         layers: list[nn.Module] = [PaddedConv1d(channels, dim, config.kernel_size, 1, 1, *style)]
         for ratio in reversed(config.ratios):
@@ -107,14 +132,14 @@ class SeanetDecoder(nn.Module):
 
     def __init__(self, config: SeanetConfig, channels: int, latent_dim: int) -> None:
         super().__init__()
-        style = (config.causal, config.pad_mode)
+        style = (config.causal, config.pad_mode, config.norm)
         dim = config.num_filters * 2 ** len(config.ratios)
         layers: list[nn.Module] = [PaddedConv1d(latent_dim, dim, config.kernel_size, 1, 1, *style)]
         if config.lstm:
             layers.append(ResidualLSTM(dim, config.lstm))
         for ratio in config.ratios:
             up = PaddedConvTranspose1d(
-                dim, dim // 2, 2 * ratio, ratio, config.causal, config.trim_right_ratio
+                dim, dim // 2, 2 * ratio, ratio, config.causal, config.trim_right_ratio, config.norm
             )
             layers += [Activation(), up]
             dim //= 2

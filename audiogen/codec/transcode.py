@@ -7,28 +7,24 @@ the order may differ from the input's.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import soxr
 import torch
 from torch import Tensor
 
 from audiogen import audio
-from audiogen.codec.container import TokenHeader
-from audiogen.codec.model import Codec
-from audiogen.codec.stream import decode_stream, encode_stream
+from audiogen.codec.batches import Batches, prefetch
+from audiogen.codec.header import TokenHeader
+from audiogen.codec.stream import decode_segment_stream, decode_stream, encode_segment_stream, encode_stream
 from audiogen.errors import InputError
+from audiogen.interfaces import Codec, Segment
 
 LONG_S = 30.0  # a longer clip goes through the codec as a stream: memory does not grow with its length
 BLOCK_S = 10.0
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class UnreadableError(InputError):
@@ -51,18 +47,25 @@ class Source:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Codes to decode: `read` gives their header and blocks [K, t], or raises InputError."""
+    """Codes to decode: `read` gives their header and segments as those of `Encoded`, or raises InputError.
+
+    peek: gives the header alone, or raises InputError.
+    """
 
     key: str
-    read: Callable[[], tuple[TokenHeader, Iterable[Tensor]]]
+    peek: Callable[[], TokenHeader]
+    read: Callable[[], tuple[TokenHeader, Iterable[Segment]]]
 
 
 class Encoded(NamedTuple):
-    """Codes of a clip in blocks [K, t]. To iterate over a long clip is to read it: `UnreadableError` may come."""
+    """Codes of a clip, B = 1: the codec's segments, or blocks of any length of a codec that takes the clip as a whole.
+
+    To iterate over a long clip is to read it: `UnreadableError` may come.
+    """
 
     key: str
     header: TokenHeader
-    codes: Iterable[Tensor]
+    segments: Iterable[Segment]
 
 
 class Decoded(NamedTuple):
@@ -99,9 +102,13 @@ def encode_clips(
 
     def encode(batch: list[tuple[Source, TokenHeader, Tensor]]) -> Iterator[Encoded]:
         stacked = torch.stack([samples for _, _, samples in batch]).to(_device(codec))  # [B, C, N]
-        codes = codec.encode(stacked, num_codebooks).cpu()  # [B, K, T]
+        if codec.segmented:
+            segments = codec.encode_segments(stacked, num_codebooks)
+        else:
+            segments = [Segment(codec.encode(stacked, num_codebooks))]
         return (
-            Encoded(source.key, header, [row]) for (source, header, _), row in zip(batch, codes, strict=True)
+            Encoded(source.key, header, [_row(segment, row) for segment in segments])
+            for row, (source, header, _) in enumerate(batch)
         )
 
     batches: Batches[tuple[Source, TokenHeader, Tensor]] = Batches(batch_size)
@@ -139,14 +146,18 @@ def decode_clips(
     """
     batch_size = batch_size or default_batch_size(codec)
 
-    def read(clip: Tokens) -> tuple[TokenHeader, Tensor | Iterable[Tensor]]:
-        header, blocks = clip.read()
+    def read(clip: Tokens) -> tuple[TokenHeader, list[Segment] | Iterator[Segment]]:
+        header, segments = clip.read()
         check_codec(codec, header, clip.key)
         if original_rate and header.source_num_samples is None:
             raise InputError(
                 f"{clip.key}: the rate of the recording is not known; decode to the codec's rate"
             )
-        return header, blocks if header.duration_s > LONG_S else torch.cat(list(blocks), dim=1)
+        if header.duration_s > LONG_S:
+            return header, iter(segments)
+        if codec.segmented:
+            return header, list(segments)
+        return header, [Segment(torch.cat([segment.codes for segment in segments], dim=-1))]
 
     def finish(key: str, header: TokenHeader, blocks: Iterable[Tensor]) -> Decoded:
         blocks, rate = _first(header.num_samples, blocks), codec.sample_rate
@@ -157,24 +168,30 @@ def decode_clips(
         # A decoder overshoots on loud recordings; that is no news, so it is not left to `audio.save` to report.
         return Decoded(key, (block.clamp(-1, 1) for block in blocks), rate, header.duration_s)
 
-    def decode(batch: list[tuple[Tokens, TokenHeader, Tensor]]) -> Iterator[Decoded]:
-        stacked = torch.stack([codes for _, _, codes in batch]).to(_device(codec))  # [B, K, T]
-        decoded = codec.decode(stacked).cpu()  # [B, C, T * hop_length]
+    def decode(batch: list[tuple[Tokens, TokenHeader, list[Segment]]]) -> Iterator[Decoded]:
+        segments = [
+            _stack(rows, _device(codec)) for rows in zip(*(rows for _, _, rows in batch), strict=True)
+        ]
+        if codec.segmented:
+            decoded = codec.decode_segments(segments, batch[0][1].num_samples).cpu()  # [B, C, N]
+        else:
+            decoded = codec.decode(segments[0].codes).cpu()  # [B, C, T * hop_length]
         return (
             finish(clip.key, header, [row]) for (clip, header, _), row in zip(batch, decoded, strict=True)
         )
 
-    batches: Batches[tuple[Tokens, TokenHeader, Tensor]] = Batches(batch_size)
+    batches: Batches[tuple[Tokens, TokenHeader, list[Segment]]] = Batches(batch_size)
     for clip, result in prefetch(read, clips, workers, ahead=workers + batch_size):
         if isinstance(result, InputError):
             yield Failed(clip.key, str(result))
             continue
-        header, codes = result
-        if isinstance(codes, Tensor):
-            for batch in batches.add(tuple(codes.shape), (clip, header, codes)):
+        header, segments = result
+        if isinstance(segments, list):
+            alike = (header.num_codebooks, header.num_samples if codec.segmented else header.num_frames)
+            for batch in batches.add(alike, (clip, header, segments)):
                 yield from decode(batch)
         else:
-            yield finish(clip.key, header, _decode_long(codec, codes))
+            yield finish(clip.key, header, _decode_long(codec, header, segments))
     for batch in batches.rest():
         yield from decode(batch)
 
@@ -189,64 +206,25 @@ def default_batch_size(codec: Codec) -> int:
 
 def check_codec(codec: Codec, header: TokenHeader, name: str) -> None:
     """Codes mean something only to the encoder and codebooks that made them; InputError for any other codec."""
-    if header.identity != codec.identity:
+    if header.identity and header.identity != codec.identity:  # formats of others do not carry one
         raise InputError(
             f"{name}: made by codec {header.codec} ({header.identity}); "
             f"this is {codec.name} ({codec.identity}): give the right one with --codec"
         )
-    for field in ("sample_rate", "channels", "codebook_size", "hop_length"):
+    for field in (
+        "sample_rate",
+        "channels",
+        "codebook_size",
+        "hop_length",
+        "segment_samples",
+        "stride_samples",
+    ):
         if getattr(header, field) != getattr(codec, field):
             raise InputError(
                 f"{name}: {field} is {getattr(header, field)}, the codec's is {getattr(codec, field)}"
             )
     if header.num_codebooks > codec.num_codebooks:
         raise InputError(f"{name}: {header.num_codebooks} codebooks, the codec has {codec.num_codebooks}")
-
-
-def prefetch(
-    function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int
-) -> Iterator[tuple[T, R | InputError]]:
-    """(item, function(item)) in order, computed by threads up to `ahead` items early; an InputError is a result."""
-    waiting: deque[tuple[T, Future[R]]] = deque()
-
-    def first() -> tuple[T, R | InputError]:
-        item, future = waiting.popleft()
-        try:
-            return item, future.result()
-        except InputError as error:
-            return item, error
-
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for item in items:
-            waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > ahead:
-                yield first()
-        while waiting:
-            yield first()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class Batches(Generic[T]):
-    """Gathers items with equal keys into lists of `batch_size`, holding at most four batches back."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._held: dict[Hashable, list[T]] = {}
-
-    def add(self, key: Hashable, item: T) -> Iterator[list[T]]:
-        """The batch that this item fills; or, with too many held back, the one that has waited longest."""
-        self._held.setdefault(key, []).append(item)
-        if len(self._held[key]) == self.batch_size:
-            yield self._held.pop(key)
-        elif sum(map(len, self._held.values())) >= 4 * self.batch_size:
-            yield self._held.pop(next(iter(self._held)))
-
-    def rest(self) -> Iterator[list[T]]:
-        """What is still held, at the end."""
-        yield from self._held.values()
-        self._held = {}
 
 
 def _read_sound(codec: Codec, num_codebooks: int, source: Source) -> tuple[TokenHeader, Tensor | None]:
@@ -268,7 +246,19 @@ def _read_sound(codec: Codec, num_codebooks: int, source: Source) -> tuple[Token
         if is_part and samples is not None:
             num_samples = samples.shape[-1]
             source_num_samples = min(source_num_samples, num_samples * source_rate // codec.sample_rate)
-    header = TokenHeader(
+    header = header_for(codec, num_codebooks, num_samples, source_rate, source_num_samples)
+    return header, samples
+
+
+def header_for(
+    codec: Codec,
+    num_codebooks: int,
+    num_samples: int,
+    source_sample_rate: int | None = None,
+    source_num_samples: int | None = None,
+) -> TokenHeader:
+    """The header of codes that this codec makes of a clip."""
+    return TokenHeader(
         codec=codec.name,
         identity=codec.identity,
         sample_rate=codec.sample_rate,
@@ -277,27 +267,50 @@ def _read_sound(codec: Codec, num_codebooks: int, source: Source) -> tuple[Token
         num_codebooks=num_codebooks,
         codebook_size=codec.codebook_size,
         hop_length=codec.hop_length,
-        source_sample_rate=source_rate,
+        source_sample_rate=source_sample_rate,
         source_num_samples=source_num_samples,
+        segment_samples=codec.segment_samples,
+        stride_samples=codec.stride_samples,
+        normalised=codec.normalised,
     )
-    return header, samples
 
 
-def _encode_long(codec: Codec, blocks: Iterable[Tensor], num_codebooks: int) -> Iterator[Tensor]:
-    """Audio blocks [C, n] -> code blocks [K, t]."""
-    device = _device(codec)
+def _encode_long(codec: Codec, blocks: Iterable[Tensor], num_codebooks: int) -> Iterator[Segment]:
+    """Audio blocks [C, n] -> segments, or blocks of codes."""
+    moved = (block[None].to(_device(codec)) for block in blocks)
     try:
-        for codes in encode_stream(codec, (block[None].to(device) for block in blocks), num_codebooks):
-            yield codes[0].cpu()
+        if codec.segmented:
+            for segment in encode_segment_stream(codec, moved, num_codebooks):
+                yield _row(segment, 0)
+        else:
+            for codes in encode_stream(codec, moved, num_codebooks):
+                yield Segment(codes.cpu())
     except InputError as error:
         raise UnreadableError(str(error)) from error
 
 
-def _decode_long(codec: Codec, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Code blocks [K, t] -> audio blocks [C, n]."""
-    device = _device(codec)
-    for samples in decode_stream(codec, (block[None].to(device) for block in blocks)):
+def _decode_long(codec: Codec, header: TokenHeader, segments: Iterable[Segment]) -> Iterator[Tensor]:
+    """Segments, or blocks of codes -> audio blocks [C, n]."""
+    moved = (_stack([segment], _device(codec)) for segment in segments)
+    if codec.segmented:
+        blocks = decode_segment_stream(codec, moved, header.num_samples)
+    else:
+        blocks = decode_stream(codec, (segment.codes for segment in moved))
+    for samples in blocks:
         yield samples[0].cpu()
+
+
+def _row(segment: Segment, row: int) -> Segment:
+    """One clip's part of a segment of a batch, on the CPU."""
+    scale = None if segment.scale is None else segment.scale[row : row + 1].cpu()
+    return Segment(segment.codes[row : row + 1].cpu(), scale)
+
+
+def _stack(rows: Sequence[Segment], device: torch.device) -> Segment:
+    """The inverse: one segment of each clip as a batch on the codec's device."""
+    scales = [segment.scale for segment in rows if segment.scale is not None]
+    codes = torch.cat([segment.codes for segment in rows]).to(device)
+    return Segment(codes, torch.cat(scales).to(device) if scales else None)
 
 
 def _resample(blocks: Iterable[Tensor], from_rate: int, to_rate: int) -> Iterator[Tensor]:

@@ -55,3 +55,13 @@ def stack(conditions: Sequence[Condition]) -> Condition:
             f"{len(vectors)} of {len(conditions)} conditions have a vector; all or none of them must have one"
         )
     return Condition(torch.cat(tokens), torch.cat(masks), torch.cat(vectors) if vectors else None)
+
+
+def pad_like_peers(conditions: Sequence[Condition]) -> Condition:
+    """Join batches along B as `stack`, but let every row attend to its padding: the mask is True everywhere.
+
+    The zeros of the padding take a share of each softmax, so a row's result depends on the longest text beside it,
+    as in the public AudioGen and MusicGen. Rows without text stay zero, which attention turns into zero.
+    """
+    joined = stack(conditions)
+    return Condition(joined.tokens, torch.ones_like(joined.mask), joined.vector)

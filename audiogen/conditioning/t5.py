@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import string
 import warnings
 from collections.abc import Sequence
@@ -12,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers.models.t5.configuration_t5 import T5Config
-from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from audiogen import checkpoint
+from audiogen.conditioning import encoder
 from audiogen.conditioning.cache import EmbeddingCache
+from audiogen.conditioning.encoder import FrozenEncoder, Opened, PretrainedTokenizer
 from audiogen.conditioning.vocabulary import PAD_ID, Vocabulary
 from audiogen.config import build, to_plain
 from audiogen.errors import InputError
@@ -25,6 +26,7 @@ from audiogen.interfaces import Condition
 KIND = "text_encoder"
 VOCABULARY_FILE = "vocabulary.model"
 TRAINED_FOLDER = "t5"  # shape and tokenizer of a fine-tuned pretrained encoder, as transformers writes them
+ENCODER = "encoder."  # what the names of the encoder's weights begin with
 LONGEST_TEXT = 512  # tokens; T5 was trained on this many
 
 
@@ -36,6 +38,7 @@ class TextConfig:
         of the Hugging Face hub ("google-t5/t5-large", "google/flan-t5-base") or a directory holding one.
     width: D of the `Condition`, the width of the model that attends to it.
     trainable: train a pretrained encoder too, not only the projection to `width`; the embedded one always is.
+    stored: keep a copy of a frozen encoder in the model directory, which then needs nothing else to be opened.
     max_tokens: longer texts are cut, with a warning.
     vocab_size, dim, num_layers, num_heads, dropout: of the embedded encoder. vocab_size is an upper bound.
     cache_dir: where embeddings of a frozen encoder are kept between runs; None keeps them in memory only.
@@ -44,6 +47,7 @@ class TextConfig:
     encoder: str = "embedded"
     width: int = 512
     trainable: bool = False
+    stored: bool = False
     max_tokens: int = LONGEST_TEXT
     vocab_size: int = 1024
     dim: int = 256
@@ -58,6 +62,10 @@ class TextConfig:
                 raise InputError(f"text.{key} is {getattr(self, key)}; it must be at least 1")
         if not self.encoder:
             raise InputError('text.encoder is empty; it is "embedded", a T5 hub id or a directory')
+        if self.stored and self.trains_encoder:
+            raise InputError(
+                "text.stored is for a frozen encoder; one that is trained always is stored: set it false"
+            )
         if not 2 <= self.max_tokens <= LONGEST_TEXT:
             raise InputError(f"text.max_tokens is {self.max_tokens}; allowed are 2 to {LONGEST_TEXT}")
         if self.dim % self.num_heads:
@@ -69,6 +77,11 @@ class TextConfig:
     def embedded(self) -> bool:
         """Whether the encoder is ours, stored in the model directory."""
         return self.encoder == "embedded"
+
+    @property
+    def stores_encoder(self) -> bool:
+        """Whether the encoder's weights are in the model directory."""
+        return self.trains_encoder or self.stored
 
     @property
     def trains_encoder(self) -> bool:
@@ -83,32 +96,63 @@ class T5Conditioner(nn.Module):
     autocast: T5 overflows in float16. A text's result does not depend on the texts beside it: outside of
     training each text goes through the encoder by itself, so that not even the rounding differs.
 
-    The weights of a frozen encoder are not part of `state_dict()`: they are named by `config.encoder`.
+    A frozen encoder is opened with the first text, so that what runs without text needs none. Its weights are not
+    part of `state_dict()`: they are named by `config.encoder`.
     """
 
-    def __init__(self, config: TextConfig, vocabulary: bytes | None = None, trained: Path | None = None):
+    def __init__(
+        self,
+        config: TextConfig,
+        vocabulary: bytes | None = None,
+        trained: Path | None = None,
+        frozen: FrozenEncoder | None = None,
+    ):
         """Random weights for the embedded encoder, pretrained ones otherwise.
 
         vocabulary: the SentencePiece model of the embedded encoder, from `train_vocabulary`.
         trained: folder where `save` put the shape and tokenizer of a fine-tuned pretrained encoder; its
-            weights are then left for the caller to load.
+            weights are then on the meta device, for the caller to assign.
+        frozen: the encoder of a config that does not train it; by default the one that config.encoder names.
         """
         super().__init__()
         self.config = config
         self.width = config.width
-        encoder, self.tokenizer = _open_encoder(config, vocabulary, trained)
-        self.output_proj = nn.Linear(encoder.config.d_model, config.width)
         self.cache: EmbeddingCache | None = None
+        # A frozen encoder stays in a list, so that it is no submodule: not saved with every checkpoint, never in
+        # training mode.
+        self._opened: list[Opened] = []
+        self._frozen = frozen
         if config.trains_encoder:
-            self.encoder: Any = encoder.train()
+            opened = _open_trained(config, vocabulary, trained)
+            self.encoder: Any = opened.stack.train()
+            self._tokenizer = opened.tokenizer
+            self.encoder_width: int = opened.stack.config.d_model
         else:
-            encoder.eval().requires_grad_(False)
-            # in a list, so that it is no submodule: not saved with every checkpoint, never in training mode
-            self._frozen = [encoder]
-            directory = None
-            if config.cache_dir is not None:
-                directory = Path(config.cache_dir) / checkpoint.identity(encoder.state_dict())
-            self.cache = EmbeddingCache(directory)
+            self._frozen = frozen or encoder.named(config.encoder)
+            self.encoder_width = self._frozen.width
+            self.cache = EmbeddingCache()
+        self.output_proj = nn.Linear(self.encoder_width, config.width)
+
+    @property
+    def tokenizer(self) -> Vocabulary | PretrainedTokenizer:
+        """What turns text into token ids; a frozen encoder is opened for it."""
+        return self._tokenizer if self.config.trains_encoder else self._open().tokenizer
+
+    def encoder_stack(self) -> Any:
+        """The T5 stack in float32, `.config` its configuration; a frozen one is opened for it."""
+        return self.encoder if self.config.trains_encoder else self._open().stack
+
+    def _open(self) -> Opened:
+        """The frozen encoder, opened if it is not yet."""
+        if not self._opened:
+            assert self._frozen is not None and self.cache is not None
+            opened = self._frozen.open()
+            opened.stack.eval().requires_grad_(False)
+            if self.config.cache_dir is not None:
+                name = checkpoint.identity(opened.stack.state_dict())
+                self.cache.directory = Path(self.config.cache_dir) / name
+            self._opened.append(opened)
+        return self._opened[0]
 
     def forward(self, texts: Sequence[str | None]) -> Condition:
         """B texts -> Condition with tokens [B, L, D]; see the class."""
@@ -127,20 +171,21 @@ class T5Conditioner(nn.Module):
         """Token ids ending in </s>; none for no text. Warns of a text cut or not understood."""
         if text is None or not text.strip():
             return []
-        ids = self.tokenizer.encode(text)
+        tokenizer = self.tokenizer
+        ids = tokenizer.encode(text)
         shown = text if len(text) <= 40 else text[:40] + "..."
-        if self.tokenizer.unk_id in ids:
-            unknown = self.tokenizer.unknown(text)
+        if tokenizer.unk_id in ids:
+            unknown = tokenizer.unknown(text)
             if not set(unknown) <= set(string.punctuation):  # a missing full stop is not worth a word
                 warnings.warn(f"the text encoder does not know {unknown[:20]!r} in {shown!r}", stacklevel=2)
             if self.config.embedded:  # no caption had these, so their embedding was never trained
-                ids = [token for token in ids if token != self.tokenizer.unk_id]
+                ids = [token for token in ids if token != tokenizer.unk_id]
         if len(ids) > self.config.max_tokens:
             warnings.warn(
                 f"{shown!r} has {len(ids)} tokens; the text encoder reads the first {self.config.max_tokens}",
                 stacklevel=2,
             )
-            ids = [*ids[: self.config.max_tokens - 1], self.tokenizer.eos_id]
+            ids = [*ids[: self.config.max_tokens - 1], tokenizer.eos_id]
         return ids
 
     def _embed(self, rows: list[list[int]]) -> list[Tensor]:
@@ -164,7 +209,7 @@ class T5Conditioner(nn.Module):
         states = self.cache.get(row)
         if states is None:
             with torch.no_grad():
-                states = self._frozen[0].to(device)(input_ids=ids).last_hidden_state[0]
+                states = self._open().stack.to(device)(input_ids=ids).last_hidden_state[0]
             self.cache.put(row, states)
         return states.to(device)
 
@@ -179,89 +224,94 @@ class T5Conditioner(nn.Module):
         return [state[: len(row)] for state, row in zip(states, rows, strict=True)]
 
     def save(self, directory: Path | str, dtype: torch.dtype = torch.float32) -> None:
-        """Write config.json, weights (stored as `dtype`) and tokenizer; of a frozen encoder only the name."""
+        """Write config.json, weights (stored as `dtype`) and tokenizer; of a frozen encoder only the name.
+
+        A frozen encoder that config.stored keeps is written whole.
+        """
         directory = Path(directory)
-        if isinstance(self.tokenizer, Vocabulary):
+        state = self.state_dict()
+        if self.config.embedded:
+            assert isinstance(self.tokenizer, Vocabulary)
             checkpoint.write_bytes_atomic(directory / VOCABULARY_FILE, self.tokenizer.model)
-        elif self.config.trains_encoder:
-            self.encoder.config.save_pretrained(directory / TRAINED_FOLDER)
+        elif self.config.stores_encoder:
+            assert isinstance(self.tokenizer, PretrainedTokenizer)
+            self.encoder_stack().config.save_pretrained(directory / TRAINED_FOLDER)
             self.tokenizer.save(directory / TRAINED_FOLDER)
-        tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in self.state_dict().items()}
+            if self.config.stored:
+                stack = self.encoder_stack().state_dict()
+                state |= {f"{ENCODER}{name}": tensor for name, tensor in stack.items()}
+        tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
         checkpoint.save_model(directory, KIND, to_plain(self.config), tensors)
 
     @classmethod
-    def load(cls, directory: Path | str) -> T5Conditioner:
-        """Read what `save` wrote, on the CPU, in evaluation mode."""
+    def load(
+        cls, directory: Path | str, text_encoder: str | None = None, device: torch.device | str = "cpu"
+    ) -> T5Conditioner:
+        """Read what `save` wrote, in evaluation mode, its weights float32.
+
+        text_encoder: directory or hub id of the T5 to use in place of a frozen encoder.
+        """
         directory = Path(directory)
-        config = build(TextConfig, checkpoint.read_config(directory, KIND)["config"], where=str(directory))
-        vocabulary = None
+        config = read_config(directory, text_encoder)
+        tensors = checkpoint.open_tensors(directory / "model.safetensors")
+        vocabulary = frozen = None
         if config.embedded:
             path = directory / VOCABULARY_FILE
             if not path.is_file():
                 raise InputError(f"{path} is missing: the model directory was half-written; copy it again")
             vocabulary = path.read_bytes()
-        trained = directory / TRAINED_FOLDER if config.trains_encoder else None
-        conditioner = cls(config, vocabulary, trained)
-        checkpoint.load_into(conditioner, checkpoint.load_tensors(directory), directory)
+        elif not config.trainable:
+            own = {name: tensor for name, tensor in tensors.items() if not name.startswith(ENCODER)}
+            if "output_proj.weight" not in own:
+                raise InputError(
+                    f"weights of {directory} do not fit their config: missing output_proj.weight"
+                )
+            width = own["output_proj.weight"].shape[-1]
+            if text_encoder is not None:
+                encoder.check_width(encoder.read_width(config.encoder), width, config.encoder, directory)
+            frozen = encoder.named(config.encoder, width, directory)
+            if config.stored:
+                stack = {
+                    name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name not in own
+                }
+                folder = directory / TRAINED_FOLDER
+                shape = encoder.read_shape(checkpoint.read_json(folder / "config.json"), folder)
+                frozen = encoder.carried(shape, stack, str(folder), directory)
+            tensors = own
+        with torch.device("meta"):
+            conditioner = cls(config, vocabulary, directory / TRAINED_FOLDER, frozen)
+        checkpoint.assign(conditioner, tensors, directory, device, torch.float32)
         return conditioner.eval()
 
 
-class PretrainedTokenizer:
-    """The tokenizer of a pretrained T5, with the interface of `Vocabulary`."""
-
-    def __init__(self, name_or_directory: str):
-        # here, because the embedded encoder needs none of it
-        from transformers.models.auto.tokenization_auto import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(name_or_directory)
-        self.eos_id: int = self._tokenizer.eos_token_id
-        self.unk_id: int = self._tokenizer.unk_token_id
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids with the end-of-sequence id last."""
-        return self._tokenizer(text, verbose=False).input_ids
-
-    def unknown(self, text: str) -> str:
-        """The characters of the text that the tokenizer lacks."""
-        return "".join(character for character in text if self.unk_id in self.encode(character))
-
-    def save(self, directory: Path) -> None:
-        """Write the files that `PretrainedTokenizer(directory)` reads."""
-        self._tokenizer.save_pretrained(directory)
+def read_config(directory: Path | str, text_encoder: str | None = None) -> TextConfig:
+    """The configuration in a directory that `T5Conditioner.save` wrote, with another frozen encoder if one is named."""
+    config = build(TextConfig, checkpoint.read_config(directory, KIND)["config"], where=str(directory))
+    if text_encoder is None:
+        return config
+    if config.trains_encoder:
+        raise InputError(
+            f"text encoder {text_encoder!r} cannot replace that of {directory}, which was trained with its model: "
+            "leave it out"
+        )
+    return dataclasses.replace(config, encoder=local_or_hub(text_encoder), stored=False)
 
 
-def _open_encoder(
-    config: TextConfig, vocabulary: bytes | None, trained: Path | None
-) -> tuple[Any, Vocabulary | PretrainedTokenizer]:
-    """The T5 encoder stack in float32, and what turns text into its token ids."""
+def local_or_hub(text_encoder: str) -> str:
+    """A directory by its whole path, which stays right wherever a program starts; a hub id as it is."""
+    path = Path(text_encoder)
+    return str(path.resolve()) if path.exists() else text_encoder
+
+
+def _open_trained(config: TextConfig, vocabulary: bytes | None, trained: Path | None) -> Opened:
+    """The T5 stack that is trained with the model, and what turns text into its token ids."""
     if config.embedded:
         if vocabulary is None:
             raise InputError("the embedded text encoder needs a vocabulary; build one with train_vocabulary")
         words = Vocabulary(vocabulary)
-        shape = T5Config(
-            vocab_size=len(words),
-            d_model=config.dim,
-            d_kv=config.dim // config.num_heads,
-            d_ff=4 * config.dim,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            dropout_rate=config.dropout,
-        )
-        return _stack(T5EncoderModel(shape)), words
+        sizes = (len(words), config.dim, config.num_layers, config.num_heads)
+        return Opened(encoder.random_stack(*sizes, config.dropout), words)
     if trained is not None:
-        return _stack(T5EncoderModel(T5Config.from_pretrained(trained))), PretrainedTokenizer(str(trained))
-    try:
-        tokenizer = PretrainedTokenizer(config.encoder)
-        pretrained = T5EncoderModel.from_pretrained(config.encoder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"text encoder {config.encoder!r} cannot be opened ({reason}); "
-            'give "embedded", a directory with a T5 model, or a T5 hub id while the hub can be reached'
-        ) from error
-    return _stack(pretrained), tokenizer
-
-
-def _stack(model: T5EncoderModel) -> Any:
-    """The encoder without the second name its embedding has in `T5EncoderModel` (tied, so saved twice)."""
-    return model.encoder
+        shape = encoder.read_shape(checkpoint.read_json(trained / "config.json"), trained)
+        return Opened(encoder.empty_stack(shape), encoder.open_tokenizer(str(trained)))
+    return encoder.named(config.encoder).open()

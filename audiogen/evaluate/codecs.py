@@ -15,7 +15,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audiogen import audio, checkpoint, distributed
-from audiogen.codec.model import Codec
 from audiogen.codec.pretrained import load_codec
 from audiogen.data.dataset import AnyClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip
@@ -39,6 +38,7 @@ from audiogen.evaluate.embedders import Embedder, load_embedder
 from audiogen.evaluate.reconstruction import check_metrics
 from audiogen.evaluate.report import REFERENCE, Plot, Sound, write_report
 from audiogen.evaluate.scores import Warn, describe, embedder_columns, filled, key_of, remembered
+from audiogen.interfaces import Codec
 
 TRUTH = "Ground truth"
 PLOTTED = ("mel", "multi_resolution_stft", "visqol")  # against kbps; and, of every embedder:
@@ -258,7 +258,7 @@ def notes_of(
             f"Opus: libsndfile {soundfile.__libsndfile_version__}, mono at {opus.opus_rate(rate)} Hz, variable "
             f"bitrate, the compression level whose files over all these clips come nearest to the kbps asked: {found}."
         )
-    device = next(iter(codecs.values())).quantizer.books[0].codewords.device
+    device = next(next(iter(codecs.values())).parameters()).device
     notes.append(
         f"Speeds: seconds of sound a second, one clip at a time. Codecs on {device.type}, {evaluation.threads} CPU "
         f"thread{'s' if evaluation.threads > 1 else ''}; Opus on one thread of the CPU."

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from audiogen import checkpoint
 from audiogen.audio import resample
+from audiogen.codec.model import Codec
 from audiogen.codec.pretrained import load_codec
 from audiogen.errors import InputError
 from audiogen.evaluate.panns import load_cnn14
@@ -123,6 +124,10 @@ def _tagger(where: str, device: str | torch.device) -> Embedder:
 def _codec(where: str, device: str | torch.device) -> Embedder:
     """Mean and standard deviation over time of the latents before quantisation: D is twice the codec's latent_dim."""
     codec = load_codec(where, device)
+    if not isinstance(codec, Codec) or codec.segmented or codec.config.dual_mono:
+        raise InputError(
+            f"codec {codec.name} has no one sequence of latents of a whole sound: it cannot be an embedder"
+        )
 
     def listen(audio: Tensor) -> tuple[Tensor, None]:
         latents = codec.encoder(audio[:, None].expand(-1, codec.channels, -1))  # [B, latent_dim, T]

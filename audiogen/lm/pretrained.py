@@ -8,6 +8,7 @@ codec/              a copy of the codec's model directory, unless the codec is a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from audiogen import checkpoint
-from audiogen.conditioning.t5 import T5Conditioner
+from audiogen import checkpoint, hub
+from audiogen.conditioning.t5 import T5Conditioner, TextConfig, local_or_hub, read_config
 from audiogen.config import build, to_plain
 from audiogen.errors import InputError
+from audiogen.lm import public
 from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.lm.release import Release
 
 KIND = "token_lm"
 CODEC_FOLDER = "codec"
@@ -29,12 +32,16 @@ CODEC_FOLDER = "codec"
 class CodecReference:
     """The codec whose tokens a language model speaks.
 
-    location: a bundled codec's name or a codec's model directory; "codec" in a saved model is the copy inside.
-    identity: the codec's own `identity`, a hash of the weights that decide what its tokens mean.
+    location: a bundled codec's name or a codec's model directory; "codec" in a saved model is the copy inside. That
+        of a release is the release's own directory.
+    identity: the codec's own `identity`, a hash of the weights that decide what its tokens mean; "" for the codec in
+        the same release, with nothing to compare.
+    dual_mono: a mono codec codes the two channels each by itself, and the codebooks are left 0, right 0, left 1 ...
     """
 
     location: str
     identity: str
+    dual_mono: bool = False
 
 
 class PretrainedLM(NamedTuple):
@@ -65,7 +72,7 @@ def save_lm(
     if Path(codec.location).is_dir():
         checkpoint.read_config(codec.location, "codec")
         checkpoint.copy_model(codec.location, directory / CODEC_FOLDER)
-        codec = CodecReference(CODEC_FOLDER, codec.identity)
+        codec = dataclasses.replace(codec, location=CODEC_FOLDER)
     else:
         checkpoint.resolve(codec.location, "codec")
     config = {"lm": to_plain(lm.config), "codec": to_plain(codec), "max_frames": max_frames}
@@ -73,24 +80,108 @@ def save_lm(
     checkpoint.save_model(directory, KIND, config, tensors, info)
 
 
+class Description(NamedTuple):
+    """What a language model is, without its weights; the fields are those of `PretrainedLM`."""
+
+    lm: LMConfig
+    text: TextConfig
+    codec: CodecReference
+    max_frames: int
+
+
 def load_lm(
-    name_or_directory: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    name_or_directory: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    text_encoder: str | None = None,
 ) -> PretrainedLM:
-    """Read a bundled model or a model directory; `dtype` is the LM's, the text encoder stays float32."""
-    directory = checkpoint.resolve(name_or_directory, KIND)
+    """Read a language model: bundled, a model directory, or a release (its directory, or a hub id[@revision]).
+
+    dtype: of the LM; the text encoder stays float32. Each weight goes to its device and dtype by itself, so that
+    beside the loaded model there is never more than one of them in memory.
+    text_encoder: directory or hub id of the T5 to use in place of a frozen one, which is opened with the first text.
+    info["generation"] holds what a release generates with by default: {"guidance": float}.
+    """
+    directory = find(name_or_directory)
+    if public.layout_of(directory) is not None:
+        return _load_release(directory, device, dtype, text_encoder)
+    contents = _read_own(directory)
+    codec = _codec_of(directory, contents["config"])
+    lm = _fill(build(LMConfig, contents["config"]["lm"], where="lm"), directory, device, dtype)
+    conditioner = T5Conditioner.load(directory / "text", _local(text_encoder), device)
+    return PretrainedLM(lm, conditioner, codec, contents["config"]["max_frames"], contents["info"])
+
+
+def describe_lm(name_or_directory: str | Path, text_encoder: str | None = None) -> Description:
+    """What `load_lm` would load, from the configuration alone; its arguments are those of `load_lm`."""
+    directory = find(name_or_directory)
+    if public.layout_of(directory) is not None:
+        release = public.read_release(directory, _local(text_encoder))
+        return Description(
+            release.lm, release.text, _codec_of_release(directory, release), release.max_frames
+        )
+    config = _read_own(directory)["config"]
+    return Description(
+        build(LMConfig, config["lm"], where="lm"),
+        read_config(directory / "text", _local(text_encoder)),
+        _codec_of(directory, config),
+        config["max_frames"],
+    )
+
+
+def find(name_or_directory: str | Path) -> Path:
+    """The directory of a language model of any kind; one of the hub is fetched, or found in the cache."""
+    path = Path(name_or_directory)
+    if path.is_dir() and public.layout_of(path) is not None:
+        return path
+    if hub.is_hub_id(str(name_or_directory)):
+        return public.fetch(str(name_or_directory))
+    return checkpoint.resolve(name_or_directory, KIND)
+
+
+def _read_own(directory: Path) -> dict[str, Any]:
+    """config.json of a model directory of ours, with all of its keys."""
     contents = checkpoint.read_config(directory, KIND)
-    config = contents["config"]
     for key in ("lm", "codec", "max_frames"):
-        if key not in config:
+        if key not in contents["config"]:
             raise InputError(f"{directory / 'config.json'} lacks config.{key}; copy or train the model again")
-    with torch.device("meta"):  # no time for initial weights that are overwritten at once
-        lm = TokenLM(build(LMConfig, config["lm"], where="lm"))
-    lm = lm.to_empty(device="cpu")
-    checkpoint.load_into(lm, checkpoint.load_tensors(directory), directory)
+    return contents
+
+
+def _codec_of(directory: Path, config: Mapping[str, Any]) -> CodecReference:
     codec = build(CodecReference, config["codec"], where="codec")
     if codec.location == CODEC_FOLDER:
-        codec = CodecReference(str(directory / CODEC_FOLDER), codec.identity)
-    conditioner = T5Conditioner.load(directory / "text")
-    return PretrainedLM(
-        lm.to(device, dtype).eval(), conditioner.to(device), codec, config["max_frames"], contents["info"]
-    )
+        return dataclasses.replace(codec, location=str(directory / CODEC_FOLDER))
+    return codec
+
+
+def _codec_of_release(directory: Path, release: Release) -> CodecReference:
+    return CodecReference(str(directory), "", release.dual_mono)
+
+
+def _local(text_encoder: str | None) -> str | None:
+    return None if text_encoder is None else local_or_hub(text_encoder)
+
+
+def _load_release(
+    directory: Path, device: torch.device | str, dtype: torch.dtype, text_encoder: str | None
+) -> PretrainedLM:
+    release = public.read_release(directory, _local(text_encoder))
+    with torch.device("meta"):
+        lm = TokenLM(release.lm)
+        conditioner = T5Conditioner(release.text, frozen=release.encoder)
+    checkpoint.assign(lm, release.tensors, directory, device, dtype)
+    checkpoint.assign(conditioner.output_proj, release.projection, directory, device, torch.float32)
+    generation = {} if release.guidance is None else {"guidance": release.guidance}
+    codec = _codec_of_release(directory, release)
+    info = {"generation": generation}
+    return PretrainedLM(lm.eval(), conditioner.eval(), codec, release.max_frames, info)
+
+
+def _fill(config: LMConfig, directory: Path, device: torch.device | str, dtype: torch.dtype) -> TokenLM:
+    """A language model with the weights of a model directory of ours."""
+    with torch.device("meta"):  # no time for initial weights that are overwritten at once
+        lm = TokenLM(config)
+    tensors = checkpoint.open_tensors(directory / "model.safetensors")
+    checkpoint.assign(lm, tensors, directory, device, dtype)
+    return lm.eval()

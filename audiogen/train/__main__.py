@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -81,12 +82,12 @@ def normalise(node: DictConfig, module: Any, overrides: Sequence[str]) -> dict[s
             if key in values["data"]:
                 values["data"][key] = parse_sources(values["data"][key])
     if values.get("init_from"):
-        fixed = [override for override in overrides if override.startswith(tuple(module.INHERITED))]
+        fixed = [text for text in overrides if re.split(r"[.=\[]", text)[0] in module.INHERITED]
         if fixed:
             raise InputError(
                 f"{fixed[0]}: init_from={values['init_from']} decides the architecture; leave one out"
             )
-        values |= module.inherit(values["init_from"])
+        values |= module.inherit(values)
     return values
 
 

@@ -20,7 +20,8 @@ from audiogen.codec.discriminators import (
 )
 from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.pretrained import KIND, save_codec
+from audiogen.codec.pretrained import load_codec, save_codec
+from audiogen.config import to_plain
 from audiogen.data.dataset import DataConfig, open_data
 from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
@@ -55,8 +56,9 @@ class CodecLossWeights:
 class CodecRecipe:
     """A codec training run; `recipes/codec*.yaml` are complete examples.
 
-    out: run directory. resume: auto goes on from a checkpoint in `out` if there is one. init_from: bundled codec or
-    model directory to start from; `model` is then taken from it. codebook_dropout: the share of training clips
+    out: run directory. resume: auto goes on from a checkpoint in `out` if there is one. init_from: codec to start from:
+    bundled, a model directory, or a released one (file, directory or hub id; not DAC, not one that codes sounds in
+    segments); `model` is then taken from it. codebook_dropout: the share of training clips
     quantised with a random number of codebooks, so that every prefix of them is a bandwidth; the rest uses all.
     discriminator_optim: as optim, for the discriminator. trains: `decoder` leaves encoder and codebooks as they
     are, so that tokens made before keep their meaning while the sound gets better (give init_from).
@@ -90,9 +92,24 @@ class CodecRecipe:
 INHERITED = ("model",)  # keys that init_from decides
 
 
-def inherit(init_from: str) -> dict[str, Any]:
-    """The inherited keys of a recipe that trains the codec of a model directory on."""
-    return {"model": checkpoint.read_config(checkpoint.resolve(init_from, KIND), KIND)["config"]}
+def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The inherited keys of a recipe that trains a codec on, own or released."""
+    return {"model": to_plain(open_origin(recipe["init_from"]).config)}
+
+
+def open_origin(init_from: str) -> Codec:
+    """The codec to start from, on the CPU; one that `CodecTask` cannot train is refused."""
+    codec = load_codec(init_from)
+    if not isinstance(codec, Codec):
+        raise InputError(
+            f"init_from={init_from} is a DAC codec, which is only used here, not trained; start from another codec"
+        )
+    if codec.segmented or codec.config.dual_mono:
+        raise InputError(
+            f"init_from={init_from} codes sounds in overlapping segments or channel by channel, which is not trained "
+            "here; start from another codec"
+        )
+    return codec
 
 
 def prepare(recipe: CodecRecipe, run: Path, device: torch.device) -> Prepared:
@@ -124,8 +141,7 @@ class CodecTask:
         self.sample_rate = recipe.model.sample_rate
         self.codec = Codec(recipe.model)
         if recipe.init_from:
-            source = checkpoint.resolve(recipe.init_from, KIND)
-            checkpoint.load_into(self.codec, checkpoint.load_tensors(source), source)
+            checkpoint.load_into(self.codec, open_origin(recipe.init_from).state_dict(), recipe.init_from)
         if recipe.model.arch == "seanet":
             add_weight_norm(self.codec)
         if recipe.trains == "decoder":

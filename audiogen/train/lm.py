@@ -12,25 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from audiogen import checkpoint, distributed
-from audiogen.codec.model import Codec
-from audiogen.codec.pretrained import KIND as CODEC_KIND
-from audiogen.codec.pretrained import load_codec
 from audiogen.conditioning.condition import drop
-from audiogen.conditioning.t5 import KIND as TEXT_KIND
-from audiogen.conditioning.t5 import T5Conditioner, TextConfig
-from audiogen.conditioning.vocabulary import train_vocabulary
+from audiogen.conditioning.t5 import TextConfig
 from audiogen.data.codes import CodeDataset, collate_codes, is_shard_directory, open_codes
 from audiogen.data.dataset import AudioDataset, DataConfig, open_data
 from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
-from audiogen.interfaces import Batch
-from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing, token_loss
-from audiogen.lm.pretrained import KIND, CodecReference, save_lm
+from audiogen.interfaces import Batch, Codec
+from audiogen.lm import lora
+from audiogen.lm.lora import LoraConfig
+from audiogen.lm.model import LMConfig, teacher_forcing, token_loss
+from audiogen.lm.pretrained import CodecReference, PretrainedLM, save_lm
 from audiogen.lm.sample import generate_tokens
 from audiogen.train.ema import Average
 from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices
 from audiogen.train.optim import OptimConfig, Optimizer
+from audiogen.train.origin import INHERITED as INHERITED
+from audiogen.train.origin import inherit as inherit
+from audiogen.train.origin import keep_codec, new_model, open_codec, open_model
 from audiogen.train.tokens import pretokenize
 
 
@@ -38,12 +38,15 @@ from audiogen.train.tokens import pretokenize
 class LMRecipe:
     """A language model training run; `recipes/lm*.yaml` are complete examples.
 
-    codec: bundled codec or model directory whose tokens are learned. out: run directory. resume: auto goes on from
-    a checkpoint in `out` if there is one. init_from: bundled model or model directory to start from; `model`,
-    `text` and `codec` are then taken from it. condition_dropout: share of the clips trained without their text,
-    for guidance; drawn per clip. pretokenize_epochs: passes over the data stored as tokens before training, in
-    the run directory; 0 encodes each batch as it comes. gradient_checkpointing: recompute layers in the backward
-    pass, for memory. data: sounds, or folders of token shards made by `audiogen.codec encode --shards`.
+    codec: whose tokens are learned: a bundled codec, a model directory, a released one (file, directory or hub id).
+    dual_mono: a mono codec codes each channel of stereo sound by itself. out: run directory. resume: auto goes on from
+    a checkpoint in `out` if there is one. init_from: model to start from, anything that `audiogen.generate` opens:
+    bundled, a model directory, a released one (directory or hub id); `model`, `text`, `codec` and `dual_mono` are then
+    taken from it. text_encoder: T5 directory or hub id in place of the one that init_from names. lora: train small
+    matrices beside those of init_from, and save them alone; null trains all. condition_dropout: share of the clips
+    trained without their text, for guidance; drawn per clip. pretokenize_epochs: passes over the data stored as tokens
+    before training, in the run directory; 0 encodes each batch as it comes. gradient_checkpointing: recompute layers in
+    the backward pass, for memory. data: sounds, or folders of token shards made by `audiogen.codec encode --shards`.
     """
 
     codec: str
@@ -54,6 +57,9 @@ class LMRecipe:
     out: str = "runs/lm"
     resume: Resume = "auto"
     init_from: str | None = None
+    text_encoder: str | None = None
+    lora: LoraConfig | None = None
+    dual_mono: bool = False
     text: TextConfig = field(default_factory=TextConfig)
     condition_dropout: float = 0.1
     pretokenize_epochs: int = 0
@@ -70,33 +76,28 @@ class LMRecipe:
             raise InputError(
                 f"text.width is {self.text.width}, but model.dim is {self.model.dim}: make them equal"
             )
-
-
-INHERITED = ("model", "text", "codec")  # keys that init_from decides
-
-
-def inherit(init_from: str) -> dict[str, Any]:
-    """The inherited keys of a recipe that trains a model directory on."""
-    source = checkpoint.resolve(init_from, KIND)
-    config = checkpoint.read_config(source, KIND)["config"]
-    codec = config["codec"]["location"]
-    return {
-        "model": config["lm"],
-        "text": checkpoint.read_config(source / "text", TEXT_KIND)["config"],
-        "codec": str(source / codec) if (source / codec).is_dir() else codec,
-    }
+        if self.text_encoder and not self.init_from:
+            raise InputError(
+                "text_encoder replaces that of init_from=, which is not given; a new model has text.encoder"
+            )
 
 
 def prepare(recipe: LMRecipe, run: Path, device: torch.device) -> Prepared:
     """The task and the data of a run: sound, or tokens made before or now."""
-    codec = load_codec(recipe.codec, device)
+    if recipe.lora and not recipe.init_from:
+        raise InputError("lora adapts a model that there is: give init_from=, or lora=null for a new one")
+    codec = open_codec(recipe.codec, recipe.dual_mono, recipe.model, device)
     shards = [is_shard_directory(source.source) for source in recipe.data.train + recipe.data.valid]
     if any(shards) and not all(shards):
         raise InputError("data names token shards and sounds; give only one of the two kinds")
     data: Any = (
         open_codes(recipe.data) if any(shards) else open_data(recipe.data, codec.sample_rate, codec.channels)
     )
-    location = own_codec(recipe.codec, codec, run)
+    frozen = product_dtype(device, recipe.fit.precision)
+    origin = open_model(recipe, codec, device, frozen) if recipe.init_from else None
+    reference = CodecReference(recipe.codec, codec.identity, recipe.dual_mono)
+    if recipe.lora is None:  # adapters go with a model that has its codec
+        reference = keep_codec(recipe.codec, codec, recipe.dual_mono, run)
     if recipe.pretokenize_epochs and not any(shards):
         with distributed.first_process_first():
             data = pretokenize(
@@ -115,39 +116,17 @@ def prepare(recipe: LMRecipe, run: Path, device: torch.device) -> Prepared:
             f"the token shards are of codec {data.train.spec.codec} ({data.train.spec.identity}), but "
             f"codec={recipe.codec} is {codec.identity}; encode the sounds again with it"
         )
-    text = open_text(recipe, data.train, run)
-    task = LMTask(recipe, codec, location, text, wordings(data.valid), device)
+    start = origin._replace(codec=reference) if origin else new_model(recipe, reference, data.train, run)
+    task = LMTask(recipe, codec, start, wordings(data.valid), device)
     return Prepared(task, data.train, data.valid, collate_codes if tokens else collate_audio)
 
 
-def own_codec(name_or_directory: str, codec: Codec, run: Path) -> str:
-    """A bundled codec's name as it is; of any other codec a copy in the run directory, which so stays complete."""
-    source, target = checkpoint.resolve(name_or_directory, CODEC_KIND), run / "codec"
-    if target.exists() and checkpoint.latest(run) and load_codec(target).identity != codec.identity:
-        raise InputError(
-            f"{run} was trained on tokens of another codec than {name_or_directory}; choose another out="
-        )
-    if source.parent == checkpoint.weights_folder():
-        return source.name
-    if distributed.rank() == 0 and source.resolve() != target.resolve():
-        checkpoint.copy_model(source, target)
-    distributed.barrier()
-    return str(target)
-
-
-def open_text(recipe: LMRecipe, train: AudioDataset | CodeDataset, run: Path) -> T5Conditioner:
-    """The text encoder: that of `init_from`, or a new one with a vocabulary built from the training captions."""
-    if recipe.init_from:
-        return T5Conditioner.load(checkpoint.resolve(recipe.init_from, KIND) / "text")
-    if not recipe.text.embedded:
-        return T5Conditioner(recipe.text)
-    path = run / "vocabulary.model"
-    with distributed.first_process_first():
-        if not path.exists():
-            captions = (caption for index in range(len(train)) for caption in train.captions(index))
-            train_vocabulary(captions, recipe.text.vocab_size, path)
-    torch.manual_seed(seed_for(recipe.seed, "text weights"))
-    return T5Conditioner(recipe.text, path.read_bytes())
+def product_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """What the matrix products of a forward pass at `precision` are computed in."""
+    with autocast(device, precision):
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+    return torch.float32
 
 
 def wordings(dataset: AudioDataset | CodeDataset | None) -> list[Sequence[str]]:
@@ -162,30 +141,24 @@ class LMTask:
         self,
         recipe: LMRecipe,
         codec: Codec,
-        codec_location: str,
-        conditioner: T5Conditioner,
+        start: PretrainedLM,
         valid_captions: Sequence[Sequence[str]],
         device: torch.device,
     ):
-        """valid_captions: the wordings of each validation clip, to tell which captions mean the same."""
-        config = recipe.model
-        if config.num_codebooks > codec.num_codebooks or config.codebook_size != codec.codebook_size:
-            raise InputError(
-                f"model has {config.num_codebooks} codebooks of {config.codebook_size}, but codec {codec_location} has "
-                f"{codec.num_codebooks} of {codec.codebook_size}: change model.num_codebooks, model.codebook_size"
-            )
-        self.recipe, self.device, self.codec = recipe, device, codec
+        """start: with adapters where the recipe has `lora`; nothing else is then trained.
+
+        valid_captions: the wordings of each validation clip, to tell which captions mean the same.
+        """
+        self.recipe, self.device, self.codec, self.codec_reference = recipe, device, codec, start.codec
+        # What a release generates with by default goes along; how it was trained is told anew.
+        self.info = {key: value for key, value in start.info.items() if key == "generation"}
         self.sample_rate = codec.sample_rate
-        self.codec_reference = CodecReference(codec_location, codec.identity)
         self.max_frames = max(1, round(recipe.data.segment_s * codec.frame_rate))
-        torch.manual_seed(seed_for(recipe.seed, "weights"))
-        self.lm = TokenLM(config)
-        if recipe.init_from:
-            source = checkpoint.resolve(recipe.init_from, KIND)
-            checkpoint.load_into(self.lm, checkpoint.load_tensors(source), source)
-        self.lm.to(device)
-        self.conditioner = conditioner.to(device)
-        self.model = nn.ModuleDict({"lm": self.lm, "text": self.conditioner})
+        self.lm, self.conditioner = start.lm.to(device), start.conditioner.to(device)
+        self.model = nn.ModuleDict({"lm": self.lm})  # what trains; the rest stays in evaluation mode
+        if recipe.lora is None:
+            self.model["text"] = self.conditioner
+        self.conditioner.eval()
         fit = recipe.fit
         self.forward = torch.compile(self.lm) if fit.compile else self.lm
         self.optimizer = Optimizer([self.model], recipe.optim, fit.steps, fit.precision == "float16")
@@ -296,30 +269,54 @@ class LMTask:
         if not captions:
             return {}
         self.model.eval()
+        # Adapters stand beside weights of the type that the products are computed in; a model of its own is float32.
+        precision = self.recipe.fit.precision if self.recipe.lora else "float32"
         with self.average.applied():
-            codes = generate_tokens(
-                self.lm, self.conditioner(captions), self.max_frames, seeds=range(len(captions)), guidance=3.0
-            )
+            condition = self.conditioner(captions)
+            with autocast(self.device, precision):
+                codes = generate_tokens(
+                    self.lm, condition, self.max_frames, seeds=range(len(captions)), guidance=3.0
+                )
             audio = self.codec.decode(codes)
         names = [re.sub(r"[^a-z0-9]+", "_", caption.lower()).strip("_")[:40] for caption in captions]
         return {f"{row}_{name}": audio[row] for row, name in enumerate(names)}
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write LM, text encoder and codec, averaged where averaging is on, for `audiogen.generate`."""
+        """Write LM, text encoder and codec, or the adapters alone, averaged where averaging is on."""
+        recipe = self.recipe
         with self.average.applied():
-            save_lm(directory, self.lm, self.conditioner, self.codec_reference, self.max_frames, info)
+            if recipe.lora and recipe.init_from:
+                lora.save_adapter(directory, self.lm, recipe.lora, recipe.init_from, info)
+            else:
+                info = {**self.info, **info}
+                save_lm(directory, self.lm, self.conditioner, self.codec_reference, self.max_frames, info)
 
     def state_dict(self) -> dict[str, Any]:
-        """LM and text encoder, optimiser, average."""
+        """LM and text encoder, or adapters and whose they are; optimiser, average."""
+        if self.recipe.lora:
+            model = {"adapters": lora.adapter_state(self.lm), "fingerprint": lora.fingerprint(self.lm)}
+        else:
+            model = {"model": self.model.state_dict()}
         return {
-            "model": self.model.state_dict(),
+            **model,
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        checkpoint.load_into(self.model, state["model"], "the checkpoint")
+        if ("adapters" in state) != (self.recipe.lora is not None):
+            kind = "adapters (lora)" if "adapters" in state else "a whole model (lora=null)"
+            raise InputError(f"the checkpoint in {self.recipe.out} is of {kind}; choose another out=")
+        if self.recipe.lora:
+            if not lora.same_model(state["fingerprint"], lora.fingerprint(self.lm)):
+                raise InputError(
+                    f"init_from={self.recipe.init_from} is not the model that {self.recipe.out} began with; "
+                    "choose another out="
+                )
+            lora.load_adapter_state(self.lm, state["adapters"], "the checkpoint")
+        else:
+            checkpoint.load_into(self.model, state["model"], "the checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"])
 

@@ -79,9 +79,10 @@ class TaggerRecipe:
 INHERITED = ("model",)  # keys that init_from decides
 
 
-def inherit(init_from: str) -> dict[str, Any]:
+def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The inherited keys of a recipe that trains the tagger of a model directory on."""
-    return {"model": checkpoint.read_config(checkpoint.resolve(init_from, KIND), KIND)["config"]}
+    source = checkpoint.resolve(recipe["init_from"], KIND)
+    return {"model": checkpoint.read_config(source, KIND)["config"]}
 
 
 def prepare(recipe: TaggerRecipe, run: Path, device: torch.device) -> Prepared:

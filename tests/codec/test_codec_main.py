@@ -13,11 +13,12 @@ import torch
 
 from audiogen import audio
 from audiogen.codec.__main__ import main
+from audiogen.codec.batches import Batches
 from audiogen.codec.container import read_header, read_tokens
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.spectral import SpectralConfig
-from audiogen.codec.transcode import Batches, Encoded, Source, encode_clips
+from audiogen.codec.transcode import Encoded, Source, encode_clips
 from audiogen.data.codes import ShardReader
 from audiogen.errors import run_command
 
@@ -154,8 +155,8 @@ def test_batches_give_the_codes_of_single_clips(tmp_path: Path, codec: str) -> N
     assert sorted(result.key for result in results) == list("0123456")
     for result in results:
         assert isinstance(result, Encoded)
-        (codes,) = result.codes
-        assert torch.equal(codes, expected_codes(codec, sources[int(result.key)].path))
+        ((codes, scale),) = result.segments
+        assert scale is None and torch.equal(codes[0], expected_codes(codec, sources[int(result.key)].path))
 
 
 def test_batches_are_full_where_possible_and_hold_little_back() -> None:

@@ -16,11 +16,14 @@ from audiogen.codec.container import (
     pack,
     read_blocks,
     read_header,
+    read_segments,
     read_tokens,
     unpack,
+    write_segments,
     write_tokens,
 )
 from audiogen.errors import InputError
+from audiogen.interfaces import Segment
 
 
 def make_header(num_samples: int = 2050, **changes: object) -> TokenHeader:
@@ -182,8 +185,8 @@ def test_messages_for_what_is_no_token_file(tmp_path: Path) -> None:
         read_header(tmp_path / "missing.agtok")
     with pytest.raises(InputError, match="Is a directory"):
         read_header(tmp_path)
-    (tmp_path / "next.agtok").write_bytes(container.PREFIX.pack(container.MAGIC, 2, 2) + b"{}")
-    with pytest.raises(InputError, match="version 2; this program reads 1"):
+    (tmp_path / "next.agtok").write_bytes(container.PREFIX.pack(container.MAGIC, 3, 2) + b"{}")
+    with pytest.raises(InputError, match="version 3; this program reads 1 and 2"):
         read_header(tmp_path / "next.agtok")
 
 
@@ -207,3 +210,134 @@ def test_nothing_is_written_half(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     with pytest.raises(InputError, match="cannot be written"):
         write_tokens(path / "b.agtok", header, codes)
+
+
+def make_segments(header: TokenHeader, seed: int = 0) -> list[Segment]:
+    """Random codes and scales, cut by the definition: one segment every stride, as long as there is sound."""
+    generator = torch.Generator().manual_seed(seed)
+    assert header.segment_samples and header.stride_samples
+    segments = []
+    for start in range(0, header.num_samples, header.stride_samples):
+        samples = min(header.segment_samples, header.num_samples - start)
+        shape = (1, header.num_codebooks, -(-samples // header.hop_length))
+        codes = torch.randint(header.codebook_size, shape, generator=generator)
+        scale = torch.rand(1, generator=generator) + 0.1
+        segments.append(Segment(codes, scale if header.normalised else None))
+    return segments
+
+
+SEGMENTED = {"hop_length": 20, "segment_samples": 1000, "stride_samples": 990}
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("stride", [500, 990, 1000])
+@pytest.mark.parametrize("num_samples", [1, 500, 990, 991, 1000, 1981, 1990, 12345])
+def test_segments_and_scales_round_trip(
+    tmp_path: Path, num_samples: int, stride: int, normalised: bool
+) -> None:
+    header = make_header(num_samples, **{**SEGMENTED, "stride_samples": stride, "normalised": normalised})
+    segments = make_segments(header)
+    assert header.num_segments == len(segments)
+    assert header.num_frames == sum(segment.codes.shape[-1] for segment in segments)
+    write_segments(tmp_path / "a.agtok", header, segments)
+    read, result = read_segments(tmp_path / "a.agtok")
+    assert read == header and read_header(tmp_path / "a.agtok") == header
+    for (codes, scale), (expected, scaled) in zip(result, segments, strict=True):
+        assert torch.equal(codes, expected)
+        assert (scale is None) == (scaled is None) and (scale is None or torch.equal(scale, scaled))
+    joined = torch.cat([segment.codes[0] for segment in segments], 1)
+    assert torch.equal(read_tokens(tmp_path / "a.agtok")[1], joined)
+    num_scales = len(segments) if normalised else 0
+    payload = header.num_bytes + 4 * num_scales
+    data = (tmp_path / "a.agtok").read_bytes()
+    assert data[4] == 2  # the version: programs from before say that they cannot read it
+    scales = b"".join(segment.scale.numpy().tobytes() for segment in segments if segment.scale is not None)
+    assert data[-4 - payload : -4] == pack(joined.numpy(), 10) + scales
+
+
+def test_files_without_segments_are_the_bytes_they_always_were(tmp_path: Path) -> None:
+    header = make_header(640, source_sample_rate=44100)
+    write_tokens(tmp_path / "a.agtok", header, torch.tensor([[1, 2], [3, 4], [5, 999]]))
+    text = (
+        b'{"codec": "tiny", "identity": "0123456789abcdef", "sample_rate": 16000, "channels": 1, '
+        b'"num_samples": 640, "num_codebooks": 3, "codebook_size": 1000, "hop_length": 320, '
+        b'"source_sample_rate": 44100}'
+    )
+    text = text.ljust(len(text) + 20)  # room for more digits
+    packed = pack(np.array([[1, 2], [3, 4], [5, 999]]), 10)
+    start = b"AGTK\x01" + len(text).to_bytes(4, "little") + text
+    crc = zlib.crc32(start, zlib.crc32(packed))
+    assert (tmp_path / "a.agtok").read_bytes() == start + packed + crc.to_bytes(4, "little")
+
+
+def test_every_flipped_byte_of_a_segmented_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.agtok"
+    header = make_header(1500, **SEGMENTED, normalised=True)
+    write_segments(path, header, make_segments(header))
+    data = path.read_bytes()
+    for position in range(len(data)):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :])
+        with pytest.raises(InputError, match=r"a\.agtok: "):
+            read_segments(path)
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(InputError, match=r"a\.agtok: "):
+            read_segments(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segment_samples": None}, "both or neither"),
+        ({"stride_samples": None}, "both or neither"),
+        ({"stride_samples": 1001}, "a stride of half a segment"),
+        ({"stride_samples": 1}, "a stride of half a segment"),
+        ({"stride_samples": 0}, "stride_samples is 0"),
+        ({"normalised": 1}, "normalised is 1"),
+        ({"num_samples": 10**18}, "do not hold"),
+        ({"segment_samples": None, "stride_samples": None, "normalised": False}, "version 2 with"),
+        ({"segment_samples": None, "stride_samples": None}, "normalised goes with"),
+    ],
+)
+def test_forged_headers_of_segments_are_refused(
+    tmp_path: Path, change: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = make_header(1000, **SEGMENTED, normalised=True)
+    write_segments(tmp_path / "a.agtok", header, make_segments(header))
+    values = {key: value for key, value in vars(header).items() if value is not None}
+    payload = (tmp_path / "a.agtok").read_bytes()[-4 - header.num_bytes - 8 : -4]
+    monkeypatch.setattr(container, "VERSION", 2)  # what `forge` writes
+    forge(tmp_path / "a.agtok", values, payload)
+    assert read_header(tmp_path / "a.agtok") == header
+    forge(tmp_path / "a.agtok", {k: v for k, v in {**values, **change}.items() if v is not None}, payload)
+    with pytest.raises(InputError, match=message):
+        read_header(tmp_path / "a.agtok")
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_scale_that_is_no_positive_number_is_refused(tmp_path: Path, scale: float) -> None:
+    header = make_header(1000, **SEGMENTED, normalised=True)
+    segments = make_segments(header)
+    segments[0] = Segment(segments[0].codes, torch.tensor([scale]))
+    write_segments(tmp_path / "a.agtok", header, segments)
+    with pytest.raises(InputError, match="a scale is not a positive number"):
+        list(read_segments(tmp_path / "a.agtok")[1])
+
+
+def test_what_is_no_segment_of_the_header_is_not_written(tmp_path: Path) -> None:
+    header = make_header(1981, **SEGMENTED, normalised=True)
+    segments = make_segments(header)
+    for wrong, message in [
+        (segments[:-1], "frames, not"),
+        ([Segment(codes) for codes, _ in segments], "scale is None"),
+        ([Segment(torch.cat([c for c, _ in segments], -1), segments[0].scale)], "3 scales, not 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            write_segments(tmp_path / "a.agtok", header, wrong)
+    with pytest.raises(ValueError, match="scale is"):
+        write_segments(
+            tmp_path / "a.agtok",
+            make_header(1000),
+            make_segments(make_header(1000, **SEGMENTED, normalised=True)),
+        )
+    assert list(tmp_path.iterdir()) == []

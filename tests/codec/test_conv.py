@@ -9,6 +9,7 @@ from audiogen.codec.conv import (
     ResidualLSTM,
     add_weight_norm,
     pad,
+    plain_weights,
 )
 from audiogen.errors import InputError
 
@@ -91,3 +92,42 @@ def test_weight_norm_keeps_the_function():
     add_weight_norm(layer)
     assert layer.convtr.parametrizations.weight.original0.shape == (3, 1, 1)  # per input channel, dim 0
     torch.testing.assert_close(layer(x), before)
+
+
+def test_group_norm_is_over_channels_and_time_of_each_item():
+    torch.manual_seed(0)
+    layer = PaddedConv1d(2, 3, 5, norm="group")
+    x = torch.randn(4, 2, 50) * torch.tensor([1.0, 10.0, 100.0, 1000.0])[:, None, None]
+    y = layer(x)
+    torch.testing.assert_close(y.mean((1, 2)), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.std((1, 2), correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(layer(x[1:2]), y[1:2])
+
+
+def test_the_norm_of_a_transposed_convolution_hears_what_is_trimmed():
+    torch.manual_seed(0)
+    layer = PaddedConvTranspose1d(2, 3, 10, 5, norm="group")
+    x = torch.randn(1, 2, 4)
+    whole = torch.nn.functional.group_norm(layer.convtr(x), 1)
+    torch.testing.assert_close(layer(x), whole[..., 3:-2])
+
+
+def test_group_norm_refuses_state_as_it_is_over_all_of_a_sound():
+    for layer in (
+        PaddedConv1d(2, 2, 3, causal=True, norm="group"),
+        PaddedConvTranspose1d(2, 2, 4, 2, causal=True, norm="group"),
+    ):
+        with pytest.raises(InputError, match="group norm"):
+            layer(torch.randn(1, 2, 9), {})
+
+
+def test_without_a_norm_a_layer_has_the_tensors_it_always_had():
+    assert set(PaddedConv1d(1, 2, 3).state_dict()) == {"conv.weight", "conv.bias"}
+
+
+def test_plain_weights_are_those_before_weight_norm():
+    torch.manual_seed(0)
+    stack = torch.nn.Sequential(PaddedConv1d(2, 3, 5, norm="group"), PaddedConvTranspose1d(3, 2, 4, 2))
+    before = {name: tensor.clone() for name, tensor in stack.state_dict().items()}
+    add_weight_norm(stack)
+    torch.testing.assert_close(plain_weights(stack), before)

@@ -1,15 +1,17 @@
 """Text to Condition: independent of neighbours, exact after saving, equal to transformers."""
 
 import dataclasses
+import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from audiogen.conditioning.condition import drop, null
-from audiogen.conditioning.t5 import T5Conditioner, TextConfig
+from audiogen.conditioning.t5 import T5Conditioner, TextConfig, read_config
 from audiogen.conditioning.vocabulary import train_vocabulary
 from audiogen.errors import InputError
 
@@ -127,7 +129,7 @@ def test_embeddings_of_a_frozen_encoder_are_computed_once(pretrained, tmp_path):
 
     def opened() -> T5Conditioner:
         conditioner = T5Conditioner(config).eval()
-        conditioner._frozen[0].register_forward_hook(lambda *_: calls.append(1))
+        conditioner.encoder_stack().register_forward_hook(lambda *_: calls.append(1))
         conditioner.load_state_dict(projection)
         return conditioner
 
@@ -141,6 +143,82 @@ def test_embeddings_of_a_frozen_encoder_are_computed_once(pretrained, tmp_path):
         path.write_bytes(path.read_bytes()[:20])  # a damaged cache is rebuilt
     assert same(opened()(["a dog", "a cat", "a dog"]), expected)
     assert len(calls) == 4
+
+
+@torch.no_grad()
+def test_a_frozen_encoder_is_opened_with_the_first_text(pretrained, tmp_path):
+    T5Conditioner(TextConfig(encoder=str(pretrained), width=10)).save(tmp_path / "text")
+    moved = tmp_path / "moved"
+    shutil.copytree(pretrained, moved)
+    config = (tmp_path / "text" / "config.json").read_text()
+    (tmp_path / "text" / "config.json").write_text(config.replace(str(pretrained), str(moved)))
+    (moved / "model.safetensors").rename(moved / "elsewhere")
+    conditioner = T5Conditioner.load(tmp_path / "text")
+    assert same(conditioner([None, " "]), null(2, 10))
+    with pytest.raises(InputError, match="moved' cannot be opened"):
+        conditioner(["a dog"])
+    (moved / "elsewhere").rename(moved / "model.safetensors")
+    assert conditioner(["a dog"]).mask.all()  # tried again
+    assert conditioner.encoder_stack().config.d_model == 12
+    assert not any(weight.requires_grad for weight in conditioner.encoder_stack().parameters())
+
+
+@torch.no_grad()
+def test_a_stored_encoder_needs_nothing_else(pretrained, tmp_path):
+    conditioner = T5Conditioner(TextConfig(encoder=str(pretrained), width=10, stored=True)).eval()
+    conditioner.save(tmp_path / "text")
+    config = (tmp_path / "text" / "config.json").read_text()
+    (tmp_path / "text" / "config.json").write_text(config.replace(str(pretrained), "gone/away"))
+    loaded = T5Conditioner.load(tmp_path / "text")
+    assert same(loaded(["a dog", None]), conditioner(["a dog", None]))
+    assert set(loaded.state_dict()) == {"output_proj.weight", "output_proj.bias"}  # in no training checkpoint
+    loaded.save(tmp_path / "again")
+    assert same(T5Conditioner.load(tmp_path / "again")(["a cat"]), conditioner(["a cat"]))
+    conditioner.save(tmp_path / "half", torch.float16)
+    half = T5Conditioner.load(tmp_path / "half")
+    assert {weight.dtype for weight in half.encoder_stack().parameters()} == {torch.float32}
+    torch.testing.assert_close(half(["a cat"]).tokens, conditioner(["a cat"]).tokens, atol=1e-2, rtol=1e-2)
+
+
+@torch.no_grad()
+def test_another_encoder_takes_the_place_of_a_frozen_one(pretrained, embedded, tmp_path, monkeypatch):
+    conditioner = T5Conditioner(TextConfig(encoder=str(pretrained), width=10, stored=True)).eval()
+    conditioner.save(tmp_path / "text")
+    shutil.copytree(pretrained, tmp_path / "other")
+    other = T5EncoderModel.from_pretrained(pretrained)
+    other.shared.weight.mul_(2.0)
+    other.save_pretrained(tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    loaded = T5Conditioner.load(tmp_path / "text", "other")
+    assert (loaded.config.encoder, loaded.config.stored) == (str(tmp_path / "other"), False)
+    assert loaded.config == read_config(tmp_path / "text", "other")
+    expected = T5Conditioner(TextConfig(encoder="other", width=10)).eval()
+    expected.load_state_dict(conditioner.state_dict())
+    assert same(loaded(["a dog"]), expected(["a dog"]))
+    assert not same(loaded(["a dog"]), conditioner(["a dog"]))
+    T5EncoderModel(T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=1)).save_pretrained("wide")
+    with pytest.raises(InputError, match="wide' gives features 16 wide, but .*text projects from 12"):
+        T5Conditioner.load(tmp_path / "text", "wide")
+    with pytest.raises(InputError, match="'none' cannot be opened"):
+        T5Conditioner.load(tmp_path / "text", "none")
+    embedded.save(tmp_path / "embedded")
+    with pytest.raises(InputError, match="'other.*cannot replace that of .*embedded, which was trained"):
+        T5Conditioner.load(tmp_path / "embedded", "other")
+
+
+def test_half_an_encoder_is_refused(pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "half")
+    tensors = load_file(tmp_path / "half" / "model.safetensors")
+    name = next(name for name in sorted(tensors) if "block.1" in name)
+    del tensors[name]
+    save_file(tensors, tmp_path / "half" / "model.safetensors", {"format": "pt"})
+    conditioner = T5Conditioner(TextConfig(encoder=str(tmp_path / "half"), width=10))
+    with pytest.raises(InputError, match=f"its weights lack or misfit .*{name}"):
+        conditioner(["a dog"])
+    config = tmp_path / "half" / "config.json"
+    config.write_text(config.read_text().replace('"t5"', '"bert"'))
+    with pytest.raises(InputError, match="model_type 'bert'; 't5' is needed"):
+        T5Conditioner(TextConfig(encoder=str(tmp_path / "half"), width=10))
 
 
 def test_unknown_characters_of_a_pretrained_tokenizer_are_named(pretrained):
@@ -193,6 +271,7 @@ def test_long_and_odd_texts(embedded):
         ({"max_tokens": 5000}, "text.max_tokens is 5000; allowed are 2 to 512"),
         ({"dropout": 1.5}, "text.dropout"),
         ({"encoder": ""}, "text.encoder is empty"),
+        ({"stored": True}, "text.stored is for a frozen encoder"),
     ],
 )
 def test_config_names_the_key(change, said):

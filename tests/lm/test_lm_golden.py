@@ -1,4 +1,4 @@
-"""Our model with the weights of a tiny AudioGen release gives what the public implementation computed from them."""
+"""A tiny AudioGen release, opened as any model is, gives what the public implementation computed from it."""
 
 from pathlib import Path
 
@@ -10,54 +10,22 @@ from torch.nn import functional as F
 
 from audiogen.conditioning.condition import null
 from audiogen.interfaces import Condition
-from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing
+from audiogen.lm.model import TokenLM, teacher_forcing
 from audiogen.lm.patterns import deinterleave, interleave
+from audiogen.lm.pretrained import load_lm
 from audiogen.lm.sample import Sampling, generate_tokens
 
 GREEDY = Sampling(temperature=0)
 
 
-def released_names(state: dict[str, Tensor], num_layers: int, num_codebooks: int) -> dict[str, Tensor]:
-    """Tensors of a release (specification: audiogen_weights) under our names."""
-    ours = {
-        "embedding.weight": torch.cat([state[f"emb.{k}.weight"] for k in range(num_codebooks)]),
-        "heads.weight": torch.cat([state[f"linears.{k}.weight"] for k in range(num_codebooks)]),
-        "out_norm.weight": state["out_norm.weight"],
-        "out_norm.bias": state["out_norm.bias"],
-    }
-    for i in range(num_layers):
-        theirs, mine = f"transformer.layers.{i}.", f"layers.{i}."
-        width = state[theirs + "self_attn.out_proj.weight"].shape[0]
-        cross = state[theirs + "cross_attention.in_proj_weight"]
-        ours |= {
-            mine + "self_attention.in_proj.weight": state[theirs + "self_attn.in_proj_weight"],
-            mine + "self_attention.out_proj.weight": state[theirs + "self_attn.out_proj.weight"],
-            mine + "cross_attention.query_proj.weight": cross[:width],
-            mine + "cross_attention.text_proj.weight": cross[width:],
-            mine + "cross_attention.out_proj.weight": state[theirs + "cross_attention.out_proj.weight"],
-            mine + "ff_in.weight": state[theirs + "linear1.weight"],
-            mine + "ff_out.weight": state[theirs + "linear2.weight"],
-        }
-        for my_norm, their_norm in (
-            ("norm_self", "norm1"),
-            ("norm_cross", "norm_cross"),
-            ("norm_ff", "norm2"),
-        ):
-            for part in ("weight", "bias"):
-                ours[f"{mine}{my_norm}.{part}"] = state[f"{theirs}{their_norm}.{part}"]
-    return ours
-
-
 @pytest.fixture(scope="module")
 def golden(shared: Path) -> tuple[TokenLM, Condition, dict[str, Tensor]]:
     folder = shared / "fixtures" / "audiogen_tiny"
-    state = torch.load(folder / "state_dict.bin", weights_only=True)["best_state"]
-    lm = TokenLM(LMConfig(num_codebooks=4, codebook_size=96, dim=64, num_layers=3, num_heads=4))
-    lm.load_state_dict(released_names(state, num_layers=3, num_codebooks=4))
+    loaded = load_lm(folder)
     expected = load_file(folder / "expected.safetensors")
-    projection = "condition_provider.conditioners.description.output_proj."
-    tokens = F.linear(expected["text_features"], state[projection + "weight"], state[projection + "bias"])
-    return lm.eval(), Condition(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)), expected
+    with torch.no_grad():
+        tokens = loaded.conditioner.output_proj(expected["text_features"])
+    return loaded.lm, Condition(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)), expected
 
 
 def rows(condition: Condition, count: int) -> Condition:

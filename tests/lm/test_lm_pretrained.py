@@ -1,6 +1,8 @@
 """Model directories of language models: what was saved is what is loaded, from anywhere, or a clear refusal."""
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from audiogen.conditioning.t5 import T5Conditioner, TextConfig
 from audiogen.conditioning.vocabulary import train_vocabulary
 from audiogen.errors import InputError
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.pretrained import CodecReference, load_lm, save_lm
+from audiogen.lm.pretrained import CodecReference, describe_lm, load_lm, save_lm
 from audiogen.lm.sample import generate_tokens
 
 CAPTIONS = ["a dog barks twice", "rain falls on a roof", "a clock ticks"]
@@ -110,3 +112,56 @@ def test_what_is_not_a_whole_language_model_is_refused(
         load_lm(tmp_path / "model")
     with pytest.raises(InputError, match="holds a model of kind 'token_lm'; 'codec' is needed"):
         save_lm(tmp_path / "x", *parts, CodecReference(str(tmp_path / "model"), "ab"), max_frames=250)
+
+
+def test_described_without_its_weights(
+    tmp_path: Path, parts: tuple[TokenLM, T5Conditioner], codec: CodecReference
+) -> None:
+    stereo = dataclasses.replace(codec, dual_mono=True)
+    save_lm(tmp_path / "model", *parts, stereo, max_frames=250)
+    loaded = load_lm(tmp_path / "model")
+    assert loaded.codec == CodecReference(str(tmp_path / "model" / "codec"), codec.identity, dual_mono=True)
+    for path in (tmp_path / "model").rglob("model.safetensors"):
+        path.write_bytes(b"")
+    description = describe_lm(tmp_path / "model")
+    assert (description.lm, description.text) == (parts[0].config, parts[1].config)
+    assert (description.codec, description.max_frames) == (loaded.codec, 250)
+    with pytest.raises(InputError, match="'other' cannot replace that of .*text, which was trained"):
+        describe_lm(tmp_path / "model", "other")
+
+
+def hub_cache(root: Path, hub_id: str, files: Mapping[str, Path | str]) -> None:
+    """What a download of main leaves in the hub's cache."""
+    folder = root / f"models--{hub_id.replace('/', '--')}"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    for name, source in files.items():
+        path = folder / "snapshots" / commit / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(source.read_bytes() if isinstance(source, Path) else source.encode())
+
+
+def test_models_of_the_hub_from_its_cache(
+    tmp_path: Path,
+    parts: tuple[TokenLM, T5Conditioner],
+    codec: CodecReference,
+    shared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    save_lm(tmp_path / "model", *parts, codec, max_frames=250)
+    model = tmp_path / "model"
+    own = {str(path.relative_to(model)): path for path in model.rglob("*") if path.is_file()}
+    hub_cache(tmp_path / "hub", "some/own", own)
+    assert load_lm("some/own").max_frames == 250
+    fixture = shared / "fixtures" / "audiogen_tiny"
+    released = {name: fixture / name for name in ("state_dict.bin", "compression_state_dict.bin")}
+    hub_cache(tmp_path / "hub", "some/audiogen", released)
+    assert load_lm("some/audiogen@main").max_frames == 500
+    melody = {"config.json": '{"model_type": "musicgen_melody"}', "model-00001-of-00002.safetensors": ""}
+    hub_cache(tmp_path / "hub", "some/melody", melody)
+    with pytest.raises(InputError, match="musicgen_melody.*follows a melody"):
+        load_lm("some/melody")
+    with pytest.raises(InputError, match="some/absent"):
+        load_lm("some/absent")

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DacConfig, DacModel
 
 from audiogen import checkpoint
-from audiogen.codec.pretrained import load_codec
+from audiogen.codec.model import Codec, CodecConfig
+from audiogen.codec.pretrained import load_codec, save_codec
+from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError
 from audiogen.train.codec import CodecTask
 from audiogen.train.log import read_log
@@ -181,6 +184,39 @@ def test_init_from_takes_architecture_and_weights(codec_run: Train, codec_dir: P
     assert all(torch.allclose(after[name], before[name]) for name in before if "quantizer" not in name)
     with pytest.raises(InputError, match=r"model.latent_dim=5: init_from=.* decides the architecture"):
         codec_run("other", f"init_from={codec_dir}", "model.latent_dim=5")
+
+
+def test_a_released_codec_is_trained_on(codec_run: Train, shared: Path) -> None:
+    release = shared / "fixtures" / "audiogen_tiny"
+    run = codec_run("run", f"init_from={release}", "fit.steps=1", "optim.lr=1e-12", "fit.ema_decay=0")
+    before, after = load_codec(release), load_codec(run)
+    assert after.config == before.config  # type: ignore[attr-defined]  # of interfaces.Codec our own alone has one
+    for name, tensor in before.state_dict().items():
+        if "quantizer" not in name:
+            torch.testing.assert_close(after.state_dict()[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+def test_codecs_that_are_not_trained_here_are_refused(codec_run: Train, tmp_path: Path) -> None:
+    config = DacConfig(
+        sampling_rate=2000, encoder_hidden_size=4, downsampling_ratios=[4, 5], decoder_hidden_size=16,
+        n_codebooks=3, codebook_size=8, codebook_dim=2, hidden_size=16, hop_length=20,
+    )  # fmt: skip
+    DacModel(config).save_pretrained(tmp_path / "dac")
+    with pytest.raises(InputError, match="is a DAC codec, which is only used here, not trained"):
+        codec_run("run", f"init_from={tmp_path / 'dac'}")
+    seanet = SeanetConfig(ratios=(5, 4), num_filters=4, lstm=0)
+    for name, more in (("segments", {"segment_s": 0.2}), ("dual", {"dual_mono": True, "channels": 2})):
+        settings = {
+            "sample_rate": 2000,
+            "arch": "seanet",
+            "seanet": seanet,
+            "latent_dim": 6,
+            "num_codebooks": 4,
+        }
+        save_codec(tmp_path / name, Codec(CodecConfig(**{**settings, **more})))  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="which is not trained here; start from another codec"):
+            codec_run("run", f"init_from={tmp_path / name}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_says_what_it_found(

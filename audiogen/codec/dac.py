@@ -1,0 +1,211 @@
+"""Descript's audio codec (arXiv:2306.06546) as `transformers` has it, behind the interface of our own.
+
+It encodes and decodes; it is not trained here. Mono, 16, 24 or 44.1 kHz, one sequence of codes for the whole sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiogen import checkpoint
+from audiogen.errors import InputError
+from audiogen.interfaces import Segment
+
+MODEL_TYPE = "dac"  # in config.json of transformers
+
+
+@dataclass(frozen=True)
+class DacSizes:
+    """The keys of `transformers.DacConfig` that decide about the architecture, under their names there."""
+
+    sampling_rate: int = 16000
+    encoder_hidden_size: int = 64
+    downsampling_ratios: tuple[int, ...] = (2, 4, 5, 8)
+    decoder_hidden_size: int = 1536
+    n_codebooks: int = 12
+    codebook_size: int = 1024
+    codebook_dim: int = 8
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            values = value if isinstance(value, tuple) else (value,)
+            if not values or any(type(item) is not int or item < 1 for item in values):
+                raise InputError(f"{field.name} is {value!r}: positive integers are allowed")
+        if self.codebook_size & (self.codebook_size - 1):
+            raise InputError(f"codebook_size is {self.codebook_size}: a power of 2 is allowed")
+        halvings = 2 ** len(self.downsampling_ratios)
+        if self.decoder_hidden_size % halvings:
+            raise InputError(
+                f"decoder_hidden_size is {self.decoder_hidden_size}: a multiple of {halvings} is allowed, "
+                "as each of downsampling_ratios halves it"
+            )
+
+    @property
+    def hop_length(self) -> int:
+        return prod(self.downsampling_ratios)
+
+
+class DacCodec(nn.Module):
+    """Implements `interfaces.Codec`; its tensors have the names that `transformers.DacModel` gives them."""
+
+    channels = 1
+    causal = False
+    segmented = normalised = False
+    segment_samples = stride_samples = None
+
+    def __init__(self, config: DacSizes) -> None:
+        # Here, because the codecs that come with the package have no use for transformers, which takes seconds.
+        from transformers import DacConfig, DacModel
+
+        super().__init__()
+        self.config = config
+        self.sample_rate, self.hop_length = config.sampling_rate, config.hop_length
+        self.num_codebooks, self.codebook_size = config.n_codebooks, config.codebook_size
+        self.name, self.identity = "", ""  # set by what loads it
+        model = DacModel(DacConfig(**{field.name: getattr(config, field.name) for field in fields(config)}))
+        self.encoder, self.decoder, self.quantizer = model.encoder, model.decoder, model.quantizer
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> DacCodec:
+        """Stays as it is: in training mode its quantiser leaves out codebooks at random."""
+        return super().train(False)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second, Hz."""
+        return self.sample_rate / self.hop_length
+
+    def bandwidth_kbps(self, num_codebooks: int) -> float:
+        """Bits a second of that many codebooks, stored without entropy coding, in kbit/s."""
+        return num_codebooks * self.frame_rate * (self.codebook_size - 1).bit_length() / 1000
+
+    @torch.no_grad()
+    def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
+        """As `interfaces.Codec`; zeros fill the last frame."""
+        if audio.dim() != 3 or audio.shape[1] != 1 or audio.shape[2] < 1:
+            raise InputError(f"audio has shape {list(audio.shape)}: [B, 1, N >= 1] is allowed")
+        count = self.num_codebooks if num_codebooks is None else num_codebooks
+        if not 1 <= count <= self.num_codebooks:
+            raise InputError(f"num_codebooks is {num_codebooks}: 1 to {self.num_codebooks} is allowed")
+        whole = F.pad(audio, (0, -audio.shape[-1] % self.hop_length))
+        return self.quantizer(self.encoder(whole), count)[1]
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, first_frame: int = 0) -> Tensor:
+        """As `interfaces.Codec`.
+
+        Where a ratio is odd the network gives a few samples less than T * hop_length (8 with ratios 8, 5, 4, 2):
+        zeros at the end make up for them. first_frame: has no effect.
+        """
+        if codes.dim() != 3 or not 1 <= codes.shape[1] <= self.num_codebooks or codes.shape[2] < 1:
+            raise InputError(
+                f"codes have shape {list(codes.shape)}: [B, 1 to {self.num_codebooks}, T] is allowed"
+            )
+        if codes.min() < 0 or codes.max() >= self.codebook_size:
+            raise InputError(
+                f"codes lie in {int(codes.min())}..{int(codes.max())}: 0..{self.codebook_size - 1} is allowed; "
+                "do they come from another codec?"
+            )
+        audio = self.decoder(self.quantizer.from_codes(codes)[0])  # [B, 1, at most T * hop_length]
+        return F.pad(audio, (0, codes.shape[-1] * self.hop_length - audio.shape[-1]))
+
+    def segment_frames(self, num_samples: int) -> list[int]:
+        """One segment: the whole sound."""
+        return [-(-num_samples // self.hop_length)]
+
+    def encode_segments(self, audio: Tensor, num_codebooks: int | None = None) -> list[Segment]:
+        """The codes of the whole sound as its one segment."""
+        return [Segment(self.encode(audio, num_codebooks))]
+
+    def decode_segments(self, segments: Sequence[Segment], num_samples: int) -> Tensor:
+        """[B, 1, num_samples] of the one segment there is."""
+        if len(segments) != 1:
+            raise InputError(f"{len(segments)} segments: this codec makes one of the whole sound")
+        return self.decode(segments[0].codes)[..., :num_samples]
+
+    @cached_property
+    def context_frames(self) -> int:
+        """One-sided receptive field of encoder and decoder, in frames."""
+        hop = self.hop_length
+        return max(_reach(self.encoder, 1, hop), _reach(self.decoder, hop, hop))
+
+
+def _reach(stack: nn.Module, step: int, hop: int) -> int:
+    """Upper bound on one side of a stack's receptive field, in frames; its input is `step` samples apart."""
+    samples = 0
+    for layer in stack.modules():
+        if isinstance(layer, nn.Conv1d):
+            span, padding = layer.dilation[0] * (layer.kernel_size[0] - 1), int(layer.padding[0])
+            samples += max(padding, span - padding) * step
+            step *= layer.stride[0]
+        elif isinstance(layer, nn.ConvTranspose1d):
+            samples += 2 * step
+            step //= layer.stride[0]
+    return ceil(samples / hop) + 1
+
+
+def identity(codec: DacCodec) -> str:
+    """16 hex digits over what decides about the codes: all weights but the decoder's."""
+    return checkpoint.identity({k: v for k, v in codec.state_dict().items() if not k.startswith("decoder.")})
+
+
+def sizes_from_transformers(config: Mapping[str, Any], where: str | Path) -> DacSizes:
+    """The sizes in a config.json of `transformers`; its derived keys, where given, must agree with them."""
+    if config.get("model_type") != MODEL_TYPE:
+        raise InputError(f"{where}: model_type is {config.get('model_type')!r}: {MODEL_TYPE!r} is needed")
+    given = {field.name: config[field.name] for field in fields(DacSizes) if field.name in config}
+    missing = [field.name for field in fields(DacSizes) if field.name not in config]
+    if missing:
+        raise InputError(f"{where}: {', '.join(missing)} missing: the file is not whole, copy it again")
+    if isinstance(given["downsampling_ratios"], list):
+        given["downsampling_ratios"] = tuple(given["downsampling_ratios"])
+    try:
+        sizes = DacSizes(**given)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    derived = {
+        "upsampling_ratios": list(reversed(sizes.downsampling_ratios)),
+        "hop_length": sizes.hop_length,
+        "hidden_size": sizes.encoder_hidden_size * 2 ** len(sizes.downsampling_ratios),
+    }
+    for key, value in derived.items():
+        stated = config.get(key, value)
+        if (list(stated) if isinstance(stated, (list, tuple)) else stated) != value:
+            raise InputError(f"{where}: {key} is {stated!r}: {value!r} follows from its other keys")
+    return sizes
+
+
+def from_tensors(
+    sizes: DacSizes, tensors: Mapping[str, Tensor], where: str | Path, device: str | torch.device = "cpu"
+) -> DacCodec:
+    """A codec with these weights, float32, on `device`; InputError names those that do not fit."""
+    with torch.device("meta"):
+        codec = DacCodec(sizes)
+    checkpoint.assign(codec, tensors, str(where), device, torch.float32)
+    codec.requires_grad_(False).identity = identity(codec)
+    return codec
+
+
+def read_dac(directory: str | Path, device: str | torch.device = "cpu") -> DacCodec:
+    """A directory that `transformers.DacModel.save_pretrained` wrote: config.json with model.safetensors."""
+    directory = Path(directory)
+    where = directory / "config.json"
+    contents = checkpoint.read_json(where)
+    if not isinstance(contents, dict):
+        raise InputError(f"{where} holds no object: it is not the configuration of a codec")
+    weights = directory / "model.safetensors"
+    codec = from_tensors(
+        sizes_from_transformers(contents, where), checkpoint.open_tensors(weights), weights, device
+    )
+    codec.name = directory.resolve().name
+    return codec

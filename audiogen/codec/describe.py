@@ -1,0 +1,100 @@
+"""`audiogen.codec info`: what a codec, a token file or a folder of token shards is."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from audiogen.checkpoint import PICKLES, read_config, resolve
+from audiogen.codec import ecdc
+from audiogen.codec.header import TokenHeader, bandwidth_kbps
+from audiogen.codec.model import Codec
+from audiogen.codec.pretrained import KIND, load_codec
+from audiogen.codec.token_files import is_ecdc, read_header
+from audiogen.codec.transcode import header_for
+from audiogen.data.codes import ShardReader, is_shard_directory
+from audiogen.errors import InputError
+
+CODEC_FILES = (*PICKLES, ".safetensors")
+
+
+def run_info(arguments: argparse.Namespace) -> None:
+    """Print what a codec, a token file or a folder of token shards is, one `name: value` a line."""
+    path = Path(arguments.input)
+    if path.is_file() and path.suffix.lower() not in CODEC_FILES:
+        lines = describe_tokens(read_header(path))
+        if is_ecdc(path):
+            lines["entropy-coded"] = "yes" if ecdc.read_header(path).entropy_coded else "no"
+    elif is_shard_directory(path):
+        lines = describe_shards(path)
+    else:
+        lines = describe_codec(arguments.input)
+    for name, value in lines.items():
+        print(f"{name}: {value}")
+
+
+def describe_tokens(header: TokenHeader) -> dict[str, str]:
+    """A token file."""
+    lines = {
+        "codec": f"{header.codec} ({header.identity})" if header.identity else header.codec,
+        "sample rate": f"{header.sample_rate} Hz",
+        "channels": str(header.channels),
+        "length": f"{header.num_samples} samples, {header.duration_s:.3f} s, {header.num_frames} frames",
+        "codebooks": f"{header.num_codebooks} of {header.codebook_size} codes, {header.bandwidth_kbps:g} kbps",
+    }
+    if header.segment_samples is not None:
+        lines["segments"] = f"{header.num_segments}, {segments(header)}"
+    if header.source_num_samples is not None:
+        lines["recording"] = f"{header.source_num_samples} samples at {header.source_sample_rate} Hz"
+    return lines
+
+
+def describe_shards(path: Path) -> dict[str, str]:
+    """A folder of token shards."""
+    reader = ShardReader(path)
+    spec = reader.spec
+    kbps = bandwidth_kbps(spec.frame_rate, spec.num_codebooks, spec.codebook_size)
+    hours = sum(reader.num_samples) / spec.sample_rate / 3600
+    return {
+        "codec": f"{spec.codec} ({spec.identity})",
+        "sample rate": f"{spec.sample_rate} Hz",
+        "clips": f"{len(reader)}, {hours:.3f} hours, {sum(reader.num_frames)} frames",
+        "codebooks": f"{spec.num_codebooks} of {spec.codebook_size} codes, {kbps:g} kbps",
+        "unreadable": str(len(reader.unreadable)),
+    }
+
+
+def describe_codec(name: str) -> dict[str, str]:
+    """A codec, with what its directory records of its training; the recipe stays in config.json."""
+    codec = load_codec(name)
+    bandwidths = [codec.bandwidth_kbps(count) for count in range(1, codec.num_codebooks + 1)]
+    lines = {"codec": f"{codec.name} ({codec.identity})"}
+    record: dict[str, object] = {}
+    if own := own_directory(name):
+        lines["directory"], record = str(own), read_config(own)["info"]
+    architecture = codec.config.arch if isinstance(codec, Codec) else "dac"
+    lines |= {
+        "architecture": f"{architecture}, {sum(p.numel() for p in codec.parameters())} parameters",
+        "sample rate": f"{codec.sample_rate} Hz",
+        "channels": str(codec.channels),
+        "frames": f"{codec.frame_rate:g} a second, of {codec.hop_length} samples",
+        "codebooks": f"{codec.num_codebooks} of {codec.codebook_size} codes",
+        "bandwidths": f"{', '.join(f'{value:g}' for value in bandwidths)} kbps",
+    }
+    if codec.segmented:
+        lines["segments"] = segments(header_for(codec, 1, 1))
+    return lines | {key: str(value) for key, value in record.items() if not isinstance(value, (dict, list))}
+
+
+def own_directory(name: str) -> Path | None:
+    """Where a bundled codec or one in our own layout lies; None for the released layouts."""
+    try:
+        return resolve(name, KIND)
+    except InputError:
+        return None
+
+
+def segments(header: TokenHeader) -> str:
+    """How a codec cuts a sound."""
+    scaled = ", each divided by its loudness" if header.normalised else ""
+    return f"of {header.segment_samples} samples, one every {header.stride_samples}{scaled}"

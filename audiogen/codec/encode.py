@@ -1,0 +1,223 @@
+"""`audiogen.codec encode`: sounds to token files, or to shards for training."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiogen import distributed
+from audiogen.codec.container import SUFFIX
+from audiogen.codec.ecdc import model_name
+from audiogen.codec.pretrained import load_codec
+from audiogen.codec.report import Report, check_distinct
+from audiogen.codec.token_files import FORMATS, is_ecdc, read_header, write
+from audiogen.codec.transcode import Encoded, Failed, Source, UnreadableError, encode_clips
+from audiogen.data import synth
+from audiogen.data.codes import CodeClip, ShardWriter, TokenSpec
+from audiogen.data.dataset import SYNTH_SEED, BuiltInClip, SourceConfig, read_source
+from audiogen.data.manifest import Clip, find_captions, read_manifest, sound_files
+from audiogen.errors import InputError
+from audiogen.interfaces import Codec, Segment
+
+WORKERS = 4  # threads that read files ahead
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sound to encode; `name` is its path below the input, which the output keeps."""
+
+    name: Path
+    source: Source
+    captions: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_encode(arguments: argparse.Namespace) -> None:
+    """Encode to token files, or to shards with --shards."""
+    out = Path(arguments.out)
+    items = find_sounds(arguments.inputs, captions=arguments.shards is not None)
+    targets = choose_targets(out, arguments.format, items, bool(arguments.shards))
+    codec = load_codec(arguments.codec, distributed.choose_device(arguments.device))
+    num_codebooks = choose_codebooks(codec, arguments.bandwidth)
+    if arguments.shards:
+        encode_shards(arguments, codec, num_codebooks, items)
+        return
+    if is_ecdc(targets[0]):
+        model_name(codec)  # refuses other codecs
+    encode_files(arguments, codec, num_codebooks, dict(zip(targets, items, strict=True)))
+
+
+def choose_targets(out: Path, format: str | None, items: Sequence[Item], shards: bool) -> list[Path]:
+    """The paths of the token files, all different; InputError where options contradict."""
+    named = out.suffix if out.suffix in FORMATS.values() and not out.is_dir() else None
+    suffix = FORMATS[format] if format else named or SUFFIX
+    if shards and (named or suffix != SUFFIX):
+        raise InputError("--shards writes a folder of shards: give --out a folder, and no --format")
+    if named and len(items) > 1:
+        raise InputError(f"--out {out} names one token file, for {len(items)} sounds: give a folder")
+    if named and named != suffix:
+        raise InputError(f"--out {out} ends in {named}, --format is {format}: make them agree")
+    targets = [out] if named else [out / item.name.with_suffix(suffix) for item in items]
+    if not shards:
+        check_distinct(targets, [str(item.source.path) for item in items])
+    return targets
+
+
+def encode_files(
+    arguments: argparse.Namespace, codec: Codec, num_codebooks: int, items: Mapping[Path, Item]
+) -> None:
+    """One token file a sound; those that an earlier run finished are kept."""
+    pending = {
+        target: item
+        for target, item in items.items()
+        if arguments.overwrite or not is_encoded(target, item, codec, num_codebooks)
+    }
+    sources = [replace(item.source, key=str(target)) for target, item in pending.items()]
+    with Report("encoded", len(sources), kept=len(items) - len(sources)) as report:
+        for result in encode_clips(codec, sources, num_codebooks, arguments.batch_size, WORKERS):
+            if isinstance(result, Failed):
+                report.failed(result.reason)
+                continue
+            try:
+                write(Path(result.key), result.header, watch(report, result), codec)
+            except UnreadableError as error:
+                report.failed(str(error))
+            else:
+                report.done(result.header.duration_s)
+
+
+def watch(report: Report, clip: Encoded) -> Iterator[Segment]:
+    """The segments of a clip, with progress."""
+    stride_s = (clip.header.stride_samples or 0) / clip.header.sample_rate
+    return report.watch(
+        clip.segments,
+        clip.header.duration_s,
+        lambda segment: stride_s or segment.codes.shape[-1] / clip.header.frame_rate,
+    )
+
+
+def is_encoded(target: Path, item: Item, codec: Codec, num_codebooks: int) -> bool:
+    """Whether the token file is there, of this codec and bandwidth, and not older than the sound."""
+    if not target.exists():
+        return False
+    try:
+        header = read_header(target)
+    except InputError as error:
+        raise InputError(f"{error}; to replace the file, add --overwrite") from None
+    wanted = (header.codec, codec.identity, num_codebooks)  # the name is a hint
+    if is_ecdc(target):
+        wanted = (model_name(codec), "", num_codebooks)
+    if (header.codec, header.identity, header.num_codebooks) != wanted:
+        raise InputError(
+            f"{target} exists, of codec {header.codec} ({header.identity}) at {header.bandwidth_kbps:g} kbps; "
+            "choose another --out, or replace it with --overwrite"
+        )
+    source = item.source.path
+    return not source.exists() or source.stat().st_mtime <= target.stat().st_mtime
+
+
+def encode_shards(
+    arguments: argparse.Namespace, codec: Codec, num_codebooks: int, items: Sequence[Item]
+) -> None:
+    """Token shards in the order of the input; what an earlier run stored is kept.
+
+    A shard is the next clips that are not stored, whatever becomes of them, so that a run that was interrupted and
+    continued makes the same shards as one that was not. What could not be read is tried again, at the end.
+    """
+    if codec.segmented:
+        raise InputError(
+            f"--shards: codec {codec.name} works on overlapping segments, each with codes and a scale of its own, "
+            "which are no sequence to train on; leave it out for token files, or choose another codec"
+        )
+    if arguments.overwrite:
+        raise InputError("--overwrite does not go with --shards: delete the folder, or choose another one")
+    by_key = {item.source.key: item for item in items}
+    check_distinct([item.source.key for item in items], [str(item.source.path) for item in items])
+    sizes = (codec.sample_rate, codec.channels, codec.hop_length, num_codebooks, codec.codebook_size)
+    writer = ShardWriter(arguments.out, TokenSpec(codec.name, codec.identity, *sizes))
+    pending = [key for key in by_key if key not in writer.done]
+    fresh = [key for key in pending if key not in writer.unreadable]
+    again = [key for key in pending if key in writer.unreadable]
+    size = arguments.shards
+    shards = [keys[at : at + size] for keys in (fresh, again) for at in range(0, len(keys), size)]
+    with Report("encoded", len(pending), kept=len(items) - len(pending)) as report:
+        for keys in shards:
+            clips: dict[str, CodeClip] = {}
+            unreadable: dict[str, str] = {}
+            sources = [by_key[key].source for key in keys]
+            for result in encode_clips(codec, sources, num_codebooks, arguments.batch_size, WORKERS):
+                try:
+                    if isinstance(result, Failed):
+                        raise UnreadableError(result.reason)
+                    header = result.header
+                    codes = torch.cat([segment.codes[0] for segment in watch(report, result)], dim=1)
+                except UnreadableError as error:
+                    unreadable[result.key] = str(error)
+                    report.failed(str(error))
+                else:
+                    item = by_key[result.key]
+                    clip = CodeClip(result.key, codes, header.num_samples, item.captions, item.fields)
+                    clips[result.key] = clip
+                    report.done(header.duration_s)
+            writer.write([clips[key] for key in keys if key in clips], unreadable)
+
+
+def find_sounds(inputs: Iterable[str], captions: bool) -> list[Item]:
+    """The sounds that the inputs name, with captions from beside them if asked; InputError for an empty input."""
+
+    def from_file(clip: Clip, root: Path) -> Item:
+        name = Path(os.path.relpath(clip.path, root))
+        folder = Path(os.path.abspath(root)).name
+        if ".." in name.parts:  # a manifest may name sounds anywhere
+            name, folder = Path(name.name), name.parent.name
+        if clip.start_s:
+            name = name.with_name(f"{name.stem}@{clip.start_s:g}s{name.suffix}")
+        source = Source((folder / name).as_posix(), Path(clip.path), clip.start_s, clip.duration_s)
+        return Item(name, source, clip.captions, clip.fields)
+
+    def from_folder(sound: Path, root: Path) -> Item:
+        texts, fields = find_captions(sound, root) if captions else ((), {})
+        return from_file(Clip(str(sound), texts, fields=fields), root)
+
+    def from_corpus(clip: BuiltInClip) -> Item:
+        def render(sample_rate: int) -> torch.Tensor:
+            return synth.render(SYNTH_SEED, clip.number, sample_rate).audio
+
+        name = Path("synth", f"{clip.number:06d}")
+        texts = synth.captions(SYNTH_SEED, clip.number) if captions else ()
+        return Item(name, Source(clip.key, name, render=render), texts)
+
+    items: list[Item] = []
+    for given in inputs:
+        path = Path(given)
+        if path.suffix.lower() in (".jsonl", ".csv"):
+            items += [from_file(clip, path.parent) for clip in read_manifest(path)]
+        elif path.is_dir():
+            items += [from_folder(sound, path) for sound in sound_files(path)]
+        elif path.exists():
+            items.append(from_folder(path, path.parent))
+        elif given.startswith("synth:"):
+            clips = read_source(SourceConfig(given))
+            items += [from_corpus(clip) for clip in clips if isinstance(clip, BuiltInClip)]
+        else:
+            raise InputError(f"{given}: no such file or folder")
+    return items
+
+
+def choose_codebooks(codec: Codec, bandwidth_kbps: float | None) -> int:
+    """How many codebooks make that bandwidth; all of them for None. InputError lists what the codec has."""
+    bandwidths = [codec.bandwidth_kbps(count) for count in range(1, codec.num_codebooks + 1)]
+    if bandwidth_kbps is None:
+        return codec.num_codebooks
+    for count, value in enumerate(bandwidths, 1):
+        if math.isclose(value, bandwidth_kbps, rel_tol=1e-4):
+            return count
+    listed = ", ".join(f"{value:g}" for value in bandwidths)
+    raise InputError(f"--bandwidth {bandwidth_kbps:g}: codec {codec.name} has {listed} kbps")

@@ -1,0 +1,251 @@
+"""`.ecdc` files: bytes by hand and by the `encodec` package, inverse pairs, and one line for every damage."""
+
+import json
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from audiogen.codec import ecdc
+from audiogen.codec.ecdc_lm import EcdcLM
+from audiogen.errors import InputError
+from audiogen.interfaces import Segment
+from tests import encodec_package
+
+MONO, STEREO = "encodec_24khz", "encodec_48khz"
+
+
+def make_segments(model: str, num_samples: int, num_codebooks: int) -> list[Segment]:
+    generator = torch.Generator().manual_seed(num_samples)
+    segments = []
+    for num_frames in ecdc.MODELS[model].segment_frames(num_samples):
+        codes = torch.randint(1024, (1, num_codebooks, num_frames), generator=generator)
+        segments.append(Segment(codes, torch.rand(1, generator=generator) + 0.1 if model == STEREO else None))
+    return segments
+
+
+def assert_same(read: list[Segment], expected: list[Segment]) -> None:
+    assert len(read) == len(expected)
+    for ours, theirs in zip(read, expected, strict=True):
+        assert torch.equal(ours.codes, theirs.codes)
+        assert (ours.scale is None and theirs.scale is None) or torch.equal(ours.scale, theirs.scale)  # type: ignore
+
+
+@pytest.fixture(scope="module")
+def lm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lm = EcdcLM(3, 1024, 16, 24, 1, 5)
+    torch.save(lm.state_dict(), path := tmp_path_factory.mktemp("lm") / "encodec_lm_24khz-0.th")
+    return path
+
+
+def with_header(stated: Any, data: bytes = b"", version: int = 0, magic: bytes = b"ECDC") -> bytes:
+    text = stated if isinstance(stated, bytes) else json.dumps(stated).encode()
+    return magic + struct.pack(">BI", version, len(text)) + text + data
+
+
+def test_the_bytes_of_a_small_file_by_hand(tmp_path: Path) -> None:
+    codes = torch.tensor([[[1, 1023], [512, 3]]])  # frame 0: 1 and 512; frame 1: 1023 and 3
+    ecdc.write_ecdc(tmp_path / "a.ecdc", MONO, 600, [Segment(codes)])
+    number = 1 | 512 << 10 | 1023 << 20 | 3 << 30
+    text = b'{"m": "encodec_24khz", "al": 600, "nc": 2, "lm": false}'
+    expected = b"ECDC\0" + bytes([0, 0, 0, len(text)]) + text + number.to_bytes(5, "little")
+    assert (tmp_path / "a.ecdc").read_bytes() == expected
+    codes, scale = torch.tensor([[[5], [1], [1000]]]), torch.tensor([0.5])
+    ecdc.write_ecdc(tmp_path / "b.ecdc", STEREO, 1, [Segment(codes, scale)])
+    assert (
+        (tmp_path / "b.ecdc")
+        .read_bytes()
+        .endswith(b"}" + struct.pack(">f", 0.5) + (5 | 1 << 10 | 1000 << 20).to_bytes(4, "little"))
+    )
+
+
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize(
+    ("model", "num_samples"),
+    [(MONO, 1), (MONO, 320 * 17 + 1), (STEREO, 100), (STEREO, 47521), (STEREO, 97000)],
+)
+def test_round_trip(tmp_path: Path, model: str, num_samples: int, coded: bool, lm_file: Path) -> None:
+    path, lm = tmp_path / "a.ecdc", lm_file if coded else None
+    segments = make_segments(model, num_samples, 3)
+    ecdc.write_ecdc(path, model, num_samples, segments, lm)
+    read = ecdc.read_ecdc(path, lm)
+    assert read.header == ecdc.read_header(path) == ecdc.EcdcHeader(model, num_samples, 3, coded)
+    assert read.header.duration_s == num_samples / (24000 if model == MONO else 48000)
+    assert_same(read.segments, segments)
+
+
+def test_segments_of_48_khz_begin_every_99_hundredths() -> None:
+    frames = ecdc.MODELS[STEREO].segment_frames
+    assert list(frames(48000)) == [150, 2]  # the second one lies within the first, and is coded all the same
+    assert list(frames(47520)) == [149]
+    assert list(frames(3 * 47520 + 1)) == [150, 150, 149, 1]
+
+
+@pytest.mark.parametrize(
+    ("model", "num_samples", "lm"),
+    [
+        (MONO, 320 * 280 - 3, {"dim": 16, "num_layers": 1}),  # longer than attention reaches: 262 frames
+        (
+            MONO,
+            6720,
+            {"dim": 200, "num_layers": 5},
+        ),  # the released size; a length that the package fails to read
+        (STEREO, 320 * 7, {"dim": 200, "num_layers": 5}),
+        (STEREO, 2 * 47520 + 5, {"dim": 16, "num_layers": 2}),
+    ],
+)
+def test_bytes_are_those_of_the_encodec_package(
+    tmp_path: Path, model: str, num_samples: int, lm: dict[str, int]
+) -> None:
+    segments = make_segments(model, num_samples, 3)
+    tensors = {f"codes{i}": segment.codes for i, segment in enumerate(segments)}
+    tensors |= {f"scale{i}": s.scale[:, None] for i, s in enumerate(segments) if s.scale is not None}
+    save_file(tensors, tmp_path / "codes.safetensors")
+    encodec_package.run("compress", tmp_path, name=model, num_samples=num_samples, lm=lm)
+    for name, lm_file in (("plain", None), ("coded", tmp_path / encodec_package.LM_FILES[model])):
+        theirs, ours = tmp_path / f"{name}.ecdc", tmp_path / "ours.ecdc"
+        ecdc.write_ecdc(ours, model, num_samples, segments, lm_file)
+        assert ours.read_bytes() == theirs.read_bytes()
+        assert_same(ecdc.read_ecdc(theirs, lm_file).segments, segments)
+
+
+# ------------------------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize(("model", "num_samples"), [(MONO, 320 * 5), (STEREO, 47521)])
+def test_truncated_anywhere_or_longer_is_an_error(
+    tmp_path: Path, model: str, num_samples: int, coded: bool, lm_file: Path
+) -> None:
+    path, lm = tmp_path / "a.ecdc", lm_file if coded else None
+    ecdc.write_ecdc(path, model, num_samples, make_segments(model, num_samples, 1), lm)
+    data = path.read_bytes()
+    start = len(data) - 4 if coded else 0
+    for damaged in [*(data[:length] for length in range(start, len(data))), data + b"\0"]:
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a\.ecdc") as error:
+            ecdc.read_ecdc(path, lm)
+        assert "\n" not in str(error.value)
+
+
+HEADER = {"m": MONO, "al": 320, "nc": 1, "lm": False}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "does not begin with ECDC"),
+        (with_header(HEADER, magic=b"RIFF"), "does not begin with ECDC"),
+        (with_header(HEADER, b"\0\0", version=1), "version 1"),
+        (b"ECDC\0\xff\xff\xff\xff{}", "header of 4294967295 bytes"),
+        (with_header(b'{"m": "enc'), "bad header"),
+        (with_header(b"\xff\xfe"), "bad header"),
+        (with_header(b"[" * 60000), "bad header"),
+        (with_header([1, 2]), "bad header"),
+        (with_header({"m": MONO, "nc": 1, "lm": False}), "no 'al'"),
+        (with_header({**HEADER, "m": "encodec_32khz"}), "allowed: encodec_24khz, encodec_48khz"),
+        (with_header({**HEADER, "m": [MONO]}), "bad header"),
+        (with_header({**HEADER, "al": 0}), "num_samples 0"),
+        (with_header({**HEADER, "al": -1}), "num_samples -1"),
+        (with_header({**HEADER, "al": True}), "num_samples True"),
+        (with_header({**HEADER, "al": 320.0}), "num_samples 320.0"),
+        (with_header({**HEADER, "al": 10**4000}), "num_samples"),
+        (with_header({**HEADER, "al": 1 << 48}), "truncated"),
+        (with_header({**HEADER, "m": STEREO, "al": 1 << 48}), "truncated"),
+        (with_header({**HEADER, "nc": 33}), "from 1 to 32"),
+        (with_header({**HEADER, "m": STEREO, "nc": 17}), "from 1 to 16"),
+        (with_header({**HEADER, "lm": 0}), "lm 0"),
+        (with_header({**HEADER, "m": STEREO}, struct.pack(">f", float("nan")) + b"\0\0"), "scale is nan"),
+        (with_header({**HEADER, "m": STEREO}, struct.pack(">f", -1.0) + b"\0\0"), "scale is -1.0"),
+    ],
+)
+def test_a_forged_file_is_one_line_and_allocates_nothing(tmp_path: Path, data: bytes, reason: str) -> None:
+    path = tmp_path / "a.ecdc"
+    path.write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=reason) as error:
+        ecdc.read_ecdc(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "a.ecdc" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+    assert peak < 5e6
+
+
+def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
+    for read in (ecdc.read_ecdc, ecdc.read_header):
+        for path in (tmp_path / "none.ecdc", tmp_path):
+            with pytest.raises(InputError, match="cannot be read"):
+                read(path)
+
+
+def test_entropy_coded_files_need_their_language_model(tmp_path: Path, lm_file: Path) -> None:
+    path = tmp_path / "a.ecdc"
+    ecdc.write_ecdc(path, MONO, 640, make_segments(MONO, 640, 3), lm_file)
+    with pytest.raises(InputError, match=r"give encodec_lm_24khz-\*\.th"):
+        ecdc.read_ecdc(path)
+    assert ecdc.read_header(path).entropy_coded
+    path.write_bytes(with_header({**HEADER, "nc": 4, "lm": True}, bytes(9)))
+    with pytest.raises(InputError, match="is for 3 codebooks of 1024; .* has 4"):
+        ecdc.read_ecdc(path, lm_file)
+    path.write_bytes(with_header({**HEADER, "al": 1 << 48, "lm": True}, bytes(9)))
+    with pytest.raises(InputError, match="does not decode"):
+        ecdc.read_ecdc(path, lm_file)
+
+
+def test_other_weights_of_the_language_model_do_not_give_noise(tmp_path: Path, lm_file: Path) -> None:
+    path, num_samples = tmp_path / "a.ecdc", 320 * 30
+    ecdc.write_ecdc(path, MONO, num_samples, make_segments(MONO, num_samples, 3), lm_file)
+    tensors = torch.load(lm_file, weights_only=True)
+    tensors["linears.1.bias"] += 1e-4 * torch.arange(1024)  # about what another machine would never be off by
+    torch.save(tensors, other := tmp_path / "other.th")
+    with pytest.raises(
+        InputError, match="other language model weights, on a machine or PyTorch that computes"
+    ):
+        ecdc.read_ecdc(path, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s: ("encodec_32khz", 640, s), "allowed: encodec_24khz"),
+        (lambda s: (MONO, 641, s), r"641 samples are 1, the first \[1, 3, 3\]"),
+        (lambda s: (MONO, 640, s + s), "got 2 segments"),
+        (lambda s: (MONO, 640, []), "num_codebooks 0"),
+        (
+            lambda s: (MONO, 640, [Segment(s[0].codes + 1024)]),
+            r"codes lie in 1\d+\.\.\d+; 0\.\.1023 is allowed",
+        ),
+        (lambda s: (MONO, 640, [Segment(s[0].codes - 1024)]), "codes lie in -"),
+        (lambda s: (MONO, 640, [Segment(s[0].codes, torch.ones(1))]), "at 24 kHz None"),
+        (lambda s: (STEREO, 640, s), "at 48 kHz a number is needed"),
+        (lambda s: (STEREO, 640, [Segment(s[0].codes.expand(2, 3, 2), torch.ones(2))]), "got 1 segments"),
+    ],
+)
+def test_what_the_format_cannot_hold_is_not_written(
+    tmp_path: Path, change: Callable[[list[Segment]], tuple[str, int, list[Segment]]], reason: str
+) -> None:
+    path = tmp_path / "a.ecdc"
+    with pytest.raises(InputError, match=reason):
+        ecdc.write_ecdc(path, *change(make_segments(MONO, 640, 3)))
+    assert not path.exists()
+
+
+def test_only_two_codecs_have_a_name() -> None:
+    sizes = {"name": "own", "channels": 1, "hop_length": 320, "codebook_size": 1024, "segmented": False}
+    codec = SimpleNamespace(sample_rate=24000, num_codebooks=32, **sizes)
+    assert ecdc.model_name(codec) == MONO  # type: ignore[arg-type]
+    stereo = {**vars(codec), "sample_rate": 48000, "channels": 2, "num_codebooks": 16, "segmented": True}
+    assert ecdc.model_name(SimpleNamespace(**stereo)) == STEREO  # type: ignore[arg-type]
+    codec.num_codebooks = 4
+    with pytest.raises(InputError, match=r"codec own \(24000 Hz, 1 channels, 4 codebooks of 1024\)"):
+        ecdc.model_name(codec)  # type: ignore[arg-type]
