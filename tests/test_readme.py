@@ -1,4 +1,6 @@
-"""README is executed: every shell and Python block, in order, in one folder; long commands in a reduced form.
+"""README and docs/finetuning.md are executed: every shell and Python block, in order, in one folder.
+
+Long commands run in a reduced form, and a release with random weights stands for the released ones.
 
 A command that is not in `COMMANDS` fails, so a new block cannot slip in untried. `text` blocks are not run.
 """
@@ -16,15 +18,20 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiogen.codec.pretrained import load_codec
+from audiogen.codec.public import save_transformers
 from audiogen.errors import run_command
+from tools import random_release
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+FINETUNING = (ROOT / "docs/finetuning.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README + FINETUNING, flags=re.MULTILINE | re.DOTALL)
 
 # What README says -> what runs here, "..." being the command itself.
 GENERATE = 'python -m audiogen.generate --text "a dog barks" --text "rain falls"'
 SMALL = "fit.steps=1 fit.workers=0 fit.batch_size=2 fit.valid_batches=1 data.segment_s=0.5"
+RELEASED_TEXT = "--text-encoder release/text_encoder"
 COMMANDS: dict[str, str] = {
     "make demo": f"make --directory $ROOT --dry-run demo | grep --fixed-strings -e {shlex.quote(GENERATE[7:])}",
     "make test": "make --directory $ROOT --dry-run test | grep 'pytest -n 2'",
@@ -35,7 +42,7 @@ COMMANDS: dict[str, str] = {
     f"{GENERATE} --num-samples 2 --out generated": "... --duration 0.2",
     "python -m audiogen.codec encode my_sounds/ -o tokens/": "...",
     "python -m audiogen.codec decode tokens/ -o back/": "...",
-    "python -m audiogen.data scan my_sounds/ -o my_sounds/manifest.jsonl": "...",
+    "python -m audiogen.data scan my_sounds/ -o my_sounds/manifest.jsonl": "... --overwrite",
     (
         "python -m audiogen.train recipe=lm_tiny init_from=lm_tiny "
         "data.train=my_sounds/manifest.jsonl out=runs/mine"
@@ -59,6 +66,54 @@ COMMANDS: dict[str, str] = {
         "python -m audiogen.evaluate compare --model lm_tiny --data esc10/manifest.jsonl --where fold=4 "
         "--where license=CC0,CC-BY --reference-where fold=1,2,3 --seeds 0,1,2 --order-prompts 100"
     ): "... --order-prompts 1 --duration 1.3",
+    # Released models: one of their layout with random weights stands for them.
+    'python -m audiogen.generate --model facebook/audiogen-medium --text "a train passes, then birds sing"': (
+        f"python -m audiogen.generate --model release {RELEASED_TEXT} --duration 0.2 --text 'a train passes'"
+    ),
+    "python -m audiogen.codec encode my_sounds/ --codec facebook/encodec_24khz --bandwidth 6 -o encodec/": (
+        "python -m audiogen.codec encode my_sounds/ --codec encodec_directory --bandwidth 0.5 -o encodec/"
+    ),
+    (
+        "python -m audiogen.convert facebook/audiogen-medium --to transformers -o audiogen-medium-transformers/"
+    ): f"python -m audiogen.convert release {RELEASED_TEXT} --to transformers -o audiogen-medium-transformers/",
+    (
+        "python -m audiogen.train recipe=lm_lora init_from=facebook/musicgen-small "
+        "data.train=my_sounds/manifest.jsonl out=runs/adapter"
+    ): (
+        "python -m audiogen.train recipe=lm_lora init_from=release text_encoder=release/text_encoder "
+        f"data.train=my_sounds/manifest.jsonl out=runs/adapter {SMALL} fit.accumulate=1"
+    ),
+    (
+        "python -m audiogen.generate --model facebook/musicgen-small --adapter runs/adapter "
+        '--text "a bell rings twice"'
+    ): (
+        f"python -m audiogen.generate --model release {RELEASED_TEXT} --adapter runs/adapter --duration 0.2 "
+        "--text 'a bell rings twice'"
+    ),
+    (
+        "python -m audiogen.train recipe=lm_lora init_from=facebook/audiogen-medium "
+        "data.train=my_sounds/manifest.jsonl data.segment_s=10 out=runs/bells"
+    ): (
+        "python -m audiogen.train recipe=lm_lora init_from=release text_encoder=release/text_encoder "
+        f"data.train=my_sounds/manifest.jsonl out=runs/bells {SMALL} fit.accumulate=1"
+    ),
+    (
+        "python -m audiogen.generate --model facebook/audiogen-medium --adapter runs/bells "
+        '--text "a bell rings twice"'
+    ): (
+        f"python -m audiogen.generate --model release {RELEASED_TEXT} --adapter runs/bells --duration 0.2 "
+        "--text 'a bell rings twice'"
+    ),
+    "python -m audiogen.convert facebook/audiogen-medium --adapter runs/bells --to audiogen -o merged/": (
+        f"python -m audiogen.convert release {RELEASED_TEXT} --adapter runs/bells --to audiogen -o merged/"
+    ),
+    (
+        "python -m audiogen.evaluate compare --model facebook/audiogen-medium --model merged "
+        "--data my_sounds/manifest.jsonl --out evaluation/finetuned"
+    ): (
+        "python -m audiogen.evaluate compare --model merged --data my_sounds/manifest.jsonl "
+        "--out evaluation/finetuned --seeds 0 --duration 0.2 --num-clips 2"
+    ),
     (
         "python -m audiogen.evaluate files --reference my_sounds/ --generated back/ --out evaluation/files"
     ): "...",
@@ -109,6 +164,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, fold in enumerate([1, 2, 3, 4, 4])
     ]
     (folder / "esc10" / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    random_release.build(folder / "release", random_release.SIZES["tiny"], text_encoder=True)
+    save_transformers(folder / "encodec_directory", load_codec(folder / "release"))
     return folder
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 from transformers.utils import logging as transformers_log
 
-from audiogen import checkpoint
+from audiogen import checkpoint, hub
 from audiogen.conditioning.vocabulary import Vocabulary
 from audiogen.errors import InputError
 
@@ -24,6 +24,19 @@ RELEASED_NAMES = (
     *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
 )
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+_SMALL = ("config.json", "tokenizer*", "spiece.model", "special_tokens_map.json")
+# What a T5 of the hub may hold; the first that it has is fetched.
+LAYOUTS = (
+    hub.Layout("safetensors", ("config.json", "model.safetensors"), (*_SMALL, "model.safetensors")),
+    hub.Layout(
+        "safetensors in several files",
+        ("config.json", "model.safetensors.index.json"),
+        (*_SMALL, "model-*.safetensors", "model.safetensors.index.json"),
+    ),
+    hub.Layout("pickled", ("config.json", "pytorch_model*.bin"), (*_SMALL, "pytorch_model*")),
+)
+TOKENIZERS = tuple(hub.Layout("tokenizer", (name,), _SMALL) for name in TOKENIZER_FILES)
+CONFIG = (hub.Layout("its configuration", ("config.json",), ("config.json",)),)
 
 
 class Opened(NamedTuple):
@@ -85,7 +98,7 @@ def named(name_or_directory: str, width: int | None = None, where: str | Path = 
 def read_width(name_or_directory: str) -> int:
     """Width of the output of a T5, from its configuration alone."""
     try:
-        found, _ = PretrainedConfig.get_config_dict(name_or_directory)
+        found, _ = PretrainedConfig.get_config_dict(_here(name_or_directory, CONFIG))
         if found.get("model_type") != "t5":
             raise ValueError(f"its config.json has model_type {found.get('model_type')!r}; 't5' is needed")
         width: int = T5Config.from_dict(found).d_model
@@ -139,7 +152,7 @@ def empty_stack(shape: T5Config) -> Any:
 def open_tokenizer(name_or_directory: str) -> PretrainedTokenizer:
     """A tokenizer of a directory or the hub; a missing or damaged one is an InputError."""
     try:
-        return PretrainedTokenizer(name_or_directory)
+        return PretrainedTokenizer(_here(name_or_directory, TOKENIZERS))
     except Exception as error:  # tokenizers raises plain Exception for a damaged file
         raise _cannot_open(name_or_directory, error, "tokenizer") from error
 
@@ -159,15 +172,23 @@ def random_stack(size: int, dim: int, num_layers: int, num_heads: int, dropout: 
     return T5EncoderModel(shape).encoder
 
 
+def _here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> str:
+    """A hub id as the directory that it is fetched to: `transformers` would ask a dead network again for a minute."""
+    if hub.is_hub_id(name_or_directory):
+        return str(hub.fetch(name_or_directory, layouts))
+    return name_or_directory
+
+
 def _open_named(name_or_directory: str) -> Opened:
     # A directory loads in no time; the bar of a download stays.
     quiet = Path(name_or_directory).is_dir() and transformers_log.is_progress_bar_enabled()
     if quiet:
         transformers_log.disable_progress_bar()
     try:
-        tokenizer = PretrainedTokenizer(name_or_directory)
+        directory = _here(name_or_directory, LAYOUTS)
+        tokenizer = PretrainedTokenizer(directory)
         model, found = T5EncoderModel.from_pretrained(
-            name_or_directory, dtype=torch.float32, output_loading_info=True
+            directory, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # as above
         raise _cannot_open(name_or_directory, error) from error
