@@ -194,7 +194,7 @@ def load(
         reader = _Reader(file, path)
         audio = _resample_span(reader, file.frames, file.samplerate, rate, start, stop)
     loaded = torch.from_numpy(np.ascontiguousarray(audio.T))
-    return (loaded if channels is None else convert_channels(loaded, channels)), rate
+    return _with_channels(loaded, channels, path), rate
 
 
 def stream(
@@ -214,7 +214,15 @@ def stream(
                 reader, file.frames, file.samplerate, rate, start, min(total, start + step)
             )
             block = torch.from_numpy(np.ascontiguousarray(audio.T))
-            yield block if channels is None else convert_channels(block, channels)
+            yield _with_channels(block, channels, path)
+
+
+def _with_channels(audio: Tensor, channels: int | None, path: str | os.PathLike[str]) -> Tensor:
+    """`convert_channels`, where channels are given, of what is read from a file, which an error names."""
+    try:
+        return audio if channels is None else convert_channels(audio, channels)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 # ------------------------------------------------------------------------------------------ rate and channels

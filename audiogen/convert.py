@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from audiogen import checkpoint
 
     write = open_model(args)
-    temporary = args.out.with_name(f"{checkpoint.TEMPORARY}{os.getpid()}-{args.out.name}")
+    temporary = args.out.with_name(f"{checkpoint.TEMPORARY}{args.out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # what a killed conversion left, gigabytes perhaps
     try:
         write(temporary)
         os.replace(temporary, args.out)

@@ -131,7 +131,7 @@ def choose_device(name: str) -> torch.device:
             device = torch.device("cuda", local_rank())
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise InputError(
             f"device {name!r} cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:1, mps"
         ) from None

@@ -19,7 +19,7 @@ from audiogen.conditioning.condition import pad_like_peers, stack
 from audiogen.conditioning.t5 import T5Conditioner
 from audiogen.errors import InputError
 from audiogen.interfaces import Codec, Condition
-from audiogen.lm import lora
+from audiogen.lm import lora, pretrained
 from audiogen.lm.model import TokenLM
 from audiogen.lm.pretrained import CODEC_FOLDER, KIND, CodecReference, load_lm, save_lm
 from audiogen.lm.sample import Sampling, generate_tokens, num_decoded
@@ -52,6 +52,11 @@ def load(
             f"{name_or_dir} holds a model of kind {kind!r}, which does not generate; allowed: {KIND!r}"
         )
     return AudioGen.from_pretrained(name_or_dir, device, dtype, text_encoder, adapter)
+
+
+def find(name_or_dir: str | Path) -> Path:
+    """The directory of what `load` opens, fetched where it is on the hub; InputError where there is none."""
+    return pretrained.find(name_or_dir)
 
 
 def own_kind(name_or_dir: str | Path) -> str | None:
@@ -123,8 +128,8 @@ class AudioGen:
         the model names. adapter: a directory that LoRA fine-tuning of this model wrote.
         """
         where = distributed.choose_device(device)
-        pretrained = load_lm(name_or_dir, where, choose_dtype(dtype, where), text_encoder)
-        reference = pretrained.codec
+        found = load_lm(name_or_dir, where, choose_dtype(dtype, where), text_encoder)
+        reference = found.codec
         codec = load_codec(reference.location, where, reference.dual_mono)
         if (
             reference.identity and codec.identity != reference.identity
@@ -134,9 +139,9 @@ class AudioGen:
                 f"{codec.identity}; put the codec it was trained with there"
             )
         if adapter is not None:
-            lora.load_adapter(adapter, pretrained.lm)
-            lora.merge(pretrained.lm)
-        return cls(pretrained.lm, pretrained.conditioner, codec, pretrained.max_frames, pretrained.info)
+            lora.load_adapter(adapter, found.lm)
+            lora.merge(found.lm)
+        return cls(found.lm, found.conditioner, codec, found.max_frames, found.info)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a model directory that `from_pretrained` opens; a codec that is not bundled is copied into it.

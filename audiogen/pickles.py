@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,7 +45,10 @@ def read_pickle(path: str | Path, also: Sequence[Any] = ()) -> Any:
     records = _check_records(path) if _starts_as_zip(path) else None
     mapped = records is not None and records.native
     try:
-        with torch.serialization.safe_globals([*also]):
+        with torch.serialization.safe_globals([*also]), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Detected pickle protocol"
+            )  # of its chances to read a file
             contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damage shows as any of a dozen errors of torch and its unpickler
         raise InputError(f"{path} {_reason(error)}") from None

@@ -231,6 +231,13 @@ def test_channels() -> None:
         audio.convert_channels(noise(8, 7), 2)
 
 
+def test_a_file_with_other_channels_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.wav", noise(3, 700), 8000)
+    for read in (lambda: audio.load(path, channels=2), lambda: list(audio.stream(path, channels=2))):
+        with pytest.raises(InputError, match=r"x\.wav: 3 channels cannot be made 2"):
+            read()
+
+
 # -------------------------------------------------------------------------------------------------- writing
 
 

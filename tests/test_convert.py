@@ -315,3 +315,11 @@ def test_as_a_command(tiny_model: Path, tmp_path: Path) -> None:
         generators.load(tmp_path / "new" / "out", "cpu").generate(["rain"], 0.1),
         generators.load(tiny_model, "cpu").generate(["rain"], 0.1),
     )
+
+
+def test_what_a_killed_conversion_left_goes_with_the_next(tiny_model: Path, tmp_path: Path) -> None:
+    half = tmp_path / f"{checkpoint.TEMPORARY}out"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert main([str(tiny_model), "--to", "audiogen", "-o", str(tmp_path / "out")]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -150,6 +152,14 @@ def test_no_flipped_bit_of_a_zip_file_gives_other_contents(tmp_path: Path) -> No
         except InputError:
             refused += 1
     assert refused > len(data) / 3 / 4
+
+
+def test_a_pickle_of_another_protocol_warns_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "raw.bin").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match="is damaged or no file of torch.save; download it again"):
+            read_pickle(tmp_path / "raw.bin")
 
 
 def test_files_that_are_something_else_are_one_line(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from audiogen import checkpoint
 from audiogen.errors import InputError
 from audiogen.interfaces import Segment
 
+LARGEST = 1 << 18  # of any one size; products of three of them still count without overflow
 MODEL_TYPE = "dac"  # in config.json of transformers
 
 
@@ -38,9 +39,12 @@ class DacSizes:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            values = value if isinstance(value, tuple) else (value,)
-            if not values or any(type(item) is not int or item < 1 for item in values):
-                raise InputError(f"{field.name} is {value!r}: positive integers are allowed")
+            several = field.name == "downsampling_ratios"
+            values = value if several else (value,)
+            if not isinstance(values, tuple) or not values:
+                raise InputError(f"{field.name} is {value!r}: a list of positive integers is allowed")
+            if any(type(item) is not int or not 1 <= item <= LARGEST for item in values):
+                raise InputError(f"{field.name} is {value!r}: integers from 1 to {LARGEST} are allowed")
         if self.codebook_size & (self.codebook_size - 1):
             raise InputError(f"codebook_size is {self.codebook_size}: a power of 2 is allowed")
         halvings = 2 ** len(self.downsampling_ratios)
@@ -160,7 +164,10 @@ def identity(codec: DacCodec) -> str:
 
 
 def sizes_from_transformers(config: Mapping[str, Any], where: str | Path) -> DacSizes:
-    """The sizes in a config.json of `transformers`; its derived keys, where given, must agree with them."""
+    """The sizes in a config.json of `transformers`; its derived keys, where given, must agree with them.
+
+    All but hop_length: the released 16 and 24 kHz models say 512 there, and have the ratios of 320.
+    """
     if config.get("model_type") != MODEL_TYPE:
         raise InputError(f"{where}: model_type is {config.get('model_type')!r}: {MODEL_TYPE!r} is needed")
     given = {field.name: config[field.name] for field in fields(DacSizes) if field.name in config}
@@ -175,7 +182,6 @@ def sizes_from_transformers(config: Mapping[str, Any], where: str | Path) -> Dac
         raise InputError(f"{where}: {error}") from None
     derived = {
         "upsampling_ratios": list(reversed(sizes.downsampling_ratios)),
-        "hop_length": sizes.hop_length,
         "hidden_size": sizes.encoder_hidden_size * 2 ** len(sizes.downsampling_ratios),
     }
     for key, value in derived.items():
@@ -189,6 +195,8 @@ def from_tensors(
     sizes: DacSizes, tensors: Mapping[str, Tensor], where: str | Path, device: str | torch.device = "cpu"
 ) -> DacCodec:
     """A codec with these weights, float32, on `device`; InputError names those that do not fit."""
+    if sizes.n_codebooks > len(tensors):  # as modules they would take minutes, only to be found missing
+        raise InputError(f"{where} holds {len(tensors)} tensors; n_codebooks {sizes.n_codebooks} needs more")
     with torch.device("meta"):
         codec = DacCodec(sizes)
     checkpoint.assign(codec, tensors, str(where), device, torch.float32)

@@ -117,8 +117,8 @@ def audiocraft_config(text: Any, where: str | Path) -> CodecConfig:
     )
     encodec.only("autoencoder", ("seanet",))
     encodec.only("quantizer", ("rvq",))
-    encodec.only("renormalize", (False,), False)
-    encodec.left.pop("renorm", None)  # the original drops it, too
+    encodec.only("renormalize", (False, None), None)
+    encodec.left.pop("renorm", None)  # of the first releases; the original drops it, too
     values: dict[str, Any] = {key: encodec.size(key) for key in ("sample_rate", "channels")}
     causal = encodec.take("causal", bool)
     encodec.end()

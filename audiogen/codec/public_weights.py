@@ -92,7 +92,7 @@ def _check_sizes(config: CodecConfig, num_tensors: int, where: str | Path) -> No
     seanet = config.seanet
     width, dilation = (
         seanet.num_filters * 2 ** len(seanet.ratios),
-        seanet.dilation_base**seanet.num_residual_layers,
+        seanet.dilation_base ** min(seanet.num_residual_layers, 20),  # 2**20 is too large already
     )
     sizes = (width, dilation, config.channels, config.latent_dim, config.codebook_size, *seanet.ratios)
     kernels = (seanet.kernel_size, seanet.residual_kernel_size, seanet.last_kernel_size)

@@ -14,7 +14,7 @@ from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 from transformers.utils import logging as transformers_log
 
-from audiogen import checkpoint, hub
+from audiogen import checkpoint, hub, pickles
 from audiogen.conditioning.vocabulary import Vocabulary
 from audiogen.errors import InputError
 
@@ -57,11 +57,19 @@ class FrozenEncoder:
 class PretrainedTokenizer:
     """The tokenizer of a pretrained T5, with the interface of `Vocabulary`."""
 
-    def __init__(self, name_or_directory: str):
+    def __init__(self, directory: str):
         # here, because the embedded encoder needs none of it
         from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(name_or_directory)
+        if not any((Path(directory) / name).is_file() for name in TOKENIZER_FILES):
+            # transformers would go on with one that knows no word
+            raise InputError(f"it holds no tokenizer, which is {' or '.join(TOKENIZER_FILES)}")
+        verbosity = transformers_log.get_verbosity()
+        transformers_log.set_verbosity_error()  # beside a MusicGen's config.json it warns of the special token's id
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(directory)
+        finally:
+            transformers_log.set_verbosity(verbosity)
         self.eos_id: int = self._tokenizer.eos_token_id
         self.unk_id: int = self._tokenizer.unk_token_id
 
@@ -145,8 +153,12 @@ def read_shape(found: Mapping[str, Any], where: str | Path) -> T5Config:
 
 def empty_stack(shape: T5Config) -> Any:
     """An encoder stack without memory for its weights."""
-    with torch.device("meta"):
-        return T5EncoderModel(shape).encoder
+    try:
+        with torch.device("meta"):
+            return T5EncoderModel(shape).encoder
+    except Exception as error:  # of the layers, for a value that they do not have
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the text encoder's configuration is not that of a T5: {reason}") from error
 
 
 def open_tokenizer(name_or_directory: str) -> PretrainedTokenizer:
@@ -174,9 +186,12 @@ def random_stack(size: int, dim: int, num_layers: int, num_heads: int, dropout: 
 
 def _here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> str:
     """A hub id as the directory that it is fetched to: `transformers` would ask a dead network again for a minute."""
-    if hub.is_hub_id(name_or_directory):
-        return str(hub.fetch(name_or_directory, layouts))
-    return name_or_directory
+    if Path(name_or_directory).is_dir():
+        return name_or_directory
+    name = hub_name(name_or_directory) if name_or_directory in RELEASED_NAMES else name_or_directory
+    if not hub.is_hub_id(name):
+        raise InputError("it is no directory and no hub id")
+    return str(hub.fetch(name, layouts))
 
 
 def _open_named(name_or_directory: str) -> Opened:
@@ -187,6 +202,9 @@ def _open_named(name_or_directory: str) -> Opened:
     try:
         directory = _here(name_or_directory, LAYOUTS)
         tokenizer = PretrainedTokenizer(directory)
+        if not any(Path(directory).glob("model*.safetensors")):
+            for file in Path(directory).glob("pytorch_model*.bin"):
+                pickles.read_state(file)  # says what is wrong with it; torch would advise to run its code
         model, found = T5EncoderModel.from_pretrained(
             directory, dtype=torch.float32, output_loading_info=True
         )

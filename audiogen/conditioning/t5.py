@@ -186,6 +186,12 @@ class T5Conditioner(nn.Module):
                 stacklevel=2,
             )
             ids = [*ids[: self.config.max_tokens - 1], tokenizer.eos_id]
+        known = self.encoder_stack().embed_tokens.num_embeddings
+        if max(ids, default=0) >= known:
+            raise InputError(
+                f"text encoder {self.config.encoder!r} knows {known} tokens, but its tokenizer gives id {max(ids)}; "
+                "they do not belong together: copy both again"
+            )
         return ids
 
     def _embed(self, rows: list[list[int]]) -> list[Tensor]:

@@ -100,7 +100,7 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="MODEL",
-        help="bundled name or model directory; repeat for several",
+        help="bundled name, model directory, or a public release: its directory or hub id; repeat for several",
     )
     what.add_argument(
         "--data", required=True, type=Path, metavar="FILE", help="manifest with captions (.jsonl, .csv)"
@@ -200,7 +200,7 @@ def run_codec(arguments: argparse.Namespace, command: str) -> int:
 
 def run_compare(arguments: argparse.Namespace, command: str) -> int:
     """`compare`. Models that are not there are named before any work."""
-    from audiogen import checkpoint
+    from audiogen import generators
     from audiogen.evaluate import compare
     from audiogen.evaluate.comparison import Comparison
 
@@ -227,7 +227,7 @@ def run_compare(arguments: argparse.Namespace, command: str) -> int:
         command=command,
     )
     for model in arguments.model:
-        checkpoint.resolve(model)
+        generators.find(model)
     outcome = compare.run(comparison, warn)
     show_report(arguments.out / "report.md")
     for name, reason in outcome.failures.items():

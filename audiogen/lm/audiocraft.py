@@ -255,13 +255,15 @@ def _pattern(xp: DictConfig, num_codebooks: int, q_modeling: Any, path: Path) ->
 
 def _stereo(xp: DictConfig, lm: LMConfig, path: Path) -> bool:
     """Whether the codebooks are those of the left and the right channel in turn."""
-    num_used = _get(xp, "compression_model_n_q", path)
-    if num_used is not None and num_used != lm.num_codebooks:
+    stereo = bool(_get(xp, "interleave_stereo_codebooks.use", path, False))
+    key = "compression_model_n_q"
+    num_used = _get(xp, key, path)  # those of the codec, for one channel
+    if num_used is not None and whole(num_used, key, path) * (1 + stereo) != lm.num_codebooks:
         raise InputError(
-            f"{path}: compression_model_n_q is {num_used!r}, but transformer_lm.n_q is {lm.num_codebooks}; "
-            "they must be equal"
+            f"{path}: {key} is {num_used!r}, but transformer_lm.n_q is {lm.num_codebooks}; "
+            + ("that must be twice as many, for two channels" if stereo else "they must be equal")
         )
-    if not _get(xp, "interleave_stereo_codebooks.use", path, False):
+    if not stereo:
         return False
     if _get(xp, "interleave_stereo_codebooks.per_timestep", path, False):
         raise _refuse(path, "interleave_stereo_codebooks.per_timestep", True, "False")

@@ -95,6 +95,10 @@ def add(lm: TokenLM, config: LoraConfig) -> None:
     """Put new adapters beside the model's matrices, in place; from then on only they require gradients."""
     if any(_adapters(lm)):
         raise ValueError("the language model has adapters already; merge them first")
+    if config.rank > (largest := lm.config.ff_mult * lm.config.dim):
+        raise InputError(
+            f"lora.rank is {config.rank}; no matrix of this model has more than {largest} rows or columns"
+        )
     lm.requires_grad_(False)
     for block in lm.layers:
         for parent in (block, *block.children()):

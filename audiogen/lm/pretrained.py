@@ -20,7 +20,7 @@ from audiogen import checkpoint, hub
 from audiogen.conditioning.t5 import T5Conditioner, TextConfig, local_or_hub, read_config
 from audiogen.config import build, to_plain
 from audiogen.errors import InputError
-from audiogen.lm import public
+from audiogen.lm import audiocraft, public
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.release import Release
 
@@ -136,6 +136,11 @@ def find(name_or_directory: str | Path) -> Path:
         return path
     if hub.is_hub_id(str(name_or_directory)):
         return public.fetch(str(name_or_directory))
+    if (path / audiocraft.CODEC_FILE).is_file():
+        raise InputError(
+            f"{path} holds a codec, which does not generate; beside the codec of a released language model lies its "
+            f"{audiocraft.WEIGHTS_FILE}: copy that, too, or choose a language model"
+        )
     return checkpoint.resolve(name_or_directory, KIND)
 
 

@@ -15,14 +15,15 @@ __all__ = ["LAYOUTS", "fetch", "layout_of", "read_release", "transformers_parts"
 
 TOKENIZER = ("tokenizer*", "spiece.model", "special_tokens_map.json", "preprocessor_config.json")
 # What a hub repository may hold, the first that it has is taken. Releases in both layouts of the last two carry their
-# text encoder in the first of them.
+# text encoder in the first of them. Some have a second copy in another precision, as model.fp32.safetensors.
 TRANSFORMERS = Layout(
     "transformers",
     ("config.json", "model*.safetensors"),
     (
         "config.json",
         "generation_config.json",
-        "model*.safetensors",
+        "model.safetensors",
+        "model-?????-of-?????.safetensors",
         "model.safetensors.index.json",
         *TOKENIZER,
     ),

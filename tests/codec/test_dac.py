@@ -142,13 +142,16 @@ def test_it_is_loaded_by_its_directory_and_saved_as_ours(tmp_path: Path) -> None
         ({"codebook_size": 12}, "codebook_size is 12: a power of 2"),
         ({"downsampling_ratios": [3, 0]}, "downsampling_ratios is (3, 0)"),
         ({"downsampling_ratios": [5, 3]}, "upsampling_ratios is [5, 3]: [3, 5]"),
-        ({"hop_length": 16}, "hop_length is 16: 15 follows"),
+        ({"hidden_size": 17}, "hidden_size is 17: "),
         ({"decoder_hidden_size": 10}, "decoder_hidden_size is 10: a multiple of 4"),
         ({"n_codebooks": "3"}, "n_codebooks is '3'"),
         ({"n_codebooks": 4}, "missing quantizer.quantizers.3"),
         ({"n_codebooks": 2}, "unexpected quantizer.quantizers.2"),
         ({"codebook_dim": 3}, "quantizer.quantizers.0"),
         ({"codebook_dim": None}, "codebook_dim is None"),
+        ({"codebook_dim": 10**9}, "codebook_dim is 1000000000: integers from 1 to 262144"),
+        ({"downsampling_ratios": 3}, "downsampling_ratios is 3: a list"),
+        ({"n_codebooks": 10**5}, "n_codebooks 100000 needs more"),
     ],
 )
 def test_a_config_that_does_not_fit_is_one_line(
@@ -160,6 +163,15 @@ def test_a_config_that_does_not_fit_is_one_line(
     with pytest.raises(InputError) as error:
         read_dac(tmp_path)
     assert message in str(error.value) and "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_the_hop_follows_from_the_ratios_whatever_the_config_says(tmp_path: Path) -> None:
+    make(tmp_path, SHAPES["24kHz"])
+    path = tmp_path / "config.json"
+    released = json.loads(path.read_text()) | {"hop_length": 512}  # of a 24 kHz model with a hop of 320
+    path.write_text(json.dumps(released))
+    codec = load_codec(tmp_path)
+    assert codec.hop_length == SHAPES["24kHz"].hop_length != 512
 
 
 def test_damaged_files_are_one_line(tmp_path: Path) -> None:

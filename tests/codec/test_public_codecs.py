@@ -215,6 +215,14 @@ def test_every_size_is_read_from_the_files_own_config(tmp_path, seanet):
     torch.testing.assert_close(loaded.decode(codes), codec.decode(codes), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("renormalize", [{"renormalize": None, "renorm": None}, {"renorm": None}, {}])
+def test_the_first_releases_say_otherwise_that_nothing_is_renormalised(renormalize):
+    settings = audiocraft_settings(TINY)
+    del settings["encodec"]["renormalize"]
+    settings["encodec"] |= renormalize
+    assert audiocraft_config(OmegaConf.to_yaml(settings), "file") == TINY
+
+
 def test_group_norm_of_an_audiocraft_codec_is_read():
     settings = audiocraft_settings(TINY)
     settings["seanet"]["norm"] = "time_group_norm"
@@ -497,6 +505,7 @@ def test_the_codec_within_a_musicgen_loads_alone(tmp_path):
         ("upsampling_ratios", [], r"upsampling_ratios is \[\]"),
         ("target_bandwidths", [], r"target_bandwidths is \[\]"),
         ("target_bandwidths", [0.01], "too little for one codebook"),
+        ("num_residual_layers", 10**30, "do not belong together"),  # at once
         ("hidden_size", 11, "codebook_dim is 10; only 11"),
         ("num_filters", 5, "compress=2"),
         ("num_filters", 6, r"should be \[6, 1, 1\]"),

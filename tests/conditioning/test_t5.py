@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from audiogen.conditioning.condition import drop, null
+from audiogen.conditioning.encoder import empty_stack
 from audiogen.conditioning.t5 import T5Conditioner, TextConfig, read_config
 from audiogen.conditioning.vocabulary import train_vocabulary
 from audiogen.errors import InputError
@@ -219,6 +220,45 @@ def test_half_an_encoder_is_refused(pretrained, tmp_path):
     config.write_text(config.read_text().replace('"t5"', '"bert"'))
     with pytest.raises(InputError, match="model_type 'bert'; 't5' is needed"):
         T5Conditioner(TextConfig(encoder=str(tmp_path / "half"), width=10))
+
+
+def test_an_encoder_without_its_tokenizer_is_refused(pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "mute")
+    (tmp_path / "mute" / "tokenizer.json").unlink()
+    conditioner = T5Conditioner(TextConfig(encoder=str(tmp_path / "mute"), width=10))
+    with pytest.raises(
+        InputError, match=r"mute' cannot be opened \(it holds no tokenizer, which is tokenizer.json"
+    ):
+        conditioner(["a dog"])
+
+
+def test_an_encoder_that_asks_for_code_is_refused(pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "code")
+    (tmp_path / "code" / "model.safetensors").unlink()
+    torch.save({"shared.weight": print}, tmp_path / "code" / "pytorch_model.bin")
+    conditioner = T5Conditioner(TextConfig(encoder=str(tmp_path / "code"), width=10))
+    with pytest.raises(InputError, match="pytorch_model.bin asks for print, which is more than data"):
+        conditioner(["a dog"])
+
+
+def test_a_tokenizer_of_more_words_than_the_encoder_is_refused(pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "small")
+    small = T5Config(vocab_size=8, d_model=12, d_kv=4, d_ff=24, num_layers=1, num_heads=3)
+    T5EncoderModel(small).save_pretrained(tmp_path / "small")
+    conditioner = T5Conditioner(TextConfig(encoder=str(tmp_path / "small"), width=10))
+    with pytest.raises(InputError, match="small' knows 8 tokens, but its tokenizer gives id"):
+        conditioner(["zoo"])
+
+
+def test_a_shape_that_no_layer_has_is_one_line():
+    with pytest.raises(InputError, match="not that of a T5: dropout probability has to be between 0 and 1"):
+        empty_stack(T5Config(vocab_size=8, d_model=12, dropout_rate=3))
+
+
+def test_what_is_neither_a_directory_nor_a_hub_id_is_no_encoder(pretrained, tmp_path):
+    for name in (tmp_path / "gone", pretrained / "config.json"):
+        with pytest.raises(InputError, match=r"cannot be opened \(it is no directory and no hub id\)"):
+            T5Conditioner(TextConfig(encoder=str(name), width=10))
 
 
 def test_unknown_characters_of_a_pretrained_tokenizer_are_named(pretrained):

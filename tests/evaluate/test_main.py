@@ -66,6 +66,12 @@ def test_a_comparison(run, labelled: Path, tiny_tagger: str, tiny_model: Path, t
     assert rows[tiny_model.name]["n"] == 2 and "failed: " in rows["broken"]["remark"]
 
 
+def test_released_models_are_compared_too(run, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "musicgen"}))
+    status, _, err = run("compare", "--model", tmp_path, "--data", "absent.jsonl")
+    assert status == 2 and len(err) == 1 and "absent.jsonl: no such manifest" in err[0]
+
+
 def test_codecs(run, labelled: Path, tiny_tagger: str, tiny_model: Path) -> None:
     words = ["--data", labelled, "--where", "fold=0", "--num-clips", "3", "--opus", "", "--num-sounds", "1"]
     status, out, err = run("codec", "--codec", tiny_model / "codec", *words, "--embedder", tiny_tagger)

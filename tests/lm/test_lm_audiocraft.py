@@ -184,6 +184,11 @@ def test_stereo_delays_and_half_precision(tmp_path: Path) -> None:
     assert torch.equal(loaded.lm.out_norm.weight, state["out_norm.weight"])
     joined = torch.cat([half[f"linears.{k}.weight"] for k in range(4)]).float()
     assert loaded.lm.heads.weight.dtype == torch.float32 and torch.equal(loaded.lm.heads.weight, joined)
+    config["compression_model_n_q"] = 2  # the codec's, which are those of one channel
+    assert load_lm(write(tmp_path, config, half)).codec.dual_mono
+    config["compression_model_n_q"] = 4
+    with pytest.raises(InputError, match="compression_model_n_q is 4, but .*n_q is 4; that must be twice"):
+        load_lm(write(tmp_path, config, half))
 
 
 def test_releases_of_before_the_pattern_had_a_section(tensors: dict[str, Tensor], tmp_path: Path) -> None:
@@ -367,4 +372,9 @@ def test_a_release_without_its_codec_file_is_named(tensors: dict[str, Tensor], t
         load_lm(folder)
     write(folder, configuration(), tensors, {"pretrained": "debug"})
     with pytest.raises(InputError, match=r"compression_state_dict.bin: pretrained is 'debug'"):
+        load_lm(folder)
+    (folder / "state_dict.bin").unlink()
+    with pytest.raises(
+        InputError, match="holds a codec, which does not generate; .* lies its state_dict.bin"
+    ):
         load_lm(folder)

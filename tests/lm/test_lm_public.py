@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -313,6 +314,40 @@ def test_another_text_encoder_replaces_the_one_carried(tmp_path: Path) -> None:
     assert load_lm(folder).conditioner([None]).tokens.shape == (1, 1, 24)  # no text needs no tokenizer
     with pytest.raises(InputError, match="holds no tokenizer"):
         load_lm(folder).conditioner(["rain"])
+
+
+@torch.no_grad()
+def test_opening_the_text_encoder_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = saved(tmp_path, musicgen())
+    capfd.readouterr()
+    assert load_lm(folder).conditioner(["rain"]).mask.all()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("weights", "others"),
+    [
+        (
+            ["model.safetensors"],
+            ["model.fp32.safetensors", "model.safetensors.index.fp32.json", "state_dict.bin"],
+        ),
+        (
+            [*(f"model-0000{part}-of-00002.safetensors" for part in (1, 2)), "model.safetensors.index.json"],
+            [
+                "model-00001-of-00002.fp32.safetensors",
+                "model.safetensors.index.fp32.json",
+                "pytorch_model.bin",
+            ],
+        ),
+    ],
+)
+def test_weights_are_downloaded_once_where_a_release_has_them_in_two_precisions(
+    weights: list[str], others: list[str]
+) -> None:
+    wanted = ["config.json", "generation_config.json", "spiece.model", "tokenizer.json", *weights]
+    layout = next(layout for layout in public.LAYOUTS if layout.fits([*wanted, *others]))
+    assert layout.name == "transformers"
+    assert list(filter_repo_objects([*wanted, *others], allow_patterns=list(layout.patterns))) == wanted
 
 
 def changed(folder: Path, target: Path, key: str, value: Any) -> Path:

@@ -240,6 +240,14 @@ def test_a_config_names_its_mistake(values: dict[str, object], said: str) -> Non
         LoraConfig(**values)  # type: ignore[arg-type]
 
 
+def test_a_rank_beyond_all_memory_is_refused_and_changes_nothing() -> None:
+    lm = adapted()
+    lora.remove(lm)
+    with pytest.raises(InputError, match="lora.rank is 1000000000; no matrix of this model has more than"):
+        lora.add(lm, LoraConfig(rank=10**9))
+    assert not lora.adapter_state(lm)
+
+
 def test_a_second_set_is_a_bug() -> None:
     with pytest.raises(ValueError, match="has adapters already"):
         lora.add(adapted(), LoraConfig())

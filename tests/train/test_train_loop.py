@@ -146,6 +146,10 @@ def test_devices_are_checked() -> None:
     assert distributed.choose_device("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match="cannot be used"):
         distributed.choose_device("gpu")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(InputError, match="cannot be used") as caught:
+            distributed.choose_device("mps")
+        assert len(str(caught.value)) < 300  # torch lists every backend
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="cannot be used"):
             distributed.choose_device("cuda")
