@@ -40,7 +40,8 @@ weights: venv
 	$(TRAIN) recipe=codec_tiny $(call heard,20,4000)
 	$(BIN)/python tools/bundle.py runs/codec_tiny/best codec_tiny
 	$(TRAIN) recipe=lm_tiny $(call heard,24,5000)
-	$(BIN)/python tools/bundle.py runs/lm_tiny/best lm_tiny
+	$(TRAIN) recipe=lm_tiny init_from=runs/lm_tiny/best out=runs/lm_tiny_on fit.steps=10000 optim.lr=8e-4 $(call heard,24,16000)
+	$(BIN)/python tools/bundle.py runs/lm_tiny_on/best lm_tiny
 	$(TRAIN) recipe=codec_tiny_decoder init_from=codec_tiny $(call heard,20,1500)
 	$(BIN)/python tools/bundle.py runs/codec_tiny_decoder codec_tiny
 	$(BIN)/python tools/attribution.py $(ESC10)/manifest.jsonl > audiogen/weights/ATTRIBUTION.md
