@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from audiogen.conditioning.condition import pad_like_peers, stack
 from audiogen.conditioning.t5 import T5Conditioner
 from audiogen.errors import InputError
 from audiogen.interfaces import Codec, Condition
-from audiogen.lm import lora, pretrained
+from audiogen.lm import lora, native, pretrained
 from audiogen.lm.model import TokenLM
 from audiogen.lm.pretrained import CODEC_FOLDER, KIND, CodecReference, load_lm, save_lm
 from audiogen.lm.sample import Sampling, generate_tokens, num_decoded
@@ -73,7 +74,8 @@ class AudioGen:
     A row's audio is a function of its text, duration, seed and the settings: the same alone, in a batch and in any
     order, to the last bit on one machine. Different batch sizes would call different matrix kernels, which round
     differently, so the language model always runs on `batch_size` rows of one length (the last one repeated to fill
-    up), and a row passes the text encoder and the codec by itself.
+    up), and a row passes the text encoder and the codec by itself. The kernels of `lm.native` compute every row by
+    itself: they run on at most `batch_size` rows, without filling up.
     """
 
     def __init__(
@@ -83,10 +85,12 @@ class AudioGen:
         codec: Codec,
         max_frames: int,
         info: Mapping[str, Any] | None = None,
+        decoder: native.NativeLM | None = None,
     ):
         """max_frames: the longest sequence the language model runs on at once; longer sounds use a sliding window.
 
         info: what is known of the model; `info["generation"]["guidance"]` is what it generates with by default.
+        decoder: a packed copy of the language model's weights as they are now, which then runs its steps.
         All models must be in evaluation mode and on one device.
         """
         if codec.segmented:
@@ -104,6 +108,7 @@ class AudioGen:
                 f"the language model has {lm.config.num_codebooks} codebooks, its codec only {codec.num_codebooks}"
             )
         self.lm, self.conditioner, self.codec = lm, conditioner, codec
+        self.decoder = decoder
         self.max_frames = max_frames
         self.info = dict(info or {})
         self.guidance = float(self.info.get("generation", {}).get("guidance", GUIDANCE))
@@ -123,11 +128,14 @@ class AudioGen:
         """Open a bundled model, a model directory, or a public release: its directory or "org/name[@revision]".
 
         device: "cpu", "cuda", "cuda:1", "mps", or "auto": a CUDA GPU where there is one, else the CPU. dtype: of the
-        language model, "float32", "bfloat16", "float16", or "auto" for bfloat16 on CUDA and float32 elsewhere; the
-        text encoder and the codec stay in float32. text_encoder: a T5, directory or hub id, in place of the one that
-        the model names. adapter: a directory that LoRA fine-tuning of this model wrote.
+        language model, "float32", "bfloat16", "float16", "int8", or "auto" for bfloat16 on CUDA and float32
+        elsewhere; the text encoder and the codec stay in float32. On a CPU, bfloat16 and int8 run by `lm.native`,
+        which a C++ compiler builds at first use; without one bfloat16 runs by PyTorch, and int8 is an InputError.
+        `lm` stays float32 with int8. text_encoder: a T5, directory or hub id, in place of the one that the model
+        names. adapter: a directory that LoRA fine-tuning of this model wrote.
         """
         where = distributed.choose_device(device)
+        kernels = choose_kernels(dtype, where)
         found = load_lm(name_or_dir, where, choose_dtype(dtype, where), text_encoder)
         reference = found.codec
         codec = load_codec(reference.location, where, reference.dual_mono)
@@ -141,7 +149,8 @@ class AudioGen:
         if adapter is not None:
             lora.load_adapter(adapter, found.lm)
             lora.merge(found.lm)
-        return cls(found.lm, found.conditioner, codec, found.max_frames, found.info)
+        decoder = None if kernels is None else native.NativeLM(found.lm, cast("native.Dtype", dtype), kernels)
+        return cls(found.lm, found.conditioner, codec, found.max_frames, found.info, decoder)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a model directory that `from_pretrained` opens; a codec that is not bundled is copied into it.
@@ -320,14 +329,13 @@ class AudioGen:
                 "counts it in; give a longer one"
             )
         conditions = self._conditions(request)
-        without = None
-        if request.negative is not None:
-            without = stack([self.conditioner([request.negative])] * self.batch_size)
+        without = None if request.negative is None else self.conditioner([request.negative])
         result = torch.zeros(len(texts), self.channels, max(map(self.num_samples, durations)))
         share_done = 0.0
         lengths = [condition.mask.shape[1] for condition in conditions]
         for rows in _alike(list(zip(lengths, frames, strict=True)), self.batch_size):
-            filled = rows + rows[-1:] * (self.batch_size - len(rows))
+            missing = self.batch_size - len(rows) if self.decoder is None else 0
+            filled = rows + rows[-1:] * missing
             share = len(rows) / len(texts)
             codes = generate_tokens(
                 self.lm,
@@ -336,10 +344,11 @@ class AudioGen:
                 sampling,
                 seeds=[seeds[row] for row in filled],
                 guidance=self.guidance if request.guidance is None else request.guidance,
-                negative=without,
+                negative=None if without is None else stack([without] * len(filled)),
                 prompt=None if prompt is None else prompt[filled],
                 max_frames=self.max_frames,
                 callback=_part_of(progress, share_done, share),
+                decoder=self.decoder,
             )
             for row, row_codes in zip(rows, codes, strict=False):
                 length = self.num_samples(durations[row])
@@ -372,13 +381,30 @@ class AudioGen:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The language model's number type on a device."""
+    """The number type on a device of the language model itself; int8 is that of a packed copy."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    types = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "int8": torch.float32,
+    }
     if name not in types:
         raise InputError(f"dtype is {name!r}; allowed: auto, {', '.join(types)}")
     return types[name]
+
+
+def choose_kernels(dtype: str, device: torch.device) -> ctypes.CDLL | None:
+    """What runs this type on a device in place of PyTorch; InputError for int8 where it cannot run."""
+    is_native = device.type == "cpu" and dtype in ("bfloat16", "int8")
+    kernels = native.library() if is_native else None
+    if dtype == "int8" and kernels is None:
+        raise InputError(
+            f"int8 needs a C++ compiler and a CPU; here the device is {device}"
+            + (": install g++ or clang++, or choose float32" if is_native else ": choose cpu, or bfloat16")
+        )
+    return kernels
 
 
 def _equal(a: Codec, b: Codec) -> bool:

@@ -52,6 +52,17 @@ def no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the native kernels are built, once for all workers, and not in the user's cache."""
+    run = tmp_path_factory.getbasetemp()
+    folder = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "builds"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUDIOGEN_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model directory of a language model, its text encoder and codec, all tiny and random: 8 kHz, 100 Hz."""

@@ -15,7 +15,7 @@ import torch
 from audiogen import AudioGen, audio
 from audiogen.errors import run_command
 from audiogen.generate import Job, main, parse_arguments, plan
-from audiogen.lm import lora
+from audiogen.lm import lora, native
 from tests import random_t5
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,6 +128,19 @@ def test_settings_are_passed_on(run, tiny_model: Path) -> None:
     assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
 
 
+def test_threads_change_the_time_and_no_bit_of_int8(run) -> None:
+    if native.find_compiler() is None:
+        pytest.skip("needs a C++ compiler")
+    before = torch.get_num_threads()
+    try:
+        for count in ("1", "2"):
+            words = ("--dtype", "int8", "--threads", count, "--out", f"{count}.wav")
+            assert run("--text", "rain", *words)[0] == 0 and torch.get_num_threads() == int(count)
+    finally:
+        torch.set_num_threads(before)
+    assert Path("1.wav").read_bytes() == Path("2.wav").read_bytes()
+
+
 def test_a_public_release_with_a_text_encoder(run, shared: Path, tmp_path: Path) -> None:
     release, text = shared / "fixtures" / "audiogen_tiny", random_t5.write(tmp_path / "t5", 512)
     narrow = random_t5.write(tmp_path / "narrow", 24)
@@ -187,6 +200,7 @@ def test_odd_prompts_are_warned_of_and_generated(run) -> None:
         ("--text rain --duration 1e9", "at most 3600 s"),
         ("--text rain --duration nan", "duration is nan s"),
         ("--text rain --num-samples 0", "--num-samples is 0"),
+        ("--text rain --threads 0", "--threads is 0; it must be from 1 to 1024"),
         ("--text rain --temperature=-1", "temperature is -1"),
         ("--text rain --top-k=-1", "top_k is -1"),
         ("--text rain --top-p 2", "top_p is 2"),

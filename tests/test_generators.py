@@ -15,6 +15,7 @@ from audiogen.codec.pretrained import load_codec
 from audiogen.conditioning.condition import pad_like_peers
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition, Generator
+from audiogen.lm import lora, native
 from audiogen.lm.sample import Sampling, generate_tokens
 from tests import random_t5
 
@@ -257,6 +258,86 @@ def test_half_precision_generates_and_leaves_text_and_codec_alone(tiny_model: Pa
     assert sound.dtype == torch.float32 and sound.isfinite().all()
 
 
+needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="needs a C++ compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_by_native_kernels_a_sound_is_the_same_alone_and_in_a_batch(
+    model: AudioGen, tiny_model: Path, dtype: str, guidance: float
+) -> None:
+    """Bit for bit, though a batch is not filled up; 0.9 s takes windows."""
+    fast = AudioGen.from_pretrained(tiny_model, "cpu", dtype)
+    assert fast.decoder is not None and fast.decoder.dtype == dtype
+    durations = [0.2, 0.2, 0.9, 0.2, 0.2, 0.155]
+    settings = {"guidance": guidance, "negative": "rain"}
+    together = fast.generate(TEXTS, durations, seed=5, **settings)  # type: ignore[arg-type]
+    assert together.isfinite().all() and together.any()
+    assert torch.equal(fast.generate(TEXTS, durations, seed=5, **settings), together)  # type: ignore[arg-type]
+    for row, (text, duration_s) in enumerate(zip(TEXTS, durations, strict=True)):
+        alone = fast.generate([text], duration_s, seed=5 + row, **settings)[0]  # type: ignore[arg-type]
+        assert torch.equal(together[row, :, : alone.shape[-1]], alone)
+    again = AudioGen.from_pretrained(tiny_model, "cpu", dtype)
+    assert torch.equal(again.generate(TEXTS[:1], 0.2, seed=5, **settings)[0], together[0, :, :1600])  # type: ignore[arg-type]
+    assert fast.num_parameters == model.num_parameters
+
+
+@needs_compiler
+def test_native_kernels_in_float32_give_pytorchs_greedy_codes(model: AudioGen) -> None:
+    decoder, text = native.NativeLM(model.lm), model.conditioner(["a dog barks", "rain"])
+    prompt = torch.tensor([[[1, 2], [3, 4], [5, 6]]]).repeat(2, 1, 1)
+    for guidance in (1.0, 3.0):
+        settings = {"seeds": [0, 1], "guidance": guidance, "prompt": prompt, "max_frames": 40}
+        slow, fast = (
+            generate_tokens(model.lm, text, [90, 70], Sampling(0.0), **settings, decoder=chosen)  # type: ignore[arg-type]
+            for chosen in (None, decoder)
+        )
+        assert torch.equal(slow, fast)
+
+
+@needs_compiler
+def test_int8_is_packed_after_the_adapter_and_saved_whole(
+    model: AudioGen, tiny_model: Path, tmp_path: Path
+) -> None:
+    lm = AudioGen.from_pretrained(tiny_model, "cpu").lm
+    config = lora.LoraConfig(rank=2)
+    lora.add(lm, config)
+    for name, tensor in lora.adapter_state(lm).items():
+        if name.endswith("up"):
+            tensor.fill_(0.5)
+    lora.save_adapter(tmp_path / "adapter", lm, config, str(tiny_model), {})
+    plain = AudioGen.from_pretrained(tiny_model, "cpu", "int8")
+    adapted = AudioGen.from_pretrained(tiny_model, "cpu", "int8", adapter=tmp_path / "adapter")
+    assert not torch.equal(adapted.generate(["rain"], 0.1), plain.generate(["rain"], 0.1))
+    assert plain.lm.heads.weight.dtype == torch.float32
+    plain.save_pretrained(tmp_path / "saved")
+    saved = AudioGen.from_pretrained(tmp_path / "saved", "cpu")
+    assert saved.decoder is None
+    assert torch.equal(saved.generate(["rain"], 0.1), model.generate(["rain"], 0.1))
+
+
+def test_without_a_compiler_bfloat16_runs_by_pytorch_and_int8_is_refused(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    native.library.cache_clear()
+    model = AudioGen.from_pretrained(tiny_model, "cpu", "bfloat16")
+    AudioGen.from_pretrained(tiny_model, "cpu", "bfloat16")
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "PyTorch's are several times slower" in said
+    assert model.decoder is None and model.generate(["rain"], 0.1).isfinite().all()
+    with pytest.raises(InputError, match="int8 needs a C\\+\\+ compiler and a CPU; .* install g\\+\\+"):
+        AudioGen.from_pretrained(tiny_model, "cpu", "int8")
+    monkeypatch.undo()
+    native.library.cache_clear()
+    with pytest.raises(InputError, match="int8 needs .* here the device is cuda: choose cpu"):
+        generators.choose_kernels("int8", torch.device("cuda"))
+    assert generators.choose_kernels("bfloat16", torch.device("cuda")) is None
+    assert generators.choose_kernels("auto", torch.device("cpu")) is None
+
+
 @pytest.mark.parametrize(
     ("texts", "settings", "said"),
     [
@@ -304,8 +385,8 @@ def test_what_cannot_be_opened_is_said(tiny_model: Path, tmp_path: Path) -> None
         generators.load("lm_tinny")
     with pytest.raises(InputError, match="device 'gpu' cannot be used"):
         generators.load(tiny_model, device="gpu")
-    with pytest.raises(InputError, match="dtype is 'int8'; allowed: auto, float32"):
-        generators.load(tiny_model, dtype="int8")
+    with pytest.raises(InputError, match="dtype is 'int4'; allowed: auto, float32, bfloat16, float16, int8"):
+        generators.load(tiny_model, dtype="int4")
     for part in (
         "model.safetensors",
         "config.json",

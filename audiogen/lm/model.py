@@ -168,6 +168,10 @@ class TokenLM(nn.Module):
         """Features [B, S, D] -> logits [B, K, S, V] (a view of memory laid out as B, S, K, V)."""
         return rearrange(self.heads(features), "b s (k v) -> b k s v", k=self.config.num_codebooks)
 
+    def step(self, steps: Tensor, cache: KVCache) -> Tensor:
+        """Steps [B, K, S] after those of the cache -> logits [B, K, V] of the step after the last."""
+        return self.logits(self.features(steps, cache=cache)[:, -1:])[:, :, 0]
+
     def _project_text(self, condition: Condition | None) -> tuple[list[KeysValues] | None, Tensor | None]:
         """Keys and values of the condition in every layer, and its mask as [B, 1, 1, L]."""
         if condition is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,16 @@ from audiogen.lm import patterns
 from audiogen.lm.model import TokenLM
 
 Callback = Callable[[int, int], None]  # (steps done, steps in all), after every step
+
+
+class Decoder(Protocol):
+    """What runs the steps of a TokenLM: itself, or `native.NativeLM`. special: the id of "no code here"."""
+
+    special: int
+
+    def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> Any: ...
+
+    def step(self, steps: Tensor, cache: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,7 @@ def generate_tokens(
     max_frames: int | None = None,
     stride: int | None = None,
     callback: Callback | None = None,
+    decoder: Decoder | None = None,
 ) -> Tensor:
     """Generate codes int64 [B, K, T], one row per seed.
 
@@ -134,6 +145,7 @@ def generate_tokens(
     max_frames: longest sequence to run the model on, in general the one it was trained on; None is no limit.
         Longer clips are made in windows that each add `stride` frames (by default a fifth of max_frames, as
         audiocraft's AudioGen does) to those before.
+    decoder: runs the steps in place of `lm`, whose weights it has.
     """
     lengths = [num_frames] * len(seeds) if isinstance(num_frames, int) else list(num_frames)
     if prompt is None:
@@ -171,7 +183,9 @@ def generate_tokens(
         part = torch.tensor(rows, device=device), slice(None), slice(window.begin, window.end)
         text = _rows(condition, [*rows, *(len(seeds) + row for row in rows)] if guided else rows)
         strength = guidance if guided else None
-        codes[part] = _decode(lm, text, codes[part], uniform[part], layout, sampling, strength, advance)
+        codes[part] = _decode(
+            decoder or lm, text, codes[part], uniform[part], layout, sampling, strength, advance
+        )
     return codes
 
 
@@ -249,7 +263,7 @@ def _rows(condition: Condition | None, rows: list[int]) -> Condition | None:
 
 @torch.inference_mode()
 def _decode(
-    lm: TokenLM,
+    decoder: Decoder,
     condition: Condition | None,
     codes: Tensor,
     uniform: Tensor,
@@ -260,15 +274,14 @@ def _decode(
 ) -> Tensor:
     """Complete codes [B, K, T] of a window; with guidance, condition and model have 2 B rows."""
     pattern = layout.pattern
-    steps = patterns.interleave(codes, pattern, lm.special)
+    steps = patterns.interleave(codes, pattern, decoder.special)
     uniform = patterns.interleave(uniform, pattern, 0)
     unknown = (pattern.frame >= layout.known).to(codes.device)
     copies = 1 if guidance is None else 2
-    cache = lm.new_cache(condition, copies * len(codes), pattern.num_steps)
+    cache = decoder.new_cache(condition, copies * len(codes), pattern.num_steps)
     new = steps[..., : layout.first]
     for step in range(layout.first, pattern.num_steps):
-        features = lm.features(new.repeat(copies, 1, 1), cache=cache)
-        logits = lm.logits(features[:, -1:])[:, :, 0]  # [copies B, K, V]
+        logits = decoder.step(new.repeat(copies, 1, 1), cache)  # [copies B, K, V]
         if guidance is not None:
             logits = guide(logits, guidance)
         drawn = draw(logits, sampling, uniform[..., step])
@@ -276,4 +289,4 @@ def _decode(
         new = steps[..., step : step + 1]
         advance()
     completed = patterns.deinterleave(steps, pattern)
-    return completed.masked_fill(completed == lm.special, 0)  # past the end of a shorter row
+    return completed.masked_fill(completed == decoder.special, 0)  # past the end of a shorter row
