@@ -139,9 +139,8 @@ class AudioGen:
         found = load_lm(name_or_dir, where, choose_dtype(dtype, where), text_encoder)
         reference = found.codec
         codec = load_codec(reference.location, where, reference.dual_mono)
-        if (
-            reference.identity and codec.identity != reference.identity
-        ):  # a public release is one with its codec
+        # A public release is one with its codec: it has no identity to compare.
+        if reference.identity and codec.identity != reference.identity:
             raise InputError(
                 f"{name_or_dir} was trained on the tokens of codec {reference.identity}, but {reference.location} is "
                 f"{codec.identity}; put the codec it was trained with there"

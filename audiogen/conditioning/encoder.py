@@ -24,7 +24,8 @@ RELEASED_NAMES = (
     *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
 )
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-_SMALL = ("config.json", "tokenizer*", "spiece.model", "special_tokens_map.json")
+TOKENIZER_PATTERNS = ("tokenizer*", "spiece.model", "special_tokens_map.json")  # all that one may consist of
+_SMALL = ("config.json", *TOKENIZER_PATTERNS)
 # What a T5 of the hub may hold; the first that it has is fetched.
 LAYOUTS = (
     hub.Layout("safetensors", ("config.json", "model.safetensors"), (*_SMALL, "model.safetensors")),

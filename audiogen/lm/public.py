@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from audiogen import checkpoint, hub
+from audiogen.conditioning.encoder import TOKENIZER_PATTERNS
 from audiogen.hub import Layout
 from audiogen.lm import audiocraft, musicgen
 from audiogen.lm.musicgen import transformers_parts
@@ -13,7 +14,6 @@ from audiogen.lm.release import Release
 
 __all__ = ["LAYOUTS", "fetch", "layout_of", "read_release", "transformers_parts"]
 
-TOKENIZER = ("tokenizer*", "spiece.model", "special_tokens_map.json", "preprocessor_config.json")
 # What a hub repository may hold, the first that it has is taken. Releases in both layouts of the last two carry their
 # text encoder in the first of them. Some have a second copy in another precision, as model.fp32.safetensors.
 TRANSFORMERS = Layout(
@@ -25,7 +25,8 @@ TRANSFORMERS = Layout(
         "model.safetensors",
         "model-?????-of-?????.safetensors",
         "model.safetensors.index.json",
-        *TOKENIZER,
+        "preprocessor_config.json",
+        *TOKENIZER_PATTERNS,
     ),
 )
 LAYOUTS = (
