@@ -252,18 +252,14 @@ def assign(
     Names, shapes and kinds (floating or not) are checked before anything is allocated; what does not fit, or holds
     values that are not finite, is an `InputError` that names it and `where`.
     """
-    joined = {name: [part] if isinstance(part, Tensor) else list(part) for name, part in parts.items()}
-    _check_fit(module, {name: _joined_shape(tensors) for name, tensors in joined.items()}, where)
+    check_parts(module, parts, where)
     own = module.state_dict(keep_vars=True)
-    for name, tensors in joined.items():
-        for part in tensors:
-            if part.is_floating_point() != own[name].is_floating_point():
-                raise InputError(f"{name} of {where} is {part.dtype}, should be like {own[name].dtype}")
     filled: dict[str, Tensor] = {}
-    for name, tensors in joined.items():
+    for name, part in parts.items():
+        tensors = _sequence(part)
         final = own[name].dtype
         if final.is_floating_point:
-            final = dtype or functools.reduce(torch.promote_types, (part.dtype for part in tensors))
+            final = dtype or functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
         filled[name] = _copied(tensors, name, where, torch.empty(own[name].shape, dtype=final, device=device))
         if isinstance(own[name], nn.Parameter):
             filled[name] = nn.Parameter(filled[name], own[name].requires_grad)
@@ -271,6 +267,27 @@ def assign(
     for layer in module.modules():
         if isinstance(layer, nn.RNNBase):
             layer.flatten_parameters()  # cuDNN wants them in one piece
+
+
+def check_parts(module: nn.Module, parts: Mapping[str, Tensor | Sequence[Tensor]], where: str | Path) -> None:
+    """Raise InputError unless `parts`, as in `assign`, are exactly the tensors of a module on any device."""
+    joined = {name: _sequence(part) for name, part in parts.items()}
+    _check_fit(module, {name: _joined_shape(tensors) for name, tensors in joined.items()}, where)
+    own = module.state_dict(keep_vars=True)
+    for name, tensors in joined.items():
+        for part in tensors:
+            if part.is_floating_point() != own[name].is_floating_point():
+                raise InputError(f"{name} of {where} is {part.dtype}, should be like {own[name].dtype}")
+
+
+def read_part(parts: Mapping[str, Tensor | Sequence[Tensor]], name: str, where: str | Path) -> Tensor:
+    """A float32 copy of one of the parts of `assign`, joined; its mapped pages are given back, as there."""
+    tensors = _sequence(parts[name])
+    return _copied(tensors, name, where, torch.empty(_joined_shape(tensors)))
+
+
+def _sequence(part: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [part] if isinstance(part, Tensor) else part
 
 
 def _joined_shape(tensors: Sequence[Tensor]) -> list[int]:

@@ -114,7 +114,7 @@ def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
         return lambda folder: public.save_transformers(folder, codec)
     # An adapter is added in float32 and rounded once.
     read_as = "float32" if args.adapter is not None else args.dtype
-    model = generators.load(args.model, "cpu", read_as, args.text_encoder, args.adapter)
+    model = generators.load(args.model, "cpu", read_as, args.text_encoder, args.adapter, packed=False)
     text = model.conditioner.config
     if args.text_encoder is not None and Path(args.text_encoder).is_dir() and not text.trains_encoder:
         # A directory of this machine means nothing to who gets the model.

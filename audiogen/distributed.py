@@ -21,6 +21,14 @@ def initialize(device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are native; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public function tells
+    return device.type == "cpu" and supported is not None and bool(supported())
+
+
 def shutdown() -> None:
     """Leave the process group, if there is one."""
     if is_distributed():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
+import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from audiogen.conditioning.condition import pad_like_peers, stack
 from audiogen.conditioning.t5 import T5Conditioner
 from audiogen.errors import InputError
 from audiogen.interfaces import Codec, Condition
-from audiogen.lm import lora, native, pretrained
-from audiogen.lm.model import TokenLM
-from audiogen.lm.pretrained import CODEC_FOLDER, KIND, CodecReference, load_lm, save_lm
-from audiogen.lm.sample import Sampling, generate_tokens, num_decoded
+from audiogen.lm import decoders, lora, pretrained
+from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.lm.pretrained import CODEC_FOLDER, KIND, CodecReference, OpenLM, open_lm, save_lm
+from audiogen.lm.sample import Decoder, Sampling, generate_tokens, num_decoded
 from audiogen.requests import Request
 
 MAX_DURATION_S = 3600.0
@@ -40,6 +40,7 @@ def load(
     dtype: str = "auto",
     text_encoder: str | None = None,
     adapter: str | Path | None = None,
+    packed: bool = True,
 ) -> AudioGen:
     """Open a generator of any family (so far: token language models); arguments as in `AudioGen.from_pretrained`."""
     kind = own_kind(name_or_dir)
@@ -52,7 +53,7 @@ def load(
         raise InputError(
             f"{name_or_dir} holds a model of kind {kind!r}, which does not generate; allowed: {KIND!r}"
         )
-    return AudioGen.from_pretrained(name_or_dir, device, dtype, text_encoder, adapter)
+    return AudioGen.from_pretrained(name_or_dir, device, dtype, text_encoder, adapter, packed)
 
 
 def find(name_or_dir: str | Path) -> Path:
@@ -80,35 +81,36 @@ class AudioGen:
 
     def __init__(
         self,
-        lm: TokenLM,
+        lm: TokenLM | OpenLM,
         conditioner: T5Conditioner,
         codec: Codec,
         max_frames: int,
         info: Mapping[str, Any] | None = None,
-        decoder: native.NativeLM | None = None,
+        decoder: Decoder | None = None,
     ):
         """max_frames: the longest sequence the language model runs on at once; longer sounds use a sliding window.
 
         info: what is known of the model; `info["generation"]["guidance"]` is what it generates with by default.
-        decoder: a packed copy of the language model's weights as they are now, which then runs its steps.
-        All models must be in evaluation mode and on one device.
+        decoder: something with the language model's weights as they are now, which then runs its steps; `lm` may then
+        still lie in its files. All models must be in evaluation mode and on one device.
         """
         if codec.segmented:
             raise InputError(
                 f"codec {codec.name!r} codes each segment of a sound by itself, so it cannot be generated through; "
                 "such codecs make token files only"
             )
-        if (lm.config.codebook_size, lm.config.dim) != (codec.codebook_size, conditioner.width):
+        config = lm.config
+        if (config.codebook_size, config.dim) != (codec.codebook_size, conditioner.width):
             raise InputError(
-                f"the language model has {lm.config.codebook_size} codes and width {lm.config.dim}, but the codec "
+                f"the language model has {config.codebook_size} codes and width {config.dim}, but the codec "
                 f"{codec.codebook_size} codes and the text encoder width {conditioner.width}; they must be equal"
             )
-        if lm.config.num_codebooks > codec.num_codebooks:
+        if config.num_codebooks > codec.num_codebooks:
             raise InputError(
-                f"the language model has {lm.config.num_codebooks} codebooks, its codec only {codec.num_codebooks}"
+                f"the language model has {config.num_codebooks} codebooks, its codec only {codec.num_codebooks}"
             )
-        self.lm, self.conditioner, self.codec = lm, conditioner, codec
-        self.decoder = decoder
+        self._lm, self.conditioner, self.codec = lm, conditioner, codec
+        self.decoder: Decoder = decoder or self.lm
         self.max_frames = max_frames
         self.info = dict(info or {})
         self.guidance = float(self.info.get("generation", {}).get("guidance", GUIDANCE))
@@ -124,32 +126,40 @@ class AudioGen:
         dtype: str = "auto",
         text_encoder: str | None = None,
         adapter: str | Path | None = None,
+        packed: bool = True,
     ) -> AudioGen:
         """Open a bundled model, a model directory, or a public release: its directory or "org/name[@revision]".
 
         device: "cpu", "cuda", "cuda:1", "mps", or "auto": a CUDA GPU where there is one, else the CPU. dtype: of the
-        language model, "float32", "bfloat16", "float16", "int8", or "auto" for bfloat16 on CUDA and float32
-        elsewhere; the text encoder and the codec stay in float32. On a CPU, bfloat16 and int8 run by `lm.native`,
-        which a C++ compiler builds at first use; without one bfloat16 runs by PyTorch, and int8 is an InputError.
-        `lm` stays float32 with int8. text_encoder: a T5, directory or hub id, in place of the one that the model
-        names. adapter: a directory that LoRA fine-tuning of this model wrote.
+        language model, "float32", "bfloat16", "float16", "int8" (on a CPU), or "auto" for bfloat16 where the device
+        has it and float32 elsewhere; the text encoder and the codec stay in float32. text_encoder: a T5, directory or
+        hub id, in place of the one that the model names. adapter: a directory that LoRA fine-tuning of this model
+        wrote. packed: on a CPU weights go from their files into a form that decodes several times faster
+        (`lm.decoders`); the PyTorch module, `lm`, is read when it is first asked for. False runs that instead.
         """
         where = distributed.choose_device(device)
-        kernels = choose_kernels(dtype, where)
-        found = load_lm(name_or_dir, where, choose_dtype(dtype, where), text_encoder)
-        reference = found.codec
-        codec = load_codec(reference.location, where, reference.dual_mono)
+        dtype = decoders.choose_dtype(dtype, where)
+        packed = packed and decoders.is_packed(dtype, where)
+        found = open_lm(name_or_dir, where, text_encoder)
+        codec = load_codec(found.codec.location, where, found.codec.dual_mono)
         # A public release is one with its codec: it has no identity to compare.
-        if reference.identity and codec.identity != reference.identity:
+        if found.codec.identity and codec.identity != found.codec.identity:
             raise InputError(
-                f"{name_or_dir} was trained on the tokens of codec {reference.identity}, but {reference.location} is "
-                f"{codec.identity}; put the codec it was trained with there"
+                f"{name_or_dir} was trained on the tokens of codec {found.codec.identity}, but {found.codec.location} "
+                f"is {codec.identity}; put the codec it was trained with there"
             )
-        if adapter is not None:
-            lora.load_adapter(adapter, found.lm)
-            lora.merge(found.lm)
-        decoder = None if kernels is None else native.NativeLM(found.lm, cast("native.Dtype", dtype), kernels)
-        return cls(found.lm, found.conditioner, codec, found.max_frames, found.info, decoder)
+        lm: TokenLM | OpenLM = found
+        if adapter is not None or not packed:
+            lm = found.load(where, torch.float32 if packed else decoders.torch_dtype(dtype))
+        if adapter is not None and isinstance(lm, TokenLM):
+            lora.load_adapter(adapter, lm)
+            lora.merge(lm)
+        decoder = None
+        if isinstance(lm, OpenLM):
+            decoder = decoders.pack(lm.skeleton(), dtype, lm.read)
+        elif packed:
+            decoder = decoders.pack(lm, dtype)
+        return cls(lm, found.conditioner, codec, found.max_frames, found.info, decoder)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a model directory that `from_pretrained` opens; a codec that is not bundled is copied into it.
@@ -173,9 +183,33 @@ class AudioGen:
         export.save(directory, self.lm, self.conditioner, self.codec, self.max_frames, self.guidance, dtype)
 
     @property
+    def lm(self) -> TokenLM:
+        """The language model as a PyTorch module; where a packed copy runs it, its weights are read now, in float32."""
+        if isinstance(self._lm, OpenLM):
+            self._lm = self._lm.load(self.device)
+        return self._lm
+
+    @property
+    def config(self) -> LMConfig:
+        """The language model's."""
+        return self.decoder.config
+
+    def identity(self) -> str:
+        """16 hex digits that change with any weight, and with the number type they are rounded to."""
+        lm = (
+            self._lm.identity()
+            if isinstance(self._lm, OpenLM)
+            else checkpoint.identity(self._lm.state_dict())
+        )
+        text = checkpoint.identity(self.conditioner.state_dict())
+        codec = checkpoint.identity(self.codec.state_dict())
+        parts = [lm, text, codec, type(self.decoder).__name__, getattr(self.decoder, "dtype", "")]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @property
     def device(self) -> torch.device:
         """Where the models are."""
-        return self.lm.heads.weight.device
+        return self.decoder.device
 
     @property
     def frame_rate(self) -> float:
@@ -190,20 +224,22 @@ class AudioGen:
     @property
     def latent_rate(self) -> str:
         """What is generated: frames a second and codebooks."""
-        return f"{self.frame_rate:g} Hz x {self.lm.config.num_codebooks}"
+        return f"{self.frame_rate:g} Hz x {self.config.num_codebooks}"
 
     @property
     def num_parameters(self) -> int:
         """Of language model, text encoder and codec."""
         encoder = self.conditioner.encoder_stack()
-        modules = (self.lm, self.conditioner.output_proj, encoder, self.codec)
+        with torch.device("meta"):
+            lm = TokenLM(self.config)
+        modules = (lm, self.conditioner.output_proj, encoder, self.codec)
         return sum(weight.numel() for module in modules for weight in module.parameters()) + sum(
             tensor.numel() for name, tensor in self.codec.state_dict().items() if name.endswith("codewords")
         )
 
     def num_evaluations(self, duration_s: float, guidance: float) -> int:
         """Decoding steps for one clip, each counted twice where guidance needs a second row."""
-        return num_decoded(self.lm, self.num_frames(duration_s), self.max_frames) * (
+        return num_decoded(self.config, self.num_frames(duration_s), self.max_frames) * (
             1 if guidance == 1 else 2
         )
 
@@ -212,7 +248,7 @@ class AudioGen:
         sounds = []
         for sound in audio:
             blocks = [sound[None].to(self.device, torch.float32)]
-            codes = torch.cat(list(encode_stream(self.codec, blocks, self.lm.config.num_codebooks)), -1)
+            codes = torch.cat(list(encode_stream(self.codec, blocks, self.config.num_codebooks)), -1)
             sounds.append(self._decode(codes[0])[:, : audio.shape[-1]].cpu())
         return torch.stack(sounds)
 
@@ -333,11 +369,11 @@ class AudioGen:
         share_done = 0.0
         lengths = [condition.mask.shape[1] for condition in conditions]
         for rows in _alike(list(zip(lengths, frames, strict=True)), self.batch_size):
-            missing = self.batch_size - len(rows) if self.decoder is None else 0
+            missing = 0 if self.decoder.independent_rows else self.batch_size - len(rows)
             filled = rows + rows[-1:] * missing
             share = len(rows) / len(texts)
             codes = generate_tokens(
-                self.lm,
+                self.decoder,
                 stack([conditions[row] for row in filled]),
                 frames[rows[0]],
                 sampling,
@@ -347,7 +383,6 @@ class AudioGen:
                 prompt=None if prompt is None else prompt[filled],
                 max_frames=self.max_frames,
                 callback=_part_of(progress, share_done, share),
-                decoder=self.decoder,
             )
             for row, row_codes in zip(rows, codes, strict=False):
                 length = self.num_samples(durations[row])
@@ -372,38 +407,11 @@ class AudioGen:
         hop = self.codec.hop_length
         whole = max(1, audio.shape[-1] // hop) * hop
         blocks = [audio[None, :, :whole].to(self.device, torch.float32)]
-        return torch.cat(list(encode_stream(self.codec, blocks, self.lm.config.num_codebooks)), -1)
+        return torch.cat(list(encode_stream(self.codec, blocks, self.config.num_codebooks)), -1)
 
     def _decode(self, codes: Tensor) -> Tensor:
         """Codes [K, T] -> audio [C, T * hop_length]."""
         return torch.cat(list(decode_stream(self.codec, [codes[None]])), -1)[0]
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number type on a device of the language model itself; int8 is that of a packed copy."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    types = {
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-        "int8": torch.float32,
-    }
-    if name not in types:
-        raise InputError(f"dtype is {name!r}; allowed: auto, {', '.join(types)}")
-    return types[name]
-
-
-def choose_kernels(dtype: str, device: torch.device) -> ctypes.CDLL | None:
-    """What runs this type on a device in place of PyTorch; InputError for int8 where it cannot run."""
-    is_native = device.type == "cpu" and dtype in ("bfloat16", "int8")
-    kernels = native.library() if is_native else None
-    if dtype == "int8" and kernels is None:
-        raise InputError(
-            f"int8 needs a C++ compiler and a CPU; here the device is {device}"
-            + (": install g++ or clang++, or choose float32" if is_native else ": choose cpu, or bfloat16")
-        )
-    return kernels
 
 
 def _equal(a: Codec, b: Codec) -> bool:

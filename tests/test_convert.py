@@ -36,6 +36,7 @@ TEXTS = ["a dog barks", "rain falls on a tin roof, then a bell"]
 SEANET = SeanetConfig(ratios=(5, 4, 4), num_filters=4, num_residual_layers=2, lstm=1, pad_mode="reflect")
 CODEC = CodecConfig(8000, 1, "seanet", SEANET, latent_dim=6, num_codebooks=3, codebook_size=16)
 GREEDY = Sampling(temperature=0)
+ORACLE = ("cpu", "float32", None, None, False)  # device, dtype, text_encoder, adapter, packed
 
 
 def random_codec(config: CodecConfig) -> Codec:
@@ -137,10 +138,10 @@ def test_read_back_it_is_the_same_model(build, kind: str, tmp_path: Path) -> Non
     model.save_transformers(tmp_path / "theirs")
     opened(tmp_path / "theirs").save_pretrained(tmp_path / "saved by them")
     AutoTokenizer.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "saved by them")
-    by_them = AudioGen.from_pretrained(tmp_path / "saved by them", "cpu")
-    back = AudioGen.from_pretrained(tmp_path / "theirs", "cpu")
+    by_them = AudioGen.from_pretrained(tmp_path / "saved by them", *ORACLE)
+    back = AudioGen.from_pretrained(tmp_path / "theirs", *ORACLE)
     back.save_pretrained(tmp_path / "ours")
-    again = AudioGen.from_pretrained(tmp_path / "ours", "cpu")
+    again = AudioGen.from_pretrained(tmp_path / "ours", *ORACLE)
     expected = model.generate([*TEXTS, None], 0.3, temperature=0.0)
     for read in (back, again, by_them):
         assert read.lm.config == dataclasses.replace(model.lm.config, delays=read.lm.config.delays)
@@ -181,11 +182,11 @@ def test_an_adapter_is_merged(build, tmp_path: Path) -> None:
     lora.save_adapter(tmp_path / "adapter", model.lm, config, str(tmp_path / "base"))
     words = [str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter"), "--to", "transformers"]
     assert main([*words, "-o", str(tmp_path / "out")]) == 0
-    merged = AudioGen.from_pretrained(tmp_path / "out", "cpu").generate(TEXTS, 0.2, temperature=0.0)
+    merged = AudioGen.from_pretrained(tmp_path / "out", *ORACLE).generate(TEXTS, 0.2, temperature=0.0)
     torch.testing.assert_close(merged, model.generate(TEXTS, 0.2, temperature=0.0), atol=1e-5, rtol=0)
-    on_top = generators.load(tmp_path / "base", "cpu", adapter=tmp_path / "adapter")
+    on_top = generators.load(tmp_path / "base", "cpu", "float32", adapter=tmp_path / "adapter", packed=False)
     torch.testing.assert_close(on_top.generate(TEXTS, 0.2, temperature=0.0), merged, atol=1e-5, rtol=0)
-    plain = generators.load(tmp_path / "base", "cpu").generate(TEXTS, 0.2, temperature=0.0)
+    plain = generators.load(tmp_path / "base", *ORACLE).generate(TEXTS, 0.2, temperature=0.0)
     assert not torch.allclose(plain, merged, atol=1e-3)
 
 

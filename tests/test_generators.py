@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from audiogen import AudioGen, checkpoint, generators
 from audiogen.codec.model import Codec
@@ -15,7 +16,9 @@ from audiogen.codec.pretrained import load_codec
 from audiogen.conditioning.condition import pad_like_peers
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition, Generator
-from audiogen.lm import lora, native
+from audiogen.lm import decoders, lora, native
+from audiogen.lm.packed import PackedLM
+from audiogen.lm.pretrained import OpenLM, load_lm
 from audiogen.lm.sample import Sampling, generate_tokens
 from tests import random_t5
 
@@ -24,7 +27,8 @@ TEXTS = ["a dog barks", "rain falls on a tin roof", None, "a clock ticks", "a do
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> AudioGen:
-    return AudioGen.from_pretrained(tiny_model, device="cpu")
+    """By PyTorch in float32, what every other way to run it is compared with."""
+    return AudioGen.from_pretrained(tiny_model, "cpu", "float32", packed=False)
 
 
 def test_a_sound_is_the_same_alone_in_a_batch_and_in_any_order(model: AudioGen) -> None:
@@ -173,13 +177,13 @@ def test_continuation_begins_with_the_clip_as_the_codec_renders_it(model: AudioG
 def test_a_saved_model_is_complete_and_generates_the_same(model: AudioGen, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "saved")
     (tmp_path / "saved").rename(tmp_path / "moved")
-    moved = generators.load(tmp_path / "moved", device="cpu")
+    moved = generators.load(tmp_path / "moved", "cpu", "float32", packed=False)
     assert torch.equal(moved.generate(TEXTS[:2], 0.1), model.generate(TEXTS[:2], 0.1))
     assert moved.info == {"steps": 0} and moved.max_frames == 40
     moved.save_pretrained(tmp_path / "moved")  # onto itself
-    assert torch.equal(
-        generators.load(tmp_path / "moved").generate(["rain"], 0.1), model.generate(["rain"], 0.1)
-    )
+    generators.load(tmp_path / "moved", "cpu").save_pretrained(tmp_path / "moved")  # and out of mapped files
+    again = generators.load(tmp_path / "moved", "cpu", "float32", packed=False)
+    assert torch.equal(again.generate(["rain"], 0.1), model.generate(["rain"], 0.1))
 
 
 def test_a_bundled_codec_is_named_not_copied(
@@ -191,11 +195,11 @@ def test_a_bundled_codec_is_named_not_copied(
     named = AudioGen(model.lm, model.conditioner, codec, model.max_frames)
     named.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "codec").exists()
-    again = AudioGen.from_pretrained(tmp_path / "saved", "cpu")
+    again = AudioGen.from_pretrained(tmp_path / "saved", "cpu", "float32", packed=False)
     assert torch.equal(again.generate(["rain"], 0.1), model.generate(["rain"], 0.1))
     next(codec.decoder.parameters()).mul_(1.5)  # no longer the bundled one, though it reads the same tokens
     named.save_pretrained(tmp_path / "changed")
-    again = AudioGen.from_pretrained(tmp_path / "changed", "cpu")
+    again = AudioGen.from_pretrained(tmp_path / "changed", "cpu", "float32", packed=False)
     assert again.codec.identity == model.codec.identity
     assert torch.equal(again.generate(["rain"], 0.1), named.generate(["rain"], 0.1))
 
@@ -248,7 +252,7 @@ def test_progress_rises_to_one(model: AudioGen) -> None:
 
 
 def test_half_precision_generates_and_leaves_text_and_codec_alone(tiny_model: Path) -> None:
-    model: Generator = AudioGen.from_pretrained(tiny_model, "cpu", "bfloat16")
+    model: Generator = AudioGen.from_pretrained(tiny_model, "cpu", "bfloat16", packed=False)
     assert isinstance(model, AudioGen)
     assert model.lm.heads.weight.dtype == torch.bfloat16
     assert {weight.dtype for part in (model.conditioner, model.codec) for weight in part.parameters()} == {
@@ -269,7 +273,7 @@ def test_by_native_kernels_a_sound_is_the_same_alone_and_in_a_batch(
 ) -> None:
     """Bit for bit, though a batch is not filled up; 0.9 s takes windows."""
     fast = AudioGen.from_pretrained(tiny_model, "cpu", dtype)
-    assert fast.decoder is not None and fast.decoder.dtype == dtype
+    assert isinstance(fast.decoder, native.NativeLM) and fast.decoder.dtype == dtype
     durations = [0.2, 0.2, 0.9, 0.2, 0.2, 0.155]
     settings = {"guidance": guidance, "negative": "rain"}
     together = fast.generate(TEXTS, durations, seed=5, **settings)  # type: ignore[arg-type]
@@ -290,8 +294,8 @@ def test_native_kernels_in_float32_give_pytorchs_greedy_codes(model: AudioGen) -
     for guidance in (1.0, 3.0):
         settings = {"seeds": [0, 1], "guidance": guidance, "prompt": prompt, "max_frames": 40}
         slow, fast = (
-            generate_tokens(model.lm, text, [90, 70], Sampling(0.0), **settings, decoder=chosen)  # type: ignore[arg-type]
-            for chosen in (None, decoder)
+            generate_tokens(chosen, text, [90, 70], Sampling(0.0), **settings)  # type: ignore[arg-type]
+            for chosen in (model.lm, decoder)
         )
         assert torch.equal(slow, fast)
 
@@ -300,7 +304,7 @@ def test_native_kernels_in_float32_give_pytorchs_greedy_codes(model: AudioGen) -
 def test_int8_is_packed_after_the_adapter_and_saved_whole(
     model: AudioGen, tiny_model: Path, tmp_path: Path
 ) -> None:
-    lm = AudioGen.from_pretrained(tiny_model, "cpu").lm
+    lm = load_lm(tiny_model).lm
     config = lora.LoraConfig(rank=2)
     lora.add(lm, config)
     for name, tensor in lora.adapter_state(lm).items():
@@ -310,32 +314,91 @@ def test_int8_is_packed_after_the_adapter_and_saved_whole(
     plain = AudioGen.from_pretrained(tiny_model, "cpu", "int8")
     adapted = AudioGen.from_pretrained(tiny_model, "cpu", "int8", adapter=tmp_path / "adapter")
     assert not torch.equal(adapted.generate(["rain"], 0.1), plain.generate(["rain"], 0.1))
-    assert plain.lm.heads.weight.dtype == torch.float32
+    assert plain.identity() != adapted.identity()
     plain.save_pretrained(tmp_path / "saved")
-    saved = AudioGen.from_pretrained(tmp_path / "saved", "cpu")
-    assert saved.decoder is None
+    assert plain.lm.heads.weight.dtype == torch.float32
+    saved = AudioGen.from_pretrained(tmp_path / "saved", "cpu", "float32", packed=False)
     assert torch.equal(saved.generate(["rain"], 0.1), model.generate(["rain"], 0.1))
 
 
-def test_without_a_compiler_bfloat16_runs_by_pytorch_and_int8_is_refused(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_auto_on_a_cpu_is_bfloat16_where_it_is_native_and_packed(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for has in (True, False):
+        monkeypatch.setattr(decoders, "has_bfloat16", lambda device, has=has: has)
+        model = AudioGen.from_pretrained(tiny_model, "cpu")
+        assert isinstance(model.decoder, native.NativeLM | PackedLM)
+        assert model.decoder.dtype == ("bfloat16" if has else "float32")
+
+
+def test_the_weights_are_read_when_they_are_asked_for_and_not_before(
+    model: AudioGen, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening packs one weight after the other: the module is never whole in memory."""
+    reads: list[str] = []
+    read, load = OpenLM.read, OpenLM.load
+
+    def counted(self: OpenLM, name: str) -> torch.Tensor:
+        reads.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(OpenLM, "read", counted)
+    monkeypatch.setattr(OpenLM, "load", lambda *_: pytest.fail("loaded whole"))
+    fast = AudioGen.from_pretrained(tiny_model, "cpu", "bfloat16")
+    assert sorted(reads) == sorted(model.lm.state_dict())
+    fast.generate(["rain"], 0.1)
+    assert fast.num_parameters == model.num_parameters and fast.latent_rate == model.latent_rate
+    monkeypatch.setattr(OpenLM, "load", load)
+    assert all(
+        torch.equal(fast.lm.state_dict()[name], weight) for name, weight in model.lm.state_dict().items()
+    )
+    assert fast.lm is fast.lm
+
+
+def test_identity_changes_with_weights_and_number_type(tiny_model: Path, tmp_path: Path) -> None:
+    kinds = [("float32", True), ("float32", False), ("bfloat16", True), ("int8", True)]
+    each = [AudioGen.from_pretrained(tiny_model, "cpu", dtype, packed=packed) for dtype, packed in kinds]
+    assert len({one.identity() for one in each}) == len(kinds)
+    assert AudioGen.from_pretrained(tiny_model, "cpu", "int8").identity() == each[-1].identity()
+    shutil.copytree(tiny_model, tmp_path / "changed")
+    tensors = load_file(tmp_path / "changed" / "model.safetensors")
+    tensors["heads.weight"][3, 4] += 1
+    save_file(tensors, tmp_path / "changed" / "model.safetensors")
+    assert AudioGen.from_pretrained(tmp_path / "changed", "cpu", "int8").identity() != each[-1].identity()
+
+
+@pytest.fixture
+def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     native.library.cache_clear()
-    model = AudioGen.from_pretrained(tiny_model, "cpu", "bfloat16")
-    AudioGen.from_pretrained(tiny_model, "cpu", "bfloat16")
-    said = capfd.readouterr().err
-    assert said.count("\n") == 1 and "PyTorch's are several times slower" in said
-    assert model.decoder is None and model.generate(["rain"], 0.1).isfinite().all()
-    with pytest.raises(InputError, match="int8 needs a C\\+\\+ compiler and a CPU; .* install g\\+\\+"):
-        AudioGen.from_pretrained(tiny_model, "cpu", "int8")
-    monkeypatch.undo()
+    yield
     native.library.cache_clear()
-    with pytest.raises(InputError, match="int8 needs .* here the device is cuda: choose cpu"):
-        generators.choose_kernels("int8", torch.device("cuda"))
-    assert generators.choose_kernels("bfloat16", torch.device("cuda")) is None
-    assert generators.choose_kernels("auto", torch.device("cpu")) is None
+
+
+@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_without_a_compiler_pytorchs_packed_products_serve(
+    model: AudioGen, tiny_model: Path, capfd: pytest.CaptureFixture[str], dtype: str
+) -> None:
+    slow = AudioGen.from_pretrained(tiny_model, "cpu", dtype)
+    AudioGen.from_pretrained(tiny_model, "cpu", dtype)
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "PyTorch's are slower" in said
+    assert isinstance(slow.decoder, PackedLM)
+    sounds = slow.generate(TEXTS[:2], 0.2, seed=5)
+    assert sounds.isfinite().all() and torch.equal(slow.generate([TEXTS[1]], 0.2, seed=6)[0], sounds[1])
+    if dtype == "float32":
+        assert torch.allclose(sounds, model.generate(TEXTS[:2], 0.2, seed=5), atol=1e-4)
+
+
+def test_number_types_that_a_device_lacks_are_refused() -> None:
+    with pytest.raises(InputError, match="int8 runs on a CPU; here the device is cuda: choose cpu"):
+        decoders.choose_dtype("int8", torch.device("cuda"))
+    assert decoders.choose_dtype("auto", torch.device("cuda")) == "bfloat16"
+    assert decoders.choose_dtype("auto", torch.device("mps")) == "float32"
+    assert not decoders.is_packed("bfloat16", torch.device("cuda"))
+    assert not decoders.is_packed("float16", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,15 @@ class LMConfig:
                 "the smallest 0"
             )
 
+    def pattern_of(self, num_frames: int) -> Pattern:
+        """The interleaving of `num_frames` frames."""
+        return make_pattern(self.pattern, self.num_codebooks, num_frames, self.delays or None)
+
 
 class TokenLM(nn.Module):
     """Causal transformer from interleaved codes to the logits of the next step; its only state is the cache."""
+
+    independent_rows = False  # another number of rows may call other matrix kernels; see `sample.Decoder`
 
     def __init__(self, config: LMConfig):
         super().__init__()
@@ -104,20 +110,24 @@ class TokenLM(nn.Module):
                 nn.init.uniform_(linear.weight, -bound, bound)
         # LayerNorms stay at one and zero.
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.layers))
 
     def pattern(self, num_frames: int) -> Pattern:
         """This model's interleaving of `num_frames` frames."""
-        config = self.config
-        return make_pattern(config.pattern, config.num_codebooks, num_frames, config.delays or None)
+        return self.config.pattern_of(num_frames)
 
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> KVCache:
         """An empty cache for `max_steps` steps, with the condition's keys and values of every layer."""
         text, text_mask = self._project_text(condition)
         heads = self.config.num_heads
         shape = (len(self.layers), batch_size, heads, max_steps, self.config.dim // heads)
-        return KVCache(shape, text, text_mask, like=self.heads.weight)
+        return KVCache(shape, text, text_mask, like=self.embedding.weight)
 
     def forward(
         self,
@@ -176,7 +186,7 @@ class TokenLM(nn.Module):
         """Keys and values of the condition in every layer, and its mask as [B, 1, 1, L]."""
         if condition is None:
             return None, None
-        tokens = condition.tokens.to(self.heads.weight.dtype)
+        tokens = condition.tokens.to(self.embedding.weight.dtype)
         text = [block.cross_attention.project(tokens) for block in self._blocks()]
         return text, condition.mask[:, None, None]
 

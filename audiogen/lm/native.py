@@ -5,7 +5,7 @@ packed in the order in which they are read, reads each once for all rows, and ke
 The PyTorch path is the oracle: float32 equals it but for rounding.
 
 The C++ source is built by the system's compiler at first use, for this very machine, into a folder of the user's
-cache. Without a compiler `library()` is None, and the PyTorch path serves.
+cache. Without a compiler `library()` is None, and PyTorch's own packed products serve (`lm.packed`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ctypes import POINTER, Structure, byref, c_char_p, c_int64, c_void_p
 from pathlib import Path
@@ -63,7 +63,7 @@ def library() -> ctypes.CDLL | None:
             return build(compiler, cache_directory())
         except (OSError, subprocess.SubprocessError) as error:
             reason = " ".join(str(error).split())[:300]
-    print(f"fast kernels are not available: {reason}; PyTorch's are several times slower", file=sys.stderr)
+    print(f"fast kernels are not available: {reason}; PyTorch's are slower", file=sys.stderr)
     return None
 
 
@@ -249,13 +249,25 @@ class NativeCache:
 class NativeLM:
     """The weights of a TokenLM, packed, and its decoding step; what it needs of the TokenLM is copied.
 
+    Besides the packed weights, one matrix at a time is in memory as float32.
+
     dtype: of the weights. bfloat16 rounds weights and inputs of products; int8 has a scale for every output of a
     matrix and quantises inputs by groups of 64 as they come. The rest is float32: embeddings, norms, softmax, logits.
-    native: from `library()` unless given. Threads are those of torch.get_num_threads() at each call, which begins
-    as OMP_NUM_THREADS.
+    native: from `library()` unless given. read: gives a weight by its name in `lm`, which may then be on the meta
+    device: so weights go from a file into their packed form, and are never in memory twice. Threads are those of
+    torch.get_num_threads() at each call, which begins as OMP_NUM_THREADS.
     """
 
-    def __init__(self, lm: TokenLM, dtype: Dtype = "float32", native: ctypes.CDLL | None = None):
+    device = torch.device("cpu")
+    independent_rows = True
+
+    def __init__(
+        self,
+        lm: TokenLM,
+        dtype: Dtype = "float32",
+        native: ctypes.CDLL | None = None,
+        read: Callable[[str], Tensor] | None = None,
+    ):
         if dtype not in DTYPES:
             raise InputError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
         native = native or library()
@@ -268,6 +280,8 @@ class NativeLM:
         self._lock = threading.Lock()  # the team and its buffers serve one call at a time
         self._team = Team(native, torch.get_num_threads())
         self._tensors: list[Tensor] = []  # what the structures point into
+        self._read = read or lm.get_parameter
+        self._names = {module: name for name, module in lm.named_modules()}
         self._positions = sinusoidal_positions(torch.arange(0), lm.config.dim)
         config = lm.config
         layers = (_Layer * config.num_layers)(
@@ -275,8 +289,9 @@ class NativeLM:
         )
         self._model = _Model(
             DTYPES.index(dtype), config.num_codebooks, config.codebook_size, config.dim, config.num_layers,
-            config.num_heads, self._keep(lm.embedding.weight), layers, self._norm(lm.out_norm), self._pack(lm.heads),
+            config.num_heads, self._keep(lm.embedding), layers, self._norm(lm.out_norm), self._pack(lm.heads),
         )  # fmt: skip
+        del self._read, self._names
 
     @property
     def num_bytes(self) -> int:
@@ -384,16 +399,19 @@ class NativeLM:
         )  # fmt: skip
 
     def _norm(self, norm: nn.LayerNorm) -> _Norm:
-        return _Norm(self._keep(norm.weight), self._keep(norm.bias))
+        return _Norm(self._keep(norm), self._keep(norm, "bias"))
 
-    def _keep(self, tensor: Tensor) -> int:
+    def _weight(self, module: nn.Module, which: str = "weight") -> Tensor:
+        return self._read(f"{self._names[module]}.{which}").detach()
+
+    def _keep(self, module: nn.Module, which: str = "weight") -> int:
         """The address of a float32 copy."""
-        self._tensors.append(tensor.detach().to("cpu", torch.float32, copy=True).contiguous())
+        weight = self._weight(module, which)
+        self._tensors.append(weight.to("cpu", torch.float32, copy=True).contiguous())
         return self._tensors[-1].data_ptr()
 
     def _pack(self, linear: nn.Linear) -> _Linear:
-        """One matrix at a time is in memory as float32."""
-        weight = linear.weight.detach().to("cpu", torch.float32).contiguous()
+        weight = self._weight(linear).to("cpu", torch.float32).contiguous()
         outputs, inputs = weight.shape
         panels = torch.empty(_num_words(self.dtype, inputs, outputs), dtype=torch.int32)
         scales = torch.empty(-(-outputs // LANES) * LANES) if self.dtype == "int8" else None

@@ -9,12 +9,13 @@ codec/              a copy of the codec's model directory, unless the codec is a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from audiogen import checkpoint, hub
 from audiogen.conditioning.t5 import T5Conditioner, TextConfig, local_or_hub, read_config
@@ -80,6 +81,50 @@ def save_lm(
     checkpoint.save_model(directory, KIND, config, tensors, info)
 
 
+@dataclass(frozen=True)
+class OpenLM:
+    """A language model whose weights still lie in its files; the rest is as in `PretrainedLM`.
+
+    parts: the tensors by TokenLM's names, as `checkpoint.assign` takes them. directory: where they come from.
+    """
+
+    config: LMConfig
+    parts: Mapping[str, Tensor | Sequence[Tensor]]
+    directory: Path
+    conditioner: T5Conditioner
+    codec: CodecReference
+    max_frames: int
+    info: dict[str, Any]
+
+    def skeleton(self) -> TokenLM:
+        """The model without memory for its weights, on the meta device; InputError where the files do not fit it."""
+        lm = self._empty()
+        checkpoint.check_parts(lm, self.parts, self.directory)
+        return lm
+
+    def read(self, name: str) -> Tensor:
+        """A float32 copy of one weight, read from its file."""
+        return checkpoint.read_part(self.parts, name, self.directory)
+
+    def identity(self) -> str:
+        """16 hex digits that change with any weight; one weight at a time is in memory."""
+        digests = {
+            name: torch.tensor(list(checkpoint.identity({name: self.read(name)}).encode()))
+            for name in self.parts
+        }
+        return checkpoint.identity(digests)
+
+    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TokenLM:
+        """The model with its weights; beside them there is never more than one of the file's in memory."""
+        lm = self._empty()
+        checkpoint.assign(lm, self.parts, self.directory, device, dtype)
+        return lm
+
+    def _empty(self) -> TokenLM:
+        with torch.device("meta"):  # no time for initial weights that are overwritten at once
+            return TokenLM(self.config).eval()
+
+
 class Description(NamedTuple):
     """What a language model is, without its weights; the fields are those of `PretrainedLM`."""
 
@@ -97,19 +142,33 @@ def load_lm(
 ) -> PretrainedLM:
     """Read a language model: bundled, a model directory, or a release (its directory, or a hub id[@revision]).
 
-    dtype: of the LM; the text encoder stays float32. Each weight goes to its device and dtype by itself, so that
-    beside the loaded model there is never more than one of them in memory.
+    dtype: of the LM; the text encoder stays float32. Each weight goes to its device and dtype by itself.
     text_encoder: directory or hub id of the T5 to use in place of a frozen one, which is opened with the first text.
     info["generation"] holds what a release generates with by default: {"guidance": float}.
     """
+    found = open_lm(name_or_directory, device, text_encoder)
+    return PretrainedLM(
+        found.load(device, dtype), found.conditioner, found.codec, found.max_frames, found.info
+    )
+
+
+def open_lm(
+    name_or_directory: str | Path, device: torch.device | str = "cpu", text_encoder: str | None = None
+) -> OpenLM:
+    """What `load_lm` reads, with the LM's weights still in their files; its arguments are those of `load_lm`."""
     directory = find(name_or_directory)
     if public.layout_of(directory) is not None:
-        return _load_release(directory, device, dtype, text_encoder)
+        return _open_release(directory, device, text_encoder)
     contents = _read_own(directory)
-    codec = _codec_of(directory, contents["config"])
-    lm = _fill(build(LMConfig, contents["config"]["lm"], where="lm"), directory, device, dtype)
-    conditioner = T5Conditioner.load(directory / "text", _local(text_encoder), device)
-    return PretrainedLM(lm, conditioner, codec, contents["config"]["max_frames"], contents["info"])
+    return OpenLM(
+        build(LMConfig, contents["config"]["lm"], where="lm"),
+        checkpoint.open_tensors(directory / "model.safetensors"),
+        directory,
+        T5Conditioner.load(directory / "text", _local(text_encoder), device),
+        _codec_of(directory, contents["config"]),
+        contents["config"]["max_frames"],
+        contents["info"],
+    )
 
 
 def describe_lm(name_or_directory: str | Path, text_encoder: str | None = None) -> Description:
@@ -168,25 +227,11 @@ def _local(text_encoder: str | None) -> str | None:
     return None if text_encoder is None else local_or_hub(text_encoder)
 
 
-def _load_release(
-    directory: Path, device: torch.device | str, dtype: torch.dtype, text_encoder: str | None
-) -> PretrainedLM:
+def _open_release(directory: Path, device: torch.device | str, text_encoder: str | None) -> OpenLM:
     release = public.read_release(directory, _local(text_encoder))
     with torch.device("meta"):
-        lm = TokenLM(release.lm)
-        conditioner = T5Conditioner(release.text, frozen=release.encoder)
-    checkpoint.assign(lm, release.tensors, directory, device, dtype)
+        conditioner = T5Conditioner(release.text, frozen=release.encoder).eval()
     checkpoint.assign(conditioner.output_proj, release.projection, directory, device, torch.float32)
-    generation = {} if release.guidance is None else {"guidance": release.guidance}
+    info = {"generation": {} if release.guidance is None else {"guidance": release.guidance}}
     codec = _codec_of_release(directory, release)
-    info = {"generation": generation}
-    return PretrainedLM(lm.eval(), conditioner.eval(), codec, release.max_frames, info)
-
-
-def _fill(config: LMConfig, directory: Path, device: torch.device | str, dtype: torch.dtype) -> TokenLM:
-    """A language model with the weights of a model directory of ours."""
-    with torch.device("meta"):  # no time for initial weights that are overwritten at once
-        lm = TokenLM(config)
-    tensors = checkpoint.open_tensors(directory / "model.safetensors")
-    checkpoint.assign(lm, tensors, directory, device, dtype)
-    return lm.eval()
+    return OpenLM(release.lm, release.tensors, directory, conditioner, codec, release.max_frames, info)

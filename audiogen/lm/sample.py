@@ -22,15 +22,27 @@ from audiogen.conditioning.condition import null, stack
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm import patterns
-from audiogen.lm.model import TokenLM
+from audiogen.lm.model import LMConfig
 
 Callback = Callable[[int, int], None]  # (steps done, steps in all), after every step
 
 
 class Decoder(Protocol):
-    """What runs the steps of a TokenLM: itself, or `native.NativeLM`. special: the id of "no code here"."""
+    """What runs the steps of a TokenLM: itself, or something faster with its weights.
+
+    special: the id of "no code here". independent_rows: a row's logits are the same bits in a batch of any size.
+    """
 
     special: int
+    independent_rows: bool
+
+    @property
+    def config(self) -> LMConfig: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes conditions and steps, and leaves logits."""
+        ...
 
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> Any: ...
 
@@ -121,7 +133,7 @@ def plan_windows(known: int, num_frames: int, max_frames: int, stride: int) -> l
 
 
 def generate_tokens(
-    lm: TokenLM,
+    decoder: Decoder,
     condition: Condition | None,
     num_frames: int | Sequence[int],
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
@@ -133,11 +145,11 @@ def generate_tokens(
     max_frames: int | None = None,
     stride: int | None = None,
     callback: Callback | None = None,
-    decoder: Decoder | None = None,
 ) -> Tensor:
     """Generate codes int64 [B, K, T], one row per seed.
 
-    condition: the text, B rows on the model's device; None generates without.
+    decoder: a TokenLM, or something faster with its weights.
+    condition: the text, B rows on the decoder's device; None generates without.
     num_frames: length of every row, or one per row, the prompt included; T is the longest. Past a shorter row's
         end the codes are 0.
     guidance: 1 turns it off and halves the work. negative: what to move away from, B rows; None is no text.
@@ -145,12 +157,12 @@ def generate_tokens(
     max_frames: longest sequence to run the model on, in general the one it was trained on; None is no limit.
         Longer clips are made in windows that each add `stride` frames (by default a fifth of max_frames, as
         audiocraft's AudioGen does) to those before.
-    decoder: runs the steps in place of `lm`, whose weights it has.
     """
+    config = decoder.config
     lengths = [num_frames] * len(seeds) if isinstance(num_frames, int) else list(num_frames)
     if prompt is None:
-        prompt = torch.zeros(len(seeds), lm.config.num_codebooks, 0, dtype=torch.long)
-    _check(lm, condition, negative, lengths, prompt, len(seeds))
+        prompt = torch.zeros(len(seeds), config.num_codebooks, 0, dtype=torch.long)
+    _check(decoder, condition, negative, lengths, prompt, len(seeds))
     num_known, longest = prompt.shape[2], max(lengths)
     max_frames = longest if max_frames is None else max_frames
     stride = default_stride(max_frames) if stride is None else stride
@@ -159,19 +171,19 @@ def generate_tokens(
             f"stride is {stride} frames; it must be from 1 to {max_frames - 1}, below max_frames"
         )
 
-    device = lm.heads.weight.device
-    codes = torch.zeros(len(seeds), lm.config.num_codebooks, longest, dtype=torch.long, device=device)
+    device = decoder.device
+    codes = torch.zeros(len(seeds), config.num_codebooks, longest, dtype=torch.long, device=device)
     codes[..., :num_known] = prompt
-    uniform = _noise(seeds, lengths, lm.config.num_codebooks).to(device)
+    uniform = _noise(seeds, lengths, config.num_codebooks).to(device)
     guided = guidance != 1.0 and (condition is not None or negative is not None)
     if guided:  # the model sees 2 B rows: with the text, then without
-        nothing = null(len(seeds), lm.config.dim, device)
+        nothing = null(len(seeds), config.dim, device)
         condition = stack([condition or nothing, negative or nothing])
 
     sequences = []
     for window in plan_windows(num_known, longest, max_frames, stride):
         rows = [row for row, length in enumerate(lengths) if length > window.known]
-        sequences.append((window, rows, _lay_out(lm, window, [lengths[row] for row in rows])))
+        sequences.append((window, rows, _lay_out(config, window, [lengths[row] for row in rows])))
     total = sum(layout.num_decoded for _, _, layout in sequences)
     count = itertools.count(1)
 
@@ -183,20 +195,18 @@ def generate_tokens(
         part = torch.tensor(rows, device=device), slice(None), slice(window.begin, window.end)
         text = _rows(condition, [*rows, *(len(seeds) + row for row in rows)] if guided else rows)
         strength = guidance if guided else None
-        codes[part] = _decode(
-            decoder or lm, text, codes[part], uniform[part], layout, sampling, strength, advance
-        )
+        codes[part] = _decode(decoder, text, codes[part], uniform[part], layout, sampling, strength, advance)
     return codes
 
 
-def num_decoded(lm: TokenLM, num_frames: int, max_frames: int) -> int:
+def num_decoded(config: LMConfig, num_frames: int, max_frames: int) -> int:
     """Decoding steps that `generate_tokens` takes for one clip without a prompt, at its default stride."""
     windows = plan_windows(0, num_frames, max_frames, default_stride(max_frames))
-    return sum(_lay_out(lm, window, [num_frames]).num_decoded for window in windows)
+    return sum(_lay_out(config, window, [num_frames]).num_decoded for window in windows)
 
 
 def _check(
-    lm: TokenLM,
+    decoder: Decoder,
     condition: Condition | None,
     negative: Condition | None,
     lengths: Sequence[int],
@@ -204,7 +214,7 @@ def _check(
     num_rows: int,
 ) -> None:
     """Refuse arguments of `generate_tokens` that do not fit one another."""
-    if lm.training:
+    if getattr(decoder, "training", False):
         raise ValueError("the model is in training mode, where dropout is active; call lm.eval() first")
     counts = {"num_frames": len(lengths), "prompt": len(prompt)}
     counts |= {"condition": len(condition.mask)} if condition is not None else {}
@@ -212,7 +222,7 @@ def _check(
     for name, count in counts.items():
         if count != num_rows or not count:
             raise ValueError(f"{name} has {count} rows and there are {num_rows} seeds; one a row is needed")
-    num_codebooks, codebook_size = lm.config.num_codebooks, lm.config.codebook_size
+    num_codebooks, codebook_size = decoder.config.num_codebooks, decoder.config.codebook_size
     if prompt.shape[1] != num_codebooks:
         raise InputError(f"the prompt has {prompt.shape[1]} codebooks; this model has {num_codebooks}")
     if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < codebook_size:
@@ -248,10 +258,10 @@ class _Layout(NamedTuple):
         return self.pattern.num_steps - self.first
 
 
-def _lay_out(lm: TokenLM, window: Window, lengths: Sequence[int]) -> _Layout:
+def _lay_out(config: LMConfig, window: Window, lengths: Sequence[int]) -> _Layout:
     """Rows that end inside the window have a pattern of their own length, as they would have alone."""
     known = window.known - window.begin
-    each = [lm.pattern(min(length, window.end) - window.begin) for length in lengths]
+    each = [config.pattern_of(min(length, window.end) - window.begin) for length in lengths]
     first = min(int(pattern.step[:, known:].min()) for pattern in each)
     return _Layout(patterns.stack(each), known, first)
 

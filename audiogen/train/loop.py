@@ -22,6 +22,7 @@ from torch import Tensor
 from audiogen import checkpoint, distributed, interfaces
 from audiogen.data.loader import Dataset
 from audiogen.data.seeds import seed_for
+from audiogen.distributed import has_bfloat16
 from audiogen.errors import InputError
 from audiogen.interfaces import Batch
 from audiogen.train.log import Log
@@ -231,14 +232,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(device) else "float32"
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether products of bfloat16 are native; emulated ones are slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public function tells
-    return device.type == "cpu" and supported is not None and bool(supported())
 
 
 class StopRequest:

@@ -1,0 +1,52 @@
+"""Which of the ways to run a TokenLM's steps a machine takes, by device and number type.
+
+On a CPU weights are packed, by kernels of ours where a C++ compiler builds them (`native`), else by PyTorch's own
+(`packed`). Everywhere else the PyTorch module itself runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from audiogen.distributed import has_bfloat16
+from audiogen.errors import InputError
+from audiogen.lm import native, packed
+from audiogen.lm.model import TokenLM
+from audiogen.lm.sample import Decoder
+
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_dtype(name: str, device: torch.device) -> str:
+    """The number type of a language model's weights: auto is bfloat16 where it is native, else float32."""
+    if name == "auto":
+        return "bfloat16" if device.type == "cuda" or has_bfloat16(device) else "float32"
+    if name not in TYPES and name != "int8":
+        raise InputError(f"dtype is {name!r}; allowed: auto, {', '.join(TYPES)}, int8")
+    if name == "int8" and device.type != "cpu":
+        raise InputError(f"int8 runs on a CPU; here the device is {device}: choose cpu, or bfloat16")
+    return name
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    """What a PyTorch module holds for a number type; int8 is one of packed weights only."""
+    if dtype not in TYPES:
+        raise InputError(f"dtype {dtype} is for packed weights on a CPU; choose {', '.join(TYPES)}")
+    return TYPES[dtype]
+
+
+def is_packed(dtype: str, device: torch.device) -> bool:
+    """Whether `pack` serves this type on this device."""
+    return device.type == "cpu" and dtype in native.DTYPES
+
+
+def pack(lm: TokenLM, dtype: str, read: Callable[[str], Tensor] | None = None) -> Decoder:
+    """A TokenLM's weights packed for a CPU; read as in `native.NativeLM`."""
+    kernels = native.library()
+    if kernels is None:
+        return packed.PackedLM(lm, dtype, read)
+    return native.NativeLM(lm, cast("native.Dtype", dtype), kernels, read)

@@ -1,0 +1,69 @@
+"""PyTorch's packed products against TokenLM: every type, odd sizes, rows that do not depend on their neighbours."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from audiogen.errors import InputError
+from audiogen.interfaces import Condition
+from audiogen.lm import packed
+from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.lm.packed import PackedLinear, PackedLM
+
+K, V = 3, 21
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.06, "int8": 0.2}  # of a logit, whose standard deviation is 1
+CALLS = [4, 1, 1, 3]
+
+
+def make_lm(dim: int, num_heads: int) -> TokenLM:
+    torch.manual_seed(0)
+    return TokenLM(LMConfig(K, V, dim, 2, num_heads, ff_mult=3)).eval()
+
+
+def random_text(batch: int, dim: int) -> Condition:
+    return Condition(torch.randn(batch, 4, dim), torch.ones(batch, 4, dtype=torch.bool))
+
+
+@torch.no_grad()
+def logits(lm: TokenLM | PackedLM, steps: Tensor, text: Condition) -> list[Tensor]:
+    cache = lm.new_cache(text, len(steps), steps.shape[2])
+    return [lm.step(new, cache) for new in steps.split(CALLS, dim=2)]
+
+
+@pytest.mark.parametrize("dtype", packed.DTYPES)
+@pytest.mark.parametrize(("dim", "num_heads"), [(24, 4), (70, 14), (130, 2)])
+def test_equals_the_model(dim: int, num_heads: int, dtype: str) -> None:
+    lm = make_lm(dim, num_heads)
+    fast = PackedLM(lm, dtype)
+    for batch in (1, 2, 5):
+        steps, text = torch.randint(0, V + 1, (batch, K, sum(CALLS))), random_text(batch, dim)
+        for slow, quick in zip(logits(lm, steps, text), logits(fast, steps, text), strict=True):
+            assert quick.dtype == torch.float32
+            assert (slow - quick).abs().max() < TOLERANCE[dtype]
+            assert not torch.equal(slow, quick) or dtype == "float32"
+
+
+def test_int8_rows_do_not_depend_on_their_neighbours() -> None:
+    """Though PyTorch quantises all rows of a product by one range."""
+    torch.manual_seed(0)
+    product = PackedLinear(torch.randn(9, 33), "int8")
+    x = torch.randn(3, 33) * torch.tensor([[1.0], [1000.0], [1e-3]])
+    together = product(x)
+    for row in range(3):
+        assert torch.equal(product(x[row : row + 1])[0], together[row])
+    assert not product(torch.zeros(2, 33)).any()
+
+
+def test_without_onednn_it_is_the_plain_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_has_onednn", lambda: False)
+    weight, x = torch.randn(5, 7), torch.randn(2, 3, 7)
+    torch.testing.assert_close(PackedLinear(weight, "float32")(x), x @ weight.T)
+    assert PackedLinear(weight, "bfloat16")(x).dtype == torch.float32
+
+
+def test_a_pytorch_without_int8_products_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "ENGINES", ())
+    with pytest.raises(InputError, match="int8 needs a C\\+\\+ compiler, or a PyTorch with FBGEMM"):
+        PackedLinear(torch.randn(2, 3), "int8")
+    with pytest.raises(InputError, match="dtype is 'int4'; allowed: float32, bfloat16, int8"):
+        PackedLM(make_lm(24, 4), "int4")
