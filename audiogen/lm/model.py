@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
-from audiogen.lm.patterns import PATTERNS, Pattern, PatternName, interleave, make_pattern
+from audiogen.lm.patterns import PATTERNS, Pattern, PatternName, Rhythm, interleave, make_pattern, rhythm
 from audiogen.lm.transformer import Block, KeysValues, KVCache, sinusoidal_positions
 
 
@@ -70,6 +70,10 @@ class LMConfig:
     def pattern_of(self, num_frames: int) -> Pattern:
         """The interleaving of `num_frames` frames."""
         return make_pattern(self.pattern, self.num_codebooks, num_frames, self.delays or None)
+
+    def rhythm(self) -> Rhythm:
+        """The interleaving of any number of frames; InputError for a pattern that has to know it."""
+        return rhythm(self.pattern, self.num_codebooks, self.delays or None)
 
 
 class TokenLM(nn.Module):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -86,6 +86,42 @@ def make_pattern(
     if name == "coarse_first":
         return coarse_first(num_codebooks, num_frames)
     raise InputError(f"pattern {name!r} is unknown; allowed: {', '.join(PATTERNS)}")
+
+
+class Rhythm(NamedTuple):
+    """A pattern that goes on for ever: every frame lies as the one before it, some steps later.
+
+    first: the step of frame 0 in each of the K codebooks. steps_per_frame: from one frame to the next.
+    """
+
+    first: tuple[int, ...]
+    steps_per_frame: int
+
+    def frames(self, step: int) -> list[int]:
+        """The frame of each codebook whose code is at this step, below 0 where there is none: [K]."""
+        found = []
+        for first in self.first:
+            frame, rest = divmod(step - first, self.steps_per_frame)
+            found.append(frame if rest == 0 else -1)
+        return found
+
+    def step_before(self, frame: int) -> int:
+        """The last step before all those that hold a code of this frame or a later one."""
+        return min(self.first) + frame * self.steps_per_frame - 1
+
+    def complete(self, step: int) -> int:
+        """How many frames have all of their codes after this step."""
+        return max(0, (step - max(self.first)) // self.steps_per_frame + 1)
+
+
+def rhythm(name: str, num_codebooks: int, delays: Sequence[int] | None = None) -> Rhythm:
+    """That of the pattern of this name, arguments as in `make_pattern`; InputError where it has none."""
+    if name == "coarse_first":
+        raise InputError(
+            "pattern coarse_first plans all frames at once and cannot be streamed; generate the sound whole"
+        )
+    step = make_pattern(name, num_codebooks, 2, delays).step
+    return Rhythm(tuple(step[:, 0].tolist()), int(step[0, 1] - step[0, 0]))
 
 
 def stack(each: Sequence[Pattern]) -> Pattern:

@@ -162,7 +162,7 @@ def generate_tokens(
     lengths = [num_frames] * len(seeds) if isinstance(num_frames, int) else list(num_frames)
     if prompt is None:
         prompt = torch.zeros(len(seeds), config.num_codebooks, 0, dtype=torch.long)
-    _check(decoder, condition, negative, lengths, prompt, len(seeds))
+    check(decoder, condition, negative, lengths, prompt, len(seeds))
     num_known, longest = prompt.shape[2], max(lengths)
     max_frames = longest if max_frames is None else max_frames
     stride = default_stride(max_frames) if stride is None else stride
@@ -205,7 +205,7 @@ def num_decoded(config: LMConfig, num_frames: int, max_frames: int) -> int:
     return sum(_lay_out(config, window, [num_frames]).num_decoded for window in windows)
 
 
-def _check(
+def check(
     decoder: Decoder,
     condition: Condition | None,
     negative: Condition | None,
