@@ -59,9 +59,10 @@ class Codec(Protocol):
     """Audio to tokens and back. Bandwidth is an argument (`num_codebooks`), not a mode.
 
     name: of its directory or bundled model. identity: hash of what gives its tokens their meaning. frame_rate: Hz.
-    causal: it never looks ahead. context_frames: what a window must see on both sides of its body to give what the
-    whole gives. segmented: it works on pieces of `segment_samples` that begin every `stride_samples`, by
-    `encode_segments` and `decode_segments` alone; its tokens are no one sequence, so no language model learns them.
+    causal: it never looks ahead. lookahead_frames: how many must follow a frame before all of its audio is determined,
+    when it decodes block by block (`codec/stream.py`). context_frames: what a window must see on both sides of its body
+    to give what the whole gives. segmented: it works on pieces of `segment_samples` that begin every `stride_samples`,
+    by `encode_segments` and `decode_segments` alone; its tokens are no one sequence, so no language model learns them.
     normalised: each segment is divided by its loudness, which travels with its codes as `Segment.scale`.
     """
 
@@ -93,6 +94,9 @@ class Codec(Protocol):
 
     @property
     def context_frames(self) -> int: ...
+
+    @property
+    def lookahead_frames(self) -> int: ...
 
     def bandwidth_kbps(self, num_codebooks: int) -> float:
         """Bits a second of that many codebooks, stored without entropy coding, in kbit/s."""

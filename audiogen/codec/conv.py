@@ -1,12 +1,16 @@
 """Padded 1-D convolutions, causal or centred, that can also run block by block.
 
 Padding follows EnCodec (arXiv:2210.13438, section 3.1): a convolution of stride s maps N samples to ceil(N / s)
-frames, a transposed one T frames to exactly T * s samples. Causal layers pad on the left only. Every layer takes
-an optional `state`; with it, feeding a signal in blocks gives what one call on the whole signal gives.
+frames, a transposed one T frames to exactly T * s samples. Causal layers pad on the left only.
+
+Every layer takes an optional `state`. With it, a signal fed in blocks of any lengths, the last of them (which may be
+empty) with `last`, gives what one call on the whole signal gives. A layer answers as soon as an answer is determined:
+a centred one holds back what its right context must complete, so a block may bring out fewer samples than went in, or
+none. With `last` each layer pads its own input on the right, as it does for a whole signal, and lets go of the rest.
 """
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
@@ -17,9 +21,31 @@ from audiogen.errors import InputError
 PAD_MODES = ("constant", "reflect", "replicate")
 NORMS = ("none", "group")
 
-# What each streaming layer remembers between blocks: the tail of its input, the overlap of its output (a Tensor
-# each), or an LSTM's pair of cells.
-StreamState = dict[nn.Module, Any]
+
+class Held(NamedTuple):
+    """Input of a layer that later outputs need, [B, D, n]; `begun` where the padding on the left is part of it."""
+
+    x: Tensor
+    begun: bool = False
+
+
+class Overlap(NamedTuple):
+    """Output of a transposed convolution that the next frame adds to, [B, D, n], and how much is yet to be trimmed."""
+
+    y: Tensor
+    trim: int
+
+
+class Cells(NamedTuple):
+    """Hidden and cell state of an LSTM, each [layers, B, D]."""
+
+    hidden: Tensor
+    cell: Tensor
+
+
+StreamState = dict[
+    nn.Module, Held | Overlap | Cells
+]  # what each layer remembers between blocks; {} at the begin
 
 
 def pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
@@ -61,22 +87,42 @@ class PaddedConv1d(nn.Module):
         self.conv = nn.Conv1d(in_dim, out_dim, kernel_size, stride, dilation=dilation)
         self.norm = normalisation(norm, out_dim)
         self.stride, self.span = stride, (kernel_size - 1) * dilation + 1
-        self.causal, self.pad_mode = causal, pad_mode
-        self.padding = max(self.span - stride, 0)
+        self.pad_mode = pad_mode
+        padding = max(self.span - stride, 0)
+        self.right = 0 if causal else padding // 2
+        self.left = padding - self.right
+        # Samples before the first output. With so many the right end can be padded without the left one.
+        self.first = max(self.right + stride, self.left + 1 if pad_mode == "reflect" else 1)
+        # Samples kept before the next frame, so that what is kept suffices to pad the right end, too.
+        self.behind = max(0, stride - self.left)
 
-    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+    def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
+        if state is not None:
+            return self._block(x, state, last)
         extra = -x.shape[-1] % self.stride  # completes the last frame
-        if state is None:
-            right = 0 if self.causal else self.padding // 2
-            return self.norm(self.conv(pad(x, self.padding - right, right + extra, self.pad_mode)))
+        return self.norm(self.conv(pad(x, self.left, self.right + extra, self.pad_mode)))
+
+    def _block(self, x: Tensor, state: StreamState, last: bool) -> Tensor:
         _check_state(self.norm)
-        if not self.causal:
-            raise InputError("a centred codec cannot run block by block with state; use a causal one")
         past = state.get(self)
-        left = self.padding if past is None else 0
-        x = pad(x if past is None else cat([past, x], -1), left, extra, self.pad_mode)
-        state[self] = x[..., x.shape[-1] - self.padding :]
-        return self.conv(x)
+        x = cat([past.x, x], -1) if isinstance(past, Held) else x
+        start = self.behind  # of the next frame
+        if not isinstance(past, Held) or not past.begun:
+            if last:
+                return self(x)  # the signal is shorter than any context
+            if x.shape[-1] < self.first:
+                state[self] = Held(x)
+                return x.new_empty(x.shape[0], self.conv.out_channels, 0)
+            x, start = pad(x, self.left, 0, self.pad_mode), 0
+        if last:
+            extra = (self.left + start - x.shape[-1]) % self.stride
+            x = pad(x, 0, self.right + extra, self.pad_mode)
+        num_frames = (x.shape[-1] - start - self.left - self.right) // self.stride
+        end = start + num_frames * self.stride
+        state[self] = Held(x[..., end - self.behind :].clone(), begun=True)
+        if num_frames == 0:
+            return x.new_empty(x.shape[0], self.conv.out_channels, 0)
+        return self.conv(x[..., start : end + self.left + self.right])
 
 
 class PaddedConvTranspose1d(nn.Module):
@@ -101,23 +147,30 @@ class PaddedConvTranspose1d(nn.Module):
         self.convtr = nn.ConvTranspose1d(in_dim, out_dim, kernel_size, stride)
         self.norm = normalisation(norm, out_dim)
         self.surplus = kernel_size - stride
-        self.causal = causal
         self.right = math.ceil(self.surplus * trim_right_ratio) if causal else self.surplus // 2
+        self.left = self.surplus - self.right
 
-    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        if state is None:
-            y = self.norm(self.convtr(x))
-            return y[..., self.surplus - self.right : y.shape[-1] - self.right]
+    def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
+        if state is not None:
+            return self._block(x, state, last)
+        y = self.norm(self.convtr(x))
+        return y[..., self.left : y.shape[-1] - self.right]
+
+    def _block(self, x: Tensor, state: StreamState, last: bool) -> Tensor:
         _check_state(self.norm)
-        if not self.causal or self.right != self.surplus:
-            raise InputError("a codec with look-ahead cannot run block by block with state; use a causal one")
-        y = F.conv_transpose1d(x, self.convtr.weight, None, self.convtr.stride)
         past = state.get(self)
-        if past is not None:
-            y = cat([y[..., : self.surplus] + past, y[..., self.surplus :]], -1)
-        state[self] = y[..., y.shape[-1] - self.surplus :]
-        bias = self.convtr.bias
-        return y[..., : y.shape[-1] - self.surplus] + (0 if bias is None else bias[:, None])
+        if not isinstance(past, Overlap):
+            past = Overlap(x.new_zeros(x.shape[0], self.convtr.out_channels, self.surplus), self.left)
+        if x.shape[-1] > 0:
+            y = F.conv_transpose1d(x, self.convtr.weight, None, self.convtr.stride)
+            y = cat([y[..., : self.surplus] + past.y, y[..., self.surplus :]], -1)
+        else:
+            y = past.y
+        end = y.shape[-1] - (self.right if last else self.surplus)
+        trim = min(past.trim, end)
+        state[self] = Overlap(y[..., end:].clone(), past.trim - trim)
+        assert self.convtr.bias is not None
+        return y[..., trim:end] + self.convtr.bias[:, None]
 
 
 class ResidualLSTM(nn.Module):
@@ -127,11 +180,14 @@ class ResidualLSTM(nn.Module):
         super().__init__()
         self.lstm = nn.LSTM(dim, dim, num_layers)
 
-    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+    def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
+        if x.shape[-1] == 0:
+            return x
         frames = x.permute(2, 0, 1)  # [T, B, D]
-        out, cells = self.lstm(frames, state.get(self) if state is not None else None)
+        past = None if state is None else state.get(self)
+        out, cells = self.lstm(frames, past if isinstance(past, Cells) else None)
         if state is not None:
-            state[self] = cells
+            state[self] = Cells(*cells)
         return (out + frames).permute(1, 2, 0)
 
 

@@ -143,6 +143,11 @@ class DacCodec(nn.Module):
         hop = self.hop_length
         return max(_reach(self.encoder, 1, hop), _reach(self.decoder, hop, hop))
 
+    @property
+    def lookahead_frames(self) -> int:
+        """It runs over windows."""
+        return self.context_frames
+
 
 def _reach(stack: nn.Module, step: int, hop: int) -> int:
     """Upper bound on one side of a stack's receptive field, in frames; its input is `step` samples apart."""

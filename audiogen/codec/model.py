@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from audiogen.codec.conv import PaddedConv1d, PaddedConvTranspose1d
+from audiogen.codec.conv import PaddedConv1d, PaddedConvTranspose1d, StreamState
 from audiogen.codec.losses import log_magnitude_distance
 from audiogen.codec.rvq import ResidualQuantizer
 from audiogen.codec.seanet import SeanetConfig, SeanetDecoder, SeanetEncoder
@@ -128,15 +128,16 @@ class Codec(nn.Module):
 
     @property
     def causal(self) -> bool:
-        """True where encoder and decoder never look ahead, so that they run live (`stream.py`)."""
-        seanet = self.config.seanet
-        return (
-            self.config.arch == "seanet"
-            and seanet.causal
-            and seanet.trim_right_ratio == 1
-            and seanet.norm == "none"
-            and not self.segmented
-        )
+        """True where encoder and decoder never look ahead."""
+        return self.stateful and self.config.seanet.causal and self.config.seanet.trim_right_ratio == 1
+
+    @property
+    def stateful(self) -> bool:
+        """True where it runs block by block, by `encode_block` and `decode_block`: a SEANet that takes a whole sound.
+
+        Not with group norm, which is over all of a sound.
+        """
+        return self.config.arch == "seanet" and self.config.seanet.norm == "none" and not self.segmented
 
     @property
     def segmented(self) -> bool:
@@ -207,6 +208,26 @@ class Codec(nn.Module):
         self._check_codes(codes)
         return self._decode(codes, first_frame)
 
+    @torch.no_grad()
+    def encode_block(
+        self, audio: Tensor, state: StreamState, num_codebooks: int | None = None, last: bool = False
+    ) -> Tensor:
+        """The next block [B, C, n] of a sound -> the codes [B, K, t] that are determined now, t may be 0.
+
+        state: {} at the begin of a sound; what the layers remember is left in it. last: the sound ends with this block,
+        which may be empty. All blocks' codes are those that `encode` makes of the whole.
+        """
+        self._check_stateful()
+        return self._encode(audio, self._check_codebooks(num_codebooks), state, last)
+
+    @torch.no_grad()
+    def decode_block(self, codes: Tensor, state: StreamState, last: bool = False) -> Tensor:
+        """The next block of codes [B, K, t] -> the audio [B, C, n] that is determined now; as `encode_block`."""
+        self._check_stateful()
+        if codes.shape[-1] > 0:
+            self._check_codes(codes)
+        return self._decode(codes, 0, state, last)
+
     def segment_frames(self, num_samples: int) -> list[int]:
         """Frames of each segment of a sound of that many samples; the last ones may be short."""
         return [-(-(piece.stop - piece.start) // self.hop_length) for piece in self._cut(num_samples)]
@@ -248,14 +269,19 @@ class Codec(nn.Module):
         audio = pieces[0] if self.stride_samples is None else overlap_add(pieces, self.stride_samples)
         return audio[..., :num_samples]
 
-    def _encode(self, audio: Tensor, count: int) -> Tensor:
+    def _encode(
+        self, audio: Tensor, count: int, state: StreamState | None = None, last: bool = False
+    ) -> Tensor:
         """Audio [B, C, N] -> codes [B, count, T]."""
         if self.config.dual_mono:
-            latents = self.encoder(rearrange(audio, "b c n -> (b c) 1 n"))
-            return rearrange(self.quantizer.encode(latents, count // 2), "(b c) k t -> b (k c) t", c=2)
-        return self.quantizer.encode(self.encoder(audio), count)
+            audio, count = rearrange(audio, "b c n -> (b c) 1 n"), count // 2
+        latents = self.encoder(audio) if state is None else self.encoder(audio, state, last)
+        codes = self.quantizer.encode(latents, count)
+        return rearrange(codes, "(b c) k t -> b (k c) t", c=2) if self.config.dual_mono else codes
 
-    def _decode(self, codes: Tensor, first_frame: int = 0) -> Tensor:
+    def _decode(
+        self, codes: Tensor, first_frame: int = 0, state: StreamState | None = None, last: bool = False
+    ) -> Tensor:
         """Codes [B, K, T], checked -> audio [B, C, T * hop_length]."""
         if self.config.dual_mono:
             codes = rearrange(codes, "b (k c) t -> (b c) k t", c=2)
@@ -263,8 +289,16 @@ class Codec(nn.Module):
         if isinstance(self.decoder, SpectralDecoder):
             audio = self.decoder(latents, first_frame)
         else:
-            audio = self.decoder(latents)
+            audio = self.decoder(latents, state, last)
         return rearrange(audio, "(b c) 1 n -> b c n", c=2) if self.config.dual_mono else audio
+
+    def _check_stateful(self) -> None:
+        self._check_whole("encode_segments and decode_segments")
+        if not self.stateful:
+            why = "a spectral codec" if self.config.arch == "spectral" else "a codec with group norm"
+            raise InputError(
+                f"{why} keeps no state from block to block: use the functions of codec/stream.py"
+            )
 
     def _check_whole(self, instead: str) -> None:
         if self.segmented:
@@ -303,7 +337,7 @@ class Codec(nn.Module):
         """One-sided receptive field of encoder and decoder, in frames.
 
         A window that sees this much beyond its body gives the codes and the audio of the whole. An LSTM never
-        forgets entirely; it gets 4 s of warm-up.
+        forgets entirely; it gets 4 s of warm-up. A stateful codec needs no windows.
         """
         self._check_whole("encode_segments")
         if self.config.arch == "seanet" and self.config.seanet.norm == "group":
@@ -317,6 +351,16 @@ class Codec(nn.Module):
         )
         return frames + (ceil(4 * self.frame_rate) if self.config.seanet.lstm else 0)
 
+    @cached_property
+    def lookahead_frames(self) -> int:
+        """Frames that must follow one before all of its audio is determined.
+
+        Reflection delays only the first frames more: its layers need what they are to reflect.
+        """
+        if not self.stateful:
+            return self.context_frames
+        return ceil(_held_samples(self.decoder) / self.hop_length)
+
 
 def _reach(stack: nn.Module, step: int, hop: int) -> int:
     """Upper bound on one side of a SEANet stack's receptive field, in frames; its input is `step` samples apart."""
@@ -329,3 +373,14 @@ def _reach(stack: nn.Module, step: int, hop: int) -> int:
             samples += step * 2
             step //= layer.convtr.stride[0]
     return ceil(samples / hop) + 1
+
+
+def _held_samples(decoder: nn.Module) -> int:
+    """By how many samples a SEANet decoder's output is behind the end of its input."""
+    samples = 0
+    for layer in decoder.modules():
+        if isinstance(layer, PaddedConv1d):
+            samples += layer.right
+        elif isinstance(layer, PaddedConvTranspose1d):
+            samples = samples * layer.convtr.stride[0] + layer.left
+    return samples

@@ -2,17 +2,18 @@
 
 Encoder: a convolution, then per stage residual units and a strided convolution that doubles the channels, an
 LSTM, a projection to the latents. The decoder mirrors it. ELU throughout; receptive field and look-ahead are set
-by `causal`.
+by `causal`. Both also run block by block, as `conv.py` has it.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 
 from audiogen.codec.conv import (
     NORMS,
     PAD_MODES,
+    Held,
     PaddedConv1d,
     PaddedConvTranspose1d,
     ResidualLSTM,
@@ -87,16 +88,21 @@ class ResidualUnit(nn.Module):
         self.shortcut = None if config.true_skip else PaddedConv1d(dim, dim, 1, 1, 1, *style)
         self.activation = nn.ELU()
 
-    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        y = self.wide(self.activation(x), state)
-        y = self.point(self.activation(y), state)
-        return y + (x if self.shortcut is None else self.shortcut(x, state))
+    def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
+        y = self.wide(self.activation(x), state, last)
+        y = self.point(self.activation(y), state, last)
+        if state is not None:  # y is behind x by what `wide` holds back: so is the shortcut
+            past = state.get(self)
+            x = cat([past.x, x], -1) if isinstance(past, Held) else x
+            state[self] = Held(x[..., y.shape[-1] :].clone(), begun=True)
+            x = x[..., : y.shape[-1]]
+        return y + (x if self.shortcut is None else self.shortcut(x, state, last))
 
 
 class Activation(nn.ELU):
     """ELU that accepts (and ignores) the streaming state, so that a stack is one loop."""
 
-    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+    def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
         return super().forward(x)
 
 
@@ -121,9 +127,9 @@ class SeanetEncoder(nn.Module):
         layers += [Activation(), PaddedConv1d(dim, latent_dim, config.last_kernel_size, 1, 1, *style)]
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, audio: Tensor, state: StreamState | None = None) -> Tensor:
+    def forward(self, audio: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
         for layer in self.layers:
-            audio = layer(audio, state)
+            audio = layer(audio, state, last)
         return audio
 
 
@@ -147,7 +153,7 @@ class SeanetDecoder(nn.Module):
         layers += [Activation(), PaddedConv1d(dim, channels, config.last_kernel_size, 1, 1, *style)]
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, latents: Tensor, state: StreamState | None = None) -> Tensor:
+    def forward(self, latents: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
         for layer in self.layers:
-            latents = layer(latents, state)
+            latents = layer(latents, state, last)
         return latents

@@ -1,9 +1,9 @@
 """Encode and decode long signals block by block, in memory that does not grow with their length.
 
-A causal codec carries its state from block to block and gives exactly what one call gives, with no look-ahead.
-Any other codec runs over windows that see `codec.context_frames` beyond their body on both sides, its receptive
-field, so that the joined result is that of one call too (to float rounding; with an LSTM, to what it still
-remembers after four seconds). One that works on segments runs over a number of them at a time.
+A stateful codec (SEANet, causal or centred) carries its state from block to block and gives exactly what one call
+gives, to float rounding. Any other runs over windows that see `codec.context_frames` beyond their body on both sides,
+its receptive field, so that the joined result is that of one call, too. One that works on segments runs over a number
+of them at a time. `decode_live` is for codes that are still being made: audio comes out as soon as it is determined.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from audiogen.codec.conv import StreamState
 from audiogen.codec.model import Codec as OwnCodec
+from audiogen.errors import InputError
 from audiogen.interfaces import Codec, Segment
 
 BODY_S = 20.0  # seconds of audio per window
+FADE_FRAMES = 1  # from one window into the next, where a window hears less than its context
 
 
 @torch.no_grad()
@@ -26,32 +28,73 @@ def encode_stream(
 ) -> Iterator[Tensor]:
     """Audio blocks [1, C, n] of any lengths -> codes [1, K, t]; joined, those of the whole signal."""
     hop = codec.hop_length
-    count = codec.num_codebooks if num_codebooks is None else num_codebooks
     body = max(1, round(BODY_S * codec.frame_rate)) * hop
-    if _runs_live(codec):
+    if _is_stateful(codec):
         state: StreamState = {}
-        for window, _, _ in _windows(blocks, body, 0):
-            yield codec.quantizer.encode(codec.encoder(window, state), count)
+        for window, last in _mark_last(window for window, _, _ in _windows(blocks, body, 0)):
+            yield from _unless_empty(codec.encode_block(window, state, num_codebooks, last))
         return
     for window, left, length in _windows(blocks, body, codec.context_frames * hop):
-        codes = codec.encode(window, count)
+        codes = codec.encode(window, num_codebooks)
         yield codes[..., left // hop : -(-(left + length) // hop)]
 
 
 @torch.no_grad()
 def decode_stream(codec: Codec, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Code blocks [1, K, t] of any lengths -> audio [1, C, t * hop_length]; joined, that of the whole."""
+    """Code blocks [1, K, t] of any lengths -> audio [1, C, n]; joined, that of the whole, t * hop_length samples."""
     hop = codec.hop_length
     body = max(1, round(BODY_S * codec.frame_rate))
-    if _runs_live(codec):
+    if _is_stateful(codec):
         state: StreamState = {}
-        for window, _, _ in _windows(blocks, body, 0):
-            yield codec.decoder(codec.quantizer.decode(window), state)
+        for window, last in _mark_last(window for window, _, _ in _windows(blocks, body, 0)):
+            yield from _unless_empty(codec.decode_block(window, state, last))
         return
     done = 0
     for window, left, length in _windows(blocks, body, codec.context_frames):
         yield codec.decode(window, first_frame=done - left)[..., left * hop : (left + length) * hop]
         done += length
+
+
+@torch.no_grad()
+def decode_live(
+    codec: Codec, blocks: Iterable[Tensor], body_frames: int = 1, lookahead_frames: int | None = None
+) -> Iterator[Tensor]:
+    """Code blocks [B, K, t], each as it comes -> audio [B, C, n] as soon as it is determined, joined that of all.
+
+    Audio of a frame is determined `codec.lookahead_frames` after it; what is left comes when the blocks end.
+    body_frames: so many frames at least are decoded at a time. Windows of a codec without state cost their context each
+    time, whatever their body. lookahead_frames: for such a codec, fewer than it has give audio sooner that is not quite
+    that of the whole: the end of a window does not hear what follows, and is faded into the next.
+    """
+    if body_frames < 1 or (lookahead_frames is not None and lookahead_frames < 0):
+        raise InputError(
+            f"body_frames is {body_frames}, lookahead_frames {lookahead_frames}: from 1, and from 0 are allowed"
+        )
+    if _is_stateful(codec):
+        state: StreamState = {}
+        for window, last in _append_empty(_at_least(blocks, body_frames)):
+            yield from _unless_empty(codec.decode_block(window, state, last))
+        return
+    hop, context = codec.hop_length, codec.context_frames
+    ahead = context if lookahead_frames is None else min(lookahead_frames, context)
+    fade = min(FADE_FRAMES, ahead) * hop if ahead < context else 0
+    held: Tensor | None = None
+    tail: Tensor | None = None  # the window before, from the end of its body on
+    left = done = 0  # frames of `held` that were played already; of all
+    for block, last in _append_empty(blocks):
+        held = block if held is None else torch.cat([held, block], -1)
+        length = held.shape[-1] - left - (0 if last else ahead)  # of the body
+        if length < (1 if last else body_frames):
+            continue
+        audio = codec.decode(held, first_frame=done - left)[..., left * hop : (left + length) * hop + fade]
+        if tail is not None:
+            rising = torch.linspace(0, 1, tail.shape[-1], device=audio.device)
+            audio[..., : tail.shape[-1]] = torch.lerp(tail, audio[..., : tail.shape[-1]], rising)
+        yield audio[..., : length * hop]
+        tail = audio[..., length * hop :]
+        done += length
+        keep = min(context, left + length)
+        held, left = held[..., left + length - keep :], keep
 
 
 @torch.no_grad()
@@ -111,9 +154,45 @@ def _segments_at_a_time(codec: Codec) -> int:
     return max(1, round(BODY_S * codec.sample_rate / _segment_sizes(codec)[1]))
 
 
-def _runs_live(codec: Codec) -> TypeGuard[OwnCodec]:
-    """Whether its encoder and decoder carry a state; one that codes each channel by itself does not."""
-    return isinstance(codec, OwnCodec) and codec.causal and not codec.config.dual_mono
+def _is_stateful(codec: Codec) -> TypeGuard[OwnCodec]:
+    """Whether its encoder and decoder carry a state."""
+    return isinstance(codec, OwnCodec) and codec.stateful
+
+
+def _unless_empty(block: Tensor) -> Iterator[Tensor]:
+    if block.shape[-1] > 0:
+        yield block
+
+
+def _mark_last(blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """Every block and whether it is the last, known when the next has come."""
+    coming = iter(blocks)
+    for block in islice(coming, 1):
+        for following in coming:
+            yield block, False
+            block = following
+        yield block, True
+
+
+def _append_empty(blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """Every block as it comes, and after them all an empty one, marked as the last."""
+    block: Tensor | None = None
+    for block in blocks:
+        yield block, False
+    if block is not None:
+        yield block[..., :0], True
+
+
+def _at_least(blocks: Iterable[Tensor], length: int) -> Iterator[Tensor]:
+    """Blocks joined until they are so long; what is left at the end."""
+    held: Tensor | None = None
+    for block in blocks:
+        held = block if held is None else torch.cat([held, block], -1)
+        if held.shape[-1] >= length:
+            yield held
+            held = None
+    if held is not None and held.shape[-1] > 0:
+        yield held
 
 
 def _windows(blocks: Iterable[Tensor], body: int, context: int) -> Iterator[tuple[Tensor, int, int]]:

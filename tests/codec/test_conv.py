@@ -6,7 +6,6 @@ import torch
 from audiogen.codec.conv import (
     PaddedConv1d,
     PaddedConvTranspose1d,
-    ResidualLSTM,
     add_weight_norm,
     pad,
     plain_weights,
@@ -60,28 +59,35 @@ def test_reflect_padding_of_a_short_signal_continues_with_zeros():
     assert pad(long, 2, 1, "reflect").tolist() == [[[3.0, 2.0, 1.0, 2.0, 3.0, 4.0, 5.0, 4.0]]]
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("mode", ["constant", "reflect", "replicate"])
-def test_blocks_with_state_give_what_one_call_gives(mode):
+@pytest.mark.parametrize("kernel,stride,dilation", [(7, 1, 1), (3, 1, 4), (4, 2, 1), (16, 8, 1), (3, 5, 1)])
+def test_a_convolution_in_blocks_gives_what_one_call_gives(causal, mode, kernel, stride, dilation):
     torch.manual_seed(0)
-    down = PaddedConv1d(2, 4, 10, 5, causal=True, pad_mode=mode)
-    wide = PaddedConv1d(4, 4, 3, 1, 4, causal=True, pad_mode=mode)
-    lstm = ResidualLSTM(4, 2)
-    up = PaddedConvTranspose1d(4, 1, 10, 5, causal=True)
-
-    def stack(x, state=None):
-        for layer in (down, wide, lstm, up):
-            x = layer(x, state)
-        return x
-
-    x = torch.randn(2, 2, 203)
-    state = {}
-    blocks = [stack(piece, state) for piece in x.split([60, 45, 5, 93], -1)]
-    torch.testing.assert_close(torch.cat(blocks, -1), stack(x), atol=1e-5, rtol=1e-5)
+    layer = PaddedConv1d(2, 3, kernel, stride, dilation, causal, mode)
+    for length in range(1, 40):
+        x = torch.randn(2, 2, length)
+        for size in (1, 5, 23):
+            state = {}
+            parts = [layer(piece, state) for piece in x.split(size, -1)]
+            parts.append(layer(x[..., :0], state, last=True))
+            torch.testing.assert_close(torch.cat(parts, -1), layer(x), atol=1e-5, rtol=1e-5)
 
 
-def test_a_centred_layer_refuses_state():
-    with pytest.raises(InputError, match="causal"):
-        PaddedConv1d(1, 1, 3)(torch.randn(1, 1, 9), {})
+@pytest.mark.parametrize("kernel,stride", [(10, 5), (4, 2), (2, 1), (12, 3)])
+@pytest.mark.parametrize("causal,trim_right_ratio", [(True, 1.0), (True, 0.4), (False, 1.0)])
+def test_a_transposed_convolution_in_blocks_gives_what_one_call_gives(
+    kernel, stride, causal, trim_right_ratio
+):
+    torch.manual_seed(0)
+    layer = PaddedConvTranspose1d(2, 3, kernel, stride, causal, trim_right_ratio)
+    for length in range(1, 9):
+        x = torch.randn(2, 2, length)
+        for size in (1, 3):
+            state = {}
+            parts = [layer(piece, state) for piece in x.split(size, -1)]
+            parts.append(layer(x[..., :0], state, last=True))
+            torch.testing.assert_close(torch.cat(parts, -1), layer(x), atol=1e-5, rtol=1e-5)
 
 
 def test_weight_norm_keeps_the_function():

@@ -9,7 +9,7 @@ from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.spectral import SpectralConfig
-from audiogen.codec.stream import decode_stream, encode_stream
+from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.errors import InputError
 
 SEANET = CodecConfig(
@@ -242,6 +242,8 @@ def test_parity_with_transformers_encodec(causal, length, pad_mode, true_skip, l
         assert torch.equal(codes, theirs_codes)
         want = theirs.decode(theirs_codes[None], [None], return_dict=True).audio_values
         torch.testing.assert_close(codec.decode(codes), want, atol=1e-4, rtol=1e-4)
+        live = torch.cat(list(decode_live(codec, codes.split(3, -1))), -1)
+        torch.testing.assert_close(live, want, atol=1e-4, rtol=1e-4)
 
 
 # --- the spectral decoder ---------------------------------------------------------------------------------------
