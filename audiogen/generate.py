@@ -7,6 +7,7 @@ prompt has the seed `--seed` + j (or the seed of the prompt's own line in `--pro
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -65,7 +66,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="sound to continue, by each prompt or without any; --duration counts it in",
     )
-    what.add_argument("--duration", type=float, default=5.0, metavar="S", help="seconds a sound (default: 5)")
+    what.add_argument(
+        "--duration",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="seconds a sound (default: 5); with --stream also inf, until Ctrl-C",
+    )
     what.add_argument("--num-samples", type=int, default=1, metavar="N", help="sounds a prompt (default: 1)")
 
     how = parser.add_argument_group("how")
@@ -134,7 +141,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=Path("generated"),
         metavar="PATH",
-        help="a file for one sound, or a folder (default: generated)",
+        help="a file for one sound, or a folder (default: generated); with --stream also -, a WAV file to a player: "
+        "... --stream --duration inf --out - | aplay",
+    )
+    result.add_argument(
+        "--stream",
+        action="store_true",
+        help="one sound, written piece by piece while it is generated, without a picture",
     )
     return parser.parse_args(argv)
 
@@ -145,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
     jobs = plan(args)
-    _check_writable(jobs[0].path.parent)
+    if str(args.out) != "-":
+        _check_writable(jobs[0].path.parent)
 
     # Here and not at the top: they import torch, and --help should answer at once.
     import torch
@@ -160,7 +174,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", message="Glyph")  # emoji in the title of a picture
         clip = None if args.continue_from is None else audio.load(args.continue_from)
         generator = generators.load(args.model, args.device, args.dtype, args.text_encoder, args.adapter)
-        _check_durations(jobs, generator, clip)
+        _check_durations(jobs, generator, clip, args.stream)
+        if args.stream:
+            return stream(args, jobs[0], generator, clip)
         make = generator.generate if clip is None else partial(generator.generate_continuation, *clip)
         sound_s, spent_s = sum(job.duration_s for job in jobs), 0.0
         at_once = len(jobs) if args.peer_padding else generator.batch_size  # peers are all that is asked for
@@ -201,6 +217,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def stream(args: argparse.Namespace, job: Job, generator: AudioGen, clip: tuple[Tensor, int] | None) -> int:
+    """Write one sound while it is generated; Ctrl-C ends it where it is."""
+    from audiogen import audio, streaming
+
+    if args.peer_padding:
+        raise InputError("--peer-padding is for batches, and --stream makes one sound: drop one of the two")
+    clock = streaming.Clock(generator.sample_rate)
+    pieces = generator.stream(
+        job.text,
+        None if math.isinf(job.duration_s) else job.duration_s,
+        guidance=args.guidance,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=job.seed,
+        negative=args.negative,
+        continue_from=clip,
+    )
+    pieces = streaming.below_full_scale(clock.watch(streaming.until_interrupted(pieces)))
+    if str(args.out) == "-":
+        streaming.write_wav(sys.stdout.buffer, pieces, generator.sample_rate)
+    else:
+        audio.save(job.path, pieces, generator.sample_rate)
+    print(
+        f"{job.path}  seed {job.seed}  first sound after {clock.first_s:.2f} s, real-time factor "
+        f"{clock.spent_s / clock.sound_s:.2f} ({clock.sound_s:g} s of sound in {clock.spent_s:.1f} s), "
+        f"model {args.model} on {generator.device}",
+        file=sys.stderr if str(args.out) == "-" else sys.stdout,
+    )
+    return 0
+
+
 def _advance(bar: tqdm[Any], before_s: float, group_s: float, share: float) -> None:
     """Move the bar to where a share of a group of sounds is done."""
     bar.update(before_s + share * group_s - bar.n)
@@ -211,7 +259,14 @@ def plan(args: argparse.Namespace) -> list[Job]:
     prompts = _prompts(args)
     if args.num_samples < 1:
         raise InputError(f"--num-samples is {args.num_samples}; it must be at least 1")
-    one_file = _is_file(args.out, args.format, len(prompts) * args.num_samples)
+    count = len(prompts) * args.num_samples
+    if args.stream and count != 1:
+        raise InputError(f"--stream makes one sound, and there are {count} to make; give one prompt")
+    if str(args.out) == "-" and (not args.stream or args.format not in (None, "wav")):
+        raise InputError(
+            "--out - is the WAV file that --stream writes to a player: add --stream, without --format"
+        )
+    one_file = str(args.out) == "-" or _is_file(args.out, args.format, count)
     wide, wide_sample = len(str(len(prompts) - 1)), len(str(args.num_samples - 1))
     jobs = []
     for number, prompt in enumerate(prompts):
@@ -267,9 +322,12 @@ def _slug(text: str | None) -> str:
     return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:40].strip("_") or "sound"
 
 
-def _check_durations(jobs: Sequence[Job], generator: AudioGen, clip: tuple[Tensor, int] | None) -> None:
+def _check_durations(
+    jobs: Sequence[Job], generator: AudioGen, clip: tuple[Tensor, int] | None, endless: bool
+) -> None:
     for job in jobs:
-        generator.num_frames(job.duration_s)
+        if not (endless and job.duration_s == math.inf):
+            generator.num_frames(job.duration_s)
     if clip is not None and (shortest := min(job.duration_s for job in jobs)) <= clip[0].shape[-1] / clip[1]:
         raise InputError(
             f"the sound to continue has {clip[0].shape[-1] / clip[1]:g} s and the duration counts it in; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from audiogen import audio as audio_io
 from audiogen import checkpoint, distributed, export, requests
 from audiogen.codec.pretrained import load_codec, save_codec
-from audiogen.codec.stream import decode_stream, encode_stream
+from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.conditioning.condition import pad_like_peers, stack
 from audiogen.conditioning.t5 import T5Conditioner
 from audiogen.errors import InputError
@@ -24,6 +24,7 @@ from audiogen.lm import decoders, lora, pretrained
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.pretrained import CODEC_FOLDER, KIND, CodecReference, OpenLM, open_lm, save_lm
 from audiogen.lm.sample import Decoder, Sampling, generate_tokens, num_decoded
+from audiogen.lm.stream import stream_tokens
 from audiogen.requests import Request
 
 MAX_DURATION_S = 3600.0
@@ -332,6 +333,71 @@ class AudioGen:
         """Audio [num_samples, C, N] without text; the parameters are as in `generate`."""
         request = requests.check([None] * num_samples, duration_s, seed, guidance=1.0)
         return self._run(request, Sampling(temperature, top_k, top_p), None, progress)
+
+    def stream(
+        self,
+        text: str | None,
+        duration_s: float | None = None,
+        *,
+        guidance: float | None = None,
+        temperature: float = 1.0,
+        top_k: int = 250,
+        top_p: float = 0.0,
+        seed: int = 0,
+        negative: str | None = None,
+        continue_from: tuple[Tensor, int] | None = None,
+        chunk_s: float = 0.25,
+        lookahead_s: float | None = None,
+    ) -> Iterator[Tensor]:
+        """Audio [C, n] piece by piece while it is generated, in memory that does not grow.
+
+        Joined, the sound that `generate` makes of the same text and seed, as long as that is within one window
+        (`max_frames`); past it windows take turns here (`lm.stream`) and are encoded anew there. What rounds with the
+        number of rows, PyTorch's own products, may differ in the last bits, and so in a code in a million.
+
+        duration_s: None goes on for ever. continue_from: audio [C, n] and its sample rate, which comes first.
+        chunk_s: of sound at a time; less costs more for a codec without state, which decodes its context each time.
+        lookahead_s: for such a codec, how far it hears ahead of what is given out; None is as far as it can, and less
+        is sooner, with a cross-fade from piece to piece. The other parameters are as in `generate`.
+        """
+        request = requests.check([text], duration_s or 1.0, seed, guidance, negative)
+        num_frames = None if duration_s is None else self.num_frames(duration_s)
+        prompt = None
+        if continue_from is not None:
+            audio = continue_from[0]
+            if audio.dim() != 2 or 0 in audio.shape or not audio.isfinite().all():
+                raise InputError(
+                    f"the sound to continue has shape {list(audio.shape)}; give [C, N], finite samples"
+                )
+            prompt = self._encode(*continue_from)
+        for name, value in (("chunk_s", chunk_s), ("lookahead_s", lookahead_s or 0.0)):
+            if not 0 <= value <= MAX_DURATION_S:
+                raise InputError(f"{name} is {value}; it must be from 0 to {MAX_DURATION_S:g} s")
+        (condition,) = self._conditions(request)
+        codes = stream_tokens(
+            self.decoder,
+            condition,
+            num_frames,
+            Sampling(temperature, top_k, top_p),
+            seeds=request.seeds,
+            max_frames=self.max_frames,
+            guidance=self.guidance if guidance is None else guidance,
+            negative=None if negative is None else self.conditioner([negative]),
+            prompt=prompt,
+        )
+        lookahead = None if lookahead_s is None else round(lookahead_s * self.frame_rate)
+        sound = decode_live(self.codec, codes, max(1, round(chunk_s * self.frame_rate)), lookahead)
+        return self._until(sound, None if duration_s is None else self.num_samples(duration_s))
+
+    @staticmethod
+    def _until(blocks: Iterable[Tensor], num_samples: int | None) -> Iterator[Tensor]:
+        """Blocks [1, C, n] as [C, n] on the CPU, up to a length."""
+        done = 0
+        for block in blocks:
+            piece = block[0] if num_samples is None else block[0, :, : num_samples - done]
+            done += piece.shape[-1]
+            if piece.shape[-1]:
+                yield piece.cpu()
 
     def num_frames(self, duration_s: float) -> int:
         """Frames of tokens for a duration, checked: the last one may reach beyond it."""
