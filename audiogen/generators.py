@@ -360,7 +360,7 @@ class AudioGen:
         lookahead_s: for such a codec, how far it hears ahead of what is given out; None is as far as it can, and less
         is sooner, with a cross-fade from piece to piece. The other parameters are as in `generate`.
         """
-        request = requests.check([text], duration_s or 1.0, seed, guidance, negative)
+        request = requests.check([text], 1.0 if duration_s is None else duration_s, seed, guidance, negative)
         num_frames = None if duration_s is None else self.num_frames(duration_s)
         prompt = None
         if continue_from is not None:

@@ -42,17 +42,21 @@ def until_interrupted(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def below_full_scale(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Blocks [C, n] turned down where a peak is past full scale; the level falls over that block and stays down.
+    """Blocks [C, n] turned down where a peak is past full scale; the level falls up to that peak and stays down.
 
     What comes cannot be known, so this is not the one level of `audio.below_full_scale`; nothing is cut off.
     """
     level = 1.0
     for block in blocks:
-        before = level
-        level = min(level, 1.0 / max(1e-9, float(block.abs().max())))
-        faded = torch.linspace(before, level, block.shape[-1], dtype=block.dtype) * block
-        # Within the fade a peak may still be too high: then the whole block is as quiet as its end.
-        yield faded if float(faded.abs().max()) <= 1.0 else level * block
+        loud = block.abs().amax(0) * level > 1.0  # [n]
+        if not loud.any():
+            yield level * block
+            continue
+        before, level = level, 1.0 / float(block.abs().max())
+        fade = torch.full((block.shape[-1],), level)
+        first = int(loud.int().argmax())  # where it must be over; a peak at once leaves no time for it
+        fade[:first] = torch.linspace(before, level, first + 1)[:first]
+        yield fade * block
 
 
 def write_wav(file: BinaryIO, blocks: Iterable[Tensor], sample_rate: int) -> None:

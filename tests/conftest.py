@@ -64,7 +64,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, builds: Path) -> Path:
     """The model directory of a language model, its text encoder and codec, all tiny and random: 8 kHz, 100 Hz."""
     import torch  # after the environment above is set
 
@@ -73,8 +73,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from audiogen.conditioning.t5 import T5Conditioner, TextConfig
     from audiogen.conditioning.vocabulary import train_vocabulary
     from audiogen.generators import AudioGen
+    from audiogen.lm import native
     from audiogen.lm.model import LMConfig, TokenLM
 
+    native.library()  # built now, and not while a test looks at what is printed
     with torch.random.fork_rng():
         torch.manual_seed(0)
         seanet = SeanetConfig(ratios=(5, 4, 4), num_filters=4, lstm=0)

@@ -275,3 +275,56 @@ def test_a_sound_past_full_scale_is_turned_down_not_cut_off() -> None:
     loud, quiet = torch.tensor([[0.5, -2.0, 1.0]]), torch.tensor([[0.5, -0.9]])
     assert torch.equal(audio.below_full_scale(loud), loud / 2)
     assert torch.equal(audio.below_full_scale(quiet), quiet)
+
+
+def test_a_stream_to_a_file_is_the_sound_without_a_picture(run) -> None:
+    assert run("--text", "rain", "--out", "whole.wav")[0] == 0
+    status, out, err = run("--text", "rain", "--stream", "--out", "streamed.wav")
+    assert (status, err) == (0, []) and out[0].startswith("streamed.wav  seed 0  first sound after 0.")
+    whole, streamed = (audio.load(f"{name}.wav")[0] for name in ("whole", "streamed"))
+    assert streamed.shape == whole.shape and torch.allclose(streamed, whole, atol=2**-14)
+    assert files() == ["streamed.wav", "whole.png", "whole.wav"]
+    assert run("--text", "rain", "--stream")[0] == 0
+    assert files("generated") == ["generated/0_0_rain.wav"]
+
+
+def test_a_stream_to_a_player_is_a_wav_file_that_need_not_end(tiny_model: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "audiogen.generate",
+        "--model",
+        str(tiny_model),
+        "--text",
+        "rain",
+        "--stream",
+    ]
+    process = subprocess.Popen(
+        [*command, "--out", "-", "--duration", "inf"], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert process.stdout is not None
+    begin = process.stdout.read(44 + 2 * 8000)  # a second of it
+    process.stdout.close()
+    assert process.wait(60) == 141
+    (tmp_path / "begin.wav").write_bytes(begin)
+    sound, rate = soundfile.read(tmp_path / "begin.wav")
+    assert rate == 8000 and sound.shape == (8000,) and sound.any()
+    whole = subprocess.run(
+        [*command, "--out", "-", "--duration", "0.5"], capture_output=True, cwd=ROOT, check=True
+    )
+    assert whole.stdout[44:][:4000] == begin[44:][:4000] and len(whole.stdout) == 44 + 2 * 4000
+    assert b"first sound after" in whole.stderr
+
+
+def test_what_cannot_be_streamed_costs_one_line(run, tmp_path: Path) -> None:
+    for words, said in (
+        (("--text", "a", "--text", "b", "--stream"), "--stream makes one sound, and there are 2"),
+        (("--text", "a", "--out", "-"), "--out - is the WAV file that --stream writes"),
+        (("--text", "a", "--stream", "--out", "-", "--format", "mp3"), "--out - is the WAV file"),
+        (("--text", "a", "--duration", "inf"), "duration is inf s"),
+        (("--text", "a", "--stream", "--duration", "nan"), "duration is nan s"),
+        (("--text", "a", "--stream", "--peer-padding"), "--peer-padding is for batches"),
+    ):
+        status, out, err = run(*words)
+        assert (status, out, len(err)) == (2, [], 1) and said in err[0]
+    assert files() == []

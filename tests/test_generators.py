@@ -367,6 +367,66 @@ def test_identity_changes_with_weights_and_number_type(tiny_model: Path, tmp_pat
     assert AudioGen.from_pretrained(tmp_path / "changed", "cpu", "int8").identity() != each[-1].identity()
 
 
+@pytest.fixture(scope="module")
+def packed(tiny_model: Path) -> AudioGen:
+    """As opened by default in float32: packed, and rows that do not depend on one another where a compiler is."""
+    return AudioGen.from_pretrained(tiny_model, "cpu", "float32")
+
+
+@needs_compiler
+@pytest.mark.parametrize("chunk_s", [0.0, 0.03, 0.25])
+def test_a_stream_joined_is_the_whole_sound(packed: AudioGen, chunk_s: float) -> None:
+    settings = {"seed": 7, "guidance": 2.0, "temperature": 0.8, "top_k": 9, "negative": "rain"}
+    for text, duration_s in (("a dog barks", 0.4), (None, 0.155)):
+        whole = packed.generate([text], duration_s, **settings)[0]  # type: ignore[arg-type]
+        pieces = list(packed.stream(text, duration_s, chunk_s=chunk_s, **settings))  # type: ignore[arg-type]
+        assert all(piece.shape[0] == 1 and piece.shape[1] for piece in pieces)
+        assert chunk_s > duration_s / 2 or len(pieces) > 2
+        torch.testing.assert_close(torch.cat(pieces, -1), whole, atol=1e-6, rtol=0)
+
+
+def test_a_stream_goes_on_for_ever_and_starts_at_once(
+    model: AudioGen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    step = model.lm.step
+    monkeypatch.setattr(
+        model.lm, "step", lambda new, cache: (steps.append(new.shape[2]), step(new, cache))[1]
+    )
+    stream = model.stream("a dog barks", seed=1, chunk_s=0.0)
+    first = next(stream)
+    # its frame, what the decoder hears beyond it, and the pattern's delays
+    assert sum(steps) <= 1 + model.codec.lookahead_frames + 2
+    later = [piece for piece, _ in zip(stream, range(130), strict=False)]  # past three windows of 40 frames
+    assert all(piece.isfinite().all() for piece in (first, *later))
+    assert torch.cat(later[-40:], -1).any()
+
+
+@needs_compiler
+def test_a_stream_continues_a_sound(packed: AudioGen) -> None:
+    prompt = torch.randn(2, 1234, generator=torch.Generator().manual_seed(0)) * 0.1
+    whole = packed.generate_continuation(prompt, 11025, ["a dog barks"], 0.3, seed=2)[0]
+    pieces = packed.stream("a dog barks", 0.3, seed=2, continue_from=(prompt, 11025))
+    torch.testing.assert_close(torch.cat(list(pieces), -1), whole, atol=1e-6, rtol=0)
+
+
+def test_what_cannot_be_streamed_is_said_before_the_first_piece(model: AudioGen) -> None:
+    for settings, said in (
+        ({"text": " "}, "text 0 is empty"),
+        ({"text": "a", "duration_s": 0.0}, "duration is 0 s"),
+        ({"text": "a", "duration_s": 4000.0}, "duration is 4000 s"),
+        ({"text": "a", "chunk_s": -1.0}, "chunk_s is -1.0; it must be from 0"),
+        ({"text": "a", "lookahead_s": float("nan")}, "lookahead_s is nan"),
+        ({"text": "a", "continue_from": (torch.zeros(1, 0), 8000)}, "shape \\[1, 0\\]"),
+        (
+            {"text": "a", "duration_s": 0.1, "continue_from": (torch.zeros(1, 1600), 8000)},
+            "the length includes",
+        ),
+    ):
+        with pytest.raises(InputError, match=said):
+            model.stream(**settings)  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PATH", str(tmp_path))

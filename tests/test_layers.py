@@ -18,11 +18,11 @@ CORE = {
 }
 MODELS = {"codec", "conditioning", "data", "tagger", "lm", "diffusion"}
 MAY_IMPORT = {
-    **dict.fromkeys(CORE | {"codec", "conditioning", "data", "tagger", "requests"}, CORE),
+    **dict.fromkeys(CORE | {"codec", "conditioning", "data", "tagger", "requests", "streaming"}, CORE),
     **dict.fromkeys({"lm", "diffusion"}, CORE | {"conditioning"}),
     "generators": CORE | MODELS | {"export", "requests"},
     **dict.fromkeys({"export", "train"}, CORE | MODELS),
-    **dict.fromkeys({"generate", "serve"}, CORE | {"data", "generators", "requests"}),
+    **dict.fromkeys({"generate", "serve"}, CORE | {"data", "generators", "requests", "streaming"}),
     "convert": CORE | MODELS | {"generators"},
     "evaluate": CORE | {"data", "generators", "codec", "tagger"},
     "__init__": {"generators"},  # the lazy public name audiogen.AudioGen
