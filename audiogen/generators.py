@@ -420,7 +420,10 @@ class AudioGen:
         prompt: Tensor | None,
         progress: Progress | None,
     ) -> Tensor:
-        """Generate group by group of alike rows -> audio [B, C, N] on the CPU; prompt is codes [B, K, P]."""
+        """Generate group by group -> audio [B, C, N] on the CPU; prompt is codes [B, K, P].
+
+        Rows of a group are alike in lengths, unless they are independent: then the longest go together.
+        """
         texts, durations, seeds = request.texts, request.durations_s, request.seeds
         frames = [self.num_frames(duration) for duration in durations]
         if prompt is not None and min(frames) <= prompt.shape[-1]:
@@ -434,14 +437,19 @@ class AudioGen:
         result = torch.zeros(len(texts), self.channels, max(map(self.num_samples, durations)))
         share_done = 0.0
         lengths = [condition.mask.shape[1] for condition in conditions]
-        for rows in _alike(list(zip(lengths, frames, strict=True)), self.batch_size):
+        if self.decoder.independent_rows:
+            order = sorted(range(len(texts)), key=lambda row: -frames[row])
+            groups = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
+        else:
+            groups = list(_alike(list(zip(lengths, frames, strict=True)), self.batch_size))
+        for rows in groups:
             missing = 0 if self.decoder.independent_rows else self.batch_size - len(rows)
             filled = rows + rows[-1:] * missing
             share = len(rows) / len(texts)
             codes = generate_tokens(
                 self.decoder,
                 stack([conditions[row] for row in filled]),
-                frames[rows[0]],
+                [frames[row] for row in filled],
                 sampling,
                 seeds=[seeds[row] for row in filled],
                 guidance=self.guidance if request.guidance is None else request.guidance,
@@ -452,7 +460,7 @@ class AudioGen:
             )
             for row, row_codes in zip(rows, codes, strict=False):
                 length = self.num_samples(durations[row])
-                result[row, :, :length] = self._decode(row_codes)[:, :length].cpu()
+                result[row, :, :length] = self._decode(row_codes[:, : frames[row]])[:, :length].cpu()
             share_done += share
         return result
 
