@@ -439,7 +439,9 @@ class AudioGen:
         lengths = [condition.mask.shape[1] for condition in conditions]
         if self.decoder.independent_rows:
             order = sorted(range(len(texts)), key=lambda row: -frames[row])
-            groups = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
+            groups = [
+                order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)
+            ]
         else:
             groups = list(_alike(list(zip(lengths, frames, strict=True)), self.batch_size))
         for rows in groups:

@@ -140,6 +140,12 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--batch-size", type=int, default=4, metavar="N", help="sounds generated at a time (default: 4)"
     )
+    how.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16", "int8"),
+        default="auto",
+        help="of the models, as in audiogen.generate (default: auto)",
+    )
 
 
 def add_files_options(parser: argparse.ArgumentParser) -> None:
@@ -223,6 +229,7 @@ def run_compare(arguments: argparse.Namespace, command: str) -> int:
         batch_size=arguments.batch_size,
         num_sounds=arguments.num_sounds,
         device=arguments.device,
+        dtype=arguments.dtype,
         out=arguments.out,
         command=command,
     )

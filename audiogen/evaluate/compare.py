@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ class Outcome(NamedTuple):
 def run(
     comparison: Comparison,
     warn: Warn,
-    open_generator: Open = generators.load,
+    open_generator: Open | None = None,
     clock: Clock = time.perf_counter,
 ) -> Outcome:
     """Generate what is missing, judge it, write the report.
@@ -48,6 +49,7 @@ def run(
     What is wrong with the data or an embedder is an InputError before anything is generated. A system that fails has
     a row that says so, and the others finish.
     """
+    open_generator = open_generator or partial(generators.load, dtype=comparison.dtype)
     warnings, note = remembered(warn)
     material = gather(comparison, note)
     if material.order:
@@ -155,7 +157,7 @@ def describe_run(comparison: Comparison, material: Material, systems: Mapping[st
         f"clips these are {len(measured)} prompts' clips and {len(against)} real clips of other recordings.",
         f"Costs: {machine()}, torch {torch.__version__}; one clip after one that warmed up. Model evaluations: a "
         "guided step counts as two. Real-time factor: wall seconds for a second of sound. Memory: of the GPU where "
-        "there is one, else of the whole process.",
+        f"there is one, else of the whole process. Number type: {comparison.dtype}.",
     ]
     if comparison.budget_s is not None:
         lines.append(

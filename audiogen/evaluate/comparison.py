@@ -28,7 +28,8 @@ class Comparison:
     by field; reference_where: which of them sets are compared with, None for the same. num_clips: prompts, None for
     all. order_prompts: prompts of two events in order. duration_s: of what is generated, and at most of real clips.
     budget_s, steps: for systems that have steps, wall time a clip or their number. embedders: specs. num_sounds:
-    prompts whose sounds the report holds. command: what to quote in the report.
+    prompts whose sounds the report holds. dtype: of the systems, as `audiogen.generate` takes it. command: what to
+    quote in the report.
     """
 
     models: tuple[str, ...]
@@ -46,6 +47,7 @@ class Comparison:
     batch_size: int = 4
     num_sounds: int = 10
     device: str = "auto"
+    dtype: str = "auto"
     out: Path = Path("evaluation/compare")
     command: str = ""
 
