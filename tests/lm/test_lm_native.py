@@ -3,6 +3,8 @@
 import ctypes
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -190,6 +192,25 @@ def test_threads_follow_torch_and_end_with_the_model(built: ctypes.CDLL) -> None
         assert num_tasks() == before + num_threads - 1
     del fast
     assert num_tasks() == before
+
+
+@pytest.mark.parametrize("count", [1, 2])  # torch takes no more than there are cores
+def test_the_environment_decides_how_many_threads_there_are(built: ctypes.CDLL, count: int) -> None:
+    if (os.cpu_count() or 1) < count:
+        pytest.skip(f"needs {count} cores")
+    code = """
+import torch
+from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.lm.native import NativeLM
+fast = NativeLM(TokenLM(LMConfig(3, 21, 24, 1, 4)).eval())
+fast.step(torch.zeros(1, 3, 1, dtype=torch.long), fast.new_cache(None, 1, 1))
+print(fast._team.num_threads)
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert run.stdout.split() == [str(count)]
 
 
 def test_a_forked_process_has_threads_of_its_own(built: ctypes.CDLL) -> None:
