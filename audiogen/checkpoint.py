@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,10 +280,27 @@ def check_parts(module: nn.Module, parts: Mapping[str, Tensor | Sequence[Tensor]
                 raise InputError(f"{name} of {where} is {part.dtype}, should be like {own[name].dtype}")
 
 
-def read_part(parts: Mapping[str, Tensor | Sequence[Tensor]], name: str, where: str | Path) -> Tensor:
-    """A float32 copy of one of the parts of `assign`, joined; its mapped pages are given back, as there."""
-    tensors = _sequence(parts[name])
-    return _copied(tensors, name, where, torch.empty(_joined_shape(tensors)))
+def read_rows(
+    parts: Mapping[str, Tensor | Sequence[Tensor]], name: str, where: str | Path, num_rows: int
+) -> Iterator[Tensor]:
+    """One of the parts of `assign`, checked, as float32 copies of `num_rows` rows at a time; the last has the rest.
+
+    No more than these rows is in memory, for mapped pages are given back.
+    """
+    held = torch.empty(0)  # less than a block, where one of several tensors ended
+    for tensor in _sequence(parts[name]):
+        _check_finite(tensor, name, where)
+        first = 0
+        while first < len(tensor):
+            more = tensor.detach()[first : first + num_rows - len(held)].float()
+            first += len(more)
+            held = torch.cat([held, more]) if len(held) else more.clone()
+            if len(held) == num_rows:
+                yield held
+                held = held[:0]
+        release(tensor)
+    if len(held):
+        yield held
 
 
 def _sequence(part: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
@@ -304,17 +321,18 @@ def _copied(tensors: Sequence[Tensor], name: str, where: str | Path, whole: Tens
     """`whole`, filled with the tensors along dim 0; their mapped pages are given back."""
     targets = [whole] if len(tensors) == 1 else whole.split([len(part) for part in tensors])
     for target, part in zip(targets, tensors, strict=True):
-        if part.is_floating_point() and part.numel() and not _all_finite(part):
-            raise InputError(f"{where} is damaged: {name} holds values that are not finite; copy it again")
+        _check_finite(part, name, where)
         target.copy_(part.detach())
         release(part)
     return whole
 
 
-def _all_finite(tensor: Tensor) -> bool:
+def _check_finite(tensor: Tensor, name: str, where: str | Path) -> None:
     """By the smallest and the largest value, where not-a-number wins; unlike `isfinite`, that takes no memory."""
-    low, high = tensor.detach().aminmax()
-    return bool(low.isfinite() & high.isfinite())
+    if tensor.is_floating_point() and tensor.numel():
+        low, high = tensor.detach().aminmax()
+        if not low.isfinite() & high.isfinite():
+            raise InputError(f"{where} is damaged: {name} holds values that are not finite; copy it again")
 
 
 def release(tensor: Tensor) -> None:

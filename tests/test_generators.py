@@ -338,7 +338,7 @@ def test_the_weights_are_read_when_they_are_asked_for_and_not_before(
     reads: list[str] = []
     read, load = OpenLM.read, OpenLM.load
 
-    def counted(self: OpenLM, name: str) -> torch.Tensor:
+    def counted(self: OpenLM, name: str) -> Iterator[torch.Tensor]:
         reads.append(name)
         return read(self, name)
 

@@ -1,7 +1,7 @@
 """A release of AudioGen's or MusicGen's layout with random weights, and what loading one takes.
 
     python tools/random_release.py build /tmp/release --size medium --text-encoder
-    python tools/random_release.py load /tmp/release --dtype bfloat16
+    python tools/random_release.py load /tmp/release --dtype bfloat16 --generate 1
     python -m audiogen.generate --model /tmp/release --text-encoder /tmp/release/text_encoder --text "a dog barks"
 
 `medium` has the sizes of facebook/audiogen-medium: 588 tensors of 1,839,131,136 numbers in float16 and a codec of 59
@@ -25,11 +25,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from audiogen.codec.pretrained import load_codec
 from audiogen.errors import InputError, run_command
-from audiogen.lm.pretrained import load_lm
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from audiogen.generators import AudioGen
+from audiogen.lm.model import TokenLM
+from audiogen.lm.native import NativeLM
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     build_it.add_argument("--text-encoder", action="store_true", help="and a small T5 in text_encoder/")
     load_it = commands.add_parser("load", help="load it and print the peak of memory")
     load_it.add_argument("directory", type=Path)
-    load_it.add_argument("--dtype", choices=DTYPES, default="float32", help="of the language model")
+    load_it.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        default="float32",
+        help="of the language model",
+    )
+    load_it.add_argument("--unpacked", action="store_true", help="as a PyTorch module, not packed for a CPU")
+    load_it.add_argument("--generate", type=float, default=0.0, metavar="S", help="also S seconds of sound")
     arguments = parser.parse_args(argv)
     if arguments.command == "build":
         build(arguments.directory, SIZES[arguments.size], arguments.stereo, arguments.text_encoder)
     else:
-        load(arguments.directory, DTYPES[arguments.dtype])
+        load(arguments.directory, arguments.dtype, not arguments.unpacked, arguments.generate)
     return 0
 
 
@@ -290,20 +296,29 @@ def write_text_encoder(directory: Path, width: int) -> None:
 # -------------------------------------------------------------------------------------------------------- load
 
 
-def load(directory: Path, dtype: torch.dtype) -> None:
-    """Load language model and codec as generation does, and print the peak of memory against their sizes."""
+def load(directory: Path, dtype: str, packed: bool, duration_s: float) -> None:
+    """Open it as generation does, generate without text, and print the peak of memory against the weights' size."""
     start, before = time.perf_counter(), peak_bytes()
-    pretrained = load_lm(directory, dtype=dtype)
-    codec = load_codec(pretrained.codec.location, dual_mono=pretrained.codec.dual_mono)
+    model = AudioGen.from_pretrained(directory, "cpu", dtype, packed=packed)
     seconds = time.perf_counter() - start
-    modules = (pretrained.lm, pretrained.conditioner, codec)
+    modules: list[Any] = [model.conditioner, model.codec]
+    if isinstance(model.decoder, TokenLM):
+        modules.append(model.decoder)
     tensors = [tensor for module in modules for tensor in module.state_dict().values()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    weights += model.decoder.num_bytes if isinstance(model.decoder, NativeLM) else 0
     peak = peak_bytes()
     print(
         f"weights {weights / 1e6:,.1f} MB, peak of memory {peak / 1e6:,.1f} MB ({before / 1e6:,.1f} MB before), "
         f"ratio {peak / weights:.3f}, {seconds:.1f} s"
     )
+    if duration_s:
+        start = time.perf_counter()
+        model.generate_unconditional(1, duration_s)
+        seconds, peak = time.perf_counter() - start, peak_bytes()
+        print(
+            f"{duration_s:g} s of sound: {seconds:.1f} s, peak {peak / 1e6:,.1f} MB, ratio {peak / weights:.3f}"
+        )
 
 
 def peak_bytes() -> int:

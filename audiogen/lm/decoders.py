@@ -6,16 +6,14 @@ On a CPU weights are packed, by kernels of ours where a C++ compiler builds them
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
-from torch import Tensor
 
 from audiogen.distributed import has_bfloat16
 from audiogen.errors import InputError
 from audiogen.lm import native, packed
-from audiogen.lm.model import TokenLM
+from audiogen.lm.model import Read, TokenLM
 from audiogen.lm.sample import Decoder
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,7 +42,7 @@ def is_packed(dtype: str, device: torch.device) -> bool:
     return device.type == "cpu" and dtype in native.DTYPES
 
 
-def pack(lm: TokenLM, dtype: str, read: Callable[[str], Tensor] | None = None) -> Decoder:
+def pack(lm: TokenLM, dtype: str, read: Read | None = None) -> Decoder:
     """A TokenLM's weights packed for a CPU; read as in `native.NativeLM`."""
     kernels = native.library()
     if kernels is None:

@@ -7,6 +7,7 @@ the embeddings of the K codes of a step are summed, K heads predict the K codes 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -20,6 +21,10 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.patterns import PATTERNS, Pattern, PatternName, Rhythm, interleave, make_pattern, rhythm
 from audiogen.lm.transformer import Block, KeysValues, KVCache, sinusoidal_positions
+
+# What gives a weight, by its name in TokenLM, to those that pack it: float32, ROWS of its rows at a time.
+Read = Callable[[str], Iterable[Tensor]]
+ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,11 @@ class TokenLM(nn.Module):
         tokens = condition.tokens.to(self.embedding.weight.dtype)
         text = [block.cross_attention.project(tokens) for block in self._blocks()]
         return text, condition.mask[:, None, None]
+
+
+def reader(lm: TokenLM) -> Read:
+    """The weights of a model in memory."""
+    return lambda name: (rows.float().cpu() for rows in lm.get_parameter(name).detach().split(ROWS))
 
 
 class TeacherForcing(NamedTuple):

@@ -262,8 +262,6 @@ INLINE const uint32_t *weights_at(const uint32_t *panels, int64_t num_words, int
 
 struct Float32 {
     static constexpr int64_t VALUES = 1, INPUT_WORDS = 1;  // values in a word of weights, input words for it
-    static void pack(float *word, const float *values) { *word = *values; }
-
     static void read(const float *x, int64_t count, const Input &in, int64_t row) {
         memcpy(in.words + row * in.num_words, x, count * sizeof(float));
     }
@@ -283,10 +281,6 @@ struct Float32 {
 
 struct BFloat16 {
     static constexpr int64_t VALUES = 2;
-    static void pack(uint16_t *word, const float *values) {
-        word[0] = to_bfloat16(values[0]);
-        word[1] = to_bfloat16(values[1]);
-    }
 
 #ifdef __AVX512BF16__
     static constexpr int64_t INPUT_WORDS = 1;
@@ -806,37 +800,6 @@ template <class Type> void project_text(const Model &m, Cache &cache, int64_t b,
     });
 }
 
-template <class Type> void pack_panel(const float *weight, const Linear &linear, int64_t panel, uint32_t *to) {
-    const int64_t num_words = (linear.inputs + Type::VALUES - 1) / Type::VALUES;
-    to += panel * num_words * LANES;
-    for (int64_t lane = 0; lane < LANES; ++lane) {
-        const int64_t n = panel * LANES + lane;
-        const float *row = weight + n * linear.inputs;
-        float factor = 1.0f;
-        if (std::is_same<Type, Int8>::value) {
-            float most = 0.0f;
-            if (n < linear.outputs)
-                for (int64_t k = 0; k < linear.inputs; ++k) most = std::max(most, std::fabs(row[k]));
-            const_cast<float *>(linear.scales)[n] = most / 127.0f;
-            factor = most > 1e-30f ? 127.0f / most : 0.0f;
-        }
-        for (int64_t k = 0; k < num_words; ++k) {
-            float values[4] = {};
-            for (int64_t i = 0; i < Type::VALUES && n < linear.outputs; ++i)
-                if (k * Type::VALUES + i < linear.inputs) values[i] = row[k * Type::VALUES + i];
-            uint32_t word = 0;
-            if constexpr (std::is_same<Type, Float32>::value) {
-                word = bits<uint32_t>(values[0]);
-            } else if constexpr (std::is_same<Type, BFloat16>::value) {
-                word = to_bfloat16(values[0]) | uint32_t(to_bfloat16(values[1])) << 16;
-            } else {
-                for (int i = 0; i < 4; ++i) word |= uint32_t(int(std::nearbyint(values[i] * factor)) + 128) << 8 * i;
-            }
-            to[k * LANES + lane] = word;
-        }
-    }
-}
-
 template <bool exact> void head_bytes(const Model &m, int64_t positions, int64_t *bytes) {
     bytes[0] = Head<exact>::key_bytes(m.dim / m.num_heads, positions);
     bytes[1] = Head<exact>::value_bytes(m.dim / m.num_heads, positions);
@@ -850,24 +813,14 @@ void *audiogen_team_new(int64_t num_threads) { return new Team(int(num_threads))
 
 void audiogen_team_free(void *team) { delete static_cast<Team *>(team); }
 
-// weight [outputs, inputs] -> linear.panels and linear.scales, which native.py allocates.
-void audiogen_pack(int64_t dtype, const float *weight, const Linear *linear, void *team) {
-    uint32_t *panels = const_cast<uint32_t *>(linear->panels);
-    const int64_t num_panels = up(linear->outputs, LANES) / LANES;
-#ifdef __linux__  // whole pages of 2 MB: fewer misses of the translation cache while weights stream
-    const int64_t values = dtype == 0 ? 1 : dtype == 1 ? 2 : 4, page = 1 << 21;
-    const int64_t bytes = num_panels * ((linear->inputs + values - 1) / values) * LANES * 4;
-    const uintptr_t begin = up(int64_t(panels), page), end = (uintptr_t(panels) + bytes) / page * page;
+// Whole pages of 2 MB for memory that is not yet written: fewer misses of the translation cache while weights stream.
+void audiogen_pages(char *memory, int64_t bytes) {
+#ifdef __linux__
+    const int64_t page = 1 << 21, begin = up(int64_t(memory), page), end = (int64_t(memory) + bytes) / page * page;
     if (begin < end) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
 #endif
-    Team &threads = *static_cast<Team *>(team);
-    threads.run(1, [&](int) {
-        for (int64_t panel; (panel = threads.take(0, 1)) < num_panels;) {
-            if (dtype == 0) pack_panel<Float32>(weight, *linear, panel, panels);
-            if (dtype == 1) pack_panel<BFloat16>(weight, *linear, panel, panels);
-            if (dtype == 2) pack_panel<Int8>(weight, *linear, panel, panels);
-        }
-    });
 }
 
 // bytes[2]: of the keys and of the values of one head with so many positions.

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ctypes import POINTER, Structure, byref, c_char_p, c_int64, c_void_p
 from pathlib import Path
@@ -29,10 +29,11 @@ from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
-from audiogen.lm.model import TokenLM
+from audiogen.lm.model import Read, TokenLM, reader
 from audiogen.lm.transformer import Block, sinusoidal_positions
 
 if sys.platform != "win32":
@@ -201,7 +202,7 @@ def _declare(native: ctypes.CDLL) -> ctypes.CDLL:
     for name, result, arguments in (
         ("team_new", team, [count]),
         ("team_free", None, [team]),
-        ("pack", None, [count, data, POINTER(_Linear), team]),
+        ("pages", None, [data, count]),
         ("head_bytes", None, [model, count, data]),
         ("text", None, [model, cache, count, data, team]),
         ("step", None, [model, cache, data, data, count, data, team]),
@@ -249,7 +250,7 @@ class NativeCache:
 class NativeLM:
     """The weights of a TokenLM, packed, and its decoding step; what it needs of the TokenLM is copied.
 
-    Besides the packed weights, one matrix at a time is in memory as float32.
+    Besides the packed weights, few rows at a time are in memory as float32.
 
     dtype: of the weights. bfloat16 rounds weights and inputs of products; int8 has a scale for every output of a
     matrix and quantises inputs by groups of 64 as they come. The rest is float32: embeddings, norms, softmax, logits.
@@ -266,7 +267,7 @@ class NativeLM:
         lm: TokenLM,
         dtype: Dtype = "float32",
         native: ctypes.CDLL | None = None,
-        read: Callable[[str], Tensor] | None = None,
+        read: Read | None = None,
     ):
         if dtype not in DTYPES:
             raise InputError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
@@ -280,7 +281,7 @@ class NativeLM:
         self._lock = threading.Lock()  # the team and its buffers serve one call at a time
         self._team = Team(native, torch.get_num_threads())
         self._tensors: list[Tensor] = []  # what the structures point into
-        self._read = read or lm.get_parameter
+        self._read = read or reader(lm)
         self._names = {module: name for name, module in lm.named_modules()}
         self._positions = sinusoidal_positions(torch.arange(0), lm.config.dim)
         config = lm.config
@@ -307,7 +308,10 @@ class NativeLM:
         for layer in self._model.layers[: self.config.num_layers]:
             linears += [layer.in_proj, layer.out_proj, layer.ff_in, layer.ff_out]
             linears += [layer.query_proj, layer.cross_out_proj] if guided else []
-        return sum(_num_words(self.dtype, linear.inputs, linear.outputs) * 4 for linear in linears)
+        return sum(
+            _num_panels(linear.outputs) * _num_words(self.dtype, linear.inputs) * LANES * 4
+            for linear in linears
+        )
 
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> NativeCache:
         """An empty cache for `max_steps` steps, with the condition's keys and values of every layer.
@@ -401,28 +405,56 @@ class NativeLM:
     def _norm(self, norm: nn.LayerNorm) -> _Norm:
         return _Norm(self._keep(norm), self._keep(norm, "bias"))
 
-    def _weight(self, module: nn.Module, which: str = "weight") -> Tensor:
-        return self._read(f"{self._names[module]}.{which}").detach()
+    def _weight(self, module: nn.Module, which: str = "weight") -> Iterable[Tensor]:
+        return self._read(f"{self._names[module]}.{which}")
 
     def _keep(self, module: nn.Module, which: str = "weight") -> int:
         """The address of a float32 copy."""
-        weight = self._weight(module, which)
-        self._tensors.append(weight.to("cpu", torch.float32, copy=True).contiguous())
-        return self._tensors[-1].data_ptr()
+        kept, first = torch.empty(module.get_parameter(which).shape), 0
+        for rows in self._weight(module, which):
+            kept[first : first + len(rows)] = rows
+            first += len(rows)
+        self._tensors.append(kept)
+        return kept.data_ptr()
 
     def _pack(self, linear: nn.Linear) -> _Linear:
-        weight = self._weight(linear).to("cpu", torch.float32).contiguous()
-        outputs, inputs = weight.shape
-        panels = torch.empty(_num_words(self.dtype, inputs, outputs), dtype=torch.int32)
-        scales = torch.empty(-(-outputs // LANES) * LANES) if self.dtype == "int8" else None
-        packed = _Linear(panels.data_ptr(), None if scales is None else scales.data_ptr(), inputs, outputs)
+        inputs, outputs = linear.in_features, linear.out_features
+        panels = torch.empty(_num_panels(outputs), _num_words(self.dtype, inputs), LANES, dtype=torch.int32)
+        self._native.audiogen_pages(panels.data_ptr(), panels.numel() * 4)
+        scales = torch.zeros(len(panels) * LANES) if self.dtype == "int8" else None
         self._tensors += [panels] if scales is None else [panels, scales]
-        self._native.audiogen_pack(
-            DTYPES.index(self.dtype), weight.data_ptr(), byref(packed), self._team.handle
-        )
-        return packed
+        first = 0
+        for rows in self._weight(linear):
+            pack(rows, self.dtype, panels[first // LANES :], None if scales is None else scales[first:])
+            first += len(rows)
+        return _Linear(panels.data_ptr(), None if scales is None else scales.data_ptr(), inputs, outputs)
 
 
-def _num_words(dtype: Dtype, inputs: int, outputs: int) -> int:
-    """32-bit words of a packed matrix: outputs in panels of 16, inputs in whole words."""
-    return -(-outputs // LANES) * LANES * -(-inputs // VALUES[dtype])
+def pack(rows: Tensor, dtype: Dtype, panels: Tensor, scales: Tensor | None) -> None:
+    """Weights float32 [rows, inputs] -> the first panels int32 [rows / LANES, words, LANES], rounded up with zeros.
+
+    int8 is symmetric, with a scale for every row, and stored with 128 added. Few rows at a time stay in the
+    processor's cache from one pass over them to the next.
+    """
+    values = VALUES[dtype]
+    if dtype == "bfloat16":
+        rows = rows.bfloat16()
+    if dtype == "int8":
+        assert scales is not None
+        largest = rows.abs().amax(1)
+        scales[: len(rows)] = largest / 127
+        rows = (rows * (127 / largest.clamp(min=1e-30))[:, None]).round_().add_(128).to(torch.uint8)
+    missing = (0, -rows.shape[1] % values, 0, -len(rows) % LANES)
+    if any(missing):
+        rows = F.pad(rows, missing, value=128 if dtype == "int8" else 0)
+    words = rows.contiguous().view(torch.int32).view(-1, LANES, panels.shape[1])
+    panels[: len(words)] = words.transpose(1, 2)
+
+
+def _num_panels(outputs: int) -> int:
+    return -(-outputs // LANES)
+
+
+def _num_words(dtype: Dtype, inputs: int) -> int:
+    """Of 32 bits, for one output."""
+    return -(-inputs // VALUES[dtype])

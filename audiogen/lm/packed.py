@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
-from audiogen.lm.model import TokenLM
+from audiogen.lm.model import Read, TokenLM, reader
 from audiogen.lm.transformer import KVCache
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -36,21 +36,21 @@ class PackedLM:
     device = torch.device("cpu")
     independent_rows = False
 
-    def __init__(self, lm: TokenLM, dtype: str = "float32", read: Callable[[str], Tensor] | None = None):
+    def __init__(self, lm: TokenLM, dtype: str = "float32", read: Read | None = None):
         if dtype not in DTYPES:
             raise InputError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
         self.config, self.special, self.dtype = lm.config, lm.special, dtype
-        read = read or lm.get_parameter
+        read = read or reader(lm)
         with torch.device("meta"):
             self._lm = TokenLM(lm.config).eval()
         for name, module in list(self._lm.named_modules()):
             if isinstance(module, nn.Linear):
                 parent, _, child = name.rpartition(".")
-                weight = read(f"{name}.weight").detach().to("cpu", torch.float32)
+                weight = torch.cat(list(read(f"{name}.weight")))
                 self._lm.get_submodule(parent).add_module(child, PackedLinear(weight, dtype))
             else:
                 for which, _ in list(module.named_parameters(recurse=False)):
-                    value = read(f"{name}.{which}").detach().to("cpu", torch.float32, copy=True)
+                    value = torch.cat(list(read(f"{name}.{which}")))
                     setattr(module, which, nn.Parameter(value, requires_grad=False))
 
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> KVCache:

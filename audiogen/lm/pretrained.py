@@ -9,7 +9,7 @@ codec/              a copy of the codec's model directory, unless the codec is a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from audiogen.conditioning.t5 import T5Conditioner, TextConfig, local_or_hub, re
 from audiogen.config import build, to_plain
 from audiogen.errors import InputError
 from audiogen.lm import audiocraft, public
-from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.lm.model import ROWS, LMConfig, TokenLM
 from audiogen.lm.release import Release
 
 KIND = "token_lm"
@@ -102,14 +102,14 @@ class OpenLM:
         checkpoint.check_parts(lm, self.parts, self.directory)
         return lm
 
-    def read(self, name: str) -> Tensor:
-        """A float32 copy of one weight, read from its file."""
-        return checkpoint.read_part(self.parts, name, self.directory)
+    def read(self, name: str) -> Iterator[Tensor]:
+        """One weight from its file, as `model.Read` gives it."""
+        return checkpoint.read_rows(self.parts, name, self.directory, ROWS)
 
     def identity(self) -> str:
         """16 hex digits that change with any weight; one weight at a time is in memory."""
         digests = {
-            name: torch.tensor(list(checkpoint.identity({name: self.read(name)}).encode()))
+            name: torch.tensor(list(checkpoint.identity({name: torch.cat(list(self.read(name)))}).encode()))
             for name in self.parts
         }
         return checkpoint.identity(digests)

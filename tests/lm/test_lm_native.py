@@ -244,7 +244,7 @@ def test_bad_arguments_are_named(built: ctypes.CDLL) -> None:
 
 SMALL = 'extern "C" {\n' + "\n".join(
     f"long audiogen_{name}(void) {{ return 7; }}"
-    for name in ("team_new", "team_free", "pack", "head_bytes", "text", "step", "read")
+    for name in ("team_new", "team_free", "pages", "head_bytes", "text", "step", "read")
 ) + "\n}\n"  # fmt: skip
 
 
