@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -40,6 +41,12 @@ COMMANDS: dict[str, str] = {
         "text.width=32 text.dim=32 text.num_layers=1 text.vocab_size=64"
     ),
     f"{GENERATE} --num-samples 2 --out generated": "... --duration 0.2",
+    'python -m audiogen.generate --text "rain falls" --stream --out rain.wav': "... --duration 0.3",
+    # a player that is closed after half a second
+    'python -m audiogen.generate --text "rain falls" --stream --duration inf --out - | aplay': (
+        f"( {shlex.quote(sys.executable)} -m audiogen.generate --text 'rain falls' --stream --duration inf --out - "
+        "| head -c 16044 > endless.wav ) || [ $(wc -c < endless.wav) -eq 16044 ]"
+    ),
     "python -m audiogen.codec encode my_sounds/ -o tokens/": "...",
     "python -m audiogen.codec decode tokens/ -o back/": "...",
     "python -m audiogen.data scan my_sounds/ -o my_sounds/manifest.jsonl": "... --overwrite",
@@ -120,7 +127,7 @@ COMMANDS: dict[str, str] = {
 }
 
 # Python blocks run as they are but for these words.
-SHORTER = {"duration_s=5.0": "duration_s=0.2"}
+SHORTER = {"duration_s=5.0": "duration_s=0.2", "duration_s=2.0": "duration_s=0.2"}
 
 
 def commands(block: str) -> list[str]:
