@@ -14,12 +14,11 @@ from typing import NamedTuple, cast
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.patterns import PATTERNS, Pattern, PatternName, Rhythm, interleave, make_pattern, rhythm
+from audiogen.lm.training import Recompute, cross_entropy, run_layer
 from audiogen.lm.transformer import Block, KeysValues, KVCache, sinusoidal_positions
 
 # What gives a weight, by its name in TokenLM, to those that pack it: float32, ROWS of its rows at a time.
@@ -143,13 +142,14 @@ class TokenLM(nn.Module):
         steps: Tensor,
         condition: Condition | None = None,
         cache: KVCache | None = None,
-        checkpoint_layers: bool = False,
+        checkpoint_layers: Recompute = False,
     ) -> Tensor:
         """Logits [B, K, S, V] for steps [B, K, S]; those at step s are of the codes at step s + 1.
 
         condition: text with D-wide tokens; None is no text, which equals a condition of zeros. A cache from
         `new_cache` holds the condition; `steps` then continue those seen, and the cache advances by S.
-        checkpoint_layers: recompute each layer in the backward pass instead of keeping its activations.
+        checkpoint_layers: recompute each layer in the backward pass instead of keeping its activations; "selective"
+        keeps the products, see `training.run_layer`.
         """
         return self.logits(self.features(steps, condition, cache, checkpoint_layers))
 
@@ -158,7 +158,7 @@ class TokenLM(nn.Module):
         steps: Tensor,
         condition: Condition | None = None,
         cache: KVCache | None = None,
-        checkpoint_layers: bool = False,
+        checkpoint_layers: Recompute = False,
     ) -> Tensor:
         """Steps [B, K, S] -> what the heads see [B, S, D]; arguments as in `forward`."""
         if cache is None:
@@ -178,7 +178,7 @@ class TokenLM(nn.Module):
         x = x + sinusoidal_positions(positions, self.config.dim).to(x.dtype)
         for index, block in enumerate(self._blocks()):
             arguments = (x, text[index] if text else None, text_mask, cache, index)
-            x = checkpoint(block, *arguments, use_reentrant=False) if checkpoint_layers else block(*arguments)
+            x = run_layer(block, checkpoint_layers, *arguments)
         if cache is not None:
             cache.length += steps.shape[2]
         return self.out_norm(x)
@@ -236,9 +236,8 @@ def token_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, T
     whatever the logits' type.
     """
     # [B, S, K, V] is how TokenLM's logits lie in memory: flattening them so copies nothing.
-    flat = rearrange(logits, "b k s v -> (b s k) v").float()
+    flat = rearrange(logits, "b k s v -> (b s k) v")
     labels = rearrange(targets.masked_fill(~mask, -1), "b k s -> (b s k)")
-    losses = F.cross_entropy(flat, labels, ignore_index=-1, reduction="none")
-    sums = rearrange(losses, "(bs k) -> bs k", k=targets.shape[1]).sum(0)
+    sums = rearrange(cross_entropy(flat, labels), "(bs k) -> bs k", k=targets.shape[1]).sum(0)
     per_codebook = sums / mask.sum((0, 2)).clamp(min=1)
     return per_codebook.mean(), per_codebook

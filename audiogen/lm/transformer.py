@@ -10,6 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audiogen.lm.training import Dropout
+
 KeysValues = tuple[Tensor, Tensor]  # each [B, heads, positions, D / heads]
 
 
@@ -123,7 +125,7 @@ class Block(nn.Module):
         self.norm_ff = nn.LayerNorm(width, eps=1e-5)
         self.ff_in = nn.Linear(width, ff_mult * width, bias=False)
         self.ff_out = nn.Linear(ff_mult * width, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, text: KeysValues | None, text_mask: Tensor | None, cache: KVCache | None, layer: int

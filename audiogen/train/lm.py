@@ -25,6 +25,7 @@ from audiogen.lm.lora import LoraConfig
 from audiogen.lm.model import LMConfig, teacher_forcing, token_loss
 from audiogen.lm.pretrained import CodecReference, PretrainedLM, save_lm
 from audiogen.lm.sample import generate_tokens
+from audiogen.lm.training import Recompute
 from audiogen.train.ema import Average
 from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices
 from audiogen.train.optim import OptimConfig, Optimizer
@@ -46,7 +47,8 @@ class LMRecipe:
     matrices beside those of init_from, and save them alone; null trains all. condition_dropout: share of the clips
     trained without their text, for guidance; drawn per clip. pretokenize_epochs: passes over the data stored as tokens
     before training, in the run directory; 0 encodes each batch as it comes. gradient_checkpointing: recompute layers in
-    the backward pass, for memory. data: sounds, or folders of token shards made by `audiogen.codec encode --shards`.
+    the backward pass, for memory; selective: only what is cheap, see `lm.training.run_layer`. data: sounds, or folders
+    of token shards made by `audiogen.codec encode --shards`.
     """
 
     codec: str
@@ -63,7 +65,7 @@ class LMRecipe:
     text: TextConfig = field(default_factory=TextConfig)
     condition_dropout: float = 0.1
     pretokenize_epochs: int = 0
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Recompute = False
     optim: OptimConfig = field(default_factory=OptimConfig)
     fit: FitConfig = field(default_factory=FitConfig)
 
@@ -190,9 +192,8 @@ class LMTask:
         metrics = self.optimizer.step(step)
         self.average.update()
         total = distributed.all_reduce_sum(total)
-        metrics |= {"loss": total.mean().item()} | {
-            f"ce_q{k}": value for k, value in enumerate(total.tolist())
-        }
+        loss, *each = torch.cat([total.mean()[None], total]).tolist()  # one wait for the device
+        metrics |= {"loss": loss} | {f"ce_q{k}": value for k, value in enumerate(each)}
         return {f"train/{name}": value for name, value in metrics.items()}
 
     def tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
