@@ -54,7 +54,7 @@ class STFTDiscriminator(nn.Module):
         layers.append(nn.Conv2d(num_filters, num_filters, (3, 3), padding=(1, 1)))
         self.layers = nn.ModuleList(layers)
         self.out = nn.Conv2d(num_filters, 1, (3, 3), padding=(1, 1))
-        self.activation = nn.LeakyReLU(0.2)
+        self.activation = nn.LeakyReLU(0.2, inplace=True)  # a layer's output is wanted only so
         add_weight_norm(self)
 
     def spectrogram(self, audio: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class SpectrumDiscriminator(nn.Module):
             before = width
         self.layers = nn.ModuleList(layers)
         self.out = nn.Conv2d(before, 1, (3, 3), padding=(1, 1))
-        self.activation = nn.LeakyReLU(0.2)
+        self.activation = nn.LeakyReLU(0.2, inplace=True)  # a layer's output is wanted only so
         add_weight_norm(self)
 
     def forward(self, spectra: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,15 @@ class AdversarialConfig:
             raise InputError(f"start is {self.start} and every {self.every}; at least 0 and 1 are allowed")
 
 
+class Verdict(NamedTuple):
+    """A discriminator's logits, one tensor a scale, and features, one a scale and layer."""
+
+    real_logits: list[Tensor]
+    real_features: list[list[Tensor]]
+    fake_logits: list[Tensor]
+    fake_features: list[list[Tensor]]
+
+
 class Adversary:
     """A discriminator, audio [B, C, N] -> (logits of each scale, features of each scale and layer), that learns."""
 
@@ -63,24 +72,27 @@ class Adversary:
         """Whether the discriminator is updated at this step."""
         return self.plays(step) and (step - self.config.start) % self.config.every == 0
 
-    def backward(self, real: Tensor, fake: Tensor, scale: float = 1.0) -> Tensor:
-        """Gradients for telling real from fake audio [B, C, N], times `scale` -> the loss. `fake` gets none."""
+    def judge(self, real: Tensor, fake: Tensor, learns: bool) -> Verdict:
+        """What the discriminator says of real and fake audio [B, C, N]: one pass of each serves both players.
+
+        learns: whether `backward` follows.
+        """
         with autocast(real.device, self.precision):
-            real_logits, _ = self.discriminator(real)
-            fake_logits, _ = self.discriminator(fake.detach())
-        loss = adversarial_discriminator(real_logits, fake_logits, self.config.kind)
-        self.optimizer.backward(loss * scale)
+            with torch.set_grad_enabled(learns):
+                real_logits, real_features = self.discriminator(real)
+            return Verdict(real_logits, real_features, *self.discriminator(fake))
+
+    def backward(self, verdict: Verdict, scale: float = 1.0) -> Tensor:
+        """Gradients for telling real from fake, times `scale` -> the loss. What made the fake gets none."""
+        loss = adversarial_discriminator(verdict.real_logits, verdict.fake_logits, self.config.kind)
+        self.optimizer.backward(loss * scale, shared=True)
         return loss.detach()
 
-    def losses(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """What the generator of `fake` minimises: to be taken for real, with the features of the real."""
-        with autocast(real.device, self.precision):
-            with torch.no_grad():
-                _, real_features = self.discriminator(real)
-            fake_logits, fake_features = self.discriminator(fake)
+    def losses(self, verdict: Verdict) -> dict[str, Tensor]:
+        """What the maker of the fake minimises: to be taken for real, with the features of the real."""
         return {
-            "adversarial": adversarial_generator(fake_logits, self.config.kind),
-            "feature_matching": feature_matching(real_features, fake_features),
+            "adversarial": adversarial_generator(verdict.fake_logits, self.config.kind),
+            "feature_matching": feature_matching(verdict.real_features, verdict.fake_features),
         }
 
     def step(self, step: int) -> dict[str, float]:

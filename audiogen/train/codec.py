@@ -206,9 +206,10 @@ class CodecTask:
                 self.optimizer.backward(apart / parts)
             else:
                 if adversary:
+                    verdict = adversary.judge(real, fake, adversary.learns(step))
                     if adversary.learns(step):
-                        found["discriminator"] = adversary.backward(real, fake, 1 / parts)
-                    losses |= adversary.losses(real, fake)
+                        found["discriminator"] = adversary.backward(verdict, 1 / parts)
+                    losses |= adversary.losses(verdict)
                 besides = apart / parts if apart.requires_grad else None
                 shares = self.balancer.backward(losses, fake, apart=besides)
 

@@ -82,9 +82,13 @@ class Optimizer:
         )
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scale_losses)
 
-    def backward(self, loss: Tensor) -> None:
-        """Add this loss's gradients to those of the step."""
-        self.scaler.scale(loss).backward()
+    def backward(self, loss: Tensor, shared: bool = False) -> None:
+        """Add this loss's gradients to those of the step.
+
+        shared: the graph leads on to what others train, and is theirs to use after: it is kept, and the parameters of
+        this optimiser alone get gradients.
+        """
+        self.scaler.scale(loss).backward(retain_graph=shared, inputs=self.parameters if shared else None)
 
     def step(self, step: int) -> dict[str, float]:
         """Average over processes, clip, update, clear. -> {"grad_norm": before clipping, "lr"}.

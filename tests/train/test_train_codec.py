@@ -13,15 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import DacConfig, DacModel
 
 from audiogen import checkpoint
+from audiogen.codec.discriminators import DiscriminatorConfig, MultiScaleSTFTDiscriminator
+from audiogen.codec.losses import adversarial_discriminator, adversarial_generator, feature_matching
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError
+from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.codec import CodecTask
 from audiogen.train.log import read_log
+from audiogen.train.optim import OptimConfig
 
 Train = Callable[..., Path]
 
@@ -311,3 +316,61 @@ def test_a_discriminator_of_spectra_needs_a_codec_of_spectra(codec_run: Train) -
         codec_run("run", *SPECTRA, "model.arch=seanet")
     with pytest.raises(InputError, match=r"loss\.mel=0"):
         codec_run("run", "discriminator.sees=spectra")
+
+
+def test_one_pass_of_the_discriminator_serves_both_players() -> None:
+    """The oracle is a pass for each: the same gradients for both, to the bit, in half as many."""
+    torch.manual_seed(0)
+    judge = MultiScaleSTFTDiscriminator(DiscriminatorConfig(n_ffts=(64, 32), num_filters=3, dilations=(1, 2)))
+    for module in judge.modules():
+        if isinstance(module, nn.LeakyReLU):
+            module.register_forward_pre_hook(lambda layer, inputs: passes.append(layer))
+    passes: list[nn.Module] = []
+    adversary = Adversary(judge, AdversarialConfig(), OptimConfig(), 10, "float32")
+    real, source = torch.randn(2, 1, 333), torch.randn(2, 1, 333, requires_grad=True)
+
+    def gradients(losses: dict[str, Tensor], fake: Tensor) -> list[Tensor]:
+        found = [torch.autograd.grad(loss, fake, retain_graph=True)[0] for loss in losses.values()]
+        found += [p.grad for p in judge.parameters() if p.grad is not None]
+        judge.zero_grad()
+        assert len(found) == 2 + len(list(judge.parameters())) and source.grad is None
+        return found
+
+    fake = 2 * source
+    real_logits, _ = judge(real)
+    fake_logits, _ = judge(fake.detach())
+    adversarial_discriminator(real_logits, fake_logits).backward()
+    with torch.no_grad():
+        _, real_features = judge(real)
+    fake_logits, fake_features = judge(fake)
+    apart = {
+        "adversarial": adversarial_generator(fake_logits),
+        "feature_matching": feature_matching(real_features, fake_features),
+    }
+    expected, num_passes = gradients(apart, fake), len(passes)
+
+    passes.clear()
+    verdict = adversary.judge(real, fake, learns=True)
+    adversary.backward(verdict)
+    ours = gradients(adversary.losses(verdict), fake)
+    assert len(passes) == num_passes // 2 > 0
+    for a, b in zip(ours, expected, strict=True):
+        assert torch.equal(a, b)
+    assert sum(bool(a.any()) for a in ours) > len(ours) // 2
+    assert not adversary.judge(real, fake, learns=False).real_logits[0].requires_grad
+
+
+def test_the_discriminators_activations_in_place_change_nothing() -> None:
+    torch.manual_seed(0)
+    judge = MultiScaleSTFTDiscriminator(DiscriminatorConfig(n_ffts=(64,), num_filters=3, dilations=(1,)))
+    audio = torch.randn(2, 1, 333, requires_grad=True)
+    found = []
+    for inplace in (True, False):
+        for module in judge.modules():
+            if isinstance(module, nn.LeakyReLU):
+                assert module.inplace or found  # as it is made
+                module.inplace = inplace
+        logits, features = judge(audio)
+        loss = logits[0].square().mean() + sum(feature.abs().mean() for feature in features[0])
+        found.append([*features[0], *torch.autograd.grad(loss, [audio, *judge.parameters()])])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
