@@ -30,8 +30,11 @@ class Average:
         """Take in the parameters as they are after an optimiser step."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        for name, average in self.averages.items():
-            average.lerp_(self.parameters[name].float(), 1 - decay)
+        averages = list(self.averages.values())
+        if averages:
+            torch._foreach_lerp_(
+                averages, [self.parameters[name].float() for name in self.averages], 1 - decay
+            )
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -109,6 +109,23 @@ def test_the_average_follows_its_recurrence_and_leaves_the_weights_alone() -> No
     assert layer.weight.item() == -2.0
 
 
+def test_all_averages_move_at_once_as_each_would_alone() -> None:
+    torch.manual_seed(0)
+    layers = nn.ModuleList([nn.Linear(2, 3), nn.Linear(3, 5).bfloat16()])
+    layers[0].bias.requires_grad_(False)
+    average = Average(layers, 0.9)
+    alone = {name: value.clone() for name, value in average.averages.items()}
+    assert len(alone) == 3 and all(value.dtype == torch.float32 for value in alone.values())
+    with torch.no_grad():
+        for p in layers.parameters():
+            p.add_(torch.randn_like(p))
+    average.update()
+    for name, value in alone.items():
+        value.lerp_(layers.get_parameter(name).detach().float(), 1 - 0.1)
+        assert torch.equal(average.averages[name], value), name
+    Average(nn.Linear(2, 2), 0.0).update()  # off
+
+
 def test_the_average_comes_back_and_can_be_turned_on_late() -> None:
     layer = nn.Linear(2, 2)
     average = Average(layer, 0.9)
