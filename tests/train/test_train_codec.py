@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,19 @@ def test_bfloat16_trains_on_a_cpu(codec_run: Train) -> None:
     ]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
+def test_a_compiled_codec_learns_the_same(codec_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, and run as it stands; the quantiser decides by data, so it is more graphs than one."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    same = (
+        "fit.steps=2", "fit.valid_every=0", "adversarial.start=0", "model.num_codebooks=1", "codebook_dropout=0",
+        "model.kmeans_iterations=1",
+    )  # fmt: skip
+    eager, compiled = codec_run("eager", *same), codec_run("compiled", *same, "fit.compile=true")
+    for a, b in zip(scalars(eager), scalars(compiled), strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    assert checkpoint.load_tensors(eager).keys() == checkpoint.load_tensors(compiled).keys()
 
 
 def test_seanet_trains_with_weight_norm_and_saves_without(codec_run: Train) -> None:
