@@ -45,7 +45,7 @@ VALUES = {"float32": 1, "bfloat16": 2, "int8": 4}  # values in a word of 32 bits
 LANES = 16  # outputs in a panel of weights, positions in one of keys
 MAX_STEPS = 128  # steps in one call: a longer prefill goes in pieces, which bounds the memory of activations
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCE = Path(__file__).with_name("native.cpp")  # with the headers in the folder native beside it
 COMPILERS = ("c++", "g++", "clang++")
 # The first that the compiler takes; the last is for those that know no "native" for their processor.
 TARGETS = (("-march=native",), ("-mcpu=native",), ())
@@ -124,7 +124,8 @@ def _key(compiler: str, targets: Sequence[Sequence[str]], source: Path) -> str:
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
         named = ("model name", "flags", "Features", "CPU part")
         machine += [line for line in first if line.startswith(named)]
-    parts = [source.read_bytes(), compiler.encode(), version, repr([machine, targets, FLAGS]).encode()]
+    sources = [path.read_bytes() for path in (source, *sorted(source.parent.glob("native/*.h")))]
+    parts = [*sources, compiler.encode(), version, repr([machine, targets, FLAGS]).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 

@@ -1,0 +1,123 @@
+// Keys and values of a head in the cache, and attention to them.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "vectors.h"
+
+namespace {
+
+// Keys and values of one head: keys in panels of 16 positions, values by position with zeros up to 16. As float32, or
+// bfloat16 two by two.
+template <bool exact> struct Head {
+    typedef std::conditional_t<exact, float, uint16_t> Value;
+    static constexpr int64_t VALUES = exact ? 1 : 2;
+
+    static int64_t key_bytes(int64_t width, int64_t positions) {
+        return up(positions, LANES) * ((width + VALUES - 1) / VALUES) * 4;
+    }
+    static int64_t value_bytes(int64_t width, int64_t positions) {
+        return positions * up(width, LANES) * int64_t(sizeof(Value));
+    }
+
+    Head(char *keys, char *values, int64_t index, int64_t width, int64_t positions)
+        : keys(keys + index * key_bytes(width, positions)),
+          values(reinterpret_cast<Value *>(values + index * value_bytes(width, positions))), width(width) {}
+
+    static INLINE Value value(float x) {
+        if constexpr (exact) return x;
+        else return to_bfloat16(x);
+    }
+
+    void write(int64_t position, const float *key, const float *to_value) {
+        const int64_t num_words = (width + VALUES - 1) / VALUES, wide = up(width, LANES);
+        Value *to = reinterpret_cast<Value *>(keys) +
+                    (position / LANES * num_words * LANES + position % LANES) * VALUES;
+        for (int64_t i = 0; i < num_words * VALUES; ++i)
+            to[i / VALUES * LANES * VALUES + i % VALUES] = value(i < width ? key[i] : 0.0f);
+        for (int64_t i = 0; i < wide; ++i) values[position * wide + i] = value(i < width ? to_value[i] : 0.0f);
+    }
+
+    // softmax(query . keys / sqrt(width)) . values over the first `count` positions. weights: room for up(count, 16).
+    void attend(const float *query, int64_t count, float *weights, float *out) const {
+        const int64_t num_words = (width + VALUES - 1) / VALUES;
+        const float scale = 1.0f / std::sqrt(float(width));
+        Floats top = splat(-INFINITY);
+        for (int64_t t = 0; t < count; t += LANES) {
+            const uint32_t *panel = reinterpret_cast<const uint32_t *>(keys) + t * num_words;
+            Floats even = {}, odd = {};
+            int64_t k = 0;
+            if constexpr (exact) {
+                for (; k + 1 < width; k += 2) {
+                    even += load<Floats>(panel + k * LANES) * query[k];
+                    odd += load<Floats>(panel + (k + 1) * LANES) * query[k + 1];
+                }
+                if (k < width) even += load<Floats>(panel + k * LANES) * query[k];
+            } else {
+                for (; k < width / 2; ++k) {
+                    const Words pair = load<Words>(panel + k * LANES);
+                    even += low_half(pair) * query[2 * k];
+                    odd += high_half(pair) * query[2 * k + 1];
+                }
+                if (width % 2) even += low_half(load<Words>(panel + k * LANES)) * query[width - 1];
+            }
+            const Floats scores = (even + odd) * scale;
+            store(weights + t, scores);
+            if (t + LANES <= count) top = larger(top, scores);
+        }
+        float most = largest(top);  // lanes past the count hold anything
+        for (int64_t t = count / LANES * LANES; t < count; ++t) most = std::max(most, weights[t]);
+        Floats sums = {};
+        for (int64_t t = 0; t < count; t += LANES) {
+            for (int64_t past = count; past < t + LANES; ++past) weights[past] = -INFINITY;
+            const Floats e = exponential(load<Floats>(weights + t) - most);
+            store(weights + t, e);
+            sums += e;
+        }
+        const float factor = 1.0f / total(sums);
+        for (int64_t i = 0; i < width; i += 4 * LANES) switch (std::min<int64_t>(4, up(width - i, LANES) / LANES)) {
+                case 1: mix<1>(i, count, weights, factor, out); break;
+                case 2: mix<2>(i, count, weights, factor, out); break;
+                case 3: mix<3>(i, count, weights, factor, out); break;
+                default: mix<4>(i, count, weights, factor, out);
+            }
+    }
+
+    static INLINE Floats read(const Value *from) {
+        if constexpr (exact) return load<Floats>(from);
+        else return bits<Floats>(__builtin_convertvector(load<Halves>(from), Words) << 16);
+    }
+
+    template <int C> void mix(int64_t i, int64_t count, const float *weights, float factor, float *out) const {
+        Floats sum[2][C];
+        for (int c = 0; c < C; ++c) sum[0][c] = sum[1][c] = Floats{};
+        const int64_t wide = up(width, LANES);
+        const Value *from = values + i;
+        int64_t t = 0;
+        for (; t + 1 < count; t += 2, from += 2 * wide)
+            for (int c = 0; c < C; ++c) {
+                sum[0][c] += read(from + c * LANES) * weights[t];
+                sum[1][c] += read(from + wide + c * LANES) * weights[t + 1];
+            }
+        if (t < count)
+            for (int c = 0; c < C; ++c) sum[0][c] += read(from + c * LANES) * weights[t];
+        for (int c = 0; c < C; ++c) {
+            const Floats y = (sum[0][c] + sum[1][c]) * factor;
+            if (i + (c + 1) * LANES <= width) {
+                store(out + i + c * LANES, y);
+            } else {
+                for (int64_t lane = 0; i + c * LANES + lane < width; ++lane) out[i + c * LANES + lane] = y[lane];
+            }
+        }
+    }
+
+    char *keys;
+    Value *values;
+    int64_t width;
+};
+
+}  // namespace

@@ -1,0 +1,59 @@
+// What native.py fills and calls; see native.cpp. The order of the fields is part of it, every field has 8 bytes.
+
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+struct Linear {
+    const uint32_t *panels;
+    const float *scales;  // int8: of every output
+    int64_t inputs, outputs;
+};
+struct Norm {
+    const float *weight, *bias;
+};
+struct Layer {
+    Norm norm_self;
+    Linear in_proj, out_proj;
+    Norm norm_cross;
+    Linear query_proj, text_proj, cross_out_proj;
+    Norm norm_ff;
+    Linear ff_in, ff_out;
+};
+struct Model {
+    int64_t dtype;  // 0 float32, 1 bfloat16, 2 int8
+    int64_t num_codebooks, codebook_size, dim, num_layers, num_heads;
+    const float *embedding;
+    const Layer *layers;
+    Norm out_norm;
+    Linear heads;
+};
+struct Cache {
+    int64_t batch, max_steps, length, max_text;
+    char *keys, *values;            // [layers, batch, heads, bytes of a head]
+    char *text_keys, *text_values;  // the same with max_text positions
+    const int64_t *text_lengths;    // [batch], 0: no text
+};
+
+void *audiogen_team_new(int64_t num_threads);
+void audiogen_team_free(void *team);
+
+// Whole pages of 2 MB for memory that is not yet written: fewer misses of the translation cache while weights stream.
+void audiogen_pages(char *memory, int64_t bytes);
+
+// bytes[2]: of the keys and of the values of one head with so many positions.
+void audiogen_head_bytes(const Model *m, int64_t positions, int64_t *bytes);
+
+// Keys and values of tokens [text_lengths[b], dim], the text of row b, in every layer.
+void audiogen_text(const Model *m, Cache *cache, int64_t b, const float *tokens, void *team);
+
+// codes [batch, num_codebooks, num_steps] and positions [num_steps, dim], which the caller has checked ->
+// logits [batch, num_codebooks * codebook_size] of the last step. The caller advances cache.length.
+void audiogen_step(const Model *m, Cache *cache, const int64_t *codes, const float *positions, int64_t num_steps,
+                   float *logits, void *team);
+
+// Read so many bytes, a multiple of 4096, once: the bandwidth that a step is measured against.
+int64_t audiogen_read(const char *from, int64_t bytes, void *team);
+}
