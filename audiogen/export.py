@@ -85,6 +85,7 @@ def parts(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """MusicgenConfig as a dict, and the tensors of MusicgenForConditionalGeneration by name."""
     encoder = conditioner.encoder_stack()
+    name = "" if conditioner.config.embedded else conditioner.config.encoder
     projection = _projection(conditioner)
     audio_config, audio = public_codec.transformers_parts(codec)
     decoder_config, decoder = public_lm.transformers_parts(lm)
@@ -97,7 +98,7 @@ def parts(
         "model_type": "musicgen",
         "is_encoder_decoder": True,
         "dtype": str(dtype).removeprefix("torch."),
-        "text_encoder": encoder.config.to_dict() | {"model_type": "t5"},
+        "text_encoder": encoder.config.to_dict() | {"_name_or_path": name},
         "audio_encoder": audio_config | {"model_type": "encodec"},
         "decoder": decoder_config | {"model_type": "musicgen_decoder"},
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiogen import audio as audio_io
-from audiogen import checkpoint, distributed, export, requests
+from audiogen import checkpoint, distributed, requests
 from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.conditioning.condition import pad_like_peers, stack
@@ -181,6 +181,8 @@ class AudioGen:
 
         Raises InputError where it cannot express the codec, the pattern or the text encoder.
         """
+        from audiogen import export  # late: it imports transformers
+
         export.save(directory, self.lm, self.conditioner, self.codec, self.max_frames, self.guidance, dtype)
 
     @property

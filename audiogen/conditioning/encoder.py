@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.configuration_utils import PretrainedConfig
-from transformers.models.t5.configuration_t5 import T5Config
-from transformers.models.t5.modeling_t5 import T5EncoderModel
-from transformers.utils import logging as transformers_log
 
 from audiogen import checkpoint, hub, pickles
+from audiogen.conditioning.t5_stack import T5Shape, T5Stack
 from audiogen.conditioning.vocabulary import Vocabulary
+from audiogen.config import build
 from audiogen.errors import InputError
+
+if TYPE_CHECKING:
+    from audiogen.conditioning.tokenizer import PretrainedTokenizer
 
 # The names that AudioGen and MusicGen releases write for T5, all from the hub; those with a "/" are hub ids.
 RELEASED_NAMES = (
@@ -38,12 +40,14 @@ LAYOUTS = (
 )
 TOKENIZERS = tuple(hub.Layout("tokenizer", (name,), _SMALL) for name in TOKENIZER_FILES)
 CONFIG = (hub.Layout("its configuration", ("config.json",), ("config.json",)),)
+# Names of T5's weights: the stack that is read here, and the embedding that a decoder shares.
+STACK, SHARED = "encoder.", "shared.weight"
 
 
 class Opened(NamedTuple):
     """A T5 encoder stack, float32, and what turns text into its token ids."""
 
-    stack: Any
+    stack: T5Stack
     tokenizer: Vocabulary | PretrainedTokenizer
 
 
@@ -53,38 +57,6 @@ class FrozenEncoder:
 
     width: int
     open: Callable[[], Opened]
-
-
-class PretrainedTokenizer:
-    """The tokenizer of a pretrained T5, with the interface of `Vocabulary`."""
-
-    def __init__(self, directory: str):
-        # here, because the embedded encoder needs none of it
-        from transformers.models.auto.tokenization_auto import AutoTokenizer
-
-        if not any((Path(directory) / name).is_file() for name in TOKENIZER_FILES):
-            # transformers would go on with one that knows no word
-            raise InputError(f"it holds no tokenizer, which is {' or '.join(TOKENIZER_FILES)}")
-        verbosity = transformers_log.get_verbosity()
-        transformers_log.set_verbosity_error()  # beside a MusicGen's config.json it warns of the special token's id
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(directory)
-        finally:
-            transformers_log.set_verbosity(verbosity)
-        self.eos_id: int = self._tokenizer.eos_token_id
-        self.unk_id: int = self._tokenizer.unk_token_id
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids with the end-of-sequence id last."""
-        return self._tokenizer(text, verbose=False).input_ids
-
-    def unknown(self, text: str) -> str:
-        """The characters of the text that the tokenizer lacks."""
-        return "".join(character for character in text if self.unk_id in self.encode(character))
-
-    def save(self, directory: Path) -> None:
-        """Write the files that `PretrainedTokenizer(directory)` reads."""
-        self._tokenizer.save_pretrained(directory)
 
 
 def hub_name(released: str) -> str:
@@ -107,17 +79,14 @@ def named(name_or_directory: str, width: int | None = None, where: str | Path = 
 def read_width(name_or_directory: str) -> int:
     """Width of the output of a T5, from its configuration alone."""
     try:
-        found, _ = PretrainedConfig.get_config_dict(_here(name_or_directory, CONFIG))
-        if found.get("model_type") != "t5":
-            raise ValueError(f"its config.json has model_type {found.get('model_type')!r}; 't5' is needed")
-        width: int = T5Config.from_dict(found).d_model
-    except Exception as error:  # transformers and the hub client raise a dozen kinds for what a file lacks
+        directory = Path(_here(name_or_directory, CONFIG))
+        return read_shape(checkpoint.read_json(directory / "config.json"), directory).d_model
+    except Exception as error:  # the hub client raises a dozen kinds
         raise _cannot_open(name_or_directory, error) from error
-    return width
 
 
 def carried(
-    shape: T5Config, tensors: Mapping[str, Tensor], tokenizer: str | None, where: str | Path
+    shape: T5Shape, tensors: Mapping[str, Tensor], tokenizer: str | None, where: str | Path
 ) -> FrozenEncoder:
     """An encoder whose weights a model directory holds.
 
@@ -137,56 +106,58 @@ def carried(
     return FrozenEncoder(shape.d_model, open_)
 
 
-def read_shape(found: Mapping[str, Any], where: str | Path) -> T5Config:
-    """The configuration of a T5 from the dict that a config.json holds; what does not fit is an InputError."""
-    if found.get("model_type") != "t5":
-        raise InputError(
-            f"{where}: text encoder has model_type {found.get('model_type')!r}; only 't5' is read"
-        )
+def read_shape(found: Any, where: str | Path) -> T5Shape:
+    """The shape of a T5 from what a config.json holds; what does not fit is an InputError."""
+    kind = found.get("model_type") if isinstance(found, Mapping) else None
+    if kind != "t5":
+        raise InputError(f"{where}: text encoder has model_type {kind!r}; only 't5' is read")
+    known = {field.name: found[field.name] for field in dataclasses.fields(T5Shape) if field.name in found}
     try:
-        return T5Config.from_dict(dict(found))
-    except Exception as error:  # the validation of transformers has error classes of its own
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{where}: the text encoder's configuration is not that of a T5: {reason}"
-        ) from error
+        return build(T5Shape, known)
+    except InputError as error:
+        raise InputError(f"{where}: the text encoder's configuration is not that of a T5: {error}") from None
 
 
-def empty_stack(shape: T5Config) -> Any:
+def empty_stack(shape: T5Shape) -> T5Stack:
     """An encoder stack without memory for its weights."""
     try:
         with torch.device("meta"):
-            return T5EncoderModel(shape).encoder
-    except Exception as error:  # of the layers, for a value that they do not have
+            return T5Stack(shape)
+    except (RuntimeError, TypeError) as error:  # of torch, for sizes that no memory has
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the text encoder's configuration is not that of a T5: {reason}") from error
+
+
+def stack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a T5EncoderModel, or of one with a decoder, by the names of its encoder stack.
+
+    The embedding, which is also that of the decoder, has either name or both.
+    """
+    stack = {name.removeprefix(STACK): tensor for name, tensor in tensors.items() if name.startswith(STACK)}
+    if SHARED in tensors:
+        stack.setdefault("embed_tokens.weight", tensors[SHARED])
+    return stack
 
 
 def open_tokenizer(name_or_directory: str) -> PretrainedTokenizer:
     """A tokenizer of a directory or the hub; a missing or damaged one is an InputError."""
     try:
-        return PretrainedTokenizer(_here(name_or_directory, TOKENIZERS))
+        return _read_tokenizer(Path(_here(name_or_directory, TOKENIZERS)))
     except Exception as error:  # tokenizers raises plain Exception for a damaged file
         raise _cannot_open(name_or_directory, error, "tokenizer") from error
 
 
-def random_stack(size: int, dim: int, num_layers: int, num_heads: int, dropout: float) -> Any:
-    """A new encoder stack for a vocabulary of `size`."""
-    shape = T5Config(
-        vocab_size=size,
-        d_model=dim,
-        d_kv=dim // num_heads,
-        d_ff=4 * dim,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        dropout_rate=dropout,
-    )
-    # The stack without the second name its embedding has in `T5EncoderModel` (tied, so saved twice).
-    return T5EncoderModel(shape).encoder
+def _read_tokenizer(directory: Path) -> PretrainedTokenizer:
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        # transformers would go on with one that knows no word
+        raise InputError(f"it holds no tokenizer, which is {' or '.join(TOKENIZER_FILES)}")
+    from audiogen.conditioning.tokenizer import PretrainedTokenizer  # late, for transformers
+
+    return PretrainedTokenizer(str(directory))
 
 
 def _here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> str:
-    """A hub id as the directory that it is fetched to: `transformers` would ask a dead network again for a minute."""
+    """A directory as it is, a hub id or a released name as the directory that it is fetched to."""
     if Path(name_or_directory).is_dir():
         return name_or_directory
     name = hub_name(name_or_directory) if name_or_directory in RELEASED_NAMES else name_or_directory
@@ -196,28 +167,31 @@ def _here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> str:
 
 
 def _open_named(name_or_directory: str) -> Opened:
-    # A directory loads in no time; the bar of a download stays.
-    quiet = Path(name_or_directory).is_dir() and transformers_log.is_progress_bar_enabled()
-    if quiet:
-        transformers_log.disable_progress_bar()
     try:
-        directory = _here(name_or_directory, LAYOUTS)
-        tokenizer = PretrainedTokenizer(directory)
-        if not any(Path(directory).glob("model*.safetensors")):
-            for file in Path(directory).glob("pytorch_model*.bin"):
-                pickles.read_state(file)  # says what is wrong with it; torch would advise to run its code
-        model, found = T5EncoderModel.from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True
+        directory = Path(_here(name_or_directory, LAYOUTS))
+        tokenizer = _read_tokenizer(directory)
+        stack = empty_stack(read_shape(checkpoint.read_json(directory / "config.json"), directory))
+        found = stack_tensors(_weights(directory))
+        for name, own in stack.state_dict().items():
+            if name not in found or found[name].shape != own.shape:
+                raise InputError(f"its weights lack or misfit {STACK}{name}")
+        checkpoint.assign(
+            stack, {name: found[name] for name in stack.state_dict()}, directory, dtype=torch.float32
         )
-    except Exception as error:  # as above
+    except Exception as error:  # of the tokenizer, and of the hub client
         raise _cannot_open(name_or_directory, error) from error
-    finally:
-        if quiet:
-            transformers_log.enable_progress_bar()
-    lacking = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
-    if lacking:  # transformers goes on with random weights
-        raise _cannot_open(name_or_directory, ValueError(f"its weights lack or misfit {lacking[0]}"))
-    return Opened(model.encoder, tokenizer)
+    return Opened(stack, tokenizer)
+
+
+def _weights(directory: Path) -> dict[str, Tensor]:
+    """The tensors of a T5 by their names in its files, whichever of the `LAYOUTS` it has."""
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (directory / name).is_file():
+            return checkpoint.open_tensors(directory / name)
+    pickled = sorted(directory.glob("pytorch_model*.bin"))
+    if not pickled:
+        raise InputError("it holds no weights, which are model.safetensors or pytorch_model.bin")
+    return {name: tensor for file in pickled for name, tensor in pickles.read_state(file).items()}
 
 
 def _sized(opened: Opened, width: int, name: str, where: str | Path) -> Opened:

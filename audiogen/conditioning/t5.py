@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,15 @@ from torch.nn.utils.rnn import pad_sequence
 from audiogen import checkpoint
 from audiogen.conditioning import encoder
 from audiogen.conditioning.cache import EmbeddingCache
-from audiogen.conditioning.encoder import FrozenEncoder, Opened, PretrainedTokenizer
+from audiogen.conditioning.encoder import FrozenEncoder, Opened
+from audiogen.conditioning.t5_stack import T5Shape, T5Stack
 from audiogen.conditioning.vocabulary import PAD_ID, Vocabulary
 from audiogen.config import build, to_plain
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
+
+if TYPE_CHECKING:
+    from audiogen.conditioning.tokenizer import PretrainedTokenizer
 
 KIND = "text_encoder"
 VOCABULARY_FILE = "vocabulary.model"
@@ -124,7 +128,7 @@ class T5Conditioner(nn.Module):
         self._frozen = frozen
         if config.trains_encoder:
             opened = _open_trained(config, vocabulary, trained)
-            self.encoder: Any = opened.stack.train()
+            self.encoder: T5Stack = opened.stack.train()
             self._tokenizer = opened.tokenizer
             self.encoder_width: int = opened.stack.config.d_model
         else:
@@ -138,7 +142,7 @@ class T5Conditioner(nn.Module):
         """What turns text into token ids; a frozen encoder is opened for it."""
         return self._tokenizer if self.config.trains_encoder else self._open().tokenizer
 
-    def encoder_stack(self) -> Any:
+    def encoder_stack(self) -> T5Stack:
         """The T5 stack in float32, `.config` its configuration; a frozen one is opened for it."""
         return self.encoder if self.config.trains_encoder else self._open().stack
 
@@ -211,11 +215,11 @@ class T5Conditioner(nn.Module):
         device = self.output_proj.weight.device
         ids = torch.tensor([row], device=device)
         if self.cache is None:
-            return self.encoder(input_ids=ids).last_hidden_state[0]
+            return self.encoder(ids)[0]
         states = self.cache.get(row)
         if states is None:
             with torch.no_grad():
-                states = self._open().stack.to(device)(input_ids=ids).last_hidden_state[0]
+                states = self._open().stack.to(device)(ids)[0]
             self.cache.put(row, states)
         return states.to(device)
 
@@ -225,8 +229,7 @@ class T5Conditioner(nn.Module):
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
         device = self.output_proj.weight.device
-        output = self.encoder(input_ids=ids.to(device), attention_mask=mask.to(device).long())
-        states = output.last_hidden_state  # [B, L, encoder width]
+        states = self.encoder(ids.to(device), mask.to(device))  # [B, L, encoder width]
         return [state[: len(row)] for state, row in zip(states, rows, strict=True)]
 
     def save(self, directory: Path | str, dtype: torch.dtype = torch.float32) -> None:
@@ -240,8 +243,9 @@ class T5Conditioner(nn.Module):
             assert isinstance(self.tokenizer, Vocabulary)
             checkpoint.write_bytes_atomic(directory / VOCABULARY_FILE, self.tokenizer.model)
         elif self.config.stores_encoder:
-            assert isinstance(self.tokenizer, PretrainedTokenizer)
-            self.encoder_stack().config.save_pretrained(directory / TRAINED_FOLDER)
+            assert not isinstance(self.tokenizer, Vocabulary)
+            shape = self.encoder_stack().config.to_dict()
+            checkpoint.write_json(directory / TRAINED_FOLDER / "config.json", shape)
             self.tokenizer.save(directory / TRAINED_FOLDER)
             if self.config.stored:
                 stack = self.encoder_stack().state_dict()
@@ -315,8 +319,16 @@ def _open_trained(config: TextConfig, vocabulary: bytes | None, trained: Path | 
         if vocabulary is None:
             raise InputError("the embedded text encoder needs a vocabulary; build one with train_vocabulary")
         words = Vocabulary(vocabulary)
-        sizes = (len(words), config.dim, config.num_layers, config.num_heads)
-        return Opened(encoder.random_stack(*sizes, config.dropout), words)
+        shape = T5Shape(
+            vocab_size=len(words),
+            d_model=config.dim,
+            d_kv=config.dim // config.num_heads,
+            d_ff=4 * config.dim,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            dropout_rate=config.dropout,
+        )
+        return Opened(T5Stack(shape), words)
     if trained is not None:
         shape = encoder.read_shape(checkpoint.read_json(trained / "config.json"), trained)
         return Opened(encoder.empty_stack(shape), encoder.open_tokenizer(str(trained)))

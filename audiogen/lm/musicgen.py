@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers.models.encodec.configuration_encodec import EncodecConfig
-from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
 from audiogen import checkpoint
 from audiogen.conditioning import encoder
@@ -45,6 +43,20 @@ REQUIRED: dict[str, Any] = {
     "scale_embedding": False,
     "tie_word_embeddings": False,
 }
+# What transformers takes where a key is absent: of the decoder, and of the codec.
+DECODER_DEFAULTS: dict[str, Any] = {
+    **REQUIRED,
+    "num_codebooks": 4,
+    "vocab_size": 2048,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "ffn_dim": 4096,
+    "dropout": 0.1,
+    "audio_channels": 1,
+    "pad_token_id": 2048,
+}
+CODEC_DEFAULTS: dict[str, Any] = {"sampling_rate": 24000, "upsampling_ratios": [8, 5, 4, 2]}
 # our name of a layer's tensor -> theirs, under model.decoder.layers.N
 LAYER = {
     "self_attention.in_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -70,9 +82,8 @@ def read(directory: Path, text_encoder: str | None = None) -> Release:
     path = directory / "config.json"
     config = read_config(directory)
     generation = _generation(directory)
-    # Where a key is absent, transformers takes its default.
-    decoder = MusicgenDecoderConfig().to_dict() | _section(config, "decoder", path)
-    audio = EncodecConfig().to_dict() | _section(config, "audio_encoder", path)
+    decoder = DECODER_DEFAULTS | _section(config, "decoder", path)
+    audio = CODEC_DEFAULTS | _section(config, "audio_encoder", path)
     weights = weights_file(directory)
     tensors = checkpoint.open_tensors(weights)
     found = {
@@ -290,13 +301,11 @@ def _text_encoder(
     shapes: Shapes = {f"{TEXT}encoder.{name}": size for name, size in stack.items()}
     embedding = shapes.pop(tied)
     shapes |= {name: embedding for name in (shared, tied) if name in found} or {shared: embedding}
-    tensors = {name: found.get(f"{TEXT}encoder.{name}") for name in stack}
-    tensors["embed_tokens.weight"] = found.get(tied, found.get(shared))
-    complete = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    own_names = {name.removeprefix(TEXT): tensor for name, tensor in found.items() if name.startswith(TEXT)}
     name = section.get("_name_or_path")
     own = any((directory / file).is_file() for file in encoder.TOKENIZER_FILES)
     tokenizer = str(directory) if own else str(name) if name else None
-    return encoder.carried(shape, complete, tokenizer, directory), shapes
+    return encoder.carried(shape, encoder.stack_tensors(own_names), tokenizer, directory), shapes
 
 
 def _max_frames(

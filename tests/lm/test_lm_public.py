@@ -25,6 +25,7 @@ from transformers import (
 from audiogen.conditioning.condition import pad_like_peers, stack
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
+from audiogen.lm import musicgen as layout
 from audiogen.lm import public
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.patterns import interleave
@@ -34,6 +35,14 @@ from audiogen.lm.sample import Sampling, generate_tokens
 GREEDY = Sampling(temperature=0)
 TEXTS = ["a dog barks", "rain"]
 FRAMES = 9
+
+
+def test_absent_keys_have_the_defaults_of_transformers() -> None:
+    for ours, theirs in (
+        (layout.DECODER_DEFAULTS, MusicgenDecoderConfig()),
+        (layout.CODEC_DEFAULTS, EncodecConfig()),
+    ):
+        assert ours == {key: theirs.to_dict()[key] for key in ours}
 
 
 def tokenizer(folder: Path) -> T5Tokenizer:

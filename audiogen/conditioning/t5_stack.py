@@ -1,0 +1,222 @@
+"""T5's encoder: attention that knows only how far apart two tokens are, and nothing else about place.
+
+Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 2.1; the gated feed-forward of T5 1.1 and
+Flan-T5 is Shazeer 2020, "GLU Variants Improve Transformer". Weights have the names, and shapes the keys of config.json,
+that transformers gives them, so that its files are read and written as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiogen.errors import InputError
+
+FEED_FORWARDS = ("relu", "gated-gelu")  # T5; T5 1.1 and Flan-T5
+
+
+@dataclass(frozen=True)
+class T5Shape:
+    """Sizes of an encoder, under the names and with the defaults of transformers' T5Config.
+
+    d_kv: width of a head; num_heads of them need not be as wide as d_model.
+    relative_attention_num_buckets: half of them for what comes before a token, half for what comes after; distances
+        from relative_attention_max_distance share the last one.
+    """
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: str = "relu"
+
+    def __post_init__(self) -> None:
+        for key in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{key} is {getattr(self, key)}; it must be at least 1")
+        buckets, longest = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if buckets < 4 or buckets % 2:
+            raise InputError(f"relative_attention_num_buckets is {buckets}; it must be even and at least 4")
+        if longest <= buckets // 4:
+            raise InputError(
+                f"relative_attention_max_distance is {longest}; it must be above {buckets // 4}, a quarter of the "
+                "buckets"
+            )
+        if not 0 <= self.dropout_rate < 1:
+            raise InputError(f"dropout_rate is {self.dropout_rate}; it must be at least 0 and below 1")
+        if self.feed_forward_proj not in FEED_FORWARDS:
+            raise InputError(
+                f"feed_forward_proj is {self.feed_forward_proj!r}; implemented are {', '.join(FEED_FORWARDS)}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json of a T5EncoderModel holds."""
+        kind = {"model_type": "t5", "is_encoder_decoder": False, "use_cache": False}
+        return {**kind, **dataclasses.asdict(self), "pad_token_id": 0, "eos_token_id": 1}
+
+
+class Attention(nn.Module):
+    """Self-attention whose scores, queries times keys, are not divided by the root of the head's width."""
+
+    def __init__(self, shape: T5Shape, has_bias: bool):
+        super().__init__()
+        inner = shape.num_heads * shape.d_kv
+        self.num_heads, self.dropout = shape.num_heads, shape.dropout_rate
+        self.q = nn.Linear(shape.d_model, inner, bias=False)
+        self.k = nn.Linear(shape.d_model, inner, bias=False)
+        self.v = nn.Linear(shape.d_model, inner, bias=False)
+        self.o = nn.Linear(inner, shape.d_model, bias=False)
+        if has_bias:
+            self.relative_attention_bias = nn.Embedding(shape.relative_attention_num_buckets, shape.num_heads)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """x [B, L, D] -> [B, L, D]; bias, added to the scores, broadcasts to [B, heads, L, L]."""
+        q, k, v = (
+            rearrange(project(x), "b l (h d) -> b h l d", h=self.num_heads)
+            for project in (self.q, self.k, self.v)
+        )
+        dropout = self.dropout if self.training else 0.0
+        heard = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=1.0)
+        return self.o(rearrange(heard, "b h l d -> b l (h d)"))
+
+
+class FeedForward(nn.Module):
+    """A ReLU between two matrices, or a GELU, times what a third matrix makes of the same."""
+
+    def __init__(self, shape: T5Shape):
+        super().__init__()
+        self.gated = shape.feed_forward_proj == "gated-gelu"
+        if self.gated:
+            self.wi_0 = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+            self.wi_1 = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+        else:
+            self.wi = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+        self.wo = nn.Linear(shape.d_ff, shape.d_model, bias=False)
+        self.dropout = nn.Dropout(shape.dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        if self.gated:
+            hidden = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x)
+        else:
+            hidden = F.relu(self.wi(x))
+        return self.wo(self.dropout(hidden))
+
+
+class AttentionLayer(nn.Module):
+    """Attention to the normed input, added to it."""
+
+    def __init__(self, shape: T5Shape, has_bias: bool):
+        super().__init__()
+        self.SelfAttention = Attention(shape, has_bias)
+        self.layer_norm = nn.RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.dropout = nn.Dropout(shape.dropout_rate)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        return x + self.dropout(self.SelfAttention(self.layer_norm(x), bias))
+
+
+class FeedForwardLayer(nn.Module):
+    """The feed-forward of the normed input, added to it."""
+
+    def __init__(self, shape: T5Shape):
+        super().__init__()
+        self.DenseReluDense = FeedForward(shape)
+        self.layer_norm = nn.RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.dropout = nn.Dropout(shape.dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        return x + self.dropout(self.DenseReluDense(self.layer_norm(x)))
+
+
+class Block(nn.Module):
+    """A layer of the encoder."""
+
+    def __init__(self, shape: T5Shape, has_bias: bool):
+        super().__init__()
+        self.layer = nn.ModuleList([AttentionLayer(shape, has_bias), FeedForwardLayer(shape)])
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        attention, feed_forward = self.layer
+        return feed_forward(attention(x, bias))
+
+
+class T5Stack(nn.Module):
+    """Token ids to features; `config` is its shape. On any other device than "meta" its weights are random."""
+
+    def __init__(self, shape: T5Shape):
+        super().__init__()
+        self.config = shape
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.block = nn.ModuleList([Block(shape, i == 0) for i in range(shape.num_layers)])
+        self.final_layer_norm = nn.RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.dropout = nn.Dropout(shape.dropout_rate)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Normal weights, 1 / sqrt(what goes in) wide; the norms stay at 1."""
+        shape = self.config
+        deviations = {
+            "embed_tokens": 1.0,  # looked up, not summed
+            "q": (shape.d_model * shape.d_kv)
+            ** -0.5,  # what other attention divides the scores by is in here
+            "k": shape.d_model**-0.5,
+            "v": shape.d_model**-0.5,
+            "o": (shape.num_heads * shape.d_kv) ** -0.5,
+            "relative_attention_bias": shape.d_model**-0.5,  # small beside the scores, which begin around 1
+            **dict.fromkeys(("wi", "wi_0", "wi_1"), shape.d_model**-0.5),
+            "wo": shape.d_ff**-0.5,
+        }
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=deviations[name.rpartition(".")[2]])
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """ids int64 [B, L] -> [B, L, D]; mask bool [B, L] is False where there is only padding, heard by nobody."""
+        bias = self._position_bias(ids.shape[1])  # [1, heads, L, L]
+        if mask is not None:
+            bias = bias.masked_fill(~mask[:, None, None], torch.finfo(bias.dtype).min)  # [B, heads, L, L]
+        x = self.dropout(self.embed_tokens(ids))
+        for block in self.block:
+            x = block(x, bias)
+        return self.dropout(self.final_layer_norm(x))
+
+    def _position_bias(self, length: int) -> Tensor:
+        """What every layer adds to the scores, by distance and head: [1, heads, L, L]. The first layer's weights."""
+        table = self.get_parameter("block.0.layer.0.SelfAttention.relative_attention_bias.weight")
+        place = torch.arange(length, device=table.device)
+        shape = self.config
+        num_buckets, longest = shape.relative_attention_num_buckets, shape.relative_attention_max_distance
+        which = buckets(place - place[:, None], num_buckets, longest)
+        return rearrange(F.embedding(which, table), "q k h -> 1 h q k")
+
+
+def buckets(offset: Tensor, num_buckets: int, max_distance: int) -> Tensor:
+    """Key's place minus query's (int64, any shape) -> number of the bucket they share with similar offsets.
+
+    The first half is for keys before the query, or the query itself, the second for keys after it. Of a half, the
+    first half has one distance a bucket, and the rest grow with the logarithm of the distance up to max_distance.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    distance = offset.abs()
+    # float32 and in this order: distances such as 32 lie where one bucket ends, and T5 was trained with this rounding
+    share = torch.log(distance.clamp(min=exact).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (share * (half - exact)).long()).clamp(max=half - 1)
+    return torch.where(distance < exact, distance, far) + half * (offset > 0)
