@@ -1,5 +1,7 @@
 """The one exception for a user's mistake, and how the command line reports it. Standard library only."""
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +20,8 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     # Read when torch is imported, which is inside main. Idle OpenMP threads sleep rather than spin: spinning beside
     # other work on two cores made ten seconds of sound take more than 200 s instead of 3.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The end of the process frees all memory; to look for garbage first took half a second.
+    atexit.register(gc.freeze)
     try:
         return main(argv) or 0
     except InputError as error:
