@@ -16,7 +16,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from audiogen.config import did_you_mean
 from audiogen.errors import InputError
 
 FORMAT = 1
 PICKLES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle")
+RELEASED_BYTES = 2**20  # tensors of a file from which on their memory is given back
 TEMPORARY = ".writing-"  # prefix of names that a finished write never has
 
 
@@ -235,6 +238,25 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
     return {name: files[file][name] for name, file in index.items()}
 
 
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Modules that are made inside have no memory for their weights (the meta device), for `assign` to fill."""
+    with torch.device("meta"), _NoInitialValues():
+        yield
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves out what only draws values: on the meta device, torch imports its compiler for a `normal_`, a second."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def assign(
     module: nn.Module,
     parts: Mapping[str, Tensor | Sequence[Tensor]],
@@ -242,7 +264,7 @@ def assign(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Fill a module that was built on the meta device: at most the finished weights and one tensor are in memory.
+    """Fill a module that was made `unfilled`: at most the finished weights and one tensor are in memory.
 
     parts: for each name of the module's state dict its tensor, or several that are joined along dim 0 in their order;
         usually views of mapped files, whose pages are given back one tensor after the other.
@@ -338,9 +360,10 @@ def _check_finite(tensor: Tensor, name: str, where: str | Path) -> None:
 def release(tensor: Tensor) -> None:
     """Give back the memory behind a tensor that is a view of a mapped file; it is read again if it is looked at again.
 
-    Only on Linux, and nothing happens to a tensor in memory of its own. What was written to the mapped tensor is lost.
+    Only on Linux, and nothing happens to a tensor in memory of its own, or to a small one: looking for its file takes a
+    millisecond, and a model's small ones come to little. What was written to the mapped tensor is lost.
     """
-    if sys.platform != "linux" or tensor.device.type != "cpu" or not tensor.numel():
+    if sys.platform != "linux" or tensor.device.type != "cpu" or tensor.nbytes < RELEASED_BYTES:
         return
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.data_ptr()

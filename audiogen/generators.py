@@ -233,7 +233,7 @@ class AudioGen:
     def num_parameters(self) -> int:
         """Of language model, text encoder and codec."""
         encoder = self.conditioner.encoder_stack()
-        with torch.device("meta"):
+        with checkpoint.unfilled():
             lm = TokenLM(self.config)
         modules = (lm, self.conditioner.output_proj, encoder, self.codec)
         return sum(weight.numel() for module in modules for weight in module.parameters()) + sum(

@@ -14,15 +14,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+import huggingface_hub  # its functions come when they are first named, and most models are not from the hub
+from huggingface_hub import constants
 
 from audiogen.errors import InputError
 
@@ -64,12 +57,14 @@ def fetch(name: str, layouts: Sequence[Layout]) -> Path:
     try:
         with _quiet():
             # not list_repo_files, which tries six times, over half a minute, before the cache's turn comes
-            found = HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_S)
+            found = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_S)
             files = [file.rfilename for file in found.siblings or ()]
             layout = next((layout for layout in layouts if layout.fits(files)), None)
             if layout is not None:
                 return Path(
-                    snapshot_download(repository, revision=revision, allow_patterns=list(layout.patterns))
+                    huggingface_hub.snapshot_download(
+                        repository, revision=revision, allow_patterns=list(layout.patterns)
+                    )
                 )
     except Exception as error:  # with network errors of whichever client this huggingface_hub is built on
         cached = _cached(repository, revision)
@@ -102,18 +97,20 @@ def _files(folder: Path) -> list[str]:
 
 def _reason(error: Exception, revision: str) -> str:
     """Why the hub gave nothing, and what to do, in one line; the special cases of an error come before it."""
-    if isinstance(error, GatedRepoError):
+    from huggingface_hub import errors  # late: it imports the whole client
+
+    if isinstance(error, errors.GatedRepoError):
         return "its owner wants an agreement first; accept it on the model's page and log in (hf auth login)"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return "it is no directory here, and no model of the hub that you have access to; check the name"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"it has no revision {revision!r}; give a branch, tag or commit after the @"
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         return "it is no directory here and not in the cache, and HF_HUB_OFFLINE is set; unset it to download"
     first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    if isinstance(error, HFValidationError):
+    if isinstance(error, errors.HFValidationError):
         return f"{first}; check the name"
-    what = "the hub answers" if isinstance(error, HfHubHTTPError) else "the hub cannot be reached"
+    what = "the hub answers" if isinstance(error, errors.HfHubHTTPError) else "the hub cannot be reached"
     return f"it is no directory here and not in the cache, and {what}: {first}; try again, or download it elsewhere"
 
 

@@ -223,8 +223,17 @@ class Net(nn.Module):
 
 
 def on_meta() -> Net:
-    with torch.device("meta"):
+    with checkpoint.unfilled():
         return Net()
+
+
+def test_unfilled_takes_no_memory_and_changes_nothing_outside() -> None:
+    with checkpoint.unfilled():
+        net = nn.Sequential(nn.Linear(10**7, 10**7), nn.Embedding(10**9, 10**4), Net())
+        nn.init.trunc_normal_(net[0].weight)
+    assert all(tensor.is_meta for tensor in net.state_dict().values())
+    drawn = nn.Embedding(50, 40).weight
+    assert drawn.device.type == "cpu" and drawn.std().item() == pytest.approx(1.0, abs=0.1)
 
 
 def sources() -> dict[str, torch.Tensor | list[torch.Tensor]]:

@@ -69,7 +69,7 @@ def build(
     tensor at a time is folded, so that the file, if it is mapped into memory, is never there as a whole beside it.
     """
     _check_sizes(config, len(tensors), where)
-    with torch.device("meta"):
+    with checkpoint.unfilled():
         codec = Codec(config)
     own = codec.state_dict()
     sources = _match(own, tensors, layout, where)

@@ -121,7 +121,7 @@ def read_shape(found: Any, where: str | Path) -> T5Shape:
 def empty_stack(shape: T5Shape) -> T5Stack:
     """An encoder stack without memory for its weights."""
     try:
-        with torch.device("meta"):
+        with checkpoint.unfilled():
             return T5Stack(shape)
     except (RuntimeError, TypeError) as error:  # of torch, for sizes that no memory has
         reason = " ".join(str(error).split())[:200]

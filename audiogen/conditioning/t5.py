@@ -288,7 +288,7 @@ class T5Conditioner(nn.Module):
                 shape = encoder.read_shape(checkpoint.read_json(folder / "config.json"), folder)
                 frozen = encoder.carried(shape, stack, str(folder), directory)
             tensors = own
-        with torch.device("meta"):
+        with checkpoint.unfilled():
             conditioner = cls(config, vocabulary, directory / TRAINED_FOLDER, frozen)
         checkpoint.assign(conditioner, tensors, directory, device, torch.float32)
         return conditioner.eval()

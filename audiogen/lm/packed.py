@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from audiogen import checkpoint
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.model import Read, TokenLM, reader
@@ -41,7 +42,7 @@ class PackedLM:
             raise InputError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
         self.config, self.special, self.dtype = lm.config, lm.special, dtype
         read = read or reader(lm)
-        with torch.device("meta"):
+        with checkpoint.unfilled():
             self._lm = TokenLM(lm.config).eval()
         for name, module in list(self._lm.named_modules()):
             if isinstance(module, nn.Linear):

@@ -121,7 +121,7 @@ class OpenLM:
         return lm
 
     def _empty(self) -> TokenLM:
-        with torch.device("meta"):  # no time for initial weights that are overwritten at once
+        with checkpoint.unfilled():  # no time for initial weights that are overwritten at once
             return TokenLM(self.config).eval()
 
 
@@ -229,7 +229,7 @@ def _local(text_encoder: str | None) -> str | None:
 
 def _open_release(directory: Path, device: torch.device | str, text_encoder: str | None) -> OpenLM:
     release = public.read_release(directory, _local(text_encoder))
-    with torch.device("meta"):
+    with checkpoint.unfilled():
         conditioner = T5Conditioner(release.text, frozen=release.encoder).eval()
     checkpoint.assign(conditioner.output_proj, release.projection, directory, device, torch.float32)
     info = {"generation": {} if release.guidance is None else {"guidance": release.guidance}}
