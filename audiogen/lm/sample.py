@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,6 +47,16 @@ class Decoder(Protocol):
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> Any: ...
 
     def step(self, steps: Tensor, cache: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class WholeDecoder(Protocol):
+    """A decoder that also draws the codes, as `static.StaticLM` does on the device: see its `complete`."""
+
+    def complete(
+        self, steps: Tensor, uniform: Tensor, unknown: Tensor, first: int, condition: Condition | None,
+        sampling: Sampling, guidance: float | None, advance: Callable[[], None],
+    ) -> Tensor: ...  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -287,6 +297,11 @@ def _decode(
     steps = patterns.interleave(codes, pattern, decoder.special)
     uniform = patterns.interleave(uniform, pattern, 0)
     unknown = (pattern.frame >= layout.known).to(codes.device)
+    if isinstance(decoder, WholeDecoder):
+        steps = decoder.complete(
+            steps, uniform, unknown, layout.first, condition, sampling, guidance, advance
+        )
+        return _collect(steps, pattern, decoder.special)
     copies = 1 if guidance is None else 2
     cache = decoder.new_cache(condition, copies * len(codes), pattern.num_steps)
     new = steps[..., : layout.first]
@@ -298,5 +313,10 @@ def _decode(
         steps[..., step] = torch.where(unknown[..., step], drawn, steps[..., step])
         new = steps[..., step : step + 1]
         advance()
+    return _collect(steps, pattern, decoder.special)
+
+
+def _collect(steps: Tensor, pattern: patterns.Pattern, special: int) -> Tensor:
+    """Completed steps [B, K, S] -> codes [B, K, T]."""
     completed = patterns.deinterleave(steps, pattern)
-    return completed.masked_fill(completed == decoder.special, 0)  # past the end of a shorter row
+    return completed.masked_fill(completed == special, 0)  # past the end of a shorter row
