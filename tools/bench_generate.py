@@ -1,17 +1,21 @@
-"""How fast a decoding step is: transformers, PyTorch and the native kernels, with the same weights in one run.
+"""How fast a decoding step is: transformers, PyTorch and our own steps, with the same weights in one run.
 
     python tools/bench_generate.py --shape small --threads 1 2
     python tools/bench_generate.py --shape medium --threads 2 --models transformers-float32 native-int8
+    python tools/bench_generate.py --device cuda --shape medium --batch 1 8 32 --frames 500
 
-Random weights, guidance as a pair of rows, the first with 20 tokens of text and the second without. A step is the model
-alone, not the drawing of codes. Models take turns, round by round, so that other work on the machine meets all of them;
-figures are the medians over rounds. A frame takes one step, and frames/s are those of the mean of the first and the
-last steps of a clip. A share of bandwidth is the bytes of weights that a step must read, over its time, over what the
-same number of threads read in the same round from memory.
+Random weights, guidance as a pair of rows a clip, the first with 20 tokens of text and the second without. A step is
+the model alone. static is all of `lm.static`, which also draws the codes, on a GPU as a CUDA graph; unfused is that
+with PyTorch's kernels alone, compiled with those that torch.compile makes of them, combined with torch.compile around
+the fused ones. Models take turns, round by round, so that other work on the machine meets all of them; figures are the
+medians over rounds. A frame takes one step, and frames/s are those of the mean of the first and the last steps of a
+clip, times the clips of a batch. A share of bandwidth is the bytes of weights that a step must read, over its time,
+over what the same number of threads read in the same round from memory, or what a GPU moves when it copies.
 """
 
 import argparse
 import ctypes
+import functools
 import statistics
 import sys
 import time
@@ -26,21 +30,28 @@ from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderC
 from audiogen.conditioning.condition import null, stack
 from audiogen.errors import InputError, run_command
 from audiogen.interfaces import Condition
-from audiogen.lm import native
+from audiogen.lm import native, ops
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.public import transformers_parts
+from audiogen.lm.sample import Sampling
+from audiogen.lm.static import DTYPES, Loop, StaticLM
 
 SHAPES = {
     "small": LMConfig(4, 2048, 1024, num_layers=24, num_heads=16),  # MusicGen's
     "medium": LMConfig(4, 2048, 1536, num_layers=48, num_heads=24),  # AudioGen's and MusicGen's
     "tiny": LMConfig(8, 512, 256, num_layers=8, num_heads=4),  # lm_tiny
 }
-MODELS = (
-    "transformers-float32", "transformers-bfloat16", "pytorch-float32", "pytorch-bfloat16",
-    "native-float32", "native-bfloat16", "native-int8",
-)  # fmt: skip
+MODELS = {
+    "cpu": (
+        "transformers-float32", "transformers-bfloat16", "pytorch-float32", "pytorch-bfloat16",
+        "native-float32", "native-bfloat16", "native-int8",
+    ),
+    "cuda": ("transformers-bfloat16", "pytorch-bfloat16", "unfused-bfloat16", "static-bfloat16", "static-int8"),
+}  # fmt: skip
+STATIC = ("static", "unfused", "compiled", "combined")  # with any of static.DTYPES
 TEXT_TOKENS = 20
 READ_BYTES = 1 << 29  # for the bandwidth: many times any cache
+COPY_BYTES = 1 << 30
 
 
 class Candidate(NamedTuple):
@@ -54,7 +65,7 @@ class Candidate(NamedTuple):
 def native_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: native.Dtype) -> Candidate:
     """The kernels of audiogen/lm/native.cpp."""
     fast = native.NativeLM(lm, dtype)
-    cache = fast.new_cache(text, 2, steps.shape[2])
+    cache = fast.new_cache(text, len(steps), steps.shape[2])
     fast.step(steps, cache)
 
     def step(position: int) -> object:
@@ -64,12 +75,33 @@ def native_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: native.Dtyp
     return Candidate(f"native-{dtype}", fast.step_bytes(guided=True), step)
 
 
+def static_model(lm: TokenLM, text: Condition, steps: Tensor, kind: str, dtype: str) -> Candidate:
+    """The whole step of audiogen/lm/static.py; with int8, what is not a matrix is bfloat16 on a GPU."""
+    is_cuda = lm.heads.weight.is_cuda
+    cast = _copy(lm, torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)) if is_cuda else lm
+    kernels = ops if kind in ("unfused", "compiled") else None
+    compiles = kind in ("compiled", "combined")
+    static = StaticLM(cast, dtype, kernels=kernels, compile=compiles)  # type: ignore[arg-type]
+    num_steps, batch = steps.shape[2], len(steps) // 2
+    loop = Loop(static, static.new_cache(text, len(steps), num_steps), batch, Sampling(), guidance=3.0)
+    uniform = torch.rand(steps[:batch].shape, device=steps.device)
+    loop.begin(steps[:batch], uniform, torch.zeros_like(uniform, dtype=torch.bool), num_steps, text)
+
+    def step(position: int) -> object:
+        if loop.cache.length != position:
+            loop.cache.restart(position)
+        loop.advance()
+        return loop.steps
+
+    return Candidate(f"{kind}-{dtype}", static.matrices.step_bytes(), step)
+
+
 def pytorch_model(
     lm: TokenLM, text: Condition, steps: Tensor, dtype: torch.dtype, num_bytes: int
 ) -> Candidate:
     """TokenLM itself."""
     cast = lm if dtype == torch.float32 else _copy(lm, dtype)
-    cache = cast.new_cache(text, 2, steps.shape[2])
+    cache = cast.new_cache(text, len(steps), steps.shape[2])
     cast.features(steps, cache=cache)
 
     def step(position: int) -> object:
@@ -79,6 +111,7 @@ def pytorch_model(
     return Candidate(f"pytorch-{str(dtype)[6:]}", num_bytes, step)
 
 
+@functools.cache
 def _copy(lm: TokenLM, dtype: torch.dtype) -> TokenLM:
     with torch.device("meta"):
         other = TokenLM(lm.config)
@@ -89,14 +122,14 @@ def _copy(lm: TokenLM, dtype: torch.dtype) -> TokenLM:
 def transformers_model(
     lm: TokenLM, text: Condition, steps: Tensor, dtype: torch.dtype, num_bytes: int
 ) -> Candidate:
-    """MusicgenForCausalLM, as its `generate` calls it: the pair as a batch of two."""
+    """MusicgenForCausalLM, as its `generate` calls it: the pairs as a batch."""
     config, tensors = transformers_parts(lm)
     model = MusicgenForCausalLM._from_config(MusicgenDecoderConfig(**config), dtype=dtype)
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     missing = model.load_state_dict(tensors, strict=False, assign=True)
     assert not missing.unexpected_keys, missing
-    model.eval()
-    rows = steps.reshape(-1, steps.shape[2])  # [2 K, S]
+    model.to(steps.device).eval()  # with its table of positions
+    rows = steps.reshape(-1, steps.shape[2])  # [2 B K, S]
     past = EncoderDecoderCache(DynamicCache(), DynamicCache())
     heard = {"encoder_hidden_states": text.tokens.to(dtype), "encoder_attention_mask": text.mask.long()}
     model(rows, past_key_values=past, use_cache=True, **heard)
@@ -112,12 +145,14 @@ def transformers_model(
     return Candidate(f"transformers-{str(dtype)[6:]}", num_bytes, step)
 
 
-def candidates(lm: TokenLM, names: Sequence[str], num_frames: int) -> list[Candidate]:
-    """Each with its cache filled by a clip of so many frames."""
-    config = lm.config
-    text = Condition(torch.randn(1, TEXT_TOKENS, config.dim), torch.ones(1, TEXT_TOKENS, dtype=torch.bool))
-    text = stack([text, null(1, config.dim)])
-    steps = torch.randint(0, config.codebook_size, (1, config.num_codebooks, num_frames)).repeat(2, 1, 1)
+def candidates(lm: TokenLM, names: Sequence[str], num_frames: int, batch: int) -> list[Candidate]:
+    """Each with its cache filled by clips of so many frames."""
+    config, device = lm.config, lm.heads.weight.device
+    tokens = torch.randn(batch, TEXT_TOKENS, config.dim, device=device)
+    mask = torch.ones(batch, TEXT_TOKENS, dtype=torch.bool, device=device)
+    text = stack([Condition(tokens, mask), null(batch, config.dim, device)])
+    shape = (batch, config.num_codebooks, num_frames)
+    steps = torch.randint(0, config.codebook_size, shape, device=device).repeat(2, 1, 1)
     skipped = sum(
         p.numel() for name, p in lm.named_parameters() if "text_proj" in name or "embedding" in name
     )
@@ -128,6 +163,8 @@ def candidates(lm: TokenLM, names: Sequence[str], num_frames: int) -> list[Candi
         kind, _, dtype = name.partition("-")
         if kind == "native":
             made.append(native_model(lm, text, steps, dtype))  # type: ignore[arg-type]
+        elif kind in STATIC:
+            made.append(static_model(lm, text, steps, kind, dtype))
         else:
             make = pytorch_model if kind == "pytorch" else transformers_model
             torch_dtype = getattr(torch, dtype)
@@ -136,7 +173,16 @@ def candidates(lm: TokenLM, names: Sequence[str], num_frames: int) -> list[Candi
 
 
 def bandwidth(memory: Tensor, num_threads: int) -> float:
-    """Bytes per second that so many threads read from memory, in two passes the better."""
+    """Bytes per second that so many threads read from memory, or a GPU moves in it; of two passes the better."""
+    if memory.is_cuda:
+        half = len(memory) // 2
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+        for event in events:
+            event.record()
+            memory[half:].copy_(memory[:half])
+        torch.cuda.synchronize()
+        milliseconds = min(events[i].elapsed_time(events[i + 1]) for i in range(2))
+        return 2 * half / milliseconds * 1e3
     library = native.library()
     if library is None:
         raise InputError("the bandwidth is measured by the native kernels: install g++ or clang++")
@@ -151,17 +197,27 @@ def bandwidth(memory: Tensor, num_threads: int) -> float:
 
 def seconds(candidate: Candidate, first: int, count: int) -> float:
     """Of a step: the mean over `count` of them from position `first`, after one to warm up."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     candidate.step(first)
+    wait()
     begin = time.perf_counter()
     for position in range(first, first + count):
         candidate.step(position)
+    wait()
     return (time.perf_counter() - begin) / count
 
 
-def compare(models: Sequence[Candidate], num_threads: int, num_frames: int, count: int, rounds: int) -> None:
+def compare(
+    models: Sequence[Candidate],
+    memory: Tensor,
+    num_threads: int,
+    num_frames: int,
+    count: int,
+    rounds: int,
+    batch: int,
+) -> None:
     """Measure in turns and print a table."""
     torch.set_num_threads(num_threads)
-    memory = torch.ones(READ_BYTES, dtype=torch.uint8)
     start: dict[str, list[float]] = {model.name: [] for model in models}
     end: dict[str, list[float]] = {model.name: [] for model in models}
     rates = []
@@ -171,7 +227,8 @@ def compare(models: Sequence[Candidate], num_threads: int, num_frames: int, coun
             start[model.name].append(seconds(model, 0, count))
             end[model.name].append(seconds(model, num_frames - count, count))
     rate = statistics.median(rates)
-    print(f"\n{num_threads} thread{'s'[: num_threads > 1]}; memory {rate / 1e9:.1f} GB/s")
+    where = torch.cuda.get_device_name(memory.device) if memory.is_cuda else f"threads: {num_threads}"
+    print(f"\n{where}; memory {rate / 1e9:.1f} GB/s; batch of {batch}")
     print(f"{'':22} frames/s  ms at start  at end  of bandwidth  times {models[0].name}")
     slowest = 0.0
     for model in models:
@@ -179,9 +236,8 @@ def compare(models: Sequence[Candidate], num_threads: int, num_frames: int, coun
         mean = (first + last) / 2
         slowest = slowest or mean
         share = model.num_bytes / mean / rate
-        print(
-            f"{model.name:22} {1 / mean:8.1f} {1e3 * first:12.2f} {1e3 * last:7.2f} {share:12.0%} {slowest / mean:7.2f}"
-        )
+        times = f"{1e3 * first:12.2f} {1e3 * last:7.2f}"
+        print(f"{model.name:22} {batch / mean:8.1f} {times} {share:12.0%} {slowest / mean:7.2f}")
 
 
 @torch.inference_mode()
@@ -191,8 +247,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS))
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--models", nargs="+", help="by default some that pay on the device")
+    parser.add_argument("--device", choices=MODELS, default="cpu")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="clips at a time")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of a CPU")
     parser.add_argument("--frames", type=int, default=250, help="length of the clip")
     parser.add_argument(
         "--steps", type=int, default=10, help="steps timed at the start and at the end, a round"
@@ -200,15 +258,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    if not 1 <= args.steps < args.frames or args.rounds < 1 or min(args.threads) < 1:
-        raise InputError("--steps is from 1 to below --frames; --rounds and --threads are at least 1")
+    if not 1 <= args.steps < args.frames or min(args.rounds, *args.threads, *args.batch) < 1:
+        raise InputError(
+            "--steps is from 1 to below --frames; --rounds, --threads and --batch are at least 1"
+        )
+    names = args.models or MODELS[args.device]
+    known = (*MODELS["cpu"], *(f"{kind}-{dtype}" for kind in STATIC for dtype in DTYPES))
+    if unknown := set(names) - set(known):
+        raise InputError(f"--models has {', '.join(sorted(unknown))}; allowed: {', '.join(known)}")
+    is_cuda = args.device == "cuda"
+    if is_cuda and (not torch.cuda.is_available() or any(name.startswith("native") for name in names)):
+        raise InputError("--device cuda needs a CUDA GPU, and models other than native ones")
     torch.manual_seed(args.seed)
-    lm = TokenLM(SHAPES[args.shape]).eval()
-    models = candidates(lm, args.models, args.frames)
+    with torch.device(args.device):
+        lm = TokenLM(SHAPES[args.shape]).eval()
+        memory = torch.ones(2 * COPY_BYTES if is_cuda else READ_BYTES, dtype=torch.uint8)
     num_weights = sum(p.numel() for p in lm.parameters()) / 1e6
-    print(f"{args.shape}: {num_weights:.0f} M parameters, a pair of rows, {args.frames} frames", end="")
-    for num_threads in args.threads:
-        compare(models, num_threads, args.frames, args.steps, args.rounds)
+    print(
+        f"{args.shape}: {num_weights:.0f} M parameters, a pair of rows a clip, {args.frames} frames", end=""
+    )
+    for batch in args.batch:
+        models = candidates(lm, names, args.frames, batch)
+        for num_threads in args.threads[:1] if is_cuda else args.threads:
+            compare(models, memory, num_threads, args.frames, args.steps, args.rounds, batch)
 
 
 if __name__ == "__main__":
