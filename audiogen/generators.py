@@ -132,10 +132,10 @@ class AudioGen:
         """Open a bundled model, a model directory, or a public release: its directory or "org/name[@revision]".
 
         device: "cpu", "cuda", "cuda:1", "mps", or "auto": a CUDA GPU where there is one, else the CPU. dtype: of the
-        language model, "float32", "bfloat16", "float16", "int8" (on a CPU), or "auto" for bfloat16 where the device
+        language model, "float32", "bfloat16", "float16", "int8" (CPU or CUDA), or "auto" for bfloat16 where the device
         has it and float32 elsewhere; the text encoder and the codec stay in float32. text_encoder: a T5, directory or
         hub id, in place of the one that the model names. adapter: a directory that LoRA fine-tuning of this model
-        wrote. packed: on a CPU weights go from their files into a form that decodes several times faster
+        wrote. packed: weights go from their files into a form that decodes several times faster
         (`lm.decoders`); the PyTorch module, `lm`, is read when it is first asked for. False runs that instead.
         """
         where = distributed.choose_device(device)
@@ -157,9 +157,9 @@ class AudioGen:
             lora.merge(lm)
         decoder = None
         if isinstance(lm, OpenLM):
-            decoder = decoders.pack(lm.skeleton(), dtype, lm.read)
+            decoder = decoders.pack(lm.skeleton(), dtype, where, lm.read)
         elif packed:
-            decoder = decoders.pack(lm, dtype)
+            decoder = decoders.pack(lm, dtype, where)
         return cls(lm, found.conditioner, codec, found.max_frames, found.info, decoder)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:

@@ -453,11 +453,13 @@ def test_without_a_compiler_pytorchs_packed_products_serve(
 
 
 def test_number_types_that_a_device_lacks_are_refused() -> None:
-    with pytest.raises(InputError, match="int8 runs on a CPU; here the device is cuda: choose cpu"):
-        decoders.choose_dtype("int8", torch.device("cuda"))
+    with pytest.raises(InputError, match="int8 runs on a CPU or CUDA; here the device is mps: choose cpu"):
+        decoders.choose_dtype("int8", torch.device("mps"))
     assert decoders.choose_dtype("auto", torch.device("cuda")) == "bfloat16"
     assert decoders.choose_dtype("auto", torch.device("mps")) == "float32"
-    assert not decoders.is_packed("bfloat16", torch.device("cuda"))
+    assert decoders.is_packed("bfloat16", torch.device("cuda"))
+    assert decoders.is_packed("int8", torch.device("cuda"))
+    assert not decoders.is_packed("bfloat16", torch.device("mps"))
     assert not decoders.is_packed("float16", torch.device("cpu"))
 
 
