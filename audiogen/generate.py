@@ -130,6 +130,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "only) run several times faster by kernels that a C++ compiler builds at first use",
     )
     how.add_argument(
+        "--cuda-graph",
+        action="store_true",
+        help="on CUDA, run the whole decoding step as one recorded graph of fused kernels (always so for int8)",
+    )
+    how.add_argument(
         "--threads", type=int, metavar="N", help="that compute on the CPU (default: PyTorch's choice)"
     )
 
@@ -178,7 +183,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         setattr(warnings, "showwarning", _show_warning)  # noqa: B010 (a plain assignment does not pass mypy)
         warnings.filterwarnings("ignore", message="Glyph")  # emoji in the title of a picture
         clip = None if args.continue_from is None else audio.load(args.continue_from)
-        generator = generators.load(args.model, args.device, args.dtype, args.text_encoder, args.adapter)
+        packed = True if args.cuda_graph else None
+        generator = generators.load(
+            args.model, args.device, args.dtype, args.text_encoder, args.adapter, packed
+        )
         _check_durations(jobs, generator, clip, args.stream)
         if args.stream:
             return stream(args, jobs[0], generator, clip)

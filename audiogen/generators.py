@@ -41,7 +41,7 @@ def load(
     dtype: str = "auto",
     text_encoder: str | None = None,
     adapter: str | Path | None = None,
-    packed: bool = True,
+    packed: bool | None = None,
 ) -> AudioGen:
     """Open a generator of any family (so far: token language models); arguments as in `AudioGen.from_pretrained`."""
     kind = own_kind(name_or_dir)
@@ -127,7 +127,7 @@ class AudioGen:
         dtype: str = "auto",
         text_encoder: str | None = None,
         adapter: str | Path | None = None,
-        packed: bool = True,
+        packed: bool | None = None,
     ) -> AudioGen:
         """Open a bundled model, a model directory, or a public release: its directory or "org/name[@revision]".
 
@@ -135,11 +135,14 @@ class AudioGen:
         language model, "float32", "bfloat16", "float16", "int8" (CPU or CUDA), or "auto" for bfloat16 where the device
         has it and float32 elsewhere; the text encoder and the codec stay in float32. text_encoder: a T5, directory or
         hub id, in place of the one that the model names. adapter: a directory that LoRA fine-tuning of this model
-        wrote. packed: weights go from their files into a form that decodes several times faster
-        (`lm.decoders`); the PyTorch module, `lm`, is read when it is first asked for. False runs that instead.
+        wrote. packed: weights go from their files into a form that decodes several times faster (`lm.decoders`); the
+        PyTorch module, `lm`, is read when it is first asked for. False runs that instead. None is True on a CPU; on
+        CUDA, where the packed form has been tested without a GPU only, it is False but for int8.
         """
         where = distributed.choose_device(device)
         dtype = decoders.choose_dtype(dtype, where)
+        if packed is None:
+            packed = where.type == "cpu" or dtype == "int8"
         packed = packed and decoders.is_packed(dtype, where)
         found = open_lm(name_or_dir, where, text_encoder)
         codec = load_codec(found.codec.location, where, found.codec.dual_mono)

@@ -1,7 +1,7 @@
 """Which of the ways to run a TokenLM's steps a machine takes, by device and number type.
 
 On a CPU weights are packed, by kernels of ours where a C++ compiler builds them (`native`), else by PyTorch's own
-(`packed`). On CUDA the whole step is one graph (`static`). Everywhere else the PyTorch module itself runs.
+(`packed`). On CUDA the whole step can be one graph (`static`). Everywhere else the PyTorch module itself runs.
 """
 
 from __future__ import annotations
