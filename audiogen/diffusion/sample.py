@@ -1,0 +1,171 @@
+"""One sampling loop for all diffusion systems: guidance, style transfer, inpainting and super-resolution.
+
+A network is any `denoise(x_t, t, routes) -> prediction`; what it predicts and when is the process's matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from audiogen.diffusion.process import Process
+from audiogen.diffusion.routes import Routes, num_rows, stack
+from audiogen.diffusion.samplers import Sampler, make_sampler
+from audiogen.errors import InputError
+
+# (x_t [B, D, T] or [B, D, T, M], t [B] as the network wants it, routes of B rows) -> prediction in x_t's shape
+Denoise = Callable[[Tensor, Tensor, Routes], Tensor]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How latents are drawn. sampler, steps, eta: see `samplers.py`. guidance: 1 turns it off and halves the work."""
+
+    sampler: str = "ddim"
+    steps: int = 200
+    guidance: float = 3.5
+    eta: float = 0.0
+
+
+# As the authors of each system sample; Stable Audio's is of third order there.
+SAMPLINGS = {
+    "audioldm": Sampling("ddim", 200, 2.5, eta=1.0),
+    "audioldm2": Sampling("ddim", 200, 3.5),
+    "tango": Sampling("ddpm", 200, 3.0),
+    "stable_audio": Sampling("dpm++sde", 100, 7.0),
+    "lafma": Sampling("euler", 200, 3.0),
+    "tangoflux": Sampling("euler", 50, 4.5),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Latents to begin from, or to keep in part.
+
+    latents: [B, D, T] or [B, D, T, M]. strength: how far to go back to noise, as a share of the steps: 0 returns the
+        latents, 1 begins from noise alone; between, style transfer (audio to audio).
+    mask: bool, of the latents' shape or broadcast to it, True where something new is wanted; the rest comes out
+        as it is in `latents`. None is all.
+    """
+
+    latents: Tensor
+    strength: float = 1.0
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.strength <= 1.0:
+            raise InputError(f"strength is {self.strength}; it must be from 0 (the reference) to 1 (all new)")
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise ValueError(
+                f"the mask is {self.mask.dtype}; it must be bool, True where something new is wanted"
+            )
+
+
+@torch.inference_mode()
+def sample(
+    denoise: Denoise,
+    process: Process,
+    sampling: Sampling,
+    routes: Routes,
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    negative: Routes | None = None,
+    reference: Reference | None = None,
+    noise: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    callback: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Latents float32 [B, *shape], one row for each seed.
+
+    A row's noise, also that of stochastic samplers and of the known part of a reference, depends on its seed only: it
+    is the same alone or in a batch, and on every device.
+
+    routes: the condition, B rows on the device. negative: what guidance moves away from, B rows; no text for most
+        systems, but some keep a part of the condition in it (`routes.null`).
+    shape: of one item, (D, T) or (D, T, M). noise: [B, *shape] to begin from instead of the seeds'.
+    callback: (evaluations done, evaluations in all), after each.
+    """
+    guided = sampling.guidance != 1.0
+    _check(routes, negative, reference, noise, (len(seeds), *shape))
+    sampler = make_sampler(process, sampling.sampler, sampling.steps, sampling.eta)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    drawn = _draw(
+        generators, shape, device
+    )  # also where `noise` is given: later draws stay those of the seed
+    state = (drawn if noise is None else noise.to(device, torch.float32)) * sampler.start_scale
+    num_steps = sampling.steps if reference is None else round(reference.strength * sampling.steps)
+    if reference is not None:
+        known = reference.latents.to(device, torch.float32)
+        if num_steps == 0:
+            return known.clone()
+    if guided:
+        if negative is None:
+            raise ValueError("guidance needs negative routes: those of no text, or of what to move away from")
+        routes = stack([routes, negative])
+
+    first = sampler.begin_at(sampling.steps - num_steps)
+    if num_steps < sampling.steps:
+        state = _noised(sampler, first, known, state / sampler.start_scale)
+    total = len(sampler.times)
+    for evaluation in range(first, total):
+        if reference is not None and reference.mask is not None:
+            fresh = _draw(generators, shape, device)
+            state = torch.where(reference.mask.to(device), state, _noised(sampler, evaluation, known, fresh))
+        x_t = state * sampler.input_scale[evaluation]
+        time = sampler.times[evaluation].to(device)
+        if guided:
+            both = denoise(torch.cat([x_t, x_t]), time.expand(2 * len(x_t)), routes).float()
+            wanted, unwanted = both.chunk(2)
+            prediction = unwanted + sampling.guidance * (wanted - unwanted)
+        else:
+            prediction = denoise(x_t, time.expand(len(x_t)), routes).float()
+        state = sampler.step(evaluation, prediction, state, generators)
+        if callback is not None:
+            callback(evaluation - first + 1, total - first)
+    if reference is not None and reference.mask is not None:
+        state = torch.where(reference.mask.to(device), state, known)
+    return state
+
+
+def rerank(candidates: Tensor, scores: Tensor) -> Tensor:
+    """The best of R candidates [B, R, ...] by their scores [B, R], the higher the better -> [B, ...].
+
+    A score that is not a number never wins.
+    """
+    if scores.shape != candidates.shape[:2]:
+        raise ValueError(
+            f"scores are {tuple(scores.shape)}; candidates have [B, R] = {tuple(candidates.shape[:2])}"
+        )
+    best = scores.nan_to_num(nan=-torch.inf).argmax(1)
+    return candidates[torch.arange(len(candidates)), best]
+
+
+def _draw(generators: list[torch.Generator], shape: Sequence[int], device: torch.device | str) -> Tensor:
+    """N(0, 1) of [B, *shape], each row from its own generator, drawn on the CPU."""
+    return torch.stack([torch.randn(*shape, generator=generator) for generator in generators]).to(device)
+
+
+def _noised(sampler: Sampler, evaluation: int, clean: Tensor, noise: Tensor) -> Tensor:
+    """The state before that evaluation that these latents would have."""
+    return sampler.alphas[evaluation] * clean + sampler.sigmas[evaluation] * noise
+
+
+def _check(
+    routes: Routes,
+    negative: Routes | None,
+    reference: Reference | None,
+    noise: Tensor | None,
+    shape: tuple[int, ...],
+) -> None:
+    """Refuse arguments of `sample` that do not fit one another."""
+    for name, given in {"routes": routes, "negative": negative}.items():
+        if given is not None and (rows := num_rows(given)) is not None and rows != shape[0]:
+            raise ValueError(f"{name} have {rows} rows and there are {shape[0]} seeds; one a row is needed")
+    latents = {"reference": None if reference is None else reference.latents, "noise": noise}
+    for name, tensor in latents.items():
+        if tensor is not None and tensor.shape != shape:
+            raise InputError(f"the {name} is {tuple(tensor.shape)}; it must be {shape}")

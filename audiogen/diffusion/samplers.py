@@ -1,0 +1,192 @@
+"""The way back from noise to data: schedulers of diffusers, set up from the process that the network was trained on.
+
+`Sampler` hides in what they differ: time, sign and scale of what the network sees and gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from audiogen.diffusion.process import Process
+from audiogen.errors import InputError
+
+SAMPLERS = {
+    "ddpm": ("ddim", "ddpm", "dpm++", "dpm++sde"),
+    "cosine_v": ("ddim", "dpm++", "dpm++sde"),
+    "flow": ("euler", "heun"),
+}
+
+
+@dataclass
+class Sampler:
+    """One run of a scheduler, of n network evaluations. The state before evaluation i is alphas[i] x + sigmas[i] n.
+
+    times: [n], as the network is told them. alphas, sigmas: [n + 1], the last for the end. input_scale: [n], state to
+    x_t of the process. sign: of the prediction, as the scheduler wants it. start_scale: of the noise that a run begins
+    with. order: evaluations a step. advance: (prediction, timestep, state, generator=) -> the scheduler's output.
+    """
+
+    scheduler: Any
+    times: Tensor
+    alphas: Tensor
+    sigmas: Tensor
+    input_scale: Tensor
+    advance: Callable[..., Any]
+    sign: float = 1.0
+    start_scale: float = 1.0
+    order: int = 1
+
+    def begin_at(self, step: int) -> int:
+        """Start at that step (of steps, 0 is pure noise) -> the evaluation it begins with."""
+        evaluation = step * self.order
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(evaluation)
+        return evaluation
+
+    def step(
+        self, evaluation: int, prediction: Tensor, state: Tensor, generators: list[torch.Generator]
+    ) -> Tensor:
+        """The state [B, ...] before the next evaluation. Rows draw from their own generators."""
+        timestep = self.scheduler.timesteps[evaluation]
+        return self.advance(self.sign * prediction, timestep, state, generator=generators).prev_sample
+
+
+def make_sampler(process: Process, name: str, steps: int, eta: float = 0.0) -> Sampler:
+    """A sampler for latents of this process.
+
+    eta: share of fresh noise in each step of ddim, 0 (none) to 1 (as much as ddpm).
+    """
+    kind = process.config.kind
+    if name not in SAMPLERS[kind]:
+        raise InputError(
+            f"the sampler {name!r} does not fit a {kind} process; use {' or '.join(SAMPLERS[kind])}"
+        )
+    if steps < 1:
+        raise InputError(f"{steps} sampling steps; at least 1 is needed")
+    if not 0.0 <= eta <= 1.0:
+        raise InputError(f"eta is {eta}; it must be from 0 to 1")
+    if eta and name != "ddim":
+        raise InputError(f"eta is {eta} and the sampler {name!r}; only ddim has it, use ddim or eta 0")
+    if kind == "ddpm":
+        return _ddpm(process, name, steps, eta)
+    if kind == "flow":
+        return _flow(process, name, steps)
+    return _cosine_ddim(process, steps, eta) if name == "ddim" else _cosine_solver(process, name, steps)
+
+
+def _ddpm(process: Process, name: str, steps: int, eta: float) -> Sampler:
+    config = process.config
+    common = {
+        "num_train_timesteps": config.num_train_steps,
+        "beta_start": config.beta_start,
+        "beta_end": config.beta_end,
+        "beta_schedule": config.beta_schedule,
+        "prediction_type": "v_prediction" if config.prediction == "v" else "epsilon",
+    }
+    if name in ("ddim", "ddpm"):
+        _check_coverage(name, steps, config.num_train_steps)
+        common |= {"clip_sample": False, "timestep_spacing": "leading", "steps_offset": 1}
+    if name == "ddim":  # the grid and the last alpha of the authors' DDIMSampler
+        scheduler = diffusers.DDIMScheduler(**common, set_alpha_to_one=False)
+    elif name == "ddpm":
+        scheduler = diffusers.DDPMScheduler(**common)
+    else:
+        scheduler = diffusers.DPMSolverMultistepScheduler(**common, algorithm_type=_algorithm(name))
+    scheduler.set_timesteps(steps)
+    t = scheduler.timesteps
+    alphas, sigmas = process.coefficients(t)
+    advance = partial(scheduler.step, eta=eta) if name == "ddim" else scheduler.step
+    return _sampler(scheduler, process.model_time(t), alphas, sigmas, advance=advance)
+
+
+def _check_coverage(name: str, steps: int, num_train_steps: int) -> None:
+    """These grids are multiples of num_train_steps // steps: some begin far below the noise that training ends with."""
+    if steps >= num_train_steps:
+        raise InputError(f"{steps} steps of {name}; the process has {num_train_steps} and it must be fewer")
+    first = steps * (num_train_steps // steps)
+    if first < 0.85 * num_train_steps:
+        better = max(n for n in range(1, steps) if n * (num_train_steps // n) >= 0.85 * num_train_steps)
+        raise InputError(
+            f"{steps} steps of {name} would begin at time {first} of {num_train_steps}, where noise is not yet all; "
+            f"use {better}, or the sampler dpm++"
+        )
+
+
+def _cosine_ddim(process: Process, steps: int, eta: float) -> Sampler:
+    """t = 1, 1 - 1/steps, ..., 1/steps: a discrete process of just these times."""
+    t = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+    share = torch.cos(t.flip(0) * math.pi / 2) ** 2  # of the data, rising in time
+    betas = 1.0 - share / torch.cat([torch.ones(1, dtype=torch.float64), share[:-1]])
+    scheduler = diffusers.DDIMScheduler(
+        num_train_timesteps=steps,
+        trained_betas=betas.numpy(),
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+    scheduler.set_timesteps(steps)
+    t = t.float()
+    alphas, sigmas = process.coefficients(t)
+    # At t = 1, where alpha is 0, eta 1 leaves nothing of the prediction, and rounding the root of less than nothing.
+    advance = partial(scheduler.step, eta=min(eta, 0.9999))
+    return _sampler(scheduler, process.model_time(t), alphas, sigmas, advance=advance)
+
+
+def _cosine_solver(process: Process, name: str, steps: int) -> Sampler:
+    """DPM-Solver++ on sigma / alpha, from Stable Audio's exponential grid; its state is x_t / alpha."""
+    config = process.config
+    scheduler = diffusers.EDMDPMSolverMultistepScheduler(
+        sigma_min=config.lowest_sigma,
+        sigma_max=config.highest_sigma,
+        sigma_data=1.0,
+        sigma_schedule="exponential",
+        prediction_type="v_prediction",
+        algorithm_type=_algorithm(name),
+    )
+    scheduler.set_timesteps(steps)
+    sigmas = scheduler.sigmas[:-1]
+    t = torch.atan(sigmas) * (2 / math.pi)
+    sampler = _sampler(scheduler, process.model_time(t), torch.ones(steps), sigmas, advance=scheduler.step)
+    sampler.input_scale = (1.0 + sigmas**2).rsqrt()
+    sampler.start_scale = scheduler.init_noise_sigma
+    return sampler
+
+
+def _algorithm(name: str) -> str:
+    return "sde-dpmsolver++" if name == "dpm++sde" else "dpmsolver++"
+
+
+def _flow(process: Process, name: str, steps: int) -> Sampler:
+    """Equal steps from noise to data. The scheduler counts the share of noise and wants d x_t / d noise."""
+    config = process.config
+    if name == "euler":
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+        scheduler.set_timesteps(sigmas=[1.0 - i / steps for i in range(steps)])
+    else:
+        scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+        scheduler.set_timesteps(steps)
+    noise = scheduler.timesteps / scheduler.config.num_train_timesteps
+    progress = 1.0 - noise if config.one_is == "data" else noise
+    # The network is told times within its t_min..1 while the path is walked whole, as LAFMA's authors do.
+    t = config.t_min + (1.0 - config.t_min) * progress
+    alphas, sigmas = process.coefficients(progress)
+    sampler = _sampler(scheduler, process.model_time(t), alphas, sigmas, advance=scheduler.step)
+    sampler.sign = -1.0 if config.one_is == "data" else 1.0
+    sampler.order = scheduler.order
+    return sampler
+
+
+def _sampler(
+    scheduler: Any, times: Tensor, alphas: Tensor, sigmas: Tensor, advance: Callable[..., Any]
+) -> Sampler:
+    """A sampler whose state is x_t, and which ends at the data."""
+    alphas, sigmas = torch.cat([alphas, torch.ones(1)]), torch.cat([sigmas, torch.zeros(1)])
+    return Sampler(scheduler, times, alphas, sigmas, torch.ones(len(times)), advance)
