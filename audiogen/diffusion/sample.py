@@ -45,8 +45,9 @@ SAMPLINGS = {
 class Reference:
     """Latents to begin from, or to keep in part.
 
-    latents: [B, D, T] or [B, D, T, M]. strength: how far to go back to noise, as a share of the steps: 0 returns the
-        latents, 1 begins from noise alone; between, style transfer (audio to audio).
+    latents: [B, D, T] or [B, D, T, M]. strength: how far to go back to noise, in the process's time, which for all
+        samplers but the solvers of cosine_v is the share of the steps: 0 returns the latents, 1 begins from noise
+        alone; between, style transfer (audio to audio).
     mask: bool, of the latents' shape or broadcast to it, True where something new is wanted; the rest comes out
         as it is in `latents`. None is all.
     """
@@ -90,6 +91,8 @@ def sample(
     callback: (evaluations done, evaluations in all), after each.
     """
     guided = sampling.guidance != 1.0
+    if guided and negative is None:
+        raise ValueError("guidance needs negative routes: those of no text, or of what to move away from")
     _check(routes, negative, reference, noise, (len(seeds), *shape))
     sampler = make_sampler(process, sampling.sampler, sampling.steps, sampling.eta)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -97,20 +100,16 @@ def sample(
         generators, shape, device
     )  # also where `noise` is given: later draws stay those of the seed
     state = (drawn if noise is None else noise.to(device, torch.float32)) * sampler.start_scale
-    num_steps = sampling.steps if reference is None else round(reference.strength * sampling.steps)
+    first, total = sampler.begin_at(1.0 if reference is None else reference.strength), len(sampler.times)
     if reference is not None:
         known = reference.latents.to(device, torch.float32)
-        if num_steps == 0:
+        if first == total:
             return known.clone()
-    if guided:
-        if negative is None:
-            raise ValueError("guidance needs negative routes: those of no text, or of what to move away from")
+        if reference.strength < 1.0:
+            state = _noised(sampler, first, known, state / sampler.start_scale)
+    if guided and negative is not None:
         routes = stack([routes, negative])
 
-    first = sampler.begin_at(sampling.steps - num_steps)
-    if num_steps < sampling.steps:
-        state = _noised(sampler, first, known, state / sampler.start_scale)
-    total = len(sampler.times)
     for evaluation in range(first, total):
         if reference is not None and reference.mask is not None:
             fresh = _draw(generators, shape, device)

@@ -29,13 +29,15 @@ SAMPLERS = {
 class Sampler:
     """One run of a scheduler, of n network evaluations. The state before evaluation i is alphas[i] x + sigmas[i] n.
 
-    times: [n], as the network is told them. alphas, sigmas: [n + 1], the last for the end. input_scale: [n], state to
-    x_t of the process. sign: of the prediction, as the scheduler wants it. start_scale: of the noise that a run begins
-    with. order: evaluations a step. advance: (prediction, timestep, state, generator=) -> the scheduler's output.
+    times: [n], as the network is told them. positions: [n], where in the process's time, 1 being noise.
+    alphas, sigmas: [n + 1], the last for the end. input_scale: [n], state to x_t of the process. advance:
+    (prediction, timestep, state, generator=) -> the scheduler's output. sign: of the prediction, as the scheduler wants
+    it. start_scale: of the noise that a run begins with. order: evaluations a step.
     """
 
     scheduler: Any
     times: Tensor
+    positions: Tensor
     alphas: Tensor
     sigmas: Tensor
     input_scale: Tensor
@@ -44,9 +46,10 @@ class Sampler:
     start_scale: float = 1.0
     order: int = 1
 
-    def begin_at(self, step: int) -> int:
-        """Start at that step (of steps, 0 is pure noise) -> the evaluation it begins with."""
-        evaluation = step * self.order
+    def begin_at(self, position: float) -> int:
+        """Skip the steps that begin beyond that position -> the first evaluation; n where that is all of them."""
+        skipped = int((self.positions[:: self.order] > position + 1e-6).sum()) * self.order
+        evaluation = min(skipped, len(self.times))  # the last step of Heun's is one evaluation
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(evaluation)
         return evaluation
@@ -104,7 +107,8 @@ def _ddpm(process: Process, name: str, steps: int, eta: float) -> Sampler:
     t = scheduler.timesteps
     alphas, sigmas = process.coefficients(t)
     advance = partial(scheduler.step, eta=eta) if name == "ddim" else scheduler.step
-    return _sampler(scheduler, process.model_time(t), alphas, sigmas, advance=advance)
+    positions = t / config.num_train_steps
+    return _sampler(scheduler, process.model_time(t), positions, alphas, sigmas, advance)
 
 
 def _check_coverage(name: str, steps: int, num_train_steps: int) -> None:
@@ -137,7 +141,7 @@ def _cosine_ddim(process: Process, steps: int, eta: float) -> Sampler:
     alphas, sigmas = process.coefficients(t)
     # At t = 1, where alpha is 0, eta 1 leaves nothing of the prediction, and rounding the root of less than nothing.
     advance = partial(scheduler.step, eta=min(eta, 0.9999))
-    return _sampler(scheduler, process.model_time(t), alphas, sigmas, advance=advance)
+    return _sampler(scheduler, process.model_time(t), t, alphas, sigmas, advance)
 
 
 def _cosine_solver(process: Process, name: str, steps: int) -> Sampler:
@@ -154,7 +158,7 @@ def _cosine_solver(process: Process, name: str, steps: int) -> Sampler:
     scheduler.set_timesteps(steps)
     sigmas = scheduler.sigmas[:-1]
     t = torch.atan(sigmas) * (2 / math.pi)
-    sampler = _sampler(scheduler, process.model_time(t), torch.ones(steps), sigmas, advance=scheduler.step)
+    sampler = _sampler(scheduler, process.model_time(t), t, torch.ones(steps), sigmas, scheduler.step)
     sampler.input_scale = (1.0 + sigmas**2).rsqrt()
     sampler.start_scale = scheduler.init_noise_sigma
     return sampler
@@ -178,15 +182,20 @@ def _flow(process: Process, name: str, steps: int) -> Sampler:
     # The network is told times within its t_min..1 while the path is walked whole, as LAFMA's authors do.
     t = config.t_min + (1.0 - config.t_min) * progress
     alphas, sigmas = process.coefficients(progress)
-    sampler = _sampler(scheduler, process.model_time(t), alphas, sigmas, advance=scheduler.step)
+    sampler = _sampler(scheduler, process.model_time(t), noise, alphas, sigmas, scheduler.step)
     sampler.sign = -1.0 if config.one_is == "data" else 1.0
     sampler.order = scheduler.order
     return sampler
 
 
 def _sampler(
-    scheduler: Any, times: Tensor, alphas: Tensor, sigmas: Tensor, advance: Callable[..., Any]
+    scheduler: Any,
+    times: Tensor,
+    positions: Tensor,
+    alphas: Tensor,
+    sigmas: Tensor,
+    advance: Callable[..., Any],
 ) -> Sampler:
     """A sampler whose state is x_t, and which ends at the data."""
     alphas, sigmas = torch.cat([alphas, torch.ones(1)]), torch.cat([sigmas, torch.zeros(1)])
-    return Sampler(scheduler, times, alphas, sigmas, torch.ones(len(times)), advance)
+    return Sampler(scheduler, times, positions, alphas, sigmas, torch.ones(len(times)), advance)
