@@ -94,39 +94,34 @@ def sample(
     if guided and negative is None:
         raise ValueError("guidance needs negative routes: those of no text, or of what to move away from")
     _check(routes, negative, reference, noise, (len(seeds), *shape))
+    if guided and negative is not None:  # the network sees 2 B rows: with the condition, then without
+        routes = stack([routes, negative])
     sampler = make_sampler(process, sampling.sampler, sampling.steps, sampling.eta)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    drawn = _draw(
-        generators, shape, device
-    )  # also where `noise` is given: later draws stay those of the seed
-    state = (drawn if noise is None else noise.to(device, torch.float32)) * sampler.start_scale
+    drawn = _draw(generators, shape, device)  # even if not used: what is drawn later stays that of the seed
+    begin = drawn if noise is None else noise.to(device, torch.float32)
     first, total = sampler.begin_at(1.0 if reference is None else reference.strength), len(sampler.times)
+    state = begin * sampler.start_scale
     if reference is not None:
         known = reference.latents.to(device, torch.float32)
+        mask = None if reference.mask is None else reference.mask.to(device)
         if first == total:
             return known.clone()
         if reference.strength < 1.0:
-            state = _noised(sampler, first, known, state / sampler.start_scale)
-    if guided and negative is not None:
-        routes = stack([routes, negative])
+            state = _noised(sampler, first, known, begin)
 
     for evaluation in range(first, total):
-        if reference is not None and reference.mask is not None:
+        if reference is not None and mask is not None:
             fresh = _draw(generators, shape, device)
-            state = torch.where(reference.mask.to(device), state, _noised(sampler, evaluation, known, fresh))
+            state = torch.where(mask, state, _noised(sampler, evaluation, known, fresh))
         x_t = state * sampler.input_scale[evaluation]
         time = sampler.times[evaluation].to(device)
-        if guided:
-            both = denoise(torch.cat([x_t, x_t]), time.expand(2 * len(x_t)), routes).float()
-            wanted, unwanted = both.chunk(2)
-            prediction = unwanted + sampling.guidance * (wanted - unwanted)
-        else:
-            prediction = denoise(x_t, time.expand(len(x_t)), routes).float()
+        prediction = _predict(denoise, x_t, time, routes, sampling.guidance if guided else None)
         state = sampler.step(evaluation, prediction, state, generators)
         if callback is not None:
             callback(evaluation - first + 1, total - first)
-    if reference is not None and reference.mask is not None:
-        state = torch.where(reference.mask.to(device), state, known)
+    if reference is not None and mask is not None:
+        state = torch.where(mask, state, known)
     return state
 
 
@@ -146,6 +141,15 @@ def rerank(candidates: Tensor, scores: Tensor) -> Tensor:
 def _draw(generators: list[torch.Generator], shape: Sequence[int], device: torch.device | str) -> Tensor:
     """N(0, 1) of [B, *shape], each row from its own generator, drawn on the CPU."""
     return torch.stack([torch.randn(*shape, generator=generator) for generator in generators]).to(device)
+
+
+def _predict(denoise: Denoise, x_t: Tensor, time: Tensor, routes: Routes, guidance: float | None) -> Tensor:
+    """The network's prediction, float32; with guidance, routes have 2 B rows (classifier-free, 2207.12598)."""
+    if guidance is None:
+        return denoise(x_t, time.expand(len(x_t)), routes).float()
+    both = denoise(torch.cat([x_t, x_t]), time.expand(2 * len(x_t)), routes).float()
+    wanted, unwanted = both.chunk(2)
+    return unwanted + guidance * (wanted - unwanted)
 
 
 def _noised(sampler: Sampler, evaluation: int, clean: Tensor, noise: Tensor) -> Tensor:

@@ -133,7 +133,6 @@ def _cosine_ddim(process: Process, steps: int, eta: float) -> Sampler:
         num_train_timesteps=steps,
         trained_betas=betas.numpy(),
         prediction_type="v_prediction",
-        timestep_spacing="trailing",
         clip_sample=False,
     )
     scheduler.set_timesteps(steps)
@@ -173,7 +172,7 @@ def _flow(process: Process, name: str, steps: int) -> Sampler:
     config = process.config
     if name == "euler":
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-        scheduler.set_timesteps(sigmas=[1.0 - i / steps for i in range(steps)])
+        scheduler.set_timesteps(steps, sigmas=[1.0 - i / steps for i in range(steps)])
     else:
         scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
         scheduler.set_timesteps(steps)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from audiogen.diffusion.process import PROCESSES, Process, ProcessConfig
 from audiogen.diffusion.routes import Routes
-from audiogen.diffusion.sample import Sampling, sample
+from audiogen.diffusion.sample import SAMPLINGS, Sampling, sample
 from audiogen.diffusion.samplers import SAMPLERS, make_sampler
 from audiogen.errors import InputError
 
@@ -97,6 +97,14 @@ def test_sampling_ends_at_the_data(system: str, sampler: str, steps: int, eta: f
     mean, spread = moments(PROCESSES[system], closed_form(system), Sampling(sampler, steps, 1.0, eta))
     assert mean == pytest.approx(MEAN, abs=0.03)
     assert spread == pytest.approx(std, abs=0.012)
+
+
+@pytest.mark.parametrize("system", sorted(PROCESSES))
+def test_each_system_samples_as_its_authors_do_and_ends_at_the_data(system: str) -> None:
+    same_network = "audioldm" if system == "audioldm2" else system
+    config = replace(PROCESSES[system], lowest_sigma=0.03)
+    mean, spread = moments(config, closed_form(same_network), replace(SAMPLINGS[system], guidance=1.0))
+    assert (mean, spread) == (pytest.approx(MEAN, abs=0.03), pytest.approx(STD, abs=0.03))
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("dpm++", 100), ("dpm++sde", 200)])

@@ -156,6 +156,24 @@ def test_guidance_moves_from_the_negative_through_the_condition() -> None:
     torch.testing.assert_close(drawn.mean((1, 2)), torch.tensor([4.0, 8.5]), atol=0.2, rtol=0.05)
 
 
+@pytest.mark.parametrize(("system", "sampler", "eta"), EVERY)
+def test_everything_the_network_sees_is_on_the_device_asked_for(
+    system: str, sampler: str, eta: float
+) -> None:
+    def network(x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
+        assert x_t.device == t.device == torch.device("meta")
+        return x_t * routes.vector[:, :, None]
+
+    routes = Routes(vector=torch.ones(2, 1, device="meta"))
+    reference = Reference(torch.zeros(2, 3, 40), 0.5, torch.arange(40) < 20)
+    sampling = Sampling(sampler, 5, 3.0, eta)
+    for kept in (None, reference):
+        drawn = draw(
+            system, sampling, [1, 2], network, routes=routes, negative=routes, reference=kept, device="meta"
+        )
+        assert drawn.device == torch.device("meta") and drawn.shape == (2, 3, 40)
+
+
 def test_routes_are_stacked_dropped_and_taken_by_rows() -> None:
     wide = Condition(torch.arange(12.0).reshape(2, 3, 2) + 1, torch.tensor([[1, 1, 1], [1, 0, 0]]).bool())
     short = Condition(-torch.ones(1, 1, 2), torch.ones(1, 1).bool())
