@@ -67,6 +67,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         command.add_argument(
             "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps"
         )
+        command.add_argument(
+            "--dtype",
+            choices=("float32", "bfloat16"),
+            default="float32",
+            help="of the computation; bfloat16 is faster, for SEANet codecs on a CPU, and changes some codes",
+        )
         command.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
     info = commands.add_parser("info", help="describe a codec, a token file or a folder of token shards")

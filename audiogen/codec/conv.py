@@ -12,10 +12,12 @@ none. With `last` each layer pads its own input on the right, as it does for a w
 import math
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from audiogen.codec.packed import PackedConv1d, PackedConvTranspose1d, PackedLSTM
 from audiogen.errors import InputError
 
 PAD_MODES = ("constant", "reflect", "replicate")
@@ -49,12 +51,21 @@ StreamState = dict[
 
 
 def pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
-    """Pad the last axis; a signal too short to reflect is first extended with zeros (as EnCodec does)."""
+    """Pad the last axis; a signal too short to reflect is first extended with zeros (as EnCodec does).
+
+    With the fourth axis of a picture, because PyTorch then leaves its layout in memory as it is.
+    """
+    wide = x[:, :, None]
     if mode != "reflect" or x.shape[-1] > max(left, right):
-        return F.pad(x, (left, right), mode=mode)
+        return F.pad(wide, (left, right, 0, 0), mode=mode)[:, :, 0]
     extra = max(left, right) - x.shape[-1] + 1
-    padded = F.pad(F.pad(x, (0, extra)), (left, right), mode="reflect")
+    padded = F.pad(F.pad(wide, (0, extra)), (left, right, 0, 0), mode="reflect")[:, :, 0]
     return padded[..., : padded.shape[-1] - extra]
+
+
+def join(past: Tensor, x: Tensor) -> Tensor:
+    """[B, D, n] before [B, D, N], in the layout that they have in memory (see `pad`)."""
+    return cat([past[:, :, None], x[:, :, None]], -1)[:, :, 0]
 
 
 def normalisation(norm: str, dim: int) -> nn.Module:
@@ -85,6 +96,7 @@ class PaddedConv1d(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv1d(in_dim, out_dim, kernel_size, stride, dilation=dilation)
+        self.packed: PackedConv1d | None = None
         self.norm = normalisation(norm, out_dim)
         self.stride, self.span = stride, (kernel_size - 1) * dilation + 1
         self.pad_mode = pad_mode
@@ -100,18 +112,31 @@ class PaddedConv1d(nn.Module):
         if state is not None:
             return self._block(x, state, last)
         extra = -x.shape[-1] % self.stride  # completes the last frame
-        return self.norm(self.conv(pad(x, self.left, self.right + extra, self.pad_mode)))
+        right = self.right + extra
+        if self.pad_mode == "constant" and self.left == right:  # without a copy
+            return self.norm(self._convolve(x, right))
+        return self.norm(self._convolve(pad(x, self.left, right, self.pad_mode)))
+
+    def _convolve(self, x: Tensor, padding: int = 0) -> Tensor:
+        """With so many zeros on both sides."""
+        if self.packed is not None:
+            return self.packed(x, padding)
+        return F.conv1d(x, self.conv.weight, self.conv.bias, self.stride, padding, self.conv.dilation)
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """See `pack`."""
+        self.packed = PackedConv1d(self.conv, dtype)
 
     def _block(self, x: Tensor, state: StreamState, last: bool) -> Tensor:
         _check_state(self.norm)
         past = state.get(self)
-        x = cat([past.x, x], -1) if isinstance(past, Held) else x
+        x = join(past.x, x) if isinstance(past, Held) else x
         start = self.behind  # of the next frame
         if not isinstance(past, Held) or not past.begun:
             if last:
                 return self(x)  # the signal is shorter than any context
             if x.shape[-1] < self.first:
-                state[self] = Held(x)
+                state[self] = Held(x.clone())
                 return x.new_empty(x.shape[0], self.conv.out_channels, 0)
             x, start = pad(x, self.left, 0, self.pad_mode), 0
         if last:
@@ -122,7 +147,7 @@ class PaddedConv1d(nn.Module):
         state[self] = Held(x[..., end - self.behind :].clone(), begun=True)
         if num_frames == 0:
             return x.new_empty(x.shape[0], self.conv.out_channels, 0)
-        return self.conv(x[..., start : end + self.left + self.right])
+        return self._convolve(x[..., start : end + self.left + self.right])
 
 
 class PaddedConvTranspose1d(nn.Module):
@@ -146,6 +171,7 @@ class PaddedConvTranspose1d(nn.Module):
         super().__init__()
         self.convtr = nn.ConvTranspose1d(in_dim, out_dim, kernel_size, stride)
         self.norm = normalisation(norm, out_dim)
+        self.packed: PackedConvTranspose1d | None = None
         self.surplus = kernel_size - stride
         self.right = math.ceil(self.surplus * trim_right_ratio) if causal else self.surplus // 2
         self.left = self.surplus - self.right
@@ -153,24 +179,32 @@ class PaddedConvTranspose1d(nn.Module):
     def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
         if state is not None:
             return self._block(x, state, last)
-        y = self.norm(self.convtr(x))
+        y = self.norm(self._convolve(x))
         return y[..., self.left : y.shape[-1] - self.right]
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        return self.convtr(x) if self.packed is None else self.packed(x)
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """See `pack`."""
+        self.packed = PackedConvTranspose1d(self.convtr, dtype)
 
     def _block(self, x: Tensor, state: StreamState, last: bool) -> Tensor:
         _check_state(self.norm)
         past = state.get(self)
         if not isinstance(past, Overlap):
             past = Overlap(x.new_zeros(x.shape[0], self.convtr.out_channels, self.surplus), self.left)
+        assert self.convtr.bias is not None
+        bias = self.convtr.bias[:, None].to(x.dtype)
         if x.shape[-1] > 0:
-            y = F.conv_transpose1d(x, self.convtr.weight, None, self.convtr.stride)
-            y = cat([y[..., : self.surplus] + past.y, y[..., self.surplus :]], -1)
+            y = self._convolve(x)
+            y = join(y[..., : self.surplus] + past.y, y[..., self.surplus :])
         else:
-            y = past.y
+            y = past.y + bias
         end = y.shape[-1] - (self.right if last else self.surplus)
         trim = min(past.trim, end)
-        state[self] = Overlap(y[..., end:].clone(), past.trim - trim)
-        assert self.convtr.bias is not None
-        return y[..., trim:end] + self.convtr.bias[:, None]
+        state[self] = Overlap(y[..., end:] - bias, past.trim - trim)  # the next block adds the bias again
+        return y[..., trim:end]
 
 
 class ResidualLSTM(nn.Module):
@@ -179,16 +213,38 @@ class ResidualLSTM(nn.Module):
     def __init__(self, dim: int, num_layers: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(dim, dim, num_layers)
+        self.packed: PackedLSTM | None = None
 
     def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
         if x.shape[-1] == 0:
             return x
         frames = x.permute(2, 0, 1)  # [T, B, D]
         past = None if state is None else state.get(self)
-        out, cells = self.lstm(frames, past if isinstance(past, Cells) else None)
+        out, (hidden, cell) = (self.packed or self.lstm)(frames, past if isinstance(past, Cells) else None)
         if state is not None:
-            state[self] = Cells(*cells)
+            state[self] = Cells(hidden, cell)
         return (out + frames).permute(1, 2, 0)
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """See `pack`."""
+        self.packed = PackedLSTM(self.lstm, dtype)
+
+
+def pack(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let a frozen module's layers compute by `packed` weights in `dtype`, or with None by their own again.
+
+    The packed weights are copies: the module's own must not change any more.
+    """
+    for layer in module.modules():
+        if isinstance(layer, PaddedConv1d | PaddedConvTranspose1d | ResidualLSTM):
+            layer.packed = None
+            if dtype is not None:
+                layer.pack(dtype)
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether its first layer computes by packed weights: then all do."""
+    return next(layer.packed for layer in module.modules() if isinstance(layer, PaddedConv1d)) is not None
 
 
 def add_weight_norm(module: nn.Module) -> None:

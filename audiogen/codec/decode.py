@@ -13,7 +13,7 @@ from torch import Tensor
 from audiogen import audio, distributed
 from audiogen.codec.ecdc_lm import find_lm
 from audiogen.codec.header import TokenHeader
-from audiogen.codec.pretrained import load_codec
+from audiogen.codec.pretrained import freeze, load_codec
 from audiogen.codec.report import Report, check_distinct
 from audiogen.codec.token_files import FORMATS as TOKEN_FORMATS
 from audiogen.codec.token_files import is_ecdc, read, read_header
@@ -46,6 +46,7 @@ def run_decode(arguments: argparse.Namespace) -> None:
     codec = load_codec_of(
         [clip for _, clip in clips], arguments.codec, distributed.choose_device(arguments.device)
     )
+    freeze(codec, getattr(torch, arguments.dtype))
     target_of = {clip.key: target for (_, clip), target in zip(clips, targets, strict=True)}
     tokens = [clip for _, clip in clips]
     with Report("decoded", len(clips)) as report:

@@ -44,7 +44,8 @@ def run_encode(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     items = find_sounds(arguments.inputs, captions=arguments.shards is not None)
     targets = choose_targets(out, arguments.format, items, bool(arguments.shards))
-    codec = load_codec(arguments.codec, distributed.choose_device(arguments.device))
+    device = distributed.choose_device(arguments.device)
+    codec = load_codec(arguments.codec, device, dtype=getattr(torch, arguments.dtype))
     num_codebooks = choose_codebooks(codec, arguments.bandwidth)
     if arguments.shards:
         encode_shards(arguments, codec, num_codebooks, items)

@@ -13,10 +13,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from audiogen.codec.conv import PaddedConv1d, PaddedConvTranspose1d, StreamState
+from audiogen.codec.conv import StreamState, is_packed, pack
 from audiogen.codec.losses import log_magnitude_distance
+from audiogen.codec.packed import can_pack
 from audiogen.codec.rvq import ResidualQuantizer
-from audiogen.codec.seanet import SeanetConfig, SeanetDecoder, SeanetEncoder
+from audiogen.codec.seanet import SeanetConfig, SeanetDecoder, SeanetEncoder, held_samples, reach
 from audiogen.codec.segments import cut, loudness, overlap_add
 from audiogen.codec.spectral import SpectralConfig, SpectralDecoder, SpectralEncoder, context_frames
 from audiogen.errors import InputError
@@ -104,6 +105,7 @@ class Codec(nn.Module):
         )
         self.num_codebooks, self.codebook_size = config.num_codebooks, config.codebook_size
         self.name, self.identity = "", ""  # set by `pretrained.load_codec`
+        self.dtype: torch.dtype | None = None  # see `freeze`
         streams = 2 if config.dual_mono else 1  # coded by the same weights
         channels = config.channels // streams
         if config.arch == "seanet":
@@ -120,6 +122,45 @@ class Codec(nn.Module):
             config.dead_below,
             config.kmeans_iterations,
         )
+
+    def freeze(self, dtype: torch.dtype) -> None:
+        """For inference alone: the weights stay as they are, and where it `packs` it runs by packed copies of them.
+
+        dtype: what encoder and decoder compute in; the codebooks, audio and what is saved remain float32. Copies are
+        made at first use, the encoder's and the decoder's each by itself. `train()` ends it. InputError where this
+        codec does not compute so: all have float32.
+        """
+        self.eval().requires_grad_(False)
+        packs = self.packs(dtype)
+        if not packs and dtype != torch.float32:
+            raise InputError(
+                f"codec {self.name or 'given'} does not compute in {str(dtype)[6:]} on {self._device}: float32 is "
+                "allowed, and bfloat16 for SEANet without group norm on a CPU"
+            )
+        pack(self, None)
+        self.dtype = dtype if packs else None
+
+    def packs(self, dtype: torch.dtype) -> bool:
+        """Whether there are kernels for packed weights where it is: for SEANet on a CPU.
+
+        Not with group norm, whose sums over a whole sound turn other rounding into other codes.
+        """
+        return (
+            self.config.arch == "seanet"
+            and self.config.seanet.norm == "none"
+            and can_pack(self._device, dtype)
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def train(self, mode: bool = True) -> "Codec":
+        """As of any module; the packed weights of `freeze` are dropped, for the others are to change."""
+        if mode and self.dtype is not None:
+            pack(self, None)
+            self.dtype = None
+        return super().train(mode)
 
     @property
     def frame_rate(self) -> float:
@@ -275,7 +316,7 @@ class Codec(nn.Module):
         """Audio [B, C, N] -> codes [B, count, T]."""
         if self.config.dual_mono:
             audio, count = rearrange(audio, "b c n -> (b c) 1 n"), count // 2
-        latents = self.encoder(audio) if state is None else self.encoder(audio, state, last)
+        latents = self._run(self.encoder, audio, state, last)
         codes = self.quantizer.encode(latents, count)
         return rearrange(codes, "(b c) k t -> b (k c) t", c=2) if self.config.dual_mono else codes
 
@@ -289,8 +330,18 @@ class Codec(nn.Module):
         if isinstance(self.decoder, SpectralDecoder):
             audio = self.decoder(latents, first_frame)
         else:
-            audio = self.decoder(latents, state, last)
+            audio = self._run(self.decoder, latents, state, last)
         return rearrange(audio, "(b c) 1 n -> b c n", c=2) if self.config.dual_mono else audio
+
+    def _run(self, stack: nn.Module, x: Tensor, state: StreamState | None, last: bool) -> Tensor:
+        """Encoder or decoder, as `freeze` has it; a spectral encoder knows no state."""
+        if not isinstance(stack, SeanetEncoder | SeanetDecoder):
+            return stack(x)
+        if self.dtype is None:
+            return stack(x, state, last)
+        if not is_packed(stack):
+            pack(stack, self.dtype)
+        return stack(x.to(self.dtype), state, last).float()
 
     def _check_stateful(self) -> None:
         self._check_whole("encode_segments and decode_segments")
@@ -347,7 +398,7 @@ class Codec(nn.Module):
         if self.config.arch == "spectral":
             return context_frames(self.config.spectral)
         frames = max(
-            _reach(self.encoder, 1, self.hop_length), _reach(self.decoder, self.hop_length, self.hop_length)
+            reach(self.encoder, 1, self.hop_length), reach(self.decoder, self.hop_length, self.hop_length)
         )
         return frames + (ceil(4 * self.frame_rate) if self.config.seanet.lstm else 0)
 
@@ -359,28 +410,4 @@ class Codec(nn.Module):
         """
         if not self.stateful:
             return self.context_frames
-        return ceil(_held_samples(self.decoder) / self.hop_length)
-
-
-def _reach(stack: nn.Module, step: int, hop: int) -> int:
-    """Upper bound on one side of a SEANet stack's receptive field, in frames; its input is `step` samples apart."""
-    samples = 0
-    for layer in stack.modules():
-        if isinstance(layer, PaddedConv1d):
-            samples += (layer.span - 1) * step
-            step *= layer.stride
-        elif isinstance(layer, PaddedConvTranspose1d):
-            samples += step * 2
-            step //= layer.convtr.stride[0]
-    return ceil(samples / hop) + 1
-
-
-def _held_samples(decoder: nn.Module) -> int:
-    """By how many samples a SEANet decoder's output is behind the end of its input."""
-    samples = 0
-    for layer in decoder.modules():
-        if isinstance(layer, PaddedConv1d):
-            samples += layer.right
-        elif isinstance(layer, PaddedConvTranspose1d):
-            samples = samples * layer.convtr.stride[0] + layer.left
-    return samples
+        return ceil(held_samples(self.decoder) / self.hop_length)

@@ -39,12 +39,15 @@ def identity(codec: AnyCodec) -> str:
 
 
 def load_codec(
-    name_or_dir: str | Path, device: str | torch.device = "cpu", dual_mono: bool = False
+    name_or_dir: str | Path,
+    device: str | torch.device = "cpu",
+    dual_mono: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> AnyCodec:
     """A bundled name, a model directory, a public codec or a hub id[@revision] -> a frozen codec in eval mode.
 
-    dual_mono: a mono codec is to code stereo, each channel by itself (see `CodecConfig`). Raises InputError where the
-    codec is missing, damaged, or of another kind.
+    dual_mono: a mono codec is to code stereo, each channel by itself (see `CodecConfig`). dtype: what it computes in
+    (see `Codec.freeze`). Raises InputError where the codec is missing, damaged, of another kind, or has not that dtype.
     """
     name, path = str(name_or_dir), Path(name_or_dir)
     on_hub = name not in checkpoint.bundled_names() and hub.is_hub_id(name)
@@ -61,7 +64,18 @@ def load_codec(
     if dual_mono:
         codec = _as_dual_mono(codec)
     codec.identity = identity(codec)
+    freeze(codec, dtype)
     return codec
+
+
+def freeze(codec: AnyCodec, dtype: torch.dtype) -> None:
+    """Let a codec compute in `dtype` from now on: `Codec.freeze`; a DAC has float32 alone."""
+    if isinstance(codec, Codec):
+        codec.freeze(dtype)
+    elif dtype != torch.float32:
+        raise InputError(
+            f"codec {codec.name or 'given'} does not compute in {str(dtype)[6:]}: a DAC has float32 alone"
+        )
 
 
 def _load_own(path: Path, device: str | torch.device) -> AnyCodec:

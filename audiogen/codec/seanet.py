@@ -6,9 +6,11 @@ by `causal`. Both also run block by block, as `conv.py` has it.
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
-from torch import Tensor, cat, nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from audiogen.codec.conv import (
     NORMS,
@@ -18,6 +20,7 @@ from audiogen.codec.conv import (
     PaddedConvTranspose1d,
     ResidualLSTM,
     StreamState,
+    join,
 )
 from audiogen.errors import InputError
 
@@ -86,24 +89,23 @@ class ResidualUnit(nn.Module):
         self.wide = PaddedConv1d(dim, hidden, config.residual_kernel_size, 1, dilation, *style)
         self.point = PaddedConv1d(hidden, dim, 1, 1, 1, *style)
         self.shortcut = None if config.true_skip else PaddedConv1d(dim, dim, 1, 1, 1, *style)
-        self.activation = nn.ELU()
 
     def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
-        y = self.wide(self.activation(x), state, last)
-        y = self.point(self.activation(y), state, last)
+        y = self.wide(F.elu(x), state, last)
+        y = self.point(F.elu(y, inplace=True), state, last)
         if state is not None:  # y is behind x by what `wide` holds back: so is the shortcut
             past = state.get(self)
-            x = cat([past.x, x], -1) if isinstance(past, Held) else x
+            x = join(past.x, x) if isinstance(past, Held) else x
             state[self] = Held(x[..., y.shape[-1] :].clone(), begun=True)
             x = x[..., : y.shape[-1]]
-        return y + (x if self.shortcut is None else self.shortcut(x, state, last))
+        return y.add_(x if self.shortcut is None else self.shortcut(x, state, last))
 
 
-class Activation(nn.ELU):
+class Activation(nn.Module):
     """ELU that accepts (and ignores) the streaming state, so that a stack is one loop."""
 
     def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
-        return super().forward(x)
+        return F.elu(x, inplace=True)
 
 
 def _residual_units(dim: int, config: SeanetConfig) -> list[nn.Module]:
@@ -157,3 +159,30 @@ class SeanetDecoder(nn.Module):
         for layer in self.layers:
             latents = layer(latents, state, last)
         return latents
+
+
+def reach(stack: nn.Module, step: int, hop: int) -> int:
+    """Upper bound on one side of a stack's receptive field, in frames; its input is `step` samples apart.
+
+    Of its convolutions: an LSTM has no bound.
+    """
+    samples = 0
+    for layer in stack.modules():
+        if isinstance(layer, PaddedConv1d):
+            samples += (layer.span - 1) * step
+            step *= layer.stride
+        elif isinstance(layer, PaddedConvTranspose1d):
+            samples += step * 2
+            step //= layer.convtr.stride[0]
+    return ceil(samples / hop) + 1
+
+
+def held_samples(decoder: nn.Module) -> int:
+    """By how many samples a decoder's output is behind the end of its input, block by block."""
+    samples = 0
+    for layer in decoder.modules():
+        if isinstance(layer, PaddedConv1d):
+            samples += layer.right
+        elif isinstance(layer, PaddedConvTranspose1d):
+            samples = samples * layer.convtr.stride[0] + layer.left
+    return samples

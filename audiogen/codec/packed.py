@@ -1,0 +1,115 @@
+"""Convolutions and LSTMs whose weights lie in the order that oneDNN's CPU kernels want.
+
+PyTorch brings weights into that order at every call, which for a short block takes longer than the product itself, and
+audio [B, D, N] into blocks of channels and back. Here the weights are put in order once, and audio keeps its shape but
+lies in memory as [B, N, D] ("channels last"), which the kernels take as it is. The operators are those that
+`torch.compile` uses for the same purpose.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# By their size at packing: oneDNN chooses the order for it. Others run, too.
+TYPICAL_FRAMES = 250
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN has kernels for it."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+class PackedConv1d:
+    """nn.Conv1d: [B, D_in, N] -> [B, D_out, T] in the number type `dtype`, channels last."""
+
+    def __init__(self, conv: nn.Conv1d, dtype: torch.dtype) -> None:
+        assert conv.bias is not None
+        weight, bias = conv.weight.detach().to(dtype), conv.bias.detach().to(dtype)
+        (self.stride,), (self.dilation,) = conv.stride, conv.dilation
+        # A signal of one channel has no order to lie in: its taps are made channels.
+        self.taps = weight.shape[2] if weight.shape[1] == 1 and self.dilation == 1 else 0
+        self.weight, self.bias = (
+            _pack(weight.mT, 1, 1) if self.taps else _pack(weight, self.stride, self.dilation),
+            bias,
+        )
+
+    def __call__(self, x: Tensor, padding: int = 0) -> Tensor:
+        """padding: zeros on both sides."""
+        if self.taps:
+            x = F.pad(x, (padding, padding)).unfold(2, self.taps, self.stride)[:, 0].mT  # [B, taps, T]
+            return _convolve(x, self.weight, self.bias, 0, 1, 1)
+        return _convolve(x, self.weight, self.bias, padding, self.stride, self.dilation)
+
+
+class PackedConvTranspose1d:
+    """nn.ConvTranspose1d with kernel = 2 stride: [B, D_in, T] -> [B, D_out, (T + 1) * stride], channels last.
+
+    A hop of the output is made of a frame and the one before: a convolution of two taps whose outputs are the hop's
+    samples one after another, which channels last makes the samples of the signal as they lie.
+    """
+
+    def __init__(self, conv: nn.ConvTranspose1d, dtype: torch.dtype) -> None:
+        (kernel,), (stride,) = conv.kernel_size, conv.stride
+        assert conv.bias is not None and kernel == 2 * stride
+        taps = (
+            conv.weight.detach().to(dtype).unflatten(2, (2, stride))
+        )  # [D_in, D_out, this and the next hop, stride]
+        taps = (
+            taps.flip(2).permute(3, 1, 0, 2).flatten(0, 1)
+        )  # [stride * D_out, D_in, the frame before and this]
+        self.weight, self.bias = _pack(taps, 1, 1), conv.bias.detach().to(dtype).repeat(stride)
+        self.out_dim = conv.out_channels
+
+    def __call__(self, x: Tensor) -> Tensor:
+        hops = _convolve(x, self.weight, self.bias, 1, 1, 1)  # [B, stride * D_out, T + 1]
+        return hops.mT.reshape(x.shape[0], -1, self.out_dim).mT
+
+
+def _pack(weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """[D_out, D_in, kernel] in the order of oneDNN."""
+    size = [1, weight.shape[1], 1, stride * TYPICAL_FRAMES]
+    wide = weight[:, :, None].contiguous()
+    return torch.ops.mkldnn._reorder_convolution_weight(wide, [0, 0], [1, stride], [1, dilation], 1, size)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int, stride: int, dilation: int) -> Tensor:
+    """[B, D_in, N] -> [B, D_out, T], both channels last."""
+    wide = x[:, :, None].contiguous(memory_format=torch.channels_last)
+    return torch.ops.mkldnn._convolution_pointwise(
+        wide, weight, bias, [0, padding], [1, stride], [1, dilation], 1, "none", [], ""
+    )[:, :, 0]
+
+
+class PackedLSTM:
+    """nn.LSTM, unidirectional: [T, B, D] -> [T, B, D] and its cells."""
+
+    def __init__(self, lstm: nn.LSTM, dtype: torch.dtype) -> None:
+        self.dim = lstm.hidden_size
+        self.layers = []  # of each: packed input and recurrent weights, and both biases
+        for layer in lstm.all_weights:
+            w_in, w_hidden, b_in, b_hidden = (tensor.detach().to(dtype) for tensor in layer)
+            size = [TYPICAL_FRAMES, 1, self.dim]
+            packed = torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(
+                w_in, w_hidden, self.dim, False, True, False, size
+            )
+            self.layers.append((*packed, b_in, b_hidden))
+
+    def __call__(
+        self, x: Tensor, cells: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        x = x.contiguous()  # the operator takes any other order for this one
+        if cells is None:
+            zeros = x.new_zeros(len(self.layers), x.shape[1], self.dim)
+            cells = (zeros, zeros)
+        hidden, cell = [], []
+        for layer, h, c in zip(self.layers, cells[0].split(1), cells[1].split(1), strict=True):
+            x, h, c, _ = torch.ops.aten.mkldnn_rnn_layer(
+                x, *layer, h, c, False, [], 2, self.dim, 1, True, False, False, False
+            )
+            hidden.append(h)
+            cell.append(c)
+        return x, (torch.cat(hidden), torch.cat(cell))
