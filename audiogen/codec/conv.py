@@ -123,9 +123,9 @@ class PaddedConv1d(nn.Module):
             return self.packed(x, padding)
         return F.conv1d(x, self.conv.weight, self.conv.bias, self.stride, padding, self.conv.dilation)
 
-    def pack(self, dtype: torch.dtype) -> None:
-        """See `pack`."""
-        self.packed = PackedConv1d(self.conv, dtype)
+    def pack(self, dtype: torch.dtype) -> PackedConv1d:
+        """See `packed.Packable`."""
+        return PackedConv1d(self.conv, dtype)
 
     def _block(self, x: Tensor, state: StreamState, last: bool) -> Tensor:
         _check_state(self.norm)
@@ -185,9 +185,9 @@ class PaddedConvTranspose1d(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         return self.convtr(x) if self.packed is None else self.packed(x)
 
-    def pack(self, dtype: torch.dtype) -> None:
-        """See `pack`."""
-        self.packed = PackedConvTranspose1d(self.convtr, dtype)
+    def pack(self, dtype: torch.dtype) -> PackedConvTranspose1d:
+        """See `packed.Packable`."""
+        return PackedConvTranspose1d(self.convtr, dtype)
 
     def _block(self, x: Tensor, state: StreamState, last: bool) -> Tensor:
         _check_state(self.norm)
@@ -225,26 +225,9 @@ class ResidualLSTM(nn.Module):
             state[self] = Cells(hidden, cell)
         return (out + frames).permute(1, 2, 0)
 
-    def pack(self, dtype: torch.dtype) -> None:
-        """See `pack`."""
-        self.packed = PackedLSTM(self.lstm, dtype)
-
-
-def pack(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """Let a frozen module's layers compute by `packed` weights in `dtype`, or with None by their own again.
-
-    The packed weights are copies: the module's own must not change any more.
-    """
-    for layer in module.modules():
-        if isinstance(layer, PaddedConv1d | PaddedConvTranspose1d | ResidualLSTM):
-            layer.packed = None
-            if dtype is not None:
-                layer.pack(dtype)
-
-
-def is_packed(module: nn.Module) -> bool:
-    """Whether its first layer computes by packed weights: then all do."""
-    return next(layer.packed for layer in module.modules() if isinstance(layer, PaddedConv1d)) is not None
+    def pack(self, dtype: torch.dtype) -> PackedLSTM:
+        """See `packed.Packable`."""
+        return PackedLSTM(self.lstm, dtype)
 
 
 def add_weight_norm(module: nn.Module) -> None:

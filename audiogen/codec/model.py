@@ -13,9 +13,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from audiogen.codec.conv import StreamState, is_packed, pack
+from audiogen.codec.conv import StreamState
 from audiogen.codec.losses import log_magnitude_distance
-from audiogen.codec.packed import can_pack
+from audiogen.codec.packed import can_pack, pack
 from audiogen.codec.rvq import ResidualQuantizer
 from audiogen.codec.seanet import SeanetConfig, SeanetDecoder, SeanetEncoder, held_samples, reach
 from audiogen.codec.segments import cut, loudness, overlap_add
@@ -106,6 +106,7 @@ class Codec(nn.Module):
         self.num_codebooks, self.codebook_size = config.num_codebooks, config.codebook_size
         self.name, self.identity = "", ""  # set by `pretrained.load_codec`
         self.dtype: torch.dtype | None = None  # see `freeze`
+        self.packed: set[nn.Module] = set()  # those of encoder and decoder that have packed weights by now
         streams = 2 if config.dual_mono else 1  # coded by the same weights
         channels = config.channels // streams
         if config.arch == "seanet":
@@ -137,19 +138,18 @@ class Codec(nn.Module):
                 f"codec {self.name or 'given'} does not compute in {str(dtype)[6:]} on {self._device}: float32 is "
                 "allowed, and bfloat16 for SEANet without group norm on a CPU"
             )
-        pack(self, None)
+        self._unpack()
         self.dtype = dtype if packs else None
 
     def packs(self, dtype: torch.dtype) -> bool:
-        """Whether there are kernels for packed weights where it is: for SEANet on a CPU.
+        """Whether there are kernels for packed weights where it is, on a CPU.
 
-        Not with group norm, whose sums over a whole sound turn other rounding into other codes.
+        Not with group norm, whose sums over a whole sound turn other rounding into other codes. A spectral codec has
+        float32 alone: most of its time goes to Fourier transforms.
         """
-        return (
-            self.config.arch == "seanet"
-            and self.config.seanet.norm == "none"
-            and can_pack(self._device, dtype)
-        )
+        if self.config.arch == "spectral":
+            return dtype == torch.float32 and can_pack(self._device, dtype)
+        return self.config.seanet.norm == "none" and can_pack(self._device, dtype)
 
     @property
     def _device(self) -> torch.device:
@@ -157,10 +157,14 @@ class Codec(nn.Module):
 
     def train(self, mode: bool = True) -> "Codec":
         """As of any module; the packed weights of `freeze` are dropped, for the others are to change."""
-        if mode and self.dtype is not None:
-            pack(self, None)
-            self.dtype = None
+        if mode:
+            self._unpack()
         return super().train(mode)
+
+    def _unpack(self) -> None:
+        for stack in self.packed:
+            pack(stack, None)
+        self.packed, self.dtype = set(), None
 
     @property
     def frame_rate(self) -> float:
@@ -316,7 +320,7 @@ class Codec(nn.Module):
         """Audio [B, C, N] -> codes [B, count, T]."""
         if self.config.dual_mono:
             audio, count = rearrange(audio, "b c n -> (b c) 1 n"), count // 2
-        latents = self._run(self.encoder, audio, state, last)
+        latents = self._run(self.encoder, audio, 0, state, last)
         codes = self.quantizer.encode(latents, count)
         return rearrange(codes, "(b c) k t -> b (k c) t", c=2) if self.config.dual_mono else codes
 
@@ -326,22 +330,22 @@ class Codec(nn.Module):
         """Codes [B, K, T], checked -> audio [B, C, T * hop_length]."""
         if self.config.dual_mono:
             codes = rearrange(codes, "b (k c) t -> (b c) k t", c=2)
-        latents = self.quantizer.decode(codes)
-        if isinstance(self.decoder, SpectralDecoder):
-            audio = self.decoder(latents, first_frame)
-        else:
-            audio = self._run(self.decoder, latents, state, last)
+        audio = self._run(self.decoder, self.quantizer.decode(codes), first_frame, state, last)
         return rearrange(audio, "(b c) 1 n -> b c n", c=2) if self.config.dual_mono else audio
 
-    def _run(self, stack: nn.Module, x: Tensor, state: StreamState | None, last: bool) -> Tensor:
-        """Encoder or decoder, as `freeze` has it; a spectral encoder knows no state."""
-        if not isinstance(stack, SeanetEncoder | SeanetDecoder):
+    def _run(
+        self, stack: nn.Module, x: Tensor, first_frame: int, state: StreamState | None, last: bool
+    ) -> Tensor:
+        """Encoder or decoder as `freeze` has it -> float32."""
+        if self.dtype is not None:
+            if stack not in self.packed:
+                pack(stack, self.dtype)
+                self.packed.add(stack)
+            x = x.to(self.dtype)
+        if isinstance(stack, SpectralEncoder):
             return stack(x)
-        if self.dtype is None:
-            return stack(x, state, last)
-        if not is_packed(stack):
-            pack(stack, self.dtype)
-        return stack(x.to(self.dtype), state, last).float()
+        y: Tensor = stack(x, first_frame) if isinstance(stack, SpectralDecoder) else stack(x, state, last)
+        return y.float()
 
     def _check_stateful(self) -> None:
         self._check_whole("encode_segments and decode_segments")

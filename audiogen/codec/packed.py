@@ -1,10 +1,15 @@
-"""Convolutions and LSTMs whose weights lie in the order that oneDNN's CPU kernels want.
+"""Layers of a frozen codec whose weights lie in the order that oneDNN's CPU kernels want.
 
-PyTorch brings weights into that order at every call, which for a short block takes longer than the product itself, and
-audio [B, D, N] into blocks of channels and back. Here the weights are put in order once, and audio keeps its shape but
-lies in memory as [B, N, D] ("channels last"), which the kernels take as it is. The operators are those that
-`torch.compile` uses for the same purpose.
+PyTorch brings the weights of convolutions and LSTMs into that order at every call, which for a short block takes longer
+than the product itself, and audio [B, D, N] into blocks of channels and back. Here the weights are put in order once,
+and audio keeps its shape but lies in memory as [B, N, D] ("channels last"), which the kernels take as it is. For
+matrices PyTorch has MKL instead, which on some CPUs is half as fast. The operators are those that `torch.compile` uses.
+
+A layer that can compute so is `Packable`. Its own weights stay, for saving and training, and must not change while it
+is packed.
 """
+
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +26,50 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (
         dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
+
+
+@runtime_checkable
+class Packable(Protocol):
+    """A layer that computes by `packed` weights where it has them."""
+
+    packed: Any
+
+    def pack(self, dtype: torch.dtype) -> Any:
+        """Packed weights of a number type, to be had."""
+        ...
+
+
+def pack(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let a module's layers compute by packed weights in `dtype`, or with None by their own again."""
+    layers = [layer for layer in module.modules() if isinstance(layer, Packable)]
+    made = [None if dtype is None else layer.pack(dtype) for layer in layers]
+    for layer, packed in zip(layers, made, strict=True):
+        layer.packed = packed
+
+
+class Linear(nn.Linear):
+    """nn.Linear that can be packed."""
+
+    packed: "PackedLinear | None" = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.packed is None else self.packed(x)
+
+    def pack(self, dtype: torch.dtype) -> "PackedLinear":
+        """See `Packable`."""
+        return PackedLinear(self, dtype)
+
+
+class PackedLinear:
+    """nn.Linear: [..., D_in] -> [..., D_out] in the number type `dtype`."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        weight = linear.weight.detach().to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_FRAMES)
+        self.bias = linear.bias.detach().to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
 
 
 class PackedConv1d:

@@ -269,6 +269,35 @@ def test_griffin_lim_finds_a_phase_for_the_magnitudes_of_a_real_signal():
     assert errors[60] < 0.5 * errors[0] and errors[60] < 0.4
 
 
+def test_griffin_lim_is_that_of_the_paper_step_by_step():
+    """Perraudin et al. 2013, in complex numbers and with every frame added at its place."""
+    codec = make(PAIRS)
+    config, window = codec.config.spectral, codec.decoder.window
+    log_magnitude = torch.randn(2, 2, 12, config.num_bins)
+    first, num_frames = 1020, 12  # the table of phases ends in between
+
+    def inverse(spectrum):
+        sound = torch.zeros(2, 2, (num_frames - 1) * config.hop_length + config.n_fft)
+        envelope = torch.zeros_like(sound)
+        for t, frame in enumerate((torch.fft.irfft(spectrum, config.n_fft) * window).unbind(2)):
+            at = slice(t * config.hop_length, t * config.hop_length + config.n_fft)
+            sound[..., at] += frame
+            envelope[..., at] += window**2
+        return sound / envelope.clamp(min=1e-3)
+
+    magnitude = (log_magnitude.clamp(max=3).exp() - 1e-4).clamp(min=0) * (config.n_fft / 4)
+    rows = [(first + t) % 1024 for t in range(num_frames)]
+    spectrum = torch.polar(magnitude, codec.decoder.first_phase[rows].expand(magnitude.shape))
+    previous = torch.zeros_like(spectrum)
+    for _ in range(config.phase_iterations):
+        frames = inverse(spectrum).unfold(-1, config.n_fft, config.hop_length)
+        projected = torch.fft.rfft(frames * window)
+        ahead = projected + 0.5 * (projected - previous)
+        spectrum, previous = torch.polar(magnitude, ahead.angle()), projected
+    expected = inverse(spectrum)[..., config.side : -config.side]
+    torch.testing.assert_close(codec.decoder.synthesise(log_magnitude, first), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_magnitudes_get_a_gradient_through_the_reconstructed_phase():
     codec = make(SPECTRAL)
     spectra = torch.full((1, 1, 9, 81), -3.0, requires_grad=True)

@@ -8,9 +8,9 @@ import torch
 
 from audiogen import audio
 from audiogen.codec.__main__ import main
-from audiogen.codec.conv import PaddedConv1d, PaddedConvTranspose1d, ResidualLSTM, is_packed, pack
+from audiogen.codec.conv import PaddedConv1d, PaddedConvTranspose1d, ResidualLSTM
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.packed import can_pack
+from audiogen.codec.packed import can_pack, pack
 from audiogen.codec.pretrained import freeze, load_codec, save_codec
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.spectral import SpectralConfig
@@ -30,12 +30,19 @@ SHAPES = {
 CONFIG = CodecConfig(sample_rate=8000, seanet=CENTRED, latent_dim=12, num_codebooks=3, codebook_size=16)
 
 
-def make(seanet: SeanetConfig, channels: int = 1) -> Codec:
+SPECTRAL = replace(
+    CONFIG,
+    arch="spectral",
+    spectral=SpectralConfig(160, 40, 16, 2, 1, kernel_size=5, phase_iterations=2, frames_per_latent=1),
+)
+
+
+def make(config: CodecConfig, seanet: SeanetConfig | None = None) -> Codec:
     """Random weights; the codebooks start on the latents of noise."""
     torch.manual_seed(0)
-    codec = Codec(replace(CONFIG, seanet=seanet, channels=channels))
+    codec = Codec(replace(config, seanet=seanet or config.seanet))
     with torch.no_grad():
-        codec.train()(torch.randn(4, channels, 4000))
+        codec.train()(torch.randn(4, config.channels, 4000))
     return codec.eval().requires_grad_(False)
 
 
@@ -82,16 +89,16 @@ def test_a_packed_layer_computes_what_the_plain_one_does(
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [*SHAPES, "spectral"])
 def test_a_frozen_codec_gives_the_codes_and_the_audio_of_the_plain_one(name: str, channels: int) -> None:
-    plain = make(SHAPES[name], channels)
+    plain = make(replace(SPECTRAL if name == "spectral" else CONFIG, channels=channels), SHAPES.get(name))
     fast = frozen(plain, torch.float32)
     sound = torch.randn(2, channels, 3001)
     codes = plain.encode(sound)
-    assert torch.equal(fast.encode(sound), codes) and is_packed(fast.encoder) and not is_packed(fast.decoder)
+    assert torch.equal(fast.encode(sound), codes) and fast.packed == {fast.encoder}
     whole = plain.decode(codes)
     torch.testing.assert_close(fast.decode(codes), whole, atol=1e-5, rtol=0)
-    assert is_packed(fast.decoder)
+    assert fast.packed == {fast.encoder, fast.decoder}
     alone = torch.cat([fast.decode(row) for row in codes.split(1)])
     torch.testing.assert_close(alone, whole, atol=1e-5, rtol=0)
     streamed = torch.cat(list(encode_stream(fast, sound[:1].split(700, -1))), -1)
@@ -103,7 +110,7 @@ def test_a_frozen_codec_gives_the_codes_and_the_audio_of_the_plain_one(name: str
 @needs_bfloat16
 @pytest.mark.parametrize("name", SHAPES)
 def test_bfloat16_is_near(name: str) -> None:
-    plain = make(SHAPES[name])
+    plain = make(CONFIG, SHAPES[name])
     fast = frozen(plain, torch.bfloat16)
     sound = torch.randn(1, 1, 4000)
     codes = plain.encode(sound)
@@ -120,7 +127,7 @@ def test_bfloat16_is_near(name: str) -> None:
 
 @needs_bfloat16
 def test_a_loaded_codec_is_fast_and_saves_what_was_loaded(tmp_path: Path) -> None:
-    codec = make(CENTRED)
+    codec = make(CONFIG)
     save_codec(tmp_path / "codec", codec)
     loaded = load_codec(tmp_path / "codec", dtype=torch.bfloat16)
     loaded.decode(torch.zeros(1, 3, 4, dtype=torch.int64))
@@ -133,8 +140,8 @@ def test_a_loaded_codec_is_fast_and_saves_what_was_loaded(tmp_path: Path) -> Non
 
 @needs_bfloat16
 def test_the_command_computes_in_bfloat16(tmp_path: Path) -> None:
-    save_codec(tmp_path / "seanet", make(CENTRED))
-    save_codec(tmp_path / "spectral", Codec(replace(CONFIG, arch="spectral")))
+    save_codec(tmp_path / "seanet", make(CONFIG))
+    save_codec(tmp_path / "spectral", Codec(SPECTRAL))
     sound = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0)) / 4
     audio.save(tmp_path / "a.wav", sound, 8000)
     codec = f"--codec {tmp_path}/seanet"
@@ -152,11 +159,12 @@ def test_the_command_computes_in_bfloat16(tmp_path: Path) -> None:
 
 
 def test_training_goes_on_with_the_plain_weights() -> None:
-    fast = frozen(make(CENTRED), torch.float32)
+    fast = frozen(make(CONFIG), torch.float32)
     sound = torch.randn(1, 1, 800)
     fast.encode(sound)
     fast.train()
-    assert fast.dtype is None and not is_packed(fast)
+    assert fast.dtype is None and not fast.packed
+    assert all(getattr(layer, "packed", None) is None for layer in fast.encoder.modules())
     with torch.no_grad():
         for parameter in fast.parameters():
             parameter.mul_(1.5)
@@ -167,11 +175,10 @@ def test_training_goes_on_with_the_plain_weights() -> None:
 
 
 def test_a_codec_that_does_not_compute_in_bfloat16_says_so() -> None:
-    spectral = Codec(replace(CONFIG, arch="spectral", spectral=SpectralConfig(160, 40, 16, 1, 1)))
     group = Codec(replace(CONFIG, seanet=replace(CENTRED, norm="group")))
-    for codec in (spectral, group):
+    for codec in (Codec(SPECTRAL), group):
         codec.freeze(torch.float32)
-        assert codec.dtype is None
+        assert codec.dtype == (None if codec is group else torch.float32)
         with pytest.raises(InputError, match="does not compute in bfloat16 on cpu: float32 is allowed"):
             codec.freeze(torch.bfloat16)
     with pytest.raises(InputError, match="does not compute in float16"):
