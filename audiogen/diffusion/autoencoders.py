@@ -1,0 +1,279 @@
+"""Latent codecs: audio [B, C, N] to latents at unit variance and back.
+
+`MelAutoencoder` goes through a mel spectrogram and a vocoder (AudioLDM, AudioLDM 2, LAFMA, Tango), its latents are
+[B, D, T, M]; `WaveformAutoencoder` works on samples (Stable Audio, TangoFlux), its latents are [B, D, T].
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audiogen.diffusion.mel import MelConfig, log_mel
+from audiogen.diffusion.vocoder import VocoderConfig, vocode, vocoder
+from audiogen.errors import InputError
+
+
+class LatentCodec(Protocol):
+    """What a latent codec offers. hop_length: samples for each latent frame."""
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def hop_length(self) -> int: ...
+
+    def encode(self, audio: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[B, C, N] -> latents [B, D, T] or [B, D, T, M] at unit variance, T = ceil(N / hop_length)."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, D, T] or [B, D, T, M] -> audio [B, C, T * hop_length]."""
+        ...
+
+    def latent_shape(self, duration_s: float) -> tuple[int, ...]:
+        """(D, T) or (D, T, M) of a sound of that length."""
+        ...
+
+
+@dataclass(frozen=True)
+class MelAutoencoderConfig:
+    """The VAE over log-mel spectrograms and its vocoder; the defaults are AudioLDM's, 55 M parameters each.
+
+    channels: of each level; every level but the last halves time and mel. latent_dim: D. mid_attention: one attention
+    layer in the middle of encoder and decoder, which LAFMA's lacks. scale_factor: what the encoder's latents are
+    multiplied with to have unit variance; one over the standard deviation of a first batch (`fit_scale`).
+    """
+
+    channels: tuple[int, ...] = (128, 256, 512)
+    num_res_blocks: int = 2
+    latent_dim: int = 8
+    mid_attention: bool = True
+    scale_factor: float = 1.0
+    mel: MelConfig = field(default_factory=MelConfig)
+    vocoder: VocoderConfig = field(default_factory=VocoderConfig)
+
+    def __post_init__(self) -> None:
+        if not self.channels or any(width < 32 or width % 32 for width in self.channels):
+            raise InputError(
+                f"channels is {self.channels}; each must be a multiple of 32, the groups of group norm"
+            )
+        if self.vocoder.hop_length != self.mel.hop_length:
+            raise InputError(
+                f"vocoder.rates {self.vocoder.rates} make {self.vocoder.hop_length} samples of a frame, but "
+                f"mel.hop_length is {self.mel.hop_length}; they must be equal"
+            )
+        if self.mel.num_mels % self.reduction:
+            raise InputError(
+                f"mel.num_mels is {self.mel.num_mels}; it is halved {len(self.channels) - 1} times, so it must be a "
+                f"multiple of {self.reduction}"
+            )
+        _check_scale(self.scale_factor)
+
+    @property
+    def reduction(self) -> int:
+        """Mel frames for each latent frame, and mel bins for each latent bin."""
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class WaveformAutoencoderConfig:
+    """Oobleck, a convolutional VAE on samples; the defaults are Stable Audio Open's, 156 M parameters.
+
+    channels: of the audio. latent_dim: D, half the width of the encoder's first layer, which diffusers ties to it.
+    width: of the decoder's last layer.
+    """
+
+    sample_rate: int = 44100
+    channels: int = 2
+    latent_dim: int = 64
+    width: int = 128
+    multiples: tuple[int, ...] = (1, 2, 4, 8, 16)
+    strides: tuple[int, ...] = (2, 4, 4, 8, 8)
+    scale_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.multiples) != len(self.strides) or not self.strides:
+            raise InputError(
+                f"multiples {self.multiples} and strides {self.strides} must be as many, at least one"
+            )
+        if any(stride < 2 or stride % 2 for stride in self.strides):
+            raise InputError(
+                f"strides is {self.strides}; each must be even, so that decoding gives a multiple of their product"
+            )
+        _check_scale(self.scale_factor)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples for each latent frame."""
+        return math.prod(self.strides)
+
+
+class MelAutoencoder(nn.Module):
+    """AutoencoderKL on log-mel spectrograms, followed by HiFi-GAN; `vae` and `vocoder` are trained one by one."""
+
+    scale_factor: Tensor
+
+    def __init__(self, config: MelAutoencoderConfig):
+        super().__init__()
+        self.config = config
+        levels = len(config.channels)
+        self.vae: Any = AutoencoderKL(
+            in_channels=1,
+            out_channels=1,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=config.channels,
+            layers_per_block=config.num_res_blocks,
+            latent_channels=config.latent_dim,
+            mid_block_add_attention=config.mid_attention,
+            scaling_factor=config.scale_factor,
+        )
+        self.vocoder = vocoder(config.vocoder, config.mel.num_mels, config.mel.sample_rate)
+        self.register_buffer("scale_factor", torch.tensor(config.scale_factor))
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.config.mel.sample_rate
+
+    @property
+    def channels(self) -> int:
+        """Of the audio: mono."""
+        return 1
+
+    @property
+    def hop_length(self) -> int:
+        """Samples for each latent frame."""
+        return self.config.mel.hop_length * self.config.reduction
+
+    def latent_shape(self, duration_s: float) -> tuple[int, int, int]:
+        """(D, T, M) of a sound of that length."""
+        bins = self.config.mel.num_mels // self.config.reduction
+        return (self.config.latent_dim, _num_frames(duration_s, self.sample_rate, self.hop_length), bins)
+
+    def mel(self, audio: Tensor) -> Tensor:
+        """Audio [B, 1, N] -> log-mel [B, 1, T, M] of as many frames as make whole latent frames; the end is padded."""
+        return log_mel(_whole_frames(audio, self.channels, self.hop_length), self.config.mel)
+
+    def posterior(self, mel: Tensor) -> Any:
+        """Log-mel [B, 1, T, M] -> the distribution of its latents, not scaled; has mean, logvar, sample, mode, kl."""
+        return self.vae.encode(mel).latent_dist
+
+    def encode(self, audio: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[B, 1, N] -> latents [B, D, T, M]; the posterior's mean, or a sample of it where a generator is given."""
+        return self.scale_factor * _drawn(self.posterior(self.mel(audio)), generator)
+
+    def decode_mel(self, latents: Tensor) -> Tensor:
+        """Latents [B, D, T, M] -> log-mel [B, 1, T, M] with `reduction` times the frames and bins."""
+        return self.vae.decode(latents / self.scale_factor).sample
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, D, T, M] -> audio [B, 1, T * hop_length]."""
+        return vocode(self.vocoder, self.decode_mel(latents), self.config.mel.hop_length)
+
+    def fit_scale(self, latents: Tensor) -> float:
+        """Set the scale so that these latents [B, D, T, M], as `encode` gave them, get unit variance; returns it."""
+        return _fit_scale(self.scale_factor, latents)
+
+
+class WaveformAutoencoder(nn.Module):
+    """AutoencoderOobleck on samples."""
+
+    scale_factor: Tensor
+
+    def __init__(self, config: WaveformAutoencoderConfig):
+        super().__init__()
+        self.config = config
+        with warnings.catch_warnings():  # diffusers uses torch's older weight norm
+            warnings.simplefilter("ignore", FutureWarning)
+            self.vae: Any = AutoencoderOobleck(
+                encoder_hidden_size=2 * config.latent_dim,
+                downsampling_ratios=list(config.strides),
+                channel_multiples=list(config.multiples),
+                decoder_channels=config.width,
+                decoder_input_channels=config.latent_dim,
+                audio_channels=config.channels,
+                sampling_rate=config.sample_rate,
+            )
+        self.register_buffer("scale_factor", torch.tensor(config.scale_factor))
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.config.sample_rate
+
+    @property
+    def channels(self) -> int:
+        """Of the audio."""
+        return self.config.channels
+
+    @property
+    def hop_length(self) -> int:
+        """Samples for each latent frame."""
+        return self.config.hop_length
+
+    def latent_shape(self, duration_s: float) -> tuple[int, int]:
+        """(D, T) of a sound of that length."""
+        return (self.config.latent_dim, _num_frames(duration_s, self.sample_rate, self.hop_length))
+
+    def posterior(self, audio: Tensor) -> Any:
+        """[B, C, N] -> the distribution of its latents, not scaled; has mean, std, sample, mode, kl."""
+        return self.vae.encode(_whole_frames(audio, self.channels, self.hop_length)).latent_dist
+
+    def encode(self, audio: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[B, C, N] -> latents [B, D, T]; the posterior's mean, or a sample of it where a generator is given."""
+        return self.scale_factor * _drawn(self.posterior(audio), generator)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, D, T] -> audio [B, C, T * hop_length]."""
+        return self.vae.decode(latents / self.scale_factor).sample
+
+    def fit_scale(self, latents: Tensor) -> float:
+        """Set the scale so that these latents [B, D, T], as `encode` gave them, get unit variance; returns it."""
+        return _fit_scale(self.scale_factor, latents)
+
+
+def _check_scale(scale_factor: float) -> None:
+    if not (scale_factor > 0 and math.isfinite(scale_factor)):
+        raise InputError(f"scale_factor is {scale_factor}; it must be a number above 0")
+
+
+def _num_frames(duration_s: float, sample_rate: int, hop_length: int) -> int:
+    if not duration_s > 0:
+        raise InputError(f"duration is {duration_s:g} s; it must be above 0")
+    return max(1, math.ceil(round(duration_s * sample_rate) / hop_length))
+
+
+def _whole_frames(audio: Tensor, channels: int, hop_length: int) -> Tensor:
+    """[B, C, N] with zeros at the end up to a multiple of hop_length."""
+    if audio.dim() != 3 or audio.shape[1] != channels or not audio.shape[2]:
+        raise InputError(
+            f"audio is {list(audio.shape)}; [B, {channels}, N] with at least one sample is needed"
+        )
+    return F.pad(audio, (0, -audio.shape[-1] % hop_length))
+
+
+def _drawn(posterior: Any, generator: torch.Generator | None) -> Tensor:
+    return posterior.mode() if generator is None else posterior.sample(generator)
+
+
+def _fit_scale(scale_factor: Tensor, latents: Tensor) -> float:
+    spread = float(latents.float().std())
+    if not (spread > 0 and math.isfinite(spread)):
+        raise InputError(
+            f"latents have a standard deviation of {spread:g}; no scale makes that 1: check the sound"
+        )
+    scale_factor.div_(spread)
+    return float(scale_factor)

@@ -1,0 +1,98 @@
+"""A latent-diffusion system as a recipe describes it: a latent codec, a conditioner and a denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from audiogen.conditioning.encoder import FrozenEncoder
+from audiogen.diffusion.autoencoders import (
+    MelAutoencoder,
+    MelAutoencoderConfig,
+    WaveformAutoencoder,
+    WaveformAutoencoderConfig,
+)
+from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig
+from audiogen.diffusion.denoisers import (
+    AudioUNetConfig,
+    DenoiserConfig,
+    DiTConfig,
+    FluxConfig,
+    TextUNetConfig,
+    denoiser,
+)
+from audiogen.errors import InputError
+
+AUTOENCODERS = ("mel_autoencoder", "waveform_autoencoder")
+DENOISERS = ("audio_unet", "text_unet", "dit", "flux")
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """One latent codec and one denoiser, the others null; and how the denoiser is conditioned."""
+
+    conditioner: ConditionerConfig
+    mel_autoencoder: MelAutoencoderConfig | None = None
+    waveform_autoencoder: WaveformAutoencoderConfig | None = None
+    audio_unet: AudioUNetConfig | None = None
+    text_unet: TextUNetConfig | None = None
+    dit: DiTConfig | None = None
+    flux: FluxConfig | None = None
+
+    def __post_init__(self) -> None:
+        for kind in (AUTOENCODERS, DENOISERS):
+            if len([key for key in kind if getattr(self, key) is not None]) != 1:
+                raise InputError(f"a system has exactly one of {', '.join(kind)}; set the others null")
+        two = self.audio_unet is not None or self.text_unet is not None
+        if two != (self.mel_autoencoder is not None):
+            raise InputError(
+                "audio_unet and text_unet work on the latents of mel_autoencoder [B, D, T, M], dit and flux on those "
+                "of waveform_autoencoder [B, D, T]"
+            )
+        if self.autoencoder.latent_dim != self.denoiser.latent_dim:
+            raise InputError(
+                f"latent_dim is {self.autoencoder.latent_dim} for the autoencoder and {self.denoiser.latent_dim} for "
+                "the denoiser; it must be one number"
+            )
+
+    @property
+    def autoencoder(self) -> MelAutoencoderConfig | WaveformAutoencoderConfig:
+        """The one that is given."""
+        found = self.mel_autoencoder or self.waveform_autoencoder
+        assert found is not None
+        return found
+
+    @property
+    def denoiser(self) -> DenoiserConfig:
+        """The one that is given."""
+        found = self.audio_unet or self.text_unet or self.dit or self.flux
+        assert found is not None
+        return found
+
+
+class LatentSystem(nn.Module):
+    """The parts of one system.
+
+    Only the denoiser and the conditioner's own projections are trained together; autoencoder and vocoder before.
+    """
+
+    def __init__(
+        self, config: SystemConfig, vocabulary: bytes | None = None, frozen: FrozenEncoder | None = None
+    ):
+        """vocabulary: of the embedded text encoder. frozen: a text encoder in place of the one that is named."""
+        super().__init__()
+        self.config = config
+        autoencoder = config.autoencoder
+        self.autoencoder: MelAutoencoder | WaveformAutoencoder = (
+            MelAutoencoder(autoencoder)
+            if isinstance(autoencoder, MelAutoencoderConfig)
+            else WaveformAutoencoder(autoencoder)
+        )
+        self.conditioner = Conditioner(config.conditioner, vocabulary, frozen)
+        self.denoiser = denoiser(config.denoiser)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of all but the frozen encoders of text."""
+        return sum(parameter.numel() for parameter in self.parameters())
