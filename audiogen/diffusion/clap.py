@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from audiogen import hub
+from audiogen import checkpoint, hub
 from audiogen.audio import resample
 from audiogen.errors import InputError
 
@@ -17,51 +18,65 @@ LAYOUTS = (
     hub.Layout("safetensors", ("config.json", "model.safetensors"), ("*.json", "*.txt", "model.safetensors")),
     hub.Layout("pickled", ("config.json", "pytorch_model.bin"), ("*.json", "*.txt", "pytorch_model.bin")),
 )
+TEXT_ONLY = "ClapTextModelWithProjection"  # what AudioLDM's directories hold
+
+
+class OpenClap(NamedTuple):
+    """transformers' model, tokenizer and feature extractor; the last is None where there is no audio branch."""
+
+    model: Any
+    tokenizer: Any
+    extractor: Any
 
 
 class Clap:
     """A CLAP model of a directory or the hub; its embeddings [B, E] have length 1."""
 
-    def __init__(self, name_or_directory: str | None, opened: tuple[Any, Any, Any] | None = None):
-        """opened: model, tokenizer and feature extractor, for what is open already."""
+    def __init__(
+        self, name_or_directory: str | None, tokenizer: str | None = None, extractor: str | None = None
+    ):
+        """tokenizer, extractor: their directories, where they do not lie beside the model."""
         self.name = name_or_directory
-        self._opened = opened
+        self._tokenizer, self._extractor = tokenizer, extractor
+        self._opened: OpenClap | None = None
 
-    def _open(self) -> tuple[Any, Any, Any]:
-        if self._opened is None:
-            # here, because these three import vision models along
-            from transformers.models.auto.tokenization_auto import AutoTokenizer
-            from transformers.models.clap.feature_extraction_clap import ClapFeatureExtractor
-            from transformers.models.clap.modeling_clap import ClapModel
+    def opened(self) -> OpenClap:
+        """The model, opened if it is not yet; InputError where that fails."""
+        if self._opened is not None:
+            return self._opened
+        # here, because these three import vision models along
+        from transformers.models.auto.tokenization_auto import AutoTokenizer
+        from transformers.models.clap.feature_extraction_clap import ClapFeatureExtractor
+        from transformers.models.clap.modeling_clap import ClapModel, ClapTextModelWithProjection
 
-            assert self.name is not None
-            try:
-                path = self.name if Path(self.name).is_dir() else str(hub.fetch(self.name, LAYOUTS))
-                model = ClapModel.from_pretrained(path).eval().requires_grad_(False)
-                tokenizer = AutoTokenizer.from_pretrained(path)
-                extractor = ClapFeatureExtractor.from_pretrained(path)
-            except (
-                Exception
-            ) as error:  # transformers and tokenizers raise a dozen kinds for what a file lacks
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise InputError(
-                    f"CLAP model {self.name!r} cannot be opened ({reason}); give a directory with a ClapModel, its "
-                    "tokenizer and feature extractor, or a hub id such as laion/clap-htsat-unfused"
-                ) from error
-            self._opened = (model, tokenizer, extractor)
+        assert self.name is not None
+        try:
+            path = self.name if Path(self.name).is_dir() else str(hub.fetch(self.name, LAYOUTS))
+            text_only = TEXT_ONLY in checkpoint.read_json(Path(path) / "config.json").get("architectures", ())
+            kind = ClapTextModelWithProjection if text_only else ClapModel
+            self._opened = OpenClap(
+                kind.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False),
+                AutoTokenizer.from_pretrained(self._tokenizer or path),
+                None if text_only else ClapFeatureExtractor.from_pretrained(self._extractor or path),
+            )
+        except Exception as error:  # transformers and tokenizers raise a dozen kinds for what a file lacks
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"CLAP model {self.name!r} cannot be opened ({reason}); give a directory with a ClapModel, its "
+                "tokenizer and feature extractor, or a hub id such as laion/clap-htsat-unfused"
+            ) from error
         return self._opened
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """B texts -> [B, E]; each goes through by itself."""
-        model, tokenizer, _ = self._open()
+        model, tokenizer, extractor = self.opened()
         rows = []
         for text in texts:
             words = tokenizer(text, truncation=True, max_length=77, return_tensors="pt")
-            found = model.get_text_features(
-                input_ids=words["input_ids"], attention_mask=words["attention_mask"]
-            )
-            rows.append(_tensor(found))
+            inputs = {key: words[key] for key in ("input_ids", "attention_mask")}
+            found = model(**inputs).text_embeds if extractor is None else model.get_text_features(**inputs)
+            rows.append(F.normalize(_tensor(found), dim=-1))
         return torch.cat(rows)
 
     @torch.no_grad()
@@ -70,17 +85,32 @@ class Clap:
 
         Cut here: transformers' feature extractor takes a random piece.
         """
-        model, _, extractor = self._open()
+        model, _, extractor = self.opened()
+        if extractor is None:
+            raise InputError(
+                f"CLAP model {self.name!r} has no audio branch; give a whole one, such as laion/clap-htsat-unfused"
+            )
         rows = []
-        for sound in audio.float().cpu().mean(dim=1, keepdim=True):
+        for sound in audio.float().cpu().mean(dim=1, keepdim=True):  # [1, N]
             mono = resample(sound, sample_rate, extractor.sampling_rate)[0]
             start = max(0, len(mono) - extractor.nb_max_samples) // 2
             piece = mono[start : start + extractor.nb_max_samples].numpy()
             features = extractor(
                 piece, sampling_rate=extractor.sampling_rate, truncation="rand_trunc", return_tensors="pt"
             )
-            rows.append(_tensor(model.get_audio_features(input_features=features["input_features"])))
+            found = _tensor(model.get_audio_features(input_features=features["input_features"]))
+            rows.append(F.normalize(found, dim=-1))
         return torch.cat(rows)
+
+    def save(self, directory: Path) -> dict[str, list[str]]:
+        """Write it in diffusers' folders below `directory`; returns the class of each folder."""
+        model, tokenizer, extractor = self.opened()
+        parts = {"text_encoder": model, "tokenizer": tokenizer}
+        if extractor is not None:
+            parts["feature_extractor"] = extractor
+        for folder, part in parts.items():
+            part.save_pretrained(directory / folder)
+        return {folder: ["transformers", type(part).__name__] for folder, part in parts.items()}
 
 
 def _tensor(features: Any) -> Tensor:

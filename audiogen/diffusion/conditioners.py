@@ -59,8 +59,8 @@ class ConditionerConfig:
     """Which routes there are, and what gives their pieces; see the module.
 
     text_length: L that every text is padded to, with zeros that count as tokens (Stable Audio: 128, its max_tokens).
-    clap: directory or hub id of a CLAP model. clap_dim, pooled_dim: E of these pieces.
-    null, the unconditional half of guidance: "zeros", all tokens of all streams, and a vector of zeros (AudioLDM 2's
+    clap: directory or hub id of a CLAP model; without one, loa begins from pooled. clap_dim, pooled_dim: E of these.
+    unconditional, that half of guidance: "zeros", all tokens of all streams, and a vector of zeros (AudioLDM 2's
     loa is always zeros there); "empty", the text "" in place of the text, and all else as it was; "padded", the same
     padded to the length of the text, with tokens that count in the streams (LAFMA, TangoFlux). Seconds in the vector
     always stay.
@@ -68,7 +68,7 @@ class ConditionerConfig:
 
     cross: tuple[tuple[str, ...], ...] = ()
     vector: tuple[str, ...] = ()
-    null: Literal["zeros", "empty", "padded"] = "zeros"
+    unconditional: Literal["zeros", "empty", "padded"] = "zeros"
     text: TextConfig | None = None
     text_length: int | None = None
     clap: str | None = None
@@ -102,6 +102,28 @@ class ConditionerConfig:
     def uses(self) -> set[str]:
         """All pieces."""
         return {piece for stream in self.cross for piece in stream} | set(self.vector)
+
+    @property
+    def vector_dim(self) -> int | None:
+        """E of the vector; None for none."""
+        widths = {"clap": self.clap_dim, "pooled": self.pooled_dim}
+        seconds = 0 if self.seconds is None else self.seconds.width
+        return sum(widths.get(piece, seconds) for piece in self.vector) or None
+
+    @property
+    def cross_dims(self) -> tuple[int, ...]:
+        """D of each stream; InputError where its pieces differ."""
+        seconds = 0 if self.seconds is None else self.seconds.width
+        text = 0 if self.text is None else self.text.width
+        if "seconds_start" in self.uses:
+            text = seconds  # projected with them
+        loa = 0 if self.loa is None else self.loa.width
+        widths = {"text": text, "loa": loa, "seconds_start": seconds, "seconds_total": seconds}
+        for stream in self.cross:
+            if len({widths[piece] for piece in stream}) != 1:
+                found = ", ".join(f"{piece} {widths[piece]}" for piece in stream)
+                raise InputError(f"one stream joins pieces of different widths ({found}); they must be equal")
+        return tuple(widths[stream[0]] for stream in self.cross)
 
 
 @dataclass(frozen=True)
@@ -143,8 +165,14 @@ class Conditioner(nn.Module):
                 )
             else:
                 self.seconds = StableAudioNumberConditioner(seconds.width, seconds.min_s, seconds.max_s)
-        self.pooled = nn.Linear(width, config.pooled_dim) if "pooled" in config.uses else None
+        pools = "pooled" in config.uses or ("loa" in config.uses and config.clap is None and clap is None)
+        self.pooled = nn.Linear(width, config.pooled_dim) if pools else None
         self.loa = None if config.loa is None else LoaGenerator(config.loa)
+
+    @property
+    def has_clap(self) -> bool:
+        """Whether there is a CLAP model."""
+        return bool(self._clap)
 
     @property
     def clap(self) -> Clap:
@@ -162,7 +190,7 @@ class Conditioner(nn.Module):
         """Features of B texts; seconds [B], for the systems that have them."""
         if seconds_total is not None and seconds_start is None:
             seconds_start = torch.zeros_like(seconds_total)
-        needs_clap = {"clap", "loa"} & self.config.uses
+        needs_clap = "clap" in self.config.uses or ("loa" in self.config.uses and self.pooled is None)
         return Known(
             text=None if self.text is None else self.text(texts),
             clap=self.clap.embed_texts([text or "" for text in texts]) if needs_clap else None,
@@ -178,7 +206,7 @@ class Conditioner(nn.Module):
 
     def null(self, known: Known) -> Routes:
         """-> the routes of B sounds of which nothing is asked; see `ConditionerConfig`."""
-        if self.config.null == "zeros":
+        if self.config.unconditional == "zeros":
             routes = self(known)
             cross = tuple(_zeros(stream) for stream in routes.cross)
             vector = [self._vector(piece, known) for piece in self.config.vector]
@@ -188,7 +216,7 @@ class Conditioner(nn.Module):
             ]
             return Routes(cross, torch.cat(vector, dim=-1) if vector else None)
         routes = self.without_text(known, self._empty(known, padded=False))
-        if self.config.null == "empty":
+        if self.config.unconditional == "empty":
             return routes
         return Routes(self.without_text(known, self._empty(known, padded=True)).cross, routes.vector)
 
@@ -226,11 +254,14 @@ class Conditioner(nn.Module):
         if piece == "clap":
             return _given(known.clap, piece)
         if piece == "pooled":
-            text = _given(known.text, piece)
-            assert self.pooled is not None
-            mask = text.mask[..., None].to(text.tokens.dtype)
-            return F.relu(self.pooled((text.tokens * mask).sum(dim=1) / mask.sum(dim=1)))
+            return self._pooled(_given(known.text, piece))
         return self._seconds(piece, known)[:, 0]
+
+    def _pooled(self, text: Condition) -> Tensor:
+        """[B, E]"""
+        assert self.pooled is not None
+        mask = text.mask[..., None].to(text.tokens.dtype)
+        return F.relu(self.pooled((text.tokens * mask).sum(dim=1) / mask.sum(dim=1)))
 
     def _text(self, text: Condition) -> Condition:
         length = self.config.text_length
@@ -257,8 +288,9 @@ class Conditioner(nn.Module):
 
     def _loa(self, known: Known) -> Tensor:
         """Generated row by row, each text without padding: positions would count it."""
-        text, clap = _given(known.text, "loa"), _given(known.clap, "loa")
-        assert self.loa is not None
+        text = _given(known.text, "loa")
+        clap = known.clap if self.pooled is None else self._pooled(text)
+        assert self.loa is not None and clap is not None
         rows = []
         for row, length in enumerate(text.mask.sum(dim=1).tolist()):
             one = Condition(text.tokens[row : row + 1, :length], text.mask[row : row + 1, :length])

@@ -56,11 +56,18 @@ class AudioUNetConfig:
             raise InputError(
                 f"layers is {self.layers}; one to four entries are allowed, null for self-attention"
             )
+        _ = self.cross_dims  # which refuses widths that do not go together
 
     @property
-    def num_streams(self) -> int:
-        """How many streams of tokens the network attends to."""
-        return int(any(self.layers[:2])) + int(any(self.layers[2:]))
+    def cross_dims(self) -> tuple[int, ...]:
+        """Width of each stream of tokens that the network attends to."""
+        streams = ({width for width in half if width} for half in (self.layers[:2], self.layers[2:]))
+        found = [widths for widths in streams if widths]
+        if any(len(widths) > 1 for widths in found):
+            raise InputError(
+                f"layers is {self.layers}; the first two look at one stream, the others at another"
+            )
+        return tuple(widths.pop() for widths in found)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,16 @@ class TextUNetConfig:
     cross_dim: int = 1024
     num_res_blocks: int = 2
     extra_channels: int = 0
+
+    @property
+    def cross_dims(self) -> tuple[int, ...]:
+        """Width of its one stream of tokens."""
+        return (self.cross_dim,)
+
+    @property
+    def vector_dim(self) -> int | None:
+        """It has no vector."""
+        return None
 
     def __post_init__(self) -> None:
         _check_levels(self.channels, self.heads, self.attention)
@@ -96,6 +113,11 @@ class DiTConfig:
     cross_width: int = 768
     vector_dim: int = 1536
     extra_channels: int = 0
+
+    @property
+    def cross_dims(self) -> tuple[int, ...]:
+        """Width of its one stream of tokens."""
+        return (self.cross_dim,)
 
     def __post_init__(self) -> None:
         if self.cross_width != self.kv_heads * self.head_dim or self.num_heads % self.kv_heads:
@@ -126,6 +148,11 @@ class FluxConfig:
     cross_dim: int = 1024
     vector_dim: int = 1024
     rotary: tuple[int, int, int] = (16, 56, 56)
+
+    @property
+    def cross_dims(self) -> tuple[int, ...]:
+        """Width of its one stream of tokens."""
+        return (self.cross_dim,)
 
     def __post_init__(self) -> None:
         if sum(self.rotary) != self.head_dim or any(part % 2 for part in self.rotary):
@@ -158,7 +185,7 @@ class AudioUNet(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
         """x_t [B, D, T, M], t [B] -> prediction [B, D, T, M]."""
-        _check(self.config.num_streams, self.config.vector_dim, self.config.extra_channels, routes)
+        _check(len(self.config.cross_dims), self.config.vector_dim, self.config.extra_channels, routes)
         first = routes.cross[0] if routes.cross else None
         second = routes.cross[1] if len(routes.cross) > 1 else None
         return self.network(

@@ -125,7 +125,7 @@ def _conditioner(unet: Settings) -> ConditionerConfig:
     if not unet.get("extra_film_use_concat", bool, True):
         raise InputError(f"{unet.where}: extra_film_use_concat false is not implemented")
     dim = unet.get("extra_film_condition_dim", int)
-    return ConditionerConfig(vector=("clap",), null="empty", clap=CLAP, clap_dim=dim)
+    return ConditionerConfig(vector=("clap",), unconditional="empty", clap=CLAP, clap_dim=dim)
 
 
 def _conditioner_2(params: Settings, context: tuple[int, ...]) -> ConditionerConfig:
@@ -142,7 +142,7 @@ def _conditioner_2(params: Settings, context: tuple[int, ...]) -> ConditionerCon
     standard = LoaConfig()
     return ConditionerConfig(
         cross=(("loa",), ("text",)),
-        null="empty",
+        unconditional="empty",
         text=TextConfig(TEXT_ENCODER, width=context[1]),
         clap=CLAP,
         clap_dim=dims[0],

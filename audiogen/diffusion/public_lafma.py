@@ -54,7 +54,7 @@ def load_lafma(directory: Path, heads: tuple[int, ...] | None = None) -> Release
     text_dim = settings.get("model.audioldm.context_dim", int)
     config = SystemConfig(
         conditioner=ConditionerConfig(
-            cross=(("text",),), null="padded", text=TextConfig(TEXT_ENCODER, width=text_dim)
+            cross=(("text",),), unconditional="padded", text=TextConfig(TEXT_ENCODER, width=text_dim)
         ),
         mel_autoencoder=autoencoder_config(
             settings.below("model.autoencoderkl"),

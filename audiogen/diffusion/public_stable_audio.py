@@ -94,7 +94,7 @@ def _conditioner(settings: Settings) -> ConditionerConfig:
     return ConditionerConfig(
         cross=(cross,),
         vector=vector,
-        null="zeros",
+        unconditional="zeros",
         text=TextConfig(name, width=TEXT_WIDTHS[name], max_tokens=length),
         text_length=length,
         seconds=SecondsConfig(

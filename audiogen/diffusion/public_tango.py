@@ -59,7 +59,7 @@ def load_tango(directory: Path) -> Released:
     config = SystemConfig(
         conditioner=ConditionerConfig(
             cross=(("text",),),
-            null="empty",
+            unconditional="empty",
             text=TextConfig(_text_encoder(directory / "main_config.json"), width=unet.cross_dim),
         ),
         mel_autoencoder=autoencoder_config(
@@ -96,7 +96,7 @@ def load_tangoflux(directory: Path) -> Released:
         conditioner=ConditionerConfig(
             cross=(("text", "seconds_total"),),
             vector=("pooled",),
-            null="padded",
+            unconditional="padded",
             text=TextConfig(_text_encoder(directory / "config.json"), width=width),
             pooled_dim=width,
             seconds=SecondsConfig(width=width, min_s=0.0, max_s=settings.get("max_duration", float)),

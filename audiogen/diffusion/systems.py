@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from torch import nn
 
 from audiogen.conditioning.encoder import FrozenEncoder
+from audiogen.conditioning.t5 import TextConfig
 from audiogen.diffusion.autoencoders import (
     MelAutoencoder,
     MelAutoencoderConfig,
     WaveformAutoencoder,
     WaveformAutoencoderConfig,
 )
-from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig
+from audiogen.diffusion.clap import Clap
+from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig, SecondsConfig
 from audiogen.diffusion.denoisers import (
     AudioUNetConfig,
     DenoiserConfig,
@@ -22,6 +25,7 @@ from audiogen.diffusion.denoisers import (
     TextUNetConfig,
     denoiser,
 )
+from audiogen.diffusion.loa import LoaConfig
 from audiogen.errors import InputError
 
 AUTOENCODERS = ("mel_autoencoder", "waveform_autoencoder")
@@ -55,6 +59,14 @@ class SystemConfig:
                 f"latent_dim is {self.autoencoder.latent_dim} for the autoencoder and {self.denoiser.latent_dim} for "
                 "the denoiser; it must be one number"
             )
+        for what, given, taken in (
+            ("streams of tokens", self.conditioner.cross_dims, self.denoiser.cross_dims),
+            ("a vector", self.conditioner.vector_dim, self.denoiser.vector_dim),
+        ):
+            if given != taken:
+                raise InputError(
+                    f"the conditioner gives {what} of width {given}, the denoiser takes {taken}; they must be equal"
+                )
 
     @property
     def autoencoder(self) -> MelAutoencoderConfig | WaveformAutoencoderConfig:
@@ -71,6 +83,56 @@ class SystemConfig:
         return found
 
 
+def released() -> dict[str, SystemConfig]:
+    """Systems at their published sizes; the text encoders are named, and opened with the first text."""
+    t5 = TextConfig("google/flan-t5-large", width=1024)
+    clap = ConditionerConfig(vector=("clap",), unconditional="empty", clap="laion/clap-htsat-unfused")
+    loa = ConditionerConfig(
+        (("loa",), ("text",)),
+        unconditional="empty",
+        text=t5,
+        clap="laion/clap-htsat-unfused",
+        loa=LoaConfig(),
+    )
+    seconds = ("seconds_start", "seconds_total")
+    stable = ConditionerConfig(
+        (("text", *seconds),),
+        seconds,
+        text=TextConfig("t5-base", width=768, max_tokens=128),
+        text_length=128,
+        seconds=SecondsConfig(),
+    )
+    tango = ConditionerConfig((("text",),), unconditional="empty", text=t5)
+    flux = ConditionerConfig(
+        (("text", "seconds_total"),), ("pooled",), "padded", t5, seconds=SecondsConfig(1024, 0.0, 30.0)
+    )
+    mel, wave = MelAutoencoderConfig(), WaveformAutoencoderConfig()
+    medium, large = (192, 384, 576, 960), (256, 512, 768, 1280)
+    unets = {
+        "audioldm_s": AudioUNetConfig(),
+        "audioldm_m": AudioUNetConfig(channels=medium, heads=(6, 12, 18, 30)),
+        "audioldm_l": AudioUNetConfig(channels=large),
+        "audioldm2": AudioUNetConfig(layers=(None, 768, 1024), vector_dim=None),
+        "audioldm2_large": AudioUNetConfig(layers=(None, 768, 1024, None), depth=2, vector_dim=None),
+        "lafma": AudioUNetConfig(layers=(1024, 1024), heads=(32, 32, 32, 32), vector_dim=None),
+    }
+    conditioners = {
+        "audioldm": clap,
+        "audioldm2": loa,
+        "lafma": dataclasses.replace(tango, unconditional="padded"),
+    }
+    systems = {
+        name: SystemConfig(conditioners[name.split("_")[0]], mel, audio_unet=unet)
+        for name, unet in unets.items()
+    }
+    lafma = dataclasses.replace(mel, mid_attention=False)
+    systems["lafma"] = dataclasses.replace(systems["lafma"], mel_autoencoder=lafma)
+    systems["tango"] = SystemConfig(tango, mel, text_unet=TextUNetConfig())
+    systems["stable_audio"] = SystemConfig(stable, waveform_autoencoder=wave, dit=DiTConfig())
+    systems["tangoflux"] = SystemConfig(flux, waveform_autoencoder=wave, flux=FluxConfig())
+    return systems
+
+
 class LatentSystem(nn.Module):
     """The parts of one system.
 
@@ -78,9 +140,13 @@ class LatentSystem(nn.Module):
     """
 
     def __init__(
-        self, config: SystemConfig, vocabulary: bytes | None = None, frozen: FrozenEncoder | None = None
+        self,
+        config: SystemConfig,
+        vocabulary: bytes | None = None,
+        frozen: FrozenEncoder | None = None,
+        clap: Clap | None = None,
     ):
-        """vocabulary: of the embedded text encoder. frozen: a text encoder in place of the one that is named."""
+        """vocabulary: of the embedded text encoder. frozen, clap: encoders in place of those that are named."""
         super().__init__()
         self.config = config
         autoencoder = config.autoencoder
@@ -89,7 +155,7 @@ class LatentSystem(nn.Module):
             if isinstance(autoencoder, MelAutoencoderConfig)
             else WaveformAutoencoder(autoencoder)
         )
-        self.conditioner = Conditioner(config.conditioner, vocabulary, frozen)
+        self.conditioner = Conditioner(config.conditioner, vocabulary, frozen, clap)
         self.denoiser = denoiser(config.denoiser)
 
     @property

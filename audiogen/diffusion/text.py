@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from audiogen.conditioning import encoder
 from audiogen.conditioning.cache import EmbeddingCache
-from audiogen.conditioning.encoder import FrozenEncoder, Opened
+from audiogen.conditioning.encoder import FrozenEncoder, Opened, PretrainedTokenizer
 from audiogen.conditioning.t5 import T5Conditioner, TextConfig
 from audiogen.conditioning.vocabulary import PAD_ID
 from audiogen.errors import InputError
@@ -31,24 +33,29 @@ class FrozenText:
 
     def states(self, text: str, padding: int = 0) -> Tensor:
         """One text, "" included -> its states [L + padding, D], those of padding tokens last."""
-        if self._opened is None:
-            self._opened = self._frozen.open()
-            self._opened.stack.eval().requires_grad_(False)
-            encoder.check_width(
-                self._opened.stack.config.d_model, self.width, self.config.encoder, "the model"
-            )
-        ids = self._opened.tokenizer.encode(text)
+        opened = self.opened()
+        ids = opened.tokenizer.encode(text)
         if len(ids) > self.config.max_tokens:
-            ids = [*ids[: self.config.max_tokens - 1], self._opened.tokenizer.eos_id]
+            ids = [*ids[: self.config.max_tokens - 1], opened.tokenizer.eos_id]
         key = [*ids, *[PAD_ID] * padding]
         found = self._cache.get(key)
         if found is None:
             mask = torch.tensor([[1] * len(ids) + [0] * padding])
             with torch.no_grad():
                 inputs = torch.tensor([key])
-                found = self._opened.stack(input_ids=inputs, attention_mask=mask).last_hidden_state[0]
+                found = opened.stack(input_ids=inputs, attention_mask=mask).last_hidden_state[0]
             self._cache.put(key, found)
         return found
+
+    def opened(self) -> Opened:
+        """The encoder, opened if it is not yet."""
+        if self._opened is None:
+            self._opened = self._frozen.open()
+            self._opened.stack.eval().requires_grad_(False)
+            encoder.check_width(
+                self._opened.stack.config.d_model, self.width, self.config.encoder, "the model"
+            )
+        return self._opened
 
 
 class TextStates(nn.Module):
@@ -68,6 +75,16 @@ class TextStates(nn.Module):
             raise InputError("text.trainable is not for a denoiser's text encoder; set it false")
         self.embedded = T5Conditioner(config, vocabulary) if config.embedded else None
         self._frozen = [] if config.embedded else [FrozenText(config, frozen)]  # a list: it is no submodule
+
+    def save_frozen(self, model: Path, tokenizer: Path) -> None:
+        """Write a frozen encoder, as transformers' T5EncoderModel, and its tokenizer to a folder each."""
+        opened = self._frozen[0].opened()
+        assert isinstance(opened.tokenizer, PretrainedTokenizer)
+        with torch.device("meta"):
+            whole = T5EncoderModel(opened.stack.config)
+        whole.encoder, whole.shared = opened.stack, opened.stack.embed_tokens
+        whole.save_pretrained(model)
+        opened.tokenizer.save(tokenizer)
 
     def forward(self, texts: Sequence[str | None], padding: Sequence[int] | None = None) -> Condition:
         """padding: tokens of padding for each text, which count like the others; a frozen encoder only."""

@@ -1,0 +1,151 @@
+"""Conditioners: what is known becomes routes, alone as in a batch, and each null is what its authors take."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from audiogen.conditioning import encoder
+from audiogen.conditioning.t5 import TextConfig
+from audiogen.conditioning.vocabulary import train_vocabulary
+from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig, Known, SecondsConfig
+from audiogen.diffusion.loa import LoaConfig, LoaGenerator, pool_features
+from audiogen.interfaces import Condition
+from tests import random_t5
+from tests.diffusion.tiny_systems import CAPTIONS, RECIPES, tiny
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_t5.write(tmp_path_factory.mktemp("t5"), 18)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+def rows(routes):
+    return [*(c.tokens for c in routes.cross), *([] if routes.vector is None else [routes.vector])]
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_row_is_the_same_alone_and_in_a_batch(name: str) -> None:
+    torch.manual_seed(0)
+    conditioner = Conditioner(tiny(name).conditioner, train_vocabulary(CAPTIONS, 40)).eval()
+    total = torch.tensor([1.0, 2.0, 3.0])
+    batch = conditioner(conditioner.know(CAPTIONS, total))
+    for i, caption in enumerate(CAPTIONS):
+        alone = conditioner(conditioner.know([caption], total[i : i + 1]))
+        for stream, one in zip(batch.cross, alone.cross, strict=True):
+            torch.testing.assert_close(stream.tokens[i][stream.mask[i]], one.tokens[0][one.mask[0]])
+        if batch.vector is not None:
+            torch.testing.assert_close(batch.vector[i], alone.vector[0])
+
+
+def test_texts_of_a_frozen_encoder_are_its_states(t5: Path) -> None:
+    config = ConditionerConfig(cross=(("text",),), unconditional="empty", text=TextConfig(str(t5), width=18))
+    conditioner = Conditioner(config)
+    assert not list(conditioner.parameters())  # nothing of a frozen encoder is trained or saved
+    routes = conditioner(conditioner.know(["a dog", "a dog, a dog", None]))
+    opened = encoder.named(str(t5), 18).open()
+    for row, text in enumerate(["a dog", "a dog, a dog", ""]):
+        ids = torch.tensor([opened.tokenizer.encode(text)])
+        states = opened.stack.eval()(input_ids=ids).last_hidden_state[0]
+        stream = routes.cross[0]
+        torch.testing.assert_close(stream.tokens[row][stream.mask[row]], states)
+    null = conditioner.null(conditioner.know(["a dog", "a dog, a dog"]))
+    assert null.cross[0].mask.sum(dim=1).tolist() == [1, 1]
+    torch.testing.assert_close(null.cross[0].tokens[0, 0], routes.cross[0].tokens[2, 0])
+
+
+def test_padded_null_is_the_empty_text_as_long_as_the_text_and_its_pooling_ignores_padding(t5: Path) -> None:
+    config = ConditionerConfig(
+        cross=(("text",),),
+        vector=("pooled",),
+        unconditional="padded",
+        text=TextConfig(str(t5), width=18),
+        pooled_dim=6,
+    )
+    conditioner = Conditioner(config)
+    known = conditioner.know(["a dog", "a dog, a dog"])
+    null, lengths = conditioner.null(known), known.text.mask.sum(dim=1)
+    assert torch.equal(null.cross[0].mask.sum(dim=1), lengths)
+    stack = encoder.named(str(t5), 18).open().stack.eval()
+    for row, length in enumerate(lengths.tolist()):
+        ids = torch.tensor(
+            [[1] + [0] * (length - 1)]
+        )  # </s>, then padding that T5 is told of and the denoiser is not
+        mask = torch.tensor([[1] + [0] * (length - 1)])
+        states = stack(input_ids=ids, attention_mask=mask).last_hidden_state[0]
+        torch.testing.assert_close(null.cross[0].tokens[row, :length], states)
+        torch.testing.assert_close(null.vector[row], torch.relu(conditioner.pooled(states[0])))
+
+
+def test_null_of_stable_audio_keeps_the_seconds_in_the_vector_only() -> None:
+    conditioner = Conditioner(tiny("stable_audio").conditioner, train_vocabulary(CAPTIONS, 40)).eval()
+    known = conditioner.know(CAPTIONS, torch.tensor([1.0, 2.0, 3.0]))
+    routes, null = conditioner(known), conditioner.null(known)
+    assert torch.equal(null.vector, routes.vector)
+    assert not null.cross[0].tokens.any() and null.cross[0].tokens.shape == (3, 66, 24)
+    assert null.cross[0].mask.all() and routes.cross[0].mask.all()
+
+
+def test_null_of_a_zeros_vector_and_of_a_kept_duration() -> None:
+    audioldm = Conditioner(tiny("audioldm").conditioner, train_vocabulary(CAPTIONS, 40)).eval()
+    known = audioldm.know(CAPTIONS)
+    assert audioldm(known).vector.any() and not audioldm.null(known).vector.any()
+    flux = Conditioner(tiny("tangoflux").conditioner, train_vocabulary(CAPTIONS, 40)).eval()
+    known = flux.know(CAPTIONS, torch.tensor([1.0, 2.0, 3.0]))
+    given, null = flux(known).cross[0], flux.null(known).cross[0]
+    torch.testing.assert_close(given.tokens[:, -1], null.tokens[:, -1])  # the duration's token, the last
+    assert not torch.equal(given.tokens[0, 0], null.tokens[0, 0])
+
+
+def test_null_of_the_language_of_audio_is_zeros() -> None:
+    conditioner = Conditioner(
+        dataclasses.replace(tiny("audioldm2").conditioner, unconditional="empty"),
+        train_vocabulary(CAPTIONS, 40),
+    ).eval()
+    known = conditioner.know(CAPTIONS)
+    assert conditioner(known).cross[0].tokens.any()
+    null = conditioner.null(known)
+    assert null.cross[0].tokens.shape == (3, 3, 16) and not null.cross[0].tokens.any()
+    assert null.cross[0].mask.all()
+
+
+def test_seconds_beyond_the_range_count_as_its_end() -> None:
+    config = ConditionerConfig(
+        cross=(("seconds_total",),), seconds=SecondsConfig(width=8, min_s=0.0, max_s=30.0)
+    )
+    conditioner = Conditioner(config)
+    tokens = conditioner(Known(seconds_total=torch.tensor([29.0, 30.0, 31.0]))).cross[0].tokens
+    torch.testing.assert_close(tokens[1], tokens[2])
+    assert not torch.allclose(tokens[0], tokens[1])
+
+
+def test_teacher_forcing_predicts_what_generation_makes() -> None:
+    """Given the vectors that were generated, each prediction is the next of them; none sees a later one."""
+    torch.manual_seed(0)
+    loa = LoaGenerator(LoaConfig(16, 4, 2, 2, 32, 2, clap_dim=5, text_dim=6)).eval()
+    text = Condition(torch.randn(2, 3, 6), torch.ones(2, 3, dtype=torch.bool))
+    clap = torch.randn(2, 5)
+    made = loa.generate(clap, text)
+    torch.testing.assert_close(loa.predict(clap, text, made), made)
+    changed = made.clone()
+    changed[:, 2] = torch.randn(2, 16)
+    found = loa.predict(clap, text, changed)
+    torch.testing.assert_close(found[:, :3], made[:, :3])
+    assert not torch.allclose(found[:, 3], made[:, 3])
+
+
+def test_pooled_features_are_the_mean_of_average_and_maximum_in_order_of_time() -> None:
+    features = torch.randn(2, 6, 4, 5)  # B, T, M, D
+    pooled = pool_features(features, 2)
+    assert pooled.shape == (2, 6, 5)
+    square = features[1, 2:4, 0:2].reshape(
+        4, 5
+    )  # the second step in time, the first in mel: number 1 * 2 + 0
+    torch.testing.assert_close(pooled[1, 2], (square.mean(0) + square.amax(0)) / 2)

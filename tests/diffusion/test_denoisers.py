@@ -1,0 +1,85 @@
+"""Adapters of the denoisers: routes they refuse, rows that do not see each other, channels beside the latents."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from audiogen.diffusion.denoisers import denoiser
+from audiogen.diffusion.routes import Routes
+from audiogen.interfaces import Condition
+from tests.diffusion.tiny_systems import RECIPES, tiny
+
+
+def make(name: str, **changes):
+    torch.manual_seed(0)
+    config = dataclasses.replace(tiny(name).denoiser, **changes)
+    shape = (4, 9, 8) if tiny(name).mel_autoencoder else (4, 9)
+    return denoiser(config).eval().requires_grad_(False), config, shape
+
+
+def random_routes(config, batch: int, length: int) -> Routes:
+    cross = tuple(
+        Condition(torch.randn(batch, length, width), torch.ones(batch, length, dtype=torch.bool))
+        for width in config.cross_dims
+    )
+    return Routes(cross, None if config.vector_dim is None else torch.randn(batch, config.vector_dim))
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_route_and_the_time_reach_the_output(name: str) -> None:
+    network, config, shape = make(name)
+    routes, x, t = random_routes(config, 2, 5), torch.randn(2, *shape), torch.tensor([0.2, 0.7])
+    found = network(x, t, routes)
+    assert found.shape == x.shape
+    assert not torch.allclose(network(x, t.flip(0), routes), found, atol=1e-6)
+    for i, stream in enumerate(routes.cross):
+        other = list(routes.cross)
+        other[i] = Condition(torch.randn_like(stream.tokens), stream.mask)
+        assert not torch.allclose(network(x, t, Routes(tuple(other), routes.vector)), found, atol=1e-6), i
+    if routes.vector is not None:
+        other = Routes(routes.cross, torch.randn_like(routes.vector))
+        assert not torch.allclose(network(x, t, other), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["audioldm2", "lafma", "tango", "tangoflux"])
+def test_a_row_does_not_depend_on_longer_texts_beside_it(name: str) -> None:
+    """The diffusion transformer of Stable Audio has no mask; its texts are padded to one length."""
+    network, config, shape = make(name)
+    short, long = random_routes(config, 1, 3), random_routes(config, 1, 6)
+    cross = tuple(
+        Condition(
+            torch.cat([torch.nn.functional.pad(a.tokens, (0, 0, 0, 3), value=9.0), b.tokens]),
+            torch.cat([torch.nn.functional.pad(a.mask, (0, 3)), b.mask]),
+        )
+        for a, b in zip(short.cross, long.cross, strict=True)
+    )
+    vector = None if short.vector is None else torch.cat([short.vector, long.vector])
+    x, t = torch.randn(2, *shape), torch.tensor([0.2, 0.7])
+    both = network(x, t, Routes(cross, vector))
+    torch.testing.assert_close(both[:1], network(x[:1], t[:1], short), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both[1:], network(x[1:], t[1:], long), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lafma", "tango", "stable_audio"])
+def test_channels_are_joined_to_the_latents(name: str) -> None:
+    network, config, shape = make(name, extra_channels=3)
+    routes, x, t = random_routes(config, 2, 5), torch.randn(2, *shape), torch.tensor([0.2, 0.7])
+    given = dataclasses.replace(routes, channels=torch.randn(2, 3, *shape[1:]))
+    found = network(x, t, given)
+    assert found.shape == x.shape
+    other = dataclasses.replace(routes, channels=torch.randn(2, 3, *shape[1:]))
+    assert not torch.allclose(network(x, t, other), found, atol=1e-6)
+    with pytest.raises(ValueError, match="0 channels; the denoiser has 1, .* and 3"):
+        network(x, t, routes)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_routes_that_the_network_lacks_are_refused(name: str) -> None:
+    network, config, shape = make(name)
+    routes, x, t = random_routes(config, 2, 5), torch.randn(2, *shape), torch.zeros(2)
+    extra = Routes((*routes.cross, Condition(torch.zeros(2, 1, 24), torch.ones(2, 1) > 0)), routes.vector)
+    with pytest.raises(ValueError, match=f"{len(routes.cross) + 1} streams"):
+        network(x, t, extra)
+    with pytest.raises(ValueError, match="vector of 7"):
+        network(x, t, Routes(routes.cross, torch.zeros(2, 7)))
