@@ -122,7 +122,8 @@ def oobleck_config(
     """The sizes of an AutoencoderOobleck from its weights, which come without settings."""
     try:
         first, last = tensors["decoder.conv1.weight_v"], tensors["decoder.conv2.weight_v"]
-        base, blocks = tensors["encoder.conv1.weight_v"].shape[0], []
+        base = tensors["encoder.conv1.weight_v"].shape[0]
+        blocks: list[torch.Size] = []
         while (block := tensors.get(f"encoder.block.{len(blocks)}.conv1.weight_v")) is not None:
             blocks.append(block.shape)
         return WaveformAutoencoderConfig(

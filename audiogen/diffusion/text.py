@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5EncoderModel
 
+from audiogen import checkpoint
 from audiogen.conditioning import encoder
 from audiogen.conditioning.cache import EmbeddingCache
-from audiogen.conditioning.encoder import FrozenEncoder, Opened, PretrainedTokenizer
+from audiogen.conditioning.encoder import FrozenEncoder, Opened
 from audiogen.conditioning.t5 import T5Conditioner, TextConfig
-from audiogen.conditioning.vocabulary import PAD_ID
+from audiogen.conditioning.vocabulary import PAD_ID, Vocabulary
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 
@@ -40,10 +40,10 @@ class FrozenText:
         key = [*ids, *[PAD_ID] * padding]
         found = self._cache.get(key)
         if found is None:
-            mask = torch.tensor([[1] * len(ids) + [0] * padding])
+            mask = torch.tensor([[True] * len(ids) + [False] * padding])
             with torch.no_grad():
                 inputs = torch.tensor([key])
-                found = opened.stack(input_ids=inputs, attention_mask=mask).last_hidden_state[0]
+                found = opened.stack(inputs, mask)[0]
             self._cache.put(key, found)
         return found
 
@@ -79,11 +79,16 @@ class TextStates(nn.Module):
     def save_frozen(self, model: Path, tokenizer: Path) -> None:
         """Write a frozen encoder, as transformers' T5EncoderModel, and its tokenizer to a folder each."""
         opened = self._frozen[0].opened()
-        assert isinstance(opened.tokenizer, PretrainedTokenizer)
-        with torch.device("meta"):
-            whole = T5EncoderModel(opened.stack.config)
-        whole.encoder, whole.shared = opened.stack, opened.stack.embed_tokens
-        whole.save_pretrained(model)
+        assert not isinstance(opened.tokenizer, Vocabulary)
+        weights = opened.stack.state_dict()
+        tensors = {
+            f"encoder.{name}": tensor for name, tensor in weights.items() if name != "embed_tokens.weight"
+        }
+        checkpoint.write_tensors(
+            model / "model.safetensors", tensors | {"shared.weight": weights["embed_tokens.weight"]}
+        )
+        config = opened.stack.config.to_dict() | {"architectures": ["T5EncoderModel"]}
+        checkpoint.write_json(model / "config.json", config)
         opened.tokenizer.save(tokenizer)
 
     def forward(self, texts: Sequence[str | None], padding: Sequence[int] | None = None) -> Condition:

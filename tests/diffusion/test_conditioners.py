@@ -53,7 +53,7 @@ def test_texts_of_a_frozen_encoder_are_its_states(t5: Path) -> None:
     opened = encoder.named(str(t5), 18).open()
     for row, text in enumerate(["a dog", "a dog, a dog", ""]):
         ids = torch.tensor([opened.tokenizer.encode(text)])
-        states = opened.stack.eval()(input_ids=ids).last_hidden_state[0]
+        states = opened.stack.eval()(ids)[0]
         stream = routes.cross[0]
         torch.testing.assert_close(stream.tokens[row][stream.mask[row]], states)
     null = conditioner.null(conditioner.know(["a dog", "a dog, a dog"]))
@@ -79,7 +79,7 @@ def test_padded_null_is_the_empty_text_as_long_as_the_text_and_its_pooling_ignor
             [[1] + [0] * (length - 1)]
         )  # </s>, then padding that T5 is told of and the denoiser is not
         mask = torch.tensor([[1] + [0] * (length - 1)])
-        states = stack(input_ids=ids, attention_mask=mask).last_hidden_state[0]
+        states = stack(ids, mask.bool())[0]
         torch.testing.assert_close(null.cross[0].tokens[row, :length], states)
         torch.testing.assert_close(null.vector[row], torch.relu(conditioner.pooled(states[0])))
 
