@@ -5,12 +5,13 @@
     python tools/bench_generate.py --device cuda --shape medium --batch 1 8 32 --frames 500
 
 Random weights, guidance as a pair of rows a clip, the first with 20 tokens of text and the second without. A step is
-the model alone. static is all of `lm.static`, which also draws the codes, on a GPU as a CUDA graph; unfused is that
-with PyTorch's kernels alone, compiled with those that torch.compile makes of them, combined with torch.compile around
-the fused ones. Models take turns, round by round, so that other work on the machine meets all of them; figures are the
-medians over rounds. A frame takes one step, and frames/s are those of the mean of the first and the last steps of a
-clip, times the clips of a batch. A share of bandwidth is the bytes of weights that a step must read, over its time,
-over what the same number of threads read in the same round from memory, or what a GPU moves when it copies.
+the model alone. packed is `lm.packed`, for machines without a compiler. static is all of `lm.static`, which also draws
+the codes, on a GPU as a CUDA graph; unfused is that with PyTorch's kernels alone, compiled with those that
+torch.compile makes of them, combined with torch.compile around the fused ones. Models take turns, round by round, so
+that other work on the machine meets all of them; figures are the medians over rounds. A frame takes one step, and
+frames/s are those of the mean of the first and the last steps of a clip, times the clips of a batch. A share of
+bandwidth is the bytes of weights that a step must read, over its time, over what the same number of threads read in
+the same round from memory, or what a GPU moves when it copies.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from audiogen.errors import InputError, run_command
 from audiogen.interfaces import Condition
 from audiogen.lm import native, ops
 from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.lm.packed import PackedLM
 from audiogen.lm.public import transformers_parts
 from audiogen.lm.sample import Sampling
 from audiogen.lm.static import DTYPES, Loop, StaticLM
@@ -44,7 +46,7 @@ SHAPES = {
 MODELS = {
     "cpu": (
         "transformers-float32", "transformers-bfloat16", "pytorch-float32", "pytorch-bfloat16",
-        "native-float32", "native-bfloat16", "native-int8",
+        "packed-float32", "packed-bfloat16", "packed-int8", "native-float32", "native-bfloat16", "native-int8",
     ),
     "cuda": ("transformers-bfloat16", "pytorch-bfloat16", "unfused-bfloat16", "static-bfloat16", "static-int8"),
 }  # fmt: skip
@@ -73,6 +75,19 @@ def native_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: native.Dtyp
         return fast.step(steps[..., position : position + 1], cache)
 
     return Candidate(f"native-{dtype}", fast.step_bytes(guided=True), step)
+
+
+def packed_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: str, num_bytes: int) -> Candidate:
+    """PyTorch's products of packed weights, audiogen/lm/packed.py."""
+    fast = PackedLM(lm, dtype)
+    cache = fast.new_cache(text, len(steps), steps.shape[2])
+    fast.step(steps, cache)
+
+    def step(position: int) -> object:
+        cache.length = position
+        return fast.step(steps[..., position : position + 1], cache)
+
+    return Candidate(f"packed-{dtype}", num_bytes, step)
 
 
 def static_model(lm: TokenLM, text: Condition, steps: Tensor, kind: str, dtype: str) -> Candidate:
@@ -165,6 +180,9 @@ def candidates(lm: TokenLM, names: Sequence[str], num_frames: int, batch: int) -
             made.append(native_model(lm, text, steps, dtype))  # type: ignore[arg-type]
         elif kind in STATIC:
             made.append(static_model(lm, text, steps, kind, dtype))
+        elif kind == "packed":
+            num_bytes = num_weights * {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
+            made.append(packed_model(lm, text, steps, dtype, num_bytes))
         else:
             make = pytorch_model if kind == "pytorch" else transformers_model
             torch_dtype = getattr(torch, dtype)
@@ -267,8 +285,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown := set(names) - set(known):
         raise InputError(f"--models has {', '.join(sorted(unknown))}; allowed: {', '.join(known)}")
     is_cuda = args.device == "cuda"
-    if is_cuda and (not torch.cuda.is_available() or any(name.startswith("native") for name in names)):
-        raise InputError("--device cuda needs a CUDA GPU, and models other than native ones")
+    if is_cuda and (
+        not torch.cuda.is_available() or any(name.startswith(("native", "packed")) for name in names)
+    ):
+        raise InputError("--device cuda needs a CUDA GPU, and models other than native and packed ones")
     torch.manual_seed(args.seed)
     with torch.device(args.device):
         lm = TokenLM(SHAPES[args.shape]).eval()

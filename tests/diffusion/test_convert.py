@@ -1,4 +1,4 @@
-"""Directories of diffusers: ours open there and give the same, released ones open here, and what is lacking is named."""
+"""Directories of diffusers: ours open there and give the same, released ones open here, what is lacking is named."""
 
 import dataclasses
 import json
