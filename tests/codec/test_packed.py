@@ -107,6 +107,24 @@ def test_a_frozen_codec_gives_the_codes_and_the_audio_of_the_plain_one(name: str
     torch.testing.assert_close(live, whole, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", [*SHAPES, "spectral"])
+def test_the_number_of_threads_changes_no_bit(name: str) -> None:
+    codec = make(SPECTRAL if name == "spectral" else CONFIG, SHAPES.get(name))
+    codec.freeze(torch.float32)
+    before = torch.get_num_threads()
+    made = []
+    try:
+        for num_threads in (1, 2):
+            torch.set_num_threads(num_threads)
+            generator = torch.Generator().manual_seed(1)
+            lengths = (10, 20, 40, 100)
+            codes = [torch.randint(0, 16, (1, 3, length), generator=generator) for length in lengths]
+            made.append(torch.cat([codec.decode(each) for each in codes], -1))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*made)
+
+
 @needs_bfloat16
 @pytest.mark.parametrize("name", SHAPES)
 def test_bfloat16_is_near(name: str) -> None:
