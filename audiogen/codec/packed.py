@@ -57,41 +57,47 @@ class Linear(nn.Linear):
 
     def pack(self, dtype: torch.dtype) -> "PackedLinear":
         """See `Packable`."""
-        return PackedLinear(self, dtype)
+        return PackedLinear(self.weight, self.bias, dtype)
 
 
 class PackedLinear:
-    """nn.Linear: [..., D_in] -> [..., D_out] in the number type `dtype`."""
+    """F.linear: [B, T, D_in] -> [B, T, D_out] in the number type `dtype`."""
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
-        weight = linear.weight.detach().to(dtype)
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        weight = weight.detach().to(dtype).contiguous()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_FRAMES)
-        self.bias = linear.bias.detach().to(dtype)
+        self.bias = bias.detach().to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
 
 
 class PackedConv1d:
-    """nn.Conv1d: [B, D_in, N] -> [B, D_out, T] in the number type `dtype`, channels last."""
+    """nn.Conv1d: [B, D_in, N] -> [B, D_out, T] in the number type `dtype`, channels last.
+
+    As a matrix where it can be one: of one tap, for which oneDNN's convolution reorders some sizes at every call after
+    all, and of one channel, which has no order to lie in, so that its taps are the columns.
+    """
 
     def __init__(self, conv: nn.Conv1d, dtype: torch.dtype) -> None:
         assert conv.bias is not None
-        weight, bias = conv.weight.detach().to(dtype), conv.bias.detach().to(dtype)
-        (self.stride,), (self.dilation,) = conv.stride, conv.dilation
-        # A signal of one channel has no order to lie in: its taps are made channels.
-        self.taps = weight.shape[2] if weight.shape[1] == 1 and self.dilation == 1 else 0
-        self.weight, self.bias = (
-            _pack(weight.mT, 1, 1) if self.taps else _pack(weight, self.stride, self.dilation),
-            bias,
-        )
+        (kernel,), (self.stride,), (self.dilation,) = conv.kernel_size, conv.stride, conv.dilation
+        self.taps = kernel if conv.in_channels == 1 and self.dilation == 1 else 0
+        self.matrix = self.weight = None
+        if self.taps or kernel == self.stride == 1:
+            self.matrix = PackedLinear(conv.weight.flatten(1), conv.bias, dtype)
+        else:
+            self.weight = _pack(conv.weight.detach().to(dtype), self.stride, self.dilation)
+        self.bias = conv.bias.detach().to(dtype)
 
     def __call__(self, x: Tensor, padding: int = 0) -> Tensor:
         """padding: zeros on both sides."""
+        if self.matrix is None:
+            return _convolve(x, self.weight, self.bias, padding, self.stride, self.dilation)
+        rows = x.mT  # [B, T, columns]
         if self.taps:
-            x = F.pad(x, (padding, padding)).unfold(2, self.taps, self.stride)[:, 0].mT  # [B, taps, T]
-            return _convolve(x, self.weight, self.bias, 0, 1, 1)
-        return _convolve(x, self.weight, self.bias, padding, self.stride, self.dilation)
+            rows = F.pad(x, (padding, padding)).unfold(2, self.taps, self.stride)[:, 0]
+        return self.matrix(rows).mT
 
 
 class PackedConvTranspose1d:
@@ -127,7 +133,9 @@ def _pack(weight: Tensor, stride: int, dilation: int) -> Tensor:
     return torch.ops.mkldnn._reorder_convolution_weight(wide, [0, 0], [1, stride], [1, dilation], 1, size)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: int, stride: int, dilation: int) -> Tensor:
+def _convolve(
+    x: Tensor, weight: Tensor | None, bias: Tensor, padding: int, stride: int, dilation: int
+) -> Tensor:
     """[B, D_in, N] -> [B, D_out, T], both channels last."""
     wide = x[:, :, None].contiguous(memory_format=torch.channels_last)
     return torch.ops.mkldnn._convolution_pointwise(
