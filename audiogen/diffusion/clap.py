@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.utils import logging as transformers_log
 
 from audiogen import checkpoint, hub
 from audiogen.audio import resample
@@ -50,6 +51,8 @@ class Clap:
         from transformers.models.clap.modeling_clap import ClapModel, ClapTextModelWithProjection
 
         assert self.name is not None
+        quiet = transformers_log.is_progress_bar_enabled()
+        transformers_log.disable_progress_bar()  # for a second of reading; the bar of a download stays
         try:
             path = self.name if Path(self.name).is_dir() else str(hub.fetch(self.name, LAYOUTS))
             text_only = TEXT_ONLY in checkpoint.read_json(Path(path) / "config.json").get("architectures", ())
@@ -65,6 +68,9 @@ class Clap:
                 f"CLAP model {self.name!r} cannot be opened ({reason}); give a directory with a ClapModel, its "
                 "tokenizer and feature extractor, or a hub id such as laion/clap-htsat-unfused"
             ) from error
+        finally:
+            if quiet:
+                transformers_log.enable_progress_bar()
         return self._opened
 
     @torch.no_grad()

@@ -139,6 +139,17 @@ class Known:
     seconds_total: Tensor | None = None
     loa: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> Known:
+        """The same on another device."""
+        text = self.text
+        return Known(
+            None if text is None else Condition(text.tokens.to(device), text.mask.to(device)),
+            *(
+                None if tensor is None else tensor.to(device)
+                for tensor in (self.clap, self.seconds_start, self.seconds_total, self.loa)
+            ),
+        )
+
 
 class Conditioner(nn.Module):
     """`Known -> Routes`, with the projections that are trained; frozen encoders are opened when first used."""
@@ -186,17 +197,19 @@ class Conditioner(nn.Module):
         texts: Sequence[str | None],
         seconds_total: Tensor | None = None,
         seconds_start: Tensor | None = None,
+        device: torch.device | str = "cpu",
     ) -> Known:
-        """Features of B texts; seconds [B], for the systems that have them."""
+        """Features of B texts, on `device`; seconds [B], for the systems that have them."""
         if seconds_total is not None and seconds_start is None:
             seconds_start = torch.zeros_like(seconds_total)
         needs_clap = "clap" in self.config.uses or ("loa" in self.config.uses and self.pooled is None)
-        return Known(
+        known = Known(
             text=None if self.text is None else self.text(texts),
             clap=self.clap.embed_texts([text or "" for text in texts]) if needs_clap else None,
             seconds_start=seconds_start,
             seconds_total=seconds_total,
         )
+        return known.to(device)
 
     def forward(self, known: Known) -> Routes:
         """-> the routes of B sounds."""
@@ -239,8 +252,11 @@ class Conditioner(nn.Module):
                 padding = [max(0, length - own) for length in known.text.mask.sum(dim=1).tolist()]
             text = self.text([""] * len(known.text.tokens), padding)
         if known.clap is not None:
-            clap = self.clap.embed_texts([""]).to(known.clap).expand_as(known.clap)
-        return Known(text=text, clap=clap)
+            clap = self.clap.embed_texts([""]).expand(len(known.clap), -1)
+        found = Known(text=text, clap=clap)
+        if known.clap is not None:
+            return found.to(known.clap.device)
+        return found if known.text is None else found.to(known.text.tokens.device)
 
     def _tokens(self, piece: str, known: Known) -> Condition:
         if piece == "text":

@@ -105,6 +105,8 @@ def load_diffusers(directory: str | Path, heads: tuple[int, ...] | None = None) 
         notes = (f"attention heads {unet.heads}: {'as given' if heads else f'those of {directory.name}'}",)
     elif heads is not None:
         raise InputError(f"{directory} holds no UNet of AudioLDM, AudioLDM 2 or LAFMA; leave heads out")
+    for folder in _components(config):
+        _required(directory / folder, directory)
     vocabulary = None
     if config.conditioner.text is not None and config.conditioner.text.embedded:
         vocabulary = _required(directory / TEXT / t5.VOCABULARY_FILE, directory).read_bytes()
@@ -113,6 +115,18 @@ def load_diffusers(directory: str | Path, heads: tuple[int, ...] | None = None) 
     system = empty(lambda: LatentSystem(config, vocabulary, frozen, clap))
     _fill(directory, system)
     return Released(system.eval(), name, dict(process), notes)
+
+
+def _components(config: SystemConfig) -> list[str]:
+    """Folders with weights that such a system has."""
+    found = ["vae", denoiser_folder(config)]
+    if config.mel_autoencoder is not None:
+        found.append("vocoder")
+    if config.conditioner.loa is not None:
+        found += ["projection_model", "language_model"]
+    elif "seconds_start" in config.conditioner.uses:
+        found.append("projection_model")
+    return found
 
 
 def _fill(directory: Path, system: LatentSystem) -> None:

@@ -71,6 +71,6 @@ def load_released(
         return public_tango.load_tangoflux(directory)
     raise InputError(
         f"{directory} holds no released latent-diffusion system; what is read: a directory of diffusers ({INDEX}), "
-        f"stable-audio-tools ({public_stable_audio.CONFIG}), AudioLDM ({public_audioldm.CONFIG} with a checkpoint), "
+        f"stable-audio-tools ({public_stable_audio.CONFIG}), AudioLDM (one .ckpt or .pth, {public_audioldm.CONFIG}), "
         f"LAFMA (settings, *.ckpt), Tango ({public_tango.TANGO[0]}), TangoFlux ({public_tango.TANGOFLUX[0]})"
     )

@@ -1,4 +1,6 @@
-"""AudioLDM and AudioLDM 2 as their authors publish them: one checkpoint with everything, and config.yaml.
+"""AudioLDM and AudioLDM 2 as their authors publish them: one checkpoint with everything.
+
+The sizes are in config.yaml beside it, or those of the released models, by the width of the UNet.
 
 model.diffusion_model.*       UNet; model_ema.* its average, whose names have lost their dots
 first_stage_model.*           VAE, with the vocoder under vocoder.
@@ -9,6 +11,7 @@ cond_stage_model.*, clap.*    CLAP and T5, which come from the hub here
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from audiogen.diffusion.public_mel import (
     unet_config,
     vocoder_config,
 )
-from audiogen.diffusion.systems import LatentSystem, SystemConfig
+from audiogen.diffusion.systems import LatentSystem, SystemConfig, released
 from audiogen.diffusion.vocoder import VocoderConfig
 from audiogen.errors import InputError
 
@@ -48,8 +51,9 @@ LOA_PARTS = ("start_of_sequence_tokens.", "end_of_sequence_tokens.", "input_sequ
 
 
 def is_audioldm(directory: Path) -> bool:
-    """Whether these files are AudioLDM's or AudioLDM 2's."""
-    return (directory / CONFIG).is_file() and bool(_checkpoints(directory))
+    """Whether these files are AudioLDM's or AudioLDM 2's: one checkpoint, with settings in YAML or none at all."""
+    settled = (directory / CONFIG).is_file() or not any(directory.glob("*.json"))
+    return settled and len(_checkpoints(directory)) == 1
 
 
 def load_audioldm(directory: Path, heads: tuple[int, ...] | None = None, ema: bool | None = None) -> Released:
@@ -64,27 +68,24 @@ def load_audioldm(directory: Path, heads: tuple[int, ...] | None = None, ema: bo
         raise InputError(
             f"{directory} has {len(files)} checkpoints (.ckpt, .pth); one is needed beside {CONFIG}"
         )
-    settings, tensors = read_settings(directory / CONFIG), read_weights(files[0], "state_dict")
-    params, first = settings.below("model.params"), under(tensors, "first_stage_model.")
+    tensors = read_weights(files[0], "state_dict")
+    first = under(tensors, "first_stage_model.")
     vae = {name: tensor for name, tensor in first.items() if not name.startswith("vocoder.")}
     if "scale_factor" not in tensors:
         raise InputError(f"{files[0]} lacks scale_factor; its latents cannot be scaled: copy it again")
-    second = params.get(f"cond_stage_config.{LOA}", dict, None) is not None
-    unet = params.below("unet_config.params")
-    context = unet.wholes("context_dim") if second else ()
-    config = SystemConfig(
-        conditioner=_conditioner_2(params, context) if second else _conditioner(unet),
-        mel_autoencoder=autoencoder_config(
-            params.below("first_stage_config.params.ddconfig"),
-            vae,
-            _mel(settings),
-            _vocoder(params),
-            float(tensors["scale_factor"]),
-        ),
-        audio_unet=unet_config(
-            unet, (None, *context), None if second else unet.get("extra_film_condition_dim", int), heads
-        ),
-    )
+    scale_factor, process, origin = float(tensors["scale_factor"]), {}, "the authors'"
+    if (directory / CONFIG).is_file():
+        settings = read_settings(directory / CONFIG)
+        config = _config(settings, vae, scale_factor)
+        process = _process(settings.below("model.params"))
+        origin = f"channels / num_head_channels of {CONFIG}"
+    else:
+        config = standard_config(tensors, scale_factor, files[0])
+    assert config.audio_unet is not None
+    if heads is not None:
+        config = dataclasses.replace(config, audio_unet=dataclasses.replace(config.audio_unet, heads=heads))
+        origin = "as given"
+    second = config.conditioner.loa is not None
     system = empty(lambda: LatentSystem(config))
     averaged = (not second) if ema is None else ema
     fill_unet(system.denoiser, _unet(tensors, averaged, files[0]), files[0], averaged)  # type: ignore[arg-type]
@@ -101,11 +102,51 @@ def load_audioldm(directory: Path, heads: tuple[int, ...] | None = None, ema: bo
         fill(system.conditioner.loa, found, public_names.loa, files[0], ignore=masks)
     assert config.audio_unet is not None
     notes = (
-        f"attention heads {config.audio_unet.heads}: "
-        + ("as given" if heads else f"channels / num_head_channels of {CONFIG}"),
+        f"attention heads {config.audio_unet.heads}: {origin}",
         f"UNet weights: {'their average (model_ema)' if averaged else 'the last (model)'}",
     )
-    return Released(system.eval(), "audioldm2" if second else "audioldm", _process(params), notes)
+    return Released(system.eval(), "audioldm2" if second else "audioldm", process, notes)
+
+
+def standard_config(tensors: Mapping[str, Tensor], scale_factor: float, where: Path) -> SystemConfig:
+    """The released model that such weights are of, by the width of the UNet and whether there is a GPT-2."""
+    first = tensors.get("model.diffusion_model.input_blocks.0.0.weight")
+    width = 0 if first is None else len(first)
+    second = any(name.startswith("cond_stage_models.0.model.") for name in tensors)
+    names = (
+        {128: "audioldm2", 256: "audioldm2_large"}
+        if second
+        else {128: "audioldm_s", 192: "audioldm_m", 256: "audioldm_l"}
+    )
+    if width not in names:
+        raise InputError(
+            f"{where} has a UNet {width} wide, which no release has (they have {', '.join(map(str, names))}); "
+            f"put its {CONFIG} beside it"
+        )
+    config = released()[names[width]]
+    assert config.mel_autoencoder is not None
+    autoencoder = dataclasses.replace(config.mel_autoencoder, scale_factor=scale_factor)
+    return dataclasses.replace(config, mel_autoencoder=autoencoder)
+
+
+def _config(settings: Settings, vae: Mapping[str, Tensor], scale_factor: float) -> SystemConfig:
+    params = settings.below("model.params")
+    second = params.get(f"cond_stage_config.{LOA}", dict, None) is not None
+    unet = params.below("unet_config.params")
+    context = unet.wholes("context_dim") if second else ()
+    return SystemConfig(
+        conditioner=_conditioner_2(params, context) if second else _conditioner(unet),
+        mel_autoencoder=autoencoder_config(
+            params.below("first_stage_config.params.ddconfig"),
+            vae,
+            _mel(settings),
+            _vocoder(params),
+            scale_factor,
+        ),
+        audio_unet=unet_config(
+            unet, (None, *context), None if second else unet.get("extra_film_condition_dim", int)
+        ),
+    )
 
 
 def _checkpoints(directory: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 from torch import nn
@@ -83,6 +84,7 @@ class SystemConfig:
         return found
 
 
+@functools.cache
 def released() -> dict[str, SystemConfig]:
     """Systems at their published sizes; the text encoders are named, and opened with the first text."""
     t5 = TextConfig("google/flan-t5-large", width=1024)

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import Known
-from audiogen.diffusion.public_audioldm import load_audioldm
+from audiogen.diffusion.public import load_released
 from audiogen.diffusion.public_files import Released
-from audiogen.diffusion.public_lafma import load_lafma
-from audiogen.diffusion.public_stable_audio import load_stable_audio
-from audiogen.diffusion.public_tango import load_tango, load_tangoflux
 from audiogen.diffusion.routes import Routes
 from audiogen.interfaces import Condition
 
@@ -37,19 +34,21 @@ def without_gradients():
         yield
 
 
-def opened(shared: Path, name: str, load) -> tuple[Released, dict[str, Tensor]]:
+def opened(shared: Path, name: str) -> tuple[Released, dict[str, Tensor]]:
     folder = shared / "fixtures" / f"{name}_tiny"
-    return load(folder), load_file(folder / "expected.safetensors")
+    released = load_released(folder)
+    assert released.name == name
+    return released, load_file(folder / "expected.safetensors")
 
 
 @pytest.fixture(scope="module")
 def lafma(shared: Path):
-    return opened(shared, "lafma", load_lafma)
+    return opened(shared, "lafma")
 
 
 @pytest.fixture(scope="module")
 def stable_audio(shared: Path):
-    return opened(shared, "stable_audio", load_stable_audio)
+    return opened(shared, "stable_audio")
 
 
 def check_mel_autoencoder(released: Released, golden: dict[str, Tensor]) -> None:
@@ -156,7 +155,7 @@ def first_row(routes: Routes) -> Routes:
 
 @pytest.fixture(scope="module")
 def audioldm(shared: Path):
-    return opened(shared, "audioldm", load_audioldm)
+    return opened(shared, "audioldm")
 
 
 def test_audioldm_parts_and_its_two_sets_of_weights(audioldm, shared: Path) -> None:
@@ -165,7 +164,7 @@ def test_audioldm_parts_and_its_two_sets_of_weights(audioldm, shared: Path) -> N
     routes = released.system.conditioner(Known(clap=golden["unet_y"]))
     found = released.system.denoiser(golden["unet_x"], golden["unet_t"], routes)
     close(found, golden["unet_eps_ema"])  # what the authors generate with
-    last = load_audioldm(shared / "fixtures" / "audioldm_tiny", ema=False)
+    last = load_released(shared / "fixtures" / "audioldm_tiny", ema=False)
     close(last.system.denoiser(golden["unet_x"], golden["unet_t"], routes), golden["unet_eps"])
     assert released.notes == (
         "attention heads (2, 4): channels / num_head_channels of config.yaml",
@@ -176,7 +175,7 @@ def test_audioldm_parts_and_its_two_sets_of_weights(audioldm, shared: Path) -> N
 
 def test_audioldm_with_the_heads_of_the_converted_models_is_another_model(audioldm, shared: Path) -> None:
     released, golden = audioldm
-    other = load_audioldm(shared / "fixtures" / "audioldm_tiny", heads=(8, 8))
+    other = load_released(shared / "fixtures" / "audioldm_tiny", heads=(8, 8))
     assert other.notes[0] == "attention heads (8, 8): as given"
     routes = Routes(vector=golden["unet_y"])
     found = other.system.denoiser(golden["unet_x"], golden["unet_t"], routes)
@@ -195,7 +194,7 @@ def test_audioldm_generation(audioldm) -> None:
 
 @pytest.fixture(scope="module")
 def audioldm2(shared: Path):
-    return opened(shared, "audioldm2", load_audioldm)
+    return opened(shared, "audioldm2")
 
 
 def test_audioldm2_parts(audioldm2, shared: Path) -> None:
@@ -206,7 +205,7 @@ def test_audioldm2_parts(audioldm2, shared: Path) -> None:
     for key, expected in (("loa_mask", "unet_eps"), ("loa_mask_partial", "unet_eps_two_masks")):
         routes = Routes((tokens(golden["loa"], golden[key]), text))
         close(system.denoiser(golden["unet_x"], golden["unet_t"], routes), golden[expected])
-    average = load_audioldm(shared / "fixtures" / "audioldm2_tiny", ema=True)
+    average = load_released(shared / "fixtures" / "audioldm2_tiny", ema=True)
     routes = Routes((tokens(golden["loa"]), text))
     close(average.system.denoiser(golden["unet_x"], golden["unet_t"], routes), golden["unet_eps_ema"])
     states, mask = system.conditioner.loa.prefix(golden["clap_text"][:, 0], text)
@@ -233,7 +232,7 @@ def test_audioldm2_generation(audioldm2) -> None:
 
 
 def test_tango(shared: Path) -> None:
-    released, golden = opened(shared, "tango", load_tango)
+    released, golden = opened(shared, "tango")
     system = released.system
     check_mel_autoencoder(released, golden)
     routes, null = (
@@ -265,7 +264,7 @@ def test_tangoflux(shared: Path, tmp_path: Path) -> None:
     save_file(own.vae.state_dict(), tmp_path / "vae.safetensors")
     for name in ("config.json", "tangoflux.safetensors"):
         (tmp_path / name).symlink_to(folder / name)
-    released, golden = load_tangoflux(tmp_path), load_file(folder / "expected.safetensors")
+    released, golden = load_released(tmp_path), load_file(folder / "expected.safetensors")
     system, conditioner = released.system, released.system.conditioner
     audio = torch.randn(1, 2, 40)
     assert torch.equal(system.autoencoder.encode(audio), own.encode(audio))
