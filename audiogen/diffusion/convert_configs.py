@@ -190,6 +190,8 @@ def scheduler_config(name: str, process: Mapping[str, Any]) -> dict[str, Any]:
         }
     if name in ("lafma", "tangoflux"):
         return {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    if name == "tango":
+        process = {"beta_start": 0.00085, "beta_end": 0.012, "prediction": "v", **process}
     return {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": process.get("num_train_steps", 1000),

@@ -135,6 +135,38 @@ def test_diffusers_generates_with_a_stable_audio_of_ours(t5: Path, tmp_path: Pat
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_released_audioldm_directory_with_the_unet_that_it_has(audioldm2, tmp_path: Path) -> None:
+    """AudioLDM's directories hold a UNet2DConditionModel, 8 heads at every level, and CLAP for its texts."""
+    torch.manual_seed(0)
+    source = audioldm2[1]
+    for folder in ("vae", "vocoder", "scheduler", "text_encoder", "tokenizer", "feature_extractor"):
+        shutil.copytree(source / folder, tmp_path / folder)
+    theirs = diffusers.UNet2DConditionModel(
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=(32, 64),  # as wide as each level: it attends to itself twice
+        class_embed_type="simple_projection",
+        projection_class_embeddings_input_dim=12,
+        class_embeddings_concat=True,
+    ).eval()
+    theirs.save_pretrained(tmp_path / "unet")
+    index = json.loads((source / "model_index.json").read_text())
+    index = {key: index[key] for key in ("vae", "vocoder", "scheduler", "text_encoder", "tokenizer")}
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "AudioLDMPipeline", **index}))
+    found = load_released(tmp_path)
+    assert found.name == "audioldm" and found.notes[0].startswith("attention heads (8, 8): those of")
+    known = found.system.conditioner.know(["a dog", "rain"])
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([30, 600])
+    expected = theirs(x, t, encoder_hidden_states=None, class_labels=known.clap).sample
+    torch.testing.assert_close(found.system.denoiser(x, t, found.system.conditioner(known)), expected)
+    empty = found.system.conditioner.clap.embed_texts([""])
+    torch.testing.assert_close(found.system.conditioner.null(known).vector, empty.expand(2, -1))
+
+
 @pytest.mark.parametrize("own_settings", [True, False])
 def test_the_directory_opens_here_with_and_without_our_settings(
     audioldm2, own_settings: bool, tmp_path: Path
