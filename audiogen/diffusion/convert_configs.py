@@ -67,6 +67,10 @@ def _settings(directory: Path, component: str) -> Settings:
 
 def _audioldm(directory: Path, name: str) -> SystemConfig:
     vae, vocoder, unet = (_settings(directory, component) for component in ("vae", "vocoder", "unet"))
+    if vocoder.get("normalize_before", bool, True):
+        raise InputError(
+            f"{vocoder.where}: normalize_before is true; only vocoders of plain log-mel are implemented"
+        )
     hifigan = vocoder_config(vocoder)
     autoencoder = MelAutoencoderConfig(
         channels=vae.wholes("block_out_channels"),

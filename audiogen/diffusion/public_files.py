@@ -113,7 +113,7 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def empty(make: Callable[[], T]) -> T:
     """What `make` gives, without memory for its weights; `fill` gives it some."""
-    with torch.device("meta"):
+    with checkpoint.unfilled():
         return make()
 
 

@@ -217,6 +217,15 @@ def test_weights_that_do_not_fit_are_named(audioldm2, tmp_path: Path) -> None:
         load_diffusers(tmp_path / "copy")
 
 
+def test_a_vocoder_of_standardised_spectrograms_is_refused(audioldm2, tmp_path: Path) -> None:
+    shutil.copytree(audioldm2[1], tmp_path / "copy")
+    (tmp_path / "copy" / "system.json").unlink()
+    path = tmp_path / "copy" / "vocoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalize_before": True}))
+    with pytest.raises(InputError, match="normalize_before is true"):
+        load_diffusers(tmp_path / "copy")
+
+
 def test_what_is_no_released_system_is_refused_with_what_is_read(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="model_index.json.*model_config.json.*config.yaml.*pytorch_model_main.bin"

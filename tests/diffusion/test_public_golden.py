@@ -1,5 +1,6 @@
 """Released formats against what the authors' own code computed, at tiny sizes with random weights."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import Known
+from audiogen.diffusion.process import PROCESSES
 from audiogen.diffusion.public import load_released
 from audiogen.diffusion.public_files import Released
 from audiogen.diffusion.routes import Routes
@@ -38,6 +40,9 @@ def opened(shared: Path, name: str) -> tuple[Released, dict[str, Tensor]]:
     folder = shared / "fixtures" / f"{name}_tiny"
     released = load_released(folder)
     assert released.name == name
+    assert (
+        dataclasses.replace(PROCESSES[name], **released.process) == PROCESSES[name]
+    )  # the file says so, too
     return released, load_file(folder / "expected.safetensors")
 
 
