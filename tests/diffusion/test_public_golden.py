@@ -10,10 +10,11 @@ from torch import Tensor
 
 from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import Known
-from audiogen.diffusion.process import PROCESSES
+from audiogen.diffusion.process import PROCESSES, Process
 from audiogen.diffusion.public import load_released
 from audiogen.diffusion.public_files import Released
 from audiogen.diffusion.routes import Routes
+from audiogen.diffusion.sample import Sampling, sample
 from audiogen.interfaces import Condition
 
 TOLERANCE = 1e-4
@@ -44,6 +45,13 @@ def opened(shared: Path, name: str) -> tuple[Released, dict[str, Tensor]]:
         dataclasses.replace(PROCESSES[name], **released.process) == PROCESSES[name]
     )  # the file says so, too
     return released, load_file(folder / "expected.safetensors")
+
+
+def draw(released: Released, routes: Routes, null: Routes, sampling: Sampling, noise: Tensor) -> Tensor:
+    """Latents by our own loop, from the authors' noise."""
+    process = Process(dataclasses.replace(PROCESSES[released.name], **released.process))
+    denoiser = released.system.denoiser
+    return sample(denoiser, process, sampling, routes, noise.shape[1:], [0], negative=null, noise=noise)
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +88,7 @@ def test_lafma_generation_from_text_to_waveform(lafma) -> None:
         for key in ("text_features", "uncond_text_features")
     )
     first = Condition(given.cross[0].tokens[:1], given.cross[0].mask[:1])
-    x = golden["euler_noise"]
-    for step in range(10):  # the authors' loop
-        t = torch.tensor([step / 10 * (1 - 1e-3) + 1e-3]) * 999
-        asked, unasked = system.denoiser(x, t, Routes((first,))), system.denoiser(x, t, none)
-        x = x + (3 * asked + (1 - 3) * unasked) / 10
+    x = draw(released, Routes((first,)), none, Sampling("euler", 10, 3.0), golden["euler_noise"])
     close(x, golden["euler_latent"])
     mel = system.autoencoder.decode_mel(x)
     close(mel, golden["euler_mel"])
@@ -131,26 +135,9 @@ def test_stable_audio_generation(stable_audio) -> None:
         seconds_total=known.seconds_total[:1],
     )
     routes, null = system.conditioner(one), system.conditioner.null(one)
-    x, times = golden["noise"], torch.linspace(1, 0, 11)[:-1]
-    alphas, sigmas = torch.cos(times * torch.pi / 2), torch.sin(times * torch.pi / 2)
-    for i, t in enumerate(times):  # DDIM for v, as in stable-audio-tools
-        asked, unasked = (system.denoiser(x, t[None], r) for r in (routes, null))
-        v = unasked + 6 * (asked - unasked)
-        clean, noise = alphas[i] * x - sigmas[i] * v, sigmas[i] * x + alphas[i] * v
-        x = alphas[i + 1] * clean + sigmas[i + 1] * noise if i < 9 else clean
+    x = draw(released, routes, null, Sampling("ddim", 10, 6.0), golden["noise"])
     close(x, golden["ddim_latent"])
     close(system.autoencoder.decode(x), golden["ddim_audio"])
-
-
-def ddim(system, x: Tensor, alphas: Tensor, routes: Routes, null: Routes, guidance: float) -> Tensor:
-    """The authors' ten DDIM steps without noise, at times 1, 101, ... 901."""
-    for t in range(901, -1, -100):
-        asked, unasked = (system.denoiser(x, torch.tensor([t]), r) for r in (routes, null))
-        noise = unasked + guidance * (asked - unasked)
-        before = alphas[t - 100] if t > 100 else alphas[0]
-        clean = (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt()
-        x = before.sqrt() * clean + (1 - before).sqrt() * noise
-    return x
 
 
 def first_row(routes: Routes) -> Routes:
@@ -191,7 +178,7 @@ def test_audioldm_generation(audioldm) -> None:
     released, golden = audioldm
     system = released.system
     routes, null = (system.conditioner(Known(clap=golden[key])) for key in ("unet_y", "uncond_y"))
-    x = ddim(system, golden["ddim_noise"], golden["alphas_cumprod"], first_row(routes), null, 2.5)
+    x = draw(released, first_row(routes), null, Sampling("ddim", 10, 2.5), golden["ddim_noise"])
     close(x, golden["ddim_sample"])
     close(system.autoencoder.decode_mel(x), golden["ddim_mel"])
     close(system.autoencoder.decode(x), golden["ddim_waveform"][..., :640])
@@ -230,7 +217,7 @@ def test_audioldm2_generation(audioldm2) -> None:
     nothing = Known(text=tokens(golden["uncond_text_features"]), clap=golden["clap_text"][:1, 0])
     routes, null = system.conditioner(known), system.conditioner.without_text(known, nothing)
     assert null.cross[0].tokens.shape == (1, 8, 32) and not null.cross[0].tokens.any()
-    x = ddim(system, golden["ddim_noise"], golden["alphas_cumprod"], routes, null, 3.5)
+    x = draw(released, routes, null, Sampling("ddim", 10, 3.5), golden["ddim_noise"])
     close(x, golden["ddim_sample"])
     close(system.autoencoder.decode_mel(x), golden["ddim_mel"])
     close(system.autoencoder.decode(x), golden["ddim_waveform"][..., :320])
@@ -286,8 +273,5 @@ def test_tangoflux(shared: Path, tmp_path: Path) -> None:
     found = system.denoiser(golden["x"].transpose(1, 2), golden["t"], given)
     close(found.transpose(1, 2), golden["v"])
     given, null = first_row(routes("", torch.full((2,), 7.25))[0]), routes("uncond_", torch.tensor([7.25]))[0]
-    x, sigmas = golden["euler_noise"].transpose(1, 2), torch.linspace(1, 0.1, 10).tolist()
-    for now, after in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
-        asked, unasked = (system.denoiser(x, torch.tensor([now]), r) for r in (given, null))
-        x = x + (after - now) * (unasked + 4.5 * (asked - unasked))
+    x = draw(released, given, null, Sampling("euler", 10, 4.5), golden["euler_noise"].transpose(1, 2))
     close(x.transpose(1, 2), golden["euler_latent"])
