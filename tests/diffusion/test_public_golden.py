@@ -44,7 +44,11 @@ def opened(shared: Path, name: str) -> tuple[Released, dict[str, Tensor]]:
     assert (
         dataclasses.replace(PROCESSES[name], **released.process) == PROCESSES[name]
     )  # the file says so, too
-    return released, load_file(folder / "expected.safetensors")
+    golden = load_file(folder / "expected.safetensors")
+    if "alphas_cumprod" in golden:
+        alphas, _ = Process(PROCESSES[name]).coefficients(torch.arange(1000))
+        close(alphas**2, golden["alphas_cumprod"])
+    return released, golden
 
 
 def draw(released: Released, routes: Routes, null: Routes, sampling: Sampling, noise: Tensor) -> Tensor:
