@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,6 @@ from audiogen.errors import InputError
 
 LAYOUTS = (
     hub.Layout("safetensors", ("config.json", "model.safetensors"), ("*.json", "*.txt", "model.safetensors")),
-    hub.Layout("pickled", ("config.json", "pytorch_model.bin"), ("*.json", "*.txt", "pytorch_model.bin")),
 )
 TEXT_ONLY = "ClapTextModelWithProjection"  # what AudioLDM's directories hold
 
@@ -51,26 +51,22 @@ class Clap:
         from transformers.models.clap.modeling_clap import ClapModel, ClapTextModelWithProjection
 
         assert self.name is not None
-        quiet = transformers_log.is_progress_bar_enabled()
-        transformers_log.disable_progress_bar()  # for a second of reading; the bar of a download stays
         try:
             path = self.name if Path(self.name).is_dir() else str(hub.fetch(self.name, LAYOUTS))
             text_only = TEXT_ONLY in checkpoint.read_json(Path(path) / "config.json").get("architectures", ())
             kind = ClapTextModelWithProjection if text_only else ClapModel
-            self._opened = OpenClap(
-                kind.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False),
-                AutoTokenizer.from_pretrained(self._tokenizer or path),
-                None if text_only else ClapFeatureExtractor.from_pretrained(self._extractor or path),
-            )
+            with quiet():
+                self._opened = OpenClap(
+                    kind.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False),
+                    AutoTokenizer.from_pretrained(self._tokenizer or path),
+                    None if text_only else ClapFeatureExtractor.from_pretrained(self._extractor or path),
+                )
         except Exception as error:  # transformers and tokenizers raise a dozen kinds for what a file lacks
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"CLAP model {self.name!r} cannot be opened ({reason}); give a directory with a ClapModel, its "
                 "tokenizer and feature extractor, or a hub id such as laion/clap-htsat-unfused"
             ) from error
-        finally:
-            if quiet:
-                transformers_log.enable_progress_bar()
         return self._opened
 
     @torch.no_grad()
@@ -114,9 +110,22 @@ class Clap:
         parts = {"text_encoder": model, "tokenizer": tokenizer}
         if extractor is not None:
             parts["feature_extractor"] = extractor
-        for folder, part in parts.items():
-            part.save_pretrained(directory / folder)
+        with quiet():
+            for folder, part in parts.items():
+                part.save_pretrained(directory / folder)
         return {folder: ["transformers", type(part).__name__] for folder, part in parts.items()}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars that transformers draws for a second of reading or writing; that of a download stays."""
+    shown = transformers_log.is_progress_bar_enabled()
+    transformers_log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_log.enable_progress_bar()
 
 
 def _tensor(features: Any) -> Tensor:

@@ -24,7 +24,7 @@ from audiogen.conditioning import encoder, t5
 from audiogen.conditioning.encoder import FrozenEncoder
 from audiogen.config import build, to_plain
 from audiogen.diffusion.autoencoders import MelAutoencoder
-from audiogen.diffusion.clap import Clap
+from audiogen.diffusion.clap import Clap, quiet
 from audiogen.diffusion.convert_configs import denoiser_folder, pipeline_of, read_pipeline, scheduler_config
 from audiogen.diffusion.public_files import Released, empty, fill, read_settings, read_weights
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
@@ -64,8 +64,9 @@ def save_diffusers(
         conditioner.loa.gpt2.config.max_new_tokens = conditioner.loa.config.length
     elif _is_component(conditioner.seconds):
         parts["projection_model"] = conditioner.seconds
-    for folder, part in parts.items():
-        part.save_pretrained(directory / folder)
+    with quiet():
+        for folder, part in parts.items():
+            part.save_pretrained(directory / folder)
     classes = {folder: _class_of(part) for folder, part in parts.items()}
     if conditioner.text is not None and conditioner.text.embedded is not None:
         conditioner.text.embedded.save(directory / TEXT)
