@@ -10,11 +10,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which Linux has")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="memory is read from /proc, which Linux has"
+)
 def test_it_prints_a_line_for_each_model() -> None:
     words = ["--shape", "tiny", "--models", "native-bfloat16", "packed-float32"]
     run = subprocess.run(
-        [sys.executable, "tools/bench_memory.py", *words], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "tools/bench_memory.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     lines = run.stdout.splitlines()
     assert lines[0] == "tiny: 11 M weights"
