@@ -33,13 +33,13 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README + FINETUNING, flags=re.MULT
 GENERATE = 'python -m audiogen.generate --text "a dog barks" --text "rain falls"'
 SMALL = "fit.steps=1 fit.workers=0 fit.batch_size=2 fit.valid_batches=1 data.segment_s=0.5"
 RELEASED_TEXT = "--text-encoder release/text_encoder"
-BENCH = f"{shlex.quote(sys.executable)} $ROOT/tools/bench_generate.py --shape tiny --threads 1 --frames 6 --steps 2 --rounds 1"
+BENCH = f"{shlex.quote(sys.executable)} $ROOT/tools/bench_generate.py --shape tiny --threads 1 --frames 6 --steps 2"
 COMMANDS: dict[str, str] = {
-    "python tools/bench_generate.py --shape small": f"{BENCH} --models packed-float32 packed-int8",
+    "python tools/bench_generate.py --shape small": f"{BENCH} --rounds 1 --models packed-float32 packed-int8",
     (
         "python tools/bench_generate.py --shape medium --threads 2 --models transformers-float32 native-bfloat16 "
         "native-int8"
-    ): f"{BENCH} --models transformers-float32 native-bfloat16 native-int8",
+    ): f"{BENCH} --rounds 1 --models transformers-float32 native-bfloat16 native-int8",
     "make demo": f"make --directory $ROOT --dry-run demo | grep --fixed-strings -e {shlex.quote(GENERATE[7:])}",
     "make test": "make --directory $ROOT --dry-run test | grep 'pytest -n 2'",
     "python -m audiogen.train recipe=lm": (
