@@ -296,7 +296,8 @@ class AudioFlux(nn.Module):
         for length in lengths.unique().tolist():
             rows = lengths == length
             tokens = stream.tokens[rows][stream.mask[rows]].reshape(-1, length, stream.tokens.shape[-1])
-            prediction[rows] = self._run(x_t[rows], t[rows], tokens, vector[rows])
+            found = self._run(x_t[rows], t[rows], tokens, vector[rows])
+            prediction[rows] = found.to(x_t.dtype)  # under autocast it is of another
         return prediction
 
     def _run(self, x_t: Tensor, t: Tensor, tokens: Tensor, vector: Tensor) -> Tensor:
