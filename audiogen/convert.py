@@ -113,8 +113,17 @@ def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
             return lambda folder: save_codec(folder, codec)
         return lambda folder: public.save_transformers(folder, codec)
     # An adapter is added in float32 and rounded once.
-    read_as = "float32" if args.adapter is not None else args.dtype
-    model = generators.load(args.model, "cpu", read_as, args.text_encoder, args.adapter, packed=False)
+    latent = generators.is_latent(args.model)
+    read_as = "float32" if args.adapter is not None or latent else args.dtype
+    packed = None if latent else False
+    model = generators.load(args.model, "cpu", read_as, args.text_encoder, args.adapter, packed)
+    if not isinstance(model, generators.AudioGen):
+        if (args.to, args.dtype) != ("audiogen", "float32"):
+            raise InputError(
+                f"{args.model} is a latent-diffusion system, which is written in float32, in the layout of diffusers; "
+                "give --to audiogen without --dtype"
+            )
+        return model.save_pretrained
     text = model.conditioner.config
     if args.text_encoder is not None and Path(args.text_encoder).is_dir() and not text.trains_encoder:
         # A directory of this machine means nothing to who gets the model.
@@ -133,7 +142,9 @@ def is_codec(model: str) -> bool:
 
     path: str | Path = model
     if hub.is_hub_id(model):
-        path = hub.fetch(model, (*public_lm.LAYOUTS, *public_codec.LAYOUTS))
+        path = hub.fetch(model, (*generators.LATENT_LAYOUTS, *public_lm.LAYOUTS, *public_codec.LAYOUTS))
+    if generators.is_latent(path):
+        return False
     kind = generators.own_kind(path)
     if kind is not None:
         if kind not in (lms.KIND, codecs.KIND):

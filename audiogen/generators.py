@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from audiogen import audio as audio_io
-from audiogen import checkpoint, distributed, requests
+from audiogen import checkpoint, distributed, hub, requests
 from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.conditioning.condition import pad_like_peers, stack
@@ -21,18 +21,32 @@ from audiogen.conditioning.t5 import T5Conditioner
 from audiogen.errors import InputError
 from audiogen.interfaces import Codec, Condition
 from audiogen.lm import decoders, lora, pretrained
+from audiogen.lm import public as lm_public
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.pretrained import CODEC_FOLDER, KIND, CodecReference, OpenLM, open_lm, save_lm
 from audiogen.lm.sample import Decoder, Sampling, generate_tokens, num_decoded
 from audiogen.lm.stream import stream_tokens
-from audiogen.requests import Request
+from audiogen.requests import Progress, Request
+
+if TYPE_CHECKING:
+    from audiogen.latent_generator import LatentGenerator
 
 MAX_DURATION_S = 3600.0
 GUIDANCE = 3.0  # where the model's files name none
 TEXT_MULTIPLE = 32  # text is padded to multiples of this many tokens
 ROWS_ON_CPU, ROWS_ELSEWHERE = 4, 8  # that the language model runs on at a time
-
-Progress = Callable[[float], None]  # gets the share of the work that is done, in [0, 1]
+FAMILIES = ("a token language model", "a latent-diffusion system")
+# Of which a directory of each format of `diffusion.public` has one, or a .ckpt or .pth.
+LATENT_FILES = (
+    "model_index.json",
+    "system.json",
+    "model_config.json",
+    "pytorch_model_main.bin",
+    "tangoflux.safetensors",
+)
+# On the hub: the files that say of which family a model is.
+LATENT_LAYOUTS = tuple(hub.Layout("latent diffusion", (name,), (name,)) for name in LATENT_FILES)
+LM_LAYOUTS = tuple(layout._replace(patterns=("config.json",)) for layout in lm_public.LAYOUTS)
 
 
 def load(
@@ -42,8 +56,27 @@ def load(
     text_encoder: str | None = None,
     adapter: str | Path | None = None,
     packed: bool | None = None,
-) -> AudioGen:
-    """Open a generator of any family (so far: token language models); arguments as in `AudioGen.from_pretrained`."""
+    heads: tuple[int, ...] | None = None,
+    clap: str | None = None,
+) -> AudioGen | LatentGenerator:
+    """Open a generator of any family: a token language model, or a latent-diffusion system.
+
+    adapter, packed are for the first, heads, clap for the second; arguments as in `AudioGen.from_pretrained` and
+    `LatentGenerator.from_pretrained`.
+    """
+    latent = is_latent(name_or_dir)
+    for option, value, fits in (
+        ("adapter", adapter, not latent),
+        ("packed", packed, not latent),
+        ("heads", heads, latent),
+        ("clap", clap, latent),
+    ):
+        if value is not None and not fits:
+            raise InputError(f"{option} is for another family; {name_or_dir} is {FAMILIES[latent]}")
+    if latent:
+        from audiogen.latent_generator import LatentGenerator  # late: it imports diffusers, seconds
+
+        return LatentGenerator.from_pretrained(name_or_dir, device, dtype, text_encoder, heads, clap=clap)
     kind = own_kind(name_or_dir)
     if kind == lora.KIND:
         base = checkpoint.read_config(name_or_dir, lora.KIND)["config"].get("base")
@@ -59,7 +92,24 @@ def load(
 
 def find(name_or_dir: str | Path) -> Path:
     """The directory of what `load` opens, fetched where it is on the hub; InputError where there is none."""
-    return pretrained.find(name_or_dir)
+    if not is_latent(name_or_dir):
+        return pretrained.find(name_or_dir)
+    if not hub.is_hub_id(str(name_or_dir)):
+        return Path(name_or_dir)
+    from audiogen.diffusion.public import LAYOUTS  # late: it imports diffusers
+
+    return hub.fetch(str(name_or_dir), LAYOUTS)
+
+
+def is_latent(name_or_dir: str | Path) -> bool:
+    """Whether a latent-diffusion system is there, by the names of its files; from the hub comes no more than those."""
+    directory = Path(name_or_dir)
+    if hub.is_hub_id(str(name_or_dir)):
+        directory = hub.fetch(str(name_or_dir), (*LATENT_LAYOUTS, *LM_LAYOUTS))
+    if not directory.is_dir() or own_kind(directory) or lm_public.layout_of(directory) is not None:
+        return False
+    names = [path.name for path in directory.iterdir()]
+    return any(name in LATENT_FILES or name.endswith((".ckpt", ".pth")) for name in names)
 
 
 def own_kind(name_or_dir: str | Path) -> str | None:
@@ -216,6 +266,11 @@ class AudioGen:
     def device(self) -> torch.device:
         """Where the models are."""
         return self.decoder.device
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was chosen where the files leave a choice, a line each: nothing."""
+        return ()
 
     @property
     def frame_rate(self) -> float:
@@ -448,7 +503,7 @@ class AudioGen:
                 order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)
             ]
         else:
-            groups = list(_alike(list(zip(lengths, frames, strict=True)), self.batch_size))
+            groups = list(requests.alike(list(zip(lengths, frames, strict=True)), self.batch_size))
         for rows in groups:
             missing = 0 if self.decoder.independent_rows else self.batch_size - len(rows)
             filled = rows + rows[-1:] * missing
@@ -463,7 +518,7 @@ class AudioGen:
                 negative=None if without is None else stack([without] * len(filled)),
                 prompt=None if prompt is None else prompt[filled],
                 max_frames=self.max_frames,
-                callback=_part_of(progress, share_done, share),
+                callback=requests.part_of(progress, share_done, share),
             )
             for row, row_codes in zip(rows, codes, strict=False):
                 length = self.num_samples(durations[row])
@@ -500,23 +555,7 @@ def _equal(a: Codec, b: Codec) -> bool:
     return checkpoint.identity(a.state_dict()) == checkpoint.identity(b.state_dict())
 
 
-def _alike(keys: Sequence[Hashable], size: int) -> Iterator[list[int]]:
-    """Indices with equal keys, in order, at most `size` at a time."""
-    groups: dict[Hashable, list[int]] = {}
-    for index, key in enumerate(keys):
-        groups.setdefault(key, []).append(index)
-    for indices in groups.values():
-        yield from (indices[start : start + size] for start in range(0, len(indices), size))
-
-
 def _pad(condition: Condition) -> Condition:
     """Pad L to a multiple of TEXT_MULTIPLE, masked."""
     more = -condition.mask.shape[1] % TEXT_MULTIPLE
     return Condition(F.pad(condition.tokens, (0, 0, 0, more)), F.pad(condition.mask, (0, more)))
-
-
-def _part_of(progress: Progress | None, before: float, share: float) -> Callable[[int, int], None] | None:
-    """A callback (steps done, steps in all) for a part of the work that `progress` is told of."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(before + share * done / total)

@@ -1,12 +1,18 @@
-"""What is asked of a generator: texts, durations and seeds, one of each a row, checked."""
+"""What is asked of a generator: texts, durations and seeds, one of each a row, and a sound to change; checked."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from audiogen.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Progress = Callable[[float], None]  # gets the share of the work that is done, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,63 @@ class Request:
     guidance: float | None = None
     negative: str | None = None
     peer_padding: bool = False
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A sound to make another of, and what of it is new.
+
+    audio: [C, N], of any sample rate and channels. strength: how far it goes back to noise, 0 (it stays) to 1 (nothing
+    of it is left, but for what is kept); None is 1. inpaint: from when to when, in seconds, it is made anew, and kept
+    elsewhere. upsample: its highest frequencies are made anew, and the others kept.
+    """
+
+    audio: Tensor
+    sample_rate: int
+    strength: float | None = None
+    inpaint: tuple[float, float] | None = None
+    upsample: bool = False
+
+    def __post_init__(self) -> None:
+        if self.audio.dim() != 2 or 0 in self.audio.shape or not self.audio.isfinite().all():
+            raise InputError(
+                f"the sound to begin from has shape {list(self.audio.shape)}, or samples that are not finite; give "
+                "[C, N], finite samples"
+            )
+        if self.sample_rate < 1:
+            raise InputError(f"the sound to begin from has {self.sample_rate} Hz; at least 1 is needed")
+        if self.strength is not None and not 0.0 <= self.strength <= 1.0:
+            raise InputError(
+                f"strength is {self.strength:g}; it must be from 0 (the sound stays) to 1 (all new)"
+            )
+        if self.inpaint is not None and self.upsample:
+            raise InputError("inpaint and upsample keep different parts of a sound; choose one")
+        if self.strength is None and self.inpaint is None and not self.upsample:
+            raise InputError(
+                "nothing is to become of the sound to begin from; give a strength (0.6, say), inpaint or upsample"
+            )
+        self._check_inpaint(self.duration_s)
+
+    @property
+    def duration_s(self) -> float:
+        """Of the sound."""
+        return self.audio.shape[-1] / self.sample_rate
+
+    def check_duration(self, duration_s: float) -> None:
+        """Raise InputError where a result that long needs more than there is, or ends before what is made anew."""
+        if duration_s > self.duration_s + 1e-3:
+            raise InputError(
+                f"the sound to begin from has {self.duration_s:g} s and {duration_s:g} s are to be made; "
+                "give a duration that is no longer, or none"
+            )
+        self._check_inpaint(duration_s)
+
+    def _check_inpaint(self, duration_s: float) -> None:
+        if self.inpaint is not None and not 0.0 <= self.inpaint[0] < self.inpaint[1] <= duration_s:
+            raise InputError(
+                f"the part to inpaint is {self.inpaint[0]:g} s to {self.inpaint[1]:g} s; it must ascend and lie "
+                f"within the sound, 0 to {duration_s:g} s"
+            )
 
 
 def check(
@@ -71,3 +134,19 @@ def _seeds(value: int | Sequence[int], count: int) -> list[int]:
         if not 0 <= seed < 2**63:
             raise InputError(f"seed is {seed}; it must be from 0 to {2**63 - 1}")
     return seeds
+
+
+def alike(keys: Sequence[Hashable], size: int) -> Iterator[list[int]]:
+    """Indices with equal keys, in order, at most `size` at a time."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    for indices in groups.values():
+        yield from (indices[start : start + size] for start in range(0, len(indices), size))
+
+
+def part_of(progress: Progress | None, before: float, share: float) -> Callable[[int, int], None] | None:
+    """A callback (steps done, steps in all) for a part of the work that `progress` is told of."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(before + share * done / total)

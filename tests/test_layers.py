@@ -20,9 +20,14 @@ MODELS = {"codec", "conditioning", "data", "tagger", "lm", "diffusion"}
 MAY_IMPORT = {
     **dict.fromkeys(CORE | {"codec", "conditioning", "data", "tagger", "requests", "streaming"}, CORE),
     **dict.fromkeys({"lm", "diffusion"}, CORE | {"conditioning"}),
-    "generators": CORE | MODELS | {"export", "requests"},
+    "latent_generator": CORE | {"diffusion", "requests"},
+    "generators": CORE | MODELS | {"export", "latent_generator", "requests"},
     **dict.fromkeys({"export", "train"}, CORE | MODELS),
-    **dict.fromkeys({"generate", "serve"}, CORE | {"data", "generators", "requests", "streaming"}),
+    **dict.fromkeys(
+        {"generate", "serve"},
+        CORE | {"data", "generate_options", "generators", "latent_generator", "requests", "streaming"},
+    ),
+    "generate_options": CORE,
     "convert": CORE | MODELS | {"generators"},
     "evaluate": CORE | {"data", "generators", "codec", "tagger"},
     "__init__": {"generators"},  # the lazy public name audiogen.AudioGen

@@ -91,6 +91,10 @@ class TextStates(nn.Module):
         checkpoint.write_json(model / "config.json", config)
         opened.tokenizer.save(tokenizer)
 
+    def frozen_stack(self) -> nn.Module | None:
+        """The frozen encoder, opened now; None where the encoder is our own, a submodule."""
+        return None if self.embedded is not None else self._frozen[0].opened().stack
+
     def forward(self, texts: Sequence[str | None], padding: Sequence[int] | None = None) -> Condition:
         """padding: tokens of padding for each text, which count like the others; a frozen encoder only."""
         if self.embedded is not None:

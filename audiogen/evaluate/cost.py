@@ -33,6 +33,10 @@ class SteppedGenerator(Protocol):
 
     def num_evaluations(self, duration_s: float, guidance: float, steps: int) -> int: ...
 
+    def steps_at_most(self, steps: int) -> int:
+        """The largest number up to `steps` that it can run: some samplers' grids leave gaps."""
+        ...
+
 
 class Cost(NamedTuple):
     """What one clip costs, measured on the machine at hand.
@@ -128,7 +132,9 @@ def fit_steps(
     one_s = wall_s(1)
     # Enough for the slope to stand out, yet no more than the budget allows: a step is not known to be cheap.
     few = max(2, min(generator.default_steps, round(budget_s / max(one_s, 1e-6))))
-    return steps_within(budget_s, (1, one_s), (few, wall_s(few)), generator.default_steps)
+    few = max(2, generator.steps_at_most(few))
+    within = steps_within(budget_s, (1, one_s), (few, wall_s(few)), generator.default_steps)
+    return generator.steps_at_most(within)
 
 
 def steps_within(budget_s: float, a: tuple[int, float], b: tuple[int, float], default: int) -> int:

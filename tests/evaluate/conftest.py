@@ -73,6 +73,9 @@ class Diffusion:
     def num_evaluations(self, duration_s: float, guidance: float, steps: int | None = None) -> int:
         return (steps or self.default_steps) * (1 if guidance == 1 else 2)
 
+    def steps_at_most(self, steps: int) -> int:
+        return steps
+
     def clock(self) -> float:
         return self.now_s
 
