@@ -23,16 +23,29 @@ from typing import TYPE_CHECKING, Any
 
 from audiogen.data.prompts import Prompt, read_prompts
 from audiogen.errors import InputError, run_command
+from audiogen.generate_options import (
+    FORMATS,
+    LATENT_SETTINGS,
+    LM_SETTINGS,
+    check_edit,
+    given,
+    parse_arguments,
+    read_heads,
+    read_span,
+    refuse_others,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
     from tqdm import tqdm
 
     from audiogen.generators import AudioGen
+    from audiogen.latent_generator import LatentGenerator
+    from audiogen.requests import Edit
 
-FORMATS = ("wav", "flac", "ogg", "mp3")
 OTHER_SOUNDS = ("aac", "aif", "aiff", "au", "caf", "m4a", "mp4", "opus", "webm", "wma")
 MAX_THREADS = 1024
+DURATION_S = 5.0
 BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} s of sound [{elapsed}<{remaining}]"
 
 
@@ -46,123 +59,13 @@ class Job:
     seed: int
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m audiogen.generate",
-        description="Generate sounds from text: for each a sound file and a picture of its spectrogram (PNG).",
-    )
-    what = parser.add_argument_group("what")
-    what.add_argument("--text", action="append", default=[], help="a prompt; repeat the option for several")
-    what.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="file of prompts: .txt (one a line), .csv or .jsonl (fields text and, if wanted, duration and seed)",
-    )
-    what.add_argument("--negative", metavar="TEXT", help="what the sounds should not be like")
-    what.add_argument(
-        "--continue-from",
-        type=Path,
-        metavar="FILE",
-        help="sound to continue, by each prompt or without any; --duration counts it in",
-    )
-    what.add_argument(
-        "--duration",
-        type=float,
-        default=5.0,
-        metavar="S",
-        help="seconds a sound (default: 5); with --stream also inf, until Ctrl-C",
-    )
-    what.add_argument("--num-samples", type=int, default=1, metavar="N", help="sounds a prompt (default: 1)")
-
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--model",
-        default="lm_tiny",
-        help="a bundled model's name; a model directory; a public AudioGen or MusicGen release: its directory, or its "
-        "hub id (facebook/audiogen-medium, with @revision if wanted) (default: lm_tiny)",
-    )
-    how.add_argument(
-        "--text-encoder",
-        metavar="T5",
-        help="directory or hub id of the T5 to use in place of the one that the model names",
-    )
-    how.add_argument(
-        "--adapter",
-        type=Path,
-        metavar="DIR",
-        help="what LoRA fine-tuning of the model wrote, laid on top of it",
-    )
-    how.add_argument("--seed", type=int, default=0, help="sample j of a prompt has seed + j (default: 0)")
-    how.add_argument(
-        "--guidance",
-        type=float,
-        help="weight of the text; 1 is none (default: what the model's files say, or 3)",
-    )
-    how.add_argument(
-        "--peer-padding",
-        action="store_true",
-        help="attend to each text's padding to the longest one, as audiocraft does in batches: a sound then depends "
-        "on the other prompts (default: it does not)",
-    )
-    how.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
-    how.add_argument(
-        "--top-k", type=int, default=250, help="draw from the k likeliest; 0 is all (default: 250)"
-    )
-    how.add_argument(
-        "--top-p",
-        type=float,
-        default=0.0,
-        help="above 0: draw from the likeliest of this sum, not from the top k",
-    )
-    how.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="where to compute (default: auto)",
-    )
-    how.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16", "int8"),
-        default="auto",
-        help="of the language model; auto is bfloat16 on CUDA and float32 elsewhere. On a CPU, bfloat16 and int8 (CPU "
-        "only) run several times faster by kernels that a C++ compiler builds at first use",
-    )
-    how.add_argument(
-        "--cuda-graph",
-        action="store_true",
-        help="on CUDA, run the whole decoding step as one recorded graph of fused kernels (always so for int8)",
-    )
-    how.add_argument(
-        "--threads", type=int, metavar="N", help="that compute on the CPU (default: PyTorch's choice)"
-    )
-
-    result = parser.add_argument_group("result")
-    result.add_argument(
-        "--format", choices=FORMATS, help="of the sound files (default: that of --out, or wav)"
-    )
-    result.add_argument(
-        "--out",
-        type=Path,
-        default=Path("generated"),
-        metavar="PATH",
-        help="a file for one sound, or a folder (default: generated); with --stream also -, a WAV file to a player: "
-        "... --stream --duration inf --out - | aplay",
-    )
-    result.add_argument(
-        "--stream",
-        action="store_true",
-        help="one sound, written piece by piece while it is generated, without a picture",
-    )
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Generate, write and report. What the user got wrong is an InputError, raised before anything is written."""
     args = parse_arguments(argv)
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
+    check_edit(args)
+    inpaint, heads = read_span(args.inpaint), read_heads(args.heads)
     jobs = plan(args)
     if str(args.out) != "-":
         _check_writable(jobs[0].path.parent)
@@ -174,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     from audiogen import audio, generators
+    from audiogen.requests import Edit
 
     gc.enable()
     gc.freeze()
@@ -182,15 +86,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         setattr(warnings, "showwarning", _show_warning)  # noqa: B010 (a plain assignment does not pass mypy)
         warnings.filterwarnings("ignore", message="Glyph")  # emoji in the title of a picture
+        _refuse_others(args)
         clip = None if args.continue_from is None else audio.load(args.continue_from)
+        edit = None
+        if args.init is not None:
+            edit = Edit(*audio.load(args.init), args.strength, inpaint, args.upsample)
+            jobs = plan(args, edit.duration_s)
         packed = True if args.cuda_graph else None
         generator = generators.load(
-            args.model, args.device, args.dtype, args.text_encoder, args.adapter, packed
+            args.model, args.device, args.dtype, args.text_encoder, args.adapter, packed, heads, args.clap
         )
-        _check_durations(jobs, generator, clip, args.stream)
-        if args.stream:
-            return stream(args, jobs[0], generator, clip)
-        make = generator.generate if clip is None else partial(generator.generate_continuation, *clip)
+        _check_durations(jobs, generator, clip, edit, args.stream)
+        if isinstance(generator, generators.AudioGen):
+            if args.stream:
+                return stream(args, jobs[0], generator, clip)
+            call = generator.generate if clip is None else partial(generator.generate_continuation, *clip)
+            make = partial(call, peer_padding=args.peer_padding, **given(args, LM_SETTINGS))
+        else:
+            if edit is not None and edit.sample_rate != generator.sample_rate:
+                warnings.warn(
+                    f"{args.init} has {edit.sample_rate} Hz and the model {generator.sample_rate} Hz; it is resampled",
+                    stacklevel=1,
+                )
+            make = partial(generator.generate, edit=edit, **given(args, LATENT_SETTINGS))
         sound_s, spent_s = sum(job.duration_s for job in jobs), 0.0
         at_once = len(jobs) if args.peer_padding else generator.batch_size  # peers are all that is asked for
         with tqdm(total=sound_s, bar_format=BAR, disable=None) as bar:
@@ -201,12 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     [job.text for job in group],
                     [job.duration_s for job in group],
                     guidance=args.guidance,
-                    temperature=args.temperature,
-                    top_k=args.top_k,
-                    top_p=args.top_p,
                     seed=[job.seed for job in group],
                     negative=args.negative,
-                    peer_padding=args.peer_padding,
                     progress=partial(_advance, bar, bar.n, sum(job.duration_s for job in group)),
                 )
                 spent_s += time.monotonic() - began
@@ -223,11 +137,25 @@ def main(argv: Sequence[str] | None = None) -> int:
                             f"{job.path}: cannot be written ({error.strerror or error})"
                         ) from error
                     tqdm.write(f"{job.path}  {picture}  seed {job.seed}")
+    for note in generator.notes:
+        print(note)
     print(
         f"real-time factor {spent_s / sound_s:.2f} ({sound_s:g} s of sound in {spent_s:.1f} s), "
         f"model {args.model} on {generator.device}"
     )
     return 0
+
+
+def _refuse_others(args: argparse.Namespace) -> None:
+    """Raise InputError where an option is given that the model's family does not have, or where there is no model."""
+    from audiogen import generators
+
+    latent = generators.is_latent(args.model)
+    try:
+        refuse_others(args, latent, generators.FAMILIES[latent])
+    except InputError:
+        generators.find(args.model)
+        raise
 
 
 def stream(args: argparse.Namespace, job: Job, generator: AudioGen, clip: tuple[Tensor, int] | None) -> int:
@@ -241,12 +169,10 @@ def stream(args: argparse.Namespace, job: Job, generator: AudioGen, clip: tuple[
         job.text,
         None if math.isinf(job.duration_s) else job.duration_s,
         guidance=args.guidance,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
         seed=job.seed,
         negative=args.negative,
         continue_from=clip,
+        **given(args, LM_SETTINGS),
     )
     pieces = streaming.below_full_scale(clock.watch(streaming.until_interrupted(pieces)))
     if str(args.out) == "-":
@@ -267,8 +193,12 @@ def _advance(bar: tqdm[Any], before_s: float, group_s: float, share: float) -> N
     bar.update(before_s + share * group_s - bar.n)
 
 
-def plan(args: argparse.Namespace) -> list[Job]:
-    """The sounds to make and where they go, in order: prompts as given, each with its samples."""
+def plan(args: argparse.Namespace, default_s: float = DURATION_S) -> list[Job]:
+    """The sounds to make and where they go, in order: prompts as given, each with its samples.
+
+    default_s: their duration where none is given.
+    """
+    asked_s = default_s if args.duration is None else args.duration
     prompts = _prompts(args)
     if args.num_samples < 1:
         raise InputError(f"--num-samples is {args.num_samples}; it must be at least 1")
@@ -285,7 +215,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
     for number, prompt in enumerate(prompts):
         for sample in range(args.num_samples):
             name = f"{number:0{wide}}_{sample:0{wide_sample}}_{_slug(prompt.text)}.{args.format or 'wav'}"
-            duration_s = args.duration if prompt.duration_s is None else prompt.duration_s
+            duration_s = asked_s if prompt.duration_s is None else prompt.duration_s
             seed = args.seed if prompt.seed is None else prompt.seed
             jobs.append(
                 Job(args.out if one_file else args.out / name, prompt.text, duration_s, seed + sample)
@@ -300,9 +230,9 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
     prompts = [Prompt(text) for text in args.text]
     if args.prompts is not None:
         prompts += read_prompts(args.prompts)
-    if not prompts and args.continue_from is None:
+    if not prompts and args.continue_from is None and args.init is None:
         raise InputError(
-            'nothing to generate; give --text "a dog barks", --prompts FILE or --continue-from FILE'
+            'nothing to generate; give --text "a dog barks", --prompts FILE, --continue-from FILE or --init FILE'
         )
     return prompts or [Prompt(None)]
 
@@ -336,9 +266,15 @@ def _slug(text: str | None) -> str:
 
 
 def _check_durations(
-    jobs: Sequence[Job], generator: AudioGen, clip: tuple[Tensor, int] | None, endless: bool
+    jobs: Sequence[Job],
+    generator: AudioGen | LatentGenerator,
+    clip: tuple[Tensor, int] | None,
+    edit: Edit | None,
+    endless: bool,
 ) -> None:
     for job in jobs:
+        if edit is not None:
+            edit.check_duration(job.duration_s)
         if not (endless and job.duration_s == math.inf):
             generator.num_frames(job.duration_s)
     if clip is not None and (shortest := min(job.duration_s for job in jobs)) <= clip[0].shape[-1] / clip[1]:
