@@ -203,21 +203,22 @@ def add_latent_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _is_given(args: argparse.Namespace, name: str) -> bool:
+    value = getattr(args, name)
+    return value is not None and value is not False  # 0 is given, and equals False
+
+
 def refuse_others(args: argparse.Namespace, latent: bool, family: str) -> None:
     """Raise InputError where an option is given that the model's family does not have."""
     for name in LM_ONLY if latent else LATENT_ONLY:
-        if getattr(args, name) not in (None, False):
+        if _is_given(args, name):
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option} is not for {args.model}, {family}; drop {option}")
 
 
 def check_edit(args: argparse.Namespace) -> None:
     """Raise InputError where the options of a sound made of another do not go together."""
-    given = [
-        f"--{name}"
-        for name in ("strength", "inpaint", "upsample")
-        if getattr(args, name) not in (None, False)
-    ]
+    given = [f"--{name}" for name in ("strength", "inpaint", "upsample") if _is_given(args, name)]
     if given and args.init is None:
         raise InputError(f"{given[0]} says what becomes of a sound; give it with --init FILE")
     if args.init is not None and not given:

@@ -93,3 +93,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, builds: Path) -> Path:
     folder = tmp_path_factory.mktemp("tiny_model")
     AudioGen(lm, text, codec, max_frames=40, info={"steps": 0}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a latent-diffusion system as training leaves it: LAFMA's kind, tiny and random, 16 kHz."""
+    import torch
+
+    from audiogen.conditioning.vocabulary import train_vocabulary
+    from audiogen.diffusion.convert import save_diffusers
+    from audiogen.diffusion.systems import LatentSystem
+    from tests.diffusion.tiny_systems import CAPTIONS, tiny
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        system = LatentSystem(tiny("lafma"), train_vocabulary(CAPTIONS, 40)).eval()
+    for weight in system.autoencoder.vocoder.parameters():
+        weight.data.mul_(4.0)  # it would be all but silent
+    folder = tmp_path_factory.mktemp("tiny_latent")
+    save_diffusers(folder, system, "lafma", {}, encoders=False)
+    return folder

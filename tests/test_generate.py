@@ -12,11 +12,13 @@ import pytest
 import soundfile
 import torch
 
-from audiogen import AudioGen, audio
+from audiogen import AudioGen, audio, generators
 from audiogen.errors import run_command
 from audiogen.generate import Job, main, parse_arguments, plan
+from audiogen.latent_generator import LatentGenerator
 from audiogen.lm import lora, native
 from tests import random_t5
+from tests.diffusion.tiny_encoders import write_clap
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -328,3 +330,132 @@ def test_what_cannot_be_streamed_costs_one_line(run, tmp_path: Path) -> None:
         status, out, err = run(*words)
         assert (status, out, len(err)) == (2, [], 1) and said in err[0]
     assert files() == []
+
+
+def test_latent_diffusion_by_the_same_verb(run, tiny_latent: Path) -> None:
+    words = "--steps 3 --sampler euler --guidance 2.5 --negative rain --seed 4 --num-samples 2".split()
+    status, out, err = run("--text", "a dog barks", *words, "--out", "a", model=tiny_latent)
+    assert (status, err) == (0, [])
+    assert files() == [f"a/0_{n}_a_dog_barks.{suffix}" for n in (0, 1) for suffix in ("png", "wav")]
+    assert out[2].startswith("attention heads (2, 4): those of ") and out[3].startswith("real-time factor")
+    model = generators.load(tiny_latent, "cpu")
+    expected = model.generate(
+        ["a dog barks"], 0.1, seed=5, steps=3, sampler="euler", guidance=2.5, negative="rain"
+    )
+    audio.save("b.wav", audio.below_full_scale(expected[0]), 16000)
+    assert Path("a/0_1_a_dog_barks.wav").read_bytes() == Path("b.wav").read_bytes()
+    assert run("--text", "a dog barks", *words, "--heads", "2,2", "--out", "c", model=tiny_latent)[0] == 0
+    assert Path("a/0_1_a_dog_barks.wav").read_bytes() != Path("c/0_1_a_dog_barks.wav").read_bytes()
+
+
+def test_a_sound_made_of_another(run, tiny_latent: Path, tmp_path: Path) -> None:
+    clip = 0.3 * torch.sin(torch.arange(3200) / 4.0)[None]  # 0.2 s
+    audio.save("clip.wav", clip, 16000)
+    audio.save("stereo.wav", clip.repeat(2, 1), 32000)  # 0.1 s
+    words = ["--text", "rain", "--steps", "2", "--duration", "0.2"]
+    edits = (["--strength", "0.6"], ["--inpaint", "0.05:0.1"], ["--upsample"], ["--strength", "1"], [])
+    for number, edit in enumerate(edits):
+        init = ["--init", "clip.wav"] if edit else []
+        status, _, err = run(*words, *init, *edit, "--out", f"{number}.wav", model=tiny_latent)
+        assert (status, err) == (0, [])
+    sounds = [Path(f"{number}.wav").read_bytes() for number in range(len(edits))]
+    assert len(set(sounds)) == 4 and sounds[3] == sounds[4]  # strength 1 is a fresh sound
+    words = ["--init", "stereo.wav", "--strength", "0", "--out", "none.wav"]  # no text is needed
+    assert plan(parse_arguments(words), 0.3)[0].duration_s == 0.3
+    assert plan(parse_arguments([*words, "--duration", "0.1"]), 0.3)[0].duration_s == 0.1
+    status, _, err = run(*words, model=tiny_latent)
+    assert status == 0 and err == ["warning: stereo.wav has 32000 Hz and the model 16000 Hz; it is resampled"]
+    assert soundfile.info("none.wav").frames == 1600
+    clap = write_clap(tmp_path / "clap", 12)
+    words = ["--text", "rain", "--steps", "2", "--candidates", "3", "--clap", str(clap), "--out", "best.wav"]
+    assert run(*words, model=tiny_latent)[0] == 0
+    model = generators.load(tiny_latent, "cpu", clap=str(clap))
+    assert isinstance(model, LatentGenerator)
+    audio.save(
+        "b.wav", audio.below_full_scale(model.generate(["rain"], 0.1, steps=2, candidates=3)[0]), 16000
+    )
+    assert Path("best.wav").read_bytes() == Path("b.wav").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--sampler ddim", "the sampler 'ddim' does not fit a flow process; use euler or heun"),
+        ("--sampler eulr", "the sampler 'eulr' does not fit"),
+        ("--steps 0", "0 sampling steps; at least 1 is needed"),
+        ("--steps=-3", "-3 sampling steps"),
+        ("--init clip.wav --strength 1.2", "strength is 1.2; it must be from 0"),
+        ("--init clip.wav --strength nan", "strength is nan"),
+        ("--init clip.wav", "--init needs --strength, --inpaint or --upsample"),
+        ("--init none.wav --upsample", "none.wav: cannot be opened"),
+        ("--init text.wav --upsample", "not a sound file"),
+        ("--strength 0.5", "--strength says what becomes of a sound; give it with --init"),
+        ("--inpaint 0:1", "--inpaint says what becomes"),
+        ("--upsample", "--upsample says what becomes"),
+        (
+            "--init clip.wav --inpaint 0.05:0.3",
+            "0.05 s to 0.3 s; it must ascend and lie within the sound, 0 to 0.2",
+        ),
+        ("--init clip.wav --inpaint 0.1:0.05", "it must ascend"),
+        ("--init clip.wav --inpaint 0.1", "--inpaint is '0.1'; give A:B in seconds"),
+        ("--init clip.wav --inpaint 0:0.1 --upsample", "choose one"),
+        ("--init clip.wav --upsample --duration 0.3", "has 0.2 s and 0.3 s are to be made"),
+        ("--duration 61", "at most 60 s"),
+        ("--candidates 0", "candidates is 0; it must be from 1 to 64"),
+        ("--candidates 2", "CLAP model with an audio branch, which this system lacks"),
+        ("--candidates 2 --clap ../nowhere/clap", "CLAP model '../nowhere/clap' cannot be opened"),
+        ("--heads two", "--heads is 'two'; give whole numbers"),
+        ("--heads 2", "heads (2,) and attention"),
+        ("--dtype int8", "dtype is 'int8'"),
+        ("--text-encoder ../t5", "has no T5 that could be replaced"),
+        ("--top-k 5", "--top-k is not for"),
+        ("--top-p 0.5", "--top-p is not for"),
+        ("--temperature 0", "--temperature is not for"),
+        ("--stream", "--stream is not for"),
+        ("--continue-from clip.wav", "--continue-from is not for"),
+        ("--adapter a", "--adapter is not for"),
+        ("--peer-padding", "--peer-padding is not for"),
+        ("--cuda-graph", "--cuda-graph is not for"),
+    ],
+)
+def test_what_latent_diffusion_cannot_do_is_one_line(run, tiny_latent: Path, words: str, said: str) -> None:
+    audio.save("clip.wav", torch.ones(1, 3200) / 4, 16000)
+    Path("text.wav").write_text("no sound")
+    status, out, err = run("--text", "rain", *words.split(), model=tiny_latent)
+    assert (status, out, len(err)) == (2, [], 1), err
+    assert err[0].startswith("error: ") and said in err[0], err
+    assert files() == ["clip.wav", "text.wav"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--steps 5",
+        "--sampler ddim",
+        "--candidates 2",
+        "--clap c",
+        "--heads 4",
+        "--init clip.wav --strength 0",
+    ],
+)
+def test_what_a_language_model_does_not_have_is_refused_by_name(run, words: str) -> None:
+    status, out, err = run("--text", "rain", *words.split())
+    name = words.split()[0]
+    assert (status, out, len(err)) == (2, [], 1) and files() == []
+    assert err[0].startswith(f"error: {name} is not for ") and "a token language model" in err[0]
+
+
+def test_a_latent_system_without_a_component_is_one_line(run, tiny_latent: Path, tmp_path: Path) -> None:
+    for component in ("vae", "unet", "vocoder"):
+        shutil.copytree(tiny_latent, tmp_path / component)
+        shutil.rmtree(tmp_path / component / component)
+        status, out, err = run("--text", "rain", model=tmp_path / component)
+        assert (status, out, len(err)) == (2, [], 1) and f"lacks {component}" in err[0]
+    assert files() == []
+
+
+def test_nothing_is_said_of_packages_on_the_way_to_a_sound(tiny_latent: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "audiogen.generate", "--model", str(tiny_latent), "--steps", "1"]
+    command += ["--text", "rain", "--duration", "0.1", "--out", str(tmp_path / "a.wav")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

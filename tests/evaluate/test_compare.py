@@ -512,3 +512,22 @@ def test_short_clips_are_warned_of_and_too_few_leave_figures_out(comparison: Com
     )
     kd = next(cell for key, cell in outcome.rows[2].items() if key.startswith("kd "))
     assert isinstance(kd, Interval)
+
+
+def test_latent_diffusion_beside_a_language_model(comparison: Comparison, tiny_latent: Path) -> None:
+    """Each opened from its directory; steps as asked, its own or as many as a budget buys are told in the report."""
+    lm = comparison.models[0]
+    both = replace(comparison, models=(lm, str(tiny_latent)), num_clips=2, steps=2, duration_s=0.2)
+    rows = run(both)
+    row, other = rows[tiny_latent.name], rows[Path(lm).name]
+    model = generators.load(tiny_latent, "cpu")
+    assert row["family"] == "latent flow" and other["family"] == "token LM"
+    assert "2 steps" in (both.out / "report.md").read_text()
+    kept, rate = audio.load(both.out / "clips" / tiny_latent.name / "0000_0.wav")
+    text = choose(read_manifest(both.data), 2)[0].text
+    expected = model.generate([text], 0.2, guidance=3.0, seed=0, steps=2)[0]
+    assert rate == 16000
+    torch.testing.assert_close(kept, audio.below_full_scale(expected), atol=2**-14, rtol=0)
+    run(replace(both, models=(str(tiny_latent),), steps=None, budget_s=0.05, out=both.out / "budget"))
+    system = json.loads((both.out / "budget" / "clips" / tiny_latent.name / "system.json").read_text())
+    assert system["steps"] >= 1 and system["facts"]["budget_s"] == 0.05
