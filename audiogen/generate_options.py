@@ -77,7 +77,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument(
         "--text-encoder",
         metavar="T5",
-        help="directory or hub id of the T5 to use in place of the one that the model names",
+        help="directory or hub id of the T5 (for AudioLDM: CLAP) to use in place of the one that the model names",
     )
     how.add_argument("--seed", type=int, default=0, help="sample j of a prompt has seed + j (default: 0)")
     how.add_argument(

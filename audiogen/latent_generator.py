@@ -97,9 +97,10 @@ class LatentGenerator:
         """Open a run's directory, or a released system of any format of `diffusion.public`, or its hub id[@revision].
 
         device: as in `AudioGen`. dtype: that the denoiser computes in, its weights staying float32: "float32",
-        "bfloat16", "float16" (CUDA), or "auto" for bfloat16 on CUDA and float32 elsewhere. text_encoder: a T5,
-        directory or hub id, in place of the one that the system names. heads, ema: see `public.load_released`; `notes`
-        says what was used. clap: a CLAP model with an audio branch, directory or hub id, that ranks candidates.
+        "bfloat16", "float16" (CUDA), or "auto" for bfloat16 on CUDA and float32 elsewhere. text_encoder: a T5 (for
+        AudioLDM, which has none, a CLAP), directory or hub id, in place of the one that the system names. heads, ema:
+        see `public.load_released`; `notes` says what was used. clap: a CLAP model with an audio branch, directory or
+        hub id, that ranks candidates.
         """
         directory = Path(name_or_dir)
         if hub.is_hub_id(str(name_or_dir)):
@@ -389,11 +390,15 @@ def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _replace_text(released: Released, text_encoder: str, where: str | Path) -> None:
-    """Read texts by another T5 than the one that the system names."""
+    """Read texts by another T5, or CLAP where there is no T5, than the one that the system names."""
+    conditioner = released.system.conditioner
     config = released.system.config.conditioner.text
-    if config is None or config.embedded:
+    if config is None and conditioner.has_clap:
+        conditioner.clap.name = text_encoder
+    elif config is None or config.embedded:
         raise InputError(f"{where} has no T5 that could be replaced; drop the text encoder")
-    released.system.conditioner.text = TextStates(dataclasses.replace(config, encoder=text_encoder))
+    else:
+        conditioner.text = TextStates(dataclasses.replace(config, encoder=text_encoder))
 
 
 def _together(references: Sequence[Reference | None]) -> Reference | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from audiogen import generators
 from audiogen.conditioning.vocabulary import train_vocabulary
 from audiogen.diffusion.clap import Clap
+from audiogen.diffusion.public import load_released
 from audiogen.diffusion.public_files import Released
 from audiogen.diffusion.sample import SAMPLINGS
 from audiogen.diffusion.systems import LatentSystem
@@ -220,18 +221,31 @@ def test_options_of_another_family_are_refused(systems, tiny_model: Path, tmp_pa
             generators.load(tiny_model, "cpu", **options)
 
 
-def test_released_files_generate_with_a_t5_of_choice(shared: Path, tmp_path: Path) -> None:
-    """LAFMA's three .ckpt name flan-t5-large; the heads are those of the settings, or as given."""
-    folder = shared / "fixtures" / "lafma_tiny"
-    t5 = random_t5.write(tmp_path / "t5", 24)
-    plain = generators.load(folder, "cpu", text_encoder=str(t5))
-    other = generators.load(folder, "cpu", text_encoder=str(t5), heads=(2, 2))
-    assert plain.notes[0].endswith("num_heads of exp_config_lfm.json")
-    assert other.notes[0] == "attention heads (2, 2): as given"
-    sounds = [model.generate(["a dog"], 0.32, steps=2) for model in (plain, other)]
-    assert sounds[0].shape == (1, 1, 5120) and not torch.equal(*sounds)
-    encoder = sum(weight.numel() for weight in plain.system.conditioner.text.frozen_stack().parameters())
-    assert encoder > 0 and plain.num_parameters == encoder + plain.system.num_parameters
+@pytest.mark.parametrize("kind", ["audioldm", "audioldm2", "lafma", "stable_audio", "tango"])
+def test_released_files_generate_with_text_encoders_of_choice(
+    kind: str, shared: Path, tmp_path: Path
+) -> None:
+    """They only name theirs: T5, CLAP for AudioLDM, both for AudioLDM 2."""
+    folder = shared / "fixtures" / f"{kind}_tiny"
+    config = load_released(folder).system.config.conditioner
+    encoder = tmp_path / "encoder"
+    if config.text is None:
+        write_clap(encoder, config.clap_dim)
+    else:
+        random_t5.write(encoder, config.text.width)
+    generator = generators.load(folder, "cpu", text_encoder=str(encoder))
+    assert isinstance(generator, LatentGenerator) and generator.name == kind
+    if kind == "audioldm2":
+        generator.system.conditioner.clap.name = str(write_clap(tmp_path / "clap", config.clap_dim))
+    duration = min(0.16, generator.max_duration_s)
+    sound = generator.generate(["a dog"], duration, steps=2)
+    assert sound.shape == (1, generator.channels, generator.num_samples(duration)) and sound.isfinite().all()
+    assert generator.num_parameters > generator.system.num_parameters  # the encoders run, too
+    if kind == "lafma":
+        other = generators.load(folder, "cpu", text_encoder=str(encoder), heads=(2, 2))
+        assert generator.notes[0].endswith("num_heads of exp_config_lfm.json")
+        assert other.notes[0] == "attention heads (2, 2): as given"
+        assert not torch.equal(other.generate(["a dog"], duration, steps=2), sound)
 
 
 def test_stable_audio_always_generates_its_whole_window(shared: Path, tmp_path: Path) -> None:
