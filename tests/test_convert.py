@@ -324,3 +324,15 @@ def test_what_a_killed_conversion_left_goes_with_the_next(tiny_model: Path, tmp_
     (half / "model.safetensors").write_bytes(b"half")
     assert main([str(tiny_model), "--to", "audiogen", "-o", str(tmp_path / "out")]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_latent_diffusion_into_one_directory_of_diffusers(
+    tiny_latent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tiny_latent), "--to", "audiogen", "-o", str(tmp_path / "out")]) == 0
+    ours, moved = (generators.load(path, "cpu") for path in (tiny_latent, tmp_path / "out"))
+    assert moved.identity() == ours.identity()
+    for words in (["--to", "transformers"], ["--to", "audiogen", "--dtype", "float16"]):
+        assert run_command(main, [str(tiny_latent), *words, "-o", str(tmp_path / "no")]) == 2
+        assert "is written in float32, in the layout of diffusers" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -221,6 +221,25 @@ def test_options_of_another_family_are_refused(systems, tiny_model: Path, tmp_pa
             generators.load(tiny_model, "cpu", **options)
 
 
+def test_models_of_the_hub_of_either_family(
+    tiny_latent: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the cache, as all tests are offline: which family a model is of is read from the names of its files."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name, folder in (("latent", tiny_latent), ("tokens", tiny_model)):
+        repository = tmp_path / f"models--org--{name}"
+        shutil.copytree(folder, repository / "snapshots" / "abc")
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("abc")
+    assert generators.is_latent("org/latent") and not generators.is_latent("org/tokens")
+    for name, folder in (("org/latent", tiny_latent), ("org/tokens", tiny_model)):
+        model = generators.load(name, "cpu")
+        assert model.identity() == generators.load(folder, "cpu").identity()
+        assert generators.find(name).name == "abc"
+    with pytest.raises(InputError, match="^org/nothing cannot be fetched"):
+        generators.load("org/nothing", "cpu")
+
+
 @pytest.mark.parametrize("kind", ["audioldm", "audioldm2", "lafma", "stable_audio", "tango"])
 def test_released_files_generate_with_text_encoders_of_choice(
     kind: str, shared: Path, tmp_path: Path

@@ -166,7 +166,8 @@ def describe_run(comparison: Comparison, material: Material, systems: Mapping[st
         )
     for name, system in systems.items():
         steps = f", {system.steps} steps" if system.steps else ""
-        lines.append(f"System {name}: weights {system.identity}, {system.sample_rate} Hz{steps}.")
+        remarks = "".join(f"; {note}" for note in system.notes)
+        lines.append(f"System {name}: weights {system.identity}, {system.sample_rate} Hz{steps}{remarks}.")
     return lines
 
 

@@ -57,7 +57,10 @@ class Work:
 
 
 class System(NamedTuple):
-    """What is known of a system once its sounds are made. steps: None where it has no such knob."""
+    """What is known of a system once its sounds are made.
+
+    steps: None where it has no such knob. notes: what was chosen where its files leave a choice.
+    """
 
     identity: str
     family: str
@@ -65,6 +68,7 @@ class System(NamedTuple):
     sample_rate: int
     steps: int | None
     cost: Cost
+    notes: tuple[str, ...] = ()
 
 
 def sound_path(folder: Path, number: int, seed: int | str, order: bool = False) -> Path:
@@ -135,7 +139,13 @@ def prepare(generator: Generator, folder: Path, work: Work, clock: Clock) -> Sys
         measured = cost.measure(generator, texts, work.duration_s, work.guidance, steps, clock)
         checkpoint.write_json(path, {"facts": facts, "steps": steps, "cost": measured._asdict()})
     return System(
-        facts["identity"], generator.family, generator.latent_rate, generator.sample_rate, steps, measured
+        facts["identity"],
+        generator.family,
+        generator.latent_rate,
+        generator.sample_rate,
+        steps,
+        measured,
+        tuple(getattr(generator, "notes", ())),
     )
 
 

@@ -522,7 +522,8 @@ def test_latent_diffusion_beside_a_language_model(comparison: Comparison, tiny_l
     row, other = rows[tiny_latent.name], rows[Path(lm).name]
     model = generators.load(tiny_latent, "cpu")
     assert row["family"] == "latent flow" and other["family"] == "token LM"
-    assert "2 steps" in (both.out / "report.md").read_text()
+    notes = (both.out / "report.md").read_text()
+    assert "16000 Hz, 2 steps; attention heads (2, 4): those of " in notes
     kept, rate = audio.load(both.out / "clips" / tiny_latent.name / "0000_0.wav")
     text = choose(read_manifest(both.data), 2)[0].text
     expected = model.generate([text], 0.2, guidance=3.0, seed=0, steps=2)[0]
