@@ -175,9 +175,8 @@ class LatentGenerator:
             raise InputError(
                 f"duration is {duration_s:g} s; it must be above 0 and at most {self.max_duration_s:g} s"
             )
-        frames = self.system.autoencoder.latent_shape(duration_s if self.window_s is None else self.window_s)[
-            1
-        ]
+        generated_s = duration_s if self.window_s is None else self.window_s
+        _, frames, *_ = self.system.autoencoder.latent_shape(generated_s)
         return -(-frames // self._frame_multiple) * self._frame_multiple
 
     @property
