@@ -21,7 +21,8 @@ MAY_IMPORT = {
     **dict.fromkeys(CORE | {"codec", "conditioning", "data", "tagger", "requests", "streaming"}, CORE),
     **dict.fromkeys({"lm", "diffusion"}, CORE | {"conditioning"}),
     "latent_generator": CORE | {"diffusion", "requests"},
-    "generators": CORE | MODELS | {"export", "latent_generator", "requests"},
+    "generators": CORE | MODELS | {"latent_generator", "token_generator"},
+    "token_generator": CORE | MODELS | {"export", "requests"},
     **dict.fromkeys({"export", "train"}, CORE | MODELS),
     **dict.fromkeys(
         {"generate", "serve"},
