@@ -17,6 +17,7 @@ from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audiogen.diffusion.griffin_lim import griffin_lim
 from audiogen.diffusion.mel import MelConfig, log_mel
 from audiogen.diffusion.vocoder import VocoderConfig, vocode, vocoder
 from audiogen.errors import InputError
@@ -52,7 +53,9 @@ class MelAutoencoderConfig:
     """The VAE over log-mel spectrograms and its vocoder; the defaults are AudioLDM's, 55 M parameters each.
 
     channels: of each level; every level but the last halves time and mel. latent_dim: D. mid_attention: one attention
-    layer in the middle of encoder and decoder, which LAFMA's lacks. scale_factor: what the encoder's latents are
+    layer in the middle of encoder and decoder, which LAFMA's lacks. norm_groups: into how many groups of channels each
+    is normalised; a group of one channel loses its level. vocoder: null for Griffin-Lim, which has no weights and needs
+    mel.hop_length to be at most half of mel.n_fft. scale_factor: what the encoder's latents are
     multiplied with to have unit variance; one over the standard deviation of a first batch (`fit_scale`).
     """
 
@@ -60,16 +63,27 @@ class MelAutoencoderConfig:
     num_res_blocks: int = 2
     latent_dim: int = 8
     mid_attention: bool = True
+    norm_groups: int = 32
     scale_factor: float = 1.0
     mel: MelConfig = field(default_factory=MelConfig)
-    vocoder: VocoderConfig = field(default_factory=VocoderConfig)
+    vocoder: VocoderConfig | None = field(default_factory=VocoderConfig)
 
     def __post_init__(self) -> None:
-        if not self.channels or any(width < 32 or width % 32 for width in self.channels):
+        groups = self.norm_groups
+        if (
+            not self.channels
+            or groups < 1
+            or any(width < groups or width % groups for width in self.channels)
+        ):
             raise InputError(
-                f"channels is {self.channels}; each must be a multiple of 32, the groups of group norm"
+                f"channels is {self.channels}; each must be a multiple of norm_groups, {groups}, which is at least 1"
             )
-        if self.vocoder.hop_length != self.mel.hop_length:
+        if self.vocoder is None and 2 * self.mel.hop_length > self.mel.n_fft:
+            raise InputError(
+                f"mel.hop_length is {self.mel.hop_length}; Griffin-Lim (vocoder: null) needs at most half of "
+                f"mel.n_fft ({self.mel.n_fft})"
+            )
+        if self.vocoder is not None and self.vocoder.hop_length != self.mel.hop_length:
             raise InputError(
                 f"vocoder.rates {self.vocoder.rates} make {self.vocoder.hop_length} samples of a frame, but "
                 f"mel.hop_length is {self.mel.hop_length}; they must be equal"
@@ -121,7 +135,7 @@ class WaveformAutoencoderConfig:
 
 
 class MelAutoencoder(nn.Module):
-    """AutoencoderKL on log-mel spectrograms, followed by HiFi-GAN; `vae` and `vocoder` are trained one by one."""
+    """AutoencoderKL on log-mel spectrograms, followed by HiFi-GAN, trained one by one, or by Griffin-Lim."""
 
     scale_factor: Tensor
 
@@ -138,9 +152,12 @@ class MelAutoencoder(nn.Module):
             layers_per_block=config.num_res_blocks,
             latent_channels=config.latent_dim,
             mid_block_add_attention=config.mid_attention,
+            norm_num_groups=config.norm_groups,
             scaling_factor=config.scale_factor,
         )
-        self.vocoder = vocoder(config.vocoder, config.mel.num_mels, config.mel.sample_rate)
+        self.vocoder: Any = None
+        if config.vocoder is not None:
+            self.vocoder = vocoder(config.vocoder, config.mel.num_mels, config.mel.sample_rate)
         self.register_buffer("scale_factor", torch.tensor(config.scale_factor))
 
     @property
@@ -181,7 +198,13 @@ class MelAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, D, T, M] -> audio [B, 1, T * hop_length]."""
-        return vocode(self.vocoder, self.decode_mel(latents), self.config.mel.hop_length)
+        return self.vocode(self.decode_mel(latents))
+
+    def vocode(self, mel: Tensor) -> Tensor:
+        """Log-mel [B, 1, T, M] -> audio [B, 1, T * mel.hop_length]."""
+        if self.vocoder is None:
+            return griffin_lim(mel[:, 0], self.config.mel)[:, None]
+        return vocode(self.vocoder, mel, self.config.mel.hop_length)
 
     def fit_scale(self, latents: Tensor) -> float:
         """Set the scale so that these latents [B, D, T, M], as `encode` gave them, get unit variance; returns it."""

@@ -57,7 +57,8 @@ def save_diffusers(
     parts: dict[str, Any] = {"vae": autoencoder.vae, denoiser_folder(system.config): system.denoiser.network}
     scale = float(autoencoder.scale_factor)
     if isinstance(autoencoder, MelAutoencoder):
-        parts["vocoder"] = autoencoder.vocoder
+        if autoencoder.vocoder is not None:
+            parts["vocoder"] = autoencoder.vocoder
         autoencoder.vae.register_to_config(scaling_factor=scale)
     if conditioner.loa is not None:
         parts |= {"projection_model": conditioner.loa.projection, "language_model": conditioner.loa.gpt2}
@@ -134,7 +135,7 @@ def _fill(directory: Path, system: LatentSystem) -> None:
     """Give all parts their weights, component by component."""
     autoencoder, conditioner = system.autoencoder, system.conditioner
     _fill_part(directory, "vae", autoencoder.vae)
-    if isinstance(autoencoder, MelAutoencoder):
+    if isinstance(autoencoder, MelAutoencoder) and autoencoder.vocoder is not None:
         _fill_part(directory, "vocoder", autoencoder.vocoder)
     autoencoder.scale_factor = torch.tensor(system.config.autoencoder.scale_factor)
     _fill_part(directory, denoiser_folder(system.config), system.denoiser.network)

@@ -38,6 +38,7 @@ class AudioUNetConfig:
     self-attention (two) and a width for one with cross-attention to tokens that wide: the first two look at the first
     stream, the others at the second, if there is one. depth: transformer blocks of each layer. vector_dim: E of the
     vector joined to the time embedding, null for none. extra_channels: D' of what is joined to the latents.
+    norm_groups: of channels, each normalised by itself; a group of one loses what time and vector add to it.
     """
 
     latent_dim: int = 8
@@ -49,9 +50,10 @@ class AudioUNetConfig:
     num_res_blocks: int = 2
     vector_dim: int | None = 512
     extra_channels: int = 0
+    norm_groups: int = 32
 
     def __post_init__(self) -> None:
-        _check_levels(self.channels, self.heads, self.attention)
+        _check_levels(self.channels, self.heads, self.attention, self.norm_groups)
         if not 1 <= len(self.layers) <= 4:
             raise InputError(
                 f"layers is {self.layers}; one to four entries are allowed, null for self-attention"
@@ -81,6 +83,7 @@ class TextUNetConfig:
     cross_dim: int = 1024
     num_res_blocks: int = 2
     extra_channels: int = 0
+    norm_groups: int = 32
 
     @property
     def cross_dims(self) -> tuple[int, ...]:
@@ -93,7 +96,7 @@ class TextUNetConfig:
         return None
 
     def __post_init__(self) -> None:
-        _check_levels(self.channels, self.heads, self.attention)
+        _check_levels(self.channels, self.heads, self.attention, self.norm_groups)
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ class AudioUNet(nn.Module):
             cross_attention_dim=[list(config.layers)] * len(config.channels),
             transformer_layers_per_block=config.depth,
             attention_head_dim=config.heads,  # diffusers' name for the number of heads
+            norm_num_groups=config.norm_groups,
             class_embed_type="simple_projection" if vector else None,
             projection_class_embeddings_input_dim=config.vector_dim,
             class_embeddings_concat=vector,
@@ -214,6 +218,7 @@ class TextUNet(nn.Module):
             layers_per_block=config.num_res_blocks,
             cross_attention_dim=config.cross_dim,
             attention_head_dim=config.heads,  # diffusers' name for the number of heads
+            norm_num_groups=config.norm_groups,
             use_linear_projection=True,
             upcast_attention=True,
         )
@@ -329,15 +334,18 @@ def denoiser(config: DenoiserConfig) -> AudioUNet | TextUNet | AudioDiT | AudioF
             return AudioFlux(config)
 
 
-def _check_levels(channels: tuple[int, ...], heads: tuple[int, ...], attention: tuple[bool, ...]) -> None:
+def _check_levels(
+    channels: tuple[int, ...], heads: tuple[int, ...], attention: tuple[bool, ...], groups: int
+) -> None:
     if not (len(channels) == len(heads) == len(attention) > 0):
         raise InputError(
             f"channels {channels}, heads {heads} and attention {attention} must have one entry a level"
         )
     for width, number in zip(channels, heads, strict=True):
-        if width % 32 or width < 32 or number < 1 or width % number:
+        if groups < 1 or width < groups or width % groups or number < 1 or width % number:
             raise InputError(
-                f"a level of {width} channels with {number} heads; channels must be a multiple of 32 and of its heads"
+                f"a level of {width} channels with {number} heads; channels must be a multiple of norm_groups "
+                f"({groups}) and of its heads"
             )
 
 
