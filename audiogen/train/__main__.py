@@ -1,4 +1,4 @@
-"""Train a codec or a language model: `python -m audiogen.train recipe=lm_tiny data.train=my_sounds/`."""
+"""Train a codec, language model or latent diffusion: `python -m audiogen.train recipe=lm_tiny data.train=sounds/`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,16 @@ def task_of(name: str) -> tuple[Any, type]:
         from audiogen.train import tagger
 
         return tagger, tagger.TaggerRecipe
-    raise InputError(f"task: got {name!r}; {did_you_mean(name, ['codec', 'lm', 'tagger'])}")
+    if name == "autoencoder":
+        from audiogen.train import autoencoder
+
+        return autoencoder, autoencoder.AutoencoderRecipe
+    if name == "diffusion":
+        from audiogen.train import diffusion
+
+        return diffusion, diffusion.DiffusionRecipe
+    tasks = ["autoencoder", "codec", "diffusion", "lm", "tagger"]
+    raise InputError(f"task: got {name!r}; {did_you_mean(name, tasks)}")
 
 
 def normalise(node: DictConfig, module: Any, overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,346 @@
+"""Autoencoder and vocoder training: reconstruct through latents near a unit normal, judged by a discriminator.
+
+Mel VAE (AudioLDM, section 3), vocoder (HiFi-GAN, with our multi-scale STFT discriminator in place of its two,
+and without weight norm) and
+waveform VAE (Stable Audio Open): one task, which differs in what is made and from what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from audiogen import checkpoint
+from audiogen.codec.discriminators import (
+    DiscriminatorConfig,
+    MultiScaleSTFTDiscriminator,
+    SpectrumDiscriminator,
+)
+from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
+from audiogen.config import to_plain
+from audiogen.data.dataset import AudioDataset, DataConfig, open_data
+from audiogen.data.loader import collate_audio
+from audiogen.data.seeds import seed_for
+from audiogen.diffusion.autoencoders import (
+    MelAutoencoder,
+    MelAutoencoderConfig,
+    WaveformAutoencoderConfig,
+)
+from audiogen.errors import InputError
+from audiogen.interfaces import Batch
+from audiogen.train import latent_codecs
+from audiogen.train.adversarial import AdversarialConfig, Adversary
+from audiogen.train.ema import Average
+from audiogen.train.latent_codecs import Autoencoder, load_autoencoder, reconstruct, save_autoencoder
+from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices
+from audiogen.train.optim import OptimConfig, Optimizer
+
+MEL_STRIDES = ((2, 2), (2, 2), (1, 1))  # (time, mel) of the layers that judge log-mels
+
+
+@dataclass(frozen=True)
+class AutoencoderLossWeights:
+    """Factors of the losses' sum, as the released systems have them; 0 turns a loss off.
+
+    spectrum: mean absolute error of the log-mel where that is what is made, `multi_scale_mel` of audio. waveform_l1:
+    of audio alone. kl: of the latents' distribution from a unit normal, mean over its numbers, in nats.
+    """
+
+    spectrum: float = 1.0
+    waveform_l1: float = 0.0
+    kl: float = 0.01
+    adversarial: float = 0.1
+    feature_matching: float = 1.0
+    mel_windows: tuple[int, ...] = (64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    """A training run of a latent codec or its vocoder; `recipes/*_autoencoder_tiny.yaml` are complete examples.
+
+    trains: `vae`, the autoencoder itself; `vocoder`, that of the mel autoencoder of init_from, on real spectrograms.
+    out: run directory. init_from: autoencoder to start from, a directory of this task or of a whole system; its
+    architecture is then taken, but for the vocoder's where a vocoder is trained.
+    """
+
+    data: DataConfig
+    task: Literal["autoencoder"] = "autoencoder"
+    seed: int = 0
+    out: str = "runs/autoencoder"
+    resume: Resume = "auto"
+    init_from: str | None = None
+    trains: Literal["vae", "vocoder"] = "vae"
+    mel_autoencoder: MelAutoencoderConfig | None = None
+    waveform_autoencoder: WaveformAutoencoderConfig | None = None
+    loss: AutoencoderLossWeights = field(default_factory=AutoencoderLossWeights)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    discriminator_optim: OptimConfig = field(default_factory=OptimConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        if (self.mel_autoencoder is None) == (self.waveform_autoencoder is None):
+            raise InputError("give one of mel_autoencoder, waveform_autoencoder; the other is null")
+        if self.trains == "vocoder" and (
+            self.mel_autoencoder is None or self.mel_autoencoder.vocoder is None
+        ):
+            raise InputError("trains: vocoder needs mel_autoencoder.vocoder")
+        if self.fit.precision == "float16":
+            raise InputError("fit.precision=float16 overflows in adversarial training; use bfloat16")
+
+    @property
+    def autoencoder(self) -> MelAutoencoderConfig | WaveformAutoencoderConfig:
+        """The one that is given."""
+        found = self.mel_autoencoder or self.waveform_autoencoder
+        assert found is not None
+        return found
+
+
+INHERITED = ("mel_autoencoder", "waveform_autoencoder")  # keys that init_from decides
+
+
+def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The inherited keys of a recipe that trains an autoencoder on, or a vocoder for it."""
+    config = load_autoencoder(recipe["init_from"]).config
+    found = to_plain(config)
+    if recipe.get("trains") == "vocoder" and isinstance(config, MelAutoencoderConfig):
+        found["vocoder"] = (recipe.get("mel_autoencoder") or {}).get("vocoder")
+    return dict.fromkeys(INHERITED) | {latent_codecs.kind_of(config): found}
+
+
+def prepare(recipe: AutoencoderRecipe, run: Path, device: torch.device) -> Prepared:
+    """The task and the data of a run."""
+    config = recipe.autoencoder
+    rate, channels = (
+        (config.mel.sample_rate, 1)
+        if isinstance(config, MelAutoencoderConfig)
+        else (config.sample_rate, config.channels)
+    )
+    train, valid = open_data(recipe.data, rate, channels)
+    return Prepared(AutoencoderTask(recipe, train, device), train, valid, collate_audio)
+
+
+class LogMelDiscriminator(nn.Module):
+    """Log-mels [B, 1, T, M] -> (logits, features), of patches: one entry."""
+
+    def __init__(self, num_filters: int):
+        super().__init__()
+        self.patches = SpectrumDiscriminator(1, num_filters, MEL_STRIDES)
+
+    def forward(self, mel: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """To about zero mean and unit variance over real recordings, then judged."""
+        logits, features = self.patches((mel + 4.0) / 3.0)
+        return [logits], [features]
+
+
+class Made(NamedTuple):
+    """What the generator made, and what it should have: audio [B, C, N] or log-mel [B, 1, T, M]; KL in nats."""
+
+    fake: Tensor
+    real: Tensor
+    kl: Tensor
+
+
+class AutoencoderTask:
+    """Generator (VAE or vocoder) and discriminator, each with its optimiser. `loop.Task`."""
+
+    def __init__(self, recipe: AutoencoderRecipe, train: AudioDataset, device: torch.device):
+        torch.manual_seed(seed_for(recipe.seed, "weights"))
+        self.recipe, self.device, self.train = recipe, device, train
+        self.autoencoder = self.begin().to(device)
+        self.sample_rate = self.autoencoder.sample_rate
+        self.autoencoder.requires_grad_(False)
+        trained: Any = self.autoencoder.vae if recipe.trains == "vae" else self.autoencoder.vocoder
+        self.generator: nn.Module = trained
+        self.generator.requires_grad_(True)
+        self.makes_mel = recipe.trains == "vae" and isinstance(self.autoencoder, MelAutoencoder)
+        fit, loss = recipe.fit, recipe.loss
+        self.optimizer = Optimizer([self.generator], recipe.optim, fit.steps)
+        self.average = Average(self.generator, fit.ema_decay)
+        self.adversary: Adversary | None = None
+        if loss.adversarial or loss.feature_matching:
+            judge: nn.Module = (
+                LogMelDiscriminator(recipe.discriminator.num_filters)
+                if self.makes_mel
+                else MultiScaleSTFTDiscriminator(recipe.discriminator, self.autoencoder.channels)
+            )
+            self.adversary = Adversary(
+                judge.to(device), recipe.adversarial, recipe.discriminator_optim, fit.steps, fit.precision
+            )
+        self.weights = {
+            "spectrum": loss.spectrum,
+            "waveform_l1": loss.waveform_l1,
+            "kl": loss.kl,
+            "adversarial": loss.adversarial,
+            "feature_matching": loss.feature_matching,
+        }
+
+    def begin(self) -> Autoencoder:
+        """The autoencoder to train, with new weights where init_from gives none."""
+        recipe = self.recipe
+        autoencoder = latent_codecs.make(recipe.autoencoder)
+        if recipe.init_from:
+            given = load_autoencoder(recipe.init_from)
+            checkpoint.load_into(autoencoder.vae, given.vae.state_dict(), recipe.init_from)
+            autoencoder.scale_factor = given.scale_factor
+            if isinstance(given, MelAutoencoder) and isinstance(autoencoder, MelAutoencoder):
+                config, own = given.config.vocoder, autoencoder.config.vocoder
+                if own is not None and config == own:
+                    checkpoint.load_into(autoencoder.vocoder, given.vocoder.state_dict(), recipe.init_from)
+        return autoencoder
+
+    def make(self, audio: Tensor) -> Made:
+        """Audio [B, C, N] through what is trained; latents are drawn from their distribution."""
+        autoencoder, nothing = self.autoencoder, audio.new_zeros(())
+        if self.recipe.trains == "vocoder":
+            assert isinstance(autoencoder, MelAutoencoder)
+            mel = self.log_mel(audio)
+            fake = autoencoder.vocode(mel)
+            return Made(fake[..., : audio.shape[-1]], audio, nothing)
+        if isinstance(autoencoder, MelAutoencoder):
+            mel = self.log_mel(audio)
+            posterior = autoencoder.posterior(mel)
+            return Made(autoencoder.vae.decode(posterior.sample()).sample, mel, mean_kl(posterior))
+        posterior = autoencoder.posterior(audio)
+        fake = autoencoder.vae.decode(posterior.sample()).sample
+        return Made(fake[..., : audio.shape[-1]], audio, mean_kl(posterior))
+
+    @torch.no_grad()
+    def log_mel(self, audio: Tensor) -> Tensor:
+        """Audio [B, 1, N] -> log-mel [B, 1, T, M], in float32 also where the model runs in less."""
+        assert isinstance(self.autoencoder, MelAutoencoder)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.autoencoder.mel(audio)
+
+    def step(self, batch: Batch, step: int) -> dict[str, float]:
+        """Discriminator and generator, one update each, on audio [B, C, N]."""
+        adversary = self.adversary if self.adversary and self.adversary.plays(step) else None
+        parts = self.recipe.fit.accumulate
+        totals: dict[str, Tensor] = {}
+        self.generator.train()
+        assert batch.audio is not None
+        for rows in row_slices(len(batch.keys), parts):
+            with autocast(self.device, self.recipe.fit.precision):
+                made = self.make(batch.audio[rows].to(self.device))
+            fake, real = made.fake.float(), made.real
+            losses = self.distances(fake, real) | {"kl": made.kl}
+            found: dict[str, Tensor] = {}
+            if adversary:
+                verdict = adversary.judge(real, fake, adversary.learns(step))
+                if adversary.learns(step):
+                    found["discriminator"] = adversary.backward(verdict, 1 / parts)
+                losses |= adversary.losses(verdict)
+            loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+            self.optimizer.backward(loss / parts, shared=adversary is not None)
+            for name, value in (found | losses | {"loss": loss}).items():
+                totals[name] = totals.get(name, 0.0) + value.detach() / parts
+        values = torch.stack(list(totals.values())).tolist()  # one wait for the device
+        metrics = {f"train/{name}": value for name, value in zip(totals, values, strict=True)}
+        if adversary and adversary.learns(step):
+            metrics |= {f"train/discriminator_{k}": v for k, v in adversary.step(step).items()}
+        metrics |= {f"train/{name}": value for name, value in self.optimizer.step(step).items()}
+        self.average.update()
+        return metrics
+
+    def distances(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
+        """How far what was made is from what it should be."""
+        if self.makes_mel:
+            return {"spectrum": (fake - real).abs().mean()}
+        windows = self.recipe.loss.mel_windows
+        losses = {"spectrum": multi_scale_mel(fake, real, self.sample_rate, windows)}
+        if self.recipe.loss.waveform_l1:
+            losses["waveform_l1"] = (fake - real).abs().mean()
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """On unseen audio, through latents and back: log-mel distance, which is `valid/loss`, SI-SDR (dB), KL (nats).
+
+        Where a vocoder is trained, the distance is that of the vocoder alone, from real spectrograms. With one that is
+        not trained yet, the vae's would say nothing: `valid/log_mel` is the error of the spectrogram it makes.
+        """
+        values: dict[str, list[Tensor]] = {}
+        self.autoencoder.eval()
+        with self.average.applied():
+            for batch in batches:
+                assert batch.audio is not None
+                real = batch.audio.to(self.device)  # [B, C, N]
+                found: dict[str, Tensor] = {}
+                if self.recipe.trains == "vocoder":
+                    fake = self.make(real).fake
+                else:
+                    fake = reconstruct(self.autoencoder, real)
+                    seen = real
+                    if isinstance(self.autoencoder, MelAutoencoder):
+                        seen = self.autoencoder.mel(real)
+                        again = self.autoencoder.decode_mel(self.autoencoder.encode(real))
+                        found["log_mel"] = (again - seen).abs().mean((1, 2, 3))
+                    found["kl"] = mean_kl(self.autoencoder.posterior(seen)).expand(len(real))
+                found["mel"] = mel_distance(fake, real, self.sample_rate)
+                found["si_sdr"] = si_sdr(fake, real)
+                for name, each in found.items():
+                    values.setdefault(name, []).append(each.cpu())
+        if not values:
+            raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
+        metrics = {f"valid/{name}": torch.cat(each).mean().item() for name, each in values.items()}
+        metrics["valid/loss"] = metrics.get("valid/log_mel", metrics["valid/mel"])
+        return metrics
+
+    @torch.no_grad()
+    def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        """The first four validation clips [C, N], and what is made of them."""
+        sounds: dict[str, Tensor] = {}
+        self.autoencoder.eval()
+        with self.average.applied():
+            for batch in batches:
+                assert batch.audio is not None
+                real = batch.audio[:4].to(self.device)
+                vocodes = self.recipe.trains == "vocoder"
+                fake = self.make(real).fake if vocodes else reconstruct(self.autoencoder, real)
+                for row in range(len(real)):
+                    sounds |= {f"{row}_original": real[row], f"{row}_reconstructed": fake[row]}
+                break
+        return sounds
+
+    @torch.no_grad()
+    def export(self, directory: Path, info: Mapping[str, Any]) -> None:
+        """Write the autoencoder, averaged where averaging is on, its latents at unit variance over training clips."""
+        self.autoencoder.eval()
+        with self.average.applied():
+            unscaled = self.autoencoder.scale_factor.clone()
+            if self.recipe.trains == "vae":
+                clips = [self.train.item(index, 0, 0) for index in range(min(8, len(self.train)))]
+                sound = collate_audio(clips).audio
+                assert sound is not None
+                self.autoencoder.fit_scale(self.autoencoder.encode(sound.to(self.device)))
+            save_autoencoder(directory, self.autoencoder, info)
+            self.autoencoder.scale_factor.copy_(unscaled)  # it is no state of the training
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is trained, optimisers, average, discriminator."""
+        return {
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "adversary": self.adversary.state_dict() if self.adversary else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        checkpoint.load_into(self.generator, state["generator"], "the checkpoint")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
+        if self.adversary and state["adversary"]:
+            self.adversary.load_state_dict(state["adversary"])
+
+
+def mean_kl(posterior: Any) -> Tensor:
+    """KL of a posterior from a unit normal, mean over rows and latents, in nats."""
+    divergence = posterior.mean.square() + posterior.var - 1.0 - posterior.logvar
+    return 0.5 * divergence.float().mean()
