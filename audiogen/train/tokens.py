@@ -101,7 +101,7 @@ def tokenize(
     unreadable: dict[str, str] = {}
     done = len(dataset) - len(missing)
     with tqdm(total=len(dataset), initial=done, unit="clip", desc=name, mininterval=bar_interval_s()) as bar:
-        for batch in _read(dataset, missing, epoch, seed, batch_size, workers):
+        for batch in read_items(dataset, missing, epoch, seed, batch_size, workers):
             unreadable |= {keys[index]: result for index, result in batch if isinstance(result, str)}
             items = [(index, result) for index, result in batch if isinstance(result, Item)]
             if items:
@@ -138,7 +138,7 @@ class _Items:
             return index, str(error)
 
 
-def _read(
+def read_items(
     dataset: AudioDataset, indices: list[int], epoch: int, seed: int, batch_size: int, workers: int
 ) -> Iterator[list[tuple[int, Item | str]]]:
     """The items of these indices, in order, in lists of `batch_size`."""

@@ -1,0 +1,349 @@
+"""Latent diffusion from recipes: autoencoders and denoisers learn, resume exactly, and a bad autoencoder is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from audiogen import audio, checkpoint
+from audiogen.config import build, load_recipe, recipe_names
+from audiogen.diffusion.convert import load_diffusers
+from audiogen.diffusion.denoisers import denoiser
+from audiogen.diffusion.process import PROCESSES, Process, ProcessConfig
+from audiogen.diffusion.sample import SAMPLINGS, Reference, Sampling, sample
+from audiogen.errors import InputError
+from audiogen.train.__main__ import main, normalise, task_of
+from audiogen.train.diffusion import new_system
+from audiogen.train.latent_codecs import load_autoencoder, make, reconstruct
+from audiogen.train.latents import LatentDataset
+from audiogen.train.log import read_log
+from tests.diffusion.tiny_encoders import write_clap
+from tests.diffusion.tiny_systems import RECIPES
+
+MEL = """
+mel_autoencoder:
+  channels: [8, 16]
+  num_res_blocks: 1
+  latent_dim: 4
+  norm_groups: 4
+  mid_attention: false
+  mel: {sample_rate: 2000, n_fft: 64, hop_length: 20, num_mels: 16, f_max: 1000.0}
+  vocoder: null
+"""
+WAVE = """
+waveform_autoencoder: {sample_rate: 2000, channels: 1, latent_dim: 4, width: 4, multiples: [1, 2], strides: [4, 4]}
+"""
+VOCODER = "{channels: 8, rates: [5, 4], kernels: [8, 8], resblock_kernels: [3], resblock_dilations: [[1, 3]]}"
+AUTOENCODER = """
+task: autoencoder
+loss: {mel_windows: [64, 128]}
+adversarial: {start: 2, every: 2}
+discriminator: {n_ffts: [64], num_filters: 2, dilations: [1]}
+optim: {lr: 5e-3, warmup_steps: 2}
+discriminator_optim: {lr: 1e-3, warmup_steps: 2}
+"""
+DIFFUSION = """
+task: diffusion
+condition_dropout: 0.3
+max_reconstruction: 9.0
+sampling: {steps: 3}
+optim: {lr: 5e-3, warmup_steps: 2}
+"""
+FIT = "fit: {steps: 6, batch_size: 4, ema_decay: 0.9, log_every: 1, valid_every: 4, save_every: 2, device: cpu}\n"
+
+Train = Callable[..., Path]
+
+
+def write_recipe(path: Path, text: str, manifest: Path) -> Path:
+    path.write_text(f"{text}{FIT}data: {{train: {manifest}, valid: {manifest}, segment_s: 0.5}}\n")
+    return path
+
+
+def train(recipe: Path, out: Path, *settings: str) -> Path:
+    assert main([f"recipe={recipe}", f"out={out}", *settings]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def autoencoders(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model directory of each kind; the mel autoencoder has learned a little."""
+    folder = tmp_path_factory.mktemp("autoencoders")
+    found = {}
+    for name, text, steps in (("mel", MEL, 80), ("wave", WAVE, 3)):
+        recipe = write_recipe(folder / f"{name}.yaml", AUTOENCODER + text, manifest)
+        found[name] = train(
+            recipe, folder / name, f"fit.steps={steps}", "fit.save_every=0", "fit.valid_every=0", "loss.adversarial=0",
+            "loss.feature_matching=0",
+        )  # fmt: skip
+    return found
+
+
+def write_system(path: Path, name: str, autoencoder: Path, manifest: Path) -> Path:
+    """The recipe of a tiny system of that kind, on latents of the autoencoder; its process is the released one."""
+    node: Any = OmegaConf.create(RECIPES[name])
+    own = "mel_autoencoder" if "mel_autoencoder" in node else "waveform_autoencoder"
+    node[own] = OmegaConf.create(MEL if own == "mel_autoencoder" else WAVE)[own]
+    for unet in {"audio_unet", "text_unet"} & set(node):
+        node[unet].update({"channels": [16, 32], "heads": [2, 2], "norm_groups": 4})
+    system = OmegaConf.to_yaml(OmegaConf.create({"system": node}))
+    process = OmegaConf.to_yaml(OmegaConf.create({"process": vars(PROCESSES[name])}))
+    text = f"{DIFFUSION}kind: {name}\nautoencoder: {autoencoder}\n{system}{process}"
+    return write_recipe(
+        path, text.replace("steps: 3}", f"steps: 3, sampler: {SAMPLINGS[name].sampler}}}"), manifest
+    )
+
+
+@pytest.fixture
+def lafma(autoencoders: dict[str, Path], manifest: Path, tmp_path: Path) -> Train:
+    """lafma("name", "key=value", ...) trains a tiny LAFMA in tmp_path/name."""
+    recipe = write_system(tmp_path / "lafma.yaml", "lafma", autoencoders["mel"], manifest)
+    return lambda name, *settings: train(recipe, tmp_path / name, *settings)
+
+
+def scalars(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
+
+
+def trained(run: Path, name: str) -> list[float]:
+    """A training scalar, step by step."""
+    return [record[name] for record in scalars(run) if name in record]
+
+
+def same_state(a: Path, b: Path) -> bool:
+    found = checkpoint.latest(a), checkpoint.latest(b)
+    assert found[0] and found[1] and found[0][0] == found[1][0]
+    files = ("state.json", "state.safetensors")
+    return all((found[0][1] / name).read_bytes() == (found[1][1] / name).read_bytes() for name in files)
+
+
+def killed_and_resumed(run: Train, tmp_path: Path) -> Path:
+    """Trained, killed while the checkpoint of step 4 is being written, and trained on."""
+
+    def die() -> None:
+        rename = os.replace
+
+        def killer(source: Any, target: Any) -> None:
+            if Path(target).name == "step_00000004":
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, target)
+
+        os.replace = killer  # type: ignore[assignment]
+        run("killed")
+
+    process = get_context("fork").Process(target=die)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    found = checkpoint.latest(tmp_path / "killed")
+    assert found and found[0] == 2
+    return run("killed", "resume=must")
+
+
+@pytest.mark.parametrize("kind", ["mel", "wave"])
+def test_an_autoencoder_killed_in_a_save_resumes_bit_for_bit(
+    kind: str, manifest: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "a.yaml", AUTOENCODER + {"mel": MEL, "wave": WAVE}[kind], manifest)
+
+    def run(name: str, *settings: str) -> Path:
+        return train(recipe, tmp_path / name, *settings)
+
+    whole = run("whole")
+    killed = killed_and_resumed(run, tmp_path)
+    assert scalars(killed) == scalars(whole)
+    assert same_state(killed, whole)
+    assert any("train/discriminator" in record for record in scalars(whole))
+
+
+def test_a_mel_autoencoder_learns_and_its_latents_have_unit_variance(
+    autoencoders: dict[str, Path], manifest: Path
+) -> None:
+    losses = trained(autoencoders["mel"], "train/spectrum")
+    assert losses[-1] < 0.6 * losses[0]
+    autoencoder = load_autoencoder(str(autoencoders["mel"]))
+    sounds = torch.stack([audio.load(manifest.parent / f"{n}.wav")[0][:, :1000] for n in range(8)])
+    latents = autoencoder.encode(sounds)
+    assert 0.8 < latents.std() < 1.2
+    assert reconstruct(autoencoder, sounds[..., :999]).shape == (8, 1, 999)
+
+
+def test_a_vocoder_is_trained_for_an_autoencoder_that_stays_as_it_is(
+    autoencoders: dict[str, Path], manifest: Path, tmp_path: Path
+) -> None:
+    text = AUTOENCODER + MEL.replace("vocoder: null", f"vocoder: {VOCODER}")
+    recipe = write_recipe(tmp_path / "v.yaml", text, manifest)
+    run = train(
+        recipe, tmp_path / "v", f"init_from={autoencoders['mel']}", "trains=vocoder", "fit.sample_every=6"
+    )
+    before, after = load_autoencoder(str(autoencoders["mel"])), load_autoencoder(str(run))
+    assert after.config.vocoder is not None and float(after.scale_factor) == pytest.approx(
+        float(before.scale_factor)
+    )
+    for name, weight in before.vae.state_dict().items():
+        assert torch.equal(after.vae.state_dict()[name], weight), name
+    losses = trained(run, "train/spectrum")
+    assert losses[-1] < losses[0]
+    assert list((run / "samples" / "step_00000006").glob("*_reconstructed.png"))
+
+
+def test_a_denoiser_killed_in_a_save_resumes_bit_for_bit(lafma: Train, tmp_path: Path) -> None:
+    whole = lafma("whole")
+    killed = killed_and_resumed(lafma, tmp_path)
+    assert scalars(killed) == scalars(whole)
+    assert same_state(killed, whole)
+
+
+def test_a_run_is_a_model_with_averaged_weights(lafma: Train, autoencoders: dict[str, Path]) -> None:
+    run = lafma("run", "fit.steps=4", "fit.sample_every=4")
+    read = load_diffusers(run)
+    assert read.name == "lafma" and ProcessConfig(**read.process) == PROCESSES["lafma"]
+    found = checkpoint.latest(run)
+    assert found
+    averages = checkpoint.load_state(found[1])["task"]["average"]["averages"]
+    for name, weight in read.system.denoiser.named_parameters():
+        assert torch.equal(weight, averages[f"denoiser.{name}"]), name
+    vae = load_autoencoder(str(autoencoders["mel"])).vae.state_dict()
+    assert all(
+        torch.equal(weight, vae[name]) for name, weight in read.system.autoencoder.vae.state_dict().items()
+    )
+    names = sorted(path.name for path in (run / "samples" / "step_00000004").iterdir())
+    assert any("rain" in name or "tone" in name for name in names)
+    assert {Path(name).suffix for name in names} == {".wav", ".png"}
+    valid = [record for record in scalars(run) if "valid/loss" in record][-1]
+    assert valid["valid/loss_zero"] > 1  # of a flow: data and noise at unit variance make 2
+
+
+def test_training_touches_no_audio_once_the_latents_are_stored(
+    autoencoders: dict[str, Path], manifest: Path, tmp_path: Path
+) -> None:
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
+    for path in manifest.parent.iterdir():
+        (sounds / path.name).write_bytes(path.read_bytes())
+    recipe = write_system(tmp_path / "r.yaml", "lafma", autoencoders["mel"], sounds / "manifest.jsonl")
+    run = train(recipe, tmp_path / "run", "fit.steps=2", "latent_passes=2")
+    for path in sounds.glob("*.wav"):
+        path.write_bytes(b"")
+    train(recipe, run, "fit.steps=4", "latent_passes=2")
+    assert checkpoint.latest(run)[0] == 4  # type: ignore[index]
+    data = LatentDataset([run / "latents" / "pass_000", run / "latents" / "pass_001"])
+    assert len(data) == 16 and data.item(0, 0, 0).latents.shape == (4, 25, 8)
+    assert {data.item(0, epoch, 0).caption for epoch in range(9)} == set(data.captions(0))
+    with pytest.raises(InputError, match="latents made with other data settings"):
+        train(recipe, run, "fit.steps=6", "latent_passes=2", "seed=1")
+
+
+def test_a_bad_autoencoder_stops_the_run_with_the_figure(
+    lafma: Train, autoencoders: dict[str, Path], manifest: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        InputError, match=r"8 real clips with a log-mel distance of \d\.\d+, above max_rec.*=0.01"
+    ):
+        lafma("run", "max_reconstruction=0.01")
+    check = tmp_path / "run" / "latents" / "check"
+    assert checkpoint.read_json(check / "reconstruction.json")["mel"] > 0.01
+    assert len(list(check.glob("*_reconstructed.wav"))) == 4
+    assert not (tmp_path / "run" / "latents" / "settings.json").exists()
+    with pytest.raises(InputError, match="is not the one that system.mel_autoencoder describes"):
+        lafma("run", f"autoencoder={autoencoders['wave']}")
+    with pytest.raises(InputError, match="autoencoder=nowhere: .* train one first"):
+        lafma("run", "autoencoder=nowhere")
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_system_overfits_one_clip_and_samples_it_back(
+    name: str, autoencoders: dict[str, Path], manifest: Path, tmp_path: Path
+) -> None:
+    """Process, weights, network, average, saving and sampler agree, or what is drawn would be something else."""
+    noise = PROCESSES[name].prediction == "epsilon"
+    one = tmp_path / "one.jsonl"
+    line = manifest.read_text().splitlines()[1]
+    one.write_text(line.replace('"audio": "', f'"audio": "{manifest.parent}/'))
+    kind = "mel" if "mel_autoencoder" in RECIPES[name] else "wave"
+    recipe = write_system(tmp_path / "r.yaml", name, autoencoders[kind], one)
+    run = train(
+        recipe, tmp_path / "run", f"fit.steps={250 if noise else 80}", "fit.valid_every=0", "fit.save_every=0",
+        "condition_dropout=0", "fit.batch_size=8", "data.segment_s=0.2", "optim.lr=1e-2",
+    )  # fmt: skip
+    losses = trained(run, "train/loss")
+    assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
+    system, data = load_diffusers(run).system, LatentDataset([run / "latents" / "pass_000"])
+    clip = data.item(0, 0, 0).latents
+    known = system.conditioner.know([data.captions(0)[0]], torch.full((1,), 0.2))
+    sampler = SAMPLINGS[name].sampler
+    settings = Sampling("ddim" if sampler == "ddpm" else sampler, 20, guidance=1.0)
+    process = Process(PROCESSES[name])
+    with torch.no_grad():
+        # Noise predicted a little wrong is divided by alpha, which is small at first: such a system begins later.
+        later = Reference(torch.zeros(1, *clip.shape), 0.5) if noise else None
+        drawn = sample(
+            system.denoiser, process, settings, system.conditioner(known), clip.shape, [0], reference=later
+        )[0]
+    found = torch.corrcoef(torch.stack([drawn.flatten(), clip.flatten()]))[0, 1]
+    assert found > 0.6, (name, found, losses[-8:])
+
+
+def test_clap_of_the_audio_is_stored_with_the_latents_and_conditions(
+    autoencoders: dict[str, Path], manifest: Path, tmp_path: Path
+) -> None:
+    clap = write_clap(tmp_path / "clap", 20)
+    recipe = write_system(tmp_path / "r.yaml", "audioldm", autoencoders["mel"], manifest)
+    settings = (
+        "system.conditioner.vector=[clap]",
+        "system.conditioner.clap_dim=20",
+        f"system.conditioner.clap={clap}",
+    )
+    run = train(recipe, tmp_path / "run", *settings, "clap_of=audio", "fit.steps=2")
+    stored = LatentDataset([run / "latents" / "pass_000"]).item(3, 0, 0).clap
+    assert stored is not None and stored.shape == (20,) and stored.norm() == pytest.approx(1.0, abs=1e-4)
+    other = train(recipe, tmp_path / "text", *settings, "fit.steps=2")
+    assert scalars(run)[0]["train/loss"] != scalars(other)[0]["train/loss"]
+    with pytest.raises(InputError, match="clap_of is 'audio', but system.conditioner.clap names no model"):
+        train(recipe, tmp_path / "none", "clap_of=audio")
+
+
+def test_a_system_is_trained_on(lafma: Train, tmp_path: Path) -> None:
+    base = lafma("base", "fit.steps=2", "fit.ema_decay=0")
+    once = ("fit.steps=1", "optim.lr=1e-12", "fit.ema_decay=0", "fit.valid_every=0")
+    run = lafma("run", f"init_from={base}", "autoencoder=null", *once)
+    before, after = load_diffusers(base).system.state_dict(), load_diffusers(run).system.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(after[name], before[name], atol=1e-9) for name in before)
+
+
+def test_the_text_encoder_of_a_language_model_is_taken_and_stays(tmp_path: Path) -> None:
+    node = load_recipe("lafma_tiny")
+    built = build(task_of(node.task)[1], normalise(node, task_of(node.task)[0], []))
+    system = new_system(built, None, tmp_path)  # type: ignore[arg-type]
+    text = system.conditioner.text.embedded
+    given = checkpoint.load_tensors(checkpoint.weights_folder() / "lm_tiny" / "text")
+    assert torch.equal(text.output_proj.weight, given["output_proj.weight"].float())
+    assert not any(parameter.requires_grad for parameter in text.parameters())
+    assert all(parameter.requires_grad for parameter in system.denoiser.parameters())
+
+
+LATENT_RECIPES = [name for name in recipe_names() if load_recipe(name).task in ("diffusion", "autoencoder")]
+
+
+@pytest.mark.parametrize("name", LATENT_RECIPES)
+def test_every_recipe_builds(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"recipe={name}", "--print-config"]) == 0
+    printed = OmegaConf.create(capsys.readouterr().out)
+    written = load_recipe(name)
+    assert set(printed) == set(written), "a recipe is complete"
+    module, cls = task_of(written.task)
+    recipe = build(cls, normalise(written, module, []))
+    with torch.device("meta"):
+        model: Any = (
+            make(recipe.autoencoder) if written.task == "autoencoder" else denoiser(recipe.system.denoiser)
+        )
+    if name.endswith("_tiny"):
+        assert sum(parameter.numel() for parameter in model.parameters()) < 2e6
