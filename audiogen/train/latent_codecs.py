@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from audiogen import audio as audio_io
-from audiogen import checkpoint
+from audiogen import checkpoint, hub
 from audiogen.codec.losses import mel_distance
 from audiogen.config import build, to_plain
 from audiogen.diffusion.autoencoders import (
@@ -19,7 +19,7 @@ from audiogen.diffusion.autoencoders import (
     WaveformAutoencoder,
     WaveformAutoencoderConfig,
 )
-from audiogen.diffusion.convert import INDEX, load_diffusers
+from audiogen.diffusion.public import load_released
 from audiogen.errors import InputError
 from audiogen.interfaces import Batch
 
@@ -46,9 +46,15 @@ def save_autoencoder(directory: Path, autoencoder: Autoencoder, info: Mapping[st
 
 
 def load_autoencoder(name_or_directory: str) -> Autoencoder:
-    """What `save_autoencoder` wrote, bundled or in a directory, or the autoencoder of a whole system; frozen."""
-    if (Path(name_or_directory) / INDEX).is_file():
-        return load_diffusers(name_or_directory).system.autoencoder.eval().requires_grad_(False)
+    """What `save_autoencoder` wrote, bundled or in a directory, or the autoencoder of a whole system; frozen.
+
+    A system: a directory of ours or a released one, or a hub id.
+    """
+    path = Path(name_or_directory)
+    ours = name_or_directory in checkpoint.bundled_names() or (path / "model.safetensors").is_file()
+    on_hub = hub.is_hub_id(name_or_directory) and path.parts[0] != "runs"  # where runs of ours would be
+    if not ours and (path.is_dir() or on_hub):
+        return load_released(name_or_directory).system.autoencoder.eval().requires_grad_(False)
     try:
         directory = checkpoint.resolve(name_or_directory)
     except InputError as error:
