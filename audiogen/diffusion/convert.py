@@ -122,7 +122,7 @@ def load_diffusers(directory: str | Path, heads: tuple[int, ...] | None = None) 
 def _components(config: SystemConfig) -> list[str]:
     """Folders with weights that such a system has."""
     found = ["vae", denoiser_folder(config)]
-    if config.mel_autoencoder is not None:
+    if config.mel_autoencoder is not None and config.mel_autoencoder.vocoder is not None:
         found.append("vocoder")
     if config.conditioner.loa is not None:
         found += ["projection_model", "language_model"]
