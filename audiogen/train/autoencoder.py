@@ -63,7 +63,8 @@ class AutoencoderLossWeights:
 class AutoencoderRecipe:
     """A training run of a latent codec or its vocoder; `recipes/*_autoencoder_tiny.yaml` are complete examples.
 
-    trains: `vae`, the autoencoder itself; `vocoder`, that of the mel autoencoder of init_from, on real spectrograms.
+    trains: `vae`, the autoencoder itself; `decoder`, that of init_from's vae alone, so that denoisers trained on its
+    latents stay right while the sound gets better; `vocoder`, that of its mel autoencoder, on real spectrograms.
     out: run directory. init_from: autoencoder to start from, a directory of this task or of a whole system; its
     architecture is then taken, but for the vocoder's where a vocoder is trained.
     """
@@ -74,7 +75,7 @@ class AutoencoderRecipe:
     out: str = "runs/autoencoder"
     resume: Resume = "auto"
     init_from: str | None = None
-    trains: Literal["vae", "vocoder"] = "vae"
+    trains: Literal["vae", "decoder", "vocoder"] = "vae"
     mel_autoencoder: MelAutoencoderConfig | None = None
     waveform_autoencoder: WaveformAutoencoderConfig | None = None
     loss: AutoencoderLossWeights = field(default_factory=AutoencoderLossWeights)
@@ -91,6 +92,8 @@ class AutoencoderRecipe:
             self.mel_autoencoder is None or self.mel_autoencoder.vocoder is None
         ):
             raise InputError("trains: vocoder needs mel_autoencoder.vocoder")
+        if self.trains == "decoder" and not self.init_from:
+            raise InputError("trains: decoder trains that of init_from, which is not given")
         if self.fit.precision == "float16":
             raise InputError("fit.precision=float16 overflows in adversarial training; use bfloat16")
 
@@ -156,10 +159,11 @@ class AutoencoderTask:
         self.autoencoder = self.begin().to(device)
         self.sample_rate = self.autoencoder.sample_rate
         self.autoencoder.requires_grad_(False)
-        trained: Any = self.autoencoder.vae if recipe.trains == "vae" else self.autoencoder.vocoder
+        vae: Any = self.autoencoder.vae
+        trained: Any = self.autoencoder.vocoder if recipe.trains == "vocoder" else vae
         self.generator: nn.Module = trained
-        self.generator.requires_grad_(True)
-        self.makes_mel = recipe.trains == "vae" and isinstance(self.autoencoder, MelAutoencoder)
+        (vae.decoder if recipe.trains == "decoder" else self.generator).requires_grad_(True)
+        self.makes_mel = recipe.trains != "vocoder" and isinstance(self.autoencoder, MelAutoencoder)
         fit, loss = recipe.fit, recipe.loss
         self.optimizer = Optimizer([self.generator], recipe.optim, fit.steps)
         self.average = Average(self.generator, fit.ema_decay)
@@ -314,7 +318,7 @@ class AutoencoderTask:
         self.autoencoder.eval()
         with self.average.applied():
             unscaled = self.autoencoder.scale_factor.clone()
-            if self.recipe.trains == "vae":
+            if self.recipe.trains == "vae":  # or the latents are what they were
                 clips = [self.train.item(index, 0, 0) for index in range(min(8, len(self.train)))]
                 sound = collate_audio(clips).audio
                 assert sound is not None

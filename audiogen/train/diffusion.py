@@ -31,7 +31,7 @@ from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.errors import InputError
 from audiogen.interfaces import Batch, Condition
 from audiogen.train.ema import Average
-from audiogen.train.latent_codecs import check_reconstruction, kind_of, load_autoencoder
+from audiogen.train.latent_codecs import check_reconstruction, identity, kind_of, load_autoencoder
 from audiogen.train.latents import LatentBatch, LatentDataset, cache_latents, collate_latents
 from audiogen.train.lm import meanings, shuffle_captions, wordings
 from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices
@@ -123,7 +123,7 @@ def prepare(recipe: DiffusionRecipe, run: Path, device: torch.device) -> Prepare
     folder, size = run / "latents", recipe.fit.batch_size
     with distributed.first_process_first():
         checked = folder / "check" / "reconstruction.json"
-        if not checked.exists() or checkpoint.read_json(checked)["mel"] > recipe.max_reconstruction:
+        if not was_checked(checked, identity(autoencoder), recipe.max_reconstruction):
             clips = next(valid_batches(sets.valid or sets.train, CHECKED_CLIPS, 1))
             mel = check_reconstruction(autoencoder, clips, recipe.max_reconstruction, checked.parent)
             print(
@@ -148,6 +148,14 @@ def prepare(recipe: DiffusionRecipe, run: Path, device: torch.device) -> Prepare
         start.autoencoder = autoencoder
     task = DiffusionTask(recipe, start, wordings(data.valid), device)  # type: ignore[arg-type]
     return Prepared(task, data.train, data.valid, collate_latents)
+
+
+def was_checked(path: Path, autoencoder: str, bound: float) -> bool:
+    """Whether this autoencoder was found to be good enough before."""
+    if not path.exists():
+        return False
+    found = checkpoint.read_json(path)
+    return bool(found["autoencoder"] == autoencoder and found["mel"] <= bound)
 
 
 def new_system(recipe: DiffusionRecipe, train: LatentDataset, run: Path) -> LatentSystem:

@@ -74,6 +74,11 @@ def load_autoencoder(name_or_directory: str) -> Autoencoder:
     return autoencoder.eval().requires_grad_(False)
 
 
+def identity(autoencoder: Autoencoder) -> str:
+    """Changes with any of its weights."""
+    return checkpoint.identity(autoencoder.state_dict())
+
+
 @torch.no_grad()
 def reconstruct(autoencoder: Autoencoder, audio: Tensor) -> Tensor:
     """Audio [B, C, N] through the autoencoder -> [B, C, N], finite and within the range of sound files."""
@@ -92,7 +97,8 @@ def check_reconstruction(autoencoder: Autoencoder, batch: Batch, bound: float, f
     rate = autoencoder.sample_rate
     found = float(mel_distance(fake, real, rate).mean())
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(folder / "reconstruction.json", {"mel": found, "bound": bound, "clips": batch.keys})
+    contents = {"mel": found, "bound": bound, "clips": batch.keys, "autoencoder": identity(autoencoder)}
+    checkpoint.write_json(folder / "reconstruction.json", contents)
     for row in range(min(4, len(real))):
         for name, sound in ((f"{row}_original", real[row]), (f"{row}_reconstructed", fake[row])):
             if torch.isfinite(sound).all():

@@ -127,18 +127,20 @@ def cache_latents(
     """Encode the sets that `data` describes into `folder` -> the sets to train and validate on.
 
     embed: of audio, stored beside the latents. Raises InputError where `folder` holds latents of other data or of
-    another autoencoder.
+    another encoder.
     """
+    # The decoder may be a better one, trained on: latents are the encoder's.
+    encoder = {name: tensor for name, tensor in autoencoder.state_dict().items() if "decoder." not in name}
     settings = {
         "data": to_plain(replace(data, cache_mb=0)),
-        "autoencoder": checkpoint.identity(autoencoder.state_dict()),
+        "encoder": checkpoint.identity(encoder),
         "seed": seed,
         "clap": embed is not None,
     }
     written = folder / "settings.json"
     if written.exists() and checkpoint.read_json(written) != settings:
         raise InputError(
-            f"{folder} holds latents made with other data settings, autoencoder or seed; delete it or choose another "
+            f"{folder} holds latents made with other data settings, encoder or seed; delete it or choose another "
             "out="
         )
     checkpoint.write_json(written, settings)

@@ -194,6 +194,27 @@ def test_a_vocoder_is_trained_for_an_autoencoder_that_stays_as_it_is(
     assert list((run / "samples" / "step_00000006").glob("*_reconstructed.png"))
 
 
+def test_a_decoder_is_trained_on_and_latents_keep_their_meaning(
+    autoencoders: dict[str, Path], manifest: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "d.yaml", AUTOENCODER + MEL, manifest)
+    start = f"init_from={autoencoders['mel']}"
+    run = train(recipe, tmp_path / "d", start, "trains=decoder", "fit.steps=3", "fit.valid_every=0")
+    before, after = load_autoencoder(str(autoencoders["mel"])), load_autoencoder(str(run))
+    sound = torch.randn(1, 1, 500, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(after.encode(sound), before.encode(sound))
+    assert not torch.equal(after.decode(before.encode(sound)), before.decode(before.encode(sound)))
+    recipe_of_system = write_system(tmp_path / "s.yaml", "lafma", autoencoders["mel"], manifest)
+    system = train(recipe_of_system, tmp_path / "s", "fit.steps=1")
+    train(recipe_of_system, system, "fit.steps=2", f"autoencoder={run}")  # the latents stored serve on
+    vae = load_diffusers(system).system.autoencoder.vae.state_dict()
+    assert all(torch.equal(weight, vae[name]) for name, weight in after.vae.state_dict().items())
+    checked = checkpoint.read_json(system / "latents" / "check" / "reconstruction.json")
+    assert checked["autoencoder"] == checkpoint.identity(after.state_dict())
+    with pytest.raises(InputError, match="that of init_from, which is not given"):
+        train(recipe, tmp_path / "none", "trains=decoder")
+
+
 def test_a_denoiser_killed_in_a_save_resumes_bit_for_bit(lafma: Train, tmp_path: Path) -> None:
     whole = lafma("whole")
     killed = killed_and_resumed(lafma, tmp_path)
