@@ -103,7 +103,8 @@ def check_reconstruction(autoencoder: Autoencoder, batch: Batch, bound: float, f
         for name, sound in ((f"{row}_original", real[row]), (f"{row}_reconstructed", fake[row])):
             if torch.isfinite(sound).all():
                 audio_io.save(folder / f"{name}.wav", sound.cpu(), rate)
-                audio_io.save_spectrogram(folder / f"{name}.png", sound.cpu(), rate, name)
+    both = torch.cat([real[0], fake[0]], dim=-1).cpu()
+    audio_io.save_spectrogram(folder / "0.png", both, rate, "original, then reconstructed")
     if not found <= bound:  # also where it is not a number
         raise InputError(
             f"the autoencoder reconstructs {len(real)} real clips with a log-mel distance of {found:.3f}, above "
