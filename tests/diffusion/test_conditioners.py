@@ -149,3 +149,13 @@ def test_pooled_features_are_the_mean_of_average_and_maximum_in_order_of_time() 
         4, 5
     )  # the second step in time, the first in mel: number 1 * 2 + 0
     torch.testing.assert_close(pooled[1, 2], (square.mean(0) + square.amax(0)) / 2)
+
+
+def test_vectors_of_texts_of_one_length_are_generated_together_in_training() -> None:
+    torch.manual_seed(0)
+    conditioner = Conditioner(tiny("audioldm2").conditioner, train_vocabulary(CAPTIONS, 40)).eval()
+    known = conditioner.know([CAPTIONS[0], CAPTIONS[1], CAPTIONS[0], None])
+    alone = conditioner(known).cross[0].tokens
+    conditioner.training = True  # of itself alone: GPT-2 without dropout
+    torch.testing.assert_close(conditioner(known).cross[0].tokens, alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
