@@ -34,7 +34,15 @@ GENERATE = 'python -m audiogen.generate --text "a dog barks" --text "rain falls"
 SMALL = "fit.steps=1 fit.workers=0 fit.batch_size=2 fit.valid_batches=1 data.segment_s=0.5"
 RELEASED_TEXT = "--text-encoder release/text_encoder"
 BENCH = f"{shlex.quote(sys.executable)} $ROOT/tools/bench_generate.py --shape tiny --threads 1 --frames 6 --steps 2"
+LATENT = f"{SMALL} data.train=synth:4 data.valid=synth:2@100"
 COMMANDS: dict[str, str] = {
+    "python -m audiogen.train recipe=mel_autoencoder_tiny": f"... {LATENT}",
+    # after one step the check would refuse the autoencoder
+    "python -m audiogen.train recipe=lafma_tiny": f"... {LATENT} max_reconstruction=100",
+    (
+        'python -m audiogen.generate --model runs/lafma_tiny --text "rain falls" --steps 25 --sampler euler '
+        "--guidance 3"
+    ): "... --steps 2 --duration 0.5",
     "python tools/bench_generate.py --shape small": f"{BENCH} --rounds 1 --models packed-float32 packed-int8",
     (
         "python tools/bench_generate.py --shape medium --threads 2 --models transformers-float32 native-bfloat16 "
