@@ -15,17 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audiogen.distributed import has_packed_products
+
 # By their size at packing: oneDNN chooses the order for it. Others run, too.
 TYPICAL_FRAMES = 250
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN has kernels for it."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or (
-        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    return device.type == "cpu" and has_packed_products(dtype)
 
 
 @runtime_checkable

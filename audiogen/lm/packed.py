@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from audiogen import checkpoint
+from audiogen.distributed import has_packed_products
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.model import Read, TokenLM, reader
@@ -79,7 +80,7 @@ Product = Callable[[Tensor], Tensor]  # float32 [rows, inputs] -> float32 [rows,
 
 
 def _pack_float(weight: Tensor) -> Product:
-    if not _has_onednn():
+    if not has_packed_products(weight.dtype):
         return lambda x: nn.functional.linear(x, weight)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
@@ -121,10 +122,6 @@ def _pack_int8(weight: Tensor) -> Product:
         return torch.ops.quantized.linear_dynamic(rows, packed, reduce_range)[:-1] * largest
 
     return product
-
-
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _has_vnni() -> bool:
