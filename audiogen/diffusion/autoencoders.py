@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from audiogen.diffusion.griffin_lim import griffin_lim
 from audiogen.diffusion.mel import MelConfig, log_mel
+from audiogen.diffusion.snake import use_snakes
 from audiogen.diffusion.vocoder import VocoderConfig, vocode, vocoder
 from audiogen.errors import InputError
 
@@ -212,7 +213,7 @@ class MelAutoencoder(nn.Module):
 
 
 class WaveformAutoencoder(nn.Module):
-    """AutoencoderOobleck on samples."""
+    """AutoencoderOobleck on samples, its activations by `snake.Snake`."""
 
     scale_factor: Tensor
 
@@ -230,6 +231,7 @@ class WaveformAutoencoder(nn.Module):
                 audio_channels=config.channels,
                 sampling_rate=config.sample_rate,
             )
+        use_snakes(self.vae)
         self.register_buffer("scale_factor", torch.tensor(config.scale_factor))
 
     @property
