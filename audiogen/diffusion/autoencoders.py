@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiogen.diffusion.griffin_lim import griffin_lim
+from audiogen.diffusion.mdct import compress, expand, inverse_mdct, mdct, mdct_basis
 from audiogen.diffusion.mel import MelConfig, log_mel
 from audiogen.diffusion.snake import use_snakes
 from audiogen.diffusion.vocoder import VocoderConfig, vocode, vocoder
@@ -106,12 +107,14 @@ class MelAutoencoderConfig:
 class WaveformAutoencoderConfig:
     """Oobleck, a convolutional VAE on samples; the defaults are Stable Audio Open's, 156 M parameters.
 
-    channels: of the audio. latent_dim: D, half the width of the encoder's first layer, which diffusers ties to it.
-    width: of the decoder's last layer.
+    channels: of the audio. bands: 1 for a network on samples; more for one on that many bands of an MDCT, compressed,
+    which is a tenth of the work, but no network that diffusers' pipelines could decode. latent_dim: D, half the width
+    of the encoder's first layer, which diffusers ties to it. width: of the decoder's last layer.
     """
 
     sample_rate: int = 44100
     channels: int = 2
+    bands: int = 1
     latent_dim: int = 64
     width: int = 128
     multiples: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -123,6 +126,8 @@ class WaveformAutoencoderConfig:
             raise InputError(
                 f"multiples {self.multiples} and strides {self.strides} must be as many, at least one"
             )
+        if self.bands != 1 and (self.bands < 2 or self.bands % 2):
+            raise InputError(f"bands is {self.bands}; it must be 1 (samples) or an even number of MDCT bands")
         if any(stride < 2 or stride % 2 for stride in self.strides):
             raise InputError(
                 f"strides is {self.strides}; each must be even, so that decoding gives a multiple of their product"
@@ -132,7 +137,7 @@ class WaveformAutoencoderConfig:
     @property
     def hop_length(self) -> int:
         """Samples for each latent frame."""
-        return math.prod(self.strides)
+        return self.bands * math.prod(self.strides)
 
 
 class MelAutoencoder(nn.Module):
@@ -213,9 +218,10 @@ class MelAutoencoder(nn.Module):
 
 
 class WaveformAutoencoder(nn.Module):
-    """AutoencoderOobleck on samples, its activations by `snake.Snake`."""
+    """AutoencoderOobleck on samples or on MDCT bands, its activations by `snake.Snake`."""
 
     scale_factor: Tensor
+    basis: Tensor | None
 
     def __init__(self, config: WaveformAutoencoderConfig):
         super().__init__()
@@ -228,10 +234,15 @@ class WaveformAutoencoder(nn.Module):
                 channel_multiples=list(config.multiples),
                 decoder_channels=config.width,
                 decoder_input_channels=config.latent_dim,
-                audio_channels=config.channels,
+                audio_channels=config.channels * config.bands,
                 sampling_rate=config.sample_rate,
             )
         use_snakes(self.vae)
+        # New latents have a spread of 0.05 instead of 0.7, or the decoder cannot hear them and learns to do without.
+        self.vae.encoder.conv2.bias.data[config.latent_dim :].fill_(-3.0)
+        self.register_buffer(
+            "basis", mdct_basis(config.bands) if config.bands > 1 else None, persistent=False
+        )
         self.register_buffer("scale_factor", torch.tensor(config.scale_factor))
 
     @property
@@ -255,7 +266,9 @@ class WaveformAutoencoder(nn.Module):
 
     def posterior(self, audio: Tensor) -> Any:
         """[B, C, N] -> the distribution of its latents, not scaled; has mean, std, sample, mode, kl."""
-        return self.vae.encode(_whole_frames(audio, self.channels, self.hop_length)).latent_dist
+        whole = _whole_frames(audio, self.channels, self.hop_length)
+        seen = whole if self.basis is None else compress(mdct(whole, self.basis))
+        return self.vae.encode(seen).latent_dist
 
     def encode(self, audio: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """[B, C, N] -> latents [B, D, T]; the posterior's mean, or a sample of it where a generator is given."""
@@ -263,7 +276,12 @@ class WaveformAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, D, T] -> audio [B, C, T * hop_length]."""
-        return self.vae.decode(latents / self.scale_factor).sample
+        return self.decode_unscaled(latents / self.scale_factor)
+
+    def decode_unscaled(self, latents: Tensor) -> Tensor:
+        """As `decode`, of latents as the posterior gives them."""
+        made = self.vae.decode(latents).sample
+        return made if self.basis is None else inverse_mdct(expand(made), self.basis)
 
     def fit_scale(self, latents: Tensor) -> float:
         """Set the scale so that these latents [B, D, T], as `encode` gave them, get unit variance; returns it."""

@@ -48,7 +48,8 @@ class AutoencoderLossWeights:
     """Factors of the losses' sum, as the released systems have them; 0 turns a loss off.
 
     spectrum: mean absolute error of the log-mel where that is what is made, `multi_scale_mel` of audio. waveform_l1:
-    of audio alone. kl: of the latents' distribution from a unit normal, mean over its numbers, in nats.
+    of audio alone. kl: of the latents' distribution from a unit normal, mean over its numbers, in nats. mel_windows,
+    mel_floor: of `multi_scale_mel`; below the floor all magnitudes are alike.
     """
 
     spectrum: float = 1.0
@@ -57,6 +58,7 @@ class AutoencoderLossWeights:
     adversarial: float = 0.1
     feature_matching: float = 1.0
     mel_windows: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    mel_floor: float = 1e-5
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class AutoencoderTask:
             posterior = autoencoder.posterior(mel)
             return Made(autoencoder.vae.decode(posterior.sample()).sample, mel, mean_kl(posterior))
         posterior = autoencoder.posterior(audio)
-        fake = autoencoder.vae.decode(posterior.sample()).sample
+        fake = autoencoder.decode_unscaled(posterior.sample())
         return Made(fake[..., : audio.shape[-1]], audio, mean_kl(posterior))
 
     @torch.no_grad()
@@ -256,9 +258,10 @@ class AutoencoderTask:
         """How far what was made is from what it should be."""
         if self.makes_mel:
             return {"spectrum": (fake - real).abs().mean()}
-        windows = self.recipe.loss.mel_windows
-        losses = {"spectrum": multi_scale_mel(fake, real, self.sample_rate, windows)}
-        if self.recipe.loss.waveform_l1:
+        loss = self.recipe.loss
+        mel = multi_scale_mel(fake, real, self.sample_rate, loss.mel_windows, floor=loss.mel_floor)
+        losses = {"spectrum": mel}
+        if loss.waveform_l1:
             losses["waveform_l1"] = (fake - real).abs().mean()
         return losses
 

@@ -1,0 +1,58 @@
+"""The modified discrete cosine transform: audio as coefficients of overlapping frames, as many as samples, and back.
+
+A network on 64 bands of 250 Hz does a small part of the work of one on 16,000 samples a second. Princen and Bradley
+(1986) with a sine window.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def mdct_basis(num_bands: int) -> Tensor:
+    """Windowed cosines [num_bands, 2 num_bands]; frames of them, num_bands apart, are an orthonormal basis."""
+    n = torch.arange(2 * num_bands, dtype=torch.float64) + 0.5
+    k = torch.arange(num_bands, dtype=torch.float64)[:, None] + 0.5
+    window = torch.sin(math.pi * n / (2 * num_bands))
+    cosines = torch.cos(math.pi / num_bands * (n + num_bands / 2) * k)
+    return (math.sqrt(2 / num_bands) * window * cosines).float()
+
+
+def mdct(audio: Tensor, basis: Tensor) -> Tensor:
+    """Audio [B, C, N] -> coefficients [B, C * bands, N / bands], float32; N is a multiple of the even number of bands.
+
+    The first and the last half frame overlap with nothing, and come back with their mirror image on top.
+    """
+    bands = len(basis)
+    with torch.autocast(audio.device.type, enabled=False):
+        rows = rearrange(audio.float(), "b c n -> (b c) 1 n")
+        frames = F.conv1d(rows, basis[:, None], stride=bands, padding=bands // 2)
+    return rearrange(frames, "(b c) m t -> b (c m) t", c=audio.shape[1])
+
+
+def inverse_mdct(coefficients: Tensor, basis: Tensor) -> Tensor:
+    """Coefficients [B, C * bands, T] -> audio [B, C, T * bands], float32."""
+    bands = len(basis)
+    with torch.autocast(coefficients.device.type, enabled=False):
+        frames = rearrange(coefficients.float(), "b (c m) t -> (b c) m t", m=bands)
+        audio = F.conv_transpose1d(frames, basis[:, None], stride=bands, padding=bands // 2)
+    return rearrange(audio, "(b c) 1 n -> b c n", b=len(coefficients))
+
+
+def compress(coefficients: Tensor) -> Tensor:
+    """Square roots with the sign kept, times 4, which makes about 1 of what is loud: half the range in dB.
+
+    Silence is then near, and what is quiet is not too small for the network's activations to bend.
+    """
+    return 4.0 * coefficients.sign() * coefficients.abs().sqrt()
+
+
+def expand(compressed: Tensor) -> Tensor:
+    """Undo `compress`, in float32."""
+    compressed = compressed.float()
+    return compressed * compressed.abs() / 16.0
