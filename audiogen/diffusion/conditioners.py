@@ -241,6 +241,32 @@ class Conditioner(nn.Module):
             empty = dataclasses.replace(empty, loa=empty.text.tokens.new_zeros(shape))
         return self(dataclasses.replace(known, text=empty.text, clap=empty.clap, loa=empty.loa))
 
+    def loa_vectors(self, known: Known, true: Tensor | None = None) -> Tensor:
+        """The "language of audio" of B sounds [B, length, width], generated; see `LoaGenerator`.
+
+        true: the vectors of these sounds; each of what is returned is then what GPT-2 expects after the true ones
+        before it. Each text goes through without padding: positions would count it.
+        """
+        text = _given(known.text, "loa")
+        clap = known.clap if self.pooled is None else self._pooled(text)
+        assert self.loa is not None and clap is not None
+        lengths = text.mask.sum(dim=1)
+        # In training those of one length go through at once, which is faster; otherwise a row's rounding is its own.
+        groups = (
+            [lengths == length for length in lengths.unique()]
+            if self.training
+            else torch.eye(len(lengths)).bool()
+        )
+        vectors = clap.new_empty(len(lengths), self.loa.config.length, self.loa.config.width)
+        for rows in groups:
+            length = int(lengths[rows][0])
+            same = Condition(text.tokens[rows, :length], text.mask[rows, :length])
+            if true is None:
+                vectors[rows] = self.loa.generate(clap[rows], same).to(vectors.dtype)
+            else:
+                vectors[rows] = self.loa.predict(clap[rows], same, true[rows]).to(vectors.dtype)
+        return vectors
+
     def _empty(self, known: Known, padded: bool) -> Known:
         """Features of the empty text, for as many rows as `known` has; padded: to the length of each row's text."""
         text = clap = None
@@ -262,8 +288,7 @@ class Conditioner(nn.Module):
         if piece == "text":
             return self._text(_given(known.text, piece))
         if piece == "loa":
-            vectors = self._loa(known) if known.loa is None else known.loa
-            return _counted(vectors)
+            return _counted(self.loa_vectors(known) if known.loa is None else known.loa)
         return _counted(self._seconds(piece, known))
 
     def _vector(self, piece: str, known: Known) -> Tensor:
@@ -301,25 +326,6 @@ class Conditioner(nn.Module):
                 return self.seconds(start_seconds=seconds).seconds_start_hidden_states
             return self.seconds(end_seconds=seconds).seconds_end_hidden_states
         return self.seconds(seconds)
-
-    def _loa(self, known: Known) -> Tensor:
-        """Generated, each text without padding: positions would count it."""
-        text = _given(known.text, "loa")
-        clap = known.clap if self.pooled is None else self._pooled(text)
-        assert self.loa is not None and clap is not None
-        lengths = text.mask.sum(dim=1)
-        # In training those of one length go through at once, which is faster; otherwise a row's rounding is its own.
-        groups = (
-            [lengths == length for length in lengths.unique()]
-            if self.training
-            else torch.eye(len(lengths)).bool()
-        )
-        vectors = clap.new_empty(len(lengths), self.loa.config.length, self.loa.config.width)
-        for rows in groups:
-            length = int(lengths[rows][0])
-            same = Condition(text.tokens[rows, :length], text.mask[rows, :length])
-            vectors[rows] = self.loa.generate(clap[rows], same).to(vectors.dtype)
-        return vectors
 
 
 def _given(value: Any, piece: str) -> Any:

@@ -98,6 +98,22 @@ def pool_features(features: Tensor, factor: int = 8) -> Tensor:
 
     The mean of average and maximum over factor x factor places (AudioLDM 2, section III-C).
     """
-    grid = features.movedim(-1, 1)  # [B, D, T, M]
-    pooled = (F.avg_pool2d(grid, factor) + F.max_pool2d(grid, factor)) / 2
+    pooled = _pool(features.movedim(-1, 1), features.shape[1] // factor, features.shape[2] // factor)
     return pooled.flatten(2).transpose(1, 2)
+
+
+def pool_latents(latents: Tensor, length: int, width: int) -> Tensor:
+    """Latents [B, D, T, M] or [B, D, T] -> vectors to learn without AudioMAE [B, length, width], in order of time.
+
+    Each is of one of `length` segments of time, and holds D numbers for each of width / D bands: the mean of average
+    and maximum, as with AudioMAE's features.
+    """
+    grid = latents if latents.dim() == 4 else latents[..., None]
+    pooled = _pool(grid, length, width // grid.shape[1])
+    return pooled.permute(0, 2, 1, 3).flatten(2)
+
+
+def _pool(grid: Tensor, num_times: int, num_bands: int) -> Tensor:
+    """[B, D, T, M] -> [B, D, num_times, num_bands]"""
+    size = (num_times, num_bands)
+    return (F.adaptive_avg_pool2d(grid, size) + F.adaptive_max_pool2d(grid, size)) / 2

@@ -32,8 +32,9 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Batch, Condition
 from audiogen.train.ema import Average
 from audiogen.train.latent_codecs import check_reconstruction, identity, kind_of, load_autoencoder
-from audiogen.train.latents import LatentBatch, LatentDataset, cache_latents, collate_latents
+from audiogen.train.latents import Feature, LatentBatch, LatentDataset, cache_latents, collate_latents
 from audiogen.train.lm import meanings, shuffle_captions, wordings
+from audiogen.train.loa import LoaTraining, mixed_vectors, true_vectors
 from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices
 from audiogen.train.optim import OptimConfig, Optimizer
 from audiogen.train.origin import new_text
@@ -49,9 +50,10 @@ class DiffusionRecipe:
     kind: which system it is like, as `process.PROCESSES` names them; decides how it is sampled by default.
     autoencoder: whose latents are learned: a bundled one, a directory of `task: autoencoder`, or of a whole system; it
     is not trained. text_from: language model whose embedded text encoder is taken and not trained; null trains the
-    embedded one from nothing. out: run directory. resume: auto goes on from a checkpoint in `out` if there is one.
-    init_from: system to start from, own or released (directory or hub id); system, kind, process and autoencoder are
-    then taken from it. clap_of: what the CLAP embedding that conditions is of, in training; mixed flips a coin a clip.
+    embedded one, from nothing or on. out: run directory. resume: auto goes on from a checkpoint in `out` if there is
+    one. init_from: system to start from, own or released (directory or hub id); system, kind, process and autoencoder
+    are then taken from it. clap_of: what the CLAP embedding that conditions is of, in training; mixed flips a coin a
+    clip. loa: how GPT-2 is trained on vectors of the sounds; null, and it learns from the denoiser's loss alone.
     condition_dropout: share of the clips trained without their condition, for guidance; drawn per clip. latent_passes:
     passes over the data stored as latents before training, in the run directory. max_reconstruction: log-mel distance
     of real clips from what the autoencoder makes of them, above which nothing is trained. sampling: of samples.
@@ -70,6 +72,7 @@ class DiffusionRecipe:
     process: ProcessConfig = field(default_factory=ProcessConfig)
     sampling: Sampling = field(default_factory=Sampling)
     clap_of: Literal["text", "audio", "mixed"] = "text"
+    loa: LoaTraining | None = None
     condition_dropout: float = 0.1
     latent_passes: int = 1
     max_reconstruction: float = 1.0
@@ -87,8 +90,12 @@ class DiffusionRecipe:
             raise InputError("give autoencoder= for a new denoiser, or init_from= with autoencoder=null")
         if self.clap_of != "text" and self.system.conditioner.clap is None:
             raise InputError(f"clap_of is {self.clap_of!r}, but system.conditioner.clap names no model")
-        if self.text_from and (self.init_from or not self._embedded):
-            raise InputError("text_from needs system.conditioner.text.encoder=embedded and no init_from")
+        if self.text_from and not self._embedded:
+            raise InputError("text_from needs system.conditioner.text.encoder=embedded")
+        if self.loa is not None and "loa" not in self.system.conditioner.uses:
+            raise InputError(
+                "loa is for a system with a stream of loa in system.conditioner.cross; set it null"
+            )
 
     @property
     def _embedded(self) -> bool:
@@ -131,21 +138,24 @@ def prepare(recipe: DiffusionRecipe, run: Path, device: torch.device) -> Prepare
                 f"(at most {recipe.max_reconstruction:g}): {checked.parent}",
                 file=sys.stderr,
             )
-        embed = None
+        features = {}
         if recipe.clap_of != "text":
             clap = start.conditioner.clap if start else Clap(recipe.system.conditioner.clap)
             rate = autoencoder.sample_rate
-
-            def embed(audio: Tensor) -> Tensor:
-                return clap.embed_audio(audio, rate)
-
+            features["clap"] = Feature(True, lambda audio, _: clap.embed_audio(audio, rate))
+        if recipe.loa is not None:
+            assert recipe.system.conditioner.loa is not None
+            shape = autoencoder.latent_shape(recipe.data.segment_s)
+            features["loa"] = true_vectors(recipe.loa, recipe.system.conditioner.loa, shape)
         data = cache_latents(
-            sets, recipe.data, autoencoder, embed, folder, recipe.latent_passes, recipe.seed, size,
+            sets, recipe.data, autoencoder, features, folder, recipe.latent_passes, recipe.seed, size,
             recipe.fit.workers,
         )  # fmt: skip
     if start is None:
         start = new_system(recipe, data.train, run)
         start.autoencoder = autoencoder
+    elif recipe.text_from:
+        keep_text(start, recipe)
     task = DiffusionTask(recipe, start, wordings(data.valid), device)  # type: ignore[arg-type]
     return Prepared(task, data.train, data.valid, collate_latents)
 
@@ -162,12 +172,7 @@ def new_system(recipe: DiffusionRecipe, train: LatentDataset, run: Path) -> Late
     """A system with new weights; its embedded text encoder is that of text_from, or new with a new vocabulary."""
     text, given = recipe.system.conditioner.text, None
     if recipe.text_from:
-        given = T5Conditioner.load(checkpoint.resolve(recipe.text_from) / "text")
-        if given.config != text:
-            raise InputError(
-                f"system.conditioner.text is not that of text_from={recipe.text_from}; make it "
-                f"{to_plain(given.config)}"
-            )
+        given = given_text(recipe)
     elif text is not None and text.embedded:
         given = new_text(text, train, run, recipe.seed)  # type: ignore[arg-type]
     vocabulary = None
@@ -181,6 +186,29 @@ def new_system(recipe: DiffusionRecipe, train: LatentDataset, run: Path) -> Late
         system.conditioner.text.embedded.load_state_dict(given.state_dict())
         system.conditioner.text.requires_grad_(not recipe.text_from)
     return system
+
+
+def given_text(recipe: DiffusionRecipe) -> T5Conditioner:
+    """The text encoder of text_from; InputError where it is not the one that the system's config describes."""
+    given = T5Conditioner.load(checkpoint.resolve(str(recipe.text_from)) / "text")
+    if given.config != recipe.system.conditioner.text:
+        raise InputError(
+            f"system.conditioner.text is not that of text_from={recipe.text_from}; make it {to_plain(given.config)}"
+        )
+    return given
+
+
+def keep_text(system: LatentSystem, recipe: DiffusionRecipe) -> None:
+    """Freeze the text encoder of a system that is trained on; InputError where it is not that of text_from."""
+    given = given_text(recipe)
+    text = system.conditioner.text
+    assert text is not None and text.embedded is not None
+    if checkpoint.identity(text.embedded.state_dict()) != checkpoint.identity(given.state_dict()):
+        raise InputError(
+            f"the text encoder of init_from={recipe.init_from} is not that of text_from={recipe.text_from}; with "
+            "text_from=null it is trained on"
+        )
+    text.requires_grad_(False)
 
 
 class DiffusionTask:
@@ -199,6 +227,8 @@ class DiffusionTask:
         self.process = Process(recipe.process)
         self.conditioner = system.conditioner
         system.autoencoder.requires_grad_(False)
+        self.loa = recipe.loa
+        system.denoiser.requires_grad_(not self._loa_only)
         self.model = nn.ModuleDict({"denoiser": system.denoiser, "conditioner": system.conditioner})
         fit = recipe.fit
         self.forward = torch.compile(system.denoiser) if fit.compile else system.denoiser
@@ -206,10 +236,16 @@ class DiffusionTask:
         self.average = Average(self.model, fit.ema_decay)
         self.meanings = meanings(valid_captions)
 
+    @property
+    def _loa_only(self) -> bool:
+        """Whether this is GPT-2's stage."""
+        return self.loa is not None and self.loa.only
+
     def step(self, batch: Batch, step: int) -> dict[str, float]:
         """One update: `train/loss` is the weighted squared error of what the denoiser gives for noised latents.
 
-        Times, noise and what is dropped are drawn for the whole batch: how it is divided changes nothing.
+        `train/loa` is GPT-2's own loss, and `train/loss`, too, where it trains alone. Times, noise, what is dropped and
+        who is given true vectors are drawn for the whole batch: how it is divided changes nothing.
         """
         assert isinstance(batch, LatentBatch)
         self.model.train()
@@ -222,18 +258,35 @@ class DiffusionTask:
             torch.rand(len(t), generator=random)
             < {"text": 0.0, "mixed": 0.5, "audio": 1.0}[self.recipe.clap_of]
         )
-        total = torch.zeros((), device=self.device)
+        is_true = torch.rand(len(t), generator=random) < self.loa.true_share if self.loa else None
+        totals: dict[str, Tensor] = {}
         for rows in row_slices(len(t), self.recipe.fit.accumulate):
             known = self.know(batch, batch.captions[rows], rows, from_audio[rows])
+            losses: dict[str, Tensor] = {}  # of each row [B]
             with autocast(self.device, self.recipe.fit.precision):
-                routes = self.conditioner(known)
-                if not keep[rows].all():
-                    routes = drop(routes, keep[rows].to(self.device), self.conditioner.null(known))
-                errors = self.errors(batch.latents[rows], noise[rows], t[rows], routes)  # [B]
-            loss = (self.process.weight(t[rows]).to(self.device) * errors).sum() / len(t)
-            self.optimizer.backward(loss)
-            total += loss.detach()
-        metrics = {"loss": total.item(), **self.optimizer.step(step)}
+                if self.loa is not None:
+                    assert batch.loa is not None and is_true is not None
+                    true = batch.loa[rows].to(self.device)
+                    losses["loa"] = self.loa.distance(self.conditioner.loa_vectors(known, true), true)
+                    if not self.loa.only:
+                        generated = self.conditioner.loa_vectors(known)
+                        known = dataclasses.replace(known, loa=mixed_vectors(true, generated, is_true[rows]))
+                if self._loa_only:
+                    losses["loss"] = losses["loa"]
+                else:
+                    routes = self.conditioner(known)
+                    if not keep[rows].all():
+                        routes = drop(routes, keep[rows].to(self.device), self.conditioner.null(known))
+                    errors = self.errors(batch.latents[rows], noise[rows], t[rows], routes)
+                    losses["loss"] = self.process.weight(t[rows]).to(self.device) * errors
+            means = {name: each.sum() / len(t) for name, each in losses.items()}
+            if self.loa is not None and not self.loa.only:
+                self.optimizer.backward(means["loss"] + self.loa.weight * means["loa"])
+            else:
+                self.optimizer.backward(means["loss"])
+            for name, mean in means.items():
+                totals[name] = totals.get(name, 0) + mean.detach()
+        metrics = {name: total.item() for name, total in totals.items()} | self.optimizer.step(step)
         self.average.update()
         return {f"train/{name}": value for name, value in metrics.items()}
 
@@ -272,7 +325,9 @@ class DiffusionTask:
 
         `valid/loss` is with the right caption, `valid/loss_shuffled` with the caption of a clip that sounds different,
         `valid/loss_none` without a condition; `valid/loss_zero` is that of predicting 0. What the text is worth to the
-        model is the difference of the first two.
+        model is the difference of the first two. GPT-2's loss is `valid/loa`, or `_shuffled`; `valid/loa_generated` is
+        the distance of what it generates from the true vectors, to be compared with `valid/loa_mean`, that of their
+        mean. Where it trains alone, `valid/loss` is `valid/loa`.
         """
         self.model.eval()
         seen = [batch for batch in batches if isinstance(batch, LatentBatch)]
@@ -289,6 +344,10 @@ class DiffusionTask:
                 for number, batch in enumerate(seen):
                     texts, remaining = remaining[: len(batch.keys)], remaining[len(batch.keys) :]
                     known = self.know(batch, texts)
+                    if self.loa is not None and name != "loss_none":
+                        known = self.validate_loa(known, batch, name, values)
+                    if self._loa_only:
+                        continue
                     routes = self.conditioner.null(known) if name == "loss_none" else self.conditioner(known)
                     random = torch.Generator().manual_seed(seed_for("valid", number))
                     for _ in range(VALID_DRAWS):
@@ -298,16 +357,34 @@ class DiffusionTask:
                         if name == "loss":
                             target = self.process.target(batch.latents, noise, t)
                             values.setdefault("loss_zero", []).append(target.square().flatten(1).mean(1))
-        return {f"valid/{name}": torch.cat(each).mean().item() for name, each in values.items()}
+        if self.loa is not None:
+            true = torch.cat([batch.loa for batch in seen if batch.loa is not None])
+            values["loa_mean"] = [self.loa.distance(true.mean(dim=0, keepdim=True), true)]
+        metrics = {f"valid/{name}": torch.cat(each).mean().item() for name, each in values.items()}
+        return metrics if self.loa is None else {"valid/loss": metrics["valid/loa"], **metrics}
+
+    def validate_loa(
+        self, known: Known, batch: LatentBatch, name: str, values: dict[str, list[Tensor]]
+    ) -> Known:
+        """Validate GPT-2 on what is known of a batch -> the same with the vectors that it generates."""
+        assert self.loa is not None and batch.loa is not None
+        true = batch.loa.to(self.device)
+        found = {name.replace("loss", "loa"): self.conditioner.loa_vectors(known, true)}
+        generated = self.conditioner.loa_vectors(known)
+        if name == "loss":
+            found["loa_generated"] = generated
+        for kind, vectors in found.items():
+            values.setdefault(kind, []).append(self.loa.distance(vectors, true).cpu())
+        return dataclasses.replace(known, loa=generated)
 
     @torch.no_grad()
     def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """Sounds [C, N] generated for the first four captions of the validation clips that differ."""
+        """Sounds [C, N] generated for the first four validation captions that differ; none in GPT-2's stage."""
         captions: list[str | None] = []
         for batch in batches:
             captions += [text for text in dict.fromkeys(batch.captions) if text and text not in captions]
         captions = captions[:4]
-        if not captions:
+        if not captions or self._loa_only:
             return {}
         self.model.eval()
         duration_s = self.recipe.data.segment_s

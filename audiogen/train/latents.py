@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,18 +31,25 @@ from audiogen.train.log import bar_interval_s
 from audiogen.train.tokens import read_items
 
 ITEMS_A_SHARD = 256
-EmbedAudio = Callable[[Tensor], Tensor]  # audio [B, C, N] -> [B, E]
+
+
+class Feature(NamedTuple):
+    """What is stored of a sound beside its latents. made_by: what it depends on, as JSON has it."""
+
+    made_by: Any
+    of: Callable[[Tensor, Tensor], Tensor]  # audio [B, C, N] and its latents -> [B, ...]
 
 
 @dataclass(frozen=True)
 class LatentBatch(Batch):
-    """A batch without audio. latents: float32 [B, D, T] or [B, D, T, M]. clap: of the audio [B, E], or None.
+    """A batch without audio. latents: float32 [B, D, T] or [B, D, T, M]. lengths: in samples.
 
-    lengths: in samples.
+    Features of the audio, or None: clap [B, E]; loa, the vectors that GPT-2 learns [B, length, width].
     """
 
     latents: Tensor
     clap: Tensor | None
+    loa: Tensor | None
 
 
 class LatentItem(NamedTuple):
@@ -50,6 +57,7 @@ class LatentItem(NamedTuple):
 
     latents: Tensor
     clap: Tensor | None
+    loa: Tensor | None
     caption: str | None
     key: str
     length: int
@@ -86,15 +94,16 @@ class LatentDataset:
         shard, wordings = self._open[path], row["captions"]
         random = torch.Generator().manual_seed(seed_for("item", seed, epoch, index))
         caption = wordings[int(draw(random, 0, 1) * len(wordings))] if wordings else None
-        clap = shard.get_slice("clap")[place] if "clap" in shard.keys() else None  # noqa: SIM118  no mapping
-        return LatentItem(
-            shard.get_slice("latents")[place].float(), clap, caption, row["key"], row["num_samples"]
-        )
+        names = shard.keys()
+        clap, loa = (shard.get_slice(name)[place] if name in names else None for name in ("clap", "loa"))
+        latents = shard.get_slice("latents")[place].float()
+        return LatentItem(latents, clap, loa, caption, row["key"], row["num_samples"])
 
 
 def collate_latents(items: Sequence[LatentItem]) -> LatentBatch:
     """Items of one length -> LatentBatch: the `collate` of `AudioLoader` for latents."""
     claps = [item.clap for item in items if item.clap is not None]
+    vectors = [item.loa for item in items if item.loa is not None]
     return LatentBatch(
         audio=None,
         codes=None,
@@ -103,6 +112,7 @@ def collate_latents(items: Sequence[LatentItem]) -> LatentBatch:
         keys=[item.key for item in items],
         latents=torch.stack([item.latents for item in items]),
         clap=torch.stack(claps) if claps else None,
+        loa=torch.stack(vectors) if vectors else None,
     )
 
 
@@ -117,7 +127,7 @@ def cache_latents(
     sets: Split,
     data: DataConfig,
     autoencoder: Autoencoder,
-    embed: EmbedAudio | None,
+    features: Mapping[str, Feature],
     folder: Path,
     num_passes: int,
     seed: int,
@@ -126,8 +136,8 @@ def cache_latents(
 ) -> LatentSplit:
     """Encode the sets that `data` describes into `folder` -> the sets to train and validate on.
 
-    embed: of audio, stored beside the latents. Raises InputError where `folder` holds latents of other data or of
-    another encoder.
+    features: stored beside the latents, by name, clap or loa. Raises InputError where `folder` holds latents of other
+    data, of another encoder, or with other features.
     """
     # The decoder may be a better one, trained on: latents are the encoder's.
     encoder = {name: tensor for name, tensor in autoencoder.state_dict().items() if "decoder." not in name}
@@ -135,30 +145,31 @@ def cache_latents(
         "data": to_plain(replace(data, cache_mb=0)),
         "encoder": checkpoint.identity(encoder),
         "seed": seed,
-        "clap": embed is not None,
+        "clap": False,
+        **{name: feature.made_by for name, feature in features.items()},
     }
     written = folder / "settings.json"
     if written.exists() and checkpoint.read_json(written) != settings:
         raise InputError(
-            f"{folder} holds latents made with other data settings, encoder or seed; delete it or choose another "
-            "out="
+            f"{folder} holds latents made with other data settings, encoder, seed or features (clap_of, loa); delete "
+            "it or choose another out="
         )
     checkpoint.write_json(written, settings)
     checkpoint.clean(folder)
     passes = [folder / f"pass_{number:03d}" for number in range(num_passes)]
     for number, directory in enumerate(passes):
         name = f"latents, pass {number + 1} of {num_passes}"
-        _encode(sets.train, autoencoder, embed, directory, number, seed, batch_size, workers, name)
+        _encode(sets.train, autoencoder, features, directory, number, seed, batch_size, workers, name)
     if sets.valid is not None:
         directory, name = folder / "valid", "latents, validation"
-        _encode(sets.valid, autoencoder, embed, directory, 0, VALID_SEED, batch_size, workers, name)
+        _encode(sets.valid, autoencoder, features, directory, 0, VALID_SEED, batch_size, workers, name)
     return LatentSplit(LatentDataset(passes), LatentDataset([folder / "valid"]) if sets.valid else None)
 
 
 def _encode(
     dataset: AudioDataset,
     autoencoder: Autoencoder,
-    embed: EmbedAudio | None,
+    features: Mapping[str, Feature],
     directory: Path,
     epoch: int,
     seed: int,
@@ -185,10 +196,12 @@ def _encode(
                 if items:
                     audio = torch.stack([item.audio for _, item in items]).to(device)  # [B, C, N]
                     with torch.no_grad():
-                        # float16: latents have unit variance, and carry far less than its 11 bits
-                        parts.setdefault("latents", []).append(autoencoder.encode(audio).half().cpu())
-                    if embed is not None:
-                        parts.setdefault("clap", []).append(embed(audio).float().cpu())
+                        latents = autoencoder.encode(audio)
+                        found = {name: feature.of(audio, latents) for name, feature in features.items()}
+                    # float16: latents have unit variance, and carry far less than its 11 bits
+                    parts.setdefault("latents", []).append(latents.half().cpu())
+                    for key, each in found.items():
+                        parts.setdefault(key, []).append(each.float().cpu())
                     rows += [_row(dataset, index, item) for index, item in items]
                 bar.update(len(batch))
             if rows:

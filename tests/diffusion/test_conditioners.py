@@ -10,7 +10,7 @@ from audiogen.conditioning import encoder
 from audiogen.conditioning.t5 import TextConfig
 from audiogen.conditioning.vocabulary import train_vocabulary
 from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig, Known, SecondsConfig
-from audiogen.diffusion.loa import LoaConfig, LoaGenerator, pool_features
+from audiogen.diffusion.loa import LoaConfig, LoaGenerator, pool_features, pool_latents
 from audiogen.interfaces import Condition
 from tests import random_t5
 from tests.diffusion.tiny_systems import CAPTIONS, RECIPES, tiny
@@ -149,6 +149,18 @@ def test_pooled_features_are_the_mean_of_average_and_maximum_in_order_of_time() 
         4, 5
     )  # the second step in time, the first in mel: number 1 * 2 + 0
     torch.testing.assert_close(pooled[1, 2], (square.mean(0) + square.amax(0)) / 2)
+
+
+def test_pooled_latents_are_segments_of_time_and_bands_of_each_channel() -> None:
+    latents = torch.randn(2, 3, 6, 4)  # B, D, T, M
+    pooled = pool_latents(latents, 2, 6)
+    assert pooled.shape == (2, 2, 6)
+    square = latents[
+        1, 2, 3:6, 0:2
+    ]  # the last channel in the second half of time, the lower half of the bins
+    torch.testing.assert_close(pooled[1, 1, 2 * 2], (square.mean() + square.amax()) / 2)
+    flat = latents[..., 0]  # [B, D, T]
+    torch.testing.assert_close(pool_latents(flat, 3, 3), pool_latents(flat[..., None], 3, 3))
 
 
 def test_vectors_of_texts_of_one_length_are_generated_together_in_training() -> None:
