@@ -177,12 +177,15 @@ def add_latent_options(parser: argparse.ArgumentParser) -> None:
     """Of latent-diffusion systems."""
     latent = parser.add_argument_group("latent diffusion only")
     latent.add_argument(
-        "--steps", type=int, metavar="N", help="of the sampler (default: the authors', 50 to 200)"
+        "--steps",
+        type=int,
+        metavar="N",
+        help="of the sampler (default: the model's own, or the authors', 50 to 200)",
     )
     latent.add_argument(
         "--sampler",
         metavar="NAME",
-        help="ddim, ddpm, dpm++, dpm++sde, or for flows euler, heun (default: the authors')",
+        help="ddim, ddpm, dpm++, dpm++sde, or for flows euler, heun (default: the model's own, or the authors')",
     )
     latent.add_argument(
         "--candidates",

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 from audiogen import audio as audio_io
 from audiogen import checkpoint, distributed, hub, requests
-from audiogen.config import build, to_plain
+from audiogen.config import to_plain
 from audiogen.diffusion import convert, public, public_stable_audio, routes
 from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.clap import Clap
 from audiogen.diffusion.conditioners import Conditioner
 from audiogen.diffusion.manipulate import inpaint_mask, super_resolution_mask
-from audiogen.diffusion.process import PROCESSES, Process, ProcessConfig
+from audiogen.diffusion.process import PROCESSES, Process, process_of
 from audiogen.diffusion.public_files import Released, read_settings
 from audiogen.diffusion.routes import Routes
 from audiogen.diffusion.sample import SAMPLINGS, Reference, Sampling, rerank, sample
@@ -63,12 +63,8 @@ class LatentGenerator:
         where = distributed.choose_device(device)
         self.dtype = _choose_dtype(dtype, where)
         self.system, self.name, self.notes = released.system, released.name, released.notes
-        if self.name not in PROCESSES:
-            raise InputError(
-                f"a system of the kind {self.name!r} is not known; known: {', '.join(PROCESSES)}"
-            )
-        config = to_plain(PROCESSES[self.name]) | released.process
-        self.process = Process(build(ProcessConfig, config, where="process"))
+        self.process = Process(process_of(self.name, released.process))
+        self._sampling = released.sampling or SAMPLINGS[self.name]
         self._clap = clap
         self.window_s = window_s
         self.system.autoencoder.to(where)
@@ -131,19 +127,19 @@ class LatentGenerator:
 
     @property
     def default_steps(self) -> int:
-        """The authors'."""
-        return SAMPLINGS[self.name].steps
+        """Those of the recipe that trained it, or else the authors'."""
+        return self._sampling.steps
 
     @property
     def guidance(self) -> float:
-        """The authors' weight of the text."""
-        return SAMPLINGS[self.name].guidance
+        """Weight of the text, of the recipe that trained it, or else the authors'."""
+        return self._sampling.guidance
 
     def sampling(
         self, steps: int | None = None, sampler: str | None = None, guidance: float | None = None
     ) -> Sampling:
-        """The authors' way to sample, with what is given in its place; InputError where that cannot be."""
-        own = SAMPLINGS[self.name]
+        """Its recipe's way to sample, or else the authors', with what is given; InputError where that cannot be."""
+        own = self._sampling
         chosen = dataclasses.replace(
             own,
             sampler=own.sampler if sampler is None else sampler,
@@ -155,7 +151,7 @@ class LatentGenerator:
         return chosen
 
     def steps_at_most(self, steps: int) -> int:
-        """The largest number up to `steps` that the authors' sampler can take."""
+        """The largest number up to `steps` that its own sampler can take."""
         for number in range(steps, 1, -1):
             try:
                 return self.sampling(number).steps
@@ -196,15 +192,17 @@ class LatentGenerator:
             for key, value in to_plain(self.process.config).items()
             if value != getattr(PROCESSES[self.name], key)
         }
-        convert.save_diffusers(directory, self.system, self.name, config)
+        own = None if self._sampling == SAMPLINGS[self.name] else self._sampling
+        convert.save_diffusers(directory, self.system, self.name, config, sampling=own)
         if self.window_s is not None:
             path = Path(directory) / convert.SYSTEM
             checkpoint.write_json(path, checkpoint.read_json(path) | {"window_s": self.window_s})
 
     def identity(self) -> str:
-        """16 hex digits that change with any weight, the process and the number type."""
+        """16 hex digits that change with any weight, the process, the sampling and the number type."""
         weights = checkpoint.identity(self.system.state_dict())
-        parts = [weights, self.name, self.process.config, self.system.config, self.window_s, str(self.dtype)]
+        parts = [weights, self.name, self.process.config, self.system.config, self._sampling, self.window_s]
+        parts.append(str(self.dtype))
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @torch.no_grad()
@@ -230,7 +228,8 @@ class LatentGenerator:
         """Texts to audio [B, C, N], or with `edit` another sound made of a given one.
 
         texts, duration_s, seed, negative: as in `AudioGen.generate`. guidance: weight of the text (classifier-free
-        guidance); 1 is none, None the authors'. steps, sampler: see `diffusion.samplers`; None are the authors'.
+        guidance); 1 is none. steps, sampler: see `diffusion.samplers`. None of the three is the recipe's that trained
+        the system, or else the authors'.
         candidates: so many sounds are made of each row, and the one kept whose CLAP embedding is nearest to its
         text's. The first has the row's seed.
         """

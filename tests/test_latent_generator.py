@@ -1,6 +1,7 @@
 """Latent-diffusion systems as generators: rows by themselves, sounds made of others, candidates, released files."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from audiogen.conditioning.vocabulary import train_vocabulary
 from audiogen.diffusion.clap import Clap
 from audiogen.diffusion.public import load_released
 from audiogen.diffusion.public_files import Released
-from audiogen.diffusion.sample import SAMPLINGS
+from audiogen.diffusion.sample import SAMPLINGS, Sampling
 from audiogen.diffusion.systems import LatentSystem
 from audiogen.errors import InputError
 from audiogen.evaluate.cost import SteppedGenerator
@@ -216,6 +217,48 @@ def test_saved_and_opened_it_makes_the_same_sound(name: str, systems, tmp_path: 
     assert again.identity() == systems[name].identity()
     expected = systems[name].generate(["rain"], 0.1, steps=2)
     assert torch.equal(again.generate(["rain"], 0.1, steps=2), expected)
+
+
+def test_its_own_sampling_is_the_default_and_travels(tmp_path: Path) -> None:
+    own, authors = Sampling("heun", 3, 1.5), LatentGenerator(make("lafma"), "cpu")
+    generator = LatentGenerator(dataclasses.replace(make("lafma"), sampling=own), "cpu")
+    assert generator.sampling() == own and (generator.default_steps, generator.guidance) == (3, 1.5)
+    assert generator.sampling(7, "euler", 2.0) == Sampling("euler", 7, 2.0)
+    generator.save_pretrained(tmp_path / "a")
+    again = generators.load(tmp_path / "a", "cpu")
+    again.save_pretrained(tmp_path / "b")
+    for found in (again, generators.load(tmp_path / "b", "cpu")):
+        assert found.sampling() == own and found.identity() == generator.identity()
+    sound = again.generate(["rain"], 0.1)
+    asked = {"steps": 3, "sampler": "heun", "guidance": 1.5}
+    assert torch.equal(sound, authors.generate(["rain"], 0.1, **asked))
+    assert not torch.equal(sound, again.generate(["rain"], 0.1, steps=2))
+    assert generator.identity() != authors.identity()
+    authors.save_pretrained(tmp_path / "authors")  # theirs is not written: as in a released directory
+    assert "sampling" not in json.loads((tmp_path / "authors" / "system.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        ({"steps": 0}, "0 sampling steps"),
+        ({"sampler": "ddim"}, "'ddim' does not fit a flow process; use euler or heun"),
+        ({"steps": 25.5}, "sampling.steps"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"step": 3}, "did you mean 'steps'"),
+        (7, "sampling is 7; a dict is needed"),
+    ],
+)
+def test_a_sampling_that_cannot_be_is_refused_when_it_is_opened(
+    sampling: object, said: str, tiny_latent: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_latent, tmp_path / "m")
+    path = tmp_path / "m" / "system.json"
+    given = {"sampler": "euler", **sampling} if isinstance(sampling, dict) else sampling
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sampling": given}))
+    with pytest.raises(InputError, match=said) as caught:
+        generators.load(tmp_path / "m", "cpu")
+    assert "system.json" in str(caught.value)
 
 
 def test_a_system_that_lacks_a_component_is_refused(systems, tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ from audiogen.config import build, to_plain
 from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.clap import Clap, quiet
 from audiogen.diffusion.convert_configs import denoiser_folder, pipeline_of, read_pipeline, scheduler_config
+from audiogen.diffusion.process import process_of
 from audiogen.diffusion.public_files import Released, empty, fill, read_settings, read_weights
+from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.errors import InputError
 
@@ -46,11 +48,13 @@ def save_diffusers(
     name: str,
     process: Mapping[str, Any],
     encoders: bool = True,
+    sampling: Sampling | None = None,
 ) -> None:
     """Write a system; model_index.json comes last, so that a new directory is whole or no model.
 
-    name, process: as in `Released`, for the scheduler and for whoever loads it. encoders: store frozen text encoders as
-    well, which are opened for it; without them the directory names them, and diffusers' pipelines do not open it.
+    name, process, sampling: as in `Released`, for the scheduler and for whoever loads it. encoders: store frozen text
+    encoders as well, which are opened for it; without them the directory names them, and diffusers' pipelines do not
+    open it.
     """
     directory = Path(directory)
     conditioner, autoencoder = system.conditioner, system.autoencoder
@@ -81,6 +85,8 @@ def save_diffusers(
     config = to_plain(system.config)
     config[_autoencoder_key(system.config)]["scale_factor"] = scale
     contents = {"config": config, "name": name, "process": dict(process)}
+    if sampling is not None:
+        contents["sampling"] = to_plain(sampling)
     checkpoint.write_json(directory / SYSTEM, contents)
     checkpoint.write_json(directory / INDEX, {"_class_name": pipeline_of(system.config), **classes})
 
@@ -92,11 +98,15 @@ def load_diffusers(directory: str | Path, heads: tuple[int, ...] | None = None) 
     / 32, and / 64 for AudioLDM-L, but converted models say 8 at every level.
     """
     directory = Path(directory)
-    index = read_settings(directory / INDEX)
+    index, sampling = read_settings(directory / INDEX), None
     if (directory / SYSTEM).is_file():
         own = read_settings(directory / SYSTEM)
         config = build(SystemConfig, own.get("config", dict), where=str(directory / SYSTEM))
         name, process = own.get("name", str), own.get("process", dict)
+        if "sampling" in own.contents:
+            where = f"{directory / SYSTEM}: sampling"
+            sampling = build(Sampling, own.get("sampling", dict), where)
+            sampling.check(process_of(name, process, str(directory / SYSTEM)), where)
     else:
         config, name, process = read_pipeline(directory, index)
     notes: tuple[str, ...] = ()
@@ -116,7 +126,7 @@ def load_diffusers(directory: str | Path, heads: tuple[int, ...] | None = None) 
     frozen = _frozen_text(directory, index.contents)
     system = empty(lambda: LatentSystem(config, vocabulary, frozen, clap))
     _fill(directory, system)
-    return Released(system.eval(), name, dict(process), notes)
+    return Released(system.eval(), name, dict(process), notes, sampling)
 
 
 def _components(config: SystemConfig) -> list[str]:

@@ -8,11 +8,14 @@ prediction (2202.00512), flow matching (2210.02747), min-SNR weights (2303.09556
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from audiogen.config import build, to_plain
 from audiogen.errors import InputError
 
 PREDICTIONS = {"ddpm": ("epsilon", "v"), "cosine_v": ("v",), "flow": ("velocity",)}
@@ -93,6 +96,13 @@ PROCESSES = {
     "lafma": ProcessConfig("flow", "velocity", one_is="data", t_min=1e-3, time_scale=999.0),
     "tangoflux": ProcessConfig("flow", "velocity", time_sampling="logit_normal"),
 }
+
+
+def process_of(name: str, changes: Mapping[str, Any], where: str = "process") -> ProcessConfig:
+    """That of a system of the kind `name`, with what its files say in place; InputError naming what is not known."""
+    if name not in PROCESSES:
+        raise InputError(f"a system of the kind {name!r} is not known; known: {', '.join(PROCESSES)}")
+    return build(ProcessConfig, to_plain(PROCESSES[name]) | dict(changes), where=where)
 
 
 class Process:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from audiogen import checkpoint
 from audiogen.config import load_recipe, plain
 from audiogen.diffusion.public_names import Source
+from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import LatentSystem
 from audiogen.errors import InputError
 from audiogen.pickles import read_pickle
@@ -28,13 +29,15 @@ class Released:
     """A system as its authors released it, in evaluation mode, float32.
 
     name: of its kind, as `process.PROCESSES` has them. process: what the files say of its process, by the names of
-    `process.ProcessConfig`. notes: what was chosen where a file leaves a choice, a line each.
+    `process.ProcessConfig`. notes: what was chosen where a file leaves a choice, a line each. sampling: how it is
+    sampled unless told otherwise; None is as its authors do.
     """
 
     system: LatentSystem
     name: str
     process: dict[str, Any]
     notes: tuple[str, ...] = ()
+    sampling: Sampling | None = None
 
 
 class Settings:

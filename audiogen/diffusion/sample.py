@@ -5,13 +5,14 @@ A network is any `denoise(x_t, t, routes) -> prediction`; what it predicts and w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from audiogen.diffusion.process import Process
+from audiogen.diffusion.process import Process, ProcessConfig
 from audiogen.diffusion.routes import Routes, num_rows, stack
 from audiogen.diffusion.samplers import Sampler, make_sampler
 from audiogen.errors import InputError
@@ -28,6 +29,17 @@ class Sampling:
     steps: int = 200
     guidance: float = 3.5
     eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.guidance):
+            raise InputError(f"guidance is {self.guidance}; it must be a number, 1 for none")
+
+    def check(self, process: ProcessConfig, where: str) -> None:
+        """Raise InputError naming `where` unless latents of that process can be drawn so."""
+        try:
+            make_sampler(Process(process), self.sampler, self.steps, self.eta)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
 
 
 # As the authors of each system sample; Stable Audio's is of third order there.

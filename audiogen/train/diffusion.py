@@ -23,7 +23,7 @@ from audiogen.data.seeds import seed_for
 from audiogen.diffusion.clap import Clap
 from audiogen.diffusion.conditioners import Known
 from audiogen.diffusion.convert import save_diffusers
-from audiogen.diffusion.process import PROCESSES, Process, ProcessConfig
+from audiogen.diffusion.process import PROCESSES, Process, ProcessConfig, process_of
 from audiogen.diffusion.public import load_released
 from audiogen.diffusion.routes import Routes, drop
 from audiogen.diffusion.sample import Sampling, sample
@@ -56,7 +56,8 @@ class DiffusionRecipe:
     clip. loa: how GPT-2 is trained on vectors of the sounds; null, and it learns from the denoiser's loss alone.
     condition_dropout: share of the clips trained without their condition, for guidance; drawn per clip. latent_passes:
     passes over the data stored as latents before training, in the run directory. max_reconstruction: log-mel distance
-    of real clips from what the autoencoder makes of them, above which nothing is trained. sampling: of samples.
+    of real clips from what the autoencoder makes of them, above which nothing is trained. sampling: of samples, and of
+    whoever opens the model and does not say otherwise.
     """
 
     data: DataConfig
@@ -96,6 +97,7 @@ class DiffusionRecipe:
             raise InputError(
                 "loa is for a system with a stream of loa in system.conditioner.cross; set it null"
             )
+        self.sampling.check(self.process, "sampling")
 
     @property
     def _embedded(self) -> bool:
@@ -109,7 +111,7 @@ INHERITED = ("system", "kind", "process")  # keys that init_from decides
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The inherited keys of a recipe that trains a system on, own or released."""
     found = load_released(recipe["init_from"])
-    process = dataclasses.replace(PROCESSES[found.name], **found.process)
+    process = process_of(found.name, found.process)
     return {"system": to_plain(found.system.config), "kind": found.name, "process": to_plain(process)}
 
 
@@ -410,7 +412,14 @@ class DiffusionTask:
         """Write the whole system, averaged where averaging is on; frozen encoders by name."""
         with self.average.applied():
             process = to_plain(self.recipe.process)
-            save_diffusers(directory, self.system, self.recipe.kind, process, encoders=False)
+            save_diffusers(
+                directory,
+                self.system,
+                self.recipe.kind,
+                process,
+                encoders=False,
+                sampling=self.recipe.sampling,
+            )
         checkpoint.write_json(directory / "info.json", dict(info))
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from audiogen import audio, checkpoint
+from audiogen import audio, checkpoint, generators
 from audiogen.config import build, load_recipe, recipe_names
 from audiogen.diffusion.convert import load_diffusers
 from audiogen.diffusion.denoisers import denoiser
@@ -239,8 +239,26 @@ def test_a_run_is_a_model_with_averaged_weights(lafma: Train, autoencoders: dict
     names = sorted(path.name for path in (run / "samples" / "step_00000004").iterdir())
     assert any("rain" in name or "tone" in name for name in names)
     assert {Path(name).suffix for name in names} == {".wav", ".png"}
+    assert generators.load(run, "cpu").sampling() == Sampling("euler", 3)  # the recipe's, also without asking
     valid = [record for record in scalars(run) if "valid/loss" in record][-1]
     assert valid["valid/loss_zero"] > 1  # of a flow: data and noise at unit variance make 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("sampling.steps=0", "sampling: 0 sampling steps"),
+        ("sampling.sampler=ddim", "sampling: the sampler 'ddim' does not fit a flow process"),
+        ("sampling.eta=0.5", "sampling: eta is 0.5 and the sampler 'euler'"),
+        ("sampling.guidance=.inf", "sampling: guidance is inf"),
+    ],
+)
+def test_a_sampling_that_the_process_cannot_take_is_refused_at_once(
+    setting: str, said: str, lafma: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=said):
+        lafma("run", setting)
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_touches_no_audio_once_the_latents_are_stored(
