@@ -13,12 +13,17 @@ import soundfile
 import torch
 
 from audiogen import AudioGen, audio, generators
+from audiogen.conditioning.vocabulary import train_vocabulary
+from audiogen.diffusion.convert import save_diffusers
+from audiogen.diffusion.sample import SAMPLINGS, Sampling
+from audiogen.diffusion.systems import LatentSystem
 from audiogen.errors import run_command
 from audiogen.generate import Job, main, parse_arguments, plan
 from audiogen.latent_generator import LatentGenerator
 from audiogen.lm import lora, native
 from tests import random_t5
 from tests.diffusion.tiny_encoders import write_clap
+from tests.diffusion.tiny_systems import CAPTIONS, tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -348,6 +353,78 @@ def test_latent_diffusion_by_the_same_verb(run, tiny_latent: Path) -> None:
     assert Path("a/0_1_a_dog_barks.wav").read_bytes() != Path("c/0_1_a_dog_barks.wav").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories of systems as training leaves them, which between them have every component; random, not to hear."""
+    found = {}
+    for name in ("audioldm2", "stable_audio", "tangoflux"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            system = LatentSystem(tiny(name), train_vocabulary(CAPTIONS, 40))
+        found[name] = tmp_path_factory.mktemp(name)
+        save_diffusers(found[name], system, name, {}, sampling=Sampling(SAMPLINGS[name].sampler, 2))
+    return found
+
+
+def refused(done: tuple[int, list[str], list[str]]) -> str:
+    """The one line of a command that refuses what it was given, and has written nothing."""
+    status, out, err = done
+    assert (status, out, len(err)) == (2, [], 1), err
+    assert err[0].startswith("error: ") and files() == []
+    return err[0]
+
+
+@pytest.mark.parametrize("name", ["audioldm2", "stable_audio", "tangoflux"])
+def test_a_system_without_one_of_its_components_or_half_of_it(
+    run, latents: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    """Each is named in one line: folders, weights and the two files at the top."""
+    words = ("--text", "rain")
+    assert run(*words, "--out", "../whole.wav", model=latents[name])[0] == 0
+    half = tmp_path / "half"
+    for part in sorted(latents[name].iterdir()):
+        shutil.copytree(latents[name], half)
+        shutil.rmtree(half / part.name) if part.is_dir() else (half / part.name).unlink()
+        said = refused(run(*words, model=half))
+        # without the system's own settings, the index says too little, or names a pipeline with other parts
+        assert part.name in said or part.name == "system.json", said
+        shutil.rmtree(half)
+    components = {"vae", "text", "scheduler", "system.json", "model_index.json"}
+    extra = {"audioldm2": {"vocoder", "unet", "projection_model", "language_model", "conditioner"}}
+    extra |= {
+        "stable_audio": {"transformer", "projection_model"},
+        "tangoflux": {"transformer", "conditioner"},
+    }
+    assert {part.name for part in latents[name].iterdir()} == components | extra[name]
+    for path in sorted(latents[name].rglob("*.safetensors")):
+        shutil.copytree(latents[name], half)
+        cut = half / path.relative_to(latents[name])
+        cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        assert str(cut) in refused(run(*words, model=half))
+        shutil.rmtree(half)
+    for path in ("system.json", "model_index.json"):
+        for contents in ("", "{", "[]", "{}", '{"config": 7}'):
+            shutil.copytree(latents[name], half)
+            (half / path).write_text(contents)
+            if path == "system.json" or contents[:1] != "{" or contents == "{":
+                assert path in refused(run(*words, model=half))
+            shutil.rmtree(half)
+
+
+@pytest.mark.parametrize(("name", "component"), [("audioldm2", "vocoder"), ("stable_audio", "vae")])
+def test_components_of_different_sample_rates(
+    run, latents: dict[str, Path], name: str, component: str, tmp_path: Path
+) -> None:
+    """They would sound at a wrong pitch; a sound to begin from is resampled, see below."""
+    shutil.copytree(latents[name], tmp_path / "mixed")
+    path = tmp_path / "mixed" / component / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"sampling_rate": 22050}))
+    said = refused(run("--text", "rain", model=tmp_path / "mixed"))
+    rate = settings["sampling_rate"]
+    assert f"{path}: sampling_rate is 22050 Hz, but {rate} Hz in system.json; the {component} is of" in said
+
+
 def test_a_sound_made_of_another(run, tiny_latent: Path, tmp_path: Path) -> None:
     clip = 0.3 * torch.sin(torch.arange(3200) / 4.0)[None]  # 0.2 s
     audio.save("clip.wav", clip, 16000)
@@ -385,6 +462,7 @@ def test_a_sound_made_of_another(run, tiny_latent: Path, tmp_path: Path) -> None
         ("--steps 0", "0 sampling steps; at least 1 is needed"),
         ("--steps=-3", "-3 sampling steps"),
         ("--init clip.wav --strength 1.2", "strength is 1.2; it must be from 0"),
+        ("--init clip.wav --strength=-0.1", "strength is -0.1; it must be from 0"),
         ("--init clip.wav --strength nan", "strength is nan"),
         ("--init clip.wav", "--init needs --strength, --inpaint or --upsample"),
         ("--init none.wav --upsample", "none.wav: cannot be opened"),
@@ -397,6 +475,10 @@ def test_a_sound_made_of_another(run, tiny_latent: Path, tmp_path: Path) -> None
             "0.05 s to 0.3 s; it must ascend and lie within the sound, 0 to 0.2",
         ),
         ("--init clip.wav --inpaint 0.1:0.05", "it must ascend"),
+        ("--init clip.wav --inpaint=-0.1:0.1", "-0.1 s to 0.1 s; it must ascend and lie within"),
+        ("--init clip.wav --inpaint 5:6", "5 s to 6 s; it must ascend and lie within the sound, 0 to 0.2"),
+        ("--init clip.wav --inpaint a:b", "--inpaint is 'a:b'; give A:B in seconds"),
+        ("--init clip.wav --inpaint 0:nan", "it must ascend"),
         ("--init clip.wav --inpaint 0.1", "--inpaint is '0.1'; give A:B in seconds"),
         ("--init clip.wav --inpaint 0:0.1 --upsample", "choose one"),
         ("--init clip.wav --upsample --duration 0.3", "has 0.2 s and 0.3 s are to be made"),

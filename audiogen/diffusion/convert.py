@@ -117,8 +117,10 @@ def load_diffusers(directory: str | Path, heads: tuple[int, ...] | None = None) 
         notes = (f"attention heads {unet.heads}: {'as given' if heads else f'those of {directory.name}'}",)
     elif heads is not None:
         raise InputError(f"{directory} holds no UNet of AudioLDM, AudioLDM 2 or LAFMA; leave heads out")
-    for folder in _components(config):
+    listed = [key for key, value in index.contents.items() if _is_listed(key, value)]
+    for folder in [*_components(config), *listed]:
         _required(directory / folder, directory)
+    _check_rates(directory, config)
     vocabulary = None
     if config.conditioner.text is not None and config.conditioner.text.embedded:
         vocabulary = _required(directory / TEXT / t5.VOCABULARY_FILE, directory).read_bytes()
@@ -139,6 +141,19 @@ def _components(config: SystemConfig) -> list[str]:
     elif "seconds_start" in config.conditioner.uses:
         found.append("projection_model")
     return found
+
+
+def _check_rates(directory: Path, config: SystemConfig) -> None:
+    """Raise InputError where a component says another sample rate than the system: it is of another model."""
+    rate, where = config.sample_rate, SYSTEM if (directory / SYSTEM).is_file() else "the others"
+    for folder in ("vae", "vocoder"):
+        path = directory / folder / "config.json"
+        found = read_settings(path).get("sampling_rate", int, rate) if path.is_file() else rate
+        if found != rate:
+            raise InputError(
+                f"{path}: sampling_rate is {found} Hz, but {rate} Hz in {where}; the {folder} is of another model: "
+                "copy the directory again, as a whole"
+            )
 
 
 def _fill(directory: Path, system: LatentSystem) -> None:
@@ -271,6 +286,11 @@ def _clap(directory: Path, index: Mapping[str, Any]) -> Clap | None:
     model = _required(directory / folder, directory)
     tokenizer = _required(directory / folder.replace("text_encoder", "tokenizer"), directory)
     return Clap(str(model), tokenizer=str(tokenizer), extractor=str(directory / "feature_extractor"))
+
+
+def _is_listed(key: str, value: Any) -> bool:
+    """Whether an entry of the index is a component that is there; optional ones may be [null, null]."""
+    return not key.startswith("_") and isinstance(value, list) and value[-1:] != [None]
 
 
 def _is(value: Any, name: str) -> bool:

@@ -42,6 +42,10 @@ def pipeline_of(config: SystemConfig) -> str:
 def read_pipeline(directory: Path, index: Settings) -> tuple[SystemConfig, str, dict[str, Any]]:
     """Our configuration of a released pipeline, the name of its kind, and what its scheduler says of the process."""
     kind = index.get("_class_name", str)
+    if kind == "DiffusionPipeline":  # what ours are to diffusers where it has no pipeline for them
+        raise InputError(
+            f"{directory} lacks system.json, without which its components say too little; copy it again"
+        )
     if kind not in PIPELINES:
         raise InputError(
             f"{index.where}: _class_name is {kind!r}; read are {', '.join(PIPELINES)}, and our own"

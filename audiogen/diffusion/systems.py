@@ -77,6 +77,12 @@ class SystemConfig:
         return found
 
     @property
+    def sample_rate(self) -> int:
+        """Hz, of the autoencoder."""
+        found = self.autoencoder
+        return found.mel.sample_rate if isinstance(found, MelAutoencoderConfig) else found.sample_rate
+
+    @property
     def denoiser(self) -> DenoiserConfig:
         """The one that is given."""
         found = self.audio_unet or self.text_unet or self.dit or self.flux

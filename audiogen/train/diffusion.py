@@ -31,7 +31,13 @@ from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.errors import InputError
 from audiogen.interfaces import Batch, Condition
 from audiogen.train.ema import Average
-from audiogen.train.latent_codecs import check_reconstruction, identity, kind_of, load_autoencoder
+from audiogen.train.latent_codecs import (
+    check_reconstruction,
+    differences,
+    identity,
+    kind_of,
+    load_autoencoder,
+)
 from audiogen.train.latents import Feature, LatentBatch, LatentDataset, cache_latents, collate_latents
 from audiogen.train.lm import meanings, shuffle_captions, wordings
 from audiogen.train.loa import LoaTraining, mixed_vectors, true_vectors
@@ -125,8 +131,8 @@ def prepare(recipe: DiffusionRecipe, run: Path, device: torch.device) -> Prepare
         wanted, scale_factor=1.0
     ):
         raise InputError(
-            f"autoencoder={recipe.autoencoder} is not the one that system.{kind_of(wanted)} describes; make that "
-            f"{to_plain(autoencoder.config)}"
+            f"autoencoder={recipe.autoencoder} is not the one that system.{kind_of(wanted)} describes: "
+            f"{differences(autoencoder.config, wanted)}; change the recipe, or give another"
         )
     sets = open_data(recipe.data, autoencoder.sample_rate, autoencoder.channels)
     folder, size = run / "latents", recipe.fit.batch_size

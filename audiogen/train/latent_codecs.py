@@ -38,6 +38,24 @@ def kind_of(config: AutoencoderConfig) -> str:
     return next(kind for kind, cls in KINDS.items() if isinstance(config, cls))
 
 
+def differences(own: AutoencoderConfig, wanted: AutoencoderConfig) -> str:
+    """In what an autoencoder differs from the one that a recipe describes, but for its scale: the first three."""
+    if type(own) is not type(wanted):
+        return f"it is a {kind_of(own)}"
+    found = _differences(to_plain(own), to_plain(wanted))
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _differences(own: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in wanted:
+        if isinstance(own[key], dict) and isinstance(wanted[key], dict):
+            found += _differences(own[key], wanted[key], f"{key}.")
+        elif own[key] != wanted[key] and key != "scale_factor":
+            found.append(f"{prefix}{key} is {own[key]} there and {wanted[key]} here")
+    return found
+
+
 def save_autoencoder(directory: Path, autoencoder: Autoencoder, info: Mapping[str, Any]) -> None:
     """Write a model directory of the autoencoder alone."""
     config = to_plain(autoencoder.config) | {"scale_factor": float(autoencoder.scale_factor)}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, ClapTextModelWithProjection
 
+from audiogen.audio import resample
 from audiogen.diffusion.clap import Clap
 from audiogen.errors import InputError
 from tests.diffusion.tiny_encoders import write_clap
@@ -37,6 +38,19 @@ def test_a_long_sound_is_embedded_by_its_middle_every_time_the_same(folder: Path
     found = clap.embed_audio(audio, 8000)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(found, clap.embed_audio(audio, 8000))
+
+
+def test_a_sound_of_another_rate_is_resampled_to_what_it_hears(folder: Path) -> None:
+    """CLAP is trained at 48 kHz, and the systems that ask it work at 16 and 44.1: here 8 and 16."""
+    clap, time_s = Clap(str(folder)), torch.arange(16000) / 16000
+    sound = (0.3 * torch.sin(2 * torch.pi * 440 * time_s) + 0.1 * torch.sin(2 * torch.pi * 1500 * time_s))[
+        None
+    ]
+    found = clap.embed_audio(sound[None], 16000)
+    lower = clap.embed_audio(resample(sound, 16000, 8000)[None], 8000)
+    taken_as_8k = clap.embed_audio(sound[None], 8000)
+    torch.testing.assert_close(found, lower, rtol=1e-4, atol=1e-5)
+    assert (found - taken_as_8k).norm() > 10 * (found - lower).norm() + 1e-3
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from audiogen.diffusion.convert import load_diffusers
 from audiogen.diffusion.denoisers import denoiser
 from audiogen.diffusion.process import PROCESSES, Process, ProcessConfig
 from audiogen.diffusion.sample import SAMPLINGS, Reference, Sampling, sample
-from audiogen.errors import InputError
+from audiogen.errors import InputError, run_command
 from audiogen.train.__main__ import main, normalise, task_of
 from audiogen.train.diffusion import new_system
 from audiogen.train.latent_codecs import load_autoencoder, make, reconstruct
@@ -292,10 +292,26 @@ def test_a_bad_autoencoder_stops_the_run_with_the_figure(
     assert checkpoint.read_json(check / "reconstruction.json")["mel"] > 0.01
     assert len(list(check.glob("*_reconstructed.wav"))) == 4
     assert not (tmp_path / "run" / "latents" / "settings.json").exists()
-    with pytest.raises(InputError, match="is not the one that system.mel_autoencoder describes"):
+    with pytest.raises(
+        InputError, match="is not the one that system.mel_autoencoder describes: it is a waveform_autoencoder"
+    ):
         lafma("run", f"autoencoder={autoencoders['wave']}")
     with pytest.raises(InputError, match="autoencoder=nowhere: .* train one first"):
         lafma("run", "autoencoder=nowhere")
+
+
+def test_an_autoencoder_of_another_rate_costs_the_user_one_line(
+    lafma: Train, autoencoders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (f"recipe={tmp_path / 'lafma.yaml'}", f"out={tmp_path / 'run'}")
+    rate = "system.mel_autoencoder.mel.sample_rate=4000"
+    capsys.readouterr()
+    assert run_command(main, [*settings, rate]) == 2
+    assert capsys.readouterr().err == (
+        f"error: autoencoder={autoencoders['mel']} is not the one that system.mel_autoencoder describes: "
+        "mel.sample_rate is 2000 there and 4000 here; change the recipe, or give another\n"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
