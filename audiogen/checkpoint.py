@@ -393,8 +393,22 @@ def bundled_names() -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/config.json")) if folder.is_dir() else []
 
 
+def bundled_systems() -> list[str]:
+    """Latent-diffusion systems that travel with the package, which are directories of another layout, sorted."""
+    folder = weights_folder()
+    return sorted(path.parent.name for path in folder.glob("*/model_index.json")) if folder.is_dir() else []
+
+
+def system_folder(name_or_directory: str | Path) -> Path:
+    """The directory of a bundled latent-diffusion system (`lafma_tiny`); any other name as it is given."""
+    path = Path(name_or_directory)
+    if not path.exists() and str(name_or_directory) in bundled_systems():
+        return weights_folder() / path
+    return path
+
+
 def _bundled_list() -> str:
-    return ", ".join(bundled_names()) or "none"
+    return ", ".join(sorted(bundled_names() + bundled_systems())) or "none"
 
 
 def resolve(name_or_directory: str | Path, kind: str | None = None) -> Path:
@@ -402,7 +416,7 @@ def resolve(name_or_directory: str | Path, kind: str | None = None) -> Path:
     path = Path(name_or_directory)
     if not path.exists():
         if str(name_or_directory) not in bundled_names():
-            hint = did_you_mean(str(name_or_directory), bundled_names())
+            hint = did_you_mean(str(name_or_directory), bundled_names() + bundled_systems())
             raise InputError(
                 f"{str(name_or_directory)!r} is neither a directory nor a bundled model (bundled models: "
                 f"{_bundled_list()}); {hint if 'mean' in hint else 'give the path of a model directory'}"

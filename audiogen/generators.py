@@ -75,7 +75,7 @@ def find(name_or_dir: str | Path) -> Path:
     if not is_latent(name_or_dir):
         return pretrained.find(name_or_dir)
     if not hub.is_hub_id(str(name_or_dir)):
-        return Path(name_or_dir)
+        return checkpoint.system_folder(name_or_dir)
     from audiogen.diffusion.public import LAYOUTS  # late: it imports diffusers
 
     return hub.fetch(str(name_or_dir), LAYOUTS)
@@ -83,7 +83,7 @@ def find(name_or_dir: str | Path) -> Path:
 
 def is_latent(name_or_dir: str | Path) -> bool:
     """Whether a latent-diffusion system is there, by the names of its files; from the hub comes no more than those."""
-    directory = Path(name_or_dir)
+    directory = checkpoint.system_folder(name_or_dir)
     if hub.is_hub_id(str(name_or_dir)):
         directory = hub.fetch(str(name_or_dir), (*LATENT_LAYOUTS, *LM_LAYOUTS))
     if not directory.is_dir() or own_kind(directory) or lm_public.layout_of(directory) is not None:

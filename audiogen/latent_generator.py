@@ -90,7 +90,7 @@ class LatentGenerator:
         ema: bool | None = None,
         clap: str | None = None,
     ) -> LatentGenerator:
-        """Open a run's directory, or a released system of any format of `diffusion.public`, or its hub id[@revision].
+        """Open a bundled system, a run's directory, or a release in any format of `diffusion.public`, or its hub id.
 
         device: as in `AudioGen`. dtype: that the denoiser computes in, its weights staying float32: "float32",
         "bfloat16", "float16" (CUDA), or "auto" for bfloat16 on CUDA and float32 elsewhere. text_encoder: a T5 (for
@@ -98,7 +98,7 @@ class LatentGenerator:
         see `public.load_released`; `notes` says what was used. clap: a CLAP model with an audio branch, directory or
         hub id, that ranks candidates.
         """
-        directory = Path(name_or_dir)
+        directory = checkpoint.system_folder(name_or_dir)
         if hub.is_hub_id(str(name_or_dir)):
             directory = hub.fetch(str(name_or_dir), public.LAYOUTS)
         with _quiet():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiogen import generators
+from audiogen import checkpoint, generators
 from audiogen.conditioning.vocabulary import train_vocabulary
 from audiogen.diffusion.clap import Clap
 from audiogen.diffusion.public import load_released
@@ -20,9 +20,11 @@ from audiogen.errors import InputError
 from audiogen.evaluate.cost import SteppedGenerator
 from audiogen.latent_generator import LatentGenerator
 from audiogen.requests import Edit
+from audiogen.train.latent_codecs import load_autoencoder
 from tests import random_t5
 from tests.diffusion.tiny_encoders import write_clap
 from tests.diffusion.tiny_systems import CAPTIONS, RECIPES, tiny
+from tools import bundle
 
 RATES = {name: 8000 if name in ("stable_audio", "tangoflux") else 16000 for name in RECIPES}
 
@@ -236,6 +238,28 @@ def test_its_own_sampling_is_the_default_and_travels(tmp_path: Path) -> None:
     assert generator.identity() != authors.identity()
     authors.save_pretrained(tmp_path / "authors")  # theirs is not written: as in a released directory
     assert "sampling" not in json.loads((tmp_path / "authors" / "system.json").read_text())
+
+
+def test_a_bundled_system_is_opened_by_its_name(tmp_path: Path, monkeypatch) -> None:
+    """In half precision, with everything it needs, from every place that takes a model."""
+    monkeypatch.setattr(bundle, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(checkpoint, "weights_folder", lambda: tmp_path)
+    run, system = tmp_path / "runs" / "best", LatentGenerator(make("lafma"))
+    system.save_pretrained(run)
+    checkpoint.write_json(run / "info.json", {"step": 7, "valid/loss": 0.5, "host": "mine"})
+    assert bundle.main([str(run), "small"]) == 0
+    assert checkpoint.bundled_systems() == ["small"]
+    assert checkpoint.read_json(tmp_path / "small" / "info.json") == {"step": 7, "valid/loss": 0.5}
+    stored = [path.stat().st_size for path in (tmp_path / "small").rglob("*.safetensors")]
+    assert sum(stored) < 0.6 * sum(path.stat().st_size for path in run.rglob("*.safetensors"))
+    opened = generators.load("small", device="cpu")
+    assert isinstance(opened, LatentGenerator) and generators.find("small") == tmp_path / "small"
+    expected, found = (each.generate(CAPTIONS[:1], 0.1, steps=3) for each in (system, opened))
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+    scale = load_autoencoder("small").scale_factor
+    torch.testing.assert_close(scale, system.system.autoencoder.scale_factor.cpu())
+    with pytest.raises(InputError, match="did you mean 'small'"):
+        generators.load("smal", device="cpu")
 
 
 @pytest.mark.parametrize(

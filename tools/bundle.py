@@ -3,21 +3,26 @@
     python tools/bundle.py runs/codec_tiny/best codec_tiny
     python tools/bundle.py runs/lm_tiny/best lm_tiny
     python tools/bundle.py runs/tagger_tiny/best tagger_tiny
+    python tools/bundle.py runs/lafma_tiny/best lafma_tiny
 
 Only the step and the validation figures are kept of what training recorded. `make weights ESC10=folder` runs all.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from audiogen import checkpoint
 from audiogen.codec.pretrained import KIND as CODEC_KIND
 from audiogen.codec.pretrained import load_codec, save_codec
-from audiogen.errors import run_command
+from audiogen.diffusion.convert import INDEX, save_diffusers
+from audiogen.diffusion.public import load_released
+from audiogen.errors import InputError, run_command
+from audiogen.latent_generator import LatentGenerator
 from audiogen.lm.pretrained import CodecReference, load_lm, save_lm
 from audiogen.tagger.pretrained import KIND as TAGGER_KIND
 from audiogen.tagger.pretrained import load_tagger, save_tagger
@@ -34,27 +39,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a model directory, such as runs/lm_tiny/best")
     parser.add_argument("name", help="what the package calls it")
     arguments = parser.parse_args(argv)
-    contents = checkpoint.read_config(arguments.run)
-    figures = {k: v for k, v in contents["info"].items() if k == "step" or k.startswith("valid/")}
     target = WEIGHTS / arguments.name
-    if contents["kind"] == CODEC_KIND:
-        save_codec(target, load_codec(arguments.run), figures, torch.float16)
-        print(f"{target.name}: identity {load_codec(target).identity}")
-    elif contents["kind"] == TAGGER_KIND:
-        save_tagger(target, load_tagger(arguments.run), figures, torch.float16)
-        print(f"{target.name}: identity {load_tagger(target).identity}")
+    if (arguments.run / INDEX).is_file():
+        bundle_system(arguments.run, target)
     else:
-        loaded = load_lm(arguments.run)
-        bundled = load_codec(CODEC).identity
-        if bundled != loaded.codec.identity:
-            parser.error(
-                f"{arguments.run} speaks codec {loaded.codec.identity}, the bundled one is {bundled}"
-            )
-        reference = CodecReference(CODEC, bundled)
-        save_lm(target, loaded.lm, loaded.conditioner, reference, loaded.max_frames, figures, torch.float16)
+        bundle_model(arguments.run, target)
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     print(f"{WEIGHTS.name}/ now holds {size / 1e6:.1f} MB")
     return 0
+
+
+def bundle_system(run: Path, target: Path) -> None:
+    """Copy a latent-diffusion system."""
+    released = load_released(run)
+    if (text := released.system.conditioner.text) is None or not text.config.embedded:
+        raise InputError(f"{run} names a text encoder that is not in it; only embedded ones are bundled")
+    for parameter in released.system.parameters():  # and not the scale of the latents, which is a buffer
+        parameter.data = parameter.data.half()
+    save_diffusers(target, released.system, released.name, released.process, sampling=released.sampling)
+    checkpoint.write_json(target / "info.json", figures_of(checkpoint.read_json(run / "info.json")))
+    print(f"{target.name}: identity {LatentGenerator.from_pretrained(target).identity()}")
+
+
+def bundle_model(run: Path, target: Path) -> None:
+    """Copy a codec, a language model or a tagger."""
+    contents = checkpoint.read_config(run)
+    figures = figures_of(contents["info"])
+    if contents["kind"] == CODEC_KIND:
+        save_codec(target, load_codec(run), figures, torch.float16)
+        print(f"{target.name}: identity {load_codec(target).identity}")
+    elif contents["kind"] == TAGGER_KIND:
+        save_tagger(target, load_tagger(run), figures, torch.float16)
+        print(f"{target.name}: identity {load_tagger(target).identity}")
+    else:
+        loaded = load_lm(run)
+        bundled = load_codec(CODEC).identity
+        if bundled != loaded.codec.identity:
+            raise InputError(f"{run} speaks codec {loaded.codec.identity}, the bundled one is {bundled}")
+        reference = CodecReference(CODEC, bundled)
+        save_lm(target, loaded.lm, loaded.conditioner, reference, loaded.max_frames, figures, torch.float16)
+
+
+def figures_of(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The step and the validation figures of what training recorded."""
+    return {key: value for key, value in info.items() if key == "step" or key.startswith("valid/")}
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ def save_diffusers(
             part.save_pretrained(directory / folder)
     classes = {folder: _class_of(part) for folder, part in parts.items()}
     if conditioner.text is not None and conditioner.text.embedded is not None:
-        conditioner.text.embedded.save(directory / TEXT)
+        embedded = conditioner.text.embedded
+        embedded.save(directory / TEXT, next(embedded.parameters()).dtype)
     elif encoders:
         classes |= _save_encoders(directory, system)
     if extra := _extra(system):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from audiogen import hub
+from audiogen import checkpoint, hub
 from audiogen.diffusion import public_audioldm, public_lafma, public_stable_audio, public_tango
 from audiogen.diffusion.convert import INDEX, load_diffusers
 from audiogen.diffusion.public_files import Released
@@ -38,13 +38,13 @@ LAYOUTS = (
 def load_released(
     name_or_directory: str | Path, heads: tuple[int, ...] | None = None, ema: bool | None = None
 ) -> Released:
-    """Read a directory, or a hub id[@revision], of any of the formats; InputError where it has none of them.
+    """Read a bundled system, a directory, or a hub id[@revision], of any of the formats; InputError where it has none.
 
     heads: attention heads of each level of an AudioLDM, AudioLDM 2 or LAFMA UNet, in place of those that its settings
     say. ema: whether to take the averaged UNet of the authors' AudioLDM and AudioLDM 2 checkpoints. The notes of what
     is returned say what was used.
     """
-    directory = Path(name_or_directory)
+    directory = checkpoint.system_folder(name_or_directory)
     if hub.is_hub_id(str(name_or_directory)):
         directory = hub.fetch(str(name_or_directory), LAYOUTS)
     if not directory.is_dir():

@@ -71,7 +71,8 @@ def load_autoencoder(name_or_directory: str) -> Autoencoder:
     path = Path(name_or_directory)
     ours = name_or_directory in checkpoint.bundled_names() or (path / "model.safetensors").is_file()
     on_hub = hub.is_hub_id(name_or_directory) and path.parts[0] != "runs"  # where runs of ours would be
-    if not ours and (path.is_dir() or on_hub):
+    system = name_or_directory in checkpoint.bundled_systems()
+    if not ours and (path.is_dir() or on_hub or system):
         return load_released(name_or_directory).system.autoencoder.eval().requires_grad_(False)
     try:
         directory = checkpoint.resolve(name_or_directory)
