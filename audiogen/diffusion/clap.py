@@ -19,6 +19,7 @@ from audiogen.errors import InputError
 LAYOUTS = (
     hub.Layout("safetensors", ("config.json", "model.safetensors"), ("*.json", "*.txt", "model.safetensors")),
 )
+MAX_TOKENS = 77  # of a text; what follows is cut off
 TEXT_ONLY = "ClapTextModelWithProjection"  # what AudioLDM's directories hold
 
 
@@ -75,10 +76,10 @@ class Clap:
         model, tokenizer, extractor = self.opened()
         rows = []
         for text in texts:
-            words = tokenizer(text, truncation=True, max_length=77, return_tensors="pt")
+            words = tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
             inputs = {key: words[key] for key in ("input_ids", "attention_mask")}
             found = model(**inputs).text_embeds if extractor is None else model.get_text_features(**inputs)
-            rows.append(F.normalize(_tensor(found), dim=-1))
+            rows.append(F.normalize(embedding(found), dim=-1))
         return torch.cat(rows)
 
     @torch.no_grad()
@@ -100,7 +101,7 @@ class Clap:
             features = extractor(
                 piece, sampling_rate=extractor.sampling_rate, truncation="rand_trunc", return_tensors="pt"
             )
-            found = _tensor(model.get_audio_features(input_features=features["input_features"]))
+            found = embedding(model.get_audio_features(input_features=features["input_features"]))
             rows.append(F.normalize(found, dim=-1))
         return torch.cat(rows)
 
@@ -128,6 +129,6 @@ def quiet() -> Iterator[None]:
             transformers_log.enable_progress_bar()
 
 
-def _tensor(features: Any) -> Tensor:
+def embedding(features: Any) -> Tensor:
     """The embedding: transformers 5 gives an output object, 4 the tensor itself."""
     return features if isinstance(features, Tensor) else features.pooler_output

@@ -77,7 +77,11 @@ def task_of(name: str) -> tuple[Any, type]:
         from audiogen.train import diffusion
 
         return diffusion, diffusion.DiffusionRecipe
-    tasks = ["autoencoder", "codec", "diffusion", "lm", "tagger"]
+    if name == "clap":
+        from audiogen.train import clap
+
+        return clap, clap.ClapRecipe
+    tasks = ["autoencoder", "clap", "codec", "diffusion", "lm", "tagger"]
     raise InputError(f"task: got {name!r}; {did_you_mean(name, tasks)}")
 
 
