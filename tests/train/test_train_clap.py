@@ -15,8 +15,9 @@ import torch
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
 from audiogen import audio, checkpoint
-from audiogen.config import build, load_recipe
+from audiogen.config import build, load_recipe, plain
 from audiogen.data.loader import valid_batches
+from audiogen.diffusion.autoencoders import MelAutoencoder, MelAutoencoderConfig
 from audiogen.diffusion.clap import Clap
 from audiogen.diffusion.clap_features import clap_features, fit_length
 from audiogen.diffusion.clap_model import (
@@ -29,9 +30,11 @@ from audiogen.diffusion.clap_model import (
 )
 from audiogen.errors import InputError
 from audiogen.interfaces import Batch
+from audiogen.latent_generator import LatentGenerator
 from audiogen.train import clap
 from audiogen.train.__main__ import main, normalise, task_of
 from audiogen.train.clap import ClapTask, chance, contrastive_loss, floor, recall
+from audiogen.train.latent_codecs import save_autoencoder
 from audiogen.train.log import read_log
 from tests.diffusion.tiny_encoders import write_clap
 
@@ -330,3 +333,48 @@ def test_the_recipe_is_complete_small_and_steps(tmp_path: Path) -> None:
     assert sum(parameter.numel() for parameter in task.model.parameters()) < 2e6
     metrics = task.step(next(valid_batches(train, 2, 1, collate)), 0)
     assert metrics["train/loss"] == pytest.approx(math.log(2), abs=0.7)
+
+
+AUDIOLDM = """
+task: diffusion
+kind: audioldm
+autoencoder: {folder}/autoencoder
+clap_of: audio
+max_reconstruction: 99.0
+system:
+  mel_autoencoder:
+    channels: [8, 16]
+    num_res_blocks: 1
+    latent_dim: 4
+    norm_groups: 4
+    vocoder: null
+    mid_attention: false
+    mel: {{sample_rate: 2000, n_fft: 64, hop_length: 20, num_mels: 16, f_max: 1000.0}}
+  conditioner: {{vector: [clap], unconditional: zeros, clap: {clap}, clap_dim: 12}}
+  audio_unet: {{latent_dim: 4, channels: [16, 32], heads: [2, 2], attention: [false, true], layers: [null],
+    num_res_blocks: 1, norm_groups: 4, vector_dim: 12}}
+data: {{train: {manifest}, valid: {manifest}, segment_s: 0.5}}
+fit: {{steps: 2, batch_size: 4, valid_every: 0, device: cpu}}
+"""
+
+
+def test_audioldm_is_trained_on_sounds_by_it_and_told_texts_wherever_it_is_saved(
+    clap_run: Train, manifest: Path, tmp_path: Path
+) -> None:
+    run = clap_run("clap", "fit.steps=2", "fit.valid_every=0")
+    recipe = tmp_path / "audioldm.yaml"
+    recipe.write_text(AUDIOLDM.format(folder=tmp_path, clap=run, manifest=manifest))
+    config = build(MelAutoencoderConfig, plain(load_recipe(str(recipe)))["system"]["mel_autoencoder"])
+    save_autoencoder(tmp_path / "autoencoder", MelAutoencoder(config), {})
+    assert main([f"recipe={recipe}", f"out={tmp_path}/system"]) == 0
+    system = LatentGenerator.from_pretrained(tmp_path / "system", device="cpu")
+    sound = system.generate(["a tone", "rain falls"], 0.5, guidance=2.0, seed=0, steps=2)
+    assert not torch.equal(sound[0], sound[1])
+    system.save_pretrained(tmp_path / "whole")
+    run.rename(tmp_path / "elsewhere")
+    again = LatentGenerator.from_pretrained(tmp_path / "whole", device="cpu")
+    assert torch.equal(again.generate(["a tone", "rain falls"], 0.5, guidance=2.0, seed=0, steps=2), sound)
+    with pytest.raises(InputError, match="CLAP model .* cannot be opened"):
+        LatentGenerator.from_pretrained(tmp_path / "system", device="cpu").generate(
+            ["a tone"], 0.5, guidance=2.0, seed=0, steps=2
+        )
