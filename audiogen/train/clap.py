@@ -105,8 +105,8 @@ def captioned(dataset: AudioDataset) -> list[Sequence[str]]:
     without = [clip.key for clip, captions in zip(dataset.clips, found, strict=True) if not captions]
     if without:
         raise InputError(
-            f"{without[0]}: has no caption, like {len(without) - 1} more of {len(found)} clips; CLAP learns which "
-            "caption is whose: add them to the manifest, or leave these clips out by data.train.where"
+            f"{len(without)} of {len(found)} clips have no caption, {without[0]} first; CLAP learns which caption is "
+            "whose: add them to the manifest, or leave these clips out by `where`"
         )
     return found
 
