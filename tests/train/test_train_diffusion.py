@@ -389,12 +389,12 @@ def test_every_tiny_recipe_overfits_a_batch_and_samples_each_clip_back(
 ) -> None:
     """Each caption gives its clip's latents, from noise alone, by the recipe's process and sampler, unguided.
 
-    Text, routes, process, weights, network, saving and sampler agree, or something else would be drawn. Two things are
-    not the recipe's. Guidance is 1, because more than that draws what is beyond the clip. AudioLDM and AudioLDM 2 are
-    drawn with ddim's eta 1, which AudioLDM's authors have, and not 0: their noise level begins at 60 times the data,
-    and an error along the one direction that group norm hides from the network, the size of x_t as a whole, is then
-    multiplied by that unless fresh noise replaces it. It is 9 % of these 64 numbers, and 0.4 % of a released system's
-    32768. AudioLDM 2's network of 250 steps ends 0.06 to 0.15 from the clip with eta 1, and 0.2 to 4.9 with eta 0.
+    Text, routes, process, weights, network, saving and sampler agree, or something else would be drawn. Guidance is 1,
+    because more than that draws what is beyond the clip. AudioLDM and AudioLDM 2 need the fresh noise of ddim's eta 1,
+    which their recipes have: their noise begins at 60 times the data, and an error along the one direction that group
+    norm hides from the network, the size of x_t as a whole, is then multiplied by that. It is 9 % of these 64 numbers,
+    and 0.4 % of a released system's 32768. Without min-SNR weights, AudioLDM 2's network of 250 steps ended 0.06 to
+    0.15 from the clip with eta 1, and 0.2 to 4.9 with eta 0.
     """
     recipe = load_recipe(name)
     kind = next(kind for kind in KINDS if recipe.system[kind] is not None)
@@ -419,9 +419,8 @@ def test_every_tiny_recipe_overfits_a_batch_and_samples_each_clip_back(
     assert isinstance(generator, LatentGenerator) and len(data) == 3
     clips = torch.stack([data.item(row, 0, 0).latents for row in range(3)])
     captions = [data.captions(row)[0] for row in range(3)] * 2  # each drawn twice
-    noise = generator.process.config.prediction == "epsilon"
-    sampling = dataclasses.replace(generator.sampling(), guidance=1.0, **({"eta": 1.0} if noise else {}))
-    assert (sampling.sampler, sampling.steps) == (recipe.sampling.sampler, recipe.sampling.steps)
+    assert to_plain(generator.sampling()) == recipe.sampling  # the recipe's
+    sampling = dataclasses.replace(generator.sampling(), guidance=1.0)
     known = generator.system.conditioner.know(captions, torch.full((6,), 0.08))
     with torch.no_grad():
         drawn = sample(
