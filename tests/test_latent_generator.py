@@ -285,6 +285,14 @@ def test_a_sampling_that_cannot_be_is_refused_when_it_is_opened(
     assert "system.json" in str(caught.value)
 
 
+def test_a_folder_in_place_of_the_vocabulary_is_refused(tiny_latent: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_latent, tmp_path / "m")
+    (tmp_path / "m" / "text" / "vocabulary.model").unlink()
+    (tmp_path / "m" / "text" / "vocabulary.model").mkdir()
+    with pytest.raises(InputError, match=r"vocabulary\.model is a folder"):
+        generators.load(tmp_path / "m", "cpu")
+
+
 def test_a_system_that_lacks_a_component_is_refused(systems, tmp_path: Path) -> None:
     systems["lafma"].save_pretrained(tmp_path / "model")
     for component in ("vae", "vocoder", "unet", "text", "model_index.json"):

@@ -124,7 +124,12 @@ def load_diffusers(directory: str | Path, heads: tuple[int, ...] | None = None) 
     _check_rates(directory, config)
     vocabulary = None
     if config.conditioner.text is not None and config.conditioner.text.embedded:
-        vocabulary = _required(directory / TEXT / t5.VOCABULARY_FILE, directory).read_bytes()
+        path = _required(directory / TEXT / t5.VOCABULARY_FILE, directory)
+        if not path.is_file():
+            raise InputError(
+                f"{path} is a folder; it must be the file of the text's vocabulary: copy it again"
+            )
+        vocabulary = path.read_bytes()
     clap = _clap(directory, index.contents)
     frozen = _frozen_text(directory, index.contents)
     system = empty(lambda: LatentSystem(config, vocabulary, frozen, clap))
