@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
 from audiogen import checkpoint
@@ -234,7 +236,20 @@ def new_clap(config: ClapModelConfig, vocabulary: str) -> OpenClap:
     model = ClapModel(
         ClapConfig(text_config=words, audio_config=sounds, projection_dim=config.projection_dim)
     )
+    initialise(model)
     return OpenClap(model, tokenizer, extractor)
+
+
+@torch.no_grad()
+def initialise(model: ClapModel) -> None:
+    """Weights to train from, of torch's global generator; transformers' own are too small for narrow layers."""
+    for layer in model.modules():
+        if isinstance(
+            layer, (nn.Linear, nn.Conv2d)
+        ):  # of unit variance in, unit variance out, whatever the width
+            layer.weight.normal_(std=layer.weight[0].numel() ** -0.5)
+    # HTSAT knows where a patch lies in its window, not whether it is high or low: each bin is marked.
+    model.audio_model.audio_encoder.batch_norm.bias.normal_(std=0.5)
 
 
 def describe(opened: OpenClap, name: str) -> ClapModelConfig:

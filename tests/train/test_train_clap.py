@@ -182,6 +182,23 @@ def test_tokens_fold_case_and_spaces_know_every_byte_and_begin_as_roberta(tmp_pa
         learn_vocabulary(captions, 261)
 
 
+def test_new_layers_keep_the_variance_and_each_bin_is_marked() -> None:
+    torch.manual_seed(0)
+    made = new_clap(TINY, learn_vocabulary(["a dog"], 280)).model
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in (
+            made.text_projection.linear1,
+            made.audio_model.audio_encoder.layers[1].blocks[0].output.dense,
+        ):
+            out = layer(torch.randn(500, layer.in_features, generator=random))
+            assert 0.8 < out.std() < 1.2
+        patches = made.audio_model.audio_encoder.patch_embed.proj(torch.randn(9, 1, 32, 32, generator=random))
+        assert 0.8 < patches.std() < 1.2
+    marks = made.audio_model.audio_encoder.batch_norm.bias
+    assert len(set(marks.tolist())) == 16 and 0.2 < marks.std() < 0.8
+
+
 # --- runs ------------------------------------------------------------------------------------------------------
 
 
