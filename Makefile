@@ -44,6 +44,9 @@ weights: venv
 	$(BIN)/python tools/bundle.py runs/lm_tiny_on/best lm_tiny
 	$(TRAIN) recipe=codec_tiny_decoder init_from=codec_tiny $(call heard,20,1500)
 	$(BIN)/python tools/bundle.py runs/codec_tiny_decoder codec_tiny
+	$(TRAIN) recipe=mel_autoencoder_tiny $(call heard,20,2000)
+	$(TRAIN) recipe=lafma_tiny $(call heard,16,1500)
+	$(BIN)/python tools/bundle.py runs/lafma_tiny/best lafma_tiny
 	$(BIN)/python tools/attribution.py $(ESC10)/manifest.jsonl > audiogen/weights/ATTRIBUTION.md
 
 venv: $(STAMP)
