@@ -20,6 +20,7 @@ from audiogen.lm import decoders, lora, native
 from audiogen.lm.packed import PackedLM
 from audiogen.lm.pretrained import OpenLM, load_lm
 from audiogen.lm.sample import Sampling, generate_tokens
+from audiogen.tagger.pretrained import load_tagger
 from tests import random_t5
 
 TEXTS = ["a dog barks", "rain falls on a tin roof", None, "a clock ticks", "a dog ticks", "rain"]
@@ -540,3 +541,14 @@ def test_the_bundled_model_sounds() -> None:
     assert dog.shape == (1, 2 * model.sample_rate)
     for sound in (dog, rain):
         assert 0.001 < sound.square().mean().sqrt() < 0.7 and sound.abs().max() < 4.0
+
+
+def test_the_bundled_latent_system_makes_what_it_is_told() -> None:
+    if "lafma_tiny" not in checkpoint.bundled_systems() or "tagger_tiny" not in checkpoint.bundled_names():
+        pytest.skip("the bundled weights are not there")
+    texts = {"a dog barks": "dog bark", "rain falls": "rain", "a clock ticks": "clock tick"}
+    model, tagger = generators.load("lafma_tiny", "cpu"), load_tagger("tagger_tiny").eval()
+    sounds = model.generate(list(texts), 5.0, steps=10)
+    with torch.no_grad():
+        heard = tagger(sounds[:, 0]).logits[:, tagger.group("esc10")].argmax(1)
+    assert [tagger.config.groups["esc10"][index] for index in heard] == list(texts.values())

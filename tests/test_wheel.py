@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from audiogen.checkpoint import bundled_names
+from audiogen.checkpoint import bundled_names, bundled_systems
 from audiogen.config import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +48,7 @@ def test_recipes_and_models_are_found_outside_the_checkout(site: Path, tmp_path:
     code = (
         "import json, audiogen.checkpoint as checkpoint, audiogen.config as config;"
         "print(json.dumps([config.__file__, config.recipe_names(), checkpoint.bundled_names(),"
+        " checkpoint.bundled_systems(),"
         " str(checkpoint.resolve('lm_tiny')), config.load_recipe('lm_tiny') is not None]))"
     )
     run = subprocess.run(
@@ -59,9 +60,10 @@ def test_recipes_and_models_are_found_outside_the_checkout(site: Path, tmp_path:
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    module, recipes, bundled, model, loaded = json.loads(run.stdout)
+    module, recipes, bundled, systems, model, loaded = json.loads(run.stdout)
     assert Path(module).is_relative_to(site)
     assert Path(model).is_relative_to(site)
     assert recipes == recipe_names()
     assert bundled == bundled_names()
+    assert systems == bundled_systems()
     assert loaded
