@@ -1,8 +1,9 @@
-"""A CLAP model with random weights, its tokenizer and feature extractor, in one directory as the hub serves it."""
+"""Encoders with random weights, as the hub serves them: a CLAP with tokenizer and feature extractor, an AudioMAE."""
 
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
@@ -58,4 +59,33 @@ def write_clap(folder: Path, width: int) -> Path:
         frequency_max=4000,
         truncation="rand_trunc",
     ).save_pretrained(folder)
+    return folder
+
+
+def write_audiomae(folder: Path, width: int, num_blocks: int, num_patches: int) -> Path:
+    """An AudioMAE encoder with random weights, as timm names them; heads have 64 numbers."""
+    random = torch.Generator().manual_seed(0)
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + num_patches, width),
+        "patch_embed.proj.weight": (width, 1, 16, 16),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    for block in range(num_blocks):
+        for name, outputs, inputs in (
+            ("attn.qkv", 3 * width, width),
+            ("attn.proj", width, width),
+            ("mlp.fc1", 2 * width, width),
+            ("mlp.fc2", width, 2 * width),
+        ):
+            shapes |= {
+                f"blocks.{block}.{name}.weight": (outputs, inputs),
+                f"blocks.{block}.{name}.bias": (outputs,),
+            }
+        for name in ("norm1", "norm2"):
+            shapes |= {f"blocks.{block}.{name}.{part}": (width,) for part in ("weight", "bias")}
+    tensors = {name: 0.2 * torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
     return folder
