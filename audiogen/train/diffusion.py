@@ -156,7 +156,9 @@ def prepare(recipe: DiffusionRecipe, run: Path, device: torch.device) -> Prepare
         if recipe.loa is not None:
             assert recipe.system.conditioner.loa is not None
             shape = autoencoder.latent_shape(recipe.data.segment_s)
-            features["loa"] = true_vectors(recipe.loa, recipe.system.conditioner.loa, shape)
+            features["loa"] = true_vectors(
+                recipe.loa, recipe.system.conditioner.loa, shape, autoencoder.sample_rate
+            )
         data = cache_latents(
             sets, recipe.data, autoencoder, features, folder, recipe.latent_passes, recipe.seed, size,
             recipe.fit.workers,

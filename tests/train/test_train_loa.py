@@ -13,10 +13,13 @@ import torch
 from audiogen import checkpoint
 from audiogen.conditioning.t5 import T5Conditioner
 from audiogen.conditioning.vocabulary import train_vocabulary
+from audiogen.data.dataset import DataConfig, open_data
+from audiogen.diffusion.audiomae import load_audiomae
 from audiogen.diffusion.convert import load_diffusers
 from audiogen.diffusion.loa import pool_latents
 from audiogen.errors import InputError
 from audiogen.train.latents import LatentDataset, collate_latents
+from tests.diffusion.tiny_encoders import write_audiomae
 from tests.train.test_train_diffusion import (
     AUTOENCODER,
     MEL,
@@ -85,6 +88,36 @@ def test_vectors_are_stored_with_the_latents(audioldm2: Train) -> None:
     torch.testing.assert_close(batch.loa, pool_latents(batch.latents, 5, 16), atol=5e-3, rtol=5e-3)
     with pytest.raises(InputError, match="other data settings, encoder, seed or features"):
         audioldm2("run", "fit.steps=2", "loa=null")
+
+
+def test_audiomaes_vectors_are_stored_and_learned(audioldm2: Train, clips: Path, tmp_path: Path) -> None:
+    """At another width than the latents', of 2.56 s though the clips have 0.5 s."""
+    folder = write_audiomae(tmp_path, width=64, num_blocks=3, num_patches=128)
+    settings = (
+        "loa.target=audiomae",
+        f"loa.model={folder}",
+        "loa.loss=l1",
+        "system.conditioner.loa.width=64",
+        "system.conditioner.loa.length=2",
+        "system.audio_unet.layers=[null,64,24]",
+    )
+    run = audioldm2("run", *settings, "fit.steps=2")
+    data = open_data(DataConfig(str(clips), str(clips), segment_s=0.5), 2000, 1).train
+    items = [data.item(index, 0, 0) for index in range(4)]
+    batch, model = stored(run), load_audiomae(str(folder))
+    assert batch.keys == [item.key for item in items]
+    vectors = model.vectors(torch.stack([item.audio for item in items]), 2000)
+    torch.testing.assert_close(batch.loa, vectors, atol=1e-4, rtol=1e-4)
+    assert all(loss > 0 for loss in trained(run, "train/loa")) and len(trained(run, "train/loa")) == 2
+    made_by = checkpoint.read_json(run / "latents" / "settings.json")["loa"]
+    assert made_by["model"] == checkpoint.identity(model.state_dict())
+    with pytest.raises(
+        InputError, match="finds 2 vectors of width 64; system.conditioner.loa has length 5 and width 64"
+    ):
+        audioldm2("other", *settings, "system.conditioner.loa.length=5")
+    write_audiomae(tmp_path, width=64, num_blocks=4, num_patches=128)
+    with pytest.raises(InputError, match="other data settings, encoder, seed or features"):
+        audioldm2("run", *settings, "fit.steps=3")
 
 
 def test_gpt2_alone_learns_the_vectors_of_the_captions(audioldm2: Train) -> None:
@@ -193,6 +226,9 @@ def test_what_does_not_fit_is_refused(
         audioldm2("run", "system.conditioner.loa.length=3")
     with pytest.raises(InputError, match=r"true_share is 2"):
         audioldm2("run", "loa.true_share=2")
+    for settings in (["loa.target=audiomae"], ["loa.model=org/audiomae"]):
+        with pytest.raises(InputError, match=r"audiomae needs a directory .* latents need loa.model=null"):
+            audioldm2("run", *settings)
     lafma = write_system(tmp_path / "lafma.yaml", "lafma", autoencoder, clips)
     with pytest.raises(InputError, match="loa is for a system with a stream of loa"):
         train(lafma, tmp_path / "lafma", "loa={only: true}")
