@@ -221,7 +221,6 @@ class WaveformAutoencoder(nn.Module):
     """AutoencoderOobleck on samples or on MDCT bands, its activations by `snake.Snake`."""
 
     scale_factor: Tensor
-    basis: Tensor | None
 
     def __init__(self, config: WaveformAutoencoderConfig):
         super().__init__()
@@ -267,8 +266,9 @@ class WaveformAutoencoder(nn.Module):
     def posterior(self, audio: Tensor) -> Any:
         """[B, C, N] -> the distribution of its latents, not scaled; has mean, std, sample, mode, kl."""
         whole = _whole_frames(audio, self.channels, self.hop_length)
-        seen = whole if self.basis is None else compress(mdct(whole, self.basis))
-        return self.vae.encode(seen).latent_dist
+        if self.config.bands > 1:
+            whole = compress(mdct(whole, mdct_basis(self.config.bands, str(audio.device))))
+        return self.vae.encode(whole).latent_dist
 
     def encode(self, audio: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """[B, C, N] -> latents [B, D, T]; the posterior's mean, or a sample of it where a generator is given."""
@@ -280,8 +280,10 @@ class WaveformAutoencoder(nn.Module):
 
     def decode_unscaled(self, latents: Tensor) -> Tensor:
         """As `decode`, of latents as the posterior gives them."""
-        made = self.vae.decode(latents).sample
-        return made if self.basis is None else inverse_mdct(expand(made), self.basis)
+        made: Tensor = self.vae.decode(latents).sample
+        if self.config.bands == 1:
+            return made
+        return inverse_mdct(expand(made), mdct_basis(self.config.bands, str(latents.device)))
 
     def fit_scale(self, latents: Tensor) -> float:
         """Set the scale so that these latents [B, D, T], as `encode` gave them, get unit variance; returns it."""

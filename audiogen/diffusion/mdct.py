@@ -7,6 +7,7 @@ A network on 64 bands of 250 Hz does a small part of the work of one on 16,000 s
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from einops import rearrange
@@ -14,13 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def mdct_basis(num_bands: int) -> Tensor:
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is cached during inference must serve training as well
+def mdct_basis(num_bands: int, device: str = "cpu") -> Tensor:
     """Windowed cosines [num_bands, 2 num_bands]; frames of them, num_bands apart, are an orthonormal basis."""
-    n = torch.arange(2 * num_bands, dtype=torch.float64) + 0.5
-    k = torch.arange(num_bands, dtype=torch.float64)[:, None] + 0.5
+    n = torch.arange(2 * num_bands, dtype=torch.float64, device="cpu") + 0.5
+    k = torch.arange(num_bands, dtype=torch.float64, device="cpu")[:, None] + 0.5
     window = torch.sin(math.pi * n / (2 * num_bands))
     cosines = torch.cos(math.pi / num_bands * (n + num_bands / 2) * k)
-    return (math.sqrt(2 / num_bands) * window * cosines).float()
+    return (math.sqrt(2 / num_bands) * window * cosines).float().to(device)
 
 
 def mdct(audio: Tensor, basis: Tensor) -> Tensor:

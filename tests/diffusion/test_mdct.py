@@ -7,6 +7,7 @@ import torch
 
 from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
 from audiogen.diffusion.mdct import compress, expand, inverse_mdct, mdct, mdct_basis
+from audiogen.diffusion.public_files import empty
 from audiogen.errors import InputError
 
 
@@ -60,6 +61,19 @@ def test_autoencoder_on_bands_has_the_length_and_channels_of_the_audio() -> None
     expected = inverse_mdct(expand(autoencoder.vae.decode(latents).sample), mdct_basis(6))
     torch.testing.assert_close(latents, autoencoder.vae.encode(seen).latent_dist.mode())
     torch.testing.assert_close(autoencoder.decode(latents), expected)
+
+
+def test_autoencoder_made_without_memory_and_filled_is_the_same() -> None:
+    """As directories are read."""
+    config = WaveformAutoencoderConfig(
+        channels=1, bands=6, latent_dim=4, width=4, multiples=(2,), strides=(2,)
+    )
+    real, filled = WaveformAutoencoder(config).eval(), empty(lambda: WaveformAutoencoder(config)).eval()
+    filled.load_state_dict(real.state_dict(), assign=True)
+    with torch.inference_mode():
+        latents = real.encode(torch.randn(1, 1, 36))
+        torch.testing.assert_close(filled.decode(latents), real.decode(latents))
+    real.decode(torch.randn(1, 4, 3)).sum().backward()  # after inference has been first to use the transform
 
 
 @pytest.mark.parametrize("bands", [0, 3, -2])
