@@ -43,6 +43,11 @@ COMMANDS: dict[str, str] = {
         'python -m audiogen.generate --model runs/lafma_tiny --text "rain falls" --steps 25 --sampler euler '
         "--guidance 3"
     ): "... --steps 2 --duration 0.5",
+    'python -m audiogen.generate --model lafma_tiny --text "a rooster crows"': "... --steps 2 --duration 0.5",
+    (
+        "python -m audiogen.train recipe=lafma_tiny init_from=lafma_tiny autoencoder=null "
+        "data.train=my_sounds/manifest.jsonl out=runs/my_flow"
+    ): "... fit.steps=1 fit.workers=0 fit.batch_size=1 fit.valid_batches=1 fit.sample_every=0",
     "python tools/bench_generate.py --shape small": f"{BENCH} --rounds 1 --models packed-float32 packed-int8",
     (
         "python tools/bench_generate.py --shape medium --threads 2 --models transformers-float32 native-bfloat16 "
