@@ -48,7 +48,9 @@ def test_magnitudes_have_the_mel_they_were_made_of() -> None:
 
 def test_rows_are_independent_and_one_frame_is_enough() -> None:
     mel = log_mel(chirp_and_noise(), CONFIG)[:, 0]
-    torch.testing.assert_close(griffin_lim(mel, CONFIG)[1:], griffin_lim(mel[1:], CONFIG))
+    together, alone = griffin_lim(mel, CONFIG)[1:], griffin_lim(mel[1:], CONFIG)
+    # iterations magnify by what a processor rounds two rows differently from one
+    torch.testing.assert_close(together, alone, rtol=0, atol=2e-3 * alone.abs().max().item())
     assert griffin_lim(mel[:, :1], CONFIG).shape == (2, 64)
 
 

@@ -338,7 +338,7 @@ OVERFIT = {
     ),
     "lafma_tiny": ("fit.steps=120",),
     "stable_audio_tiny": (
-        "fit.steps=140",
+        "fit.steps=250",
         "optim.lr=3e-3",
         "system.conditioner.text_length=24",
         "system.conditioner.text.max_tokens=24",
