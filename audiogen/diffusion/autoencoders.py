@@ -239,9 +239,6 @@ class WaveformAutoencoder(nn.Module):
         use_snakes(self.vae)
         # New latents have a spread of 0.05 instead of 0.7, or the decoder cannot hear them and learns to do without.
         self.vae.encoder.conv2.bias.data[config.latent_dim :].fill_(-3.0)
-        self.register_buffer(
-            "basis", mdct_basis(config.bands) if config.bands > 1 else None, persistent=False
-        )
         self.register_buffer("scale_factor", torch.tensor(config.scale_factor))
 
     @property
