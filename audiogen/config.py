@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +23,63 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaco
 from audiogen.errors import InputError
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers a field may hold: `heads: Annotated[int, Range(1)]`. `above`, `below`: that end is excluded."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the value is inside; NaN never is."""
+        return (self.low < value if self.above else self.low <= value) and (
+            value < self.high if self.below else value <= self.high
+        )
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"{'above' if self.above else 'at least'} {self.low:g}"
+        if self.low == -math.inf:
+            return f"{'below' if self.below else 'at most'} {self.high:g}"
+        return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+
+
+# The ranges that many fields have.
+Positive = Annotated[int, Range(1)]
+NotNegative = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(0, above=True)]
+NotNegativeFloat = Annotated[float, Range(0)]
+Probability = Annotated[float, Range(0, 1)]
+
+
+def check_ranges(config: Any) -> None:
+    """Call in a dataclass's `__post_init__`: InputError names the first field that is outside of its `Range`."""
+    for name, hint in _annotations(type(config)).items():
+        _check_range(name, getattr(config, name), hint)
+
+
+@cache
+def _annotations(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
+
+
+def _check_range(name: str, value: Any, hint: Any) -> None:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated and isinstance(value, (int, float)):
+        for limit in args[1:]:
+            if isinstance(limit, Range) and not limit.holds(value):
+                raise InputError(f"{name} is {value!r}; it must be {limit}")
+    elif origin in (Union, types.UnionType):
+        for member in args:
+            _check_range(name, value, member)
+    elif origin is tuple and isinstance(value, tuple):
+        hints = args[:1] * len(value) if args[1:] == (Ellipsis,) else args
+        for index, (item, member) in enumerate(zip(value, hints, strict=True)):
+            _check_range(f"{name}[{index}]", item, member)
 
 
 def recipe_folder() -> Path:

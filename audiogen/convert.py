@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out.exists():
         raise InputError(f"--out {args.out} exists already; choose another, or remove it")
     # Here and not at the top: they import torch, and --help should answer at once.
-    from audiogen import checkpoint
+    from audiogen.files import checkpoint
 
     write = open_model(args)
     temporary = args.out.with_name(f"{checkpoint.TEMPORARY}{args.out.name}")
@@ -96,9 +96,9 @@ def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
     """Read the model, as a generator or a codec -> what writes it to a directory."""
     import torch
 
-    from audiogen import generators
-    from audiogen.codec import public
-    from audiogen.codec.pretrained import load_codec, save_codec
+    from audiogen.generators import load as generators
+    from audiogen.models import codec_public as public
+    from audiogen.models.codec_pretrained import load_codec, save_codec
 
     dtype = torch.float16 if args.dtype == "float16" else torch.float32
     if is_codec(args.model):
@@ -134,11 +134,12 @@ def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
 
 def is_codec(model: str) -> bool:
     """Whether a model is a codec rather than a generator, by the names of its files and what its config.json says."""
-    from audiogen import checkpoint, generators, hub
-    from audiogen.codec import pretrained as codecs
-    from audiogen.codec import public as public_codec
-    from audiogen.lm import pretrained as lms
-    from audiogen.lm import public as public_lm
+    from audiogen.files import checkpoint, hub
+    from audiogen.generators import load as generators
+    from audiogen.models import codec_pretrained as codecs
+    from audiogen.models import codec_public as public_codec
+    from audiogen.models import lm_layouts as public_lm
+    from audiogen.models import lm_pretrained as lms
 
     path: str | Path = model
     if hub.is_hub_id(model):

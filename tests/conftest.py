@@ -70,11 +70,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, builds: Path) -> Path:
 
     from audiogen.codec.model import Codec, CodecConfig
     from audiogen.codec.seanet import SeanetConfig
-    from audiogen.conditioning.t5 import T5Conditioner, TextConfig
-    from audiogen.conditioning.vocabulary import train_vocabulary
-    from audiogen.generators import AudioGen
+    from audiogen.generators.load import AudioGen
     from audiogen.lm import native
     from audiogen.lm.model import LMConfig, TokenLM
+    from audiogen.text.t5 import T5Conditioner, TextConfig
+    from audiogen.text.vocabulary import train_vocabulary
 
     native.library()  # built now, and not while a test looks at what is printed
     with torch.random.fork_rng():
@@ -100,9 +100,9 @@ def tiny_latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a latent-diffusion system as training leaves it: LAFMA's kind, tiny and random, 16 kHz."""
     import torch
 
-    from audiogen.conditioning.vocabulary import train_vocabulary
-    from audiogen.diffusion.convert import save_diffusers
     from audiogen.diffusion.systems import LatentSystem
+    from audiogen.models.latent_pretrained import save_diffusers
+    from audiogen.text.vocabulary import train_vocabulary
     from tests.diffusion.tiny_systems import CAPTIONS, tiny
 
     with torch.random.fork_rng():

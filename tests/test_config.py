@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
-from audiogen.config import build, did_you_mean, load_recipe, recipe_names, to_plain, to_yaml
+from audiogen.config import (
+    Positive,
+    PositiveFloat,
+    Range,
+    build,
+    check_ranges,
+    did_you_mean,
+    load_recipe,
+    recipe_names,
+    to_plain,
+    to_yaml,
+)
 from audiogen.errors import InputError
 
 
@@ -146,3 +157,36 @@ def test_did_you_mean() -> None:
 
 def test_built_in_recipes_are_found() -> None:
     assert {"codec_tiny", "lm_tiny", "lm"} <= set(recipe_names())
+
+
+@dataclass(frozen=True)
+class Limits:
+    heads: Positive = 1
+    rate: PositiveFloat | None = None
+    dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
+    decay: Annotated[float, Range(0, 1, above=True)] = 1.0
+    level: Annotated[float, Range(high=0)] = 0.0
+    ratios: tuple[Positive, ...] = (2,)
+    pair: tuple[float, Positive] = (0.0, 1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"heads": 0}, r"^limits: heads is 0; it must be at least 1$"),
+        ({"rate": 0.0}, r"rate is 0.0; it must be above 0"),
+        ({"rate": float("nan")}, r"rate is nan; it must be above 0"),
+        ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
+        ({"decay": 0.0}, r"decay is 0.0; it must be in \(0, 1\]"),
+        ({"level": 1.0}, r"level is 1.0; it must be at most 0"),
+        ({"ratios": [4, 0]}, r"ratios\[1\] is 0; it must be at least 1"),
+        ({"pair": [-1.0, 0]}, r"pair\[1\] is 0; it must be at least 1"),
+    ],
+)
+def test_a_number_outside_of_its_range_is_named(node: dict[str, Any], message: str) -> None:
+    assert build(Limits, {"heads": 2, "rate": 0.1, "ratios": [], "pair": [-1, 1]}).pair == (-1.0, 1)
+    with pytest.raises(InputError, match=message):
+        build(Limits, node, where="limits")

@@ -1,78 +1,125 @@
-"""Imports go one way: a name may import only what its line below lists (and itself). Names file and line."""
+"""Imports go one way between folders and never in a circle between files. Each finding names file and line."""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = {
-    "errors",
-    "interfaces",
-    "config",
-    "audio",
-    "checkpoint",
-    "distributed",
-    "hub",
-    "pickles",
-    "__version__",
-}
-MODELS = {"codec", "conditioning", "data", "tagger", "lm", "diffusion"}
+CORE = {"errors", "interfaces", "config", "audio", "distributed", "device", "files", "__version__"}
+# A folder may import itself and what its line lists.
+LAYERS = {"codec", "text", "data", "tagger"}
+MODELS = CORE | LAYERS | {"lm", "diffusion", "models"}
 MAY_IMPORT = {
-    **dict.fromkeys(CORE | {"codec", "conditioning", "data", "tagger", "requests", "streaming"}, CORE),
-    **dict.fromkeys({"lm", "diffusion"}, CORE | {"conditioning"}),
-    "latent_generator": CORE | {"diffusion", "requests"},
-    "generators": CORE | MODELS | {"latent_generator", "token_generator"},
-    "token_generator": CORE | MODELS | {"export", "requests"},
-    **dict.fromkeys({"export", "train"}, CORE | MODELS),
+    **dict.fromkeys(CORE - {"__version__"} | LAYERS, CORE),
+    **dict.fromkeys({"lm", "diffusion"}, CORE | {"text"}),
+    "models": MODELS - {"data"},
+    "generators": MODELS,
+    **dict.fromkeys({"generate", "serve", "convert", "evaluate", "train"}, MODELS | {"generators"}),
+    "__init__": {"generators"},  # the public names, imported with their first use
+    # the commands of audiogen.codec open models, read manifests and write token shards
     **dict.fromkeys(
-        {"generate", "serve"},
-        CORE | {"data", "generate_options", "generators", "latent_generator", "requests", "streaming"},
+        {"codec/__main__", "codec/decode", "codec/describe", "codec/encode"}, CORE | {"data", "models"}
     ),
-    "generate_options": CORE,
-    "convert": CORE | MODELS | {"generators"},
-    "evaluate": CORE | {"data", "generators", "codec", "tagger"},
-    "__init__": {"generators"},  # the lazy public name audiogen.AudioGen
-    # the verbs of audiogen.codec read manifests and write token shards
-    **dict.fromkeys({"codec/__main__", "codec/decode", "codec/describe", "codec/encode"}, CORE | {"data"}),
 }
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, part of audiogen) of every import in the file, wherever in the file it stands."""
+    """(line, module or name of audiogen) of every import in the file, wherever in the file it stands."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        yield from ((node.lineno, name.split(".")[1]) for name in names if name.startswith("audiogen."))
+        yield from ((node.lineno, name) for name in names if name.startswith("audiogen."))
 
 
 def violations(package: Path) -> list[str]:
+    """Imports that go up from a folder."""
     found = []
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
         allowed = MAY_IMPORT.get("/".join(parts), MAY_IMPORT.get(parts[0], set())) | {parts[0]}
         found += [
-            f"{path}:{line}: {parts[0]} imports {name}" for line, name in imports(path) if name not in allowed
+            f"{path}:{line}: {parts[0]} imports {name.split('.')[1]}"
+            for line, name in imports(path)
+            if name.split(".")[1] not in allowed
         ]
     return found
+
+
+def circles(package: Path) -> list[str]:
+    """Files that import each other, over any number of others in between; late imports count as well."""
+    files = {
+        ".".join((package.name, *path.relative_to(package).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for path in sorted(package.rglob("*.py"))
+    }
+    graph = {}
+    for module, path in files.items():
+        named = {name if name in files else name.rpartition(".")[0] for _, name in imports(path)}
+        graph[module] = sorted(named & files.keys() - {module})
+    reaches: dict[str, set[str]] = {}
+    for module in graph:
+        seen: set[str] = set()
+        waiting = list(graph[module])
+        while waiting:
+            if (name := waiting.pop()) not in seen:
+                seen.add(name)
+                waiting += graph[name]
+        reaches[module] = seen
+    return sorted(
+        f"{one} and {other} import each other"
+        for one in graph
+        for other in graph
+        if one < other and other in reaches[one] and one in reaches[other]
+    )
 
 
 def test_imports_only_go_down() -> None:
     assert not (found := violations(ROOT / "audiogen")), "\n".join(found)
 
 
+# Still to be taken apart; nothing may be added.
+KNOWN_CIRCLES = {
+    "audiogen.evaluate.embedders and audiogen.evaluate.hub import each other",
+    "audiogen.train.lm and audiogen.train.origin import each other",
+}
+
+
+def test_no_files_import_each_other() -> None:
+    found = set(circles(ROOT / "audiogen")) - KNOWN_CIRCLES
+    assert not found, "\n".join(sorted(found))
+
+
 def test_a_violation_is_named_with_file_and_line(tmp_path: Path) -> None:
     for name, source in {
         "lm/model.py": "import torch\n\ndef f():\n    from audiogen.codec import rvq\n",
-        "codec/__main__.py": "from audiogen import data\nimport audiogen.conditioning.t5\n",
+        "codec/__main__.py": "from audiogen import data\nimport audiogen.text.t5\n",
         "new.py": "import audiogen.errors\n",
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(source)
     assert violations(tmp_path) == [
-        f"{tmp_path}/codec/__main__.py:2: codec imports conditioning",
+        f"{tmp_path}/codec/__main__.py:2: codec imports text",
         f"{tmp_path}/lm/model.py:4: lm imports codec",
         f"{tmp_path}/new.py:1: new imports errors",
+    ]
+
+
+def test_a_circle_is_found_over_several_files_and_in_late_imports(tmp_path: Path) -> None:
+    package = tmp_path / "audiogen"
+    for name, source in {
+        "lm/__init__.py": "",
+        "lm/a.py": "from audiogen.lm import b\n",
+        "lm/b.py": "from audiogen.lm.c import thing\n",
+        "lm/c.py": "def f():\n    import audiogen.lm.a\n",
+        "lm/d.py": "from audiogen.lm import a\n",
+    }.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(source)
+    assert circles(package) == [
+        f"audiogen.lm.{one} and audiogen.lm.{other} import each other"
+        for one, other in (("a", "b"), ("a", "c"), ("b", "c"))
     ]

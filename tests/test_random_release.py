@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from audiogen import audio
-from audiogen.codec.pretrained import load_codec
-from audiogen.generate import main as generate
-from audiogen.lm.pretrained import load_lm
+from audiogen.generate.__main__ import main as generate
+from audiogen.models.codec_pretrained import load_codec
+from audiogen.models.lm_pretrained import load_lm
 from tools import random_release
 from tools.random_release import SIZES, Size
 

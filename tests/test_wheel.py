@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from audiogen.checkpoint import bundled_names, bundled_systems
 from audiogen.config import recipe_names
+from audiogen.files.checkpoint import bundled_names, bundled_systems
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,7 +46,7 @@ def test_metadata_carries_both_licences(site: Path) -> None:
 
 def test_recipes_and_models_are_found_outside_the_checkout(site: Path, tmp_path: Path) -> None:
     code = (
-        "import json, audiogen.checkpoint as checkpoint, audiogen.config as config;"
+        "import json, audiogen.files.checkpoint as checkpoint, audiogen.config as config;"
         "print(json.dumps([config.__file__, config.recipe_names(), checkpoint.bundled_names(),"
         " checkpoint.bundled_systems(),"
         " str(checkpoint.resolve('lm_tiny')), config.load_recipe('lm_tiny') is not None]))"

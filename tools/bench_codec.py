@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import EncodecConfig, EncodecModel
 
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.public import transformers_parts
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError, run_command
+from audiogen.models.codec_public import transformers_parts
 
 SHAPES = {
     "audiogen": CodecConfig(),  # recipes/codec.yaml

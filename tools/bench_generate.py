@@ -28,15 +28,15 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, MusicgenForCausalLM
 from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
-from audiogen.conditioning.condition import null, stack
 from audiogen.errors import InputError, run_command
 from audiogen.interfaces import Condition
 from audiogen.lm import native, ops
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.packed import PackedLM
-from audiogen.lm.public import transformers_parts
 from audiogen.lm.sample import Sampling
 from audiogen.lm.static import DTYPES, Loop, StaticLM
+from audiogen.models.lm_layouts import transformers_parts
+from audiogen.text.condition import null, stack
 
 SHAPES = {
     "small": LMConfig(4, 2048, 1024, num_layers=24, num_heads=16),  # MusicGen's

@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import MusicgenForCausalLM
 from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
-from audiogen import checkpoint
 from audiogen.errors import InputError, run_command
+from audiogen.files import checkpoint
 from audiogen.lm import native, packed
 from audiogen.lm.model import ROWS, LMConfig, TokenLM
-from audiogen.lm.public import transformers_parts
+from audiogen.models.lm_layouts import transformers_parts
 
 NUM_STEPS = 8
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}

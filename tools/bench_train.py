@@ -45,14 +45,14 @@ from audiogen.codec.losses import (
     multi_scale_mel,
 )
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.conditioning.t5 import TextConfig
 from audiogen.config import build, load_recipe
 from audiogen.data.dataset import DataConfig, parse_sources
 from audiogen.errors import InputError, run_command
 from audiogen.interfaces import Batch, Condition
 from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing
-from audiogen.lm.pretrained import CodecReference, PretrainedLM
-from audiogen.lm.public import transformers_parts
+from audiogen.models.lm_layouts import transformers_parts
+from audiogen.models.lm_pretrained import CodecReference, PretrainedLM
+from audiogen.text.t5 import TextConfig
 from audiogen.train.__main__ import normalise, task_of
 from audiogen.train.codec import CodecRecipe, CodecTask, make_discriminator
 from audiogen.train.lm import LMRecipe, LMTask

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from audiogen import checkpoint
-from audiogen.codec.pretrained import KIND as CODEC_KIND
-from audiogen.codec.pretrained import load_codec, save_codec
-from audiogen.diffusion.convert import INDEX, save_diffusers
-from audiogen.diffusion.public import load_released
 from audiogen.errors import InputError, run_command
-from audiogen.latent_generator import LatentGenerator
-from audiogen.lm.pretrained import CodecReference, load_lm, save_lm
+from audiogen.files import checkpoint
+from audiogen.generators.latent import LatentGenerator
+from audiogen.models.codec_pretrained import KIND as CODEC_KIND
+from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.latent_pretrained import INDEX, save_diffusers
+from audiogen.models.latent_public import load_released
+from audiogen.models.lm_pretrained import CodecReference, load_lm, save_lm
 from audiogen.tagger.pretrained import KIND as TAGGER_KIND
 from audiogen.tagger.pretrained import load_tagger, save_tagger
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from audiogen import audio
 from audiogen.data.manifest import read_manifest, select
 from audiogen.errors import run_command
-from audiogen.generators import AudioGen
+from audiogen.generators.load import AudioGen
 from audiogen.lm.model import teacher_forcing, token_loss
 
 

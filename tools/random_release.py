@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from audiogen.errors import InputError, run_command
-from audiogen.generators import AudioGen
+from audiogen.generators.load import AudioGen
 from audiogen.lm.model import TokenLM
 from audiogen.lm.native import NativeLM
 

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import torch
 
-from audiogen import audio, checkpoint
+from audiogen import audio
 from audiogen.data import synth
 from audiogen.data.dataset import SYNTH_SEED
 from audiogen.data.manifest import read_manifest
 from audiogen.data.synth.scene import KINDS, compose
 from audiogen.errors import run_command
 from audiogen.evaluate.order import FIRST_CLIP, THRESHOLD, frame_probabilities
-from audiogen.generators import AudioGen
+from audiogen.files import checkpoint
+from audiogen.generators.load import AudioGen
 from audiogen.tagger.pretrained import load_tagger
 
 

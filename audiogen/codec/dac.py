@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiogen import checkpoint
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Segment
 
 LARGEST = 1 << 18  # of any one size; products of three of them still count without overflow

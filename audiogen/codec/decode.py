@@ -13,7 +13,6 @@ from torch import Tensor
 from audiogen import audio, distributed
 from audiogen.codec.ecdc_lm import find_lm
 from audiogen.codec.header import TokenHeader
-from audiogen.codec.pretrained import freeze, load_codec
 from audiogen.codec.report import Report, check_distinct
 from audiogen.codec.token_files import FORMATS as TOKEN_FORMATS
 from audiogen.codec.token_files import is_ecdc, read, read_header
@@ -21,6 +20,7 @@ from audiogen.codec.transcode import Decoded, Failed, Tokens, decode_clips
 from audiogen.data.codes import ShardReader, is_shard_directory
 from audiogen.errors import InputError
 from audiogen.interfaces import Codec, Segment
+from audiogen.models.codec_pretrained import freeze, load_codec
 
 WORKERS = 4  # threads that read files ahead
 

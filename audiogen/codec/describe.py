@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from audiogen.checkpoint import PICKLES, read_config, resolve
 from audiogen.codec import ecdc
 from audiogen.codec.header import TokenHeader, bandwidth_kbps
 from audiogen.codec.model import Codec
-from audiogen.codec.pretrained import KIND, load_codec
 from audiogen.codec.token_files import is_ecdc, read_header
 from audiogen.codec.transcode import header_for
 from audiogen.data.codes import ShardReader, is_shard_directory
 from audiogen.errors import InputError
+from audiogen.files.checkpoint import PICKLES, read_config, resolve
+from audiogen.models.codec_pretrained import KIND, load_codec
 
 CODEC_FILES = (*PICKLES, ".safetensors")
 

@@ -28,11 +28,11 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from audiogen.checkpoint import write_bytes_atomic
 from audiogen.codec.container import pack, unpack
 from audiogen.codec.ecdc_lm import EcdcLM, LMState, load_lm
 from audiogen.codec.entropy import ArithmeticDecoder, ArithmeticEncoder, CodingError, cumulative
 from audiogen.errors import InputError
+from audiogen.files.checkpoint import write_bytes_atomic
 from audiogen.interfaces import Codec, Segment
 
 SUFFIX = ".ecdc"

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiogen import pickles
 from audiogen.errors import InputError
+from audiogen.files import pickles
 
 NUM_HEADS = 8  # the one size that the tensors do not tell
 CONTEXT_S = 3.5  # what attention reaches back

@@ -15,7 +15,6 @@ import torch
 from audiogen import distributed
 from audiogen.codec.container import SUFFIX
 from audiogen.codec.ecdc import model_name
-from audiogen.codec.pretrained import load_codec
 from audiogen.codec.report import Report, check_distinct
 from audiogen.codec.token_files import FORMATS, is_ecdc, read_header, write
 from audiogen.codec.transcode import Encoded, Failed, Source, UnreadableError, encode_clips
@@ -25,6 +24,7 @@ from audiogen.data.dataset import SYNTH_SEED, BuiltInClip, SourceConfig, read_so
 from audiogen.data.manifest import Clip, find_captions, read_manifest, sound_files
 from audiogen.errors import InputError
 from audiogen.interfaces import Codec, Segment
+from audiogen.models.codec_pretrained import load_codec
 
 WORKERS = 4  # threads that read files ahead
 

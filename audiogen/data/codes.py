@@ -19,12 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from audiogen.checkpoint import clean, write_json, write_tensors
 from audiogen.data.dataset import DataConfig, SourceConfig
 from audiogen.data.manifest import Clip, group_of, held_out, select
 from audiogen.data.mix import draw
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
+from audiogen.files.checkpoint import clean, write_json, write_tensors
 from audiogen.interfaces import Batch
 
 FORMAT = 1

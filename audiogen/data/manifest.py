@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from audiogen import audio
-from audiogen.checkpoint import write_bytes_atomic
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
+from audiogen.files.checkpoint import write_bytes_atomic
 
 SOUND_SUFFIXES = frozenset(
     """.aac .aif .aifc .aiff .au .caf .flac .m4a .mp2 .mp3 .mp4 .oga .ogg .opus .rf64 .snd .w64 .wav .wave .webm

@@ -13,10 +13,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiogen import checkpoint, hub
 from audiogen.audio import resample
 from audiogen.diffusion.loa import pool_features
 from audiogen.errors import InputError
+from audiogen.files import checkpoint, hub
 
 SAMPLE_RATE = 16000
 HOP_LENGTH, WINDOW, N_FFT = 160, 400, 512  # kaldi's 10 ms and 25 ms, and the next power of two

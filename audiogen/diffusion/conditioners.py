@@ -26,14 +26,14 @@ from diffusers.pipelines.stable_audio.modeling_stable_audio import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiogen.conditioning.encoder import FrozenEncoder
-from audiogen.conditioning.t5 import TextConfig
-from audiogen.diffusion.clap import Clap
 from audiogen.diffusion.loa import LoaConfig, LoaGenerator
 from audiogen.diffusion.routes import Routes
-from audiogen.diffusion.text import TextStates
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
+from audiogen.text.clap import Clap
+from audiogen.text.encoder import FrozenEncoder
+from audiogen.text.latent_text import TextStates
+from audiogen.text.t5 import TextConfig
 
 TOKEN_PIECES = ("text", "loa", "seconds_start", "seconds_total")
 VECTOR_PIECES = ("clap", "pooled", "seconds_start", "seconds_total")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audiogen.conditioning import condition
 from audiogen.interfaces import Condition
+from audiogen.text import condition
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from audiogen.conditioning.encoder import FrozenEncoder
-from audiogen.conditioning.t5 import TextConfig
 from audiogen.diffusion.autoencoders import (
     MelAutoencoder,
     MelAutoencoderConfig,
     WaveformAutoencoder,
     WaveformAutoencoderConfig,
 )
-from audiogen.diffusion.clap import Clap
 from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig, SecondsConfig
 from audiogen.diffusion.denoisers import (
     AudioUNetConfig,
@@ -28,6 +25,9 @@ from audiogen.diffusion.denoisers import (
 )
 from audiogen.diffusion.loa import LoaConfig
 from audiogen.errors import InputError
+from audiogen.text.clap import Clap
+from audiogen.text.encoder import FrozenEncoder
+from audiogen.text.t5 import TextConfig
 
 AUTOENCODERS = ("mel_autoencoder", "waveform_autoencoder")
 DENOISERS = ("audio_unet", "text_unet", "dit", "flux")

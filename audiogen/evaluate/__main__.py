@@ -206,9 +206,9 @@ def run_codec(arguments: argparse.Namespace, command: str) -> int:
 
 def run_compare(arguments: argparse.Namespace, command: str) -> int:
     """`compare`. Models that are not there are named before any work."""
-    from audiogen import generators
     from audiogen.evaluate import compare
     from audiogen.evaluate.comparison import Comparison
+    from audiogen.generators import load as generators
 
     reference_where = None
     if arguments.reference_where is not None:

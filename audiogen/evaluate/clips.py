@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from audiogen import audio
-from audiogen.checkpoint import write_json
 from audiogen.data.manifest import Clip, group_of, held_out
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
+from audiogen.files.checkpoint import write_json
 
 
 class Prompt(NamedTuple):

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from audiogen import audio, checkpoint, distributed
-from audiogen.codec.pretrained import load_codec
+from audiogen import audio, distributed
 from audiogen.data.dataset import AnyClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip
 from audiogen.errors import InputError
@@ -38,7 +37,9 @@ from audiogen.evaluate.embedders import Embedder, load_embedder
 from audiogen.evaluate.reconstruction import check_metrics
 from audiogen.evaluate.report import REFERENCE, Plot, Sound, write_report
 from audiogen.evaluate.scores import Warn, describe, embedder_columns, filled, key_of, remembered
+from audiogen.files import checkpoint
 from audiogen.interfaces import Codec
+from audiogen.models.codec_pretrained import load_codec
 
 TRUTH = "Ground truth"
 PLOTTED = ("mel", "multi_resolution_stft", "visqol")  # against kbps; and, of every embedder:

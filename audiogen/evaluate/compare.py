@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from audiogen import audio, distributed, generators
+from audiogen import audio, distributed
 from audiogen.errors import InputError
 from audiogen.evaluate.clips import is_kept, keep, read
 from audiogen.evaluate.comparison import Comparison, Material, gather, real_folder, render_order_clips
@@ -27,6 +27,7 @@ from audiogen.evaluate.report import REFERENCE, Cell, Column, Plot, Sound, write
 from audiogen.evaluate.rows import CLIP_S, COSTS, FACTS, SYSTEM, judge_entries, real_entries, system_entries
 from audiogen.evaluate.scores import SET_NOTES, Warn, filled, hear, remembered
 from audiogen.evaluate.systems import RECONSTRUCTION, Open, System, Work, run_system, sound_path, system_names
+from audiogen.generators import load as generators
 from audiogen.tagger.pretrained import load_tagger
 
 

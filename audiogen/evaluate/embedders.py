@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audiogen import checkpoint
 from audiogen.audio import resample
 from audiogen.codec.model import Codec
-from audiogen.codec.pretrained import load_codec
 from audiogen.errors import InputError
 from audiogen.evaluate.panns import load_cnn14
 from audiogen.evaluate.vggish import load_vggish
+from audiogen.files import checkpoint
+from audiogen.models.codec_pretrained import load_codec
 from audiogen.tagger.pretrained import load_tagger
 
 SPECS = (

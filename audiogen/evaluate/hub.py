@@ -30,9 +30,9 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.models.clap.feature_extraction_clap import ClapFeatureExtractor
 from transformers.models.clap.modeling_clap import ClapModel
 
-from audiogen import checkpoint
 from audiogen.errors import InputError
 from audiogen.evaluate.embedders import Embedded, mono, to_numpy, windows
+from audiogen.files import checkpoint
 
 CLAP_TYPE, AST_TYPE = "clap", "audio-spectrogram-transformer"  # as config.json names them
 TEXTS_AT_ONCE = 32

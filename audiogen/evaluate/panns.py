@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiogen import checkpoint
 from audiogen.audio import mel_filterbank
 from audiogen.errors import InputError
 from audiogen.evaluate.public_weights import read_weights
+from audiogen.files import checkpoint
 
 NUM_MELS = 64
 NUM_BLOCKS = 6

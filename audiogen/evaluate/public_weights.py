@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiogen import checkpoint, pickles
 from audiogen.errors import InputError
+from audiogen.files import checkpoint, pickles
 
 # What rebuilds NumPy's arrays and numbers from their bytes, and nothing else. Files of before 2023 name these by
 # NumPy's old module; public CNN14 files need them, as they hold the sampler of the training beside the weights.

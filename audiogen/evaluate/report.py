@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audiogen.checkpoint import write_bytes_atomic, write_json
 from audiogen.evaluate.metrics import Interval
 from audiogen.evaluate.page import Sound, render
 from audiogen.evaluate.plot import Plot
@@ -24,6 +23,7 @@ from audiogen.evaluate.table import (
     format_cell,
     write_markdown_table,
 )
+from audiogen.files.checkpoint import write_bytes_atomic, write_json
 
 __all__ = [
     "REFERENCE",

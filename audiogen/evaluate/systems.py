@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from audiogen import checkpoint
 from audiogen.errors import InputError
 from audiogen.evaluate import cost
 from audiogen.evaluate.clips import Prompt, consecutive, is_kept, keep, read
 from audiogen.evaluate.cost import Clock, Cost, SteppedGenerator
+from audiogen.files import checkpoint
 from audiogen.interfaces import Generator
 
 RECONSTRUCTION = "codec"  # stands in a file's name in place of the seed

@@ -15,9 +15,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiogen import checkpoint
 from audiogen.errors import InputError
 from audiogen.evaluate.public_weights import read_weights
+from audiogen.files import checkpoint
 
 SAMPLE_RATE = 16000
 WINDOW, HOP, N_FFT = 400, 160, 512  # samples: frames of 25 ms, every 10 ms

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiogen import checkpoint
 from audiogen.config import build, to_plain
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.lm.model import TokenLM
 
 KIND = "lora"

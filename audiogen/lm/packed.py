@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from audiogen import checkpoint
 from audiogen.distributed import has_packed_products
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Condition
 from audiogen.lm.model import Read, TokenLM, reader
 from audiogen.lm.transformer import KVCache

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from audiogen.conditioning.condition import null, stack
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm import patterns
 from audiogen.lm.model import LMConfig
+from audiogen.text.condition import null, stack
 
 Callback = Callable[[int, int], None]  # (steps done, steps in all), after every step
 

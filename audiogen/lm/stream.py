@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiogen.conditioning.condition import null, stack
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.patterns import Rhythm
 from audiogen.lm.sample import Decoder, Sampling, check, draw, guide
+from audiogen.text.condition import null, stack
 
 BLOCK = 16  # steps that the next window hears in one call
 NOISE_FRAMES = 64  # whose random numbers are drawn at a time

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from audiogen import checkpoint, config
+from audiogen import config
+from audiogen.files import checkpoint
 from audiogen.tagger.model import Tagger, TaggerConfig
 
 KIND = "tagger"

@@ -149,7 +149,7 @@ def record(recipe: Any, run: Path) -> None:
     from omegaconf import OmegaConf
 
     from audiogen import __version__
-    from audiogen.checkpoint import write_bytes_atomic, write_json
+    from audiogen.files.checkpoint import write_bytes_atomic, write_json
 
     path = run / "recipe.yaml"
     if path.exists():

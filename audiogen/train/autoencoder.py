@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from audiogen import checkpoint
 from audiogen.codec.discriminators import (
     DiscriminatorConfig,
     MultiScaleSTFTDiscriminator,
@@ -32,11 +31,12 @@ from audiogen.diffusion.autoencoders import (
     WaveformAutoencoderConfig,
 )
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
-from audiogen.train import latent_codecs
+from audiogen.models import latent_codecs
+from audiogen.models.latent_codecs import Autoencoder, load_autoencoder, reconstruct, save_autoencoder
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.ema import Average
-from audiogen.train.latent_codecs import Autoencoder, load_autoencoder, reconstruct, save_autoencoder
 from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices
 from audiogen.train.optim import OptimConfig, Optimizer
 

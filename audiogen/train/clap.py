@@ -15,16 +15,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from audiogen import checkpoint, distributed
+from audiogen import distributed
 from audiogen.config import to_plain
 from audiogen.data.dataset import AudioDataset, DataConfig, open_data
 from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
-from audiogen.diffusion.clap import MAX_TOKENS, Clap, OpenClap, embedding
-from audiogen.diffusion.clap_features import clap_features
-from audiogen.diffusion.clap_model import ClapModelConfig, describe, learn_vocabulary, new_clap, save_clap
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
+from audiogen.text.clap import MAX_TOKENS, Clap, OpenClap, embedding
+from audiogen.text.clap_features import clap_features
+from audiogen.text.clap_model import ClapModelConfig, describe, learn_vocabulary, new_clap, save_clap
 from audiogen.train.augment import mask
 from audiogen.train.ema import Average
 from audiogen.train.lm import meanings, wordings

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from audiogen import checkpoint
 from audiogen.codec.balancer import Balancer
 from audiogen.codec.conv import add_weight_norm
 from audiogen.codec.discriminators import (
@@ -20,13 +19,14 @@ from audiogen.codec.discriminators import (
 )
 from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.config import to_plain
 from audiogen.data.dataset import DataConfig, open_data
 from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
+from audiogen.models.codec_pretrained import load_codec, save_codec
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.ema import Average
 from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices

@@ -15,31 +15,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from audiogen import checkpoint, distributed
-from audiogen.conditioning.t5 import T5Conditioner
-from audiogen.conditioning.vocabulary import Vocabulary
+from audiogen import distributed
 from audiogen.config import to_plain
 from audiogen.data.dataset import DataConfig, open_data
 from audiogen.data.loader import valid_batches
 from audiogen.data.seeds import seed_for
-from audiogen.diffusion.clap import Clap
 from audiogen.diffusion.conditioners import Known
-from audiogen.diffusion.convert import save_diffusers
 from audiogen.diffusion.process import PROCESSES, Process, ProcessConfig, process_of
-from audiogen.diffusion.public import load_released
 from audiogen.diffusion.routes import Routes, drop
 from audiogen.diffusion.sample import Sampling, sample
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Batch, Condition
-from audiogen.train.ema import Average
-from audiogen.train.latent_codecs import (
+from audiogen.models.latent_codecs import (
     check_reconstruction,
     differences,
     identity,
     kind_of,
     load_autoencoder,
 )
+from audiogen.models.latent_pretrained import save_diffusers
+from audiogen.models.latent_public import load_released
+from audiogen.text.clap import Clap
+from audiogen.text.t5 import T5Conditioner
+from audiogen.text.vocabulary import Vocabulary
+from audiogen.train.ema import Average
 from audiogen.train.latents import Feature, LatentBatch, LatentDataset, cache_latents, collate_latents
 from audiogen.train.lm import meanings, shuffle_captions, wordings
 from audiogen.train.loa import LoaTraining, mixed_vectors, true_vectors

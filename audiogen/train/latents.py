@@ -18,15 +18,15 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from audiogen import checkpoint
 from audiogen.config import to_plain
 from audiogen.data.dataset import AudioDataset, DataConfig, Item, Split
 from audiogen.data.loader import VALID_SEED
 from audiogen.data.mix import draw
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
-from audiogen.train.latent_codecs import Autoencoder
+from audiogen.models.latent_codecs import Autoencoder
 from audiogen.train.log import bar_interval_s
 from audiogen.train.tokens import read_items
 

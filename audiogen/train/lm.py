@@ -11,21 +11,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from audiogen import checkpoint, distributed
-from audiogen.conditioning.condition import drop
-from audiogen.conditioning.t5 import TextConfig
+from audiogen import distributed
 from audiogen.data.codes import CodeDataset, collate_codes, is_shard_directory, open_codes
 from audiogen.data.dataset import AudioDataset, DataConfig, open_data
 from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Batch, Codec
 from audiogen.lm import lora
 from audiogen.lm.lora import LoraConfig
 from audiogen.lm.model import LMConfig, teacher_forcing, token_loss
-from audiogen.lm.pretrained import CodecReference, PretrainedLM, save_lm
 from audiogen.lm.sample import generate_tokens
 from audiogen.lm.training import Recompute
+from audiogen.models.lm_pretrained import CodecReference, PretrainedLM, save_lm
+from audiogen.text.condition import drop
+from audiogen.text.t5 import TextConfig
 from audiogen.train.ema import Average
 from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices
 from audiogen.train.optim import OptimConfig, Optimizer

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from audiogen import checkpoint
 from audiogen.diffusion.audiomae import load_audiomae
 from audiogen.diffusion.loa import LoaConfig, pool_latents
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.train.latents import Feature
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audiogen import audio as audio_io
-from audiogen import checkpoint
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 
 
 def read_log(run: str | Path) -> list[dict[str, Any]]:

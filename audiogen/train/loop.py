@@ -19,11 +19,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from audiogen import checkpoint, distributed, interfaces
+from audiogen import distributed, interfaces
 from audiogen.data.loader import Dataset
 from audiogen.data.seeds import seed_for
 from audiogen.distributed import has_bfloat16
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
 from audiogen.train.log import Log
 

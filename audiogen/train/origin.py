@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from audiogen import checkpoint, distributed
-from audiogen.codec.pretrained import load_codec, save_codec
-from audiogen.conditioning.t5 import T5Conditioner, TextConfig
-from audiogen.conditioning.vocabulary import train_vocabulary
+from audiogen import distributed
 from audiogen.config import to_plain
 from audiogen.data.codes import CodeDataset
 from audiogen.data.dataset import AudioDataset
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Codec
 from audiogen.lm import lora
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.pretrained import CODEC_FOLDER, CodecReference, PretrainedLM, describe_lm, load_lm
+from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.lm_pretrained import CODEC_FOLDER, CodecReference, PretrainedLM, describe_lm, load_lm
+from audiogen.text.t5 import T5Conditioner, TextConfig
+from audiogen.text.vocabulary import train_vocabulary
 
 if TYPE_CHECKING:
     from audiogen.train.lm import LMRecipe

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audiogen import checkpoint, distributed
+from audiogen import distributed
 from audiogen.data.dataset import (
     SYNTH_DURATION_S,
     SYNTH_LONGEST_S,
@@ -26,6 +26,7 @@ from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
 from audiogen.data.synth.scene import KINDS, SynthEvent, compose
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
 from audiogen.tagger.model import Tagger, TaggerConfig, TaggerOutput
 from audiogen.tagger.pretrained import KIND, save_tagger

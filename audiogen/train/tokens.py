@@ -16,12 +16,12 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from audiogen import checkpoint
 from audiogen.config import to_plain
 from audiogen.data.codes import CodeClip, CodeSplit, ShardWriter, TokenSpec, open_codes
 from audiogen.data.dataset import AudioDataset, DataConfig, Item, SourceConfig, Split
 from audiogen.data.loader import VALID_SEED
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Codec
 from audiogen.train.log import bar_interval_s
 

@@ -16,11 +16,11 @@ from audiogen.codec.__main__ import main
 from audiogen.codec.batches import Batches
 from audiogen.codec.container import read_header, read_tokens
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.codec.transcode import Encoded, Source, encode_clips
 from audiogen.data.codes import ShardReader
 from audiogen.errors import run_command
+from audiogen.models.codec_pretrained import load_codec, save_codec
 
 RATE = 4000
 SPECTRAL = SpectralConfig(n_fft=160, hop_length=40, width=8, num_encoder_blocks=1, num_decoder_blocks=1)

@@ -14,10 +14,10 @@ from audiogen.codec import stream
 from audiogen.codec.__main__ import main
 from audiogen.codec.container import read_tokens
 from audiogen.codec.dac import DacCodec, DacSizes, identity, read_dac
-from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.data.codes import ShardReader
 from audiogen.errors import InputError, run_command
-from audiogen.lm.pretrained import load_lm
+from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.lm_pretrained import load_lm
 from audiogen.train.__main__ import main as train
 
 # Rates and ratios of the released models, and two odd ones; the widths are tiny.

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from audiogen.codec import ecdc
-from audiogen.codec.pretrained import load_codec
 from audiogen.interfaces import Codec, Segment
+from audiogen.models.codec_pretrained import load_codec
 from tests import encodec_package
 
 BANDWIDTHS_KBPS = (3.0, 12.0)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.errors import InputError
+from audiogen.models.codec_pretrained import load_codec, save_codec
 
 SEANET = CodecConfig(
     sample_rate=8000,

@@ -11,11 +11,11 @@ from audiogen.codec.__main__ import main
 from audiogen.codec.conv import PaddedConv1d, PaddedConvTranspose1d, ResidualLSTM
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.packed import can_pack, pack
-from audiogen.codec.pretrained import freeze, load_codec, save_codec
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.codec.stream import decode_live, encode_stream
 from audiogen.errors import InputError
+from audiogen.models.codec_pretrained import freeze, load_codec, save_codec
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="PyTorch without oneDNN")

@@ -16,10 +16,10 @@ from audiogen.codec.__main__ import main
 from audiogen.codec.container import read_header, read_segments
 from audiogen.codec.ecdc_lm import EcdcLM
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import run_command
 from audiogen.interfaces import Segment
+from audiogen.models.codec_pretrained import load_codec, save_codec
 
 RATE, HOP = 2000, 20
 SEANET = SeanetConfig(num_filters=4, ratios=(5, 4), lstm=1, norm="group")

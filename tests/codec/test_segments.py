@@ -7,11 +7,11 @@ import torch
 from einops import rearrange
 
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.pretrained import identity, load_codec, save_codec
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.segments import cut, loudness, overlap_add
 from audiogen.errors import InputError
 from audiogen.interfaces import Segment
+from audiogen.models.codec_pretrained import identity, load_codec, save_codec
 
 WHOLE = CodecConfig(  # 100 Hz; a hop of 10
     sample_rate=1000,

@@ -11,12 +11,12 @@ from torch import Tensor
 from audiogen.codec.conv import StreamState
 from audiogen.codec.losses import mel_distance
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.pretrained import load_codec
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.data import synth
 from audiogen.errors import InputError
+from audiogen.models.codec_pretrained import load_codec
 
 HOP = 40
 SEANET = CodecConfig(

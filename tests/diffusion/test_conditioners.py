@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiogen.conditioning import encoder
-from audiogen.conditioning.t5 import TextConfig
-from audiogen.conditioning.vocabulary import train_vocabulary
 from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig, Known, SecondsConfig
 from audiogen.diffusion.loa import LoaConfig, LoaGenerator, pool_features, pool_latents
 from audiogen.interfaces import Condition
+from audiogen.text import encoder
+from audiogen.text.t5 import TextConfig
+from audiogen.text.vocabulary import train_vocabulary
 from tests import random_t5
 from tests.diffusion.tiny_systems import CAPTIONS, RECIPES, tiny
 

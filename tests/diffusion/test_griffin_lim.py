@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from audiogen.audio import mel_filterbank
-from audiogen.conditioning.vocabulary import train_vocabulary
 from audiogen.diffusion.autoencoders import MelAutoencoder
-from audiogen.diffusion.convert import load_diffusers, save_diffusers
 from audiogen.diffusion.griffin_lim import griffin_lim, magnitudes
 from audiogen.diffusion.mel import MelConfig, log_mel
 from audiogen.diffusion.systems import LatentSystem
 from audiogen.errors import InputError
+from audiogen.models.latent_pretrained import load_diffusers, save_diffusers
+from audiogen.text.vocabulary import train_vocabulary
 from tests.diffusion.tiny_systems import CAPTIONS, tiny
 
 CONFIG = MelConfig(sample_rate=8000, n_fft=256, hop_length=64, num_mels=40, f_max=4000.0)

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from audiogen.conditioning.vocabulary import train_vocabulary
 from audiogen.diffusion.conditioners import ConditionerConfig
 from audiogen.diffusion.systems import LatentSystem, SystemConfig, released
 from audiogen.errors import InputError
+from audiogen.text.vocabulary import train_vocabulary
 from tests.diffusion.tiny_systems import CAPTIONS, RECIPES, tiny
 
 MILLIONS = {  # as published, of the denoiser

@@ -14,7 +14,6 @@ import torch
 from audiogen import audio
 from audiogen.codec.losses import mel_distance
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.data.manifest import read_manifest, select
 from audiogen.errors import InputError
@@ -24,6 +23,7 @@ from audiogen.evaluate.coding import Measured, Originals, codec_systems, send
 from audiogen.evaluate.embedders import embed_clips, load_embedder
 from audiogen.evaluate.metrics import accuracy, frechet_distance, label_kl
 from audiogen.evaluate.opus import decode, encode, level_of
+from audiogen.models.codec_pretrained import load_codec, save_codec
 
 
 def make_codec(folder: Path, rate: int, channels: int = 1, num_codebooks: int = 2) -> str:

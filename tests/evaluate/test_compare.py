@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiogen import audio, generators
+from audiogen import audio
 from audiogen.data.manifest import Clip, group_of, read_manifest
 from audiogen.errors import InputError
 from audiogen.evaluate import compare
@@ -22,6 +22,7 @@ from audiogen.evaluate.embedders import Embedded, load_embedder
 from audiogen.evaluate.metrics import Interval, prompt_interval
 from audiogen.evaluate.scores import key_of, set_cells, take_rows
 from audiogen.evaluate.systems import system_names
+from audiogen.generators import load as generators
 from audiogen.tagger.model import Tagger, TaggerConfig
 from audiogen.tagger.pretrained import save_tagger
 
@@ -362,7 +363,7 @@ def test_other_settings_or_weights_generate_anew(
     louder = run(replace(comparison, guidance=6.0))
     assert louder[model.name]["identity"] == first[model.name]["identity"]
     assert written(comparison.out / "clips")[f"{model.name}/0000_0.wav"] != sounds[f"{model.name}/0000_0.wav"]
-    from audiogen import checkpoint
+    from audiogen.files import checkpoint
 
     tensors = checkpoint.load_tensors(model)
     name = next(name for name in tensors if "heads" in name)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiogen import generators
 from audiogen.errors import InputError
 from audiogen.evaluate import cost
+from audiogen.generators import load as generators
 
 
 def test_the_figures_are_those_of_the_clock(diffusion) -> None:

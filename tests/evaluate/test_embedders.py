@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.pretrained import save_codec
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError
 from audiogen.evaluate.embedders import (
@@ -23,6 +22,7 @@ from audiogen.evaluate.embedders import (
 )
 from audiogen.evaluate.panns import Cnn14, Cnn14Config
 from audiogen.evaluate.vggish import EXAMPLE, Vggish
+from audiogen.models.codec_pretrained import save_codec
 from audiogen.tagger.model import Tagger, TaggerConfig
 from audiogen.tagger.pretrained import save_tagger
 

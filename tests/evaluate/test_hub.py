@@ -17,9 +17,9 @@ from transformers import (
     ClapProcessor,
 )
 
-from audiogen import checkpoint
 from audiogen.errors import InputError
 from audiogen.evaluate.embedders import embed_clips, load_embedder
+from audiogen.files import checkpoint
 
 RATE = 8000  # of the tiny CLAP of conftest.py, whose window is 1 s
 AST_WINDOW = 400 + 160 * 23  # of the tiny AST: 24 frames

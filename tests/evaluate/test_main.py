@@ -119,7 +119,7 @@ def test_words_of_the_user_are_read() -> None:
 
 
 def test_a_bundled_model_and_real_recordings(run, shared: Path) -> None:
-    from audiogen import checkpoint
+    from audiogen.files import checkpoint
 
     if not {"lm_tiny", "tagger_tiny"} <= set(checkpoint.bundled_names()):
         pytest.skip("the bundled weights are not there")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from audiogen.checkpoint import weights_folder
 from audiogen.data import synth
 from audiogen.data.synth.scene import compose
 from audiogen.errors import InputError
@@ -21,6 +20,7 @@ from audiogen.evaluate.order import (
     order_prompts,
     real_clip,
 )
+from audiogen.files.checkpoint import weights_folder
 from audiogen.tagger.model import Tagger, TaggerConfig
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiogen.conditioning.condition import null
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing, token_loss
 from audiogen.lm.transformer import sinusoidal_positions
+from audiogen.text.condition import null
 
 CONFIG = LMConfig(num_codebooks=3, codebook_size=11, dim=24, num_layers=2, num_heads=4)
 

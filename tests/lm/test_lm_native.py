@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiogen.conditioning.condition import null
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm import native
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.native import NativeLM
+from audiogen.text.condition import null
 
 K, V = 3, 21
 # Largest difference of a logit, whose standard deviation is 1.

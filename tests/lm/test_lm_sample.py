@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiogen.conditioning.condition import null
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.patterns import PATTERNS
 from audiogen.lm.sample import Sampling, Window, draw, generate_tokens, guide, plan_windows
+from audiogen.text.condition import null
 
 K, V, D = 3, 11, 24
 GREEDY = Sampling(temperature=0)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiogen import checkpoint
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Condition
 from audiogen.lm import lora
 from audiogen.lm.lora import LoraConfig

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiogen import audio, checkpoint
+from audiogen import audio
 from audiogen.data import synth
 from audiogen.data.manifest import read_manifest, select
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.tagger.model import Tagger, TaggerConfig
 from audiogen.tagger.pretrained import load_tagger, save_tagger
 

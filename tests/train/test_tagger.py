@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from audiogen import audio, checkpoint
+from audiogen import audio
 from audiogen.data.dataset import BuiltInClip
 from audiogen.data.manifest import Clip
 from audiogen.data.synth import SynthEvent
 from audiogen.data.synth.scene import compose
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.tagger.model import TaggerConfig, TaggerOutput
 from audiogen.tagger.pretrained import load_tagger
 from audiogen.train import augment

@@ -14,13 +14,18 @@ import pytest
 import torch
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
-from audiogen import audio, checkpoint
+from audiogen import audio
 from audiogen.config import build, load_recipe, plain
 from audiogen.data.loader import valid_batches
 from audiogen.diffusion.autoencoders import MelAutoencoder, MelAutoencoderConfig
-from audiogen.diffusion.clap import Clap
-from audiogen.diffusion.clap_features import clap_features, fit_length
-from audiogen.diffusion.clap_model import (
+from audiogen.errors import InputError
+from audiogen.files import checkpoint
+from audiogen.generators.latent import LatentGenerator
+from audiogen.interfaces import Batch
+from audiogen.models.latent_codecs import save_autoencoder
+from audiogen.text.clap import Clap
+from audiogen.text.clap_features import clap_features, fit_length
+from audiogen.text.clap_model import (
     AudioTowerConfig,
     ClapModelConfig,
     FeatureConfig,
@@ -28,13 +33,9 @@ from audiogen.diffusion.clap_model import (
     learn_vocabulary,
     new_clap,
 )
-from audiogen.errors import InputError
-from audiogen.interfaces import Batch
-from audiogen.latent_generator import LatentGenerator
 from audiogen.train import clap
 from audiogen.train.__main__ import main, normalise, task_of
 from audiogen.train.clap import ClapTask, chance, contrastive_loss, floor, recall
-from audiogen.train.latent_codecs import save_autoencoder
 from audiogen.train.log import read_log
 from tests.diffusion.tiny_encoders import write_clap
 

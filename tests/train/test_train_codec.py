@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import DacConfig, DacModel
 
-from audiogen import checkpoint
 from audiogen.codec.discriminators import DiscriminatorConfig, MultiScaleSTFTDiscriminator
 from audiogen.codec.losses import adversarial_discriminator, adversarial_generator, feature_matching
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
+from audiogen.models.codec_pretrained import load_codec, save_codec
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.codec import CodecTask
 from audiogen.train.log import read_log

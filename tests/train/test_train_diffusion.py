@@ -15,17 +15,19 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from audiogen import audio, checkpoint, generators
+from audiogen import audio
 from audiogen.config import build, load_recipe, recipe_names, to_plain
-from audiogen.diffusion.convert import load_diffusers
 from audiogen.diffusion.denoisers import denoiser
 from audiogen.diffusion.process import PROCESSES, ProcessConfig
 from audiogen.diffusion.sample import SAMPLINGS, Sampling, sample
 from audiogen.errors import InputError, run_command
-from audiogen.latent_generator import LatentGenerator
+from audiogen.files import checkpoint
+from audiogen.generators import load as generators
+from audiogen.generators.latent import LatentGenerator
+from audiogen.models.latent_codecs import KINDS, load_autoencoder, make, reconstruct, save_autoencoder
+from audiogen.models.latent_pretrained import load_diffusers
 from audiogen.train.__main__ import main, normalise, task_of
 from audiogen.train.diffusion import new_system
-from audiogen.train.latent_codecs import KINDS, load_autoencoder, make, reconstruct, save_autoencoder
 from audiogen.train.latents import LatentDataset
 from audiogen.train.log import read_log
 from tests.diffusion.tiny_encoders import write_clap

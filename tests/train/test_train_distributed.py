@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from audiogen import checkpoint, distributed
+from audiogen import distributed
+from audiogen.files import checkpoint
 from audiogen.train.log import read_log
 
 Train = Callable[..., Path]

@@ -14,13 +14,13 @@ import pytest
 import torch
 from transformers import DacConfig, DacModel
 
-from audiogen import checkpoint
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.pretrained import load_codec, save_codec
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.data.codes import ShardReader
 from audiogen.errors import InputError
-from audiogen.lm.pretrained import load_lm
+from audiogen.files import checkpoint
+from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.lm_pretrained import load_lm
 from audiogen.train.lm import meanings, shuffle_captions
 from audiogen.train.log import read_log
 from tests import random_t5

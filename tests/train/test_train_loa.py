@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from audiogen import checkpoint
-from audiogen.conditioning.t5 import T5Conditioner
-from audiogen.conditioning.vocabulary import train_vocabulary
 from audiogen.data.dataset import DataConfig, open_data
 from audiogen.diffusion.audiomae import load_audiomae
-from audiogen.diffusion.convert import load_diffusers
 from audiogen.diffusion.loa import pool_latents
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
+from audiogen.models.latent_pretrained import load_diffusers
+from audiogen.text.t5 import T5Conditioner
+from audiogen.text.vocabulary import train_vocabulary
 from audiogen.train.latents import LatentDataset, collate_latents
 from tests.diffusion.tiny_encoders import write_audiomae
 from tests.train.test_train_diffusion import (

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from audiogen import checkpoint
 from audiogen.errors import InputError
-from audiogen.generate import main
+from audiogen.files import checkpoint
+from audiogen.generate.__main__ import main
 from audiogen.lm import lora
-from audiogen.lm.pretrained import load_lm
+from audiogen.models.lm_pretrained import load_lm
 from audiogen.train.log import read_log
 from tests import random_t5
 

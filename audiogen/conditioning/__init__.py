@@ -1,1 +1,0 @@
-"""Text (and later other conditions) to the `Condition` that the generators attend to."""

@@ -1,0 +1,1 @@
+"""Text to audio, whatever the family: token language models and latent diffusion."""

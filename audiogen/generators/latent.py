@@ -1,0 +1,446 @@
+"""Text to audio by latent diffusion: any system that `diffusion.public` opens, behind the interface of the verbs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audiogen import audio as audio_io
+from audiogen import distributed
+from audiogen.config import to_plain
+from audiogen.diffusion import routes
+from audiogen.diffusion.autoencoders import MelAutoencoder
+from audiogen.diffusion.conditioners import Conditioner
+from audiogen.diffusion.manipulate import inpaint_mask, super_resolution_mask
+from audiogen.diffusion.process import PROCESSES, Process, process_of
+from audiogen.diffusion.routes import Routes
+from audiogen.diffusion.sample import SAMPLINGS, Reference, Sampling, rerank, sample
+from audiogen.diffusion.samplers import make_sampler
+from audiogen.errors import InputError
+from audiogen.files import checkpoint, hub
+from audiogen.generators import request as requests
+from audiogen.generators.request import Edit, Progress, Request
+from audiogen.interfaces import Condition
+from audiogen.models import latent_pretrained as convert
+from audiogen.models import latent_public as public
+from audiogen.models import stable_audio as public_stable_audio
+from audiogen.models.latent_files import Released, read_settings
+from audiogen.text.clap import Clap
+from audiogen.text.latent_text import TextStates
+
+MAX_DURATION_S = 60.0  # of a system without a window: attention's memory grows with the square
+MAX_CANDIDATES = 64
+CANDIDATE_STRIDE = 2**40  # candidate c of a sound with seed s is drawn with s + c of these
+ROWS_ON_CPU, ROWS_ELSEWHERE = 1, 8  # sounds that the denoiser runs on at a time; guidance doubles them
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LatentGenerator:
+    """Text to audio: a denoiser of latents. Implements `interfaces.Generator` and `evaluate.cost.SteppedGenerator`.
+
+    A sound is a function of its text, duration, seed and the settings. On a CPU the denoiser runs sound by sound, and
+    so gives the same to the last bit alone, in a batch and in any order; elsewhere `batch_size` sounds of one length
+    run together, and kernels may round differently with their number. Text encoder and autoencoder run row by row
+    everywhere; the text's side, once a sound, stays on the CPU.
+    """
+
+    def __init__(
+        self,
+        released: Released,
+        device: str = "auto",
+        dtype: str = "auto",
+        clap: Clap | None = None,
+        window_s: float | None = None,
+    ):
+        """released: in evaluation mode; it becomes this generator's own. dtype: that the denoiser computes in.
+
+        clap: ranks candidates; None is the system's own. window_s: the length that is always generated, and cut from.
+        """
+        where = distributed.choose_device(device)
+        self.dtype = _choose_dtype(dtype, where)
+        self.system, self.name, self.notes = released.system, released.name, released.notes
+        self.process = Process(process_of(self.name, released.process))
+        self._sampling = released.sampling or SAMPLINGS[self.name]
+        self._clap = clap
+        self.window_s = window_s
+        self.system.autoencoder.to(where)
+        self.system.denoiser.to(where)
+        self.device = where
+        self.sample_rate, self.channels = (
+            self.system.autoencoder.sample_rate,
+            self.system.autoencoder.channels,
+        )
+        seconds = self.system.config.conditioner.seconds
+        told_s = MAX_DURATION_S if seconds is None else min(seconds.max_s, MAX_DURATION_S)
+        self.max_duration_s = told_s if window_s is None else window_s
+        self.batch_size = ROWS_ON_CPU if where.type == "cpu" else ROWS_ELSEWHERE
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_dir: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        text_encoder: str | None = None,
+        heads: tuple[int, ...] | None = None,
+        ema: bool | None = None,
+        clap: str | None = None,
+    ) -> LatentGenerator:
+        """Open a bundled system, a run's directory, or a release in any format of `diffusion.public`, or its hub id.
+
+        device: as in `AudioGen`. dtype: that the denoiser computes in, its weights staying float32: "float32",
+        "bfloat16", "float16" (CUDA), or "auto" for bfloat16 on CUDA and float32 elsewhere. text_encoder: a T5 (for
+        AudioLDM, which has none, a CLAP), directory or hub id, in place of the one that the system names. heads, ema:
+        see `public.load_released`; `notes` says what was used. clap: a CLAP model with an audio branch, directory or
+        hub id, that ranks candidates.
+        """
+        directory = checkpoint.system_folder(name_or_dir)
+        if hub.is_hub_id(str(name_or_dir)):
+            directory = hub.fetch(str(name_or_dir), public.LAYOUTS)
+        with _quiet():
+            released = public.load_released(directory, heads, ema)
+        if text_encoder is not None:
+            _replace_text(released, text_encoder, name_or_dir)
+        scorer = None if clap is None else Clap(clap)
+        return cls(released, device, dtype, scorer, _window_s(directory, released))
+
+    @property
+    def family(self) -> str:
+        """What kind of system this is, for tables."""
+        return "latent flow" if self.process.config.kind == "flow" else "latent diffusion"
+
+    @property
+    def latent_rate(self) -> str:
+        """What is generated: frames a second and the numbers of each."""
+        depth, _, *bins = self.system.autoencoder.latent_shape(1.0)
+        sizes = " x ".join(map(str, (depth, *bins)))
+        return f"{self.sample_rate / self.system.autoencoder.hop_length:.4g} Hz x {sizes}"
+
+    @property
+    def num_parameters(self) -> int:
+        """Of all that runs from text to audio: encoders of text, denoiser, autoencoder and vocoder."""
+        return self.system.num_parameters + _num_frozen_parameters(self.system.conditioner)
+
+    @property
+    def default_steps(self) -> int:
+        """Those of the recipe that trained it, or else the authors'."""
+        return self._sampling.steps
+
+    @property
+    def guidance(self) -> float:
+        """Weight of the text, of the recipe that trained it, or else the authors'."""
+        return self._sampling.guidance
+
+    def sampling(
+        self, steps: int | None = None, sampler: str | None = None, guidance: float | None = None
+    ) -> Sampling:
+        """Its recipe's way to sample, or else the authors', with what is given; InputError where that cannot be."""
+        own = self._sampling
+        chosen = dataclasses.replace(
+            own,
+            sampler=own.sampler if sampler is None else sampler,
+            steps=own.steps if steps is None else steps,
+            guidance=own.guidance if guidance is None else guidance,
+            eta=own.eta if sampler in (None, own.sampler) else 0.0,
+        )
+        make_sampler(self.process, chosen.sampler, chosen.steps, chosen.eta)
+        return chosen
+
+    def steps_at_most(self, steps: int) -> int:
+        """The largest number up to `steps` that its own sampler can take."""
+        for number in range(steps, 1, -1):
+            try:
+                return self.sampling(number).steps
+            except InputError:
+                continue
+        return 1
+
+    def num_evaluations(self, duration_s: float, guidance: float, steps: int | None = None) -> int:
+        """Of the denoiser for one clip; a guided step counts as two."""
+        chosen = self.sampling(steps, guidance=guidance)
+        evaluations = len(make_sampler(self.process, chosen.sampler, chosen.steps, chosen.eta).times)
+        return evaluations * (1 if guidance == 1 else 2)
+
+    def num_frames(self, duration_s: float) -> int:
+        """Latent frames that are generated for a duration, checked."""
+        if not 0 < duration_s <= self.max_duration_s:  # also refuses NaN
+            raise InputError(
+                f"duration is {duration_s:g} s; it must be above 0 and at most {self.max_duration_s:g} s"
+            )
+        generated_s = duration_s if self.window_s is None else self.window_s
+        _, frames, *_ = self.system.autoencoder.latent_shape(generated_s)
+        return -(-frames // self._frame_multiple) * self._frame_multiple
+
+    @property
+    def _frame_multiple(self) -> int:
+        """A UNet halves time from level to level; what it cannot halve it would stretch when doubling."""
+        unet = self.system.config.audio_unet or self.system.config.text_unet
+        return 1 if unet is None or self.window_s is not None else 2 ** (len(unet.channels) - 1)
+
+    def num_samples(self, duration_s: float) -> int:
+        """Audio samples for a duration."""
+        return max(1, round(duration_s * self.sample_rate))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write a directory in the layout of diffusers that `from_pretrained` opens, frozen text encoders included."""
+        config = {
+            key: value
+            for key, value in to_plain(self.process.config).items()
+            if value != getattr(PROCESSES[self.name], key)
+        }
+        own = None if self._sampling == SAMPLINGS[self.name] else self._sampling
+        convert.save_diffusers(directory, self.system, self.name, config, sampling=own)
+        if self.window_s is not None:
+            path = Path(directory) / convert.SYSTEM
+            checkpoint.write_json(path, checkpoint.read_json(path) | {"window_s": self.window_s})
+
+    def identity(self) -> str:
+        """16 hex digits that change with any weight, the process, the sampling and the number type."""
+        weights = checkpoint.identity(self.system.state_dict())
+        parts = [weights, self.name, self.process.config, self.system.config, self._sampling, self.window_s]
+        parts.append(str(self.dtype))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @torch.no_grad()
+    def reconstruct(self, audio: Tensor) -> Tensor:
+        """Audio [B, C, N] at the model's rate and channels through the autoencoder -> [B, C, N]: the upper bound."""
+        sounds = [self._decode(self.system.autoencoder.encode(row[None].to(self.device))) for row in audio]
+        return torch.stack([sound[:, : audio.shape[-1]] for sound in sounds])
+
+    def generate(
+        self,
+        texts: Sequence[str | None],
+        duration_s: float | Sequence[float] = 5.0,
+        *,
+        guidance: float | None = None,
+        seed: int | Sequence[int] = 0,
+        negative: str | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        edit: Edit | None = None,
+        candidates: int = 1,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Texts to audio [B, C, N], or with `edit` another sound made of a given one.
+
+        texts, duration_s, seed, negative: as in `AudioGen.generate`. guidance: weight of the text (classifier-free
+        guidance); 1 is none. steps, sampler: see `diffusion.samplers`. None of the three is the recipe's that trained
+        the system, or else the authors'.
+        candidates: so many sounds are made of each row, and the one kept whose CLAP embedding is nearest to its
+        text's. The first has the row's seed.
+        """
+        request = requests.check(texts, duration_s, seed, guidance, negative)
+        sampling = self.sampling(steps, sampler, guidance)
+        clap = self._ranker(candidates, request.texts) if candidates != 1 else None
+        if edit is not None:
+            if edit.upsample and not isinstance(self.system.autoencoder, MelAutoencoder):
+                raise InputError(
+                    f"upsample is for systems over mel spectrograms, and {self.name} works on samples"
+                )
+            for duration in request.durations_s:
+                edit.check_duration(duration)
+        return self._run(request, sampling, edit, candidates, clap, progress)
+
+    @torch.no_grad()
+    def _run(
+        self,
+        request: Request,
+        sampling: Sampling,
+        edit: Edit | None,
+        candidates: int,
+        clap: Clap | None,
+        progress: Progress | None,
+    ) -> Tensor:
+        """Generate group by group -> audio [B, C, N] on the CPU."""
+        texts, durations = request.texts, request.durations_s
+        shapes = [self._shape(duration) for duration in durations]
+        told = [
+            self._routes(text, duration, request.negative)
+            for text, duration in zip(texts, durations, strict=True)
+        ]
+        references = [
+            None if edit is None else self._reference(edit, duration, shape)
+            for duration, shape in zip(durations, shapes, strict=True)
+        ]
+        runs = [(row, candidate) for row in range(len(texts)) for candidate in range(candidates)]
+        sounds: list[list[Tensor]] = [[] for _ in texts]  # [C, n] of each candidate of each row
+        done = 0
+        for group in requests.alike([shapes[row] for row, _ in runs], self.batch_size):
+            members = [runs[index] for index in group]
+            rows = [row for row, _ in members]
+            latents = sample(
+                self._denoise,
+                self.process,
+                sampling,
+                routes.stack([told[row][0] for row in rows]),
+                shapes[rows[0]],
+                [(request.seeds[row] + number * CANDIDATE_STRIDE) % 2**63 for row, number in members],
+                negative=routes.stack([told[row][1] for row in rows]),
+                reference=_together([references[row] for row in rows]),
+                device=self.device,
+                callback=requests.part_of(progress, done / len(runs), len(group) / len(runs)),
+            )
+            for row, latent in zip(rows, latents, strict=True):
+                sounds[row].append(self._decode(latent[None])[:, : self.num_samples(durations[row])])
+            done += len(group)
+        result = torch.zeros(len(texts), self.channels, max(map(self.num_samples, durations)))
+        for row, made in enumerate(sounds):
+            best = made[0] if clap is None else self._best(torch.stack(made), texts[row], clap)
+            result[row, :, : best.shape[-1]] = best
+        return result
+
+    def _denoise(self, x_t: Tensor, t: Tensor, told: Routes) -> Tensor:
+        """The prediction for x_t; weights and times stay float32 whatever the products are computed in."""
+        lower = self.dtype != torch.float32
+        with _quiet(), torch.autocast(self.device.type, self.dtype, enabled=lower):
+            return self.system.denoiser(x_t, t, told)
+
+    def _routes(self, text: str | None, duration_s: float, negative: str | None) -> tuple[Routes, Routes]:
+        """What one sound is told, and what guidance moves away from: one row each, on the denoiser's device."""
+        conditioner, seconds = self.system.conditioner, torch.tensor([duration_s])
+        known = conditioner.know([text], seconds)
+        away = (
+            conditioner.null(known)
+            if negative is None
+            else conditioner(conditioner.know([negative], seconds))
+        )
+        return _moved(conditioner(known), self.device), _moved(away, self.device)
+
+    def _shape(self, duration_s: float) -> tuple[int, ...]:
+        """(D, T) or (D, T, M) of what is generated for a duration."""
+        depth, _, *bins = self.system.autoencoder.latent_shape(duration_s)
+        return (depth, self.num_frames(duration_s), *bins)
+
+    def _reference(self, edit: Edit, duration_s: float, shape: tuple[int, ...]) -> Reference:
+        """The sound to begin from as latents [1, ...] of that shape, silence after its end, and what of it is new."""
+        sound = audio_io.convert_channels(
+            audio_io.resample(edit.audio, edit.sample_rate, self.sample_rate), self.channels
+        )[:, : self.num_samples(duration_s)]
+        num_samples = shape[1] * self.system.autoencoder.hop_length
+        sound = F.pad(sound, (0, num_samples - sound.shape[-1]))
+        latents = self.system.autoencoder.encode(sound[None].to(self.device, torch.float32))
+        mask = None
+        if edit.inpaint is not None:
+            mask = inpaint_mask(shape, num_samples / self.sample_rate, *edit.inpaint)
+        elif edit.upsample:
+            mask = super_resolution_mask(shape)
+        return Reference(latents, 1.0 if edit.strength is None else edit.strength, mask)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Latents [1, ...] -> audio [C, N] on the CPU."""
+        return self.system.autoencoder.decode(latents)[0].float().cpu()
+
+    def _ranker(self, candidates: int, texts: Sequence[str | None]) -> Clap:
+        """The CLAP model that ranks candidates; InputError where there is none that hears, or nothing to rank by."""
+        if not 1 <= candidates <= MAX_CANDIDATES:
+            raise InputError(f"candidates is {candidates}; it must be from 1 to {MAX_CANDIDATES}")
+        if None in texts:
+            raise InputError(
+                "candidates are ranked by their text, and there is none; drop candidates or give one"
+            )
+        clap = self._clap
+        if clap is None and self.system.conditioner.has_clap:
+            clap = self.system.conditioner.clap
+        if clap is None or clap.opened().extractor is None:
+            raise InputError(
+                "candidates are ranked by a CLAP model with an audio branch, which this system lacks; give one as "
+                "clap: a directory, or a hub id such as laion/clap-htsat-unfused"
+            )
+        return clap
+
+    def _best(self, sounds: Tensor, text: str | None, clap: Clap) -> Tensor:
+        """The one of R sounds [R, C, n] whose CLAP embedding is nearest to the text's -> [C, n]."""
+        scores = clap.embed_audio(sounds, self.sample_rate) @ clap.embed_texts([text or ""])[0]  # [R]
+        return rerank(sounds[None], scores[None])[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what diffusers, transformers and torch say of their own future, unused ids and kernels."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings(
+                "ignore", message="Mismatch dtype between input and weight"
+            )  # a slower kernel
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise InputError(f"dtype is {name!r}; latent diffusion computes in {', '.join(DTYPES)}, or auto")
+    if name == "float16" and device.type == "cpu":
+        raise InputError(
+            "dtype float16 is for GPUs; on a CPU latent diffusion computes in float32 or bfloat16"
+        )
+    return DTYPES[name]
+
+
+def _replace_text(released: Released, text_encoder: str, where: str | Path) -> None:
+    """Read texts by another T5, or CLAP where there is no T5, than the one that the system names."""
+    conditioner = released.system.conditioner
+    config = released.system.config.conditioner.text
+    if config is None and conditioner.has_clap:
+        conditioner.clap.name = text_encoder
+    elif config is None or config.embedded:
+        raise InputError(f"{where} has no T5 that could be replaced; drop the text encoder")
+    else:
+        conditioner.text = TextStates(dataclasses.replace(config, encoder=text_encoder))
+
+
+def _together(references: Sequence[Reference | None]) -> Reference | None:
+    """References of one row each, with one strength, as one; their masks are alike but for the batch."""
+    given = [reference for reference in references if reference is not None]
+    if not given:
+        return None
+    masks = [reference.mask for reference in given if reference.mask is not None]
+    return Reference(
+        torch.cat([reference.latents for reference in given]),
+        given[0].strength,
+        torch.stack(masks) if masks else None,
+    )
+
+
+def _window_s(directory: Path, released: Released) -> float | None:
+    """Seconds that the authors always generate, where the files say so; Stable Audio's and TangoFlux's do."""
+    hop, rate = released.system.autoencoder.hop_length, released.system.autoencoder.sample_rate
+    if (directory / convert.SYSTEM).is_file():
+        return read_settings(directory / convert.SYSTEM).get("window_s", float, None)
+    if released.name == "tangoflux":
+        return read_settings(directory / "config.json").get("audio_seq_len", int) * hop / rate
+    if released.name != "stable_audio":
+        return None
+    if (directory / convert.INDEX).is_file():
+        return read_settings(directory / "transformer" / "config.json").get("sample_size", int) * hop / rate
+    return read_settings(directory / public_stable_audio.CONFIG).get("sample_size", int) / rate
+
+
+def _num_frozen_parameters(conditioner: Conditioner) -> int:
+    """Of the encoders of text that are no part of the system's weights; they are opened for it."""
+    stack = None if conditioner.text is None else conditioner.text.frozen_stack()
+    count = 0 if stack is None else sum(weight.numel() for weight in stack.parameters())
+    if conditioner.has_clap:
+        weights = conditioner.clap.opened().model.named_parameters()
+        count += sum(weight.numel() for name, weight in weights if name.startswith("text_"))
+    return count
+
+
+def _moved(told: Routes, device: torch.device) -> Routes:
+    cross = tuple(Condition(stream.tokens.to(device), stream.mask.to(device)) for stream in told.cross)
+    return Routes(cross, None if told.vector is None else told.vector.to(device))

@@ -1,0 +1,476 @@
+"""AudioGen: text to audio by a language model over a codec's tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audiogen import audio as audio_io
+from audiogen import distributed
+from audiogen.codec.stream import decode_live, decode_stream, encode_stream
+from audiogen.errors import InputError
+from audiogen.files import checkpoint
+from audiogen.generators import request as requests
+from audiogen.generators.request import Progress, Request
+from audiogen.interfaces import Codec, Condition
+from audiogen.lm import decoders, lora
+from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.lm.sample import Decoder, Sampling, generate_tokens, num_decoded
+from audiogen.lm.stream import stream_tokens
+from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.lm_pretrained import CODEC_FOLDER, CodecReference, OpenLM, open_lm, save_lm
+from audiogen.text.condition import pad_like_peers, stack
+from audiogen.text.t5 import T5Conditioner
+
+MAX_DURATION_S = 3600.0
+GUIDANCE = 3.0  # where the model's files name none
+TEXT_MULTIPLE = 32  # text is padded to multiples of this many tokens
+ROWS_ON_CPU, ROWS_ELSEWHERE = 4, 8  # that the language model runs on at a time
+
+
+class AudioGen:
+    """Text to audio: a language model over the tokens of a codec. Implements `interfaces.Generator`.
+
+    A row's audio is a function of its text, duration, seed and the settings: the same alone, in a batch and in any
+    order, to the last bit on one machine. Different batch sizes would call different matrix kernels, which round
+    differently, so the language model always runs on `batch_size` rows of one length (the last one repeated to fill
+    up), and a row passes the text encoder and the codec by itself. The kernels of `lm.native` compute every row by
+    itself: they run on at most `batch_size` rows, without filling up.
+    """
+
+    def __init__(
+        self,
+        lm: TokenLM | OpenLM,
+        conditioner: T5Conditioner,
+        codec: Codec,
+        max_frames: int,
+        info: Mapping[str, Any] | None = None,
+        decoder: Decoder | None = None,
+    ):
+        """max_frames: the longest sequence the language model runs on at once; longer sounds use a sliding window.
+
+        info: what is known of the model; `info["generation"]["guidance"]` is what it generates with by default.
+        decoder: something with the language model's weights as they are now, which then runs its steps; `lm` may then
+        still lie in its files. All models must be in evaluation mode and on one device.
+        """
+        if codec.segmented:
+            raise InputError(
+                f"codec {codec.name!r} codes each segment of a sound by itself, so it cannot be generated through; "
+                "such codecs make token files only"
+            )
+        config = lm.config
+        if (config.codebook_size, config.dim) != (codec.codebook_size, conditioner.width):
+            raise InputError(
+                f"the language model has {config.codebook_size} codes and width {config.dim}, but the codec "
+                f"{codec.codebook_size} codes and the text encoder width {conditioner.width}; they must be equal"
+            )
+        if config.num_codebooks > codec.num_codebooks:
+            raise InputError(
+                f"the language model has {config.num_codebooks} codebooks, its codec only {codec.num_codebooks}"
+            )
+        self._lm, self.conditioner, self.codec = lm, conditioner, codec
+        self.decoder: Decoder = decoder or self.lm
+        self.max_frames = max_frames
+        self.info = dict(info or {})
+        self.guidance = float(self.info.get("generation", {}).get("guidance", GUIDANCE))
+        self.sample_rate, self.channels = codec.sample_rate, codec.channels
+        self.max_duration_s = MAX_DURATION_S
+        self.batch_size = ROWS_ON_CPU if self.device.type == "cpu" else ROWS_ELSEWHERE
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_dir: str | Path = "lm_tiny",
+        device: str = "auto",
+        dtype: str = "auto",
+        text_encoder: str | None = None,
+        adapter: str | Path | None = None,
+        packed: bool | None = None,
+    ) -> AudioGen:
+        """Open a bundled model, a model directory, or a public release: its directory or "org/name[@revision]".
+
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto": a CUDA GPU where there is one, else the CPU. dtype: of the
+        language model, "float32", "bfloat16", "float16", "int8" (CPU or CUDA), or "auto" for bfloat16 where the device
+        has it and float32 elsewhere; the text encoder and the codec stay in float32. text_encoder: a T5, directory or
+        hub id, in place of the one that the model names. adapter: a directory that LoRA fine-tuning of this model
+        wrote. packed: weights go from their files into a form that decodes several times faster (`lm.decoders`); the
+        PyTorch module, `lm`, is read when it is first asked for. False runs that instead. None is True on a CPU; on
+        CUDA, where the packed form has been tested without a GPU only, it is False but for int8.
+        """
+        where = distributed.choose_device(device)
+        dtype = decoders.choose_dtype(dtype, where)
+        if packed is None:
+            packed = where.type == "cpu" or dtype == "int8"
+        packed = packed and decoders.is_packed(dtype, where)
+        found = open_lm(name_or_dir, where, text_encoder)
+        codec = load_codec(found.codec.location, where, found.codec.dual_mono)
+        # A public release is one with its codec: it has no identity to compare.
+        if found.codec.identity and codec.identity != found.codec.identity:
+            raise InputError(
+                f"{name_or_dir} was trained on the tokens of codec {found.codec.identity}, but {found.codec.location} "
+                f"is {codec.identity}; put the codec it was trained with there"
+            )
+        lm: TokenLM | OpenLM = found
+        if adapter is not None or not packed:
+            lm = found.load(where, torch.float32 if packed else decoders.torch_dtype(dtype))
+        if adapter is not None and isinstance(lm, TokenLM):
+            lora.load_adapter(adapter, lm)
+            lora.merge(lm)
+        decoder = None
+        if isinstance(lm, OpenLM):
+            decoder = decoders.pack(lm.skeleton(), dtype, where, lm.read)
+        elif packed:
+            decoder = decoders.pack(lm, dtype, where)
+        return cls(lm, found.conditioner, codec, found.max_frames, found.info, decoder)
+
+    def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write a model directory that `from_pretrained` opens; a codec that is not bundled is copied into it.
+
+        dtype: how the weights of language model and text encoder are stored; the codec's stay float32, so that its
+        tokens mean the same.
+        """
+        directory = Path(directory)
+        location = self.codec.name
+        if location not in checkpoint.bundled_names() or not _equal(load_codec(location), self.codec):
+            location = str(directory / CODEC_FOLDER)
+            save_codec(location, self.codec)
+        reference = CodecReference(location, load_codec(location).identity)
+        save_lm(directory, self.lm, self.conditioner, reference, self.max_frames, self.info, dtype)
+
+    def save_transformers(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write a directory that `transformers` opens, and `from_pretrained` too: see `audiogen.export`.
+
+        Raises InputError where it cannot express the codec, the pattern or the text encoder.
+        """
+        from audiogen.models import export
+
+        export.save(directory, self.lm, self.conditioner, self.codec, self.max_frames, self.guidance, dtype)
+
+    @property
+    def lm(self) -> TokenLM:
+        """The language model as a PyTorch module; where a packed copy runs it, its weights are read now, in float32."""
+        if isinstance(self._lm, OpenLM):
+            self._lm = self._lm.load(self.device)
+        return self._lm
+
+    @property
+    def config(self) -> LMConfig:
+        """The language model's."""
+        return self.decoder.config
+
+    def identity(self) -> str:
+        """16 hex digits that change with any weight, and with the number type they are rounded to."""
+        lm = (
+            self._lm.identity()
+            if isinstance(self._lm, OpenLM)
+            else checkpoint.identity(self._lm.state_dict())
+        )
+        text = checkpoint.identity(self.conditioner.state_dict())
+        codec = checkpoint.identity(self.codec.state_dict())
+        parts = [lm, text, codec, type(self.decoder).__name__, getattr(self.decoder, "dtype", "")]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.decoder.device
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was chosen where the files leave a choice, a line each: nothing."""
+        return ()
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of tokens a second, Hz."""
+        return self.codec.sample_rate / self.codec.hop_length
+
+    @property
+    def family(self) -> str:
+        """What kind of system this is, for tables."""
+        return "token LM"
+
+    @property
+    def latent_rate(self) -> str:
+        """What is generated: frames a second and codebooks."""
+        return f"{self.frame_rate:g} Hz x {self.config.num_codebooks}"
+
+    @property
+    def num_parameters(self) -> int:
+        """Of language model, text encoder and codec."""
+        encoder = self.conditioner.encoder_stack()
+        with checkpoint.unfilled():
+            lm = TokenLM(self.config)
+        modules = (lm, self.conditioner.output_proj, encoder, self.codec)
+        return sum(weight.numel() for module in modules for weight in module.parameters()) + sum(
+            tensor.numel() for name, tensor in self.codec.state_dict().items() if name.endswith("codewords")
+        )
+
+    def num_evaluations(self, duration_s: float, guidance: float) -> int:
+        """Decoding steps for one clip, each counted twice where guidance needs a second row."""
+        return num_decoded(self.config, self.num_frames(duration_s), self.max_frames) * (
+            1 if guidance == 1 else 2
+        )
+
+    def reconstruct(self, audio: Tensor) -> Tensor:
+        """Audio [B, C, N] at the model's rate and channels through its tokens -> [B, C, N]: its upper bound."""
+        sounds = []
+        for sound in audio:
+            blocks = [sound[None].to(self.device, torch.float32)]
+            codes = torch.cat(list(encode_stream(self.codec, blocks, self.config.num_codebooks)), -1)
+            sounds.append(self._decode(codes[0])[:, : audio.shape[-1]].cpu())
+        return torch.stack(sounds)
+
+    def generate(
+        self,
+        texts: Sequence[str | None],
+        duration_s: float | Sequence[float] = 5.0,
+        *,
+        guidance: float | None = None,
+        temperature: float = 1.0,
+        top_k: int = 250,
+        top_p: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        negative: str | None = None,
+        peer_padding: bool = False,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Texts to audio [B, C, N]. The parameters mean what they mean in audiocraft, whose defaults these are.
+
+        texts: one a row; None is no text. Repeat a text for several sounds of it.
+        duration_s: of every row, or one a row; N is that of the longest, shorter rows end in silence.
+        guidance: weight of the text (classifier-free guidance); 1 is none, None is the model's own default.
+        negative: a text to move away from.
+        temperature: 0 takes the most probable code. top_k: 0 keeps all codes. top_p: above 0 replaces top_k.
+        seed: row b has seed + b, or one seed a row.
+        peer_padding: attend to the padding of each text to the longest of `texts`, as audiocraft does: a sound then
+            depends on the texts beside it. Only for comparisons with its batches.
+        """
+        request = requests.check(texts, duration_s, seed, guidance, negative, peer_padding)
+        return self._run(request, Sampling(temperature, top_k, top_p), None, progress)
+
+    def generate_continuation(
+        self,
+        prompt: Tensor,
+        prompt_sample_rate: int,
+        texts: Sequence[str | None] | None = None,
+        duration_s: float | Sequence[float] = 5.0,
+        *,
+        guidance: float | None = None,
+        temperature: float = 1.0,
+        top_k: int = 250,
+        top_p: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        negative: str | None = None,
+        peer_padding: bool = False,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Continue `prompt`, audio [B, C, N] or [C, N] for all rows, to audio [B, C, N] of duration_s in all.
+
+        The result begins with the prompt as the codec renders it; what the prompt has beyond whole frames is left
+        out. Any sample rate and channel count is converted. The other parameters are as in `generate`; texts None
+        continues without text.
+        """
+        prompts = prompt[None] if prompt.dim() == 2 else prompt
+        if prompts.dim() != 3 or prompts.shape[-1] == 0 or not prompts.isfinite().all():
+            raise InputError(
+                f"the sound to continue has shape {list(prompt.shape)} or samples that are not finite; "
+                "give [C, N] or [B, C, N] with N of at least 1"
+            )
+        texts = [None] * len(prompts) if texts is None else texts
+        if len(prompts) not in (1, len(texts)):
+            raise InputError(
+                f"{len(prompts)} sounds to continue for {len(texts)} texts; give one, or one a text"
+            )
+        codes = torch.cat([self._encode(one, prompt_sample_rate) for one in prompts])  # [B or 1, K, P]
+        codes = codes.expand(len(texts), -1, -1)
+        request = requests.check(texts, duration_s, seed, guidance, negative, peer_padding)
+        return self._run(request, Sampling(temperature, top_k, top_p), codes, progress)
+
+    def generate_unconditional(
+        self,
+        num_samples: int,
+        duration_s: float | Sequence[float] = 5.0,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 250,
+        top_p: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Audio [num_samples, C, N] without text; the parameters are as in `generate`."""
+        request = requests.check([None] * num_samples, duration_s, seed, guidance=1.0)
+        return self._run(request, Sampling(temperature, top_k, top_p), None, progress)
+
+    def stream(
+        self,
+        text: str | None,
+        duration_s: float | None = None,
+        *,
+        guidance: float | None = None,
+        temperature: float = 1.0,
+        top_k: int = 250,
+        top_p: float = 0.0,
+        seed: int = 0,
+        negative: str | None = None,
+        continue_from: tuple[Tensor, int] | None = None,
+        chunk_s: float = 0.25,
+        lookahead_s: float | None = None,
+    ) -> Iterator[Tensor]:
+        """Audio [C, n] piece by piece while it is generated, in memory that does not grow.
+
+        Joined, the sound that `generate` makes of the same text and seed, as long as that is within one window
+        (`max_frames`); past it windows take turns here (`lm.stream`) and are encoded anew there. What rounds with the
+        number of rows, PyTorch's own products, may differ in the last bits, and so in a code in a million.
+
+        duration_s: None goes on for ever. continue_from: audio [C, n] and its sample rate, which comes first.
+        chunk_s: of sound at a time; less costs more for a codec without state, which decodes its context each time.
+        lookahead_s: for such a codec, how far it hears ahead of what is given out; None is as far as it can, and less
+        is sooner, with a cross-fade from piece to piece. The other parameters are as in `generate`.
+        """
+        request = requests.check([text], 1.0 if duration_s is None else duration_s, seed, guidance, negative)
+        num_frames = None if duration_s is None else self.num_frames(duration_s)
+        prompt = None
+        if continue_from is not None:
+            audio = continue_from[0]
+            if audio.dim() != 2 or 0 in audio.shape or not audio.isfinite().all():
+                raise InputError(
+                    f"the sound to continue has shape {list(audio.shape)}; give [C, N], finite samples"
+                )
+            prompt = self._encode(*continue_from)
+        for name, value in (("chunk_s", chunk_s), ("lookahead_s", lookahead_s or 0.0)):
+            if not 0 <= value <= MAX_DURATION_S:
+                raise InputError(f"{name} is {value}; it must be from 0 to {MAX_DURATION_S:g} s")
+        (condition,) = self._conditions(request)
+        codes = stream_tokens(
+            self.decoder,
+            condition,
+            num_frames,
+            Sampling(temperature, top_k, top_p),
+            seeds=request.seeds,
+            max_frames=self.max_frames,
+            guidance=self.guidance if guidance is None else guidance,
+            negative=None if negative is None else self.conditioner([negative]),
+            prompt=prompt,
+        )
+        lookahead = None if lookahead_s is None else round(lookahead_s * self.frame_rate)
+        sound = decode_live(self.codec, codes, max(1, round(chunk_s * self.frame_rate)), lookahead)
+        return self._until(sound, None if duration_s is None else self.num_samples(duration_s))
+
+    @staticmethod
+    def _until(blocks: Iterable[Tensor], num_samples: int | None) -> Iterator[Tensor]:
+        """Blocks [1, C, n] as [C, n] on the CPU, up to a length."""
+        done = 0
+        for block in blocks:
+            piece = block[0] if num_samples is None else block[0, :, : num_samples - done]
+            done += piece.shape[-1]
+            if piece.shape[-1]:
+                yield piece.cpu()
+
+    def num_frames(self, duration_s: float) -> int:
+        """Frames of tokens for a duration, checked: the last one may reach beyond it."""
+        if not 0 < duration_s <= self.max_duration_s:  # also refuses NaN
+            raise InputError(
+                f"duration is {duration_s:g} s; it must be above 0 and at most {self.max_duration_s:g} s "
+                "(continue a sound for more)"
+            )
+        return max(1, math.ceil(round(duration_s * self.frame_rate, 6)))  # 0.14 s at 50 Hz is 7 frames, not 8
+
+    def num_samples(self, duration_s: float) -> int:
+        """Audio samples for a duration."""
+        return max(1, round(duration_s * self.sample_rate))
+
+    @torch.inference_mode()
+    def _run(
+        self,
+        request: Request,
+        sampling: Sampling,
+        prompt: Tensor | None,
+        progress: Progress | None,
+    ) -> Tensor:
+        """Generate group by group -> audio [B, C, N] on the CPU; prompt is codes [B, K, P].
+
+        Rows of a group are alike in lengths, unless they are independent: then the longest go together.
+        """
+        texts, durations, seeds = request.texts, request.durations_s, request.seeds
+        frames = [self.num_frames(duration) for duration in durations]
+        if prompt is not None and min(frames) <= prompt.shape[-1]:
+            known_s = prompt.shape[-1] / self.frame_rate
+            raise InputError(
+                f"duration is {min(durations):g} s, but the sound to continue has {known_s:g} s and the duration "
+                "counts it in; give a longer one"
+            )
+        conditions = self._conditions(request)
+        without = None if request.negative is None else self.conditioner([request.negative])
+        result = torch.zeros(len(texts), self.channels, max(map(self.num_samples, durations)))
+        share_done = 0.0
+        lengths = [condition.mask.shape[1] for condition in conditions]
+        if self.decoder.independent_rows:
+            order = sorted(range(len(texts)), key=lambda row: -frames[row])
+            groups = [
+                order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)
+            ]
+        else:
+            groups = list(requests.alike(list(zip(lengths, frames, strict=True)), self.batch_size))
+        for rows in groups:
+            missing = 0 if self.decoder.independent_rows else self.batch_size - len(rows)
+            filled = rows + rows[-1:] * missing
+            share = len(rows) / len(texts)
+            codes = generate_tokens(
+                self.decoder,
+                stack([conditions[row] for row in filled]),
+                [frames[row] for row in filled],
+                sampling,
+                seeds=[seeds[row] for row in filled],
+                guidance=self.guidance if request.guidance is None else request.guidance,
+                negative=None if without is None else stack([without] * len(filled)),
+                prompt=None if prompt is None else prompt[filled],
+                max_frames=self.max_frames,
+                callback=requests.part_of(progress, share_done, share),
+            )
+            for row, row_codes in zip(rows, codes, strict=False):
+                length = self.num_samples(durations[row])
+                result[row, :, :length] = self._decode(row_codes[:, : frames[row]])[:, :length].cpu()
+            share_done += share
+        return result
+
+    def _conditions(self, request: Request) -> list[Condition]:
+        """Each text as a condition of one row, encoded by itself."""
+        alone = [self.conditioner([text]) for text in request.texts]
+        if request.peer_padding:
+            together = pad_like_peers(alone)
+            pairs = zip(together.tokens.split(1), together.mask.split(1), strict=True)
+            alone = [Condition(tokens, mask) for tokens, mask in pairs]
+        return [_pad(condition) for condition in alone]
+
+    def _encode(self, audio: Tensor, sample_rate: int) -> Tensor:
+        """Audio [C, N] of any rate and channels -> codes [1, K, P] of its whole frames (at least one)."""
+        audio = audio_io.convert_channels(
+            audio_io.resample(audio, sample_rate, self.sample_rate), self.channels
+        )
+        hop = self.codec.hop_length
+        whole = max(1, audio.shape[-1] // hop) * hop
+        blocks = [audio[None, :, :whole].to(self.device, torch.float32)]
+        return torch.cat(list(encode_stream(self.codec, blocks, self.config.num_codebooks)), -1)
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        """Codes [K, T] -> audio [C, T * hop_length]."""
+        return torch.cat(list(decode_stream(self.codec, [codes[None]])), -1)[0]
+
+
+def _equal(a: Codec, b: Codec) -> bool:
+    """Whether all weights are the same; equal identities would still allow different decoders."""
+    return checkpoint.identity(a.state_dict()) == checkpoint.identity(b.state_dict())
+
+
+def _pad(condition: Condition) -> Condition:
+    """Pad L to a multiple of TEXT_MULTIPLE, masked."""
+    more = -condition.mask.shape[1] % TEXT_MULTIPLE
+    return Condition(F.pad(condition.tokens, (0, 0, 0, more)), F.pad(condition.mask, (0, more)))

@@ -1,0 +1,1 @@
+"""From a name to a model: what a name is, readers for published formats, and what is built from them."""

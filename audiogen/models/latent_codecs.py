@@ -1,0 +1,133 @@
+"""Autoencoders as directories, and the check that one is fit for a denoiser to be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audiogen import audio as audio_io
+from audiogen.codec.losses import mel_distance
+from audiogen.config import build, to_plain
+from audiogen.diffusion.autoencoders import (
+    MelAutoencoder,
+    MelAutoencoderConfig,
+    WaveformAutoencoder,
+    WaveformAutoencoderConfig,
+)
+from audiogen.errors import InputError
+from audiogen.files import checkpoint, hub
+from audiogen.interfaces import Batch
+from audiogen.models.latent_public import load_released
+
+Autoencoder = MelAutoencoder | WaveformAutoencoder
+AutoencoderConfig = MelAutoencoderConfig | WaveformAutoencoderConfig
+KINDS = {"mel_autoencoder": MelAutoencoderConfig, "waveform_autoencoder": WaveformAutoencoderConfig}
+
+
+def make(config: AutoencoderConfig) -> Autoencoder:
+    """A new autoencoder of this config."""
+    return MelAutoencoder(config) if isinstance(config, MelAutoencoderConfig) else WaveformAutoencoder(config)
+
+
+def kind_of(config: AutoencoderConfig) -> str:
+    """The key of such a config in a recipe, and the kind of its model directory."""
+    return next(kind for kind, cls in KINDS.items() if isinstance(config, cls))
+
+
+def differences(own: AutoencoderConfig, wanted: AutoencoderConfig) -> str:
+    """In what an autoencoder differs from the one that a recipe describes, but for its scale: the first three."""
+    if type(own) is not type(wanted):
+        return f"it is a {kind_of(own)}"
+    found = _differences(to_plain(own), to_plain(wanted))
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _differences(own: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in wanted:
+        if isinstance(own[key], dict) and isinstance(wanted[key], dict):
+            found += _differences(own[key], wanted[key], f"{key}.")
+        elif own[key] != wanted[key] and key != "scale_factor":
+            found.append(f"{prefix}{key} is {own[key]} there and {wanted[key]} here")
+    return found
+
+
+def save_autoencoder(directory: Path, autoencoder: Autoencoder, info: Mapping[str, Any]) -> None:
+    """Write a model directory of the autoencoder alone."""
+    config = to_plain(autoencoder.config) | {"scale_factor": float(autoencoder.scale_factor)}
+    tensors = {name: tensor for name, tensor in autoencoder.state_dict().items() if name != "scale_factor"}
+    checkpoint.save_model(directory, kind_of(autoencoder.config), config, tensors, info)
+
+
+def load_autoencoder(name_or_directory: str) -> Autoencoder:
+    """What `save_autoencoder` wrote, bundled or in a directory, or the autoencoder of a whole system; frozen.
+
+    A system: a directory of ours or a released one, or a hub id.
+    """
+    path = Path(name_or_directory)
+    ours = name_or_directory in checkpoint.bundled_names() or (path / "model.safetensors").is_file()
+    on_hub = hub.is_hub_id(name_or_directory) and path.parts[0] != "runs"  # where runs of ours would be
+    system = name_or_directory in checkpoint.bundled_systems()
+    if not ours and (path.is_dir() or on_hub or system):
+        return load_released(name_or_directory).system.autoencoder.eval().requires_grad_(False)
+    try:
+        directory = checkpoint.resolve(name_or_directory)
+    except InputError as error:
+        raise InputError(
+            f"autoencoder={name_or_directory}: {error}; train one first, as the recipe's header says"
+        ) from None
+    contents = checkpoint.read_config(directory)
+    if contents["kind"] not in KINDS:
+        raise InputError(
+            f"autoencoder={name_or_directory} is a model of kind {contents['kind']!r}; it must be one of "
+            f"{', '.join(KINDS)}"
+        )
+    config: Any = build(KINDS[contents["kind"]], contents["config"], str(directory / "config.json"))
+    autoencoder = make(config)
+    tensors = checkpoint.load_tensors(directory) | {"scale_factor": autoencoder.scale_factor}
+    checkpoint.load_into(autoencoder, tensors, directory)
+    return autoencoder.eval().requires_grad_(False)
+
+
+def identity(autoencoder: Autoencoder) -> str:
+    """Changes with any of its weights."""
+    return checkpoint.identity(autoencoder.state_dict())
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: Autoencoder, audio: Tensor) -> Tensor:
+    """Audio [B, C, N] through the autoencoder -> [B, C, N], finite and within the range of sound files."""
+    return autoencoder.decode(autoencoder.encode(audio))[..., : audio.shape[-1]].clamp(-1, 1)
+
+
+def check_reconstruction(autoencoder: Autoencoder, batch: Batch, bound: float, folder: Path) -> float:
+    """Log-mel distance of real clips from what the autoencoder makes of them; InputError where it is above `bound`.
+
+    The figure and the clips, original and reconstructed, are left in `folder`, to be looked at and listened to.
+    """
+    assert batch.audio is not None
+    device = next(autoencoder.parameters()).device
+    real = batch.audio.to(device)
+    fake = reconstruct(autoencoder, real)
+    rate = autoencoder.sample_rate
+    found = float(mel_distance(fake, real, rate).mean())
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"mel": found, "bound": bound, "clips": batch.keys, "autoencoder": identity(autoencoder)}
+    checkpoint.write_json(folder / "reconstruction.json", contents)
+    for row in range(min(4, len(real))):
+        for name, sound in ((f"{row}_original", real[row]), (f"{row}_reconstructed", fake[row])):
+            if torch.isfinite(sound).all():
+                audio_io.save(folder / f"{name}.wav", sound.cpu(), rate)
+    both = torch.cat([real[0], fake[0]], dim=-1).cpu()
+    audio_io.save_spectrogram(folder / "0.png", both, rate, "original, then reconstructed")
+    if not found <= bound:  # also where it is not a number
+        raise InputError(
+            f"the autoencoder reconstructs {len(real)} real clips with a log-mel distance of {found:.3f}, above "
+            f"max_reconstruction={bound:g}: a denoiser would learn noise. Train it longer, or give the right "
+            f"autoencoder=; what it made of them is in {folder}"
+        )
+    return found

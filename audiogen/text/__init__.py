@@ -1,0 +1,1 @@
+"""Text to what models are conditioned on: T5, vocabularies, CLAP."""

@@ -1,0 +1,216 @@
+"""Opening T5 encoders: one of our own to be trained, one named by directory or hub id, one that a model carries."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from audiogen.config import build
+from audiogen.errors import InputError
+from audiogen.files import checkpoint, hub, pickles
+from audiogen.text.t5_stack import T5Shape, T5Stack
+from audiogen.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from audiogen.text.tokenizer import PretrainedTokenizer
+
+# The names that AudioGen and MusicGen releases write for T5, all from the hub; those with a "/" are hub ids.
+RELEASED_NAMES = (
+    *("t5-small", "t5-base", "t5-large", "t5-3b", "t5-11b"),
+    *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
+)
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+TOKENIZER_PATTERNS = ("tokenizer*", "spiece.model", "special_tokens_map.json")  # all that one may consist of
+_SMALL = ("config.json", *TOKENIZER_PATTERNS)
+# What a T5 of the hub may hold; the first that it has is fetched.
+LAYOUTS = (
+    hub.Layout("safetensors", ("config.json", "model.safetensors"), (*_SMALL, "model.safetensors")),
+    hub.Layout(
+        "safetensors in several files",
+        ("config.json", "model.safetensors.index.json"),
+        (*_SMALL, "model-*.safetensors", "model.safetensors.index.json"),
+    ),
+    hub.Layout("pickled", ("config.json", "pytorch_model*.bin"), (*_SMALL, "pytorch_model*")),
+)
+TOKENIZERS = tuple(hub.Layout("tokenizer", (name,), _SMALL) for name in TOKENIZER_FILES)
+CONFIG = (hub.Layout("its configuration", ("config.json",), ("config.json",)),)
+# Names of T5's weights: the stack that is read here, and the embedding that a decoder shares.
+STACK, SHARED = "encoder.", "shared.weight"
+
+
+class Opened(NamedTuple):
+    """A T5 encoder stack, float32, and what turns text into its token ids."""
+
+    stack: T5Stack
+    tokenizer: Vocabulary | PretrainedTokenizer
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder that is opened when the first text comes. width: of its output, known beforehand."""
+
+    width: int
+    open: Callable[[], Opened]
+
+
+def hub_name(released: str) -> str:
+    """The hub id of the T5 that a release names: "t5-large" is "google-t5/t5-large"."""
+    return released if "/" in released else f"google-t5/{released}"
+
+
+def named(name_or_directory: str, width: int | None = None, where: str | Path = "") -> FrozenEncoder:
+    """A T5 of a directory or of the hub.
+
+    width: what `where` needs, compared once the encoder is opened; None reads its configuration now.
+    """
+    if width is None:
+        width = read_width(name_or_directory)
+    return FrozenEncoder(
+        width, lambda: _sized(_open_named(name_or_directory), width, name_or_directory, where)
+    )
+
+
+def read_width(name_or_directory: str) -> int:
+    """Width of the output of a T5, from its configuration alone."""
+    try:
+        directory = Path(_here(name_or_directory, CONFIG))
+        return read_shape(checkpoint.read_json(directory / "config.json"), directory).d_model
+    except Exception as error:  # the hub client raises a dozen kinds
+        raise _cannot_open(name_or_directory, error) from error
+
+
+def carried(
+    shape: T5Shape, tensors: Mapping[str, Tensor], tokenizer: str | None, where: str | Path
+) -> FrozenEncoder:
+    """An encoder whose weights a model directory holds.
+
+    tensors: those of the stack. tokenizer: directory or hub id; None where there is none, an error with the first text.
+    """
+
+    def open_() -> Opened:
+        if tokenizer is None:
+            raise InputError(
+                f"{where} holds no tokenizer ({' or '.join(TOKENIZER_FILES)}) and names no text encoder that has one; "
+                "name a T5 with its tokenizer as text encoder (--text-encoder), or leave the text out"
+            )
+        stack = empty_stack(shape)
+        checkpoint.assign(stack, tensors, where, dtype=torch.float32)
+        return Opened(stack, open_tokenizer(tokenizer))
+
+    return FrozenEncoder(shape.d_model, open_)
+
+
+def read_shape(found: Any, where: str | Path) -> T5Shape:
+    """The shape of a T5 from what a config.json holds; what does not fit is an InputError."""
+    kind = found.get("model_type") if isinstance(found, Mapping) else None
+    if kind != "t5":
+        raise InputError(f"{where}: text encoder has model_type {kind!r}; only 't5' is read")
+    known = {field.name: found[field.name] for field in dataclasses.fields(T5Shape) if field.name in found}
+    try:
+        return build(T5Shape, known)
+    except InputError as error:
+        raise InputError(f"{where}: the text encoder's configuration is not that of a T5: {error}") from None
+
+
+def empty_stack(shape: T5Shape) -> T5Stack:
+    """An encoder stack without memory for its weights."""
+    try:
+        with checkpoint.unfilled():
+            return T5Stack(shape)
+    except (RuntimeError, TypeError) as error:  # of torch, for sizes that no memory has
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the text encoder's configuration is not that of a T5: {reason}") from error
+
+
+def stack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a T5EncoderModel, or of one with a decoder, by the names of its encoder stack.
+
+    The embedding, which is also that of the decoder, has either name or both.
+    """
+    stack = {name.removeprefix(STACK): tensor for name, tensor in tensors.items() if name.startswith(STACK)}
+    if SHARED in tensors:
+        stack.setdefault("embed_tokens.weight", tensors[SHARED])
+    return stack
+
+
+def open_tokenizer(name_or_directory: str) -> PretrainedTokenizer:
+    """A tokenizer of a directory or the hub; a missing or damaged one is an InputError."""
+    try:
+        return _read_tokenizer(Path(_here(name_or_directory, TOKENIZERS)))
+    except Exception as error:  # tokenizers raises plain Exception for a damaged file
+        raise _cannot_open(name_or_directory, error, "tokenizer") from error
+
+
+def _read_tokenizer(directory: Path) -> PretrainedTokenizer:
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        # transformers would go on with one that knows no word
+        raise InputError(f"it holds no tokenizer, which is {' or '.join(TOKENIZER_FILES)}")
+    from audiogen.text.tokenizer import PretrainedTokenizer
+
+    return PretrainedTokenizer(str(directory))
+
+
+def _here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> str:
+    """A directory as it is, a hub id or a released name as the directory that it is fetched to."""
+    if Path(name_or_directory).is_dir():
+        return name_or_directory
+    name = hub_name(name_or_directory) if name_or_directory in RELEASED_NAMES else name_or_directory
+    if not hub.is_hub_id(name):
+        raise InputError("it is no directory and no hub id")
+    return str(hub.fetch(name, layouts))
+
+
+def _open_named(name_or_directory: str) -> Opened:
+    try:
+        directory = Path(_here(name_or_directory, LAYOUTS))
+        tokenizer = _read_tokenizer(directory)
+        stack = empty_stack(read_shape(checkpoint.read_json(directory / "config.json"), directory))
+        found = stack_tensors(_weights(directory))
+        for name, own in stack.state_dict().items():
+            if name not in found or found[name].shape != own.shape:
+                raise InputError(f"its weights lack or misfit {STACK}{name}")
+        checkpoint.assign(
+            stack, {name: found[name] for name in stack.state_dict()}, directory, dtype=torch.float32
+        )
+    except Exception as error:  # of the tokenizer, and of the hub client
+        raise _cannot_open(name_or_directory, error) from error
+    return Opened(stack, tokenizer)
+
+
+def _weights(directory: Path) -> dict[str, Tensor]:
+    """The tensors of a T5 by their names in its files, whichever of the `LAYOUTS` it has."""
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (directory / name).is_file():
+            return checkpoint.open_tensors(directory / name)
+    pickled = sorted(directory.glob("pytorch_model*.bin"))
+    if not pickled:
+        raise InputError("it holds no weights, which are model.safetensors or pytorch_model.bin")
+    return {name: tensor for file in pickled for name, tensor in pickles.read_state(file).items()}
+
+
+def _sized(opened: Opened, width: int, name: str, where: str | Path) -> Opened:
+    check_width(opened.stack.config.d_model, width, name, where)
+    return opened
+
+
+def check_width(found: int, needed: int, name: str, where: str | Path) -> None:
+    """Refuse an encoder whose output does not fit the projection that a model was trained with."""
+    if found != needed:
+        raise InputError(
+            f"text encoder {name!r} gives features {found} wide, but {where or 'the model'} projects from {needed}; "
+            "give the T5 that it was trained with"
+        )
+
+
+def _cannot_open(name: str, error: Exception, what: str = "text encoder") -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(
+        f"{what} {name!r} cannot be opened ({reason}); "
+        "give a directory with a T5 model and its tokenizer, or a T5 hub id while the hub can be reached"
+    )

@@ -1,0 +1,78 @@
+"""The SentencePiece vocabulary of the embedded text encoder, built from the training captions."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+from audiogen.errors import InputError
+from audiogen.files import checkpoint
+
+PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # as in T5
+
+
+def train_vocabulary(
+    captions: Iterable[str | None], vocab_size: int, path: Path | str | None = None
+) -> bytes:
+    """Build a unigram vocabulary of at most `vocab_size` pieces; return it and, if asked, write it to `path`.
+
+    A function of the set of captions only: their order and repeats do not matter. Text is normalised (NFKC)
+    and case-folded, so "A Dog barks" and "a dog barks" are the same prompt. Few captions give fewer pieces
+    than asked for. Kudo, "Subword Regularization", 2018; Kudo and Richardson, "SentencePiece", 2018.
+    """
+    lines = sorted({caption.strip() for caption in captions if caption} - {""})
+    if not lines:
+        raise InputError("no captions to build a text vocabulary from; give at least one clip a caption")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="unigram",
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            normalization_rule_name="nmt_nfkc_cf",
+            num_threads=1,  # the order of floating-point sums, and so the vocabulary, depends on it
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            bos_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise InputError(
+            f"cannot build a vocabulary of {vocab_size} pieces from {len(lines)} captions ({error}); "
+            "set text.vocab_size higher than the number of different characters"
+        ) from error
+    if path is not None:
+        checkpoint.write_bytes_atomic(Path(path), model.getvalue())
+    return model.getvalue()
+
+
+class Vocabulary:
+    """Text to token ids with a SentencePiece model, given as its bytes (kept in `.model` for saving)."""
+
+    def __init__(self, model: bytes, where: str = "vocabulary"):
+        self.model = model
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise InputError(f"{where} is not a SentencePiece model ({error}); build it again") from error
+        self.eos_id: int = self._pieces.eos_id()
+        self.unk_id: int = self._pieces.unk_id()
+
+    def __len__(self) -> int:
+        return self._pieces.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids with the end-of-sequence id last."""
+        return [*self._pieces.encode(text), self.eos_id]
+
+    def unknown(self, text: str) -> str:
+        """The characters of the text that the vocabulary lacks."""
+        pieces = zip(self._pieces.encode(text), self._pieces.encode(text, out_type=str), strict=True)
+        return "".join(
+            piece.strip("\u2581") for token, piece in pieces if token == self.unk_id
+        )  # U+2581 is a space

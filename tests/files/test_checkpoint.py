@@ -1,0 +1,413 @@
+"""Models and training states on disk: exact, whole or absent, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from audiogen.errors import InputError
+from audiogen.files import checkpoint
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    return {"a.weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3), "half": torch.ones(2).half()}
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    return type(a) is type(b) and a == b
+
+
+def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
+    checkpoint.save_model(tmp_path / "m", "codec", {"x": [1, 2]}, tensors(), {"step": 7})
+    assert checkpoint.read_config(tmp_path / "m", "codec") == {
+        "kind": "codec",
+        "format": 1,
+        "config": {"x": [1, 2]},
+        "info": {"step": 7},
+    }
+    loaded = checkpoint.load_tensors(tmp_path / "m")
+    assert equal(dict(sorted(loaded.items())), tensors())
+    assert sorted(os.listdir(tmp_path / "m")) == ["config.json", "model.safetensors"]
+
+
+def test_others_may_read_a_model_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        checkpoint.save_model(tmp_path / "m", "codec", {}, tensors())
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "m").iterdir()} == {0o640}
+
+
+def test_views_and_tied_weights_are_stored_by_value(tmp_path: Path) -> None:
+    whole = torch.arange(10.0)
+    checkpoint.write_tensors(
+        tmp_path / "t.safetensors", {"a": whole[2:4], "b": whole, "c": whole, "d": whole[::2]}
+    )
+    loaded = checkpoint.read_tensors(tmp_path / "t.safetensors")
+    assert equal(
+        {key: loaded[key] for key in "abcd"},
+        {"a": whole[2:4], "b": whole, "c": whole, "d": whole[::2].clone()},
+    )
+
+
+def test_state_comes_back_with_its_types(tmp_path: Path) -> None:
+    state = {
+        "optimizer": {"state": {0: {"step": torch.tensor(2.0)}, 1: {}}, "groups": [{"betas": (0.9, 0.95)}]},
+        "empty": torch.zeros(0, 3),
+        "best": None,
+        "values": [1, 2.5, float("inf"), 0.1 + 0.2, True, "x/y", ("tuple",)],
+        "a/b": torch.tensor(True),
+    }
+    checkpoint.save_state(tmp_path / "run" / "s", state)
+    assert equal(checkpoint.load_state(tmp_path / "run" / "s"), state)
+
+
+def test_state_refuses_what_would_need_pickle(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"state/a: cannot be stored without pickle: set"):
+        checkpoint.save_state(tmp_path / "s", {"a": {1, 2}})
+
+
+def test_steps_are_listed_and_pruned(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path) is None
+    for step in (5, 100, 20):
+        checkpoint.save_state(checkpoint.step_dir(tmp_path, step), {"step": step})
+    (tmp_path / "checkpoints" / "notes.txt").touch()
+    assert [step for step, _ in checkpoint.step_dirs(tmp_path)] == [5, 20, 100]
+    checkpoint.prune(tmp_path, keep_last=2)
+    assert [step for step, _ in checkpoint.step_dirs(tmp_path)] == [20, 100]
+    found = checkpoint.latest(tmp_path)
+    assert found is not None and checkpoint.load_state(found[1]) == {"step": 100}
+
+
+def die_while_writing(directory: Path, when: int) -> None:
+    """Save a state and be killed at the `when`-th flush to disk, with whatever is on disk then."""
+    flushes = iter(range(when + 1))
+    fsync = os.fsync
+
+    def killer(descriptor: int) -> None:
+        if next(flushes) == when:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+
+    os.fsync = killer  # type: ignore[assignment]
+    checkpoint.save_state(directory, {"step": 2, "w": torch.full((1000,), 2.0)})
+
+
+@pytest.mark.parametrize("when", range(5))
+@pytest.mark.parametrize("name", ["step_00000002", "step_00000001"])
+def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(
+    tmp_path: Path, when: int, name: str
+) -> None:
+    folder = tmp_path / "checkpoints"
+    checkpoint.save_state(folder / "step_00000001", {"step": 1, "w": torch.full((1000,), 1.0)})
+    process = get_context("fork").Process(target=die_while_writing, args=(folder / name, when))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    for _, path in checkpoint.step_dirs(tmp_path):
+        state = checkpoint.load_state(path)
+        assert torch.equal(state["w"], torch.full((1000,), float(state["step"])))
+    assert checkpoint.latest(tmp_path) is not None
+    checkpoint.save_state(folder / "step_00000003", {"step": 3})
+    assert not [path for path in os.listdir(folder) if not path.startswith("step_")], "leftovers are cleaned"
+
+
+def test_an_interrupted_write_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.write_json(tmp_path / "a.json", {"a": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.write_json(tmp_path / "a.json", {"a": 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+
+def broken(name: str) -> Callable[[Path], None]:
+    return {
+        "missing": lambda path: None,
+        "file": lambda path: path.write_text("x"),
+        "empty": lambda path: path.mkdir(),
+        "pickle": lambda path: (path.mkdir(), (path / "pytorch_model.bin").touch()),
+        "no config": lambda path: (good(path), (path / "config.json").unlink()),
+        "no weights": lambda path: (good(path), (path / "model.safetensors").unlink()),
+        "other kind": lambda path: good(path, "token_lm"),
+        "not ours": lambda path: (good(path), (path / "config.json").write_text('{"model_type": "t5"}')),
+        "cut config": lambda path: (good(path), (path / "config.json").write_text('{"kind": "co')),
+        "newer": lambda path: (
+            good(path),
+            (path / "config.json").write_text('{"kind": 1, "format": 9, "config": 1}'),
+        ),
+    }[name]  # type: ignore[return-value]
+
+
+def good(path: Path, kind: str = "codec") -> None:
+    checkpoint.save_model(path, kind, {}, tensors())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", "does not exist"),
+        ("file", "is a file; a model is a directory"),
+        ("empty", "not a model directory or was half-written: model.safetensors is missing"),
+        ("pickle", r"holds a pickle \(pytorch_model.bin\)"),
+        ("no config", "config.json is missing"),
+        ("no weights", "model.safetensors is missing"),
+        ("other kind", "holds a model of kind 'token_lm'; 'codec' is needed here"),
+        ("not ours", "is not audiogen's"),
+        ("cut config", r"config\.json cannot be read"),
+        ("newer", "has format 9; this version reads 1"),
+    ],
+)
+def test_what_is_wrong_with_a_directory_is_said(tmp_path: Path, name: str, message: str) -> None:
+    path = tmp_path / "model"
+    broken(name)(path)
+    with pytest.raises(InputError, match=message) as caught:
+        checkpoint.read_config(path, "codec")
+    assert str(path) in str(caught.value)
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    good(tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged or half-written"):
+        checkpoint.load_tensors(tmp_path / "m")
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    module = nn.ModuleDict({"a": nn.Linear(3, 2, bias=False), "b": nn.Linear(1, 1, bias=False)})
+    with pytest.raises(
+        InputError, match=r"missing b.weight; unexpected c; a.weight is \[2, 2\], should be \[2, 3\]"
+    ):
+        checkpoint.load_into(module, {"a.weight": torch.zeros(2, 2), "c": torch.zeros(1)}, "m")
+    fits = {"a.weight": torch.ones(2, 3), "b.weight": torch.ones(1, 1)}
+    checkpoint.load_into(module, fits, "m")
+    assert equal(dict(module.state_dict()), fits)
+
+
+# ------------------------------------------------------------------------------------------- lean loading
+
+
+class Net(nn.Module):
+    """Every kind of tensor that a model holds: parameters, a buffer of whole numbers, an LSTM's list of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joined = nn.Linear(3, 7, bias=False)
+        self.lstm = nn.LSTM(3, 2)
+        self.frozen = nn.Parameter(torch.zeros(5), requires_grad=False)
+        self.register_buffer("count", torch.zeros(2, dtype=torch.int64))
+
+
+def on_meta() -> Net:
+    with checkpoint.unfilled():
+        return Net()
+
+
+def test_unfilled_takes_no_memory_and_changes_nothing_outside() -> None:
+    with checkpoint.unfilled():
+        net = nn.Sequential(nn.Linear(10**7, 10**7), nn.Embedding(10**9, 10**4), Net())
+        nn.init.trunc_normal_(net[0].weight)
+    assert all(tensor.is_meta for tensor in net.state_dict().values())
+    drawn = nn.Embedding(50, 40).weight
+    assert drawn.device.type == "cpu" and drawn.std().item() == pytest.approx(1.0, abs=0.1)
+
+
+def sources() -> dict[str, torch.Tensor | list[torch.Tensor]]:
+    """Random values for each tensor of `Net`, one of them in three parts."""
+    torch.manual_seed(0)
+    whole = {name: torch.randn(tensor.shape) for name, tensor in Net().state_dict().items()}
+    counts = {"count": torch.tensor([3, 4])}
+    return {**whole, **counts, "joined.weight": list(whole["joined.weight"].split([1, 2, 4]))}
+
+
+def test_assign_fills_a_module_without_weights_and_joins_parts() -> None:
+    net, parts = on_meta(), sources()
+    checkpoint.assign(net, parts, "m")
+    expected = {**parts, "joined.weight": torch.cat(parts["joined.weight"])}  # type: ignore[arg-type]
+    assert equal(dict(net.state_dict()), {name: expected[name] for name in net.state_dict()})
+    assert isinstance(net.joined.weight, nn.Parameter) and net.joined.weight.requires_grad
+    assert not net.frozen.requires_grad
+    reference = Net()
+    reference.load_state_dict(net.state_dict())
+    audio = torch.randn(4, 3)
+    assert torch.equal(net.lstm(audio)[0], reference.lstm(audio)[0]), (
+        "the LSTM's own list has the new weights"
+    )
+    net.joined.weight.data.zero_()
+    assert parts["joined.weight"][0].count_nonzero(), "the weights are the module's own"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, None])
+def test_assign_gives_floating_tensors_the_dtype_and_leaves_whole_numbers(dtype: torch.dtype | None) -> None:
+    net, parts = on_meta(), sources()
+    parts["frozen"] = torch.ones(5, dtype=torch.float16)
+    checkpoint.assign(net, parts, "m", dtype=dtype)
+    assert net.count.dtype == torch.int64
+    assert net.lstm.bias_hh_l0.dtype == (dtype or torch.float32)
+    assert net.frozen.dtype == (dtype or torch.float16)
+    assert torch.equal(net.lstm.bias_hh_l0, parts["lstm.bias_hh_l0"].to(dtype or torch.float32))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"other": torch.ones(1)}, "m do not fit their config: unexpected other"),
+        ({"frozen": torch.ones(6)}, r"frozen is \[6\], should be \[5\]"),
+        (
+            {"joined.weight": [torch.ones(4, 3), torch.ones(2, 3)]},
+            r"joined.weight is \[6, 3\], should be \[7, 3\]",
+        ),
+        ({"joined.weight": [torch.ones(4, 3), torch.ones(3, 2)]}, r"joined.weight is .*, should be \[7, 3\]"),
+        ({"joined.weight": []}, r"joined.weight is .*, should be \[7, 3\]"),
+        ({"count": torch.ones(2)}, "count of m is torch.float32, should be like torch.int64"),
+        ({"frozen": torch.ones(5).int()}, "frozen of m is torch.int32, should be like torch.float32"),
+        (
+            {"frozen": torch.tensor([1.0, 2.0, torch.nan, 1.0, 1.0])},
+            "m is damaged: frozen holds values that are not",
+        ),
+    ],
+)
+def test_assign_says_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+    net = on_meta()
+    with pytest.raises(InputError, match=message):
+        checkpoint.assign(net, {**sources(), **change}, "m")
+    assert all(tensor.is_meta for tensor in net.state_dict().values()), "all or nothing"
+    with pytest.raises(InputError, match="missing frozen"):
+        checkpoint.assign(net, {name: part for name, part in sources().items() if name != "frozen"}, "m")
+
+
+def test_sizes_are_compared_before_memory_is_taken() -> None:
+    with torch.device("meta"):
+        net = nn.Linear(10**7, 10**7)  # 400 TB
+    with pytest.raises(InputError, match=r"weight is \[2, 2\]"):
+        checkpoint.assign(net, {"weight": torch.ones(2, 2), "bias": torch.ones(10**7)}, "m")
+
+
+def test_tensors_of_several_files_are_found_by_their_index(tmp_path: Path) -> None:
+    first, second = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}, {"c": torch.tensor(5)}
+    checkpoint.write_tensors(tmp_path / "m-1.safetensors", first)
+    checkpoint.write_tensors(tmp_path / "m-2.safetensors", second)
+    index = tmp_path / "m.safetensors.index.json"
+    places = {"a": "m-1.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}
+    checkpoint.write_json(index, {"metadata": {}, "weight_map": places})
+    assert equal(checkpoint.open_tensors(index), {**first, **second})
+    assert equal(checkpoint.open_tensors(tmp_path / "m-2.safetensors"), second)
+    for wrong, message in {
+        "m-1.safetensors": "m-1.safetensors lacks c, which m.safetensors.index.json says is there",
+        "m-3.safetensors": "m-3.safetensors does not exist",
+        "../m-2.safetensors": "is not an index",
+    }.items():
+        checkpoint.write_json(index, {"weight_map": {**places, "c": wrong}})
+        with pytest.raises(InputError, match=message):
+            checkpoint.open_tensors(index)
+    checkpoint.write_json(index, {"a": 1})
+    with pytest.raises(InputError, match="is not an index"):
+        checkpoint.open_tensors(index)
+
+
+SIZE, COUNT = 2_000_000, 16  # numbers in a tensor, tensors in a file: 8 MB each in float32
+
+LEAN = """
+import sys, torch
+from torch import nn
+from audiogen.files import checkpoint
+from audiogen.files import pickles
+
+def memory(key):  # MB
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) / 1024
+
+with torch.device("meta"):
+    net = nn.ParameterList(torch.empty(SIZE) for _ in range(COUNT))
+source = sys.argv[1]
+tensors = checkpoint.open_tensors(source) if "safetensors" in source else pickles.read_pickle(source)
+checkpoint.assign(nn.ParameterList([torch.empty(1)]), {"0": torch.ones(1)}, "warm")
+open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
+before = memory("VmHWM")
+checkpoint.assign(net, tensors, source, dtype=getattr(torch, sys.argv[2]))
+peak = memory("VmHWM") - before
+held = memory("RssFile")
+for tensor in tensors.values():
+    tensor.sum()  # read again, now that all was given back
+grown = memory("RssFile") - held
+checkpoint.release(tensors["3"])
+print(peak, grown, grown - (memory("RssFile") - held), all(weight[0] == i for i, weight in enumerate(net)))
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="memory is read from /proc, which Linux has"
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize(("dtype", "bytes_each"), [("float32", 4), ("bfloat16", 2)])
+def test_loading_takes_the_weights_and_one_tensor(
+    tmp_path: Path, suffix: str, dtype: str, bytes_each: int
+) -> None:
+    path = tmp_path / f"m{suffix}"
+    stored = {str(index): torch.full((SIZE,), float(index)) for index in range(COUNT)}
+    checkpoint.write_tensors(path, stored) if suffix == ".safetensors" else torch.save(stored, path)
+    script = LEAN.replace("SIZE", str(SIZE)).replace("COUNT", str(COUNT))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path), dtype], capture_output=True, text=True, check=True
+    )
+    peak, grown, given_back, same = done.stdout.split()
+    weights, tensor = SIZE * COUNT * bytes_each / 2**20, SIZE * 4 / 2**20
+    assert weights < float(peak) < weights + tensor + 12
+    assert float(grown) > 0.9 * COUNT * tensor, "the file's pages are only there when they are looked at"
+    assert 0.9 * tensor < float(given_back) < 1.1 * tensor
+    assert same == "True"
+
+
+def test_release_leaves_ordinary_memory_alone() -> None:
+    for tensor in (torch.ones(100_000), torch.ones(300, 400)[:, 1], torch.ones(()), torch.ones(0)):
+        checkpoint.release(tensor)
+        assert bool((tensor == 1).all())
+
+
+def test_names_resolve_to_bundled_models_or_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good(tmp_path / "weights" / "tiny")
+    monkeypatch.setattr(checkpoint, "weights_folder", lambda: tmp_path / "weights")
+    assert checkpoint.bundled_names() == ["tiny"]
+    assert checkpoint.resolve("tiny", "codec") == tmp_path / "weights" / "tiny"
+    assert checkpoint.resolve(tmp_path / "weights" / "tiny") == tmp_path / "weights" / "tiny"
+    with pytest.raises(InputError, match=r"bundled models: tiny.*did you mean 'tiny'\?"):
+        checkpoint.resolve("tinny")
+    with pytest.raises(InputError, match="kind 'codec'; 'token_lm' is needed"):
+        checkpoint.resolve("tiny", "token_lm")
+
+
+def test_identity_changes_with_every_difference() -> None:
+    base = checkpoint.identity(tensors())
+    assert len(base) == 16 and base == checkpoint.identity(dict(reversed(tensors().items())))
+    others = [
+        {**tensors(), "count": torch.tensor(4)},
+        {**tensors(), "count": torch.tensor(3, dtype=torch.int32)},
+        {**tensors(), "a.weight": torch.arange(6.0).view(3, 2)},
+        {("count2" if key == "count" else key): value for key, value in tensors().items()},
+    ]
+    assert len({base, *map(checkpoint.identity, others)}) == 5

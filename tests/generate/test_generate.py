@@ -1,0 +1,544 @@
+"""The command: which files it writes, what it prints, and that bad input costs one line and leaves nothing behind."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from audiogen import AudioGen, audio
+from audiogen.diffusion.sample import SAMPLINGS, Sampling
+from audiogen.diffusion.systems import LatentSystem
+from audiogen.errors import run_command
+from audiogen.generate.__main__ import Job, main, parse_arguments, plan
+from audiogen.generators import load as generators
+from audiogen.generators.latent import LatentGenerator
+from audiogen.lm import lora, native
+from audiogen.models.latent_pretrained import save_diffusers
+from audiogen.text.vocabulary import train_vocabulary
+from tests import random_t5
+from tests.diffusion.tiny_encoders import write_clap
+from tests.diffusion.tiny_systems import CAPTIONS, tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Run the command in an empty folder with the tiny model -> (status, lines of stdout, lines of stderr)."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def command(*words: str, model: Path = tiny_model) -> tuple[int, list[str], list[str]]:
+        argv = [
+            "--model",
+            str(model),
+            "--device",
+            "cpu",
+            "--duration",
+            "0.1",
+            *words,
+        ]  # the last of a kind counts
+        status = run_command(main, argv)
+        captured = capsys.readouterr()
+        return status, captured.out.splitlines(), captured.err.splitlines()
+
+    return command
+
+
+def files(folder: str = ".") -> list[str]:
+    return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_a_sound_and_a_picture_for_every_sample_of_every_prompt(run, tiny_model: Path) -> None:
+    status, out, err = run("--text", "A dog barks!", "--text", "rain", "--num-samples", "2", "--seed", "7")
+    assert (status, err) == (0, [])
+    stems = ["0_0_a_dog_barks", "0_1_a_dog_barks", "1_0_rain", "1_1_rain"]
+    assert files() == [f"generated/{stem}.{suffix}" for stem in stems for suffix in ("png", "wav")]
+    assert out[:4] == [
+        f"generated/{stem}.wav  generated/{stem}.png  seed {seed}"
+        for stem, seed in zip(stems, [7, 8, 7, 8], strict=True)
+    ]
+    assert re.fullmatch(
+        r"real-time factor \d+\.\d\d \(0\.4 s of sound in \d+\.\d s\), model .* on cpu", out[4]
+    )
+    model = AudioGen.from_pretrained(tiny_model, "cpu")
+    expected = model.generate(["A dog barks!", "A dog barks!", "rain", "rain"], 0.1, seed=[7, 8, 7, 8])
+    for stem, sound in zip(stems, expected, strict=True):
+        written, rate = audio.load(f"generated/{stem}.wav")
+        assert rate == 8000
+        torch.testing.assert_close(written, sound.clamp(-1, 1), atol=2**-15, rtol=0)
+        assert Path(f"generated/{stem}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sound_does_not_depend_on_the_prompts_before_it(run) -> None:
+    texts = ["a dog", "a clock ticks", "rain", "tin", "a dog barks twice"]
+    run(*(word for text in texts for word in ("--text", text)), "--out", "all")
+    run("--text", "a dog barks twice", "--out", "alone")
+    together, alone = Path("all/4_0_a_dog_barks_twice.wav"), Path("alone/0_0_a_dog_barks_twice.wav")
+    assert together.read_bytes() == alone.read_bytes()
+
+
+def test_prompts_of_a_file_follow_those_of_the_command_and_names_sort_in_their_order(tmp_path: Path) -> None:
+    lines = [{"text": f"rain {n}"} for n in range(11)] + [{"text": "a clock", "duration": 0.25, "seed": 40}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = f"--text dog --prompts {tmp_path / 'p.jsonl'} --out o --seed 3 --num-samples 2 --format ogg"
+    jobs = plan(parse_arguments(words.split()))
+    assert len(jobs) == 26 and sorted(jobs, key=lambda job: job.path.name) == jobs
+    assert jobs[0] == Job(Path("o/00_0_dog.ogg"), "dog", 5.0, 3)
+    assert jobs[23] == Job(Path("o/11_1_rain_10.ogg"), "rain 10", 5.0, 4)
+    assert jobs[25] == Job(Path("o/12_1_a_clock.ogg"), "a clock", 0.25, 41)
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "ogg", "mp3"])
+def test_formats(run, format: str) -> None:
+    assert run("--text", "rain", "--out", f"a/one.{format}")[0] == 0
+    assert run("--text", "rain", "--format", format, "--out", "b")[0] == 0
+    assert files() == sorted([f"a/one.{format}", "a/one.png", f"b/0_0_rain.{format}", "b/0_0_rain.png"])
+    assert (
+        Path(f"a/one.{format}").read_bytes() == Path(f"b/0_0_rain.{format}").read_bytes() or format == "ogg"
+    )
+    info = soundfile.info(f"a/one.{format}")
+    assert info.samplerate == 8000 and info.format.lower() in (format, "mpeg" if format == "mp3" else format)
+
+
+def test_continuing_a_sound(run) -> None:
+    clip = 0.3 * torch.sin(torch.arange(1600) / 4.0)[None].repeat(2, 1)  # stereo, 16 kHz, 0.1 s
+    audio.save("clip.wav", clip, 16000)
+    assert run("--continue-from", "clip.wav", "--text", "rain", "--duration", "0.3", "--out", "a.wav")[0] == 0
+    assert run("--continue-from", "clip.wav", "--duration", "0.3", "--out", "b")[0] == 0
+    assert files("b") == ["b/0_0_no_text.png", "b/0_0_no_text.wav"]
+    assert soundfile.info("a.wav").frames == 2400
+    status, _, err = run(
+        "--continue-from", "clip.wav", "--text", "rain", "--duration", "0.1", "--out", "c.wav"
+    )
+    assert status == 2 and "has 0.1 s and the duration counts it in" in err[0]
+    assert not Path("c.wav").exists()
+
+
+def test_settings_are_passed_on(run, tiny_model: Path) -> None:
+    words = "--guidance 1.5 --temperature 0.7 --top-k 5 --top-p 0.9 --negative rain --seed 2 --dtype bfloat16"
+    assert run("--text", "a dog barks", "--out", "a.wav", *words.split())[0] == 0
+    model = AudioGen.from_pretrained(tiny_model, "cpu", "bfloat16")
+    expected = model.generate(
+        ["a dog barks"], 0.1, guidance=1.5, temperature=0.7, top_k=5, top_p=0.9, seed=2, negative="rain"
+    )
+    audio.save("b.wav", expected[0], 8000)
+    assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+
+
+def test_threads_change_the_time_and_no_bit_of_int8(run) -> None:
+    if native.find_compiler() is None:
+        pytest.skip("needs a C++ compiler")
+    before = torch.get_num_threads()
+    try:
+        for count in ("1", "2"):
+            words = ("--dtype", "int8", "--threads", count, "--out", f"{count}.wav")
+            assert run("--text", "rain", *words)[0] == 0 and torch.get_num_threads() == int(count)
+    finally:
+        torch.set_num_threads(before)
+    assert Path("1.wav").read_bytes() == Path("2.wav").read_bytes()
+
+
+def test_a_public_release_with_a_text_encoder(run, shared: Path, tmp_path: Path) -> None:
+    release, text = shared / "fixtures" / "audiogen_tiny", random_t5.write(tmp_path / "t5", 512)
+    narrow = random_t5.write(tmp_path / "narrow", 24)
+    words = ["--text", "a dog barks", "--text-encoder", str(text)]
+    assert run(*words, "--out", "a.wav", model=release)[0] == 0
+    assert soundfile.info("a.wav").samplerate == 16000 and soundfile.info("a.wav").frames == 1600
+    status, _, err = run("--text", "rain", "--text-encoder", str(tmp_path), "--out", "b.wav", model=release)
+    assert status == 2 and len(err) == 1 and not Path("b.wav").exists()
+    status, _, err = run("--text", "rain", "--text-encoder", str(narrow), "--out", "b.wav", model=release)
+    assert status == 2 and len(err) == 1 and "512" in err[0] and "24" in err[0], err
+
+
+def test_peers_are_all_prompts_of_the_command(run, tiny_model: Path) -> None:
+    texts = ["a dog", "a clock ticks", "rain", "tin", "a dog barks twice, then rain falls on a tin roof"]
+    words = [word for text in texts for word in ("--text", text)]
+    assert run(*words, "--peer-padding", "--temperature", "0")[0] == 0
+    model = AudioGen.from_pretrained(tiny_model, "cpu")
+    assert len(texts) > model.batch_size  # the longest is in another group
+    expected = model.generate(texts, 0.1, temperature=0.0, peer_padding=True)
+    written, _ = audio.load("generated/0_0_a_dog.wav")
+    torch.testing.assert_close(written, expected[0].clamp(-1, 1), atol=2**-15, rtol=0)
+
+
+def test_an_adapter_changes_the_sound(run, tiny_model: Path, tmp_path: Path) -> None:
+    model, config = AudioGen.from_pretrained(tiny_model, "cpu"), lora.LoraConfig(rank=2)
+    lora.add(model.lm, config)
+    for tensor in lora.adapter_state(model.lm).values():
+        tensor.normal_()
+    lora.save_adapter(tmp_path / "adapter", model.lm, config, str(tiny_model))
+    assert run("--text", "rain", "--temperature", "0", "--out", "plain.wav")[0] == 0
+    words = ["--text", "rain", "--temperature", "0", "--adapter", str(tmp_path / "adapter")]
+    assert run(*words, "--out", "adapted.wav")[0] == 0
+    assert Path("plain.wav").read_bytes() != Path("adapted.wav").read_bytes()
+    status, _, err = run("--text", "rain", model=tmp_path / "adapter")
+    assert status == 2 and f"give --model {tiny_model} --adapter {tmp_path / 'adapter'}" in err[0]
+    status, _, err = run("--text", "rain", "--adapter", str(tiny_model))
+    assert status == 2 and "'lora' is needed" in err[0]
+
+
+def test_odd_prompts_are_warned_of_and_generated(run) -> None:
+    status, out, err = run("--text", "a dog barks " * 1700, "--text", "🐶🐶", "--text", "日本")
+    assert status == 0 and len(out) == 4
+    assert len(err) == 3 and all(line.startswith("warning: ") for line in err)
+    assert "reads the first 512" in err[0] and "does not know '🐶🐶'" in err[1]
+    names = [path.name for path in sorted(Path("generated").glob("*.wav"))]
+    assert len(names[0]) < 60 and names[1:] == ["1_0_sound.wav", "2_0_sound.wav"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "nothing to generate; give --text"),
+        ("--text= ", "--text number 1 is empty"),
+        ("--text rain --negative=", "negative text is empty"),
+        ("--text rain --duration 0", "duration is 0 s; it must be above 0"),
+        ("--text rain --duration=-2", "duration is -2 s"),
+        ("--text rain --duration 1e9", "at most 3600 s"),
+        ("--text rain --duration nan", "duration is nan s"),
+        ("--text rain --num-samples 0", "--num-samples is 0"),
+        ("--text rain --threads 0", "--threads is 0; it must be from 1 to 1024"),
+        ("--text rain --temperature=-1", "temperature is -1"),
+        ("--text rain --top-k=-1", "top_k is -1"),
+        ("--text rain --top-p 2", "top_p is 2"),
+        ("--text rain --seed=-1", "seed is -1"),
+        ("--text rain --guidance nan", "guidance is nan"),
+        ("--text rain --device cuda", "device 'cuda' cannot be used"),
+        ("--text rain --prompts none.txt", "none.txt: cannot be read"),
+        ("--text rain --continue-from none.wav", "none.wav: "),
+        ("--text rain --continue-from ../noise.wav", "not a sound file"),
+        ("--text rain --text wind --out one.wav", "one file, but there are 2 sounds"),
+        ("--text rain --out one.wav --format mp3", "--out one.wav and --format mp3 disagree"),
+        ("--text rain --out one.m4a", "format 'm4a' cannot be written"),
+        ("--text rain --out ../noise.wav/x", "is not a folder that can be written to"),
+        ("--text rain --out ../file", "--out ../file is a file"),
+    ],
+)
+def test_bad_input_is_one_line_status_2_and_no_file(run, words: str, said: str) -> None:
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    Path("../noise.wav").write_text("no sound")
+    Path("../file").write_text("a file")
+    status, out, err = run(*(["--text", " "] if words == "--text= " else words.split()))
+    assert (status, out, len(err)) == (2, [], 1), err
+    assert err[0].startswith("error: ") and said in err[0]
+    assert files() == []
+
+
+def test_bad_model_directories(run, tiny_model: Path, tmp_path: Path) -> None:
+    half, pickled = tmp_path / "half", tmp_path / "pickled"
+    shutil.copytree(tiny_model, half)
+    weights = (half / "model.safetensors").read_bytes()
+    (half / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    shutil.copytree(tiny_model, pickled)
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    for model, said in [
+        (tmp_path / "missing", "neither a directory nor a bundled model"),
+        (half, "damaged or half-written"),
+        (tiny_model / "codec", "kind 'codec', which does not generate"),
+        (tiny_model / "text", "kind 'text_encoder', which does not generate"),
+        (pickled, "holds a pickle (pytorch_model.bin)"),
+        (tiny_model / "config.json", "is a file"),
+    ]:
+        status, out, err = run("--text", "rain", model=model)
+        assert (status, out, len(err)) == (2, [], 1), err
+        assert said in err[0]
+    assert files() == []
+
+
+def test_as_a_command(tiny_model: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "p.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["audio", "caption"], ["a.wav", "a dog, then rain"]])
+    command = [
+        sys.executable,
+        "-m",
+        "audiogen.generate",
+        "--prompts",
+        str(tmp_path / "p.csv"),
+        "--duration",
+        "0.1",
+    ]
+    command += ["--model", str(tiny_model), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "0_0_a_dog_then_rain.wav").is_file()
+    failed = subprocess.run(
+        [*command[:3], "--text", ""], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+
+
+def test_a_sound_past_full_scale_is_turned_down_not_cut_off() -> None:
+    loud, quiet = torch.tensor([[0.5, -2.0, 1.0]]), torch.tensor([[0.5, -0.9]])
+    assert torch.equal(audio.below_full_scale(loud), loud / 2)
+    assert torch.equal(audio.below_full_scale(quiet), quiet)
+
+
+def test_a_stream_to_a_file_is_the_sound_without_a_picture(run) -> None:
+    assert run("--text", "rain", "--out", "whole.wav")[0] == 0
+    status, out, err = run("--text", "rain", "--stream", "--out", "streamed.wav")
+    assert (status, err) == (0, []) and out[0].startswith("streamed.wav  seed 0  first sound after 0.")
+    whole, streamed = (audio.load(f"{name}.wav")[0] for name in ("whole", "streamed"))
+    assert streamed.shape == whole.shape and torch.allclose(streamed, whole, atol=2**-14)
+    assert files() == ["streamed.wav", "whole.png", "whole.wav"]
+    assert run("--text", "rain", "--stream")[0] == 0
+    assert files("generated") == ["generated/0_0_rain.wav"]
+
+
+def test_a_stream_to_a_player_is_a_wav_file_that_need_not_end(tiny_model: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "audiogen.generate",
+        "--model",
+        str(tiny_model),
+        "--text",
+        "rain",
+        "--stream",
+    ]
+    process = subprocess.Popen(
+        [*command, "--out", "-", "--duration", "inf"], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert process.stdout is not None
+    begin = process.stdout.read(44 + 2 * 8000)  # a second of it
+    process.stdout.close()
+    assert process.wait(60) == 141
+    (tmp_path / "begin.wav").write_bytes(begin)
+    sound, rate = soundfile.read(tmp_path / "begin.wav")
+    assert rate == 8000 and sound.shape == (8000,) and sound.any()
+    whole = subprocess.run(
+        [*command, "--out", "-", "--duration", "0.5"], capture_output=True, cwd=ROOT, check=True
+    )
+    assert whole.stdout[44:][:4000] == begin[44:][:4000] and len(whole.stdout) == 44 + 2 * 4000
+    assert b"first sound after" in whole.stderr
+
+
+def test_what_cannot_be_streamed_costs_one_line(run, tmp_path: Path) -> None:
+    for words, said in (
+        (("--text", "a", "--text", "b", "--stream"), "--stream makes one sound, and there are 2"),
+        (("--text", "a", "--out", "-"), "--out - is the WAV file that --stream writes"),
+        (("--text", "a", "--stream", "--out", "-", "--format", "mp3"), "--out - is the WAV file"),
+        (("--text", "a", "--duration", "inf"), "duration is inf s"),
+        (("--text", "a", "--stream", "--duration", "nan"), "duration is nan s"),
+        (("--text", "a", "--stream", "--peer-padding"), "--peer-padding is for batches"),
+    ):
+        status, out, err = run(*words)
+        assert (status, out, len(err)) == (2, [], 1) and said in err[0]
+    assert files() == []
+
+
+def test_latent_diffusion_by_the_same_verb(run, tiny_latent: Path) -> None:
+    words = "--steps 3 --sampler euler --guidance 2.5 --negative rain --seed 4 --num-samples 2".split()
+    status, out, err = run("--text", "a dog barks", *words, "--out", "a", model=tiny_latent)
+    assert (status, err) == (0, [])
+    assert files() == [f"a/0_{n}_a_dog_barks.{suffix}" for n in (0, 1) for suffix in ("png", "wav")]
+    assert out[2].startswith("attention heads (2, 4): those of ") and out[3].startswith("real-time factor")
+    model = generators.load(tiny_latent, "cpu")
+    expected = model.generate(
+        ["a dog barks"], 0.1, seed=5, steps=3, sampler="euler", guidance=2.5, negative="rain"
+    )
+    audio.save("b.wav", audio.below_full_scale(expected[0]), 16000)
+    assert Path("a/0_1_a_dog_barks.wav").read_bytes() == Path("b.wav").read_bytes()
+    assert run("--text", "a dog barks", *words, "--heads", "2,2", "--out", "c", model=tiny_latent)[0] == 0
+    assert Path("a/0_1_a_dog_barks.wav").read_bytes() != Path("c/0_1_a_dog_barks.wav").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories of systems as training leaves them, which between them have every component; random, not to hear."""
+    found = {}
+    for name in ("audioldm2", "stable_audio", "tangoflux"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            system = LatentSystem(tiny(name), train_vocabulary(CAPTIONS, 40))
+        found[name] = tmp_path_factory.mktemp(name)
+        save_diffusers(found[name], system, name, {}, sampling=Sampling(SAMPLINGS[name].sampler, 2))
+    return found
+
+
+def refused(done: tuple[int, list[str], list[str]]) -> str:
+    """The one line of a command that refuses what it was given, and has written nothing."""
+    status, out, err = done
+    assert (status, out, len(err)) == (2, [], 1), err
+    assert err[0].startswith("error: ") and files() == []
+    return err[0]
+
+
+@pytest.mark.parametrize("name", ["audioldm2", "stable_audio", "tangoflux"])
+def test_a_system_without_one_of_its_components_or_half_of_it(
+    run, latents: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    """Each is named in one line: folders, weights and the two files at the top."""
+    words = ("--text", "rain")
+    assert run(*words, "--out", "../whole.wav", model=latents[name])[0] == 0
+    half = tmp_path / "half"
+    for part in sorted(latents[name].iterdir()):
+        shutil.copytree(latents[name], half)
+        shutil.rmtree(half / part.name) if part.is_dir() else (half / part.name).unlink()
+        said = refused(run(*words, model=half))
+        # without the system's own settings, the index says too little, or names a pipeline with other parts
+        assert part.name in said or part.name == "system.json", said
+        shutil.rmtree(half)
+    components = {"vae", "text", "scheduler", "system.json", "model_index.json"}
+    extra = {"audioldm2": {"vocoder", "unet", "projection_model", "language_model", "conditioner"}}
+    extra |= {
+        "stable_audio": {"transformer", "projection_model"},
+        "tangoflux": {"transformer", "conditioner"},
+    }
+    assert {part.name for part in latents[name].iterdir()} == components | extra[name]
+    for path in sorted(latents[name].rglob("*.safetensors")):
+        shutil.copytree(latents[name], half)
+        cut = half / path.relative_to(latents[name])
+        cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        assert str(cut) in refused(run(*words, model=half))
+        shutil.rmtree(half)
+    for path in ("system.json", "model_index.json"):
+        for contents in ("", "{", "[]", "{}", '{"config": 7}'):
+            shutil.copytree(latents[name], half)
+            (half / path).write_text(contents)
+            if path == "system.json" or contents[:1] != "{" or contents == "{":
+                assert path in refused(run(*words, model=half))
+            shutil.rmtree(half)
+
+
+@pytest.mark.parametrize(("name", "component"), [("audioldm2", "vocoder"), ("stable_audio", "vae")])
+def test_components_of_different_sample_rates(
+    run, latents: dict[str, Path], name: str, component: str, tmp_path: Path
+) -> None:
+    """They would sound at a wrong pitch; a sound to begin from is resampled, see below."""
+    shutil.copytree(latents[name], tmp_path / "mixed")
+    path = tmp_path / "mixed" / component / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"sampling_rate": 22050}))
+    said = refused(run("--text", "rain", model=tmp_path / "mixed"))
+    rate = settings["sampling_rate"]
+    assert f"{path}: sampling_rate is 22050 Hz, but {rate} Hz in system.json; the {component} is of" in said
+
+
+def test_a_sound_made_of_another(run, tiny_latent: Path, tmp_path: Path) -> None:
+    clip = 0.3 * torch.sin(torch.arange(3200) / 4.0)[None]  # 0.2 s
+    audio.save("clip.wav", clip, 16000)
+    audio.save("stereo.wav", clip.repeat(2, 1), 32000)  # 0.1 s
+    words = ["--text", "rain", "--steps", "2", "--duration", "0.2"]
+    edits = (["--strength", "0.6"], ["--inpaint", "0.05:0.1"], ["--upsample"], ["--strength", "1"], [])
+    for number, edit in enumerate(edits):
+        init = ["--init", "clip.wav"] if edit else []
+        status, _, err = run(*words, *init, *edit, "--out", f"{number}.wav", model=tiny_latent)
+        assert (status, err) == (0, [])
+    sounds = [Path(f"{number}.wav").read_bytes() for number in range(len(edits))]
+    assert len(set(sounds)) == 4 and sounds[3] == sounds[4]  # strength 1 is a fresh sound
+    words = ["--init", "stereo.wav", "--strength", "0", "--out", "none.wav"]  # no text is needed
+    assert plan(parse_arguments(words), 0.3)[0].duration_s == 0.3
+    assert plan(parse_arguments([*words, "--duration", "0.1"]), 0.3)[0].duration_s == 0.1
+    status, _, err = run(*words, model=tiny_latent)
+    assert status == 0 and err == ["warning: stereo.wav has 32000 Hz and the model 16000 Hz; it is resampled"]
+    assert soundfile.info("none.wav").frames == 1600
+    clap = write_clap(tmp_path / "clap", 12)
+    words = ["--text", "rain", "--steps", "2", "--candidates", "3", "--clap", str(clap), "--out", "best.wav"]
+    assert run(*words, model=tiny_latent)[0] == 0
+    model = generators.load(tiny_latent, "cpu", clap=str(clap))
+    assert isinstance(model, LatentGenerator)
+    audio.save(
+        "b.wav", audio.below_full_scale(model.generate(["rain"], 0.1, steps=2, candidates=3)[0]), 16000
+    )
+    assert Path("best.wav").read_bytes() == Path("b.wav").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--sampler ddim", "the sampler 'ddim' does not fit a flow process; use euler or heun"),
+        ("--sampler eulr", "the sampler 'eulr' does not fit"),
+        ("--steps 0", "0 sampling steps; at least 1 is needed"),
+        ("--steps=-3", "-3 sampling steps"),
+        ("--init clip.wav --strength 1.2", "strength is 1.2; it must be from 0"),
+        ("--init clip.wav --strength=-0.1", "strength is -0.1; it must be from 0"),
+        ("--init clip.wav --strength nan", "strength is nan"),
+        ("--init clip.wav", "--init needs --strength, --inpaint or --upsample"),
+        ("--init none.wav --upsample", "none.wav: cannot be opened"),
+        ("--init text.wav --upsample", "not a sound file"),
+        ("--strength 0.5", "--strength says what becomes of a sound; give it with --init"),
+        ("--inpaint 0:1", "--inpaint says what becomes"),
+        ("--upsample", "--upsample says what becomes"),
+        (
+            "--init clip.wav --inpaint 0.05:0.3",
+            "0.05 s to 0.3 s; it must ascend and lie within the sound, 0 to 0.2",
+        ),
+        ("--init clip.wav --inpaint 0.1:0.05", "it must ascend"),
+        ("--init clip.wav --inpaint=-0.1:0.1", "-0.1 s to 0.1 s; it must ascend and lie within"),
+        ("--init clip.wav --inpaint 5:6", "5 s to 6 s; it must ascend and lie within the sound, 0 to 0.2"),
+        ("--init clip.wav --inpaint a:b", "--inpaint is 'a:b'; give A:B in seconds"),
+        ("--init clip.wav --inpaint 0:nan", "it must ascend"),
+        ("--init clip.wav --inpaint 0.1", "--inpaint is '0.1'; give A:B in seconds"),
+        ("--init clip.wav --inpaint 0:0.1 --upsample", "choose one"),
+        ("--init clip.wav --upsample --duration 0.3", "has 0.2 s and 0.3 s are to be made"),
+        ("--duration 61", "at most 60 s"),
+        ("--candidates 0", "candidates is 0; it must be from 1 to 64"),
+        ("--candidates 2", "CLAP model with an audio branch, which this system lacks"),
+        ("--candidates 2 --clap ../nowhere/clap", "CLAP model '../nowhere/clap' cannot be opened"),
+        ("--heads two", "--heads is 'two'; give whole numbers"),
+        ("--heads 2", "heads (2,) and attention"),
+        ("--dtype int8", "dtype is 'int8'"),
+        ("--text-encoder ../t5", "has no T5 that could be replaced"),
+        ("--top-k 5", "--top-k is not for"),
+        ("--top-p 0.5", "--top-p is not for"),
+        ("--temperature 0", "--temperature is not for"),
+        ("--stream", "--stream is not for"),
+        ("--continue-from clip.wav", "--continue-from is not for"),
+        ("--adapter a", "--adapter is not for"),
+        ("--peer-padding", "--peer-padding is not for"),
+        ("--cuda-graph", "--cuda-graph is not for"),
+    ],
+)
+def test_what_latent_diffusion_cannot_do_is_one_line(run, tiny_latent: Path, words: str, said: str) -> None:
+    audio.save("clip.wav", torch.ones(1, 3200) / 4, 16000)
+    Path("text.wav").write_text("no sound")
+    status, out, err = run("--text", "rain", *words.split(), model=tiny_latent)
+    assert (status, out, len(err)) == (2, [], 1), err
+    assert err[0].startswith("error: ") and said in err[0], err
+    assert files() == ["clip.wav", "text.wav"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--steps 5",
+        "--sampler ddim",
+        "--candidates 2",
+        "--clap c",
+        "--heads 4",
+        "--init clip.wav --strength 0",
+    ],
+)
+def test_what_a_language_model_does_not_have_is_refused_by_name(run, words: str) -> None:
+    status, out, err = run("--text", "rain", *words.split())
+    name = words.split()[0]
+    assert (status, out, len(err)) == (2, [], 1) and files() == []
+    assert err[0].startswith(f"error: {name} is not for ") and "a token language model" in err[0]
+
+
+def test_a_latent_system_without_a_component_is_one_line(run, tiny_latent: Path, tmp_path: Path) -> None:
+    for component in ("vae", "unet", "vocoder"):
+        shutil.copytree(tiny_latent, tmp_path / component)
+        shutil.rmtree(tmp_path / component / component)
+        status, out, err = run("--text", "rain", model=tmp_path / component)
+        assert (status, out, len(err)) == (2, [], 1) and f"lacks {component}" in err[0]
+    assert files() == []
+
+
+def test_nothing_is_said_of_packages_on_the_way_to_a_sound(tiny_latent: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "audiogen.generate", "--model", str(tiny_latent), "--steps", "1"]
+    command += ["--text", "rain", "--duration", "0.1", "--out", str(tmp_path / "a.wav")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

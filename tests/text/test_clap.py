@@ -1,0 +1,66 @@
+"""CLAP embeddings against transformers' own use of the model, and the branch that released directories lack."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, ClapTextModelWithProjection
+
+from audiogen.audio import resample
+from audiogen.errors import InputError
+from audiogen.text.clap import Clap
+from tests.diffusion.tiny_encoders import write_clap
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clap(tmp_path_factory.mktemp("clap"), 12)
+
+
+@torch.no_grad()
+def test_texts_are_embedded_as_transformers_does_padded_and_masked(folder: Path) -> None:
+    texts, model = ["a", "abc de", ""], ClapModel.from_pretrained(folder).eval()
+    words = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    expected = model.get_text_features(words["input_ids"], words["attention_mask"]).pooler_output
+    found = Clap(str(folder)).embed_texts(texts)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(3))
+
+
+@torch.no_grad()
+def test_a_long_sound_is_embedded_by_its_middle_every_time_the_same(folder: Path) -> None:
+    audio = torch.randn(2, 2, 20000, generator=torch.Generator().manual_seed(0)) * 0.1  # 2.5 s of stereo
+    clap, extractor = Clap(str(folder)), ClapFeatureExtractor.from_pretrained(folder)
+    middle = audio.mean(dim=1)[:, 6000:14000]  # the second that it looks at
+    features = extractor([row.numpy() for row in middle], sampling_rate=8000, return_tensors="pt")
+    model = ClapModel.from_pretrained(folder).eval()
+    expected = model.get_audio_features(features["input_features"]).pooler_output
+    found = clap.embed_audio(audio, 8000)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(found, clap.embed_audio(audio, 8000))
+
+
+def test_a_sound_of_another_rate_is_resampled_to_what_it_hears(folder: Path) -> None:
+    """CLAP is trained at 48 kHz, and the systems that ask it work at 16 and 44.1: here 8 and 16."""
+    clap, time_s = Clap(str(folder)), torch.arange(16000) / 16000
+    sound = (0.3 * torch.sin(2 * torch.pi * 440 * time_s) + 0.1 * torch.sin(2 * torch.pi * 1500 * time_s))[
+        None
+    ]
+    found = clap.embed_audio(sound[None], 16000)
+    lower = clap.embed_audio(resample(sound, 16000, 8000)[None], 8000)
+    taken_as_8k = clap.embed_audio(sound[None], 8000)
+    torch.testing.assert_close(found, lower, rtol=1e-4, atol=1e-5)
+    assert (found - taken_as_8k).norm() > 10 * (found - lower).norm() + 1e-3
+
+
+@torch.no_grad()
+def test_a_directory_without_the_audio_branch_embeds_texts_alike_and_says_what_it_lacks(
+    folder: Path, tmp_path: Path
+) -> None:
+    ClapTextModelWithProjection.from_pretrained(folder).save_pretrained(tmp_path)
+    part = Clap(str(tmp_path), tokenizer=str(folder))
+    torch.testing.assert_close(part.embed_texts(["abc"]), Clap(str(folder)).embed_texts(["abc"]))
+    with pytest.raises(InputError, match="has no audio branch"):
+        part.embed_audio(torch.zeros(1, 1, 8000), 8000)
+    with pytest.raises(InputError, match="CLAP model .* cannot be opened"):
+        Clap(str(tmp_path / "nothing")).embed_texts(["a"])
