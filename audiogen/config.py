@@ -58,12 +58,12 @@ Probability = Annotated[float, Range(0, 1)]
 
 def check_ranges(config: Any) -> None:
     """Call in a dataclass's `__post_init__`: InputError names the first field that is outside of its `Range`."""
-    for name, hint in _annotations(type(config)).items():
+    for name, hint in _annotations(config.__class__).items():
         _check_range(name, getattr(config, name), hint)
 
 
 @cache
-def _annotations(cls: type) -> dict[str, Any]:
+def _annotations(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
 
 

@@ -24,7 +24,8 @@ from audiogen.data.dataset import (
 )
 from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
-from audiogen.data.synth.scene import KINDS, SynthEvent, compose
+from audiogen.data.synth.kinds import KINDS
+from audiogen.data.synth.scene import SynthEvent, compose
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Batch

@@ -6,6 +6,7 @@ what is heard, in which order, how many, how high, how fast and how loud; its ev
 """
 
 from audiogen.data.synth.corpus import SynthClip, captions, render
-from audiogen.data.synth.scene import KINDS, SynthEvent
+from audiogen.data.synth.kinds import KINDS
+from audiogen.data.synth.scene import SynthEvent
 
 __all__ = ["KINDS", "SynthClip", "SynthEvent", "captions", "render"]

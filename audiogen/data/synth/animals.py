@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from audiogen.data.synth.kind import Kind
 from audiogen.data.synth.signals import (
     Signal,
     band,
@@ -113,100 +112,3 @@ def buzzing_bee(rng: np.random.Generator, n: int, rate: int, pitch: float) -> Si
     hz = rng.uniform(170, 260) * (1 + 0.06 * wander(rng, n, rate, 4))
     wings = harmonic(hz, 1 / np.arange(1, 25) ** 0.8, n, rate)
     return wings * (0.55 + 0.45 * wander(rng, n, rate, 1.5)) + 0.02 * noise(rng, n, rate, band(300, 4000))
-
-
-SOUNDS = (
-    Kind(
-        "bird chirp",
-        ("{a}bird chirps{n}", "{a}bird is chirping"),
-        ("{a}chirping bird", "the chirping of {a}bird"),
-        bird_chirp,
-        counted=("bird chirps", "chirps of a bird"),
-        once=True,
-        length_s=(0.1, 0.22),
-        interval_s=(0.25, 0.7),
-        fills=True,
-        pitch_hz=(2000, 3300),
-        vary=0.05,
-        paced=True,
-    ),
-    Kind(
-        "crickets",
-        ("crickets chirp", "crickets are chirping", "{a}cricket chirps"),
-        ("chirping crickets", "{a}chirping cricket", "crickets at night"),
-        crickets,
-        length_s=(1.0, 30),
-        backdrop=True,
-    ),
-    Kind(
-        "dog bark",
-        ("{a}dog barks{n}", "{a}dog is barking"),
-        ("{a}barking dog", "the barking of {a}dog"),
-        dog_bark,
-        counted=("dog barks", "barks of a dog"),
-        once=True,
-        length_s=(0.16, 0.3),
-        interval_s=(0.38, 0.9),
-        pitch_hz=(280, 750),
-        low=("big", "deep-voiced"),
-        high=("small", "high-voiced"),
-        vary=0.06,
-        paced=True,
-    ),
-    Kind(
-        "cat meow",
-        ("{a}cat meows{n}", "{a}cat is meowing", "{a}cat mews{n}"),
-        ("{a}meowing cat", "{1}the meow of {a}cat"),
-        cat_meow,
-        counted=("meows of a cat", "cat meows"),
-        once=True,
-        length_s=(0.5, 0.9),
-        interval_s=(0.9, 1.6),
-        pitch_hz=(450, 900),
-        low=("big", "low-voiced"),
-        high=("small", "high-voiced"),
-        vary=0.04,
-    ),
-    Kind(
-        "rooster crow",
-        ("{a}rooster crows{n}", "{a}rooster is crowing", "{a}cock crows{n}"),
-        ("{a}crowing rooster", "{1}the crow of {a}rooster"),
-        rooster_crow,
-        counted=("rooster crows",),
-        once=True,
-        length_s=(1.2, 1.9),
-        interval_s=(2.0, 3.2),
-        most=3,
-        vary=0.02,
-    ),
-    Kind(
-        "owl hoot",
-        ("{a}owl hoots{n}", "{a}owl is hooting", "{a}owl calls{n}"),
-        ("{a}hooting owl", "{1}the hoot of {a}owl"),
-        owl_hoot,
-        counted=("owl hoots", "hoots of an owl"),
-        once=True,
-        length_s=(0.35, 0.6),
-        interval_s=(0.7, 1.3),
-        pitch_hz=(300, 600),
-        vary=0.01,
-    ),
-    Kind(
-        "frog croak",
-        ("{a}frog croaks{n}", "{a}frog is croaking"),
-        ("{a}croaking frog", "{1}the croak of {a}frog"),
-        frog_croak,
-        counted=("frog croaks", "croaks of a frog"),
-        once=True,
-        length_s=(0.25, 0.45),
-        interval_s=(0.55, 1.1),
-        vary=0.04,
-    ),
-    Kind(
-        "buzzing bee",
-        ("{a}bee buzzes", "{a}bee is buzzing around", "{a}insect buzzes"),
-        ("{a}buzzing bee", "the buzz of {a}bee"),
-        buzzing_bee,
-        length_s=(0.8, 30),
-    ),
-)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audiogen.data.synth.scene import KINDS, Scene, SynthEvent
+from audiogen.data.synth.kinds import KINDS
+from audiogen.data.synth.scene import Scene, SynthEvent
 
 LOUD_WORDS = {"loud": ("loud",), "quiet": ("quiet", "soft", "faint")}
 LOUD_ADVERBS = {"loud": ("loudly",), "quiet": ("quietly", "softly", "faintly")}

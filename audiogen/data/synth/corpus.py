@@ -10,7 +10,8 @@ from torch import Tensor
 
 from audiogen.data.seeds import seed_for
 from audiogen.data.synth.captions import write
-from audiogen.data.synth.scene import KINDS, Scene, SynthEvent, compose
+from audiogen.data.synth.kinds import KINDS
+from audiogen.data.synth.scene import Scene, SynthEvent, compose
 from audiogen.data.synth.signals import Signal, at_speed, noise, room
 from audiogen.errors import InputError
 

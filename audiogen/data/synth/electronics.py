@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from audiogen.data.synth.kind import Kind
 from audiogen.data.synth.signals import (
     Signal,
     band,
@@ -77,101 +76,3 @@ def game_jump(rng: np.random.Generator, n: int, rate: int, pitch: float) -> Sign
     return fade(
         harmonic(hz, [1, 0, 0.33, 0, 0.2, 0, 0.14], n, rate) * line([(0, 1), (0.7, 0.8), (1, 0)], n), rate
     )
-
-
-SOUNDS = (
-    Kind(
-        "tone",
-        ("{a}steady tone sounds", "{a}tone plays"),
-        ("{a}steady tone", "{a}continuous tone"),
-        tone,
-        pitch_hz=(180, 2600),
-    ),
-    Kind(
-        "rising tone",
-        ("{a}tone rises in pitch", "{a}tone sweeps up"),
-        ("{a}rising tone", "{a}tone going up in pitch"),
-        rising_tone,
-    ),
-    Kind(
-        "falling tone",
-        ("{a}tone falls in pitch", "{a}tone sweeps down"),
-        ("{a}falling tone", "{a}tone going down in pitch"),
-        falling_tone,
-    ),
-    Kind(
-        "alarm",
-        ("{a}alarm beeps{n}", "{a}alarm clock beeps{n}", "{a}alarm clock is beeping", "{a}alarm is beeping"),
-        ("{a}beeping alarm", "{a}alarm"),
-        alarm,
-        counted=("alarm beeps", "beeps"),
-        once=True,
-        length_s=(0.1, 0.25),
-        interval_s=(0.28, 0.6),
-        fills=True,
-        pitch_hz=(700, 2600),
-        jitter=0.0,
-        paced=True,
-        least=2,
-    ),
-    Kind(
-        "buzzer",
-        ("{a}buzzer sounds{n}", "{a}buzzer goes off{n}"),
-        ("{a}buzzer", "{a}harsh buzzer"),
-        buzzer,
-        counted=("blasts of a buzzer",),
-        once=True,
-        length_s=(0.4, 0.9),
-        interval_s=(0.7, 1.4),
-        most=3,
-    ),
-    Kind(
-        "hum",
-        ("{m}electricity hums", "{a}power line hums", "{a}transformer hums"),
-        ("{a}electric hum", "{a}mains hum"),
-        hum,
-        length_s=(0.8, 30),
-        backdrop=True,
-    ),
-    Kind(
-        "static",
-        ("{m}static hisses", "{m}white noise hisses", "{a}radio hisses with static"),
-        ("{m}static", "{m}white noise", "{m}radio static"),
-        static,
-        length_s=(0.5, 30),
-        backdrop=True,
-    ),
-    Kind(
-        "laser",
-        ("{a}laser fires{n}", "{a}laser gun shoots{n}"),
-        ("{1}{a}laser shot", "{a}laser gun"),
-        laser,
-        counted=("laser shots", "shots of a laser gun"),
-        once=True,
-        length_s=(0.18, 0.35),
-        interval_s=(0.35, 0.7),
-        vary=0.03,
-    ),
-    Kind(
-        "game coin",
-        ("{1}{a}coin is collected in a game", "{a}video game coin chimes{n}"),
-        ("{a}video game coin", "{1}{a}game coin sound"),
-        game_coin,
-        counted=("coin sounds from a game",),
-        once=True,
-        length_s=(0.4, 0.6),
-        interval_s=(0.65, 1.1),
-        most=4,
-    ),
-    Kind(
-        "game jump",
-        ("{a}video game character jumps{n}", "{1}{a}video game jump sounds"),
-        ("{a}jumping video game character", "{1}{a}game jump sound"),
-        game_jump,
-        counted=("jump sounds from a game",),
-        once=True,
-        length_s=(0.2, 0.35),
-        interval_s=(0.4, 0.8),
-        most=4,
-    ),
-)

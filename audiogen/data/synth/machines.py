@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from audiogen.data.synth.kind import Kind
 from audiogen.data.synth.signals import (
     Signal,
     band,
@@ -102,90 +101,3 @@ def telephone(rng: np.random.Generator, n: int, rate: int, pitch: float) -> Sign
     strokes = np.exp(-3 * hammer).astype(np.float32)
     gongs = sine(low, n, rate) + 0.8 * sine(low * 1.26, n, rate) + 0.5 * sine(low * 2.1, n, rate)
     return fade(gongs * (0.25 + strokes), rate, 0.02)
-
-
-SOUNDS = (
-    Kind(
-        "engine",
-        ("{a}engine runs", "{a}engine is idling", "{a}car engine runs", "{a}motor runs"),
-        ("{a}running engine", "{a}idling engine"),
-        engine,
-        length_s=(1.0, 30),
-        backdrop=True,
-    ),
-    Kind(
-        "helicopter",
-        ("{a}helicopter flies", "{a}helicopter flies overhead", "{a}helicopter hovers"),
-        ("{a}helicopter", "{a}helicopter flying overhead"),
-        helicopter,
-        length_s=(1.2, 30),
-        backdrop=True,
-    ),
-    Kind(
-        "chainsaw",
-        ("{a}chainsaw runs", "{a}chainsaw is cutting {m}wood", "{a}chainsaw revs"),
-        ("{a}chainsaw", "{a}chainsaw cutting wood"),
-        chainsaw,
-        length_s=(1.2, 30),
-    ),
-    Kind(
-        "vacuum cleaner",
-        ("{a}vacuum cleaner runs", "{a}vacuum cleaner is running", "someone vacuums"),
-        ("{a}vacuum cleaner", "{a}running vacuum cleaner"),
-        vacuum_cleaner,
-        length_s=(1.0, 30),
-        backdrop=True,
-    ),
-    Kind(
-        "siren",
-        ("{a}siren wails", "{a}siren is wailing"),
-        ("{a}siren", "{a}wailing siren", "the wail of {a}siren"),
-        siren,
-        length_s=(1.2, 30),
-    ),
-    Kind(
-        "two-tone siren",
-        (
-            "{a}two-tone siren sounds",
-            "{a}ambulance siren sounds",
-            "an ambulance siren alternates between two notes",
-        ),
-        ("{a}two-tone siren", "{a}ambulance siren"),
-        two_tone_siren,
-        length_s=(1.2, 30),
-    ),
-    Kind(
-        "car horn",
-        ("{a}car honks{n}", "{a}car horn blows{n}", "{a}car is honking"),
-        ("{a}car horn", "the honking of {a}car"),
-        car_horn,
-        counted=("car horn honks", "honks of a car"),
-        once=True,
-        length_s=(0.25, 0.8),
-        interval_s=(0.5, 1.3),
-        vary=0.005,
-    ),
-    Kind(
-        "train horn",
-        ("{a}train horn blows{n}", "{a}train blows its horn{n}"),
-        ("{a}train horn", "{1}{a}train horn blast"),
-        train_horn,
-        counted=("blasts of a train horn",),
-        once=True,
-        length_s=(0.8, 1.8),
-        interval_s=(1.3, 2.4),
-        most=3,
-    ),
-    Kind(
-        "telephone",
-        ("{a}telephone rings{n}", "{a}phone rings{n}", "{a}phone is ringing"),
-        ("{a}ringing telephone", "{1}{a}telephone ring"),
-        telephone,
-        counted=("telephone rings", "rings of a telephone"),
-        once=True,
-        length_s=(0.7, 1.1),
-        interval_s=(1.1, 2.2),
-        most=4,
-        jitter=0.0,
-    ),
-)

@@ -8,14 +8,7 @@ from typing import Literal
 import numpy as np
 
 from audiogen.data.seeds import seed_for
-from audiogen.data.synth import animals, electronics, machines, objects, people, weather
-from audiogen.data.synth.kind import Kind
-
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for family in (weather, animals, people, machines, objects, electronics)
-    for kind in family.SOUNDS
-}
+from audiogen.data.synth.kinds import KINDS, Kind
 
 Form = Literal["one", "order", "overlap", "emphasis"]
 SHARES: dict[Form, float] = {"one": 0.45, "order": 0.30, "overlap": 0.15, "emphasis": 0.10}

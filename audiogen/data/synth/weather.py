@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from audiogen.data.synth.kind import Kind
 from audiogen.data.synth.signals import (
     Signal,
     band,
@@ -82,67 +81,3 @@ def crackling_fire(rng: np.random.Generator, n: int, rate: int, pitch: float) ->
     pops = resonate(scatter(rng, n, rate, rng.uniform(2, 5), 10), rng.uniform(700, 1500), 500, rate)
     bright = resonate(snaps, rng.uniform(2500, 3400), 2200, rate)
     return roar + 3.0 * bright + 12 * pops
-
-
-SOUNDS = (
-    Kind(
-        "wind",
-        ("{m}wind blows", "{a}wind is howling"),
-        ("{m}wind", "{m}wind blowing"),
-        wind,
-        length_s=(1.5, 30),
-        backdrop=True,
-    ),
-    Kind(
-        "rain",
-        ("{m}rain falls", "{m}rain is falling", "it rains"),
-        ("{m}rain", "{m}falling rain"),
-        rain,
-        length_s=(1, 30),
-        backdrop=True,
-    ),
-    Kind(
-        "sea waves",
-        ("{m}waves roll in", "{m}waves wash ashore", "the sea washes onto the beach"),
-        ("{m}waves on a beach", "{m}sea waves", "{m}surf"),
-        sea_waves,
-        length_s=(2.5, 30),
-        backdrop=True,
-    ),
-    Kind(
-        "thunder",
-        ("{m}thunder rumbles", "{m}thunder rolls"),
-        ("{m}thunder", "{a}clap of thunder", "rumbling thunder"),
-        thunder,
-        length_s=(1.5, 6.0),
-    ),
-    Kind(
-        "water drop",
-        ("{m}water drips{n}", "water drops fall{n}", "{m}water is dripping"),
-        ("{m}dripping water", "{m}drops of water"),
-        water_drop,
-        counted=("water drops", "drips of water"),
-        once=True,
-        length_s=(0.12, 0.2),
-        interval_s=(0.35, 1.0),
-        fills=True,
-        vary=0.15,
-        paced=True,
-        least=2,
-    ),
-    Kind(
-        "bubbles",
-        ("{m}water bubbles", "{m}bubbles rise in water", "water is bubbling"),
-        ("{m}bubbling water", "bubbles in water"),
-        bubbles,
-        length_s=(0.8, 30),
-    ),
-    Kind(
-        "crackling fire",
-        ("{a}fire crackles", "{a}fire is crackling", "{m}wood burns and crackles"),
-        ("{a}crackling fire", "{a}campfire"),
-        crackling_fire,
-        length_s=(1.2, 30),
-        backdrop=True,
-    ),
-)

@@ -1,12 +1,16 @@
-"""What a kind of sound is: its words, its ranges, and the function that renders one sound of it."""
+"""The kinds of sound: their words and ranges, from kinds.yaml, and the functions that render one sound of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
+from audiogen.data.synth import animals, electronics, machines, objects, people, weather
 from audiogen.data.synth.signals import Signal
 
 Render = Callable[[np.random.Generator, int, int, float], Signal]  # (rng, N, sample_rate, pitch_hz) -> [N]
@@ -54,3 +58,27 @@ class Kind:
     def shortest_s(self) -> float:
         """The shortest event of this kind."""
         return self.length_s[0] + (self.least - 1) * self.interval_s[0] * (1 + self.jitter)
+
+
+def _read_kinds() -> dict[str, Kind]:
+    """kinds.yaml in its order, which decides what each seed draws."""
+    families = {
+        "animals": animals,
+        "electronics": electronics,
+        "machines": machines,
+        "objects": objects,
+        "people": people,
+        "weather": weather,
+    }
+    kinds = {}
+    table: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("kinds.yaml")))
+    for name, fields in table.items():
+        family, function = fields.pop("render").split(".")
+        values: Any = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
+        kinds[name] = Kind(name, render=getattr(families[family], function), **values)
+    return kinds
+
+
+KINDS = _read_kinds()
