@@ -1,4 +1,4 @@
-"""Audio files and waveforms: load, stream, save, resample, channels, loudness, mel, spectrogram pictures.
+"""Audio files and waveforms: load, stream, save, resample, channels, mel, spectrogram pictures.
 
 Files are read by soundfile, rates are changed by soxr. A waveform is float32 `[C, N]`, nominally in [-1, 1].
 
@@ -360,68 +360,7 @@ def save(
     return target
 
 
-# ------------------------------------------------------------------------------------------- loudness and mel
-
-
-def loudness_lufs(audio: Tensor, sample_rate: int) -> float:
-    """Integrated loudness of audio [C, N] in LUFS (ITU-R BS.1770-4, all channels weighted 1); silence is -inf.
-
-    The K-weighting is applied in the frequency domain, so any sample rate is served by the analogue
-    prototypes of the standard. A sound shorter than one 400 ms block is measured as one block.
-    """
-    audio = audio.detach().to("cpu", torch.float64)
-    num = audio.shape[-1]
-    size = 1 << (num + sample_rate // 2 - 1).bit_length()  # half a second of room for the filter to ring out
-    response = _k_weighting(size, sample_rate)
-    weighted = torch.fft.irfft(torch.fft.rfft(audio, size) * response, size)[..., :num]
-    block, hop = round(0.4 * sample_rate), round(0.1 * sample_rate)
-    if num <= block:
-        power = weighted.square().mean(-1).sum().reshape(1)
-    else:
-        power = weighted.square().unfold(-1, block, hop).mean(-1).sum(0)  # [blocks]
-    lufs = -0.691 + 10 * torch.log10(power)
-    gated = power[lufs > -70.0]
-    if not len(gated):
-        return -math.inf
-    relative = -0.691 + 10 * math.log10(float(gated.mean())) - 10.0
-    gated = power[(lufs > -70.0) & (lufs > relative)]
-    return -0.691 + 10 * math.log10(float(gated.mean()))
-
-
-def _k_weighting(size: int, sample_rate: int) -> Tensor:
-    """|shelf| * |high-pass| of BS.1770 at the bins of an rfft -> complex [size // 2 + 1].
-
-    Bilinear transforms with the centre frequencies, qualities and gain that give the standard's 48 kHz
-    coefficients.
-    """
-    z = torch.exp(-1j * torch.linspace(0, math.pi, size // 2 + 1, dtype=torch.float64))
-    k, q = math.tan(math.pi * 1681.974450955533 / sample_rate), 0.7071752369554196
-    high = 10 ** (3.999843853973347 / 20)
-    middle = high**0.4996667741545416
-    shelf = (
-        (high + middle * k / q + k * k) + 2 * (k * k - high) * z + (high - middle * k / q + k * k) * z**2
-    ) / ((1 + k / q + k * k) + 2 * (k * k - 1) * z + (1 - k / q + k * k) * z**2)
-    k, q = math.tan(math.pi * 38.13547087602444 / sample_rate), 0.5003270373238773
-    high_pass = (1 - 2 * z + z**2) / (
-        1 + (2 * (k * k - 1) * z + (1 - k / q + k * k) * z**2) / (1 + k / q + k * k)
-    )
-    return shelf * high_pass
-
-
-def normalize_loudness(
-    audio: Tensor, sample_rate: int, target_lufs: float = -14.0, compress: bool = False
-) -> Tensor:
-    """Scale audio [C, N] to a loudness; silence stays as it is.
-
-    Peaks that would pass full scale are bent by tanh (compress) or kept out by a smaller gain.
-    """
-    measured = loudness_lufs(audio, sample_rate)
-    if measured == -math.inf:
-        return audio
-    scaled = audio * 10 ** ((target_lufs - measured) / 20)
-    if compress:
-        return torch.tanh(scaled)
-    return scaled / scaled.abs().max().clamp(min=1.0)
+# -------------------------------------------------------------------------------------------- mel and pictures
 
 
 @lru_cache(maxsize=64)

@@ -1,17 +1,14 @@
-"""This process's device; rank, world size and reductions under torchrun, without it those of a single process."""
+"""Rank, world size and reductions over the processes of torchrun; alone, those of a single process."""
 
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from audiogen.errors import InputError
 
 
 def initialize(device: torch.device) -> None:
@@ -22,35 +19,10 @@ def initialize(device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether products of bfloat16 are native; emulated ones are slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public function tells
-    return device.type == "cpu" and supported is not None and bool(supported())
-
-
-def has_packed_products(dtype: torch.dtype) -> bool:
-    """Whether PyTorch's products of weights in oneDNN's order serve on this CPU, in float32 or bfloat16.
-
-    On x86, where they were tried: builds for other processors name the same operators and may lack what is behind them.
-    """
-    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
-
-
 def shutdown() -> None:
     """Leave the process group, if there is one."""
     if is_distributed():
         dist.destroy_process_group()
-
-
-def local_rank() -> int:
-    """Which GPU of its machine is this process's."""
-    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def is_distributed() -> bool:
@@ -137,23 +109,3 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         flat /= world()
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" is this process's CUDA GPU where there is one, else the CPU.
-
-    Raises InputError for what is no device, or is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", local_rank())
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise InputError(
-            f"device {name!r} cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:1, mps"
-        ) from None
-    return device

@@ -223,6 +223,7 @@ def test_every_block_is_run_or_plain_text() -> None:
 
 
 def test_the_table_of_folders_is_complete() -> None:
-    listed = set(re.findall(r"`(\w+)/`", README[README.index("## Where things are") :]))
+    table = README.partition("## Where things are")[2].partition("\n\nRead ")[0]
+    listed = set(re.findall(r"`(\w+)/`", table))
     present = {path.name for path in (ROOT / "audiogen").iterdir() if path.is_dir()} - {"__pycache__"}
     assert listed - {"synth"} == present

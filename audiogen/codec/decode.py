@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from audiogen import audio, distributed
+from audiogen import audio
 from audiogen.codec.ecdc_lm import find_lm
 from audiogen.codec.header import TokenHeader
 from audiogen.codec.report import Report, check_distinct
@@ -18,6 +18,7 @@ from audiogen.codec.token_files import FORMATS as TOKEN_FORMATS
 from audiogen.codec.token_files import is_ecdc, read, read_header
 from audiogen.codec.transcode import Decoded, Failed, Tokens, decode_clips
 from audiogen.data.codes import ShardReader, is_shard_directory
+from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.interfaces import Codec, Segment
 from audiogen.models.codec_pretrained import freeze, load_codec
@@ -43,9 +44,7 @@ def run_decode(arguments: argparse.Namespace) -> None:
     if existing := [target for target in targets if target.exists() and not arguments.overwrite]:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
         raise InputError(f"{existing[0]} exists{more}; choose another --out, or replace with --overwrite")
-    codec = load_codec_of(
-        [clip for _, clip in clips], arguments.codec, distributed.choose_device(arguments.device)
-    )
+    codec = load_codec_of([clip for _, clip in clips], arguments.codec, choose_device(arguments.device))
     freeze(codec, getattr(torch, arguments.dtype))
     target_of = {clip.key: target for (_, clip), target in zip(clips, targets, strict=True)}
     tokens = [clip for _, clip in clips]

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from audiogen import distributed
 from audiogen.codec.container import SUFFIX
 from audiogen.codec.ecdc import model_name
 from audiogen.codec.report import Report, check_distinct
@@ -22,6 +21,7 @@ from audiogen.data import synth
 from audiogen.data.codes import CodeClip, ShardWriter, TokenSpec
 from audiogen.data.dataset import SYNTH_SEED, BuiltInClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip, find_captions, read_manifest, sound_files
+from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.interfaces import Codec, Segment
 from audiogen.models.codec_pretrained import load_codec
@@ -44,7 +44,7 @@ def run_encode(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     items = find_sounds(arguments.inputs, captions=arguments.shards is not None)
     targets = choose_targets(out, arguments.format, items, bool(arguments.shards))
-    device = distributed.choose_device(arguments.device)
+    device = choose_device(arguments.device)
     codec = load_codec(arguments.codec, device, dtype=getattr(torch, arguments.dtype))
     num_codebooks = choose_codebooks(codec, arguments.bandwidth)
     if arguments.shards:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiogen.distributed import has_packed_products
+from audiogen.device import has_packed_products
 
 # By their size at packing: oneDNN chooses the order for it. Others run, too.
 TYPICAL_FRAMES = 250

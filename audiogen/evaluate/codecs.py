@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from audiogen import audio, distributed
+from audiogen import audio
 from audiogen.data.dataset import AnyClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip
+from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.evaluate import opus
 from audiogen.evaluate.clips import choose
@@ -118,7 +119,7 @@ def run(evaluation: CodecEvaluation, warn: Warn = lambda message: None) -> Path:
 
 def _run(evaluation: CodecEvaluation, warn: Warn) -> Path:
     """`run`, once the settings are known to be good."""
-    device = distributed.choose_device(evaluation.device)
+    device = choose_device(evaluation.device)
     codecs = open_codecs(evaluation.codecs, device)
     embedders = [load_embedder(spec, device) for spec in evaluation.embedders]
     rate = evaluation.sample_rate or min(codec.sample_rate for codec in codecs.values())

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from audiogen import audio, distributed
+from audiogen import audio
+from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.evaluate.clips import is_kept, keep, read
 from audiogen.evaluate.comparison import Comparison, Material, gather, real_folder, render_order_clips
@@ -90,7 +91,7 @@ def run(
 
 def hear_real(spec: str, material: Material, comparison: Comparison, warn: Warn) -> Embedded:
     """What an embedder hears in all recordings. The embedder is let go: the memory of generators is measured."""
-    embedder = load_embedder(spec, distributed.choose_device(comparison.device))
+    embedder = load_embedder(spec, choose_device(comparison.device))
     return hear(embedder, material.clips, comparison.duration_s, warn)
 
 

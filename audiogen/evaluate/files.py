@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audiogen import audio, distributed
+from audiogen import audio
 from audiogen.data.manifest import Clip, sound_files
 from audiogen.data.seeds import seed_for
+from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
 from audiogen.evaluate.report import REFERENCE, Cell, Column, write_report
@@ -96,7 +97,7 @@ def run(evaluation: FilesEvaluation, warn: Warn) -> tuple[list[Column], list[dic
         f"Reference: `{reference.path}`, {len(reference.clips)} sounds. Generated: `{generated.path}`, "
         f"{len(generated.clips)} sounds, {len(pairs)} of them paired with the reference of the same name."
     ]
-    device = distributed.choose_device(evaluation.device)
+    device = choose_device(evaluation.device)
     for spec in evaluation.embedders:
         embedder = load_embedder(spec, device)
         check_rates(embedder, reference, generated, note)

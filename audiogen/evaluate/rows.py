@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from audiogen import distributed
 from audiogen.data.manifest import Clip
+from audiogen.device import choose_device
 from audiogen.evaluate.clips import Prompt, read, shuffled
 from audiogen.evaluate.comparison import Comparison, Material
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
@@ -133,7 +133,7 @@ def judge_entries(
     """Fill the rows -> the columns, and notes on who judged. real: what each embedder hears in all recordings."""
     columns: list[Column] = []
     notes: list[str] = []
-    device = distributed.choose_device(comparison.device)
+    device = choose_device(comparison.device)
     for spec in comparison.embedders:
         embedder = load_embedder(spec, device)
         heard = real[spec]

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiogen import audio as audio_io
-from audiogen import distributed
 from audiogen.config import to_plain
+from audiogen.device import choose_device
 from audiogen.diffusion import routes
 from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.conditioners import Conditioner
@@ -65,7 +65,7 @@ class LatentGenerator:
 
         clap: ranks candidates; None is the system's own. window_s: the length that is always generated, and cut from.
         """
-        where = distributed.choose_device(device)
+        where = choose_device(device)
         self.dtype = _choose_dtype(dtype, where)
         self.system, self.name, self.notes = released.system, released.name, released.notes
         self.process = Process(process_of(self.name, released.process))

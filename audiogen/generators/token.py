@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiogen import audio as audio_io
-from audiogen import distributed
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
+from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import request as requests
@@ -104,7 +104,7 @@ class AudioGen:
         PyTorch module, `lm`, is read when it is first asked for. False runs that instead. None is True on a CPU; on
         CUDA, where the packed form has been tested without a GPU only, it is False but for int8.
         """
-        where = distributed.choose_device(device)
+        where = choose_device(device)
         dtype = decoders.choose_dtype(dtype, where)
         if packed is None:
             packed = where.type == "cpu" or dtype == "int8"

@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 
-from audiogen.distributed import has_bfloat16
+from audiogen.device import has_bfloat16
 from audiogen.errors import InputError
 from audiogen.lm import native, packed, static
 from audiogen.lm.model import Read, TokenLM

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from audiogen.distributed import has_packed_products
+from audiogen.device import has_packed_products
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Condition

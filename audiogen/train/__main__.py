@@ -110,10 +110,11 @@ def train(recipe: Any, module: Any) -> int:
 
     from audiogen import distributed
     from audiogen.data.loader import AudioLoader, valid_batches
+    from audiogen.device import choose_device
     from audiogen.train.loop import fit
 
     settings, run = recipe.fit, Path(recipe.out)
-    device = distributed.choose_device(settings.device)
+    device = choose_device(settings.device)
     distributed.initialize(device)
     try:
         task, data, valid_data, collate = module.prepare(recipe, run, device)

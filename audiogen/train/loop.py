@@ -22,7 +22,7 @@ from torch import Tensor
 from audiogen import distributed, interfaces
 from audiogen.data.loader import Dataset
 from audiogen.data.seeds import seed_for
-from audiogen.distributed import has_bfloat16
+from audiogen.device import has_bfloat16
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Batch

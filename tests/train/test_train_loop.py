@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from audiogen import distributed
+from audiogen.device import choose_device
 from audiogen.errors import InputError, run_command
 from audiogen.train.__main__ import main
 from audiogen.train.ema import Average
@@ -160,16 +160,16 @@ def test_impossible_runs_are_refused(settings: dict[str, object]) -> None:
 
 
 def test_devices_are_checked() -> None:
-    assert distributed.choose_device("cpu") == torch.device("cpu")
+    assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match="cannot be used"):
-        distributed.choose_device("gpu")
+        choose_device("gpu")
     if not torch.backends.mps.is_available():
         with pytest.raises(InputError, match="cannot be used") as caught:
-            distributed.choose_device("mps")
+            choose_device("mps")
         assert len(str(caught.value)) < 300  # torch lists every backend
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="cannot be used"):
-            distributed.choose_device("cuda")
+            choose_device("cuda")
 
 
 def test_a_resumed_log_drops_what_was_undone(tmp_path: Path) -> None:

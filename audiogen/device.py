@@ -1,0 +1,50 @@
+"""Which device a model runs on, and what that device computes natively."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+
+from audiogen.errors import InputError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" is this process's CUDA GPU where there is one, else the CPU.
+
+    Raises InputError for what is no device, or is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # of torchrun
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise InputError(
+            f"device {name!r} cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:1, mps"
+        ) from None
+    return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are native; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public function
+    return device.type == "cpu" and supported is not None and bool(supported())
+
+
+def has_packed_products(dtype: torch.dtype) -> bool:
+    """Whether PyTorch's products of weights in oneDNN's order serve on this CPU, in float32 or bfloat16.
+
+    On x86, where they were tried: builds for other processors name the same operators and may lack what is behind them.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
