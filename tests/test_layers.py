@@ -1,8 +1,8 @@
 """Imports go one way between folders and never in a circle between files. Each finding names file and line."""
 
-import ast
-from collections.abc import Iterator
 from pathlib import Path
+
+from tools.house import circles, imports
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = {"errors", "interfaces", "config", "audio", "distributed", "device", "files", "__version__"}
@@ -23,17 +23,6 @@ MAY_IMPORT = {
 }
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, module or name of audiogen) of every import in the file, wherever in the file it stands."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        yield from ((node.lineno, name) for name in names if name.startswith("audiogen."))
-
-
 def violations(package: Path) -> list[str]:
     """Imports that go up from a folder."""
     found = []
@@ -46,35 +35,6 @@ def violations(package: Path) -> list[str]:
             if name.split(".")[1] not in allowed
         ]
     return found
-
-
-def circles(package: Path) -> list[str]:
-    """Files that import each other, over any number of others in between; late imports count as well."""
-    files = {
-        ".".join((package.name, *path.relative_to(package).with_suffix("").parts)).removesuffix(
-            ".__init__"
-        ): path
-        for path in sorted(package.rglob("*.py"))
-    }
-    graph = {}
-    for module, path in files.items():
-        named = {name if name in files else name.rpartition(".")[0] for _, name in imports(path)}
-        graph[module] = sorted(named & files.keys() - {module})
-    reaches: dict[str, set[str]] = {}
-    for module in graph:
-        seen: set[str] = set()
-        waiting = list(graph[module])
-        while waiting:
-            if (name := waiting.pop()) not in seen:
-                seen.add(name)
-                waiting += graph[name]
-        reaches[module] = seen
-    return sorted(
-        f"{one} and {other} import each other"
-        for one in graph
-        for other in graph
-        if one < other and other in reaches[one] and one in reaches[other]
-    )
 
 
 def test_imports_only_go_down() -> None:
