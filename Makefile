@@ -28,24 +28,24 @@ check: venv
 
 # Folds 1-3 of ESC-10 with the built-in corpus; fold 4 validates. The two clips under Sampling+ are left out.
 CLIPS = source: $(ESC10)/manifest.jsonl, where: {license: [CC0, CC-BY], fold:
-heard = 'data.train=[{repeat: $(1), $(CLIPS) [1, 2, 3]}}, synth:$(2)]' 'data.valid=[{$(CLIPS) [4]}}$(3)]'
+sounds = 'data.train=[{repeat: $(1), $(CLIPS) [1, 2, 3]}}, synth:$(2)]' 'data.valid=[{$(CLIPS) [4]}}$(3)]'
 TRAIN = $(BIN)/python -m audiogen.train
 COMMA := ,
 
 # The decoder comes last: its codec's tokens stay as they were, so the language model needs no other.
 weights: venv
 	@test -f "$(ESC10)/manifest.jsonl" || { echo 'error: make weights ESC10=folder, the folder of manifest.jsonl' >&2; exit 2; }
-	$(TRAIN) recipe=tagger_tiny $(call heard,80,40000,$(COMMA) synth:200@500000)
+	$(TRAIN) recipe=tagger_tiny $(call sounds,80,40000,$(COMMA) synth:200@500000)
 	$(BIN)/python tools/bundle.py runs/tagger_tiny/best tagger_tiny
-	$(TRAIN) recipe=codec_tiny $(call heard,20,4000)
+	$(TRAIN) recipe=codec_tiny $(call sounds,20,4000)
 	$(BIN)/python tools/bundle.py runs/codec_tiny/best codec_tiny
-	$(TRAIN) recipe=lm_tiny $(call heard,24,5000)
-	$(TRAIN) recipe=lm_tiny init_from=runs/lm_tiny/best out=runs/lm_tiny_on fit.steps=10000 optim.lr=8e-4 $(call heard,24,16000)
+	$(TRAIN) recipe=lm_tiny $(call sounds,24,5000)
+	$(TRAIN) recipe=lm_tiny init_from=runs/lm_tiny/best out=runs/lm_tiny_on fit.steps=10000 optim.lr=8e-4 $(call sounds,24,16000)
 	$(BIN)/python tools/bundle.py runs/lm_tiny_on/best lm_tiny
-	$(TRAIN) recipe=codec_tiny_decoder init_from=codec_tiny $(call heard,20,1500)
+	$(TRAIN) recipe=codec_tiny_decoder init_from=codec_tiny $(call sounds,20,1500)
 	$(BIN)/python tools/bundle.py runs/codec_tiny_decoder codec_tiny
-	$(TRAIN) recipe=mel_autoencoder_tiny $(call heard,20,2000)
-	$(TRAIN) recipe=lafma_tiny $(call heard,16,1500)
+	$(TRAIN) recipe=mel_autoencoder_tiny $(call sounds,20,2000)
+	$(TRAIN) recipe=lafma_tiny $(call sounds,16,1500)
 	$(BIN)/python tools/bundle.py runs/lafma_tiny/best lafma_tiny
 	$(BIN)/python tools/attribution.py $(ESC10)/manifest.jsonl > audiogen/weights/ATTRIBUTION.md
 

@@ -89,15 +89,15 @@ def recipe_folder() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Names that `load_recipe` knows, sorted."""
+    """Names that `load_recipe` takes, sorted."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Read a recipe by name (`lm_tiny`) or path (`my/recipe.yaml`) and apply `a.b=value` overrides in order.
 
-    Values are YAML (`fit.steps=1e4`, `data.train=[a.jsonl,b.jsonl]`). Whether a key exists is for `build` to
-    say, which also knows the keys that a recipe file leaves at their defaults.
+    Values are YAML (`fit.steps=1e4`, `data.train=[a.jsonl,b.jsonl]`). Unknown keys are found by `build`,
+    since a recipe file may leave keys at their defaults.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):

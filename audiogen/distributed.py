@@ -86,7 +86,7 @@ def average_scalars(scalars: Mapping[str, float]) -> dict[str, float]:
 
 
 def _device() -> torch.device:
-    """Where the backend reduces: nccl knows only GPU memory."""
+    """Where the backend reduces: nccl works on GPU memory only."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 

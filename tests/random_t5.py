@@ -7,7 +7,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 
 def write(folder: Path, width: int) -> Path:
-    """Write it; its output is `width` wide, it knows the letters, the comma and "dog"."""
+    """Write it; its output is `width` wide, its vocabulary is the letters, the comma and "dog"."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁a", -3.0), ("▁dog", -4.0)]
     pieces += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz,"]
     T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)

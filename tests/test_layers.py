@@ -42,14 +42,14 @@ def test_imports_only_go_down() -> None:
 
 
 # Still to be taken apart; nothing may be added.
-KNOWN_CIRCLES = {
+REMAINING_CIRCLES = {
     "audiogen.evaluate.embedders and audiogen.evaluate.hub import each other",
     "audiogen.train.lm and audiogen.train.origin import each other",
 }
 
 
 def test_no_files_import_each_other() -> None:
-    found = set(circles(ROOT / "audiogen")) - KNOWN_CIRCLES
+    found = set(circles(ROOT / "audiogen")) - REMAINING_CIRCLES
     assert not found, "\n".join(sorted(found))
 
 

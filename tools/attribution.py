@@ -3,7 +3,7 @@
     python tools/attribution.py ../shared/data/esc10/manifest.jsonl > audiogen/weights/ATTRIBUTION.md
 
 Takes the clips that the recipes of the bundled models train on: folds 1-3 under CC0 and CC-BY. Two clips of
-those folds are under Sampling+, which forbids some uses; no bundled model hears them, so they are not listed.
+those folds are under Sampling+, which forbids some uses; no bundled model was trained on them, so they are not listed.
 """
 
 import argparse

@@ -100,7 +100,7 @@ def seconds(work: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 
 def peak_mb(work: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """Memory of the process at its peak during one run, above that before; NaN where the system does not tell."""
+    """Memory of the process at its peak during one run, above that before; NaN where the system does not report it."""
 
     def read(key: str) -> float:
         lines = Path("/proc/self/status").read_text().splitlines()

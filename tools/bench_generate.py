@@ -57,7 +57,7 @@ COPY_BYTES = 1 << 30
 
 
 class Candidate(NamedTuple):
-    """A model in the middle of a clip. step(position) decodes one step there; what is past it is forgotten."""
+    """A model in the middle of a clip. step(position) decodes one step there and drops what the cache holds beyond it."""
 
     name: str
     num_bytes: int  # of the weights that a step must read
@@ -146,8 +146,8 @@ def transformers_model(
     model.to(steps.device).eval()  # with its table of positions
     rows = steps.reshape(-1, steps.shape[2])  # [2 B K, S]
     past = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    heard = {"encoder_hidden_states": text.tokens.to(dtype), "encoder_attention_mask": text.mask.long()}
-    model(rows, past_key_values=past, use_cache=True, **heard)
+    text_inputs = {"encoder_hidden_states": text.tokens.to(dtype), "encoder_attention_mask": text.mask.long()}
+    model(rows, past_key_values=past, use_cache=True, **text_inputs)
 
     layers = past.self_attention_cache.layers
     full = [(layer.keys, layer.values) for layer in layers]
@@ -155,7 +155,9 @@ def transformers_model(
     def step(position: int) -> object:
         for layer, (keys, values) in zip(layers, full, strict=True):
             layer.keys, layer.values = keys[:, :, :position], values[:, :, :position]
-        return model(rows[:, position : position + 1], past_key_values=past, use_cache=True, **heard).logits
+        return model(
+            rows[:, position : position + 1], past_key_values=past, use_cache=True, **text_inputs
+        ).logits
 
     return Candidate(f"transformers-{str(dtype)[6:]}", num_bytes, step)
 
@@ -281,9 +283,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--steps is from 1 to below --frames; --rounds, --threads and --batch are at least 1"
         )
     names = args.models or MODELS[args.device]
-    known = (*MODELS["cpu"], *(f"{kind}-{dtype}" for kind in STATIC for dtype in DTYPES))
-    if unknown := set(names) - set(known):
-        raise InputError(f"--models has {', '.join(sorted(unknown))}; allowed: {', '.join(known)}")
+    allowed = (*MODELS["cpu"], *(f"{kind}-{dtype}" for kind in STATIC for dtype in DTYPES))
+    if unknown := set(names) - set(allowed):
+        raise InputError(f"--models has {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
     is_cuda = args.device == "cuda"
     if is_cuda and (
         not torch.cuda.is_available() or any(name.startswith(("native", "packed")) for name in names)

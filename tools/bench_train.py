@@ -160,11 +160,11 @@ def lm_transformers(
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
     inputs, targets, _ = teacher_forcing(lm, codes.to(device))
     rows, labels = inputs.flatten(0, 1), targets.transpose(1, 2)  # [B K, S], [B, S, K]
-    heard = {"encoder_hidden_states": text.tokens, "encoder_attention_mask": text.mask.long()}
+    text_inputs = {"encoder_hidden_states": text.tokens, "encoder_attention_mask": text.mask.long()}
 
     def step(number: int) -> float:
         with autocast(device, precision):
-            loss: Tensor = model(rows, labels=labels, use_cache=False, **heard).loss
+            loss: Tensor = model(rows, labels=labels, use_cache=False, **text_inputs).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

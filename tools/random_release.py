@@ -273,7 +273,7 @@ def codec_config(size: Size) -> dict[str, Any]:
 
 
 def write_text_encoder(directory: Path, width: int) -> None:
-    """A T5 of that width with random weights, shallow, that knows letters: what --text-encoder takes."""
+    """A T5 of that width with random weights, shallow, whose vocabulary is letters: what --text-encoder takes."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz,.'"]
     T5Tokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0).save_pretrained(
         directory

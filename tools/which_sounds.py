@@ -5,7 +5,7 @@
 
 `classes` counts, by label, the clips that `evaluate compare` kept and tagger_tiny takes for what was asked for.
 `kinds` asks for one sound of each kind alone, by the caption of a clip that was not trained on, and counts the kinds
-that are heard; the real clips beside them.
+that are recognised; the real clips beside them.
 """
 
 import argparse
@@ -37,9 +37,9 @@ def classes(comparison: Path, model: str, manifest: Path) -> None:
     names = [label.partition("/")[2] for label in tagger.labels[group]]
     label_of = {Path(clip.path).name: str(clip.fields["label"]) for clip in read_manifest(manifest)}
     right, total, wrong = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
-    for told in sorted((comparison / "clips" / model).glob("[0-9]*_codec.json")):
-        wanted = label_of[Path(checkpoint.read_json(told)["clip"]).name]
-        for path in sorted(told.parent.glob(told.name.replace("codec.json", "[0-9]*.wav"))):
+    for codec_row in sorted((comparison / "clips" / model).glob("[0-9]*_codec.json")):
+        wanted = label_of[Path(checkpoint.read_json(codec_row)["clip"]).name]
+        for path in sorted(codec_row.parent.glob(codec_row.name.replace("codec.json", "[0-9]*.wav"))):
             sound, _ = audio.load(path, tagger.sample_rate, 1)
             guess = names[int(tagger(sound).logits[0, group].argmax())]
             total[wanted] += 1
@@ -52,7 +52,7 @@ def classes(comparison: Path, model: str, manifest: Path) -> None:
 
 @torch.no_grad()
 def kinds(model: str) -> None:
-    """How many kinds are heard when asked for alone."""
+    """How many kinds are recognised when asked for alone."""
     generator, tagger = AudioGen.from_pretrained(model), load_tagger("tagger_tiny")
     group = tagger.group("synth")
     names = [label.partition("/")[2] for label in tagger.labels[group]]
@@ -67,12 +67,14 @@ def kinds(model: str) -> None:
     made = generator.generate(captions, 5.0, seed=1)
     real = [synth.render(SYNTH_SEED, clip, 16000, 5.0).audio for clip in clip_of.values()]
     for what, sounds, rate in (("real", real, 16000), (model, list(made), generator.sample_rate)):
-        heard = []
+        recognised = []
         for kind, sound in zip(clip_of, sounds, strict=True):
             loudest = frame_probabilities(tagger, sound, rate).max(0)
             if loudest[names.index(kind)] >= THRESHOLD:
-                heard.append(kind)
-        print(f"{what}: {len(heard)} of {len(clip_of)} kinds are heard: {', '.join(sorted(heard))}")
+                recognised.append(kind)
+        print(
+            f"{what}: {len(recognised)} of {len(clip_of)} kinds are recognised: {', '.join(sorted(recognised))}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

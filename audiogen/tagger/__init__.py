@@ -1,1 +1,1 @@
-"""A small sound event tagger: what is heard, when, and an embedding to compare sets of sounds by."""
+"""A small sound event tagger: which sounds, when, and an embedding to compare sets of sounds."""

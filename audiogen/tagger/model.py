@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from audiogen.audio import log_mel
+from audiogen.config import Positive, PositiveFloat, Range, check_ranges
 from audiogen.errors import InputError
 
 
@@ -25,25 +26,26 @@ class TaggerConfig:
     """Size and labels of a tagger.
 
     groups: labels by group. multi_label: the groups of which a clip may have several labels. floor: mel magnitude
-    of full-scale sound below which nothing is heard. widths: channels of the convolutional blocks, each of which
+    of full-scale sound below which a bin counts as silent. widths: channels of the convolutional blocks, each of which
     halves the mel bins. time_pools: by how much each block shortens time. frame_width: features of one frame.
     dim: size of the embedding.
     """
 
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     multi_label: tuple[str, ...] = ("synth",)
-    sample_rate: int = 16000
-    n_fft: int = 1024
-    hop_length: int = 320
-    n_mels: int = 64
-    floor: float = 1e-4
-    widths: tuple[int, ...] = (32, 64, 128, 192)
-    time_pools: tuple[int, ...] = (2, 2, 2, 1)
-    frame_width: int = 160
-    dim: int = 64
-    dropout: float = 0.3
+    sample_rate: Positive = 16000
+    n_fft: Positive = 1024
+    hop_length: Positive = 320
+    n_mels: Positive = 64
+    floor: PositiveFloat = 1e-4
+    widths: tuple[Positive, ...] = (32, 64, 128, 192)
+    time_pools: tuple[Positive, ...] = (2, 2, 2, 1)
+    frame_width: Positive = 160
+    dim: Positive = 64
+    dropout: Annotated[float, Range(0, 1, below=True)] = 0.3
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         object.__setattr__(self, "groups", {name: tuple(labels) for name, labels in self.groups.items()})
         for name, labels in self.groups.items():
             if not labels or len(set(labels)) != len(labels):
@@ -60,7 +62,7 @@ class TaggerConfig:
 
 
 class TaggerOutput(NamedTuple):
-    """What a tagger hears in clips.
+    """What a tagger finds in clips.
 
     embedding: [B, D]. logits: of the whole clip [B, labels]. frame_logits: [B, frames, labels]. The labels are
     those of all groups, one group after another (`Tagger.labels`).
@@ -120,7 +122,7 @@ class Tagger(nn.Module):
 
     @property
     def hop_s(self) -> float:
-        """Seconds from one frame to the next; frame f hears what is around (f + 0.5) * hop_s."""
+        """Seconds from one frame to the next; frame f is centred on (f + 0.5) * hop_s."""
         return self.hop_length / self.sample_rate
 
     def group(self, name: str) -> slice:
@@ -165,7 +167,7 @@ class Tagger(nn.Module):
         return TaggerOutput(embedding.float(), self.clip_head(kept).float(), self.frame_head(frames).float())
 
     def forward(self, audio: Tensor) -> TaggerOutput:
-        """Audio [B, N] at `sample_rate` -> what is heard in it; ceil(N / hop_length) frames."""
+        """Audio [B, N] at `sample_rate` -> its sounds, frame by frame and as a whole; ceil(N / hop_length) frames."""
         return self.tag(self.features(audio))
 
     def probabilities(self, logits: Tensor) -> Tensor:

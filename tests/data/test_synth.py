@@ -162,16 +162,16 @@ def fingerprint(audio):
 
 def test_kinds_can_be_told_apart():
     names = list(synth.KINDS)
-    known, labels = [], []
+    prints, labels = [], []
     for draw in range(3):
         for name in names:
-            known.append(fingerprint(sound_of(event_of(name, draw), draw)))
+            prints.append(fingerprint(sound_of(event_of(name, draw), draw)))
             labels.append(name)
-    known = np.array(known)
+    references = np.array(prints)
     hits = 0
     for draw in range(10, 11):
         for name in names:
-            guess = np.abs(known - fingerprint(sound_of(event_of(name, draw), draw))).sum(1).argmin()
+            guess = np.abs(references - fingerprint(sound_of(event_of(name, draw), draw))).sum(1).argmin()
             hits += labels[guess] == name
     assert hits / len(names) > 0.6  # nearest neighbour of 52 kinds; chance is 0.02
 
@@ -303,8 +303,8 @@ def test_sound_is_where_the_events_are():
         inside = np.zeros(len(audio), dtype=bool)
         for event in clip.events:
             inside[int(event.start_s * RATE) : int((event.end_s + 0.6) * RATE)] = True  # 0.6 s for the room
-            heard = audio[int(event.start_s * RATE) : int(event.end_s * RATE)]
-            assert np.abs(heard).max() > 0.02, (index, event.kind)
+            part = audio[int(event.start_s * RATE) : int(event.end_s * RATE)]
+            assert np.abs(part).max() > 0.02, (index, event.kind)
         if (~inside).sum() > RATE // 10:
             assert np.sqrt(np.mean(audio[~inside] ** 2)) < 0.1 * np.sqrt(np.mean(audio[inside] ** 2)), index
 

@@ -170,21 +170,21 @@ def test_the_bundled_tagger_hears_events_of_the_built_in_corpus_when_they_sound(
     caught = total = sure = right = 0
     for number in range(2_000_000, 2_000_040):
         clip = synth.render(0, number)
-        heard = tagger.probabilities(tagger(clip.audio).frame_logits)[0, :, columns]  # [frames, kinds]
-        middles = (torch.arange(len(heard)) + 0.5) * tagger.hop_s
-        present = torch.zeros(len(heard), len(kinds), dtype=torch.bool)
+        found = tagger.probabilities(tagger(clip.audio).frame_logits)[0, :, columns]  # [frames, kinds]
+        middles = (torch.arange(len(found)) + 0.5) * tagger.hop_s
+        present = torch.zeros(len(found), len(kinds), dtype=torch.bool)
         for event in clip.events:
             sounding = (middles > event.start_s - tagger.hop_s) & (middles < event.end_s + tagger.hop_s)
             present[sounding, kinds.index(event.kind)] = True
-            caught += bool((heard[sounding, kinds.index(event.kind)] > 0.15).any())
+            caught += bool((found[sounding, kinds.index(event.kind)] > 0.15).any())
             total += 1
-        sure += int((heard > 0.5).sum())
-        right += int(((heard > 0.5) & present).sum())
+        sure += int((found > 0.5).sum())
+        right += int(((found > 0.5) & present).sum())
     assert caught >= 0.9 * total
     assert right >= 0.9 * sure and sure > 100
 
 
-def test_the_bundled_tagger_knows_recordings_it_has_not_heard(shared: Path) -> None:
+def test_the_bundled_tagger_recognises_recordings_it_was_not_trained_on(shared: Path) -> None:
     tagger = bundled()
     clips = read_manifest(shared / "data" / "esc10" / "manifest.jsonl")
     held_out = select(clips, {"fold": (4,), "license": ("CC0", "CC-BY")})

@@ -2,7 +2,7 @@
 
 Clip `index` of corpus `seed` is a pure function of the two (and of duration and sample rate): nothing is stored,
 and any split is a range of indices. A clip holds one event, two in order, or one over another. Its captions say
-what is heard, in which order, how many, how high, how fast and how loud; its events say the same to a program.
+which sounds it holds, in which order, how many, how high, how fast and how loud; its events say the same to a program.
 """
 
 from audiogen.data.synth.corpus import SynthClip, captions, render

@@ -21,7 +21,7 @@ BACKDROP_DB, FOREGROUND_DB = (-22.0, -14.0), (-7.0, -1.0)
 class SynthEvent:
     """One event of a clip: a texture, or `count` strikes of one sound source.
 
-    start_s, end_s: where it is heard; onsets_s: the start of each strike (one value for a texture).
+    start_s, end_s: where it sounds; onsets_s: the start of each strike (one value for a texture).
     count: number of strikes, None for a texture.
     sound_s: length of one strike, or of the texture.
     pitch_hz: its pitch, where the kind has one that words speak of.
