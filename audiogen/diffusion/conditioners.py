@@ -205,7 +205,7 @@ class Conditioner(nn.Module):
         needs_clap = "clap" in self.config.uses or ("loa" in self.config.uses and self.pooled is None)
         known = Known(
             text=None if self.text is None else self.text(texts),
-            clap=self.clap.embed_texts([text or "" for text in texts]) if needs_clap else None,
+            clap=self.clap.embed_text([text or "" for text in texts]) if needs_clap else None,
             seconds_start=seconds_start,
             seconds_total=seconds_total,
         )
@@ -278,7 +278,7 @@ class Conditioner(nn.Module):
                 padding = [max(0, length - own) for length in known.text.mask.sum(dim=1).tolist()]
             text = self.text([""] * len(known.text.tokens), padding)
         if known.clap is not None:
-            clap = self.clap.embed_texts([""]).expand(len(known.clap), -1)
+            clap = self.clap.embed_text([""]).expand(len(known.clap), -1)
         found = Known(text=text, clap=clap)
         if known.clap is not None:
             return found.to(known.clap.device)

@@ -350,7 +350,7 @@ class LatentGenerator:
         clap = self._clap
         if clap is None and self.system.conditioner.has_clap:
             clap = self.system.conditioner.clap
-        if clap is None or clap.opened().extractor is None:
+        if clap is None or not clap.reads_audio:
             raise InputError(
                 "candidates are ranked by a CLAP model with an audio branch, which this system lacks; give one as "
                 "clap: a directory, or a hub id such as laion/clap-htsat-unfused"
@@ -359,7 +359,7 @@ class LatentGenerator:
 
     def _best(self, sounds: Tensor, text: str | None, clap: Clap) -> Tensor:
         """The one of R sounds [R, C, n] whose CLAP embedding is nearest to the text's -> [C, n]."""
-        scores = clap.embed_audio(sounds, self.sample_rate) @ clap.embed_texts([text or ""])[0]  # [R]
+        scores = clap.embed_audio(sounds, self.sample_rate) @ clap.embed_text([text or ""])[0]  # [R]
         return rerank(sounds[None], scores[None])[0]
 
 
@@ -436,7 +436,7 @@ def _num_frozen_parameters(conditioner: Conditioner) -> int:
     stack = None if conditioner.text is None else conditioner.text.frozen_stack()
     count = 0 if stack is None else sum(weight.numel() for weight in stack.parameters())
     if conditioner.has_clap:
-        weights = conditioner.clap.opened().model.named_parameters()
+        weights = conditioner.clap.parts().model.named_parameters()
         count += sum(weight.numel() for name, weight in weights if name.startswith("text_"))
     return count
 

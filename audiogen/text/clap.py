@@ -1,11 +1,16 @@
-"""CLAP embeddings of texts and sounds: transformers' ClapModel, frozen, opened when first used."""
+"""CLAP embeddings of texts and sounds: transformers' ClapModel, frozen, opened when first used.
+
+CLAP (arXiv:2211.06687) reads windows of fixed length, 10 s in the released models. A longer sound is cut here, into its
+middle or into windows whose embeddings are averaged: transformers' feature extractor takes a piece at random.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +24,12 @@ from audiogen.files import checkpoint, hub
 LAYOUTS = (
     hub.Layout("safetensors", ("config.json", "model.safetensors"), ("*.json", "*.txt", "model.safetensors")),
 )
-MAX_TOKENS = 77  # of a text; what follows is cut off
+MAX_TOKENS = 77  # of a text, in the authors' training; what follows is cut off
 TEXT_ONLY = "ClapTextModelWithProjection"  # what AudioLDM's directories hold
+FLOOR = 1e-10  # smallest power in a mel bin, -100 dB
 
 
-class OpenClap(NamedTuple):
+class ClapParts(NamedTuple):
     """transformers' model, tokenizer and feature extractor; the last is None where there is no audio branch."""
 
     model: Any
@@ -32,89 +38,178 @@ class OpenClap(NamedTuple):
 
 
 class Clap:
-    """A CLAP model of a directory or the hub; its embeddings [B, E] have length 1."""
+    """A CLAP model of a directory or the hub; its embeddings [B, E] have length 1 and are on the CPU.
+
+    Texts and sounds go through one by one, so that an embedding does not depend on its batch.
+    """
 
     def __init__(
-        self, name_or_directory: str | None, tokenizer: str | None = None, extractor: str | None = None
+        self,
+        name_or_directory: str | None,
+        tokenizer: str | None = None,
+        extractor: str | None = None,
+        device: str | torch.device = "cpu",
     ):
         """tokenizer, extractor: their directories, where they do not lie beside the model."""
         self.name = name_or_directory
-        self._tokenizer, self._extractor = tokenizer, extractor
-        self._opened: OpenClap | None = None
+        self._tokenizer, self._extractor, self._device = tokenizer, extractor, torch.device(device)
+        self._parts: ClapParts | None = None
 
-    def opened(self) -> OpenClap:
+    def parts(self) -> ClapParts:
         """The model, opened if it is not yet; InputError where that fails."""
-        if self._opened is not None:
-            return self._opened
+        if self._parts is None:
+            assert self.name is not None
+            try:
+                self._parts = self._open(self.name)
+            except (
+                Exception
+            ) as error:  # transformers and tokenizers raise a dozen kinds for what a file lacks
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise InputError(
+                    f"CLAP model {self.name!r} cannot be opened ({reason}); give a directory with a ClapModel, its "
+                    "tokenizer and feature extractor, or a hub id such as laion/clap-htsat-unfused"
+                ) from error
+        return self._parts
+
+    def _open(self, name: str) -> ClapParts:
         # here, because these three import vision models along
         from transformers.models.auto.tokenization_auto import AutoTokenizer
         from transformers.models.clap.feature_extraction_clap import ClapFeatureExtractor
         from transformers.models.clap.modeling_clap import ClapModel, ClapTextModelWithProjection
 
-        assert self.name is not None
-        try:
-            path = self.name if Path(self.name).is_dir() else str(hub.fetch(self.name, LAYOUTS))
-            text_only = TEXT_ONLY in checkpoint.read_json(Path(path) / "config.json").get("architectures", ())
-            kind = ClapTextModelWithProjection if text_only else ClapModel
-            with quiet():
-                self._opened = OpenClap(
-                    kind.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False),
-                    AutoTokenizer.from_pretrained(self._tokenizer or path),
-                    None if text_only else ClapFeatureExtractor.from_pretrained(self._extractor or path),
+        path = Path(name) if Path(name).is_dir() else hub.fetch(name, LAYOUTS)
+        config = checkpoint.read_json(path / "config.json")
+        text_only = TEXT_ONLY in config.get("architectures", ())
+        if not text_only and config.get("model_type") != "clap":
+            found = config.get("model_type")
+            if found is None:
+                raise InputError(
+                    "it holds no model that transformers wrote (a config.json with a model_type)"
                 )
-        except Exception as error:  # transformers and tokenizers raise a dozen kinds for what a file lacks
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(
-                f"CLAP model {self.name!r} cannot be opened ({reason}); give a directory with a ClapModel, its "
-                "tokenizer and feature extractor, or a hub id such as laion/clap-htsat-unfused"
-            ) from error
-        return self._opened
+            raise InputError(f"it holds a model of type {found!r}; 'clap' is needed here")
+        kind = ClapTextModelWithProjection if text_only else ClapModel
+        with quiet():
+            model, loading = kind.from_pretrained(
+                path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+            own = model.state_dict()
+            # a file may leave out integers: they are indices, which the constructor fills in
+            lacking = sorted(key for key in loading["missing_keys"] if own[key].is_floating_point())
+            if lacking:  # transformers would go on with random weights
+                raise InputError(f"it lacks {len(lacking)} weights of {kind.__name__}, such as {lacking[0]}")
+            return ClapParts(
+                model.eval().requires_grad_(False).to(self._device),
+                AutoTokenizer.from_pretrained(self._tokenizer or path),
+                None if text_only else ClapFeatureExtractor.from_pretrained(self._extractor or path),
+            )
 
-    @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """B texts -> [B, E]; each goes through by itself."""
-        model, tokenizer, extractor = self.opened()
-        rows = []
-        for text in texts:
-            words = tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-            inputs = {key: words[key] for key in ("input_ids", "attention_mask")}
-            found = model(**inputs).text_embeds if extractor is None else model.get_text_features(**inputs)
-            rows.append(F.normalize(embedding(found), dim=-1))
-        return torch.cat(rows)
+    @property
+    def reads_audio(self) -> bool:
+        """Whether it has an audio branch; the model is opened for it."""
+        return self.parts().extractor is not None
 
-    @torch.no_grad()
-    def embed_audio(self, audio: Tensor, sample_rate: int) -> Tensor:
-        """Audio [B, C, N] -> [B, E], of its middle where it is longer than CLAP looks at (10 s).
-
-        Cut here: transformers' feature extractor takes a random piece.
-        """
-        model, _, extractor = self.opened()
-        if extractor is None:
+    @property
+    def sample_rate(self) -> int:
+        """Hz of the sounds in its training; InputError where it has no audio branch."""
+        if not self.reads_audio:
             raise InputError(
                 f"CLAP model {self.name!r} has no audio branch; give a whole one, such as laion/clap-htsat-unfused"
             )
+        return int(self.parts().extractor.sampling_rate)
+
+    @torch.no_grad()
+    def embed_text(self, texts: Sequence[str], max_tokens: int = MAX_TOKENS) -> Tensor:
+        """B texts -> [B, E]; of a longer text the first max_tokens, and no more than the model has positions for."""
+        model, tokenizer, extractor = self.parts()
+        config = model.config if extractor is None else model.config.text_config
+        # RoBERTa's positions are counted from after the padding's id
+        longest = min(max_tokens, config.max_position_embeddings - config.pad_token_id - 1)
+        rows = []
+        for text in texts:
+            words = tokenizer(text, truncation=True, max_length=longest, return_tensors="pt").to(self._device)
+            inputs = {key: words[key] for key in ("input_ids", "attention_mask")}
+            found = model(**inputs).text_embeds if extractor is None else model.get_text_features(**inputs)
+            rows.append(F.normalize(embedding(found), dim=-1).cpu())
+        return torch.cat(rows)
+
+    @torch.no_grad()
+    def embed_audio(
+        self, audio: Tensor, sample_rate: int, windows: Literal["middle", "all"] = "middle"
+    ) -> Tensor:
+        """Audio [B, C, N] -> [B, E].
+
+        windows: of a sound longer than the model's window, embed its middle, or as few windows as cover it, spread
+        evenly from its start to its end, whose mean direction is the embedding. A shorter sound is repeated.
+        """
+        rate = self.sample_rate  # says whether there is an audio branch
+        model, _, extractor = self.parts()
+        fused = model.config.audio_config.enable_fusion
         rows = []
         for sound in audio.float().cpu().mean(dim=1, keepdim=True):  # [1, N]
-            mono = resample(sound, sample_rate, extractor.sampling_rate)[0]
-            start = max(0, len(mono) - extractor.nb_max_samples) // 2
-            piece = mono[start : start + extractor.nb_max_samples].numpy()
-            features = extractor(
-                piece, sampling_rate=extractor.sampling_rate, truncation="rand_trunc", return_tensors="pt"
-            )
-            found = embedding(model.get_audio_features(input_features=features["input_features"]))
-            rows.append(F.normalize(found, dim=-1))
+            mono = resample(sound, sample_rate, rate)[0]  # [N]
+            pieces = [mono] if windows == "middle" else cut_windows(mono, extractor.nb_max_samples)
+            # float64, in which the extractor works: float32 features move the figures of an evaluation
+            features = clap_features(pieces, extractor, torch.float64, fused).to(self._device)
+            is_longer = torch.zeros(len(features), 1, dtype=torch.bool, device=self._device)  # no fusion
+            found = embedding(model.get_audio_features(input_features=features, is_longer=is_longer))
+            unit = F.normalize(found, dim=-1)  # [W, E]
+            rows.append((unit if len(unit) == 1 else F.normalize(unit.mean(0, keepdim=True), dim=-1)).cpu())
         return torch.cat(rows)
 
     def save(self, directory: Path) -> dict[str, list[str]]:
         """Write it in diffusers' folders below `directory`; returns the class of each folder."""
-        model, tokenizer, extractor = self.opened()
-        parts = {"text_encoder": model, "tokenizer": tokenizer}
+        model, tokenizer, extractor = self.parts()
+        folders = {"text_encoder": model, "tokenizer": tokenizer}
         if extractor is not None:
-            parts["feature_extractor"] = extractor
+            folders["feature_extractor"] = extractor
         with quiet():
-            for folder, part in parts.items():
+            for folder, part in folders.items():
                 part.save_pretrained(directory / folder)
-        return {folder: ["transformers", type(part).__name__] for folder, part in parts.items()}
+        return {folder: ["transformers", type(part).__name__] for folder, part in folders.items()}
+
+
+def cut_windows(sound: Tensor, length: int) -> list[Tensor]:
+    """A sound [N] -> pieces [min(N, length)], as few as cover all of it, spread evenly from the start to the end."""
+    spare, count = max(0, len(sound) - length), math.ceil(len(sound) / length)
+    return [sound[(start := round(n * spare / max(1, count - 1))) : start + length] for n in range(count)]
+
+
+def clap_features(
+    sounds: Sequence[Tensor], extractor: Any, dtype: torch.dtype = torch.float32, fused: bool = False
+) -> Tensor:
+    """Mono sounds [N] at the extractor's rate -> log-mels in decibels [B, 1, T, M], float32; what the model reads.
+
+    They equal those of transformers' ClapFeatureExtractor, which loops over the frames of one sound in Python. Of a
+    longer sound the middle is taken, a shorter one is repeated. dtype: of the spectrum; float64 gives the extractor's
+    features, and float32, for training, comes within 0.001 dB of them on recordings, 0.3 dB in silent bins beside a
+    loud pure tone.
+    fused: for a model that fuses pieces of long sounds: [B, 4, T, M], four times the same, and other mel filters.
+    """
+    batch = torch.stack([fit_length(sound, extractor) for sound in sounds]).to(dtype)  # [B, N]
+    n_fft = extractor.fft_window_size
+    window = torch.hann_window(n_fft, dtype=dtype, device=batch.device)
+    spectrum = torch.stft(
+        batch, n_fft, extractor.hop_length, window=window, pad_mode="reflect", return_complex=True
+    ).to(torch.complex64)  # [B, F, T]; the extractor rounds here, too
+    real, imaginary = spectrum.real.to(dtype), spectrum.imag.to(dtype)
+    power = real.square().addcmul_(imaginary, imaginary)
+    filters = torch.from_numpy(extractor.mel_filters if fused else extractor.mel_filters_slaney)  # [F, M]
+    mel = power.transpose(1, 2) @ filters.to(batch.device, dtype)  # [B, T, M]
+    decibels = (10.0 * mel.clamp(min=FLOOR).log10()).float()[:, None]
+    return decibels.expand(-1, 4, -1, -1) if fused else decibels
+
+
+def fit_length(sound: Tensor, extractor: Any) -> Tensor:
+    """A sound [N] cut or repeated and padded to the samples of the model's window."""
+    wanted, num_samples = extractor.nb_max_samples, len(sound)
+    if num_samples >= wanted:
+        start = (num_samples - wanted) // 2
+        return sound[start : start + wanted]
+    if extractor.padding == "repeatpad":
+        sound = sound.repeat(wanted // num_samples)
+    elif extractor.padding == "repeat":
+        sound = sound.repeat(wanted // num_samples + 1)[:wanted]
+    return F.pad(sound, (0, wanted - len(sound)))
 
 
 @contextmanager

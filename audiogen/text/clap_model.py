@@ -18,9 +18,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import nn
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
+from audiogen.config import Positive, Probability, check_ranges
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.text.clap import MAX_TOKENS, OpenClap, quiet
+from audiogen.text.clap import MAX_TOKENS, ClapParts, quiet
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL = (BOS, PAD, EOS, UNK, MASK)  # RoBERTa's first ids
@@ -32,16 +33,15 @@ NUM_BYTES = 256  # every one has a token, so that no text is unknown
 class TextTowerConfig:
     """Transformer over word pieces, learned from the captions, of lower-cased text. width: D. vocab_size: at most."""
 
-    vocab_size: int = 1024
-    width: int = 128
-    num_layers: int = 2
-    num_heads: int = 4
-    ff: int = 512
-    dropout: float = 0.1
+    vocab_size: Positive = 1024
+    width: Positive = 128
+    num_layers: Positive = 2
+    num_heads: Positive = 4
+    ff: Positive = 512
+    dropout: Probability = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.vocab_size, self.width, self.num_layers, self.num_heads, self.ff) < 1:
-            raise InputError("vocab_size, width, num_layers, num_heads and ff must be at least 1")
+        check_ranges(self)
         if self.width % self.num_heads:
             raise InputError(f"width {self.width} is no multiple of num_heads {self.num_heads}")
 
@@ -54,21 +54,20 @@ class AudioTowerConfig:
     windows of attention, in patches; each stage has half as many patches a side as the one before.
     """
 
-    width: int = 48
-    depths: tuple[int, ...] = (2, 2, 2)
-    num_heads: tuple[int, ...] = (2, 4, 8)
-    spec_size: int = 128
-    patch: int = 8
-    window: int = 4
-    dropout: float = 0.1
+    width: Positive = 48
+    depths: tuple[Positive, ...] = (2, 2, 2)
+    num_heads: tuple[Positive, ...] = (2, 4, 8)
+    spec_size: Positive = 128
+    patch: Positive = 8
+    window: Positive = 4
+    dropout: Probability = 0.1
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not self.depths or len(self.depths) != len(self.num_heads):
             raise InputError(
                 f"depths {self.depths} and num_heads {self.num_heads} must be as many, one a stage"
             )
-        if min(self.width, self.spec_size, self.patch, self.window, *self.depths, *self.num_heads) < 1:
-            raise InputError("width, depths, num_heads, spec_size, patch and window must be at least 1")
         for stage, heads in enumerate(self.num_heads):
             if self.width * 2**stage % heads:
                 raise InputError(
@@ -90,37 +89,26 @@ class AudioTowerConfig:
         """Patches a side of the last stage."""
         return self.spec_size // self.patch // 2 ** (len(self.depths) - 1)
 
-    @property
-    def hidden_size(self) -> int:
-        """D of the last stage."""
-        return int(self.width * 2 ** (len(self.depths) - 1))
-
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """Log-mel features in decibels. f_min, f_max: Hz. max_length_s: what is heard at once, whole seconds."""
+    """Log-mel features in decibels. f_min, f_max: Hz. max_length_s: the model's window, whole seconds."""
 
     sample_rate: int = 16000
-    n_fft: int = 1024
-    hop_length: int = 320
-    num_mels: int = 64
+    n_fft: Positive = 1024
+    hop_length: Positive = 320
+    num_mels: Positive = 64
     f_min: float = 50.0
     f_max: float = 8000.0
-    max_length_s: int = 5
+    max_length_s: Positive = 5
 
     def __post_init__(self) -> None:
-        if min(self.n_fft, self.hop_length, self.num_mels, self.max_length_s) < 1:
-            raise InputError("n_fft, hop_length, num_mels and max_length_s must be at least 1")
+        check_ranges(self)
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise InputError(
                 f"mel bins from {self.f_min:g} to {self.f_max:g} Hz; they must ascend, up to half of "
                 f"{self.sample_rate} Hz"
             )
-
-    @property
-    def num_frames(self) -> int:
-        """T, of the longest sound."""
-        return self.max_length_s * self.sample_rate // self.hop_length + 1
 
 
 @dataclass(frozen=True)
@@ -130,21 +118,21 @@ class ClapModelConfig:
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     audio: AudioTowerConfig = field(default_factory=AudioTowerConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
-    projection_dim: int = 128
+    projection_dim: Positive = 128
 
     def __post_init__(self) -> None:
-        if self.projection_dim < 1:
-            raise InputError(f"projection_dim is {self.projection_dim}; it must be at least 1")
+        check_ranges(self)
         size, bins = self.audio.spec_size, self.features.num_mels
-        folds = size // bins
+        folds = size // bins  # stretches of time that lie below one another in the square image
         if size % bins or self.audio.last_grid % folds:
             raise InputError(
                 f"audio.spec_size is {size}: features.num_mels ({bins}) must divide it, and its {folds} stretches "
                 f"the {self.audio.last_grid} patches a side of the last stage"
             )
-        if self.features.num_frames > size * folds:
+        num_frames = self.features.max_length_s * self.features.sample_rate // self.features.hop_length + 1
+        if num_frames > size * folds:
             raise InputError(
-                f"{self.features.max_length_s} s are {self.features.num_frames} frames, but audio.spec_size {size} "
+                f"{self.features.max_length_s} s are {num_frames} frames, but audio.spec_size {size} "
                 f"holds {size * folds} of {bins} bins: make features.hop_length or audio.spec_size larger"
             )
 
@@ -160,14 +148,9 @@ def learn_vocabulary(captions: Iterable[str], vocab_size: int) -> str:
             f"{NUM_BYTES + len(SPECIAL)}, so make it larger"
         )
     words = Tokenizer(models.BPE(unk_token=UNK))
-    words.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFKC(),
-            normalizers.Lowercase(),
-            normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Strip(),
-        ]
-    )
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    steps = [normalizers.NFKC(), normalizers.Lowercase(), spaces, normalizers.Strip()]
+    words.normalizer = normalizers.Sequence(steps)
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     words.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -183,18 +166,15 @@ def learn_vocabulary(captions: Iterable[str], vocab_size: int) -> str:
     return str(words.to_str())
 
 
-def new_clap(config: ClapModelConfig, vocabulary: str) -> OpenClap:
+def new_clap(config: ClapModelConfig, vocabulary: str) -> ClapParts:
     """A model with weights from torch's global generator. vocabulary: the JSON of its tokenizer."""
+    special = {"bos_token": BOS, "cls_token": BOS, "pad_token": PAD, "eos_token": EOS, "sep_token": EOS}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(vocabulary),
-        bos_token=BOS,
-        cls_token=BOS,
-        pad_token=PAD,
-        eos_token=EOS,
-        sep_token=EOS,
         unk_token=UNK,
         mask_token=MASK,
         model_max_length=MAX_TOKENS,
+        **special,
     )
     text, audio, features = config.text, config.audio, config.features
     words = {
@@ -220,7 +200,7 @@ def new_clap(config: ClapModelConfig, vocabulary: str) -> OpenClap:
         "num_attention_heads": list(audio.num_heads),
         "num_hidden_layers": len(audio.depths),
         "patch_embeds_hidden_size": audio.width,
-        "hidden_size": audio.hidden_size,
+        "hidden_size": audio.width * 2 ** (len(audio.depths) - 1),  # D of the last stage
         "hidden_dropout_prob": audio.dropout,
     }
     extractor = ClapFeatureExtractor(
@@ -233,28 +213,26 @@ def new_clap(config: ClapModelConfig, vocabulary: str) -> OpenClap:
         frequency_max=features.f_max,
         truncation="rand_trunc",
     )
-    model = ClapModel(
-        ClapConfig(text_config=words, audio_config=sounds, projection_dim=config.projection_dim)
-    )
+    shape = ClapConfig(text_config=words, audio_config=sounds, projection_dim=config.projection_dim)
+    model = ClapModel(shape)
     initialise(model)
-    return OpenClap(model, tokenizer, extractor)
+    return ClapParts(model, tokenizer, extractor)
 
 
 @torch.no_grad()
 def initialise(model: ClapModel) -> None:
     """Weights to train from, of torch's global generator; transformers' own are too small for narrow layers."""
     for layer in model.modules():
-        if isinstance(
-            layer, (nn.Linear, nn.Conv2d)
-        ):  # of unit variance in, unit variance out, whatever the width
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            # of unit variance in, unit variance out, whatever the width
             layer.weight.normal_(std=layer.weight[0].numel() ** -0.5)
-    # HTSAT knows where a patch lies in its window, not whether it is high or low: each bin is marked.
+    # HTSAT's windows have no absolute position in frequency: a bias of its own marks each bin.
     model.audio_model.audio_encoder.batch_norm.bias.normal_(std=0.5)
 
 
-def describe(opened: OpenClap, name: str) -> ClapModelConfig:
+def describe(parts: ClapParts, name: str) -> ClapModelConfig:
     """The sizes of a model, own or released; InputError for one that cannot be trained here, with its name."""
-    extractor, whole = opened.extractor, opened.model.config
+    extractor, whole = parts.extractor, parts.model.config
     if extractor is None or whole.audio_config.enable_fusion:
         raise InputError(
             f"CLAP model {name!r} {'has no audio branch' if extractor is None else 'fuses pieces of long sounds'}; "
@@ -293,14 +271,14 @@ def describe(opened: OpenClap, name: str) -> ClapModelConfig:
     )
 
 
-def save_clap(directory: str | Path, opened: OpenClap, info: Mapping[str, Any]) -> None:
+def save_clap(directory: str | Path, parts: ClapParts, info: Mapping[str, Any]) -> None:
     """Write a directory that `Clap` and transformers open; config.json comes last, so that a new one is whole or none.
 
     info: into info.json.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    model, tokenizer, extractor = opened
+    model, tokenizer, extractor = parts
     checkpoint.write_tensors(directory / "model.safetensors", model.state_dict(), {"format": "pt"})
     with quiet():
         tokenizer.save_pretrained(directory)

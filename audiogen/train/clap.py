@@ -23,8 +23,7 @@ from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
-from audiogen.text.clap import MAX_TOKENS, Clap, OpenClap, embedding
-from audiogen.text.clap_features import clap_features
+from audiogen.text.clap import MAX_TOKENS, Clap, ClapParts, clap_features, embedding
 from audiogen.text.clap_model import ClapModelConfig, describe, learn_vocabulary, new_clap, save_clap
 from audiogen.train.augment import mask
 from audiogen.train.ema import Average
@@ -77,7 +76,7 @@ INHERITED = ("model",)  # keys that init_from decides
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The inherited keys of a recipe that trains a model on, own or released."""
     name = recipe["init_from"]
-    return {"model": to_plain(describe(Clap(name).opened(), name))}
+    return {"model": to_plain(describe(Clap(name).parts(), name))}
 
 
 def prepare(recipe: ClapRecipe, run: Path, device: torch.device) -> Prepared:
@@ -85,7 +84,7 @@ def prepare(recipe: ClapRecipe, run: Path, device: torch.device) -> Prepared:
     train, valid = open_data(recipe.data, recipe.model.features.sample_rate)
     known = [captioned(dataset) for dataset in (train, valid) if dataset]
     if recipe.init_from:
-        opened = Clap(recipe.init_from).opened()
+        opened = Clap(recipe.init_from).parts()
         opened.model.requires_grad_(True)
     else:
         path = run / VOCABULARY_FILE
@@ -116,7 +115,7 @@ class ClapTask:
     """The model with its tokenizer and features, which captions mean the same, optimiser. `loop.Task`."""
 
     def __init__(
-        self, recipe: ClapRecipe, opened: OpenClap, meaning: Mapping[str, str], device: torch.device
+        self, recipe: ClapRecipe, opened: ClapParts, meaning: Mapping[str, str], device: torch.device
     ):
         """meaning: each known caption -> one that stands for all that mean the same, see `lm.meanings`."""
         self.recipe, self.device, self.opened = recipe, device, opened
@@ -132,9 +131,9 @@ class ClapTask:
     def features(self, batch: Batch) -> Tensor:
         """Log-mels [B, 1, T, M] of a batch's sounds, as far as they are sound."""
         assert batch.audio is not None
-        return clap_features(
-            batch.audio.mean(1).to(self.device), batch.lengths.tolist(), self.opened.extractor
-        )
+        mono, lengths = batch.audio.mean(1).to(self.device), batch.lengths.tolist()
+        sounds = [row[:length] for row, length in zip(mono, lengths, strict=True)]
+        return clap_features(sounds, self.opened.extractor)
 
     def hear(self, features: Tensor) -> Tensor:
         """Log-mels [B, 1, T, M] -> embeddings [B, E] of length 1, float32."""

@@ -190,7 +190,7 @@ def test_candidates_are_ranked_by_clap(systems, tmp_path: Path) -> None:
     generator = LatentGenerator(make("lafma"), "cpu", clap=scorer)
     text = "a dog barks"
     alone = [generator.generate([text], 0.1, seed=2 + number * 2**40, steps=2)[0] for number in range(4)]
-    scores = scorer.embed_audio(torch.stack(alone), 16000) @ scorer.embed_texts([text])[0]
+    scores = scorer.embed_audio(torch.stack(alone), 16000) @ scorer.embed_text([text])[0]
     best = generator.generate(["rain", text], [0.06, 0.1], seed=[5, 2], steps=2, candidates=4)
     assert torch.equal(best[1], alone[int(scores.argmax())])
     for candidates in (0, 65):

@@ -163,7 +163,7 @@ def test_a_released_audioldm_directory_with_the_unet_that_it_has(audioldm2, tmp_
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([30, 600])
     expected = theirs(x, t, encoder_hidden_states=None, class_labels=known.clap).sample
     torch.testing.assert_close(found.system.denoiser(x, t, found.system.conditioner(known)), expected)
-    empty = found.system.conditioner.clap.embed_texts([""])
+    empty = found.system.conditioner.clap.embed_text([""])
     torch.testing.assert_close(found.system.conditioner.null(known).vector, empty.expand(2, -1))
 
 

@@ -23,8 +23,7 @@ from audiogen.files import checkpoint
 from audiogen.generators.latent import LatentGenerator
 from audiogen.interfaces import Batch
 from audiogen.models.latent_codecs import save_autoencoder
-from audiogen.text.clap import Clap
-from audiogen.text.clap_features import clap_features, fit_length
+from audiogen.text.clap import Clap, clap_features, fit_length
 from audiogen.text.clap_model import (
     AudioTowerConfig,
     ClapModelConfig,
@@ -153,12 +152,14 @@ def test_features_are_those_of_the_extractor(padding: str) -> None:
     batch = torch.zeros(4, 4701)
     for row, length in zip(batch, lengths, strict=True):
         row[:length] = 0.1 * torch.randn(length, generator=random)
-    found = clap_features(batch, lengths, extractor)
+    found = clap_features([row[:length] for row, length in zip(batch, lengths, strict=True)], extractor)
     pieces = [batch[0, 350:4350], *(row[:length] for row, length in zip(batch[1:], lengths[1:], strict=True))]
     expected = extractor([piece.numpy() for piece in pieces], sampling_rate=2000, return_tensors="pt")
     assert found.shape == (4, 1, 134, 11)
     torch.testing.assert_close(found, expected["input_features"].float(), rtol=0, atol=1e-3)
-    assert torch.equal(clap_features(torch.zeros(1, 5), [5], extractor), torch.full((1, 1, 134, 11), -100.0))
+    exact = clap_features(pieces, extractor, torch.float64)
+    torch.testing.assert_close(exact, expected["input_features"].float(), rtol=0, atol=1e-5)
+    assert torch.equal(clap_features([torch.zeros(5)], extractor), torch.full((1, 1, 134, 11), -100.0))
     assert len(fit_length(torch.ones(3), extractor)) == 4000
 
 
@@ -177,7 +178,7 @@ def test_tokens_fold_case_and_spaces_know_every_byte_and_begin_as_roberta(tmp_pa
     assert padded[0][:3] == [0, 2, 1] and padded[1][0] == 0 and padded[1][-1] == 2
     assert tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>", "<mask>"]) == [0, 1, 2, 3, 4]
     assert len(tokenizer) == made.model.config.text_config.vocab_size <= 280
-    long = Clap(str(tmp_path)).embed_texts(["rain " * 200])  # its last position is that of the table
+    long = Clap(str(tmp_path)).embed_text(["rain " * 200])  # its last position is that of the table
     assert long.isfinite().all() and made.model.config.text_config.max_position_embeddings == 79
     with pytest.raises(InputError, match=r"vocab_size is 261; bytes and special tokens alone are 261"):
         learn_vocabulary(captions, 261)
@@ -220,7 +221,7 @@ def test_it_learns_which_caption_is_whose(clap_run: Train, manifest: Path) -> No
     assert last["valid/recall_1_chance"] == pytest.approx(0.5)
     sounds, _ = sounds_of(manifest)
     model = Clap(str(run))
-    similarity = model.embed_texts(["a steady tone", "RAIN falls"]) @ model.embed_audio(sounds, 2000).T
+    similarity = model.embed_text(["a steady tone", "RAIN falls"]) @ model.embed_audio(sounds, 2000).T
     assert (similarity.argmax(0) == torch.tensor([0, 1] * 4)).all()
 
 
@@ -240,7 +241,7 @@ def test_a_run_is_a_model_that_embeds_as_the_task_does(
     with torch.no_grad(), task.average.applied():
         heard, read = task.hear(task.features(batch)), task.read(captions)
     model = Clap(str(run))
-    torch.testing.assert_close(model.embed_texts(captions), read, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.embed_text(captions), read, rtol=1e-4, atol=1e-5)
     for row, length in enumerate(batch.lengths.tolist()):
         found = model.embed_audio(sounds[row : row + 1, :, :length], 2000)
         torch.testing.assert_close(found, heard[row : row + 1], rtol=1e-3, atol=1e-4)
@@ -249,7 +250,7 @@ def test_a_run_is_a_model_that_embeds_as_the_task_does(
     assert [record["step"] for record in valid] == [4, 6]
     info = checkpoint.read_json(run / "best" / "info.json")
     assert info["valid/loss"] == min(record["valid/loss"] for record in valid)
-    assert Clap(str(run / "best")).embed_texts(["rain"]).shape == (1, 12)
+    assert Clap(str(run / "best")).embed_text(["rain"]).shape == (1, 12)
 
 
 def test_resumed_is_unbroken(clap_run: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,9 +293,9 @@ def test_a_model_of_ours_or_another_is_trained_on(clap_run: Train, tmp_path: Pat
         assert before.keys() == after.keys()
         assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in weights)
         sounds, captions = sounds_of(manifest)
-        assert Clap(str(run)).opened().extractor.sampling_rate == rate
+        assert Clap(str(run)).parts().extractor.sampling_rate == rate
         torch.testing.assert_close(
-            Clap(str(run)).embed_texts(captions), Clap(str(source)).embed_texts(captions), rtol=0, atol=1e-4
+            Clap(str(run)).embed_text(captions), Clap(str(source)).embed_text(captions), rtol=0, atol=1e-4
         )
         recipe = checkpoint.read_json(run / "info.json")["recipe"]
         assert recipe["model"]["features"]["sample_rate"] == rate
