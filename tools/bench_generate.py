@@ -57,7 +57,7 @@ COPY_BYTES = 1 << 30
 
 
 class Candidate(NamedTuple):
-    """A model in the middle of a clip. step(position) decodes one step there and drops what the cache holds beyond it."""
+    """A model in the middle of a clip. step(position) decodes one step there; cached steps beyond it are dropped."""
 
     name: str
     num_bytes: int  # of the weights that a step must read
