@@ -1,0 +1,264 @@
+"""Configurations that other packages wrote: JSON, JSON with comments, and YAML, read key by key.
+
+A reader asks for every key that decides about the result, with its type and range, and calls `done` at the end, which
+refuses each key that was neither read nor is on the reader's list of harmless ones. So no setting is ignored silently.
+Every error is one line with the file, the dotted key, the value, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaconf
+
+from audiogen.config import Range
+from audiogen.errors import InputError
+
+REQUIRED: Any = object()  # the default of a key without which a file cannot be read
+SIZE = Range(1, 2**18)  # of one size of a network; a product of three such sizes is below 2**63
+RATE = Range(1, 768_000)  # Hz
+ANY = Range()
+LONGEST = 256  # values in a list
+
+
+class Settings:
+    """One mapping of a configuration. where: the file, for messages. key: where in the file the mapping stands.
+
+    All getters take a dotted key (`model.params.timesteps`). Without a default the key must be there; a default of None
+    accepts null as well.
+    """
+
+    def __init__(self, contents: Any, where: str | Path, key: str = "", used: set[str] | None = None) -> None:
+        if not isinstance(contents, Mapping):
+            place = f"{where}: {key}" if key else f"{where}"
+            raise InputError(f"{place} is {short(contents)}; a mapping of keys to values is needed")
+        self.contents = {str(name): value for name, value in contents.items()}
+        self.where, self.key = where, key
+        self._used: set[str] = set() if used is None else used  # full keys, shared with all sections
+
+    def __contains__(self, key: str) -> bool:
+        return self._find(key) is not REQUIRED
+
+    def take(self, key: str, default: Any = REQUIRED) -> Any:
+        """The value of a key, of any type."""
+        value = self._find(key)
+        if value is REQUIRED:
+            if default is REQUIRED:
+                raise InputError(
+                    f"{self.where} lacks {self._full(key)}: it is not whole, or of another version"
+                )
+            return default
+        self._used.add(self._full(key))
+        return value
+
+    def section(self, key: str, default: Any = REQUIRED) -> Settings:
+        """The mapping under a key. Its keys are to be read in turn."""
+        value = self._find(key)
+        if value is REQUIRED or (value is None and default is not REQUIRED):
+            value = self.take(key) if default is REQUIRED else default
+        return Settings(value, self.where, self._full(key), self._used)
+
+    def sections(self, key: str) -> list[Settings]:
+        """A list of mappings; their keys are key.0, key.1 ..."""
+        values = self._find(key)
+        if values is REQUIRED or not isinstance(values, list):
+            raise self._error(key, self.take(key), "a list of mappings")
+        return [
+            Settings(value, self.where, f"{self._full(key)}.{index}", self._used)
+            for index, value in enumerate(values)
+        ]
+
+    def whole(self, key: str, default: Any = REQUIRED, within: Range = SIZE) -> Any:
+        """A whole number in a range."""
+        value = self.take(key, default)
+        if value is None and default is None:
+            return None
+        return self._whole(key, value, within)
+
+    def wholes(self, key: str, default: Any = REQUIRED, within: Range = SIZE) -> tuple[int, ...]:
+        """A list of whole numbers in a range, at least one."""
+        values = self._list(key, self.take(key, default))
+        return tuple(self._whole(f"{key}.{index}", value, within) for index, value in enumerate(values))
+
+    def number(self, key: str, default: Any = REQUIRED, within: Range = ANY) -> Any:
+        """A finite number in a range, as a float."""
+        value = self.take(key, default)
+        if value is None and default is None:
+            return None
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
+            if math.isfinite(value) and within.holds(value):
+                return float(value)
+        allowed = "" if within == ANY else f" {within}"
+        raise self._error(key, value, f"a number{allowed}")
+
+    def flag(self, key: str, default: Any = REQUIRED) -> bool:
+        """true or false."""
+        value = self.take(key, default)
+        if not isinstance(value, bool):
+            raise self._error(key, value, "true or false")
+        return value
+
+    def text(self, key: str, default: Any = REQUIRED) -> str:
+        """A string that is not empty."""
+        value = self.take(key, default)
+        if not isinstance(value, str) or not value:
+            raise self._error(key, value, "a text")
+        return value
+
+    def texts(self, key: str, default: Any = REQUIRED) -> tuple[str, ...]:
+        """A list of strings."""
+        values = self.take(key, default)
+        if not all(isinstance(value, str) for value in self._list(key, values)):
+            raise self._error(key, values, "a list of texts")
+        return tuple(values)
+
+    def choice(self, key: str, allowed: Iterable[Any], default: Any = REQUIRED) -> Any:
+        """One of the values that are implemented. default: the value that an absent key stands for, checked as well."""
+        value, allowed = self.take(key, default), list(allowed)
+        if not any(_same(value, choice) for choice in allowed):
+            choices = " or ".join(map(short, allowed))
+            raise InputError(
+                f"{self.where}: {self._full(key)} is {short(value)}; only {choices} is implemented"
+            )
+        return value
+
+    def expect(self, default: Any = REQUIRED, **wanted: Any) -> None:
+        """Keys of this mapping for which one value is implemented, which is also that of an absent key.
+
+        default: what all these keys stand for where they are absent, if that is something else.
+        """
+        for key, value in wanted.items():
+            self.choice(key, [value], value if default is REQUIRED else default)
+
+    def done(self, harmless: Iterable[str] = ()) -> None:
+        """Refuse the first key that was not read, here or in any section.
+
+        harmless: full dotted keys, or patterns with * (which matches dots, too), of what does not change the result.
+        Null, an empty list and an empty mapping set nothing.
+        """
+        patterns = tuple(harmless)
+        for key, value in _leaves(self.contents, self.key, self._used):
+            if not any(fnmatchcase(key, pattern) for pattern in patterns):
+                raise InputError(
+                    f"{self.where}: {key} is {short(value)}, a setting that is not implemented; "
+                    "the model would give another sound without it"
+                )
+
+    def _full(self, key: str) -> str:
+        return f"{self.key}.{key}" if self.key else key
+
+    def _find(self, key: str) -> Any:
+        value: Any = self.contents
+        for part in key.split("."):
+            value = value.get(part, REQUIRED) if isinstance(value, Mapping) else REQUIRED
+        return value
+
+    def _whole(self, key: str, value: Any, within: Range) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 1e3 is a float in YAML
+        if type(value) is not int or not within.holds(value):
+            raise self._error(key, value, f"a whole number {within}")
+        return value
+
+    def _list(self, key: str, values: Any) -> list[Any]:
+        if not isinstance(values, (list, tuple)) or not 1 <= len(values) <= LONGEST:
+            raise self._error(key, values, f"a list of 1 to {LONGEST} values")
+        return list(values)
+
+    def _error(self, key: str, value: Any, needed: str) -> InputError:
+        return InputError(f"{self.where}: {self._full(key)} is {short(value)}; it must be {needed}")
+
+
+def _leaves(value: Any, key: str, used: set[str]) -> Iterator[tuple[str, Any]]:
+    """(full key, value) of everything below that is not in `used`; mappings and lists of mappings are entered."""
+    if key in used or value is None or value == [] or value == {}:
+        return
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
+        yield key, value
+        return
+    for name, item in value.items():
+        yield from _leaves(item, f"{key}.{name}" if key else str(name), used)
+
+
+def _same(value: Any, choice: Any) -> bool:
+    """Equal, where 1 and 1.0 are one value but 1 and true are not."""
+    return bool(value == choice) and isinstance(value, bool) == isinstance(choice, bool)
+
+
+def short(value: Any) -> str:
+    """A value for a message, on one line of at most 60 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # a number of more than 4300 digits, or lists in lists in lists
+        text = f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def read_settings(path: Path) -> Settings:
+    """A .yaml file, or JSON, which may hold comments and trailing commas."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing: the released files are not whole; copy it again")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix in (".yaml", ".yml"):
+            return Settings(resolve(parse_yaml(text, path), "", path), path)
+        return Settings(json.loads(_strict(text)), path)
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a huge number
+        raise InputError(f"{path} cannot be read: {_line(error)}; copy it again") from None
+
+
+def parse_yaml(text: Any, where: str | Path) -> DictConfig:
+    """A YAML text whose `${...}` are not resolved yet, as `xp.cfg` of audiocraft."""
+    if not isinstance(text, str):
+        raise InputError(f"{where} is {short(text)}; a text in YAML is needed")
+    try:
+        top = OmegaConf.create(text)
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{where} cannot be read as YAML: {_line(error)}; copy it again") from None
+    if not isinstance(top, DictConfig):
+        raise InputError(f"{where} holds no `key: value` mapping; copy it again")
+    return top
+
+
+def resolve(top: DictConfig, key: str, where: str | Path, default: Any = REQUIRED) -> Any:
+    """The value at a dotted key ("" for all) as plain dicts and lists, its `${...}` filled in from anywhere in `top`.
+
+    Only what is asked for is resolved: the rest may name variables of the machine where the file was written.
+    """
+    try:
+        value = OmegaConf.select(top, key, default=REQUIRED) if key else top
+        if value is REQUIRED:
+            if default is REQUIRED:
+                raise InputError(f"{where} lacks {key}: it is not whole, or of another version")
+            return default
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except InputError:
+        raise
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{where}: {key or 'the file'} cannot be resolved: {_line(error)}") from None
+
+
+def _strict(text: str) -> str:
+    """JSON without comments and trailing commas; strings stay."""
+    string = r'"(?:\\.|[^"\\])*"'
+    text = re.sub(rf"({string})|//[^\n]*|/\*.*?\*/", lambda m: m[1] or " ", text, flags=re.S)
+    return re.sub(rf"({string})|,(?=\s*[}}\]])", lambda m: m[1] or "", text)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
