@@ -33,10 +33,9 @@ from audiogen.evaluate.codec_rows import (
     row_of,
 )
 from audiogen.evaluate.coding import Measured, Originals, System, codec_systems, hear, opus_system, send
-from audiogen.evaluate.curves import draw
 from audiogen.evaluate.embedders import Embedder, load_embedder
 from audiogen.evaluate.reconstruction import check_metrics
-from audiogen.evaluate.report import REFERENCE, Plot, Sound, write_report
+from audiogen.evaluate.report import REFERENCE, Plot, Sound, draw, write_report
 from audiogen.evaluate.scores import Warn, describe, embedder_columns, filled, key_of, remembered
 from audiogen.files import checkpoint
 from audiogen.interfaces import Codec

@@ -1,41 +1,85 @@
 """A report in three files: `report.md` to read, `report.json` to compute with, `report.html` to listen to.
 
-The parts: `table` (columns, cells, Markdown), `plot` (SVG), `page` (HTML); what callers need is here.
+The page, filled into the template `report.html` beside this file, holds its sounds, spectrograms and plots.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import math
+import numbers
 import os
-from collections.abc import Sequence
+import re
+import string
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
+from torch import Tensor
+from torch.nn.functional import adaptive_max_pool1d
+
+from audiogen import audio
 from audiogen.evaluate.metrics import Interval
-from audiogen.evaluate.page import Sound, render
-from audiogen.evaluate.plot import Plot
-from audiogen.evaluate.table import (
-    REFERENCE,
-    Cell,
-    Column,
-    Row,
-    escape_markdown,
-    format_cell,
-    write_markdown_table,
-)
 from audiogen.files.checkpoint import write_bytes_atomic, write_json
 
-__all__ = [
-    "REFERENCE",
-    "Cell",
-    "Column",
-    "Plot",
-    "Row",
-    "Sound",
-    "format_cell",
-    "write_markdown_table",
-    "write_report",
-]
+Cell: TypeAlias = Interval | float | int | str | None
+Row: TypeAlias = Mapping[str, Cell]
+
+REFERENCE = "reference"  # key of a row: true for ceilings and floors, which set the scale and do not compete
+MISSING = "–"
+ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
+LONG_TEXT = 28  # characters that a cell of the page shows on one line
+
+PANELS_WIDE = 3  # plots side by side
+TICKS = tuple(step * 10.0**decade for decade in range(-3, 5) for step in (1, 2, 5))
+
+LONGEST_S = 30.0  # of a sound; a page has the beginning of a longer one
+PICTURE_COLUMNS, PICTURE_BANDS = 360, 80
+LEVELS_DB = (-75.0, 5.0)  # the same for all pictures, so that a soft sound looks dark; 0 dB: mel magnitude 1
+SHADES = 64  # of a picture: fewer make a smaller file
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: rows hold its cell under `key`.
+
+    better: which way is good, if either is. digits: decimals of a number and of an interval's ends; the value of an
+    interval has one more.
+    """
+
+    key: str
+    title: str
+    better: Literal["lower", "higher", ""] = ""
+    digits: int = 2
+
+    @property
+    def heading(self) -> str:
+        """The title with an arrow that points to the better end."""
+        return self.title + ARROWS[self.better]
+
+
+class Sound(NamedTuple):
+    """A sound to listen to. row: the system it is from; prompt: what was asked for; path: a sound file."""
+
+    row: str
+    prompt: str
+    path: Path
+
+
+class Plot(NamedTuple):
+    """Column y against column x, by their keys; the rows of one series share a colour and are joined by a line.
+
+    A row without x is a level: a dashed line, as for real recordings, which take no time to generate.
+    """
+
+    x: str
+    y: str
+    series: str = "system"
 
 
 def write_report(
@@ -54,7 +98,7 @@ def write_report(
     value; with `REFERENCE` true it is a ceiling or floor. Keys without a column are in the JSON alone.
     """
     directory = Path(directory)
-    page = render(title, notes, columns, rows, sounds, plots)
+    page = render_page(title, notes, columns, rows, sounds, plots)
     items = "".join(f"- {escape_markdown(note)}\n" for note in notes)
     text = f"# {escape_markdown(title)}\n\n{items}\n{write_markdown_table(columns, rows)}"
     contents = {
@@ -82,3 +126,273 @@ def _plain(cell: Cell) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
+
+
+# ------------------------------------------------------------------------------------------------------- cells
+
+
+def number(cell: Cell) -> float | None:
+    """What a cell sorts and plots by: its number, or the value of its interval; None for text and what is missing."""
+    if cell is None or isinstance(cell, str):
+        return None
+    value = float(cell.value if isinstance(cell, Interval) else cell)
+    return None if math.isnan(value) else value
+
+
+def format_cell(cell: Cell, digits: int = 2) -> str:
+    """`0.812 [0.75, 0.87]` for an interval, `10,500,000` for an integer, `0.52` for a number, a dash for nothing."""
+    return "".join(_halves(cell, digits))
+
+
+def _halves(cell: Cell, digits: int) -> tuple[str, str]:
+    """A formatted cell in two: its value, and the ends of an interval, empty where there are none."""
+    if isinstance(cell, str):
+        return " ".join(cell.split()) or MISSING, ""
+    value = number(cell)
+    if cell is None or value is None:
+        return MISSING, ""
+    if isinstance(cell, Interval):
+        has_ends = not math.isnan(cell.low + cell.high)
+        ends = f" [{_decimal(cell.low, digits)}, {_decimal(cell.high, digits)}]" if has_ends else ""
+        return _decimal(value, digits + 1), ends
+    return (f"{cell:,}" if isinstance(cell, numbers.Integral) else _decimal(value, digits)), ""
+
+
+def _decimal(value: float, digits: int) -> str:
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no "-0.00"
+
+
+def leaders(column: Column, rows: Sequence[Row]) -> set[int]:
+    """Numbers of the rows that lead a column: the best, and those whose interval reaches the best value.
+
+    Reference rows do not take part; a column without a better end, or with fewer than two contestants, has no leader.
+    """
+    values = {
+        place: value
+        for place, row in enumerate(rows)
+        if not row.get(REFERENCE) and (value := number(row.get(column.key))) is not None
+    }
+    if not column.better or len(values) < 2:
+        return set()
+    best = (min if column.better == "lower" else max)(values.values())
+
+    def leads(place: int) -> bool:
+        cell = rows[place].get(column.key)
+        return values[place] == best or (isinstance(cell, Interval) and cell.low <= best <= cell.high)
+
+    return {place for place in values if leads(place)}
+
+
+def is_text(column: Column, rows: Sequence[Row]) -> bool:
+    """Whether a column holds no number at all."""
+    return all(number(row.get(column.key)) is None for row in rows)
+
+
+# ---------------------------------------------------------------------------------------------------- Markdown
+
+
+def write_markdown_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """A table in GitHub's Markdown: text to the left, numbers to the right, leaders in bold, references in italics."""
+    marks = ["---" if is_text(column, rows) else "---:" for column in columns]
+    lines = [[escape_markdown(column.heading) for column in columns], marks]
+    leading = [leaders(column, rows) for column in columns]
+    for place, row in enumerate(rows):
+        cells = []
+        for column, best in zip(columns, leading, strict=True):
+            cell = row.get(column.key)
+            value, ends = _halves(cell, column.digits)
+            value = escape_markdown(value) if isinstance(cell, str) else value
+            italic = isinstance(cell, str) and row.get(REFERENCE)
+            mark = "**" if place in best else "*" if italic else ""
+            cells.append(f"{mark}{value}{mark}{ends}")
+        lines.append(cells)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: no markup, no cell's end; what stands in backticks is kept."""
+    pieces = " ".join(text.split()).split("`")
+    if len(pieces) % 2 == 0:  # a backtick without its partner is a character
+        pieces = ["\\`".join(pieces)]
+    plain = [re.sub(r"([\\|*\[\]<>]|&(?=#?\w+;)|(?<!\w)_|_(?!\w))", r"\\\1", piece) for piece in pieces[::2]]
+    code = [piece.replace("|", "\\|") for piece in pieces[1::2]]
+    return "".join(p + (f"`{code[place]}`" if place < len(code) else "") for place, p in enumerate(plain))
+
+
+# ---------------------------------------------------------------------------------------------------- the page
+
+
+def render_page(
+    title: str,
+    notes: Sequence[str],
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    sounds: Sequence[Sound],
+    plots: Sequence[Plot],
+) -> str:
+    """The page. All text is escaped; a sound adds about 45 kB for 5 s at 16 kHz.
+
+    Raises InputError, which names the file, for a sound that cannot be read.
+    """
+    items = [re.sub("`([^`]+)`", r"<code>\1</code>", f"<li>{escape(note)}</li>") for note in notes]
+    sections = []
+    if drawn := draw(plots, columns, rows):
+        image = f'<img class="plots" alt="Plots of the table" src="{_data("image/png", drawn)}">'
+        sections.append(f"<section><h2>Plots</h2>{image}</section>")
+    if sounds:
+        prompts = dict.fromkeys(sound.prompt for sound in sounds)
+        articles = []
+        for prompt in prompts:
+            takes = "\n".join(_figure(sound) for sound in sounds if sound.prompt == prompt)
+            articles.append(f'<article><h3>{escape(prompt)}</h3><div class="takes">{takes}</div></article>')
+        key = (
+            "Spectrograms: mel scale from 0 to half the sample rate, one scale of levels for all "
+            f"({LEVELS_DB[1] - LEVELS_DB[0]:.0f} dB). Sounds are mono Ogg Vorbis copies, at most {LONGEST_S:.0f} s."
+        )
+        sections.append(f'<section><h2>Listen</h2><p class="key">{key}</p>{chr(10).join(articles)}</section>')
+    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    return string.Template(template).substitute(
+        title=escape(title),
+        notes=f"<ul>{''.join(items)}</ul>" if items else "",
+        table=_table(columns, rows),
+        sections="\n".join(sections),
+    )
+
+
+def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    kinds = [_kind(column, rows) for column in columns]
+    heads = [
+        f'<th scope="col"{kind} data-better="{column.better}"><button>{escape(column.heading)}</button></th>'
+        for column, kind in zip(columns, kinds, strict=True)
+    ]
+    leading = [leaders(column, rows) for column in columns]
+    lines = []
+    for place, row in enumerate(rows):
+        cells = []
+        for at, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
+            cell = row.get(column.key)
+            key = "" if (plain := number(cell)) is None else f' data-value="{_script(plain)}"'
+            tag, scope = ("th", ' scope="row"') if at == 0 else ("td", "")
+            value, ends = (escape(half) for half in _halves(cell, column.digits))
+            value = f"<b>{value}</b>" if place in leading[at] else value
+            cells.append(f"<{tag}{scope}{kind}{key}>{value}{ends and f'<small>{ends}</small>'}</{tag}>")
+        mark = ' class="reference"' if row.get(REFERENCE) else ""
+        lines.append(f"<tr{mark}>{''.join(cells)}</tr>")
+    return f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>\n{chr(10).join(lines)}\n</tbody></table>"
+
+
+def _script(value: float) -> str:
+    """A number as JavaScript reads it."""
+    return repr(value).replace("inf", "Infinity")
+
+
+def _kind(column: Column, rows: Sequence[Row]) -> str:
+    """Class of a column's cells: text stands to the left, and long text, such as a remark, is broken into lines."""
+    if not is_text(column, rows):
+        return ""
+    longest = max((len(format_cell(row.get(column.key))) for row in rows), default=0)
+    return ' class="text long"' if longest > LONG_TEXT else ' class="text"'
+
+
+def _figure(sound: Sound) -> str:
+    """The spectrogram and the player of one sound."""
+    clip, sample_rate = audio.load(sound.path, channels=1, duration_s=LONGEST_S)
+    label = escape(f"{sound.row}: {sound.prompt}")
+    with tempfile.TemporaryDirectory() as folder:
+        encoded = audio.save(Path(folder) / "clip.ogg", clip, sample_rate).read_bytes()
+    return (
+        f"<figure><figcaption>{escape(sound.row)} <small>{clip.shape[-1] / sample_rate:.1f} s</small></figcaption>"
+        f'<img alt="Spectrogram of {label}" src="{_data("image/png", spectrogram(clip, sample_rate))}">'
+        f'<audio controls preload="none" aria-label="{label}" src="{_data("audio/ogg", encoded)}"></audio></figure>'
+    )
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+# ---------------------------------------------------------------------------------------- pictures, by matplotlib
+
+
+def spectrogram(clip: Tensor, sample_rate: int) -> bytes:
+    """The mel spectrogram of mono audio [1, N] as a small PNG without axes: low at the bottom, at most 360 wide.
+
+    `audiogen.audio.save_spectrogram` draws the large one with axes, of ten times the bytes.
+    """
+    from matplotlib.image import imsave  # slow to import, and only pictures need it
+
+    mel = audio.log_mel(clip[None], sample_rate, n_mels=PICTURE_BANDS)[0, 0]  # [M, T]
+    mel = adaptive_max_pool1d(mel, min(mel.shape[1], PICTURE_COLUMNS))
+    low, high = LEVELS_DB
+    level = (mel * (20 / np.log(10)) - low) / (high - low)  # natural log of a magnitude to dB, then to 0..1
+    shades = (level.clamp(0, 1) * (SHADES - 1)).round()
+    file = io.BytesIO()
+    imsave(file, shades.numpy(), vmin=0, vmax=SHADES - 1, cmap="magma", origin="lower", format="png")
+    return file.getvalue()
+
+
+def draw(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence[Row]) -> bytes:
+    """All plots as one PNG; nothing where no row has both values. Raises KeyError for a key without a column."""
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # a dollar in a name is a dollar
+        figure = draw_figure(plots, columns, rows)
+        if figure is None:
+            return b""
+        file = io.BytesIO()
+        figure.savefig(file, dpi=120, format="png")
+    return file.getvalue()
+
+
+def draw_figure(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence[Row]) -> Any:
+    """A panel for each plot, its x axis logarithmic: one line a series, with intervals; rows without x are levels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    headings = {column.key: column.heading for column in columns}
+    axis_names = [(headings[plot.x], headings[plot.y]) for plot in plots]
+    curves = [_curves(plot, rows) for plot in plots]
+    shown = [place for place, series in enumerate(curves) if any(points[0][0] for points in series.values())]
+    if not shown:
+        return None
+    wide = min(PANELS_WIDE, len(shown))
+    high = math.ceil(len(shown) / wide)
+    figure = Figure(figsize=(4.6 * wide, 3.6 * high), layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, place in enumerate(shown, 1):
+        axes = figure.add_subplot(high, wide, panel)
+        for name, points in curves[place].items():
+            x, y, below, above = zip(*points, strict=True)
+            if x[0]:
+                axes.errorbar(x, y, [below, above], marker="o", capsize=2, label=name)
+            else:
+                axes.axhline(y[0], color="0.4", linestyle="--", label=name)
+        axes.set(xscale="log", xlabel=axis_names[place][0], ylabel=axis_names[place][1])
+        low, most = axes.get_xlim()
+        ticks = [tick for tick in TICKS if low <= tick <= most]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _curves(plot: Plot, rows: Sequence[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Of each series its points from left to right: x, y, how far the interval reaches below and above y.
+
+    A series without x is a single point at x = 0, which a logarithmic axis does not have.
+    """
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    for row in rows:
+        cell, x = row.get(plot.y), number(row.get(plot.x)) or 0.0
+        y = number(cell)
+        if y is None or not math.isfinite(x + y):
+            continue
+        ends = (y - cell.low, cell.high - y) if isinstance(cell, Interval) else (0.0, 0.0)
+        below, above = (max(0.0, end) if math.isfinite(end) else 0.0 for end in ends)
+        curves.setdefault(str(row[plot.series]), []).append((x, y, below, above))
+    for name, points in curves.items():
+        curves[name] = sorted(point for point in points if point[0]) or points[:1]
+    return curves

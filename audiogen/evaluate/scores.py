@@ -34,7 +34,7 @@ from audiogen.evaluate.metrics import (
     prompt_interval,
     set_interval,
 )
-from audiogen.evaluate.table import Cell, Column, Row
+from audiogen.evaluate.report import Cell, Column, Row
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
