@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 
 import torch
 
@@ -36,15 +35,3 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public function
     return device.type == "cpu" and supported is not None and bool(supported())
-
-
-def has_packed_products(dtype: torch.dtype) -> bool:
-    """Whether PyTorch's products of weights in oneDNN's order serve on this CPU, in float32 or bfloat16.
-
-    On x86, where they were tried: builds for other processors name the same operators and may lack what is behind them.
-    """
-    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32

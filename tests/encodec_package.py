@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 CODEC_FILES = {"encodec_24khz": "encodec_24khz-d7cc33bc.th", "encodec_48khz": "encodec_48khz-7e698e3e.th"}
-LM_FILES = {"encodec_24khz": "encodec_lm_24khz-1608e3c0.th", "encodec_48khz": "encodec_lm_48khz-7add9fc3.th"}
 
 
 def run(command: str, folder: Path, **options: Any) -> None:
@@ -69,16 +68,13 @@ def build_codec(name: str) -> Any:
     return model
 
 
-def build_lm(model: Any, dim: int, num_layers: int) -> Any:
-    """The language model of a codec's codes, random; decisive enough for its distributions to differ."""
+def build_lm(model: Any) -> Any:
+    """A small random language model of a codec's codes."""
     from encodec.model import LMModel
 
     torch.manual_seed(4)
     quantizer, context = model.quantizer, int(3.5 * model.frame_rate)
-    lm = LMModel(quantizer.n_q, quantizer.bins, num_layers=num_layers, dim=dim, past_context=context).eval()
-    for linear in lm.linears:
-        linear.weight.data.mul_(3.0)
-    return lm
+    return LMModel(quantizer.n_q, quantizer.bins, num_layers=1, dim=16, past_context=context).eval()
 
 
 def noise(batch: int, channels: int, num_samples: int) -> torch.Tensor:
@@ -109,29 +105,25 @@ def code_sounds(folder: Path, name: str, num_samples: list[int], bandwidths: lis
     save_file(tensors, folder / "theirs.safetensors")
 
 
-def compress_codes(folder: Path, name: str, num_samples: int, lm: dict[str, int]) -> None:
-    """Given codes (and scales) of segments in codes.safetensors -> plain.ecdc, coded.ecdc and the LM's weights."""
+def compress_codes(folder: Path, name: str, num_samples: int) -> None:
+    """Given codes (and scales) of segments in codes.safetensors -> plain.ecdc, and coded.ecdc by a language model."""
     from encodec.compress import compress
 
     model = untrained(name)
     given = load_file(folder / "codes.safetensors")
     count = sum(key.startswith("codes") for key in given)
     model.encode = lambda audio: [(given[f"codes{i}"], given.get(f"scale{i}")) for i in range(count)]
-    language_model = build_lm(model, **lm)
-    model.get_lm_model = lambda: language_model
-    torch.save(language_model.state_dict(), folder / LM_FILES[name])
+    model.get_lm_model = lambda: build_lm(model)
     for file, use_lm in (("plain.ecdc", False), ("coded.ecdc", True)):
         audio = torch.zeros(model.channels, num_samples)
         (folder / file).write_bytes(compress(model, audio, use_lm=use_lm))
 
 
-def decompress_files(folder: Path, name: str, lm: dict[str, int] | None = None) -> None:
+def decompress_files(folder: Path, name: str) -> None:
     """Every ours*.ecdc of the folder -> its audio [C, N] in decompressed.safetensors."""
     from encodec.compress import MODELS, decompress_from_file
 
     model = build_codec(name)
-    if lm is not None:
-        model.get_lm_model = lambda: build_lm(model, **lm)
     MODELS[name] = lambda: model
     decoded = {}
     for path in sorted(folder.glob("ours*.ecdc")):

@@ -49,9 +49,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     decode.add_argument("-o", "--out", required=True, help="a folder; for one clip also a file name.wav")
     decode.add_argument("--codec", help=f"{CODEC}; default: the name in the tokens")
     decode.add_argument(
-        "--ecdc-lm", metavar="FILE", help="the encodec_lm_*.th of .ecdc files that were coded with it"
-    )
-    decode.add_argument(
         "--format", choices=SOUND_FORMATS, help="default: wav, or as the name given with --out ends"
     )
     decode.add_argument(

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from audiogen import audio
-from audiogen.codec.ecdc_lm import find_lm
 from audiogen.codec.header import TokenHeader
 from audiogen.codec.report import Report, check_distinct
 from audiogen.codec.token_files import FORMATS as TOKEN_FORMATS
-from audiogen.codec.token_files import is_ecdc, read, read_header
+from audiogen.codec.token_files import read, read_header
 from audiogen.codec.transcode import Decoded, Failed, Tokens, decode_clips
 from audiogen.data.codes import ShardReader, is_shard_directory
 from audiogen.device import choose_device
@@ -29,7 +28,7 @@ WORKERS = 4  # threads that read files ahead
 def run_decode(arguments: argparse.Namespace) -> None:
     """Decode token files and shards to sounds of their exact length."""
     out = Path(arguments.out)
-    clips = find_tokens(arguments.inputs, arguments.ecdc_lm, arguments.codec)
+    clips = find_tokens(arguments.inputs)
     suffix = out.suffix.lower().lstrip(".")
     one_file = suffix in audio.SAVE_FORMATS and not out.is_dir()
     format = arguments.format or (suffix if one_file else "wav")
@@ -63,22 +62,11 @@ def watch(report: Report, clip: Decoded) -> Iterator[Tensor]:
     return report.watch(clip.audio, clip.duration_s, lambda block: block.shape[-1] / clip.sample_rate)
 
 
-def find_tokens(
-    inputs: Iterable[str], ecdc_lm: str | None = None, codec: str | None = None
-) -> list[tuple[Path, Tokens]]:
-    """(path below the input, clip) of every clip that the inputs name; InputError for an input without any.
-
-    ecdc_lm: weights of the language model of entropy-coded `.ecdc` files; else they are looked for beside `codec`.
-    """
-
-    def lm_file(path: Path) -> Path | None:
-        if ecdc_lm or not codec or not is_ecdc(path):
-            return Path(ecdc_lm) if ecdc_lm else None
-        beside = Path(codec) if Path(codec).is_dir() else Path(codec).parent
-        return find_lm(beside, read_header(path).codec) if beside.is_dir() else None
+def find_tokens(inputs: Iterable[str]) -> list[tuple[Path, Tokens]]:
+    """(path below the input, clip) of every clip that the inputs name; InputError for an input without any."""
 
     def from_file(path: Path) -> Tokens:
-        return Tokens(str(path), lambda: read_header(path), lambda: read(path, lm_file(path)))
+        return Tokens(str(path), lambda: read_header(path), lambda: read(path))
 
     def from_shard(reader: ShardReader, index: int) -> Tokens:
         header = TokenHeader(**asdict(reader.spec), num_samples=reader.num_samples[index])

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from audiogen.codec import ecdc
 from audiogen.codec.header import TokenHeader, bandwidth_kbps
 from audiogen.codec.model import Codec
-from audiogen.codec.token_files import is_ecdc, read_header
+from audiogen.codec.token_files import read_header
 from audiogen.codec.transcode import header_for
 from audiogen.data.codes import ShardReader, is_shard_directory
 from audiogen.errors import InputError
@@ -23,8 +22,6 @@ def run_info(arguments: argparse.Namespace) -> None:
     path = Path(arguments.input)
     if path.is_file() and path.suffix.lower() not in CODEC_FILES:
         lines = describe_tokens(read_header(path))
-        if is_ecdc(path):
-            lines["entropy-coded"] = "yes" if ecdc.read_header(path).entropy_coded else "no"
     elif is_shard_directory(path):
         lines = describe_shards(path)
     else:

@@ -16,7 +16,7 @@ from audiogen.codec.container import SUFFIX
 from audiogen.codec.ecdc import model_name
 from audiogen.codec.report import Report, check_distinct
 from audiogen.codec.token_files import FORMATS, is_ecdc, read_header, write
-from audiogen.codec.transcode import Encoded, Failed, Source, UnreadableError, encode_clips
+from audiogen.codec.transcode import Encoded, Failed, Source, UnreadableError, encode_clips, header_for
 from audiogen.data import synth
 from audiogen.data.codes import CodeClip, ShardWriter, TokenSpec
 from audiogen.data.dataset import SYNTH_SEED, BuiltInClip, SourceConfig, read_source
@@ -51,7 +51,7 @@ def run_encode(arguments: argparse.Namespace) -> None:
         encode_shards(arguments, codec, num_codebooks, items)
         return
     if is_ecdc(targets[0]):
-        model_name(codec)  # refuses other codecs
+        ecdc_name(codec)  # refuses other codecs
     encode_files(arguments, codec, num_codebooks, dict(zip(targets, items, strict=True)))
 
 
@@ -86,12 +86,20 @@ def encode_files(
             if isinstance(result, Failed):
                 report.failed(result.reason)
                 continue
+            target = Path(result.key)
             try:
-                write(Path(result.key), result.header, watch(report, result), codec)
+                write(
+                    target, result.header, watch(report, result), ecdc_name(codec) if is_ecdc(target) else ""
+                )
             except UnreadableError as error:
                 report.failed(str(error))
             else:
                 report.done(result.header.duration_s)
+
+
+def ecdc_name(codec: Codec) -> str:
+    """The name that stands for a codec in an `.ecdc` file; InputError for a codec that has none."""
+    return model_name(header_for(codec, codec.num_codebooks, 1))
 
 
 def watch(report: Report, clip: Encoded) -> Iterator[Segment]:
@@ -114,7 +122,7 @@ def is_encoded(target: Path, item: Item, codec: Codec, num_codebooks: int) -> bo
         raise InputError(f"{error}; to replace the file, add --overwrite") from None
     wanted = (header.codec, codec.identity, num_codebooks)  # the name is a hint
     if is_ecdc(target):
-        wanted = (model_name(codec), "", num_codebooks)
+        wanted = (ecdc_name(codec), "", num_codebooks)
     if (header.codec, header.identity, header.num_codebooks) != wanted:
         raise InputError(
             f"{target} exists, of codec {header.codec} ({header.identity}) at {header.bandwidth_kbps:g} kbps; "

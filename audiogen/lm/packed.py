@@ -1,9 +1,8 @@
 """TokenLM on a CPU where no kernels of ours can be built: PyTorch's own products, of weights packed beforehand.
 
 `nn.Linear` on one or two rows reads its matrix at a third of the memory's bandwidth. oneDNN's product of a matrix in
-its own layout, and FBGEMM's of an int8 one, come close to it. Both are what `torch.compile` and PyTorch's dynamic
-quantisation call; their names are no public interface, so they stand in this file alone, each with what serves where
-a build of PyTorch lacks it.
+its own layout (`onednn.py`), and FBGEMM's of an int8 one, come close to it. The latter is what PyTorch's dynamic
+quantisation calls; its names are no public interface, so they stand in this file alone.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from audiogen.device import has_packed_products
+from audiogen import onednn
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Condition
@@ -80,10 +79,10 @@ Product = Callable[[Tensor], Tensor]  # float32 [rows, inputs] -> float32 [rows,
 
 
 def _pack_float(weight: Tensor) -> Product:
-    if not has_packed_products(weight.dtype):
+    if not onednn.has_packed_products(weight.dtype):
         return lambda x: nn.functional.linear(x, weight)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    packed = onednn.pack_linear(weight, ROWS)
+    return lambda x: onednn.linear(x, packed)
 
 
 def _pack_bfloat16(weight: Tensor) -> Product:

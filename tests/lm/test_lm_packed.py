@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiogen import device
+from audiogen import onednn
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm import packed
@@ -62,7 +62,7 @@ def test_where_there_is_no_packed_product_the_plain_one_serves(
     """An old or another processor: opening a model must not ask for kernels that are not there."""
     refuse = lambda *_: pytest.fail("asked oneDNN for it")  # noqa: E731
     if where == "not x86":
-        monkeypatch.setattr(device.platform, "machine", lambda: "aarch64")
+        monkeypatch.setattr(onednn.platform, "machine", lambda: "aarch64")
     elif where == "no oneDNN":
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     else:
