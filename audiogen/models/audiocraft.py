@@ -101,14 +101,12 @@ def read(directory: Path, text_encoder: str | None = None) -> Release:
     projection = state.get(f"{PROJECTION}weight")
     width = projection.shape[-1] if isinstance(projection, Tensor) and projection.dim() == 2 else 0
     check_tensors(state, _shapes(lm, width), path)
-    if text_encoder is not None:
-        encoder.check_width(encoder.read_width(text_encoder), width, text_encoder, directory)
     seconds = _positive(_get(xp, "dataset.segment_duration", path), "dataset.segment_duration", path)
     guidance = _get(xp, "classifier_free_guidance.inference_coef", path)
     return Release(
         lm,
         TextConfig(encoder=text_encoder or name, width=lm.dim),
-        encoder.named(text_encoder or name, width, directory),
+        encoder.named(text_encoder or name, width, directory, now=text_encoder is not None),
         _our_names(state, lm),
         {part: state[PROJECTION + part] for part in ("weight", "bias")},
         dual_mono,

@@ -28,9 +28,10 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.models.latent_configs import denoiser_folder, pipeline_of, read_pipeline, scheduler_config
 from audiogen.models.latent_files import Released, empty, fill, read_settings, read_weights
-from audiogen.text import encoder, t5
+from audiogen.text import encoder
 from audiogen.text.clap import Clap, quiet
 from audiogen.text.encoder import FrozenEncoder
+from audiogen.text.vocabulary import VOCABULARY_FILE
 
 INDEX, SYSTEM = "model_index.json", "system.json"
 TEXT, EXTRA = "text", "conditioner"
@@ -124,7 +125,7 @@ def load_diffusers(directory: str | Path, heads: tuple[int, ...] | None = None) 
     _check_rates(directory, config)
     vocabulary = None
     if config.conditioner.text is not None and config.conditioner.text.embedded:
-        path = _required(directory / TEXT / t5.VOCABULARY_FILE, directory)
+        path = _required(directory / TEXT / VOCABULARY_FILE, directory)
         if not path.is_file():
             raise InputError(
                 f"{path} is a folder; it must be the file of the text's vocabulary: copy it again"

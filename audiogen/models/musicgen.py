@@ -100,8 +100,7 @@ def read(directory: Path, text_encoder: str | None = None) -> Release:
     names = transformers_names(lm)
     check_tensors(found, shapes | _shapes(lm), weights)
     if text_encoder is not None:
-        encoder.check_width(encoder.read_width(text_encoder), frozen.width, text_encoder, directory)
-        frozen = encoder.named(text_encoder, frozen.width, directory)
+        frozen = encoder.named(text_encoder, frozen.width, directory, now=True)
     carried_name = _section(config, "text_encoder", path).get("_name_or_path") or "t5"
     text = TextConfig(text_encoder or str(carried_name), lm.dim, stored=text_encoder is None)
     projection = {part: found[PROJECTION + part] for part in ("weight", "bias") if PROJECTION + part in found}

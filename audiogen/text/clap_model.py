@@ -11,21 +11,49 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
-from audiogen.config import Positive, Probability, check_ranges
+from audiogen.config import Positive, Probability, build, check_ranges, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.text.clap import MAX_TOKENS, ClapParts, quiet
 
+T = TypeVar("T")
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL = (BOS, PAD, EOS, UNK, MASK)  # RoBERTa's first ids
 PAD_ID = SPECIAL.index(PAD)
+# Our names of sizes -> transformers', of ClapTextConfig, ClapAudioConfig and ClapFeatureExtractor.
+TEXT_KEYS = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "ff": "intermediate_size",
+    "dropout": "hidden_dropout_prob",
+}
+AUDIO_KEYS = {
+    "width": "patch_embeds_hidden_size",
+    "depths": "depths",
+    "num_heads": "num_attention_heads",
+    "spec_size": "spec_size",
+    "patch": "patch_size",
+    "window": "window_size",
+    "dropout": "hidden_dropout_prob",
+}
+FEATURE_KEYS = {
+    "sample_rate": "sampling_rate",
+    "n_fft": "fft_window_size",
+    "hop_length": "hop_length",
+    "num_mels": "feature_size",
+    "f_min": "frequency_min",
+    "f_max": "frequency_max",
+    "max_length_s": "max_length_s",
+}
 NUM_BYTES = 256  # every one has a token, so that no text is unknown
 
 
@@ -176,44 +204,23 @@ def new_clap(config: ClapModelConfig, vocabulary: str) -> ClapParts:
         model_max_length=MAX_TOKENS,
         **special,
     )
-    text, audio, features = config.text, config.audio, config.features
-    words = {
+    text = _theirs(config.text, TEXT_KEYS) | {
         "vocab_size": len(tokenizer),
-        "hidden_size": text.width,
-        "num_hidden_layers": text.num_layers,
-        "num_attention_heads": text.num_heads,
-        "intermediate_size": text.ff,
-        "hidden_dropout_prob": text.dropout,
-        "attention_probs_dropout_prob": text.dropout,
+        "attention_probs_dropout_prob": config.text.dropout,
         "max_position_embeddings": MAX_TOKENS + PAD_ID + 1,  # positions are counted from after the padding's
         "pad_token_id": PAD_ID,
         "bos_token_id": SPECIAL.index(BOS),
         "eos_token_id": SPECIAL.index(EOS),
     }
-    sounds = {
-        "spec_size": audio.spec_size,
-        "num_mel_bins": features.num_mels,
-        "window_size": audio.window,
-        "patch_size": audio.patch,
+    audio, num_stages = config.audio, len(config.audio.depths)
+    towers = _theirs(audio, AUDIO_KEYS) | {
+        "num_mel_bins": config.features.num_mels,
         "patch_stride": [audio.patch, audio.patch],
-        "depths": list(audio.depths),
-        "num_attention_heads": list(audio.num_heads),
-        "num_hidden_layers": len(audio.depths),
-        "patch_embeds_hidden_size": audio.width,
-        "hidden_size": audio.width * 2 ** (len(audio.depths) - 1),  # D of the last stage
-        "hidden_dropout_prob": audio.dropout,
+        "num_hidden_layers": num_stages,
+        "hidden_size": audio.width * 2 ** (num_stages - 1),  # D of the last stage
     }
-    extractor = ClapFeatureExtractor(
-        feature_size=features.num_mels,
-        sampling_rate=features.sample_rate,
-        hop_length=features.hop_length,
-        max_length_s=features.max_length_s,
-        fft_window_size=features.n_fft,
-        frequency_min=features.f_min,
-        frequency_max=features.f_max,
-        truncation="rand_trunc",
-    )
-    shape = ClapConfig(text_config=words, audio_config=sounds, projection_dim=config.projection_dim)
+    extractor = ClapFeatureExtractor(**_theirs(config.features, FEATURE_KEYS), truncation="rand_trunc")
+    shape = ClapConfig(text_config=text, audio_config=towers, projection_dim=config.projection_dim)
     model = ClapModel(shape)
     initialise(model)
     return ClapParts(model, tokenizer, extractor)
@@ -238,37 +245,25 @@ def describe(parts: ClapParts, name: str) -> ClapModelConfig:
             f"CLAP model {name!r} {'has no audio branch' if extractor is None else 'fuses pieces of long sounds'}; "
             "give a whole, unfused one, such as laion/clap-htsat-unfused"
         )
-    text, audio = whole.text_config, whole.audio_config
-    patch = audio.patch_size if isinstance(audio.patch_size, int) else audio.patch_size[0]
     return ClapModelConfig(
-        TextTowerConfig(
-            text.vocab_size,
-            text.hidden_size,
-            text.num_hidden_layers,
-            text.num_attention_heads,
-            text.intermediate_size,
-            float(text.hidden_dropout_prob),
-        ),
-        AudioTowerConfig(
-            audio.patch_embeds_hidden_size,
-            tuple(audio.depths),
-            tuple(audio.num_attention_heads),
-            audio.spec_size,
-            patch,
-            audio.window_size,
-            float(audio.hidden_dropout_prob),
-        ),
-        FeatureConfig(
-            extractor.sampling_rate,
-            extractor.fft_window_size,
-            extractor.hop_length,
-            extractor.feature_size,
-            float(extractor.frequency_min),
-            float(extractor.frequency_max),
-            extractor.max_length_s,
-        ),
+        _ours(TextTowerConfig, whole.text_config, TEXT_KEYS),
+        _ours(AudioTowerConfig, whole.audio_config, AUDIO_KEYS),
+        _ours(FeatureConfig, extractor, FEATURE_KEYS),
         whole.projection_dim,
     )
+
+
+def _theirs(config: Any, keys: Mapping[str, str]) -> dict[str, Any]:
+    """Our sizes under transformers' names."""
+    return {theirs: to_plain(getattr(config, ours)) for ours, theirs in keys.items()}
+
+
+def _ours(cls: type[T], found: Any, keys: Mapping[str, str]) -> T:
+    """Transformers' sizes as our config; of a size for both axes (of a patch) the first."""
+    values = {ours: getattr(found, theirs) for ours, theirs in keys.items()}
+    if not isinstance(values.get("patch", 1), int):
+        values["patch"] = values["patch"][0]
+    return build(cls, values, "the CLAP model")
 
 
 def save_clap(directory: str | Path, parts: ClapParts, info: Mapping[str, Any]) -> None:

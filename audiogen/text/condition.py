@@ -1,10 +1,11 @@
-"""Operations on a batch of conditions: no text at all, joining batches, guidance dropout."""
+"""Operations on a batch of conditions: no text at all, making and joining batches, guidance dropout."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from audiogen.interfaces import Condition
 
@@ -19,6 +20,13 @@ def null(
     """
     tokens = torch.zeros(batch, 1, width, device=device, dtype=dtype)
     return Condition(tokens, torch.ones(batch, 1, dtype=torch.bool, device=device))
+
+
+def from_rows(rows: Sequence[Tensor]) -> Condition:
+    """Tokens of each row [L, D], L from row to row -> Condition with tokens [B, max L, D], zeros after a row's end."""
+    tokens = pad_sequence(list(rows), batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows], device=tokens.device)
+    return Condition(tokens, torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None])
 
 
 def drop(condition: Condition, keep: Tensor) -> Condition:

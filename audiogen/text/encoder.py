@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import string
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,24 +41,50 @@ LAYOUTS = (
     hub.Layout("pickled", ("config.json", "pytorch_model*.bin"), (*_SMALL, "pytorch_model*")),
 )
 TOKENIZERS = tuple(hub.Layout("tokenizer", (name,), _SMALL) for name in TOKENIZER_FILES)
-CONFIG = (hub.Layout("its configuration", ("config.json",), ("config.json",)),)
 # Names of T5's weights: the stack that is read here, and the embedding that a decoder shares.
 STACK, SHARED = "encoder.", "shared.weight"
 
 
-class Opened(NamedTuple):
-    """A T5 encoder stack, float32, and what turns text into its token ids."""
+class TextEncoder(NamedTuple):
+    """A T5 encoder stack, float32, and the tokenizer that goes with it."""
 
     stack: T5Stack
     tokenizer: Vocabulary | PretrainedTokenizer
 
+    def token_ids(self, text: str, max_tokens: int, name: str) -> list[int]:
+        """At most max_tokens ids, the last of them </s>; warns of a text that is cut and of characters without a token.
+
+        name: of the encoder, for messages.
+        """
+        tokenizer, ids = self.tokenizer, self.tokenizer.encode(text)
+        shown = text if len(text) <= 40 else text[:40] + "..."
+        if tokenizer.unk_id in ids:
+            unknown = tokenizer.unknown(text)
+            if not set(unknown) <= set(string.punctuation):  # a missing full stop is not worth a word
+                message = f"the text encoder has no token for {unknown[:20]!r} in {shown!r}"
+                warnings.warn(message, stacklevel=2)
+            if isinstance(tokenizer, Vocabulary):
+                # no caption had these, so their embedding was never trained
+                ids = [token for token in ids if token != tokenizer.unk_id]
+        if len(ids) > max_tokens:
+            message = f"{shown!r} has {len(ids)} tokens; the text encoder reads the first {max_tokens}"
+            warnings.warn(message, stacklevel=2)
+            ids = [*ids[: max_tokens - 1], tokenizer.eos_id]
+        size = self.stack.embed_tokens.num_embeddings
+        if max(ids, default=0) >= size:
+            raise InputError(
+                f"text encoder {name!r} has {size} tokens, but its tokenizer gives id {max(ids)}; they do not belong "
+                "together: copy both again"
+            )
+        return ids
+
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """An encoder that is opened when the first text comes. width: of its output, known beforehand."""
+    """An encoder that is opened when the first text comes. width: of its output, read beforehand."""
 
     width: int
-    open: Callable[[], Opened]
+    open: Callable[[], TextEncoder]
 
 
 def hub_name(released: str) -> str:
@@ -64,25 +92,34 @@ def hub_name(released: str) -> str:
     return released if "/" in released else f"google-t5/{released}"
 
 
-def named(name_or_directory: str, width: int | None = None, where: str | Path = "") -> FrozenEncoder:
+def named(
+    name_or_directory: str, width: int | None = None, where: str | Path = "", now: bool = False
+) -> FrozenEncoder:
     """A T5 of a directory or of the hub.
 
-    width: what `where` needs, compared once the encoder is opened; None reads its configuration now.
+    width: what `where` needs, compared once the encoder is opened; None takes the encoder's own. now: read its
+    configuration and compare now, as without a width; the hub is asked for all files at once.
     """
-    if width is None:
-        width = read_width(name_or_directory)
-    return FrozenEncoder(
-        width, lambda: _sized(_open_named(name_or_directory), width, name_or_directory, where)
-    )
+    directory: Path | None = None
+    if now or width is None:
+        try:
+            directory = _here(name_or_directory, LAYOUTS)
+            found = read_shape(checkpoint.read_json(directory / "config.json"), directory).d_model
+        except Exception as error:  # the hub client raises a dozen kinds
+            raise _cannot_open(name_or_directory, error) from error
+        width = found if width is None else width
+        check_width(found, width, name_or_directory, where)
+    needed = width
 
+    def open_() -> TextEncoder:
+        try:
+            encoder = _read(directory or _here(name_or_directory, LAYOUTS))
+        except Exception as error:  # of the tokenizer, and of the hub client
+            raise _cannot_open(name_or_directory, error) from error
+        check_width(encoder.stack.config.d_model, needed, name_or_directory, where)
+        return encoder
 
-def read_width(name_or_directory: str) -> int:
-    """Width of the output of a T5, from its configuration alone."""
-    try:
-        directory = Path(_here(name_or_directory, CONFIG))
-        return read_shape(checkpoint.read_json(directory / "config.json"), directory).d_model
-    except Exception as error:  # the hub client raises a dozen kinds
-        raise _cannot_open(name_or_directory, error) from error
+    return FrozenEncoder(needed, open_)
 
 
 def carried(
@@ -90,10 +127,10 @@ def carried(
 ) -> FrozenEncoder:
     """An encoder whose weights a model directory holds.
 
-    tensors: those of the stack. tokenizer: directory or hub id; None where there is none, an error with the first text.
+    tensors: those of the stack. tokenizer: directory or hub id; None makes the first text an error.
     """
 
-    def open_() -> Opened:
+    def open_() -> TextEncoder:
         if tokenizer is None:
             raise InputError(
                 f"{where} holds no tokenizer ({' or '.join(TOKENIZER_FILES)}) and names no text encoder that has one; "
@@ -101,7 +138,7 @@ def carried(
             )
         stack = empty_stack(shape)
         checkpoint.assign(stack, tensors, where, dtype=torch.float32)
-        return Opened(stack, open_tokenizer(tokenizer))
+        return TextEncoder(stack, open_tokenizer(tokenizer))
 
     return FrozenEncoder(shape.d_model, open_)
 
@@ -111,9 +148,9 @@ def read_shape(found: Any, where: str | Path) -> T5Shape:
     kind = found.get("model_type") if isinstance(found, Mapping) else None
     if kind != "t5":
         raise InputError(f"{where}: text encoder has model_type {kind!r}; only 't5' is read")
-    known = {field.name: found[field.name] for field in dataclasses.fields(T5Shape) if field.name in found}
+    values = {field.name: found[field.name] for field in dataclasses.fields(T5Shape) if field.name in found}
     try:
-        return build(T5Shape, known)
+        return build(T5Shape, values)
     except InputError as error:
         raise InputError(f"{where}: the text encoder's configuration is not that of a T5: {error}") from None
 
@@ -142,45 +179,39 @@ def stack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def open_tokenizer(name_or_directory: str) -> PretrainedTokenizer:
     """A tokenizer of a directory or the hub; a missing or damaged one is an InputError."""
     try:
-        return _read_tokenizer(Path(_here(name_or_directory, TOKENIZERS)))
+        return _read_tokenizer(_here(name_or_directory, TOKENIZERS))
     except Exception as error:  # tokenizers raises plain Exception for a damaged file
         raise _cannot_open(name_or_directory, error, "tokenizer") from error
 
 
 def _read_tokenizer(directory: Path) -> PretrainedTokenizer:
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        # transformers would go on with one that knows no word
+        # transformers would go on with a tokenizer without words
         raise InputError(f"it holds no tokenizer, which is {' or '.join(TOKENIZER_FILES)}")
     from audiogen.text.tokenizer import PretrainedTokenizer
 
     return PretrainedTokenizer(str(directory))
 
 
-def _here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> str:
+def _here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> Path:
     """A directory as it is, a hub id or a released name as the directory that it is fetched to."""
     if Path(name_or_directory).is_dir():
-        return name_or_directory
+        return Path(name_or_directory)
     name = hub_name(name_or_directory) if name_or_directory in RELEASED_NAMES else name_or_directory
     if not hub.is_hub_id(name):
         raise InputError("it is no directory and no hub id")
-    return str(hub.fetch(name, layouts))
+    return hub.fetch(name, layouts)
 
 
-def _open_named(name_or_directory: str) -> Opened:
-    try:
-        directory = Path(_here(name_or_directory, LAYOUTS))
-        tokenizer = _read_tokenizer(directory)
-        stack = empty_stack(read_shape(checkpoint.read_json(directory / "config.json"), directory))
-        found = stack_tensors(_weights(directory))
-        for name, own in stack.state_dict().items():
-            if name not in found or found[name].shape != own.shape:
-                raise InputError(f"its weights lack or misfit {STACK}{name}")
-        checkpoint.assign(
-            stack, {name: found[name] for name in stack.state_dict()}, directory, dtype=torch.float32
-        )
-    except Exception as error:  # of the tokenizer, and of the hub client
-        raise _cannot_open(name_or_directory, error) from error
-    return Opened(stack, tokenizer)
+def _read(directory: Path) -> TextEncoder:
+    tokenizer = _read_tokenizer(directory)
+    stack = empty_stack(read_shape(checkpoint.read_json(directory / "config.json"), directory))
+    found, needed = stack_tensors(_weights(directory)), stack.state_dict()
+    for name, own in needed.items():
+        if name not in found or found[name].shape != own.shape:
+            raise InputError(f"its weights lack or misfit {STACK}{name}")
+    checkpoint.assign(stack, {name: found[name] for name in needed}, directory, dtype=torch.float32)
+    return TextEncoder(stack, tokenizer)
 
 
 def _weights(directory: Path) -> dict[str, Tensor]:
@@ -192,11 +223,6 @@ def _weights(directory: Path) -> dict[str, Tensor]:
     if not pickled:
         raise InputError("it holds no weights, which are model.safetensors or pytorch_model.bin")
     return {name: tensor for file in pickled for name, tensor in pickles.read_state(file).items()}
-
-
-def _sized(opened: Opened, width: int, name: str, where: str | Path) -> Opened:
-    check_width(opened.stack.config.d_model, width, name, where)
-    return opened
 
 
 def check_width(found: int, needed: int, name: str, where: str | Path) -> None:

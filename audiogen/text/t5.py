@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import string
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from audiogen.config import build, to_plain
+from audiogen.config import Positive, Range, build, check_ranges, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Condition
 from audiogen.text import encoder
-from audiogen.text.cache import EmbeddingCache
-from audiogen.text.encoder import FrozenEncoder, Opened
+from audiogen.text.condition import from_rows
+from audiogen.text.encoder import FrozenEncoder, TextEncoder
+from audiogen.text.frozen import FrozenText
 from audiogen.text.t5_stack import T5Shape, T5Stack
-from audiogen.text.vocabulary import PAD_ID, Vocabulary
+from audiogen.text.vocabulary import PAD_ID, VOCABULARY_FILE, Vocabulary
 
 if TYPE_CHECKING:
     from audiogen.text.tokenizer import PretrainedTokenizer
 
 KIND = "text_encoder"
-VOCABULARY_FILE = "vocabulary.model"
 TRAINED_FOLDER = "t5"  # shape and tokenizer of a fine-tuned pretrained encoder, as transformers writes them
 ENCODER = "encoder."  # what the names of the encoder's weights begin with
 LONGEST_TEXT = 512  # tokens; T5 was trained on this many
@@ -49,43 +47,32 @@ class TextConfig:
     """
 
     encoder: str = "embedded"
-    width: int = 512
+    width: Positive = 512
     trainable: bool = False
     stored: bool = False
-    max_tokens: int = LONGEST_TEXT
-    vocab_size: int = 1024
-    dim: int = 256
-    num_layers: int = 4
-    num_heads: int = 4
-    dropout: float = 0.1
+    max_tokens: Annotated[int, Range(2, LONGEST_TEXT)] = LONGEST_TEXT
+    vocab_size: Positive = 1024
+    dim: Positive = 256
+    num_layers: Positive = 4
+    num_heads: Positive = 4
+    dropout: Annotated[float, Range(0, 1, below=True)] = 0.1
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for key in ("width", "vocab_size", "dim", "num_layers", "num_heads"):
-            if getattr(self, key) < 1:
-                raise InputError(f"text.{key} is {getattr(self, key)}; it must be at least 1")
+        check_ranges(self)
         if not self.encoder:
             raise InputError('text.encoder is empty; it is "embedded", a T5 hub id or a directory')
         if self.stored and self.trains_encoder:
             raise InputError(
                 "text.stored is for a frozen encoder; one that is trained always is stored: set it false"
             )
-        if not 2 <= self.max_tokens <= LONGEST_TEXT:
-            raise InputError(f"text.max_tokens is {self.max_tokens}; allowed are 2 to {LONGEST_TEXT}")
         if self.dim % self.num_heads:
             raise InputError(f"text.dim {self.dim} is not a multiple of text.num_heads {self.num_heads}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"text.dropout is {self.dropout}; it must be at least 0 and below 1")
 
     @property
     def embedded(self) -> bool:
         """Whether the encoder is ours, stored in the model directory."""
         return self.encoder == "embedded"
-
-    @property
-    def stores_encoder(self) -> bool:
-        """Whether the encoder's weights are in the model directory."""
-        return self.trains_encoder or self.stored
 
     @property
     def trains_encoder(self) -> bool:
@@ -101,7 +88,7 @@ class T5Conditioner(nn.Module):
     training each text goes through the encoder by itself, so that not even the rounding differs.
 
     A frozen encoder is opened with the first text, so that what runs without text needs none. Its weights are not
-    part of `state_dict()`: they are named by `config.encoder`.
+    part of `state_dict()`: `config.encoder` names them.
     """
 
     def __init__(
@@ -121,82 +108,43 @@ class T5Conditioner(nn.Module):
         super().__init__()
         self.config = config
         self.width = config.width
-        self.cache: EmbeddingCache | None = None
-        # A frozen encoder stays in a list, so that it is no submodule: not saved with every checkpoint, never in
-        # training mode.
-        self._opened: list[Opened] = []
-        self._frozen = frozen
+        self.frozen: FrozenText | None = None
         if config.trains_encoder:
-            opened = _open_trained(config, vocabulary, trained)
-            self.encoder: T5Stack = opened.stack.train()
-            self._tokenizer = opened.tokenizer
-            self.encoder_width: int = opened.stack.config.d_model
+            own = _open_trained(config, vocabulary, trained)
+            self.encoder: T5Stack = own.stack.train()
+            self._tokenizer = own.tokenizer
         else:
-            self._frozen = frozen or encoder.named(config.encoder)
-            self.encoder_width = self._frozen.width
-            self.cache = EmbeddingCache()
-        self.output_proj = nn.Linear(self.encoder_width, config.width)
+            self.frozen = FrozenText(frozen or encoder.named(config.encoder), config.cache_dir)
+        encoder_width = own.stack.config.d_model if self.frozen is None else self.frozen.width
+        self.output_proj = nn.Linear(encoder_width, config.width)
+
+    def text_encoder(self) -> TextEncoder:
+        """Stack (float32, its shape in `.config`) and tokenizer; a frozen encoder is opened for it."""
+        return TextEncoder(self.encoder, self._tokenizer) if self.frozen is None else self.frozen.encoder()
 
     @property
     def tokenizer(self) -> Vocabulary | PretrainedTokenizer:
         """What turns text into token ids; a frozen encoder is opened for it."""
-        return self._tokenizer if self.config.trains_encoder else self._open().tokenizer
+        return self.text_encoder().tokenizer
 
     def encoder_stack(self) -> T5Stack:
-        """The T5 stack in float32, `.config` its configuration; a frozen one is opened for it."""
-        return self.encoder if self.config.trains_encoder else self._open().stack
-
-    def _open(self) -> Opened:
-        """The frozen encoder, opened if it is not yet."""
-        if not self._opened:
-            assert self._frozen is not None and self.cache is not None
-            opened = self._frozen.open()
-            opened.stack.eval().requires_grad_(False)
-            if self.config.cache_dir is not None:
-                name = checkpoint.identity(opened.stack.state_dict())
-                self.cache.directory = Path(self.config.cache_dir) / name
-            self._opened.append(opened)
-        return self._opened[0]
+        """The T5 stack; a frozen one is opened for it."""
+        return self.text_encoder().stack
 
     def forward(self, texts: Sequence[str | None]) -> Condition:
         """B texts -> Condition with tokens [B, L, D]; see the class."""
         if isinstance(texts, str):
             raise ValueError("texts is one string; it must be a list of strings and None")
         rows = [self.token_ids(text) for text in texts]
-        spoken = [row for row in rows if row]
-        embeddings = iter(self._embed(spoken))
+        embeddings = iter(self._embed([row for row in rows if row]))
         nothing = self.output_proj.weight.new_zeros(1, self.width)
-        projected = [next(embeddings) if row else nothing for row in rows]
-        tokens = pad_sequence(projected, batch_first=True)  # [B, L, D]
-        lengths = torch.tensor([max(1, len(row)) for row in rows], device=tokens.device)
-        return Condition(tokens, torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None])
+        return from_rows([next(embeddings) if row else nothing for row in rows])
 
     def token_ids(self, text: str | None) -> list[int]:
-        """Token ids ending in </s>; none for no text. Warns of a text cut or not understood."""
+        """Token ids ending in </s>; an empty list for no text. Warnings as in `TextEncoder.token_ids`."""
         if text is None or not text.strip():
             return []
-        tokenizer = self.tokenizer
-        ids = tokenizer.encode(text)
-        shown = text if len(text) <= 40 else text[:40] + "..."
-        if tokenizer.unk_id in ids:
-            unknown = tokenizer.unknown(text)
-            if not set(unknown) <= set(string.punctuation):  # a missing full stop is not worth a word
-                warnings.warn(f"the text encoder does not know {unknown[:20]!r} in {shown!r}", stacklevel=2)
-            if self.config.embedded:  # no caption had these, so their embedding was never trained
-                ids = [token for token in ids if token != tokenizer.unk_id]
-        if len(ids) > self.config.max_tokens:
-            warnings.warn(
-                f"{shown!r} has {len(ids)} tokens; the text encoder reads the first {self.config.max_tokens}",
-                stacklevel=2,
-            )
-            ids = [*ids[: self.config.max_tokens - 1], tokenizer.eos_id]
-        known = self.encoder_stack().embed_tokens.num_embeddings
-        if max(ids, default=0) >= known:
-            raise InputError(
-                f"text encoder {self.config.encoder!r} knows {known} tokens, but its tokenizer gives id {max(ids)}; "
-                "they do not belong together: copy both again"
-            )
-        return ids
+        return self.text_encoder().token_ids(text, self.config.max_tokens, self.config.encoder)
 
     def _embed(self, rows: list[list[int]]) -> list[Tensor]:
         """Token ids -> projected embeddings, each [L, D]."""
@@ -206,28 +154,22 @@ class T5Conditioner(nn.Module):
         with torch.autocast(device.type, enabled=False):
             if not self.training:
                 return [self.output_proj(self._encode_one(row)) for row in rows]
-            states = self._encode_batch(rows) if self.config.trains_encoder else map(self._encode_one, rows)
+            states = self._encode_batch(rows) if self.frozen is None else map(self._encode_one, rows)
             projected = self.output_proj(torch.cat(list(states)))  # [sum of L, D]
             return list(projected.split([len(row) for row in rows]))
 
     def _encode_one(self, row: list[int]) -> Tensor:
-        """One text by itself -> [L, encoder width], from the cache where it may be used."""
+        """One text by itself -> [L, encoder width]."""
         device = self.output_proj.weight.device
-        ids = torch.tensor([row], device=device)
-        if self.cache is None:
-            return self.encoder(ids)[0]
-        states = self.cache.get(row)
-        if states is None:
-            with torch.no_grad():
-                states = self._open().stack.to(device)(ids)[0]
-            self.cache.put(row, states)
-        return states.to(device)
+        if self.frozen is not None:
+            return self.frozen.states(row, device=device)
+        return self.encoder(torch.tensor([row], device=device))[0]
 
     def _encode_batch(self, rows: list[list[int]]) -> list[Tensor]:
         """All texts at once, padded and masked -> each [L, encoder width]."""
         ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD_ID)
         lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]  # [B, L]
         device = self.output_proj.weight.device
         states = self.encoder(ids.to(device), mask.to(device))  # [B, L, encoder width]
         return [state[: len(row)] for state, row in zip(states, rows, strict=True)]
@@ -240,16 +182,12 @@ class T5Conditioner(nn.Module):
         directory = Path(directory)
         state = self.state_dict()
         if self.config.embedded:
-            assert isinstance(self.tokenizer, Vocabulary)
-            checkpoint.write_bytes_atomic(directory / VOCABULARY_FILE, self.tokenizer.model)
-        elif self.config.stores_encoder:
-            assert not isinstance(self.tokenizer, Vocabulary)
-            shape = self.encoder_stack().config.to_dict()
-            checkpoint.write_json(directory / TRAINED_FOLDER / "config.json", shape)
-            self.tokenizer.save(directory / TRAINED_FOLDER)
-            if self.config.stored:
-                stack = self.encoder_stack().state_dict()
-                state |= {f"{ENCODER}{name}": tensor for name, tensor in stack.items()}
+            self.tokenizer.save(directory)
+        elif self.config.trainable or self.config.stored:
+            stack, tokenizer = self.text_encoder()
+            checkpoint.write_json(directory / TRAINED_FOLDER / "config.json", stack.config.to_dict())
+            tokenizer.save(directory / TRAINED_FOLDER)
+            state |= {f"{ENCODER}{name}": tensor for name, tensor in stack.state_dict().items()}
         tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
         checkpoint.save_model(directory, KIND, to_plain(self.config), tensors)
 
@@ -271,23 +209,19 @@ class T5Conditioner(nn.Module):
                 raise InputError(f"{path} is missing: the model directory was half-written; copy it again")
             vocabulary = path.read_bytes()
         elif not config.trainable:
-            own = {name: tensor for name, tensor in tensors.items() if not name.startswith(ENCODER)}
-            if "output_proj.weight" not in own:
+            whole, tensors = tensors, {n: t for n, t in tensors.items() if not n.startswith(ENCODER)}
+            if "output_proj.weight" not in tensors:
                 raise InputError(
                     f"weights of {directory} do not fit their config: missing output_proj.weight"
                 )
-            width = own["output_proj.weight"].shape[-1]
-            if text_encoder is not None:
-                encoder.check_width(encoder.read_width(config.encoder), width, config.encoder, directory)
-            frozen = encoder.named(config.encoder, width, directory)
+            width = tensors["output_proj.weight"].shape[-1]
             if config.stored:
-                stack = {
-                    name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name not in own
-                }
                 folder = directory / TRAINED_FOLDER
                 shape = encoder.read_shape(checkpoint.read_json(folder / "config.json"), folder)
+                stack = {n.removeprefix(ENCODER): t for n, t in whole.items() if n not in tensors}
                 frozen = encoder.carried(shape, stack, str(folder), directory)
-            tensors = own
+            else:
+                frozen = encoder.named(config.encoder, width, directory, now=text_encoder is not None)
         with checkpoint.unfilled():
             conditioner = cls(config, vocabulary, directory / TRAINED_FOLDER, frozen)
         checkpoint.assign(conditioner, tensors, directory, device, torch.float32)
@@ -313,8 +247,8 @@ def local_or_hub(text_encoder: str) -> str:
     return str(path.resolve()) if path.exists() else text_encoder
 
 
-def _open_trained(config: TextConfig, vocabulary: bytes | None, trained: Path | None) -> Opened:
-    """The T5 stack that is trained with the model, and what turns text into its token ids."""
+def _open_trained(config: TextConfig, vocabulary: bytes | None, trained: Path | None) -> TextEncoder:
+    """The T5 stack that is trained with the model, and its tokenizer."""
     if config.embedded:
         if vocabulary is None:
             raise InputError("the embedded text encoder needs a vocabulary; build one with train_vocabulary")
@@ -328,8 +262,8 @@ def _open_trained(config: TextConfig, vocabulary: bytes | None, trained: Path | 
             num_heads=config.num_heads,
             dropout_rate=config.dropout,
         )
-        return Opened(T5Stack(shape), words)
+        return TextEncoder(T5Stack(shape), words)
     if trained is not None:
         shape = encoder.read_shape(checkpoint.read_json(trained / "config.json"), trained)
-        return Opened(encoder.empty_stack(shape), encoder.open_tokenizer(str(trained)))
+        return TextEncoder(encoder.empty_stack(shape), encoder.open_tokenizer(str(trained)))
     return encoder.named(config.encoder).open()

@@ -1,4 +1,4 @@
-"""T5's encoder: attention that knows only how far apart two tokens are, and nothing else about place.
+"""T5's encoder: its attention depends on the distance of two tokens, and on no absolute position.
 
 Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 2.1; the gated feed-forward of T5 1.1 and
 Flan-T5 is Shazeer 2020, "GLU Variants Improve Transformer". Weights have the names, and shapes the keys of config.json,
@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audiogen.config import Positive, Range, check_ranges
 from audiogen.errors import InputError
 
 FEED_FORWARDS = ("relu", "gated-gelu")  # T5; T5 1.1 and Flan-T5
@@ -31,32 +32,28 @@ class T5Shape:
         from relative_attention_max_distance share the last one.
     """
 
-    vocab_size: int = 32128
-    d_model: int = 512
-    d_kv: int = 64
-    d_ff: int = 2048
-    num_layers: int = 6
-    num_heads: int = 8
-    relative_attention_num_buckets: int = 32
+    vocab_size: Positive = 32128
+    d_model: Positive = 512
+    d_kv: Positive = 64
+    d_ff: Positive = 2048
+    num_layers: Positive = 6
+    num_heads: Positive = 8
+    relative_attention_num_buckets: Annotated[int, Range(4)] = 32
     relative_attention_max_distance: int = 128
-    dropout_rate: float = 0.1
+    dropout_rate: Annotated[float, Range(0, 1, below=True)] = 0.1
     layer_norm_epsilon: float = 1e-6
     feed_forward_proj: str = "relu"
 
     def __post_init__(self) -> None:
-        for key in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
-            if getattr(self, key) < 1:
-                raise InputError(f"{key} is {getattr(self, key)}; it must be at least 1")
+        check_ranges(self)
         buckets, longest = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        if buckets < 4 or buckets % 2:
-            raise InputError(f"relative_attention_num_buckets is {buckets}; it must be even and at least 4")
+        if buckets % 2:
+            raise InputError(f"relative_attention_num_buckets is {buckets}; it must be even")
         if longest <= buckets // 4:
             raise InputError(
                 f"relative_attention_max_distance is {longest}; it must be above {buckets // 4}, a quarter of the "
                 "buckets"
             )
-        if not 0 <= self.dropout_rate < 1:
-            raise InputError(f"dropout_rate is {self.dropout_rate}; it must be at least 0 and below 1")
         if self.feed_forward_proj not in FEED_FORWARDS:
             raise InputError(
                 f"feed_forward_proj is {self.feed_forward_proj!r}; implemented are {', '.join(FEED_FORWARDS)}"
@@ -69,7 +66,7 @@ class T5Shape:
 
 
 class Attention(nn.Module):
-    """Self-attention whose scores, queries times keys, are not divided by the root of the head's width."""
+    """Self-attention whose scores q k are not divided by sqrt(d_kv), plus a bias for each distance and head."""
 
     def __init__(self, shape: T5Shape, has_bias: bool):
         super().__init__()
@@ -89,12 +86,13 @@ class Attention(nn.Module):
             for project in (self.q, self.k, self.v)
         )
         dropout = self.dropout if self.training else 0.0
-        heard = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=1.0)
-        return self.o(rearrange(heard, "b h l d -> b l (h d)"))
+        # scale 1: T5 has the usual 1 / sqrt(d_kv) in its initial weights instead
+        mixed = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=1.0)  # [B, heads, L, d_kv]
+        return self.o(rearrange(mixed, "b h l d -> b l (h d)"))
 
 
 class FeedForward(nn.Module):
-    """A ReLU between two matrices, or a GELU, times what a third matrix makes of the same."""
+    """wo(relu(wi x)); gated: wo(gelu(wi_0 x) * wi_1 x)."""
 
     def __init__(self, shape: T5Shape):
         super().__init__()
@@ -174,8 +172,7 @@ class T5Stack(nn.Module):
         shape = self.config
         deviations = {
             "embed_tokens": 1.0,  # looked up, not summed
-            "q": (shape.d_model * shape.d_kv)
-            ** -0.5,  # what other attention divides the scores by is in here
+            "q": (shape.d_model * shape.d_kv) ** -0.5,  # with the 1 / sqrt(d_kv) of other attention's scores
             "k": shape.d_model**-0.5,
             "v": shape.d_model**-0.5,
             "o": (shape.num_heads * shape.d_kv) ** -0.5,
@@ -188,7 +185,7 @@ class T5Stack(nn.Module):
                 nn.init.normal_(module.weight, std=deviations[name.rpartition(".")[2]])
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """ids int64 [B, L] -> [B, L, D]; mask bool [B, L] is False where there is only padding, heard by nobody."""
+        """ids int64 [B, L] -> [B, L, D]; mask bool [B, L] is False for padding, which no token attends to."""
         bias = self._position_bias(ids.shape[1])  # [1, heads, L, L]
         if mask is not None:
             bias = bias.masked_fill(~mask[:, None, None], torch.finfo(bias.dtype).min)  # [B, heads, L, L]
@@ -198,17 +195,17 @@ class T5Stack(nn.Module):
         return self.dropout(self.final_layer_norm(x))
 
     def _position_bias(self, length: int) -> Tensor:
-        """What every layer adds to the scores, by distance and head: [1, heads, L, L]. The first layer's weights."""
+        """What every layer adds to the scores, by distance and head: [1, heads, L, L]; its weights are in the first."""
         table = self.get_parameter("block.0.layer.0.SelfAttention.relative_attention_bias.weight")
-        place = torch.arange(length, device=table.device)
+        position = torch.arange(length, device=table.device)
         shape = self.config
         num_buckets, longest = shape.relative_attention_num_buckets, shape.relative_attention_max_distance
-        which = buckets(place - place[:, None], num_buckets, longest)
+        which = buckets(position - position[:, None], num_buckets, longest)  # [L queries, L keys]
         return rearrange(F.embedding(which, table), "q k h -> 1 h q k")
 
 
 def buckets(offset: Tensor, num_buckets: int, max_distance: int) -> Tensor:
-    """Key's place minus query's (int64, any shape) -> number of the bucket they share with similar offsets.
+    """Position of a key minus its query's (int64, any shape) -> number of the bucket of such offsets.
 
     The first half is for keys before the query, or the query itself, the second for keys after it. Of a half, the
     first half has one distance a bucket, and the rest grow with the logarithm of the distance up to max_distance.

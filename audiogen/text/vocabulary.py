@@ -10,6 +10,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # as in T5
+VOCABULARY_FILE = "vocabulary.model"
 
 
 def train_vocabulary(
@@ -73,6 +74,9 @@ class Vocabulary:
     def unknown(self, text: str) -> str:
         """The characters of the text that the vocabulary lacks."""
         pieces = zip(self._pieces.encode(text), self._pieces.encode(text, out_type=str), strict=True)
-        return "".join(
-            piece.strip("\u2581") for token, piece in pieces if token == self.unk_id
-        )  # U+2581 is a space
+        # U+2581 is a space
+        return "".join(piece.strip("\u2581") for token, piece in pieces if token == self.unk_id)
+
+    def save(self, directory: Path) -> None:
+        """Write the model's bytes, which `Vocabulary` reads, as vocabulary.model."""
+        checkpoint.write_bytes_atomic(directory / VOCABULARY_FILE, self.model)

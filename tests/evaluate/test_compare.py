@@ -26,7 +26,7 @@ from audiogen.generators import load as generators
 from audiogen.tagger.model import Tagger, TaggerConfig
 from audiogen.tagger.pretrained import save_tagger
 
-pytestmark = pytest.mark.filterwarnings("ignore:the text encoder does not know")
+pytestmark = pytest.mark.filterwarnings("ignore:the text encoder has no token for")
 
 Rows = dict[str, dict[str, Any]]
 

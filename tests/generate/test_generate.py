@@ -192,7 +192,7 @@ def test_odd_prompts_are_warned_of_and_generated(run) -> None:
     status, out, err = run("--text", "a dog barks " * 1700, "--text", "🐶🐶", "--text", "日本")
     assert status == 0 and len(out) == 4
     assert len(err) == 3 and all(line.startswith("warning: ") for line in err)
-    assert "reads the first 512" in err[0] and "does not know '🐶🐶'" in err[1]
+    assert "reads the first 512" in err[0] and "has no token for '🐶🐶'" in err[1]
     names = [path.name for path in sorted(Path("generated").glob("*.wav"))]
     assert len(names[0]) < 60 and names[1:] == ["1_0_sound.wav", "2_0_sound.wav"]
 

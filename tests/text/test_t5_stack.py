@@ -105,7 +105,7 @@ def test_a_shape_is_read_as_transformers_writes_it() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"dropout_rate": 3}, "dropout_rate is 3.0; it must be at least 0 and below 1"),
+        ({"dropout_rate": 3}, "dropout_rate is 3.0; it must be in .0, 1"),
         ({"num_layers": 0}, "num_layers is 0; it must be at least 1"),
         ({"d_model": "x"}, "d_model: got 'x', expected a whole number"),
         (

@@ -1,4 +1,6 @@
-"""Embeddings of a frozen text encoder, kept in memory and, if asked, in a directory."""
+"""A frozen T5 that is opened with the first text, and the cache of its states, in memory and, if asked, on disk."""
+
+from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
@@ -7,9 +9,49 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from audiogen.files import checkpoint
+from audiogen.text.encoder import FrozenEncoder, TextEncoder
+from audiogen.text.vocabulary import PAD_ID
+
+
+class FrozenText:
+    """The states of a frozen T5. It is no module: it has no weights to train, and none in a checkpoint.
+
+    Each text goes through by itself, so that its states do not depend on the texts beside it.
+    """
+
+    def __init__(self, source: FrozenEncoder, cache_dir: str | None = None):
+        """cache_dir: keeps states between runs, in a folder for each encoder."""
+        self.width = source.width
+        self.cache = EmbeddingCache()
+        self._source, self._cache_dir = source, cache_dir
+        self._encoder: TextEncoder | None = None
+
+    def encoder(self) -> TextEncoder:
+        """Stack and tokenizer, opened if they are not yet."""
+        if self._encoder is None:
+            found = self._source.open()
+            found.stack.eval().requires_grad_(False)
+            if self._cache_dir is not None:
+                name = checkpoint.identity(found.stack.state_dict())
+                self.cache.directory = Path(self._cache_dir) / name
+            self._encoder = found
+        return self._encoder
+
+    @torch.no_grad()
+    def states(self, ids: Sequence[int], padding: int = 0, device: torch.device | str = "cpu") -> Tensor:
+        """Token ids of one text -> its states [L + padding, D]; those of so many masked padding tokens come last."""
+        row = [*ids, *[PAD_ID] * padding]
+        states = self.cache.get(row)
+        if states is None:
+            mask = torch.arange(len(row), device=device) < len(ids)
+            inputs = torch.tensor([row], device=device)
+            states = self.encoder().stack.to(device)(inputs, mask[None] if padding else None)[0]
+            self.cache.put(row, states)
+        return states.to(device)
 
 
 class EmbeddingCache:
