@@ -201,37 +201,52 @@ class Task(Protocol):
 
 
 class Generator(Protocol):
-    """Text to audio, whatever the family. Same seed, same audio: alone, in a batch, whatever the order."""
+    """Text to audio, whatever the family. Same seed, same audio: alone, in a batch, whatever the order.
+
+    family: such as "token LM". latent_rate: what is generated, such as "50 Hz x 4". num_parameters: of all that runs
+    from text to audio. notes: what was chosen where the files leave a choice, a line each.
+    """
 
     sample_rate: int
     channels: int
     max_duration_s: float
 
     @property
-    def family(self) -> str:
-        """Such as "token LM"."""
-        ...
+    def family(self) -> str: ...
 
     @property
-    def latent_rate(self) -> str:
-        """What is generated, such as "50 Hz x 4"."""
-        ...
+    def latent_rate(self) -> str: ...
 
     @property
-    def num_parameters(self) -> int:
-        """Of all that runs from text to audio."""
+    def num_parameters(self) -> int: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def identity(self) -> str:
+        """16 hex digits that change with any weight and with the number type."""
         ...
 
     def generate(
-        self, texts: Sequence[str | None], duration_s: float, *, guidance: float, seed: int
+        self,
+        texts: Sequence[str | None],
+        duration_s: float,
+        *,
+        guidance: float,
+        seed: int,
+        steps: int | None = None,
     ) -> Tensor:
-        """-> audio [B, C, N]; row b uses seed + b."""
+        """-> audio [B, C, N]; row b uses seed + b. steps: of a diffusion sampler, None for the generator's own."""
+        ...
+
+    def steps_at_most(self, steps: int | None) -> int | None:
+        """The largest number of steps up to `steps` that it can run, its own for None; None if it has no steps."""
+        ...
+
+    def num_evaluations(self, duration_s: float, guidance: float, steps: int | None = None) -> int:
+        """Model evaluations for one clip; a guided step counts as two."""
         ...
 
     def reconstruct(self, audio: Tensor) -> Tensor:
         """Audio [B, C, N] through the codec or autoencoder alone -> [B, C, N]: the best the generator could do."""
-        ...
-
-    def num_evaluations(self, duration_s: float, guidance: float) -> int:
-        """Model evaluations for one clip; a guided step counts as two."""
         ...

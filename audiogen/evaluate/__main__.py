@@ -207,7 +207,7 @@ def run_codec(arguments: argparse.Namespace, command: str) -> int:
 def run_compare(arguments: argparse.Namespace, command: str) -> int:
     """`compare`. Models that are not there are named before any work."""
     from audiogen.evaluate import compare
-    from audiogen.evaluate.comparison import Comparison
+    from audiogen.evaluate.systems import Comparison
     from audiogen.generators import load as generators
 
     reference_where = None

@@ -36,7 +36,7 @@ from audiogen.evaluate.coding import Measured, Originals, System, codec_systems,
 from audiogen.evaluate.embedders import Embedder, load_embedder
 from audiogen.evaluate.reconstruction import check_metrics
 from audiogen.evaluate.report import REFERENCE, Plot, Sound, draw, write_report
-from audiogen.evaluate.scores import Warn, describe, embedder_columns, filled, key_of, remembered
+from audiogen.evaluate.scores import Warn, describe, embedder_columns, filled, key_of, once
 from audiogen.files import checkpoint
 from audiogen.interfaces import Codec
 from audiogen.models.codec_pretrained import load_codec
@@ -123,7 +123,7 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Path:
     embedders = [load_embedder(spec, device) for spec in evaluation.embedders]
     rate = evaluation.sample_rate or min(codec.sample_rate for codec in codecs.values())
     originals = Originals(choose_clips(evaluation), rate)
-    odd, note = remembered(warn)
+    odd, note = once(warn)
     if constant := originals.check():
         note(
             f"{len(constant)} of {len(originals.clips)} clips are silent or constant, the first is {constant[0]}; "

@@ -1,7 +1,7 @@
 """`evaluate compare`: systems side by side on the same prompts and seeds, between ceilings and a floor.
 
 The ground truth says what real clips score; each system's codec, fed with real clips, what its generator could reach
-at best; real clips with exchanged captions, what sounds score that do not heed the text.
+at best; real clips with exchanged captions, what sounds score that do not follow the text.
 """
 
 from __future__ import annotations
@@ -17,19 +17,74 @@ import torch
 from tqdm import tqdm
 
 from audiogen import audio
+from audiogen.data.manifest import Clip
 from audiogen.device import choose_device
 from audiogen.errors import InputError
-from audiogen.evaluate.clips import is_kept, keep, read
-from audiogen.evaluate.comparison import Comparison, Material, gather, real_folder, render_order_clips
+from audiogen.evaluate import systems
+from audiogen.evaluate.clips import read, shuffled
 from audiogen.evaluate.cost import Clock, machine
-from audiogen.evaluate.embedders import Embedded, load_embedder
-from audiogen.evaluate.order import check_judge
+from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
+from audiogen.evaluate.order import OrderPrompt, check_judge, judge_clips, order_accuracy
 from audiogen.evaluate.report import REFERENCE, Cell, Column, Plot, Sound, write_report
-from audiogen.evaluate.rows import CLIP_S, COSTS, FACTS, SYSTEM, judge_entries, real_entries, system_entries
-from audiogen.evaluate.scores import SET_NOTES, Warn, filled, hear, remembered
-from audiogen.evaluate.systems import RECONSTRUCTION, Open, System, Work, run_system, sound_path, system_names
+from audiogen.evaluate.scores import (
+    SET_NOTES,
+    Warn,
+    describe,
+    embed_files,
+    embedder_columns,
+    filled,
+    inception_cells,
+    once,
+    paired_cells,
+    set_cells,
+    take,
+    text_cells,
+)
+from audiogen.evaluate.systems import (
+    RECONSTRUCTION,
+    Comparison,
+    Material,
+    Open,
+    System,
+    gather,
+    is_kept,
+    keep,
+    render_order_clips,
+    sound_path,
+)
 from audiogen.generators import load as generators
+from audiogen.tagger.model import Tagger
 from audiogen.tagger.pretrained import load_tagger
+
+SYSTEM, CLIP_S, SETS = "system", "clip_s", "sets"
+FACTS = (
+    Column(SYSTEM, "System"),
+    Column("family", "Family"),
+    Column("num_parameters", "Parameters"),
+    Column("latent_rate", "Latent rate"),
+    Column("n", "n"),
+    Column(SETS, "Sets"),
+)
+COSTS = (
+    Column("steps", "Steps"),
+    Column("num_evaluations", "Model evaluations"),
+    Column("guidance", "Guidance", digits=1),
+    Column(CLIP_S, "Time a clip (s)", "lower"),
+    Column("budget_used", "Budget used (%)", digits=0),
+    Column("real_time_factor", "Real-time factor", "lower"),
+    Column("real_time_factor_8", "Real-time factor, batch 8", "lower"),
+    Column("peak_memory_mb", "Peak memory (MB)", "lower", 0),
+    Column("remark", "Remark"),
+)
+
+
+class Entry(NamedTuple):
+    """A row and the sounds it is about: each prompt's takes, one prompt after another; likewise of order prompts."""
+
+    row: dict[str, Cell]
+    clips: list[Clip]
+    order_clips: list[Clip]
+    takes: int = 1
 
 
 class Outcome(NamedTuple):
@@ -52,18 +107,21 @@ def run(
     a row that says so, and the others finish.
     """
     open_generator = open_generator or partial(generators.load, dtype=comparison.dtype)
-    warnings, note = remembered(warn)
+    warnings, note = once(warn)
     material = gather(comparison, note)
     if material.order:
         check_judge(load_tagger(comparison.order_judge), material.order)  # now, not after hours
-    real = {spec: hear_real(spec, material, comparison, note) for spec in comparison.embedders}
+    # The embedders are closed again: the memory of generators is measured.
+    real = {spec: embed_real(spec, material, comparison, note) for spec in comparison.embedders}
     render_order_clips(comparison, material)
-    systems, failures = run_systems(comparison, material, open_generator, clock)
+    finished, failures = run_systems(comparison, material, open_generator, clock)
     ceiling, floor = real_entries(material)
     entries = [
-        entry for name in systems for entry in system_entries(name, systems[name], comparison, material)
+        entry
+        for name, system in finished.items()
+        for entry in system_entries(name, system, comparison, material)
     ]
-    columns, notes = judge_entries(comparison, material, real, ceiling, floor, entries, note)
+    columns, notes = judge_entries(comparison, material, real, [ceiling, floor, *entries], note)
     references = [entry.row for entry in entries if entry.row.get(REFERENCE)]
     contestants = [entry.row for entry in entries if not entry.row.get(REFERENCE)]
     failed: list[dict[str, Cell]] = [
@@ -74,55 +132,47 @@ def run(
     quality = [column.key for column in columns if column.better and column not in COSTS]
     write_report(
         comparison.out,
-        f"Comparison of {', '.join(system_names(comparison.models))}",
+        f"Comparison of {', '.join(systems.system_names(comparison.models))}",
         [
-            *describe_run(comparison, material, systems),
+            *describe_run(comparison, material, finished),
             *notes,
             *SET_NOTES,
             *(f"Warning: {message}" for message in warnings),
         ],
         columns,
         rows,
-        find_sounds(comparison, material, list(systems)),
-        [Plot(CLIP_S, key) for key in quality] if systems else [],
+        find_sounds(comparison, material, list(finished)),
+        [Plot(CLIP_S, key) for key in quality] if finished else [],
     )
     return Outcome(columns, rows, failures)
 
 
-def hear_real(spec: str, material: Material, comparison: Comparison, warn: Warn) -> Embedded:
-    """What an embedder hears in all recordings. The embedder is let go: the memory of generators is measured."""
-    embedder = load_embedder(spec, choose_device(comparison.device))
-    return hear(embedder, material.clips, comparison.duration_s, warn)
-
-
 # ------------------------------------------------------------------------------------------------- the systems
+
+
+def embed_real(spec: str, material: Material, comparison: Comparison, warn: Warn) -> Embedded:
+    """All recordings by one embedder, each at most as long as what is generated."""
+    embedder = load_embedder(spec, choose_device(comparison.device))
+    return embed_files(embedder, material.clips, comparison.duration_s, warn)
 
 
 def run_systems(
     comparison: Comparison, material: Material, open_generator: Open, clock: Clock
 ) -> tuple[dict[str, System], dict[str, str]]:
     """Let every system make its sounds -> those that finished, and why the others failed, by name."""
-    work = Work(
-        tuple(material.prompts),
-        tuple(material.order_clips),
-        comparison.seeds,
-        comparison.duration_s,
-        comparison.guidance,
-        comparison.budget_s,
-        comparison.steps,
-        comparison.batch_size,
-    )
-    systems: dict[str, System] = {}
+    finished: dict[str, System] = {}
     failures: dict[str, str] = {}
-    names = system_names(comparison.models)
-    with tqdm(total=work.num_sounds * len(names), unit="sound", disable=None) as bar:
+    names = systems.system_names(comparison.models)
+    num_sounds = (1 + len(comparison.seeds)) * (len(material.prompts) + len(material.order_clips))
+    with tqdm(total=num_sounds * len(names), unit="sound", disable=None) as bar:
         for place, (name, model) in enumerate(zip(names, comparison.models, strict=True)):
             bar.set_description(name)
-            folder = comparison.out / "clips" / name
+            folder = comparison.folder(name)
             log = folder / "failure.txt"
             try:
-                systems[name] = run_system(
-                    model, comparison.device, folder, work, open_generator, bar.update, clock
+                generator = open_generator(model, comparison.device)
+                finished[name] = systems.run_system(
+                    generator, comparison, folder, material, bar.update, clock
                 )
                 log.unlink(missing_ok=True)
             except Exception as error:  # whatever it is, it must not take hours of the other systems with it
@@ -132,20 +182,162 @@ def run_systems(
                 )
                 folder.mkdir(parents=True, exist_ok=True)
                 log.write_text(traceback.format_exc())
-                bar.update(work.num_sounds * (place + 1) - bar.n)
-    return systems, failures
+                bar.update(num_sounds * (place + 1) - bar.n)
+    return finished, failures
+
+
+# ---------------------------------------------------------------------------------------------------- the rows
+
+
+def real_entries(material: Material) -> tuple[Entry, Entry]:
+    """Ceiling and floor: real clips with their captions, and with those of others, which a single prompt lacks."""
+    clips, order_clips = (
+        [prompt.clip for prompt in side] for side in (material.prompts, material.order_clips)
+    )
+    ceiling: dict[str, Cell] = {
+        SYSTEM: "ground truth",
+        "family": "real clips",
+        "n": len(clips),
+        REFERENCE: True,
+    }
+    floor = ceiling | {SYSTEM: "captions shuffled"}
+    of_others, order_of_others = (
+        [side[other] for other in shuffled(len(side))] if len(side) > 1 else []
+        for side in (clips, order_clips)
+    )
+    if not of_others:
+        floor |= {"n": 0, "remark": "needs two prompts"}
+    return Entry(ceiling, clips, order_clips), Entry(floor, of_others, order_of_others)
+
+
+def system_entries(name: str, system: System, comparison: Comparison, material: Material) -> list[Entry]:
+    """Rows of a system: real clips through its codec, and what it generated."""
+    seeds, budget_s, clip_s = comparison.seeds, comparison.budget_s, system.cost.clip_s
+
+    def entry(row: dict[str, Cell], takes: Sequence[int | str]) -> Entry:
+        clips, order_clips = (
+            [
+                Clip(str(sound_path(comparison.folder(name), prompt.number, seed, order)))
+                for prompt in prompts
+                for seed in takes
+            ]
+            for order, prompts in ((False, material.prompts), (True, material.order_clips))
+        )
+        return Entry(
+            row | {"latent_rate": system.latent_rate, "n": len(clips)}, clips, order_clips, len(takes)
+        )
+
+    row: dict[str, Cell] = {
+        SYSTEM: name,
+        "family": system.family,
+        "seeds": ",".join(map(str, seeds)),
+        "identity": system.identity,
+        "guidance": comparison.guidance,
+        "steps": system.steps,
+        **system.cost._asdict(),
+    }
+    if budget_s is not None:
+        row["budget_used"] = 100 * clip_s / budget_s
+        if clip_s / budget_s > 1.05:
+            row["remark"] = "over the budget" + ("" if system.steps else ", and has no steps to save")
+    codec: dict[str, Cell] = {SYSTEM: f"{name}, codec alone", "family": "real clips", REFERENCE: True}
+    return [entry(codec, [RECONSTRUCTION]), entry(row, seeds)]
+
+
+def judge_entries(
+    comparison: Comparison,
+    material: Material,
+    real: Mapping[str, Embedded],
+    entries: Sequence[Entry],
+    warn: Warn,
+) -> tuple[list[Column], list[str]]:
+    """Fill the rows -> the columns, and notes on who judged.
+
+    real: all recordings by each embedder. entries: ceiling, floor, then those of the systems.
+    """
+    columns: list[Column] = []
+    notes: list[str] = []
+    device = choose_device(comparison.device)
+    for spec in comparison.embedders:
+        embedder = load_embedder(spec, device)
+        fill(embedder, material, real[spec], entries, warn)
+        columns += embedder_columns(embedder)
+        notes.append(describe(embedder))
+    if material.order:
+        tagger = load_tagger(comparison.order_judge, device)
+        for entry in entries:
+            if entry.order_clips:
+                entry.row.update(order_cells(tagger, entry, material.order))
+        columns.append(Column(f"order {tagger.name} {tagger.identity}", "Order accuracy", "higher"))
+        notes.append(
+            f"Order accuracy: of {len(material.order)} prompts for two events of the built-in corpus, one after the "
+            f"other, the share of clips that hold both, in that order, as `{tagger.name}` ({tagger.identity}) labels "
+            "them."
+        )
+    return columns, notes
+
+
+def fill(
+    embedder: Embedder, material: Material, real: Embedded, entries: Sequence[Entry], warn: Warn
+) -> None:
+    """The cells of one embedder in all rows. Ceiling and floor have equal figures of sets: sets have no captions."""
+    places = {clip.place: place for place, clip in enumerate(material.clips)}
+
+    def of_real(clips: Sequence[Clip]) -> Embedded:
+        return take(real, [places[clip.place] for clip in clips])
+
+    labels = [prompt.label for prompt in material.prompts]
+    labelled = sum(label in embedder.labels for label in labels)
+    if 0 < labelled < len(labels):
+        warn(
+            f"label accuracy by {embedder.name}: {labelled} of {len(labels)} prompts have a label it has as well"
+        )
+    ceiling, floor = entries[:2]
+    originals, texts = of_real(ceiling.clips), [prompt.text for prompt in material.prompts]
+    against, measured = material.split
+    for entry in entries:
+        is_real = bool(entry.row.get(REFERENCE))
+        warn_of = partial(_warn_of_row, warn, str(entry.row[SYSTEM]))
+        if entry is ceiling or entry is floor:
+            sounds = of_real(entry.clips)
+        else:
+            sounds = embed_files(embedder, entry.clips, None, warn_of)
+        if entry is not floor:
+            # What is made of each prompt's real clip is measured against real clips of other recordings.
+            part = take(sounds, [prompt.number for prompt in measured]) if is_real else sounds
+            reference = of_real(against if is_real else material.reference)
+            sets = f"{len(part.embeddings)} with {len(reference.embeddings)}"
+            cells = {SETS: sets, **set_cells(embedder, reference, part, warn_of, entry.takes)}
+            entry.row.update(cells)
+            if entry is ceiling:
+                floor.row.update(cells)
+        if entry.clips:
+            entry.row.update(inception_cells(embedder, sounds, entry.takes))
+            entry.row.update(paired_cells(embedder, originals, sounds, entry.takes))
+            entry.row.update(text_cells(embedder, texts, labels, sounds, entry.takes))
+
+
+def _warn_of_row(warn: Warn, name: str, message: str) -> None:
+    warn(f"{name}: {message}")
+
+
+def order_cells(tagger: Tagger, entry: Entry, prompts: Sequence[OrderPrompt]) -> dict[str, Cell]:
+    """Share of clips that hold both events in order; for the JSON, that hold both, and of these those in order."""
+    sounds = (read(clip, tagger.sample_rate, 1, None) for clip in entry.order_clips)
+    asked = [prompt for prompt in prompts for _ in range(entry.takes)]
+    found = order_accuracy(judge_clips(tagger, sounds, tagger.sample_rate, asked), entry.takes)
+    figures = {"order": found.right, "both_heard": found.both_present, "in_order": found.in_order}
+    return {f"{name} {tagger.name} {tagger.identity}": figure for name, figure in figures.items()}
 
 
 # --------------------------------------------------------------------------------------------------- the report
 
 
-def describe_run(comparison: Comparison, material: Material, systems: Mapping[str, System]) -> list[str]:
+def describe_run(comparison: Comparison, material: Material, finished: Mapping[str, System]) -> list[str]:
     """Notes on what was done, with what, on which machine."""
     against, measured = material.split
     chosen = in_words(comparison.where)
-    of_reference = (
-        in_words(comparison.reference_where or {}) if comparison.reference_where is not None else chosen
-    )
+    of_reference = chosen if comparison.reference_where is None else in_words(comparison.reference_where)
     lines = [f"Command: `{comparison.command}`"] if comparison.command else []
     lines += [
         f"Prompts: captions of {len(material.prompts)} clips of `{comparison.data}` ({chosen}), one wording each; "
@@ -154,7 +346,7 @@ def describe_run(comparison: Comparison, material: Material, systems: Mapping[st
         f"{comparison.duration_s:g} s.",
         "Ground truth: the real clips of the prompts. Codec alone: these through a system's codec or autoencoder, "
         "the best its generator could do. Captions shuffled: real clips, each with the caption of another: what does "
-        "not heed the text scores no better.",
+        "not follow the text scores no better.",
         "Sets: how many sounds FAD, KD, density and coverage compare with how many real ones. In the rows of real "
         f"clips these are {len(measured)} prompts' clips and {len(against)} real clips of other recordings.",
         f"Costs: {machine()}, torch {torch.__version__}; one clip after one that warmed up. Model evaluations: a "
@@ -166,7 +358,7 @@ def describe_run(comparison: Comparison, material: Material, systems: Mapping[st
             f"Equal time: {comparison.budget_s:g} s a clip. A system that has steps takes as many as fit, by two timed "
             "runs; one without runs as it is, and its row says how much of the budget it used."
         )
-    for name, system in systems.items():
+    for name, system in finished.items():
         steps = f", {system.steps} steps" if system.steps else ""
         remarks = "".join(f"; {note}" for note in system.notes)
         lines.append(f"System {name}: weights {system.identity}, {system.sample_rate} Hz{steps}{remarks}.")
@@ -174,7 +366,7 @@ def describe_run(comparison: Comparison, material: Material, systems: Mapping[st
 
 
 def in_words(where: Mapping[str, Sequence[str]]) -> str:
-    """A selection as the notes tell it: "fold 1/2, license CC0"."""
+    """A selection as the notes print it: "fold 1/2, license CC0"."""
     return ", ".join(f"{name} {'/'.join(values)}" for name, values in where.items()) or "all clips"
 
 
@@ -186,14 +378,15 @@ def find_sounds(comparison: Comparison, material: Material, names: Sequence[str]
             title = f"{prompt.number + 1}{' in order' if order else ''}. {prompt.text}"
             path = Path(prompt.clip.path)
             if not order:
-                path = sound_path(real_folder(comparison), prompt.number, "real")
+                path = sound_path(comparison.real_folder, prompt.number, "real")
                 settings = {"clip": prompt.clip.key, "duration_s": comparison.duration_s}
                 if not is_kept(path, settings):
                     sound = read(prompt.clip, None, None, comparison.duration_s)
                     keep(path, sound, audio.info(prompt.clip.path).sample_rate, settings)
             sounds.append(Sound("ground truth", title, path))
             for name in names:
-                folder = comparison.out / "clips" / name
                 for row, seed in ((f"{name}, codec alone", RECONSTRUCTION), (name, comparison.seeds[0])):
-                    sounds.append(Sound(row, title, sound_path(folder, prompt.number, seed, order)))
+                    sounds.append(
+                        Sound(row, title, sound_path(comparison.folder(name), prompt.number, seed, order))
+                    )
     return sounds

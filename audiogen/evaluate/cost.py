@@ -6,11 +6,10 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Generator
@@ -19,23 +18,6 @@ BATCH = 8  # the larger batch whose real-time factor is measured
 MOST_STEPS = 1000  # that a budget may buy: the length of the usual training noise schedule
 
 Clock = Callable[[], float]  # seconds, as time.perf_counter
-
-
-@runtime_checkable
-class SteppedGenerator(Protocol):
-    """A generator whose quality and time depend on a number of steps, as a diffusion sampler's do."""
-
-    default_steps: int
-
-    def generate(
-        self, texts: Sequence[str | None], duration_s: float, *, guidance: float, seed: int, steps: int
-    ) -> Tensor: ...
-
-    def num_evaluations(self, duration_s: float, guidance: float, steps: int) -> int: ...
-
-    def steps_at_most(self, steps: int) -> int:
-        """The largest number up to `steps` that it can run: some samplers' grids leave gaps."""
-        ...
 
 
 class Cost(NamedTuple):
@@ -56,85 +38,58 @@ class Cost(NamedTuple):
     peak_memory_mb: float | None
 
 
-def generate(
-    generator: Generator,
-    texts: Sequence[str | None],
-    duration_s: float,
-    guidance: float,
-    seed: int,
-    steps: int | None = None,
-) -> Tensor:
-    """Audio [B, C, N] on the CPU; row b has seed + b. steps: None for a generator without that knob."""
-    if steps is None:
-        return generator.generate(texts, duration_s, guidance=guidance, seed=seed).cpu()
-    assert isinstance(generator, SteppedGenerator)
-    return generator.generate(texts, duration_s, guidance=guidance, seed=seed, steps=steps).cpu()
+class Job(NamedTuple):
+    """What is timed: sounds of texts, repeated or cut to the batch (a language model takes longer for longer ones)."""
+
+    generator: Generator
+    texts: list[str]
+    duration_s: float
+    guidance: float
+    clock: Clock = time.perf_counter
+
+    def wall_s(self, batch: int, steps: int | None) -> float:
+        """Seconds that one batch takes, its sound back on the CPU."""
+        rows = [self.texts[row % len(self.texts)] for row in range(batch)]
+        began = self.clock()
+        sound = self.generator.generate(
+            rows, self.duration_s, guidance=self.guidance, seed=0, steps=steps
+        ).cpu()
+        elapsed = self.clock() - began
+        if not sound.isfinite().all():
+            raise InputError("the model generates samples that are not finite (NaN or infinity)")
+        return elapsed
 
 
-def num_evaluations(
-    generator: Generator, duration_s: float, guidance: float, steps: int | None = None
-) -> int:
-    """Model evaluations for one clip; steps as in `generate`."""
-    if steps is None:
-        return generator.num_evaluations(duration_s, guidance)
-    assert isinstance(generator, SteppedGenerator)
-    return generator.num_evaluations(duration_s, guidance, steps)
-
-
-def measure(
-    generator: Generator,
-    texts: Sequence[str | None],
-    duration_s: float,
-    guidance: float,
-    steps: int | None = None,
-    clock: Clock = time.perf_counter,
-) -> Cost:
-    """Generate one clip and then a batch of 8 of them, after a clip that warms up and is not counted.
-
-    texts are repeated or cut to the batch: a language model takes longer for a longer text.
-    """
-
-    def wall_s(batch: int) -> float:
-        rows = [texts[row % len(texts)] for row in range(batch)]
-        return _wall_s(generator, rows, duration_s, guidance, steps, clock)
-
-    wall_s(1)
+def measure(job: Job, steps: int | None = None) -> Cost:
+    """Generate one clip and then a batch of 8 of them, after a clip that warms up and is not counted."""
+    job.wall_s(1, steps)
     reset_peak_memory()
-    alone_s, together_s = wall_s(1), wall_s(BATCH)
+    alone_s, together_s = job.wall_s(1, steps), job.wall_s(BATCH, steps)
     return Cost(
-        generator.num_parameters,
-        num_evaluations(generator, duration_s, guidance, steps),
+        job.generator.num_parameters,
+        job.generator.num_evaluations(job.duration_s, job.guidance, steps),
         alone_s,
-        alone_s / duration_s,
-        together_s / (BATCH * duration_s),
+        alone_s / job.duration_s,
+        together_s / (BATCH * job.duration_s),
         peak_memory_mb(),
     )
 
 
-def fit_steps(
-    generator: Generator,
-    text: str | None,
-    duration_s: float,
-    guidance: float,
-    budget_s: float,
-    clock: Clock = time.perf_counter,
-) -> int:
+def fit_steps(job: Job, budget_s: float) -> int | None:
     """The largest number of steps with which one clip takes at most budget_s, by two timed runs; at least 1.
 
-    The two runs, of 1 and of some steps more, come after one that warms up.
+    The two runs, of 1 and of some steps more, come after one that warms up. None for a generator without steps.
     """
-    assert isinstance(generator, SteppedGenerator)
-
-    def wall_s(steps: int) -> float:
-        return _wall_s(generator, [text], duration_s, guidance, steps, clock)
-
-    wall_s(1)
-    one_s = wall_s(1)
-    # Enough for the slope to stand out, yet no more than the budget allows: a step is not known to be cheap.
-    few = max(2, min(generator.default_steps, round(budget_s / max(one_s, 1e-6))))
-    few = max(2, generator.steps_at_most(few))
-    within = steps_within(budget_s, (1, one_s), (few, wall_s(few)), generator.default_steps)
-    return generator.steps_at_most(within)
+    default = job.generator.steps_at_most(None)
+    if default is None:
+        return None
+    job.wall_s(1, 1)
+    one_s = job.wall_s(1, 1)
+    # Enough for the slope to stand out, yet no more than the budget allows: a step may be dear.
+    few = max(2, min(default, round(budget_s / max(one_s, 1e-6))))
+    few = max(2, job.generator.steps_at_most(few) or 0)
+    within = steps_within(budget_s, (1, one_s), (few, job.wall_s(1, few)), default)
+    return job.generator.steps_at_most(within)
 
 
 def steps_within(budget_s: float, a: tuple[int, float], b: tuple[int, float], default: int) -> int:
@@ -149,23 +104,6 @@ def steps_within(budget_s: float, a: tuple[int, float], b: tuple[int, float], de
     return min(MOST_STEPS, max(1, math.floor(round(a[0] + (budget_s - a[1]) / slope, 9))))
 
 
-def _wall_s(
-    generator: Generator,
-    texts: Sequence[str | None],
-    duration_s: float,
-    guidance: float,
-    steps: int | None,
-    clock: Clock,
-) -> float:
-    """Seconds that one call takes, its sound back on the CPU."""
-    began = clock()
-    sound = generate(generator, texts, duration_s, guidance, 0, steps)
-    elapsed = clock() - began
-    if not sound.isfinite().all():
-        raise InputError("the model generates samples that are not finite (NaN or infinity)")
-    return elapsed
-
-
 def machine() -> str:
     """Where torch computes: the GPU if one is in use, else the processor's architecture and the threads."""
     if torch.cuda.is_initialized():
@@ -175,7 +113,7 @@ def machine() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Forget earlier peaks, where the system allows it: on CUDA and on Linux."""
+    """Count the peak from here on, where the system allows it: on CUDA and on Linux."""
     if torch.cuda.is_initialized():
         for number in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(number)

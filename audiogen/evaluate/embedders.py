@@ -47,14 +47,14 @@ class Embedder(Protocol):
 
     name: the spec it was opened by, without folders. identity: 16 hex digits over its weights. sample_rate: Hz.
     labels: of the probabilities' columns; empty where the file names none (PANNs) or there are no probabilities.
-    hears_text: whether `embed_text` gives vectors of the same space; it is an InputError elsewhere.
+    reads_text: whether `embed_text` gives vectors of the same space; it is an InputError elsewhere.
     """
 
     name: str
     identity: str
     sample_rate: int
     labels: list[str]
-    hears_text: ClassVar[bool]
+    reads_text: ClassVar[bool]
 
     def embed(self, audio: Tensor) -> Embedded:
         """Audio [B, C, N] at `sample_rate` of any channels, which are averaged, and any length."""
@@ -79,7 +79,7 @@ class AudioEmbedder:
     listen: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     labels: list[str] = field(default_factory=list)
     device: str | torch.device = "cpu"
-    hears_text: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False
 
     @torch.inference_mode()
     def embed(self, audio: Tensor) -> Embedded:

@@ -21,12 +21,12 @@ from audiogen.evaluate.scores import (
     SET_NOTES,
     Warn,
     describe,
+    embed_files,
     embedder_columns,
     filled,
-    hear,
     inception_cells,
+    once,
     paired_cells,
-    remembered,
     set_cells,
     take,
 )
@@ -66,14 +66,14 @@ class Folder(NamedTuple):
     lowest_rate: int
 
     def names(self, key: Callable[[Path], str]) -> dict[str, int]:
-        """Place of each sound by its name, of which `key` tells what counts; nothing where two share one."""
+        """Place of each sound by `key` of its path below the folder; nothing where two share one."""
         found = {key(Path(clip.path).relative_to(self.path)): place for place, clip in enumerate(self.clips)}
         return found if len(found) == len(self.clips) else {}
 
 
 def run(evaluation: FilesEvaluation, warn: Warn) -> tuple[list[Column], list[dict[str, Cell]]]:
-    """Compare, write the report, return its table; warn is told of what is odd but no error."""
-    warnings, note = remembered(warn)
+    """Compare, write the report, return its table; warn gets what is odd but no error."""
+    warnings, note = once(warn)
     reference, generated = read_folder(evaluation.reference), read_folder(evaluation.generated)
     if reference.path.resolve() == generated.path.resolve():
         note("both folders are the same one: FAD and KL are 0")
@@ -81,7 +81,7 @@ def run(evaluation: FilesEvaluation, warn: Warn) -> tuple[list[Column], list[dic
     if longer_s > ODD_LENGTHS * shorter_s and evaluation.duration_s is None:
         note(
             f"half of the sounds are longer than {reference.median_s:.1f} s in {reference.path} and than "
-            f"{generated.median_s:.1f} s in {generated.path}: figures will tell lengths apart; see --duration"
+            f"{generated.median_s:.1f} s in {generated.path}: figures will depend on length; see --duration"
         )
     pairs = pair(reference, generated, note)
     columns = [Column(SET, "Set"), Column(COUNT, "n")]
@@ -104,7 +104,8 @@ def run(evaluation: FilesEvaluation, warn: Warn) -> tuple[list[Column], list[dic
         columns += embedder_columns(embedder)
         notes.append(describe(embedder))
         a, b = (
-            hear(embedder, folder.clips, evaluation.duration_s, note) for folder in (reference, generated)
+            embed_files(embedder, folder.clips, evaluation.duration_s, note)
+            for folder in (reference, generated)
         )
         ceiling |= ceiling_cells(embedder, a, num_half)
         row |= set_cells(embedder, a, b, note) | inception_cells(embedder, b)
@@ -130,12 +131,12 @@ def read_folder(path: Path) -> Folder:
 
 
 def check_rates(embedder: Embedder, reference: Folder, generated: Folder, warn: Warn) -> None:
-    """Warn where one side has sounds of a lower rate than the other and the embedder hears what they lack."""
+    """Warn where one side has sounds of a lower rate than the other and the embedder reads what they lack."""
     a, b = reference.lowest_rate, generated.lowest_rate
     if a != b and min(a, b) < embedder.sample_rate:
         warn(
             f"sample rates begin at {a} Hz in {reference.path} and at {b} Hz in {generated.path}, and {embedder.name} "
-            f"hears at {embedder.sample_rate} Hz: figures will tell bandwidths apart"
+            f"reads {embedder.sample_rate} Hz: figures will depend on bandwidth"
         )
 
 

@@ -46,7 +46,7 @@ class ClapEmbedder:
     is not used.
     """
 
-    hears_text: ClassVar[bool] = True
+    reads_text: ClassVar[bool] = True
 
     def __init__(self, name_or_dir: str, device: str | torch.device = "cpu") -> None:
         """Raises InputError where the model is missing, cannot be reached, or is no CLAP."""
@@ -108,7 +108,7 @@ class AstEmbedder:
     embedding and probabilities.
     """
 
-    hears_text: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False
 
     def __init__(self, name_or_dir: str, device: str | torch.device = "cpu") -> None:
         """Raises InputError where the model is missing, cannot be reached, or is no AST with a classifier."""

@@ -29,8 +29,8 @@ GROUP = "synth"  # the tagger's labels that are kinds of the built-in corpus
 FIRST_CLIP = 1_000_000  # clip numbers from here on are not trained on
 CLIPS_A_SEED = 100_000  # about 30,000 of them hold two sounds in order
 POOL = 200  # clips to choose the next prompt from
-# Probability from which a sound is heard. Chosen on other prompts than those reported, where tagger_tiny then hears
-# 97.7 % of the sounds that are there and 3.7 % of those that are not.
+# Probability from which a sound counts as present. Chosen on other prompts than those reported, where tagger_tiny then
+# finds 97.7 % of the sounds that are there and 3.7 % of those that are not.
 THRESHOLD = 0.15
 EARLIER = 0.8  # share of the pairs of frames with the one and the other sound that must be in order
 
@@ -45,26 +45,26 @@ class OrderPrompt(NamedTuple):
 
 
 class OrderVerdict(NamedTuple):
-    """What the judge says of one clip. in_order is true only where both are heard."""
+    """The judge's result for one clip. in_order is true only where both sounds are present."""
 
-    first_heard: bool
-    second_heard: bool
+    has_first: bool
+    has_second: bool
     in_order: bool
 
     @property
-    def both_heard(self) -> bool:
+    def both_present(self) -> bool:
         """Whether it makes sense to ask for the order."""
-        return self.first_heard and self.second_heard
+        return self.has_first and self.has_second
 
 
 class OrderAccuracy(NamedTuple):
-    """Shares of all clips: right (both sounds, in order), both_heard; and in_order, the share of the latter.
+    """Shares of all clips: right (both sounds, in order), both_present; and in_order, the share of the latter.
 
-    right = both_heard * in_order; where both are never heard, in_order is NaN.
+    right = both_present * in_order; where no clip has both, in_order is NaN.
     """
 
     right: Interval
-    both_heard: Interval
+    both_present: Interval
     in_order: Interval
 
 
@@ -103,17 +103,17 @@ def real_clip(prompt: OrderPrompt, sample_rate: int, duration_s: float = 5.0) ->
 
 
 def judge(probabilities: ArrayLike, first: int, second: int, threshold: float = THRESHOLD) -> OrderVerdict:
-    """Probability of each kind in each frame [frames, kinds] -> are `first` and `second` heard, in this order?
+    """Probability of each kind in each frame [frames, kinds] -> are `first` and `second` present, in this order?
 
-    A sound is heard in the frames where its probability reaches the threshold. The order is right if, of all pairs
+    A sound is present in the frames where its probability reaches the threshold. The order is right if, of all pairs
     of a frame with the first sound and a frame with the second (weighted by their probabilities; one frame with both
     counts half), in at least 0.8 the first is earlier. Two sounds at once, or A B A, come to about 0.5.
     """
     frames = np.asarray(probabilities, dtype=np.float64)[:, [first, second]]
     weights = np.where(frames >= threshold, frames, 0.0)
-    first_heard, second_heard = (bool(weight.any()) for weight in weights.T)
-    if not (first_heard and second_heard):
-        return OrderVerdict(first_heard, second_heard, False)
+    has_first, has_second = (bool(weight.any()) for weight in weights.T)
+    if not (has_first and has_second):
+        return OrderVerdict(has_first, has_second, False)
     a, b = (weights / weights.sum(axis=0)).T
     earlier = float(b @ (np.cumsum(a) - a / 2))
     return OrderVerdict(True, True, earlier >= EARLIER)
@@ -132,7 +132,7 @@ def check_judge(tagger: Tagger, prompts: Sequence[OrderPrompt]) -> None:
     asked = {kind for prompt in prompts for kind in (prompt.first_kind, prompt.second_kind)}
     if unknown := sorted(asked - set(tagger.config.groups.get(GROUP, ()))):
         raise InputError(
-            f"the tagger {tagger.name!r} cannot judge order: it does not know {unknown[0]!r}; use tagger_tiny"
+            f"the tagger {tagger.name!r} cannot judge order: it has no label {unknown[0]!r}; use tagger_tiny"
         )
 
 
@@ -162,15 +162,15 @@ def order_accuracy(verdicts: Sequence[OrderVerdict], takes: int = 1, seed: int =
     """
     right, both = (
         np.array(flags, dtype=np.float64).reshape(-1, takes).mean(1)
-        for flags in ([v.in_order for v in verdicts], [v.both_heard for v in verdicts])
+        for flags in ([v.in_order for v in verdicts], [v.both_present for v in verdicts])
     )
-    heard = np.flatnonzero(both)  # other prompts say nothing about the order
+    both_found = np.flatnonzero(both)  # other prompts say nothing about the order
 
     def share(index: NDArray[np.int64]) -> float:
-        return float(right[heard[index]].sum() / both[heard[index]].sum())
+        return float(right[both_found[index]].sum() / both[both_found[index]].sum())
 
-    if len(heard) > 1:
-        in_order = bootstrap(share, len(heard), seed=seed)
+    if len(both_found) > 1:
+        in_order = bootstrap(share, len(both_found), seed=seed)
     else:  # one prompt has a value without an interval
-        in_order = Interval(share(np.arange(1)) if len(heard) else math.nan, math.nan, math.nan)
+        in_order = Interval(share(np.arange(1)) if len(both_found) else math.nan, math.nan, math.nan)
     return OrderAccuracy(prompt_interval(right, seed=seed), prompt_interval(both, seed=seed), in_order)

@@ -1,4 +1,4 @@
-"""The figures of sets of clips as an embedder hears them: cells of a report, each with its interval.
+"""The figures of sets of clips by an embedder: cells of a report, each with its interval.
 
 Clips of one prompt, generated with several seeds, are not independent: intervals resample prompts, never clips. So
 sounds come prompt by prompt, each with the same number of takes: take t of prompt p is row p * takes + t.
@@ -84,7 +84,7 @@ def key_of(embedder: Embedder, name: str) -> str:
 
 def describe(embedder: Embedder) -> str:
     """A note that names an embedder and its weights."""
-    return f"Embedder `{embedder.name}`, weights {embedder.identity}, hears at {embedder.sample_rate} Hz."
+    return f"Embedder `{embedder.name}`, weights {embedder.identity}, input at {embedder.sample_rate} Hz."
 
 
 def embedder_columns(embedder: Embedder) -> list[Column]:
@@ -95,16 +95,16 @@ def embedder_columns(embedder: Embedder) -> list[Column]:
     ]
 
 
-def remembered(warn: Warn) -> tuple[list[str], Warn]:
-    """(what was warned of so far, a warn that says every message once): the report's notes repeat the warnings."""
-    said: list[str] = []
+def once(warn: Warn) -> tuple[list[str], Warn]:
+    """(the warnings so far, for the report's notes; a `warn` that gives every message once)."""
+    warnings: list[str] = []
 
-    def once(message: str) -> None:
-        if message not in said:
-            said.append(message)
+    def warn_once(message: str) -> None:
+        if message not in warnings:
+            warnings.append(message)
             warn(message)
 
-    return said, once
+    return warnings, warn_once
 
 
 def filled(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
@@ -112,7 +112,7 @@ def filled(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
     return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
 
 
-def hear(embedder: Embedder, clips: Sequence[Clip], duration_s: float | None, warn: Warn) -> Embedded:
+def embed_files(embedder: Embedder, clips: Sequence[Clip], duration_s: float | None, warn: Warn) -> Embedded:
     """Embed clips, at most the first duration_s of each, whatever their rates and channels.
 
     Clips that are silent or constant are embedded as they are, and warned of.
@@ -126,17 +126,17 @@ def hear(embedder: Embedder, clips: Sequence[Clip], duration_s: float | None, wa
                 constant.append(clip.key)
             yield sound
 
-    heard = embed_clips(embedder, loaded(), embedder.sample_rate)
+    embedded = embed_clips(embedder, loaded(), embedder.sample_rate)
     if constant:
         warn(f"{len(constant)} of {len(clips)} clips are silent or constant, the first is {constant[0]}")
-    return heard
+    return embedded
 
 
-def take(heard: Embedded, places: Sequence[int] | Index) -> Embedded:
+def take(embedded: Embedded, places: Sequence[int] | Index) -> Embedded:
     """Some clips of a set, in that order."""
     index = np.asarray(places, dtype=np.int64)
-    probabilities = None if heard.probabilities is None else heard.probabilities[index]
-    return Embedded(heard.embeddings[index], probabilities)
+    probabilities = None if embedded.probabilities is None else embedded.probabilities[index]
+    return Embedded(embedded.embeddings[index], probabilities)
 
 
 def set_cells(
@@ -222,16 +222,14 @@ def text_cells(
     generated: Embedded,
     takes: int = 1,
 ) -> dict[str, Cell]:
-    """How well clips follow their prompts: label accuracy, for labels the embedder knows, and CLAP score."""
+    """How well clips follow their prompts: label accuracy, for labels that the embedder has, and CLAP score."""
     cells: dict[str, Cell] = {}
-    known = np.array(
-        [place for place, label in enumerate(labels) if label in embedder.labels], dtype=np.int64
-    )
-    if len(known) and generated.probabilities is not None:
-        wanted = np.array([embedder.labels.index(str(labels[place])) for place in known])
-        right = accuracy(generated.probabilities[take_rows(known, takes)], np.repeat(wanted, takes))
+    labelled = np.flatnonzero([label in embedder.labels for label in labels])
+    if len(labelled) and generated.probabilities is not None:
+        wanted = np.array([embedder.labels.index(str(label)) for label in labels if label in embedder.labels])
+        right = accuracy(generated.probabilities[take_rows(labelled, takes)], np.repeat(wanted, takes))
         cells[key_of(embedder, "accuracy")] = prompt_interval(right, takes)
-    if embedder.hears_text:
+    if embedder.reads_text:
         wanted_text = np.repeat(embedder.embed_text(texts), takes, 0)
         cells[key_of(embedder, "clap")] = prompt_interval(cosine(wanted_text, generated.embeddings), takes)
     return cells

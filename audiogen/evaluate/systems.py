@@ -1,4 +1,4 @@
-"""One system of a comparison: open it, choose its steps, measure its cost, let it make its sounds, keep them all.
+"""What a comparison is asked for, its real clips, and the sounds of one system: steps chosen, cost measured, all kept.
 
 What a system makes lies in a folder of its own: `0007_2.wav` (prompt 7, seed 2), `0007_codec.wav` (real clip 7
 through its codec), the same with `order_` before it, each with a .json that says how it was made, and `system.json`
@@ -7,60 +7,119 @@ with steps and cost. A run that was interrupted goes on where it ended.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from torch import nn
+from torch import Tensor
 
+from audiogen import audio
+from audiogen.config import NotNegative, Positive, Range, check_ranges
+from audiogen.data.manifest import Clip, read_manifest, select
 from audiogen.errors import InputError
 from audiogen.evaluate import cost
-from audiogen.evaluate.clips import Prompt, consecutive, is_kept, keep, read
-from audiogen.evaluate.cost import Clock, Cost, SteppedGenerator
+from audiogen.evaluate.clips import Prompt, ceiling_split, choose, read
+from audiogen.evaluate.cost import Clock, Cost
+from audiogen.evaluate.order import OrderPrompt, order_prompts, real_clip
+from audiogen.evaluate.scores import Warn
 from audiogen.files import checkpoint
 from audiogen.interfaces import Generator
 
+ORDER_RATE = 16000  # Hz, of the built-in corpus as it is rendered for the ceiling of order accuracy
+SHORT = 0.9  # of the generated length: shorter real clips are warned of
 RECONSTRUCTION = "codec"  # stands in a file's name in place of the seed
 SEED_STRIDE = 1_000_000  # clip `number` of seed s is generated with seed s * SEED_STRIDE + number
 ORDER_OFFSET = SEED_STRIDE // 2  # and order prompt `number` with this much more
+Seconds = Annotated[float, Range(0, 86_400, above=True)]  # up to a day
 
-Advance = Callable[[int], object]  # is told of so many more finished sounds
+Advance = Callable[[int], object]  # called with the number of sounds just finished
 Open = Callable[[str, str], Generator]  # (name or directory, device) -> generator
 
 
 @dataclass(frozen=True)
-class Work:
-    """What every system of a comparison does.
+class Comparison:
+    """What to compare, and on what.
 
-    prompts: with the real clips they describe; order_prompts: of two events in order, with theirs. Every text is
-    generated once with each seed, duration_s long. budget_s: wall time for a clip, or steps: both only matter to
-    systems that have steps, which otherwise take their own number. batch_size: sounds generated at a time.
+    models: bundled names or model directories. data: a manifest; where: which of its clips prompts come from, values
+    by field; reference_where: which of them sets are compared with, None for the same. num_clips: prompts, None for
+    all. order_prompts: prompts of two events in order. duration_s: of what is generated, and at most of real clips.
+    budget_s, steps: for systems that have steps, wall time a clip or their number. embedders: specs. num_sounds:
+    prompts whose sounds the report holds. dtype: of the systems, as `audiogen.generate` takes it. command: what to
+    quote in the report.
     """
 
-    prompts: tuple[Prompt, ...]
-    order_prompts: tuple[Prompt, ...]
-    seeds: tuple[int, ...]
-    duration_s: float
-    guidance: float
-    budget_s: float | None = None
-    steps: int | None = None
-    batch_size: int = 4
+    models: tuple[str, ...]
+    data: Path
+    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    reference_where: Mapping[str, Sequence[str]] | None = None
+    num_clips: Positive | None = None
+    seeds: tuple[NotNegative, ...] = (0,)
+    order_prompts: NotNegative = 0
+    duration_s: Seconds = 5.0
+    guidance: float = 3.0
+    budget_s: Seconds | None = None
+    steps: Positive | None = None
+    embedders: tuple[str, ...] = ("tagger_tiny",)
+    batch_size: Positive = 4
+    num_sounds: NotNegative = 10
+    device: str = "auto"
+    dtype: str = "auto"
+    out: Path = Path("evaluation/compare")
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not math.isfinite(self.guidance):
+            raise InputError(f"--guidance is {self.guidance}; it must be a number, 1 for none")
+        if self.budget_s is not None and self.steps is not None:
+            raise InputError("--budget-s and --steps exclude each other: equal time or equal steps")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise InputError(f"--seeds {list(self.seeds)}; give at least one, each once")
+        if not self.models or not self.embedders:
+            raise InputError("nothing to compare; give at least one --model and one --embedder")
+        if len(set(self.embedders)) != len(self.embedders):
+            raise InputError(f"--embedder is given twice for one embedder: {', '.join(self.embedders)}")
+        system_names(self.models)
 
     @property
-    def num_sounds(self) -> int:
-        """That one system makes."""
-        return (1 + len(self.seeds)) * (len(self.prompts) + len(self.order_prompts))
+    def order_judge(self) -> str:
+        """The tagger that judges the order of events: the first one among the embedders, else the bundled one."""
+        taggers = [spec.partition(":")[2] for spec in self.embedders if spec.startswith("tagger:")]
+        return taggers[0] if taggers else "tagger_tiny"
+
+    def folder(self, name: str) -> Path:
+        """Where the sounds of a system are kept."""
+        return self.out / "clips" / name
+
+    @property
+    def real_folder(self) -> Path:
+        """Where real clips are kept for the report's players."""
+        return self.folder("real")
+
+
+class Material(NamedTuple):
+    """The real side. split: clips that stand for the reference, and prompts whose clips are measured against them."""
+
+    reference: list[Clip]
+    prompts: list[Prompt]
+    split: tuple[list[Clip], list[Prompt]]
+    order: list[OrderPrompt]
+    order_clips: list[Prompt]
+
+    @property
+    def clips(self) -> list[Clip]:
+        """All recordings, each once."""
+        every = [*self.reference, *(prompt.clip for prompt in self.prompts)]
+        return list({clip.place: clip for clip in every}.values())
 
 
 class System(NamedTuple):
-    """What is known of a system once its sounds are made.
-
-    steps: None where it has no such knob. notes: what was chosen where its files leave a choice.
-    """
+    """A system whose sounds are made. steps: None where it has none. notes: as of `Generator`."""
 
     identity: str
     family: str
@@ -68,7 +127,7 @@ class System(NamedTuple):
     sample_rate: int
     steps: int | None
     cost: Cost
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
 
 def sound_path(folder: Path, number: int, seed: int | str, order: bool = False) -> Path:
@@ -89,54 +148,123 @@ def system_names(models: Sequence[str]) -> list[str]:
     raise InputError(f"--model is given twice for one model: {', '.join(models)}")
 
 
+def gather(comparison: Comparison, warn: Warn) -> Material:
+    """Choose clips and prompts. Writes nothing: `render_order_clips` does, once all embedders have opened."""
+    everything = read_manifest(comparison.data)
+    chosen = select(everything, comparison.where)
+    reference = chosen
+    if comparison.reference_where is not None:
+        reference = select(everything, comparison.reference_where)
+    prompts = choose(chosen, comparison.num_clips)
+    if len(reference) < 2:
+        raise InputError(
+            f"{comparison.data}: one clip is chosen as reference; give at least 2, better hundreds"
+        )
+    order = []
+    if comparison.order_prompts:
+        order = order_prompts(comparison.order_prompts, duration_s=comparison.duration_s)
+    order_clips = [
+        Prompt(
+            number, prompt.caption, Clip(str(sound_path(comparison.real_folder, number, "real", order=True)))
+        )
+        for number, prompt in enumerate(order)
+    ]
+    material = Material(reference, prompts, ceiling_split(reference, prompts), order, order_clips)
+    short = [clip for clip in material.clips if length_s(clip) < SHORT * comparison.duration_s]
+    if short:
+        warn(
+            f"{len(short)} of {len(material.clips)} real clips are shorter than the {comparison.duration_s:g} s that "
+            f"are generated, the first is {short[0].key}: figures will depend on length; see --duration"
+        )
+    return material
+
+
+def length_s(clip: Clip) -> float:
+    """Seconds of a clip, by the header of its file."""
+    rest_s = audio.info(clip.path).duration_s - clip.start_s
+    return rest_s if clip.duration_s is None else min(rest_s, clip.duration_s)
+
+
+def render_order_clips(comparison: Comparison, material: Material) -> None:
+    """Write the real clips of order prompts, which are synthesised, where they are not kept yet."""
+    for prompt, rendered in zip(material.order, material.order_clips, strict=True):
+        settings = {"clip": prompt.number, "duration_s": comparison.duration_s}
+        path = Path(rendered.clip.path)
+        if not is_kept(path, settings):
+            keep(path, real_clip(prompt, ORDER_RATE, comparison.duration_s), ORDER_RATE, settings)
+
+
+# ------------------------------------------------------------------------------------------- one system's sounds
+
+
 def run_system(
-    model: str,
-    device: str,
+    generator: Generator,
+    comparison: Comparison,
     folder: Path,
-    work: Work,
-    open_generator: Open,
+    material: Material,
     advance: Advance,
     clock: Clock = time.perf_counter,
 ) -> System:
-    """Make all sounds of a model that are not there yet."""
-    generator = open_generator(model, device)
-    limit_s = generator.max_duration_s
-    if work.duration_s > limit_s:
+    """Make all sounds of a generator that are not in its folder yet."""
+    duration_s = comparison.duration_s
+    if duration_s > generator.max_duration_s:
+        limit_s = generator.max_duration_s
         raise InputError(f"generates at most {limit_s:g} s; give a --duration that all models can make")
-    system = prepare(generator, folder, work, clock)
-    codec_settings = {"identity": system.identity, "duration_s": work.duration_s}
-    settings = codec_settings | {"steps": system.steps, "guidance": work.guidance}
-    for order, prompts in ((False, work.prompts), (True, work.order_prompts)):
-        paths = [sound_path(folder, prompt.number, RECONSTRUCTION, order) for prompt in prompts]
-        reconstruct(generator, prompts, paths, work, codec_settings, advance)
-        for seed in work.seeds:
-            paths = [sound_path(folder, prompt.number, seed, order) for prompt in prompts]
+    system = prepare(generator, comparison, folder, [prompt.text for prompt in material.prompts], clock)
+    codec_settings = {"identity": system.identity, "duration_s": duration_s}
+    settings = codec_settings | {"steps": system.steps, "guidance": comparison.guidance}
+    make = partial(
+        generator.generate, duration_s=duration_s, guidance=comparison.guidance, steps=system.steps
+    )
+    for order, each in ((False, material.prompts), (True, material.order_clips)):
+        for prompt in each:
+            path = sound_path(folder, prompt.number, RECONSTRUCTION, order)
+            if not is_kept(path, made_with := codec_settings | {"clip": prompt.clip.key}):
+                real = read(prompt.clip, generator.sample_rate, generator.channels, duration_s)
+                keep(path, generator.reconstruct(real[None])[0], generator.sample_rate, made_with)
+            advance(1)
+        for seed in comparison.seeds:
             first_seed = seed * SEED_STRIDE + order * ORDER_OFFSET
-            generate(generator, prompts, paths, first_seed, work, settings, advance)
+            paths = [sound_path(folder, prompt.number, seed, order) for prompt in each]
+            made = [settings | {"text": prompt.text, "seed": first_seed + prompt.number} for prompt in each]
+            pending = [number for number, path in enumerate(paths) if not is_kept(path, made[number])]
+            advance(len(each) - len(pending))
+            for numbers in consecutive(pending, comparison.batch_size):
+                # row b has the seed of the first + b
+                sounds = make([each[number].text for number in numbers], seed=first_seed + numbers[0]).cpu()
+                for number, sound in zip(numbers, sounds, strict=True):
+                    keep(paths[number], sound, generator.sample_rate, made[number])
+                advance(len(numbers))
     return system
 
 
-def prepare(generator: Generator, folder: Path, work: Work, clock: Clock) -> System:
+def prepare(
+    generator: Generator, comparison: Comparison, folder: Path, texts: list[str], clock: Clock
+) -> System:
     """Choose the steps and measure the cost, or read from `system.json` what an earlier run found.
 
     Timing again would give other steps, and with them other sounds.
     """
     path = folder / "system.json"
-    texts = [prompt.text for prompt in work.prompts]
     facts: dict[str, Any] = {
         "machine": cost.machine(),
-        "identity": identity_of(generator),
-        "duration_s": work.duration_s,
-        "guidance": work.guidance,
-        "budget_s": work.budget_s,
-        "asked_steps": work.steps,
+        "identity": generator.identity(),
+        "duration_s": comparison.duration_s,
+        "guidance": comparison.guidance,
+        "budget_s": comparison.budget_s,
+        "asked_steps": comparison.steps,
     }
     found = checkpoint.read_json(path) if path.is_file() else {}
     if found.get("facts") == facts:
         steps, measured = found["steps"], Cost(**found["cost"])
     else:
-        steps = choose_steps(generator, texts[0], work, clock)
-        measured = cost.measure(generator, texts, work.duration_s, work.guidance, steps, clock)
+        job = cost.Job(generator, texts, comparison.duration_s, comparison.guidance, clock)
+        steps = generator.steps_at_most(None)
+        if comparison.budget_s is not None:
+            steps = cost.fit_steps(job, comparison.budget_s)
+        elif steps is not None and comparison.steps is not None:
+            steps = comparison.steps  # as asked: the generator refuses what its sampler cannot take
+        measured = cost.measure(job, steps)
         checkpoint.write_json(path, {"facts": facts, "steps": steps, "cost": measured._asdict()})
     return System(
         facts["identity"],
@@ -145,75 +273,35 @@ def prepare(generator: Generator, folder: Path, work: Work, clock: Clock) -> Sys
         generator.sample_rate,
         steps,
         measured,
-        tuple(getattr(generator, "notes", ())),
+        generator.notes,
     )
 
 
-def choose_steps(generator: Generator, text: str, work: Work, clock: Clock) -> int | None:
-    """The steps that were asked for, that fit the budget, or the system's own; None for one without steps."""
-    if not isinstance(generator, SteppedGenerator):
-        return None
-    if work.budget_s is not None:
-        return cost.fit_steps(generator, text, work.duration_s, work.guidance, work.budget_s, clock)
-    return generator.default_steps if work.steps is None else work.steps
-
-
-def reconstruct(
-    generator: Generator,
-    prompts: Sequence[Prompt],
-    paths: Sequence[Path],
-    work: Work,
-    common: dict[str, Any],
-    advance: Advance,
-) -> None:
-    """The real clips through the system's codec or autoencoder, where they are not kept yet.
-
-    common: what all of these sounds are made with, for the file beside each.
-    """
-    for prompt, path in zip(prompts, paths, strict=True):
-        settings = common | {"clip": prompt.clip.key}
-        if not is_kept(path, settings):
-            sound = read(prompt.clip, generator.sample_rate, generator.channels, work.duration_s)
-            keep(path, generator.reconstruct(sound[None])[0], generator.sample_rate, settings)
-        advance(1)
-
-
-def generate(
-    generator: Generator,
-    prompts: Sequence[Prompt],
-    paths: Sequence[Path],
-    first_seed: int,
-    work: Work,
-    common: dict[str, Any],
-    advance: Advance,
-) -> None:
-    """A sound a prompt where it is not kept yet; prompt n has first_seed + n, whatever is generated beside it.
-
-    common: what all of these sounds are made with, for the file beside each.
-    """
-    settings = [common | {"text": prompt.text, "seed": first_seed + prompt.number} for prompt in prompts]
-    pending = [number for number, path in enumerate(paths) if not is_kept(path, settings[number])]
-    advance(len(prompts) - len(pending))
-    for numbers in consecutive(pending, work.batch_size):
-        sounds = cost.generate(
-            generator,
-            [prompts[number].text for number in numbers],
-            work.duration_s,
-            work.guidance,
-            first_seed + numbers[0],
-            common["steps"],
+def is_kept(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether an earlier run finished this sound with these settings."""
+    try:
+        return (
+            path.is_file() and json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == settings
         )
-        for number, sound in zip(numbers, sounds, strict=True):
-            keep(paths[number], sound, generator.sample_rate, settings[number])
-        advance(len(numbers))
+    except (OSError, ValueError):
+        return False
 
 
-def identity_of(generator: Generator) -> str:
-    """16 hex digits that change with any weight of a generator: as it says, or of the modules it holds."""
-    own = getattr(generator, "identity", None)
-    if callable(own):
-        return str(own())
-    modules = {name: part for name, part in vars(generator).items() if isinstance(part, nn.Module)}
-    parts = {name: checkpoint.identity(module.state_dict()) for name, module in sorted(modules.items())}
-    text = json.dumps([type(generator).__name__, parts])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def keep(path: Path, sound: Tensor, sample_rate: int, settings: Mapping[str, Any]) -> None:
+    """Write a sound [C, N] as WAV and, beside it, what it was made with; a crash in between leaves it unfinished."""
+    if not sound.isfinite().all():
+        raise InputError(f"the sound for {path} holds samples that are not finite (NaN or infinity)")
+    path.with_suffix(".json").unlink(missing_ok=True)  # of a sound made otherwise
+    audio.save(path, audio.below_full_scale(sound), sample_rate)
+    checkpoint.write_json(path.with_suffix(".json"), settings)
+
+
+def consecutive(numbers: Iterable[int], size: int) -> list[list[int]]:
+    """Runs of consecutive numbers, at most `size` long: [0, 1, 2, 5] by 2 is [[0, 1], [2], [5]]."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1 and len(runs[-1]) < size:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs

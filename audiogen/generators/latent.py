@@ -45,7 +45,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class LatentGenerator:
-    """Text to audio: a denoiser of latents. Implements `interfaces.Generator` and `evaluate.cost.SteppedGenerator`.
+    """Text to audio: a denoiser of latents. Implements `interfaces.Generator`.
 
     A sound is a function of its text, duration, seed and the settings. On a CPU the denoiser runs sound by sound, and
     so gives the same to the last bit alone, in a batch and in any order; elsewhere `batch_size` sounds of one length
@@ -155,8 +155,10 @@ class LatentGenerator:
         make_sampler(self.process, chosen.sampler, chosen.steps, chosen.eta)
         return chosen
 
-    def steps_at_most(self, steps: int) -> int:
-        """The largest number up to `steps` that its own sampler can take."""
+    def steps_at_most(self, steps: int | None) -> int:
+        """The largest number up to `steps` that its own sampler can take; its own number for None."""
+        if steps is None:
+            return self.default_steps
         for number in range(steps, 1, -1):
             try:
                 return self.sampling(number).steps

@@ -213,7 +213,11 @@ class AudioGen:
             tensor.numel() for name, tensor in self.codec.state_dict().items() if name.endswith("codewords")
         )
 
-    def num_evaluations(self, duration_s: float, guidance: float) -> int:
+    def steps_at_most(self, steps: int | None) -> None:
+        """None: every frame is decoded once, there is no number of steps to choose."""
+        return None
+
+    def num_evaluations(self, duration_s: float, guidance: float, steps: int | None = None) -> int:
         """Decoding steps for one clip, each counted twice where guidance needs a second row."""
         return num_decoded(self.config, self.num_frames(duration_s), self.max_frames) * (
             1 if guidance == 1 else 2
@@ -238,6 +242,7 @@ class AudioGen:
         top_k: int = 250,
         top_p: float = 0.0,
         seed: int | Sequence[int] = 0,
+        steps: int | None = None,
         negative: str | None = None,
         peer_padding: bool = False,
         progress: Progress | None = None,
@@ -253,6 +258,8 @@ class AudioGen:
         peer_padding: attend to the padding of each text to the longest of `texts`, as audiocraft does: a sound then
             depends on the texts beside it. Only for comparisons with its batches.
         """
+        if steps is not None:
+            raise InputError("steps is for latent-diffusion systems; a token language model has none")
         request = requests.check(texts, duration_s, seed, guidance, negative, peer_padding)
         return self._run(request, Sampling(temperature, top_k, top_p), None, progress)
 

@@ -1,4 +1,4 @@
-"""What tests of evaluation share: a tiny tagger with random weights, and labelled sounds it can hear."""
+"""What tests of evaluation share: a tiny tagger with random weights, and labelled sounds of its classes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Diffusion:
     """A stand-in for a diffusion system: a call takes `fixed_s`, and `step_s` for each step of each row."""
 
     sample_rate, channels, max_duration_s = 1000, 1, 10.0
-    family, latent_rate, num_parameters = "diffusion", "10 Hz x 8", 77
+    family, latent_rate, num_parameters, notes = "diffusion", "10 Hz x 8", 77, ()
     default_steps = 20
 
     def __init__(self, fixed_s: float = 0.5, step_s: float = 0.125) -> None:
@@ -73,8 +73,11 @@ class Diffusion:
     def num_evaluations(self, duration_s: float, guidance: float, steps: int | None = None) -> int:
         return (steps or self.default_steps) * (1 if guidance == 1 else 2)
 
-    def steps_at_most(self, steps: int) -> int:
-        return steps
+    def steps_at_most(self, steps: int | None) -> int:
+        return steps or self.default_steps
+
+    def identity(self) -> str:
+        return "0123456789abcdef"
 
     def clock(self) -> float:
         return self.now_s
@@ -82,7 +85,7 @@ class Diffusion:
 
 @pytest.fixture
 def diffusion() -> type[Diffusion]:
-    """The class of a generator with steps, whose own clock tells how long it took."""
+    """The class of a generator with steps, whose own clock says how long it took."""
     return Diffusion
 
 

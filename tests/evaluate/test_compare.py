@@ -16,12 +16,11 @@ from audiogen import audio
 from audiogen.data.manifest import Clip, group_of, read_manifest
 from audiogen.errors import InputError
 from audiogen.evaluate import compare
-from audiogen.evaluate.clips import ceiling_split, choose, consecutive, shuffled
-from audiogen.evaluate.comparison import Comparison
+from audiogen.evaluate.clips import ceiling_split, choose, shuffled
 from audiogen.evaluate.embedders import Embedded, load_embedder
 from audiogen.evaluate.metrics import Interval, prompt_interval
 from audiogen.evaluate.scores import key_of, set_cells, take_rows
-from audiogen.evaluate.systems import system_names
+from audiogen.evaluate.systems import Comparison, consecutive, system_names
 from audiogen.generators import load as generators
 from audiogen.tagger.model import Tagger, TaggerConfig
 from audiogen.tagger.pretrained import save_tagger
@@ -274,7 +273,7 @@ def test_labels_that_the_embedder_does_not_know_are_counted(
     compare.run(
         replace(comparison, data=tmp_path / "other.jsonl"), warnings.append, lambda name, device: diffusion()
     )
-    assert "label accuracy by tagger_x: 4 of 6 prompts have a label it knows" in warnings
+    assert "label accuracy by tagger_x: 4 of 6 prompts have a label it has as well" in warnings
 
 
 def test_the_clap_score_is_of_each_sound_with_the_text_it_was_asked_by(
@@ -473,7 +472,10 @@ def test_bad_data_is_said_before_anything_is_generated(comparison: Comparison, t
         ({"embedders": (f"tagger:{comparison.models[0]}",)}, "of kind 'token_lm'"),
         ({"order_prompts": 1}, "order prompts need 1.2 s"),
         ({"order_prompts": 1, "duration_s": 1.3, "embedders": ("codec:absent",)}, "neither a directory"),
-        ({"order_prompts": 1, "duration_s": 1.3, "embedders": (deaf,)}, "cannot judge order: it does not"),
+        (
+            {"order_prompts": 1, "duration_s": 1.3, "embedders": (deaf,)},
+            "cannot judge order: it has no label",
+        ),
     ):
         with pytest.raises(InputError, match=said):
             compare.run(replace(comparison, **change), lambda message: None, refuses)  # type: ignore[arg-type]
@@ -484,13 +486,14 @@ def test_bad_data_is_said_before_anything_is_generated(comparison: Comparison, t
     ("change", "said"),
     [
         ({"budget_s": 1.0, "steps": 2}, "exclude each other"),
-        ({"budget_s": 0.0}, "--budget-s is 0 s"),
-        ({"duration_s": math.nan}, "--duration is nan s"),
+        ({"budget_s": 0.0}, "budget_s is 0.0; it must be"),
+        ({"duration_s": math.nan}, "duration_s is nan; it must be"),
         ({"guidance": math.inf}, "--guidance is inf"),
-        ({"steps": 0}, "--steps is 0; allowed: 1 and more"),
-        ({"num_clips": 0}, "--num-clips is 0"),
-        ({"order_prompts": -1}, "--order-prompts is -1"),
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"num_clips": 0}, "num_clips is 0; it must be at least 1"),
+        ({"order_prompts": -1}, "order_prompts is -1; it must be at least 0"),
         ({"seeds": ()}, "--seeds"),
+        ({"seeds": (0, -1)}, r"seeds\[1\] is -1; it must be at least 0"),
         ({"seeds": (1, 1)}, "each once"),
         ({"models": ()}, "at least one --model"),
         ({"embedders": ("tagger_tiny", "tagger_tiny")}, "--embedder is given twice"),

@@ -7,12 +7,13 @@ import torch
 
 from audiogen.errors import InputError
 from audiogen.evaluate import cost
+from audiogen.evaluate.cost import Job
 from audiogen.generators import load as generators
 
 
 def test_the_figures_are_those_of_the_clock(diffusion) -> None:
     model = diffusion()
-    measured = cost.measure(model, ["a", "b", "c"], 2.0, 3.0, steps=4, clock=model.clock)
+    measured = cost.measure(Job(model, ["a", "b", "c"], 2.0, 3.0, model.clock), steps=4)
     assert model.calls == [(1, 4), (1, 4), (8, 4)]  # the first one warms up
     assert measured.num_parameters == 77 and measured.num_evaluations == 8
     assert measured.clip_s == 1.0 and measured.real_time_factor == 0.5
@@ -20,11 +21,14 @@ def test_the_figures_are_those_of_the_clock(diffusion) -> None:
     assert measured.peak_memory_mb is not None and measured.peak_memory_mb > 10
 
 
-def test_a_generator_without_steps_is_measured_as_it_is(tiny_model: Path, diffusion) -> None:
+def test_a_generator_without_steps_is_measured_as_it_is(tiny_model: Path) -> None:
     model = generators.load(tiny_model, "cpu")
-    assert not isinstance(model, cost.SteppedGenerator)
-    assert isinstance(diffusion(), cost.SteppedGenerator)
-    measured = cost.measure(model, ["rain"], 0.1, 1.0)
+    assert model.steps_at_most(None) is model.steps_at_most(7) is None
+    job = Job(model, ["rain"], 0.1, 1.0)
+    assert cost.fit_steps(job, 1.0) is None
+    with pytest.raises(InputError, match="steps is for latent-diffusion systems"):
+        cost.measure(job, steps=3)
+    measured = cost.measure(job)
     assert measured.num_parameters == model.num_parameters
     assert measured.num_evaluations == model.num_evaluations(0.1, 1.0)
     assert measured.clip_s > 0 and measured.real_time_factor == pytest.approx(measured.clip_s / 0.1)
@@ -42,7 +46,7 @@ def test_a_generator_without_steps_is_measured_as_it_is(tiny_model: Path, diffus
 )
 def test_a_budget_buys_the_most_steps_that_fit(budget_s: float, steps: int, diffusion) -> None:
     model = diffusion()
-    assert cost.fit_steps(model, "a", 1.0, 3.0, budget_s, model.clock) == steps
+    assert cost.fit_steps(Job(model, ["a"], 1.0, 3.0, model.clock), budget_s) == steps
     assert len(model.calls) == 3  # one to warm up and two that are timed
     took_s = model.fixed_s + model.step_s * steps
     assert took_s <= budget_s or steps == 1
@@ -51,7 +55,7 @@ def test_a_budget_buys_the_most_steps_that_fit(budget_s: float, steps: int, diff
 
 def test_calibration_spends_about_the_budget_at_most(diffusion) -> None:
     model = diffusion(fixed_s=0.0, step_s=1.0)
-    assert cost.fit_steps(model, "a", 1.0, 3.0, 5.0, model.clock) == 5
+    assert cost.fit_steps(Job(model, ["a"], 1.0, 3.0, model.clock), 5.0) == 5
     assert model.now_s <= 1 + 1 + 5
 
 
@@ -74,4 +78,4 @@ def test_samples_that_are_not_finite_are_refused(diffusion) -> None:
     model = diffusion()
     model.generate = lambda texts, *_, **__: torch.full((len(texts), 1, 10), torch.nan)  # type: ignore[method-assign]
     with pytest.raises(InputError, match="not finite"):
-        cost.measure(model, ["a"], 1.0, 3.0, steps=2)
+        cost.measure(Job(model, ["a"], 1.0, 3.0), steps=2)

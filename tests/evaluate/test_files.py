@@ -53,7 +53,7 @@ def test_a_folder_against_its_copy(compare, real: Path, tmp_path: Path) -> None:
 def test_the_figures_are_those_of_the_metrics(
     compare, real: Path, tmp_path: Path, labelled: Path, tiny_tagger: str
 ) -> None:
-    """Also over other rates, channels, formats and suffixes: the embedder hears what a listener does."""
+    """Also over other rates, channels, formats and suffixes: the embedder gets what a listener gets."""
     other = tmp_path / "other"
     for number, path in enumerate(sorted(real.glob("*.wav"))):
         sound, _ = audio.load(path)
@@ -129,8 +129,10 @@ def test_what_is_odd_is_warned_of(compare, real: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_sounds_that_lack_what_the_embedder_hears_are_warned_of(compare, real: Path, tmp_path: Path) -> None:
-    """The embedder hears at 8 kHz: 4 kHz lacks half of that, 16 kHz nothing."""
+def test_sounds_that_lack_a_part_of_the_embedders_input_are_warned_of(
+    compare, real: Path, tmp_path: Path
+) -> None:
+    """The embedder reads 8 kHz: 4 kHz lacks half of that, 16 kHz nothing."""
     for rate in (4000, 16000):
         for path in real.glob("*.wav"):
             sound = audio.resample(audio.load(path)[0], 8000, rate)
@@ -139,7 +141,7 @@ def test_sounds_that_lack_what_the_embedder_hears_are_warned_of(compare, real: P
     assert not compare(tmp_path / "4000", tmp_path / "4000" / ".." / "4000")[1][1:]  # alike on both sides
     (said,) = compare(real, tmp_path / "4000")[1]
     assert said.startswith("sample rates begin at 8000 Hz in ") and "and at 4000 Hz in " in said
-    assert said.endswith("tagger_x hears at 8000 Hz: figures will tell bandwidths apart")
+    assert said.endswith("tagger_x reads 8000 Hz: figures will depend on bandwidth")
 
 
 def test_lengths_that_differ_are_warned_of(compare, real: Path, tmp_path: Path) -> None:

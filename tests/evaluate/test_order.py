@@ -88,8 +88,8 @@ def test_swapped_never_passes_with_the_right_order() -> None:
         drawn = random.random((7, 3)) * (random.random((7, 3)) < 0.4)
         there, back = judge(drawn, 0, 1), judge(drawn, 1, 0)
         assert not (there.in_order and back.in_order)
-        assert (there.first_heard, there.second_heard) == (back.second_heard, back.first_heard)
-        assert judge(drawn[::-1], 1, 0) == (back.first_heard, back.second_heard, there.in_order)
+        assert (there.has_first, there.has_second) == (back.has_second, back.has_first)
+        assert judge(drawn[::-1], 1, 0) == (back.has_first, back.has_second, there.in_order)
 
 
 def test_shares() -> None:
@@ -102,7 +102,7 @@ def test_shares() -> None:
     ]
     found = order_accuracy(verdicts)
     assert found.right.value == pytest.approx(2 / 5)
-    assert found.both_heard.value == pytest.approx(3 / 5)
+    assert found.both_present.value == pytest.approx(3 / 5)
     assert found.in_order.value == pytest.approx(2 / 3)
     assert all(share.low <= share.value <= share.high for share in found)
     assert found.right.low < found.right.high
@@ -116,7 +116,7 @@ def test_takes_of_a_prompt_count_as_one() -> None:
     )
     prompts = [[right, right], [right, lost], [half, lost], [lost, lost]]
     found = order_accuracy([verdict for takes in prompts for verdict in takes], takes=2)
-    assert found.right.value == pytest.approx(3 / 8) and found.both_heard.value == pytest.approx(4 / 8)
+    assert found.right.value == pytest.approx(3 / 8) and found.both_present.value == pytest.approx(4 / 8)
     assert found.in_order.value == pytest.approx(3 / 4)
     alone = order_accuracy([verdict for takes in prompts for verdict in takes])
     assert (
@@ -124,9 +124,9 @@ def test_takes_of_a_prompt_count_as_one() -> None:
     )  # takes are no more prompts
 
 
-def test_shares_where_both_are_never_or_once_heard() -> None:
+def test_shares_where_both_are_never_or_once_present() -> None:
     never = order_accuracy([OrderVerdict(True, False, False)] * 3)
-    assert never.right == never.both_heard == (0, 0, 0) and np.isnan(never.in_order).all()
+    assert never.right == never.both_present == (0, 0, 0) and np.isnan(never.in_order).all()
     once = order_accuracy([OrderVerdict(True, False, False), OrderVerdict(True, True, True)])
     assert once.in_order.value == 1 and np.isnan(once.in_order.low)
 
@@ -140,7 +140,7 @@ def test_clips_that_cannot_be_judged() -> None:
     assert frame_probabilities(tagger, fine, 8000).shape == (13, 2)  # 1 s in frames of 0.08 s
     with pytest.raises(InputError, match="clip 1 .* not finite"):
         judge_clips(tagger, [fine, fine.log()], 16000, prompts)
-    with pytest.raises(InputError, match="does not know 'rain'"):
+    with pytest.raises(InputError, match="has no label 'rain'"):
         judge_clips(tagger, [fine], 16000, [OrderPrompt("a bell, then rain", "bell", "rain", 0)])
     with pytest.raises(ValueError, match="argument 2"):
         judge_clips(tagger, [fine], 16000, prompts)
