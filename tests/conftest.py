@@ -101,7 +101,7 @@ def tiny_latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from audiogen.diffusion.systems import LatentSystem
-    from audiogen.models.latent_pretrained import save_diffusers
+    from audiogen.models.diffusers import save_diffusers
     from audiogen.text.vocabulary import train_vocabulary
     from tests.diffusion.tiny_systems import CAPTIONS, tiny
 

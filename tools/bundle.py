@@ -21,9 +21,9 @@ from audiogen.files import checkpoint
 from audiogen.generators.latent import LatentGenerator
 from audiogen.models.codec_pretrained import KIND as CODEC_KIND
 from audiogen.models.codec_pretrained import load_codec, save_codec
-from audiogen.models.latent_pretrained import INDEX, save_diffusers
-from audiogen.models.latent_public import load_released
+from audiogen.models.diffusers import INDEX, save_diffusers
 from audiogen.models.lm_pretrained import CodecReference, load_lm, save_lm
+from audiogen.models.released import load_released
 from audiogen.tagger.pretrained import KIND as TAGGER_KIND
 from audiogen.tagger.pretrained import load_tagger, save_tagger
 

@@ -26,14 +26,13 @@ from audiogen.diffusion.routes import Routes
 from audiogen.diffusion.sample import SAMPLINGS, Reference, Sampling, rerank, sample
 from audiogen.diffusion.samplers import make_sampler
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, hub
+from audiogen.files import checkpoint
 from audiogen.generators import request as requests
 from audiogen.generators.request import Edit, Progress, Request
 from audiogen.interfaces import Condition
-from audiogen.models import latent_pretrained as convert
-from audiogen.models import latent_public as public
-from audiogen.models import stable_audio as public_stable_audio
-from audiogen.models.latent_files import Released, read_settings
+from audiogen.models.diffusers import save_diffusers
+from audiogen.models.released import load_released
+from audiogen.models.systems import Released
 from audiogen.text.clap import Clap
 from audiogen.text.latent_text import TextStates
 
@@ -59,11 +58,10 @@ class LatentGenerator:
         device: str = "auto",
         dtype: str = "auto",
         clap: Clap | None = None,
-        window_s: float | None = None,
     ):
         """released: in evaluation mode; it becomes this generator's own. dtype: that the denoiser computes in.
 
-        clap: ranks candidates; None is the system's own. window_s: the length that is always generated, and cut from.
+        clap: ranks candidates; None is the system's own.
         """
         where = choose_device(device)
         self.dtype = _choose_dtype(dtype, where)
@@ -71,7 +69,7 @@ class LatentGenerator:
         self.process = Process(process_of(self.name, released.process))
         self._sampling = released.sampling or SAMPLINGS[self.name]
         self._clap = clap
-        self.window_s = window_s
+        self.window_s = window_s = released.window_s
         self.system.autoencoder.to(where)
         self.system.denoiser.to(where)
         self.device = where
@@ -95,23 +93,20 @@ class LatentGenerator:
         ema: bool | None = None,
         clap: str | None = None,
     ) -> LatentGenerator:
-        """Open a bundled system, a run's directory, or a release in any format of `diffusion.public`, or its hub id.
+        """Open a bundled system, a run's directory, or a release in any format of `models.released`, or its hub id.
 
         device: as in `AudioGen`. dtype: that the denoiser computes in, its weights staying float32: "float32",
         "bfloat16", "float16" (CUDA), or "auto" for bfloat16 on CUDA and float32 elsewhere. text_encoder: a T5 (for
         AudioLDM, which has none, a CLAP), directory or hub id, in place of the one that the system names. heads, ema:
-        see `public.load_released`; `notes` says what was used. clap: a CLAP model with an audio branch, directory or
+        see `load_released`; `notes` says what was used. clap: a CLAP model with an audio branch, directory or
         hub id, that ranks candidates.
         """
-        directory = checkpoint.system_folder(name_or_dir)
-        if hub.is_hub_id(str(name_or_dir)):
-            directory = hub.fetch(str(name_or_dir), public.LAYOUTS)
         with _quiet():
-            released = public.load_released(directory, heads, ema)
+            released = load_released(name_or_dir, heads, ema)
         if text_encoder is not None:
             _replace_text(released, text_encoder, name_or_dir)
         scorer = None if clap is None else Clap(clap)
-        return cls(released, device, dtype, scorer, _window_s(directory, released))
+        return cls(released, device, dtype, scorer)
 
     @property
     def family(self) -> str:
@@ -200,10 +195,7 @@ class LatentGenerator:
             if value != getattr(PROCESSES[self.name], key)
         }
         own = None if self._sampling == SAMPLINGS[self.name] else self._sampling
-        convert.save_diffusers(directory, self.system, self.name, config, sampling=own)
-        if self.window_s is not None:
-            path = Path(directory) / convert.SYSTEM
-            checkpoint.write_json(path, checkpoint.read_json(path) | {"window_s": self.window_s})
+        save_diffusers(directory, self.system, self.name, config, sampling=own, window_s=self.window_s)
 
     def identity(self) -> str:
         """16 hex digits that change with any weight, the process, the sampling and the number type."""
@@ -417,20 +409,6 @@ def _together(references: Sequence[Reference | None]) -> Reference | None:
         given[0].strength,
         torch.stack(masks) if masks else None,
     )
-
-
-def _window_s(directory: Path, released: Released) -> float | None:
-    """Seconds that the authors always generate, where the files say so; Stable Audio's and TangoFlux's do."""
-    hop, rate = released.system.autoencoder.hop_length, released.system.autoencoder.sample_rate
-    if (directory / convert.SYSTEM).is_file():
-        return read_settings(directory / convert.SYSTEM).get("window_s", float, None)
-    if released.name == "tangoflux":
-        return read_settings(directory / "config.json").get("audio_seq_len", int) * hop / rate
-    if released.name != "stable_audio":
-        return None
-    if (directory / convert.INDEX).is_file():
-        return read_settings(directory / "transformer" / "config.json").get("sample_size", int) * hop / rate
-    return read_settings(directory / public_stable_audio.CONFIG).get("sample_size", int) / rate
 
 
 def _num_frozen_parameters(conditioner: Conditioner) -> int:

@@ -77,7 +77,7 @@ def find(name_or_dir: str | Path) -> Path:
         return pretrained.find(name_or_dir)
     if not hub.is_hub_id(str(name_or_dir)):
         return checkpoint.system_folder(name_or_dir)
-    from audiogen.models.latent_public import LAYOUTS
+    from audiogen.models.released import LAYOUTS
 
     return hub.fetch(str(name_or_dir), LAYOUTS)
 

@@ -12,27 +12,24 @@ cond_stage_model.*, clap.*    CLAP and T5, which come from the hub here
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from audiogen.config import Range
 from audiogen.diffusion.conditioners import ConditionerConfig
 from audiogen.diffusion.loa import LoaConfig
 from audiogen.diffusion.mel import MelConfig
-from audiogen.diffusion.systems import LatentSystem, SystemConfig, released
+from audiogen.diffusion.systems import SystemConfig, released
 from audiogen.diffusion.vocoder import VocoderConfig
 from audiogen.errors import InputError
-from audiogen.models import latent_names as public_names
-from audiogen.models.latent_files import Released, Settings, empty, fill, read_settings, read_weights, under
-from audiogen.models.latent_mel import (
-    autoencoder_config,
-    fill_autoencoder,
-    fill_unet,
-    unet_config,
-    vocoder_config,
-)
+from audiogen.models import latent_diffusion as parts
+from audiogen.models.settings import RATE, SIZE, Settings, read_settings, short
+from audiogen.models.systems import Component, SystemParts
+from audiogen.models.tensors import Source, is_whole, read_weights, under
 from audiogen.text.t5 import TextConfig
 
 CONFIG = "config.yaml"
@@ -40,6 +37,24 @@ CLAP = "laion/clap-htsat-unfused"
 TEXT_ENCODER = "google/flan-t5-large"
 LOA = "crossattn_audiomae_generated"
 LOA_PARTS = ("start_of_sequence_tokens.", "end_of_sequence_tokens.", "input_sequence_embed_linear.", "model.")
+LOA_INPUTS = ["film_clap_cond1", "crossattn_flan_t5"]  # what GPT-2 begins from, in this order
+TOKEN_ROWS = 32  # of the tables of start and end tokens, of which rows 0 and 1 are used
+_PARAMS, _LOA = "model.params", f"model.params.cond_stage_config.{LOA}.params"
+# Training, paths of the authors' machine, the default length of a sound, and settings of CLAP and AudioMAE: the first
+# comes from the hub, the second is a target of training.
+HARMLESS = (
+    *("metadata_root", "log_directory", "wave_file_save_path", "precision", "id.*", "data.*", "variables.*"),
+    *("step.*", "augmentation.*", "preprocessing.audio.max_wav_value", "preprocessing.audio.duration"),
+    *(f"preprocessing.mel.{key}" for key in ("freqm", "timem", "blur", "mean", "std", "target_length")),
+    *("*.base_learning_rate", "*.batchsize", "*.monitor", "*.image_key", "*.lossconfig.*", "*.dropout"),
+    *("*.device", "*.cond_stage_key", "*.ddconfig.resolution", "*.image_size", "*.use_checkpoint"),
+    *(f"{_PARAMS}.{key}" for key in ("warmup_steps", "optimize_ddpm_parameter", "num_timesteps_cond")),
+    *(f"{_PARAMS}.{key}" for key in ("log_every_t", "unconditional_prob_cfg", "first_stage_key")),
+    *(f"{_PARAMS}.{key}" for key in ("latent_t_size", "cond_stage_trainable", "evaluation_params.*")),
+    *(f"{_PARAMS}.cond_stage_config.params.*", f"{_PARAMS}.vocoder_config.target"),
+    *(f"{_LOA}.{key}" for key in ("learnable", "use_gt_mae_*", "use_warmup")),
+    *(f"{_LOA}.cond_stage_config.{key}.*" for key in ("film_clap_cond1.params", "crossattn_audiomae_pooled")),
+)
 
 
 def is_audioldm(directory: Path) -> bool:
@@ -48,7 +63,9 @@ def is_audioldm(directory: Path) -> bool:
     return settled and len(_checkpoints(directory)) == 1
 
 
-def load_audioldm(directory: Path, heads: tuple[int, ...] | None = None, ema: bool | None = None) -> Released:
+def read_audioldm(
+    directory: Path, heads: tuple[int, ...] | None = None, ema: bool | None = None
+) -> SystemParts:
     """Read either.
 
     heads: attention heads of each level; by default the authors', channels / num_head_channels. The converted models of
@@ -61,49 +78,51 @@ def load_audioldm(directory: Path, heads: tuple[int, ...] | None = None, ema: bo
             f"{directory} has {len(files)} checkpoints (.ckpt, .pth); one is needed beside {CONFIG}"
         )
     tensors = read_weights(files[0], "state_dict")
-    first = under(tensors, "first_stage_model.")
-    vae = {name: tensor for name, tensor in first.items() if not name.startswith("vocoder.")}
-    if "scale_factor" not in tensors:
-        raise InputError(f"{files[0]} lacks scale_factor; its latents cannot be scaled: copy it again")
-    scale_factor, process, origin = float(tensors["scale_factor"]), {}, "the authors'"
+    vae, vocoder = parts.split_vocoder(under(tensors, "first_stage_model."))
+    scale = tensors.get("scale_factor")
+    if scale is None or not is_whole(scale) or scale.numel() != 1:
+        lack = "lacks" if scale is None else f"has {list(scale.shape)} values for"
+        raise InputError(f"{files[0]} {lack} scale_factor; its latents cannot be scaled: copy it again")
+    scale_factor, process, origin = float(scale), {}, "the authors'"
     if (directory / CONFIG).is_file():
         settings = read_settings(directory / CONFIG)
-        config = _config(settings, vae, scale_factor)
-        process = _process(settings.below("model.params"))
+        config, process = _config(settings, vae, scale_factor), _process(settings.section(_PARAMS))
+        settings.done(HARMLESS)
         origin = f"channels / num_head_channels of {CONFIG}"
     else:
         config = standard_config(tensors, scale_factor, files[0])
-    assert config.audio_unet is not None
+    unet, codec, loa = config.audio_unet, config.mel_autoencoder, config.conditioner.loa
+    assert unet is not None and codec is not None
     if heads is not None:
-        config = dataclasses.replace(config, audio_unet=dataclasses.replace(config.audio_unet, heads=heads))
-        origin = "as given"
-    second = config.conditioner.loa is not None
-    system = empty(lambda: LatentSystem(config))
-    averaged = (not second) if ema is None else ema
-    fill_unet(system.denoiser, _unet(tensors, averaged, files[0]), files[0], averaged)  # type: ignore[arg-type]
-    fill_autoencoder(system.autoencoder, vae, under(first, "vocoder."), files[0])  # type: ignore[arg-type]
-    if system.conditioner.loa is not None:
-        found = {
-            name: tensor
-            for name, tensor in under(tensors, "cond_stage_models.0.").items()
-            if name.startswith(LOA_PARTS)
-        }
-        masks = [
-            name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))
-        ]  # of old GPT-2s
-        fill(system.conditioner.loa, found, public_names.loa, files[0], ignore=masks)
-    assert config.audio_unet is not None
+        unet, origin = dataclasses.replace(unet, heads=heads), "as given"
+        config = dataclasses.replace(config, audio_unet=unet)
+    averaged = loa is None if ema is None else ema
+    found = under(tensors, "model_ema.diffusion_model" if averaged else "model.diffusion_model.")
+    if not found:
+        which = "averaged " if averaged else ""
+        raise InputError(f"{files[0]} has no {which}UNet; set ema the other way, or copy it again")
+    components = [
+        parts.unet_component(unet, found, files[0], averaged),
+        *parts.autoencoder_components(codec, vae, vocoder, files[0]),
+    ]
+    if loa is not None:
+        components.append(_loa_component(tensors, files[0]))
     notes = (
-        f"attention heads {config.audio_unet.heads}: {origin}",
+        f"attention heads {unet.heads}: {origin}",
         f"UNet weights: {'their average (model_ema)' if averaged else 'the last (model)'}",
     )
-    return Released(system.eval(), "audioldm2" if second else "audioldm", process, notes)
+    name = "audioldm" if loa is None else "audioldm2"
+    return SystemParts(config, components, directory, name, process, notes)
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.iterdir() if path.suffix in (".ckpt", ".pth"))
 
 
 def standard_config(tensors: Mapping[str, Tensor], scale_factor: float, where: Path) -> SystemConfig:
     """The released model that such weights are of, by the width of the UNet and whether there is a GPT-2."""
     first = tensors.get("model.diffusion_model.input_blocks.0.0.weight")
-    width = 0 if first is None else len(first)
+    width = 0 if first is None or not first.dim() else len(first)
     second = any(name.startswith("cond_stage_models.0.model.") for name in tensors)
     names = (
         {128: "audioldm2", 256: "audioldm2_large"}
@@ -121,71 +140,97 @@ def standard_config(tensors: Mapping[str, Tensor], scale_factor: float, where: P
     return dataclasses.replace(config, mel_autoencoder=autoencoder)
 
 
+# ------------------------------------------------------------------------------------------- configurations
+
+
 def _config(settings: Settings, vae: Mapping[str, Tensor], scale_factor: float) -> SystemConfig:
-    params = settings.below("model.params")
-    second = params.get(f"cond_stage_config.{LOA}", dict, None) is not None
-    unet = params.below("unet_config.params")
-    context = unet.wholes("context_dim") if second else ()
+    params = settings.section(_PARAMS)
+    second = params.take("cond_stage_config", {}) and f"cond_stage_config.{LOA}" in params
+    _check_targets(settings, second)
+    mel, hifigan = _mel(settings), VocoderConfig()
+    if "vocoder_config" in params:  # else the authors' code has the sizes, and no setting for them
+        section = params.section("vocoder_config.params")
+        hifigan = parts.vocoder_config(section)
+        section.expect(num_mels=mel.num_mels, sampling_rate=mel.sample_rate)
+    first = params.section("first_stage_config.params")
+    codec = parts.autoencoder_config(first.section("ddconfig"), vae, mel, hifigan, scale_factor)
+    parts.check_around_vae(first, codec)
+    params.expect(sampling_rate=mel.sample_rate, scale_by_std=True, channels=codec.latent_dim)
+    params.expect(latent_f_size=mel.num_mels // codec.reduction, beta_schedule="linear")
+    unet = params.section("unet_config.params")
+    if second:
+        unet.expect(extra_sa_layer=True)
+        context = parts.attention_layers(unet.take("context_dim"), unet.where, "context_dim")
+        conditioner, layers, vector_dim = _conditioner_2(settings, context), (None, *context), None
+    else:
+        params.expect(conditioning_key="film")
+        unet.expect(extra_film_use_concat=True)
+        vector_dim = unet.whole("extra_film_condition_dim")
+        conditioner = ConditionerConfig(
+            vector=("clap",), unconditional="empty", clap=CLAP, clap_dim=vector_dim
+        )
+        layers = (None,)
     return SystemConfig(
-        conditioner=_conditioner_2(params, context) if second else _conditioner(unet),
-        mel_autoencoder=autoencoder_config(
-            params.below("first_stage_config.params.ddconfig"),
-            vae,
-            _mel(settings),
-            _vocoder(params),
-            scale_factor,
-        ),
-        audio_unet=unet_config(
-            unet, (None, *context), None if second else unet.get("extra_film_condition_dim", int)
-        ),
+        conditioner, codec, audio_unet=parts.unet_config(unet, layers, vector_dim, heads=None)
     )
 
 
-def _checkpoints(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.iterdir() if path.suffix in (".ckpt", ".pth"))
+def _check_targets(settings: Settings, second: bool) -> None:
+    """Refuse other classes than those of the two releases; where they stand in the authors' code has changed."""
+    clap, flan = "CLAPAudioEmbeddingClassifierFreev2", "FlanT5HiddenState"
+    targets = {
+        "model": "LatentDiffusion",
+        f"{_PARAMS}.first_stage_config": "AutoencoderKL",
+        f"{_PARAMS}.unet_config": "UNetModel",
+    }
+    if second:
+        stages = f"{_PARAMS}.cond_stage_config"
+        targets |= {f"{stages}.{LOA}": "SequenceGenAudioMAECond", f"{stages}.crossattn_flan_t5": flan}
+        inner = (f"{_LOA}.cond_stage_config.{key}" for key in LOA_INPUTS)
+        targets |= dict(zip(inner, (clap, flan), strict=True))
+    else:
+        targets[f"{_PARAMS}.cond_stage_config"] = clap
+    for key, name in targets.items():
+        found = settings.text(f"{key}.target", name)
+        if found.rpartition(".")[2] != name:
+            raise InputError(
+                f"{settings.where}: {key}.target is {short(found)}; only {name} is implemented here"
+            )
 
 
-def _unet(tensors: Mapping[str, Tensor], averaged: bool, where: Path) -> dict[str, Tensor]:
-    found = under(tensors, "model_ema.diffusion_model" if averaged else "model.diffusion_model.")
-    if not found:
+def _conditioner_2(settings: Settings, context: tuple[int | None, ...]) -> ConditionerConfig:
+    loa = settings.section(_LOA)
+    dims = loa.wholes("sequence_input_embed_dim")
+    widths = [width for width in context if width is not None]
+    if len(widths) != 2 or len(dims) != 2:
         raise InputError(
-            f"{where} has no {'averaged ' if averaged else ''}UNet; set ema the other way, or copy it again"
+            f"{settings.where}: context_dim {list(context)} and sequence_input_embed_dim {list(dims)}; two widths of "
+            "each are implemented, the language of audio and Flan-T5, from CLAP and Flan-T5"
         )
-    return found
-
-
-def _conditioner(unet: Settings) -> ConditionerConfig:
-    if not unet.get("extra_film_use_concat", bool, True):
-        raise InputError(f"{unet.where}: extra_film_use_concat false is not implemented")
-    dim = unet.get("extra_film_condition_dim", int)
-    return ConditionerConfig(vector=("clap",), unconditional="empty", clap=CLAP, clap_dim=dim)
-
-
-def _conditioner_2(params: Settings, context: tuple[int, ...]) -> ConditionerConfig:
-    key = f"cond_stage_config.{LOA}.params"
-    dims = params.wholes(f"{key}.sequence_input_embed_dim")
-    if len(context) != 2 or len(dims) != 2:
-        raise InputError(
-            f"{params.where}: context_dim {context} and sequence_input_embed_dim {dims}; two of each are implemented, "
-            "the language of audio and Flan-T5, from CLAP and Flan-T5"
-        )
-    gpt2 = (
-        params.below("gpt2_config") if params.get("gpt2_config", dict, None) else Settings({}, params.where)
-    )
-    standard = LoaConfig()
+    loa.expect(sequence_input_key=LOA_INPUTS, always_output_audiomae_gt=False)
+    inner = f"{_LOA}.cond_stage_config"
+    for key, kind in (
+        (f"{_PARAMS}.cond_stage_config.{LOA}", "crossattn"),
+        (f"{_PARAMS}.cond_stage_config.{LOA_INPUTS[1]}", "crossattn"),
+        (f"{inner}.{LOA_INPUTS[0]}", "film"),
+        (f"{inner}.{LOA_INPUTS[1]}", "crossattn"),
+    ):
+        settings.choice(f"{key}.conditioning_key", [kind], kind)
+    gpt2, usual = settings.section(f"{_PARAMS}.gpt2_config", {}), LoaConfig()
+    gpt2.expect(n_embd=widths[0], activation_function="gelu_new", layer_norm_epsilon=1e-5)
     return ConditionerConfig(
         cross=(("loa",), ("text",)),
         unconditional="empty",
-        text=TextConfig(TEXT_ENCODER, width=context[1]),
+        text=TextConfig(TEXT_ENCODER, width=widths[1]),
         clap=CLAP,
         clap_dim=dims[0],
         loa=LoaConfig(
-            width=context[0],
-            length=params.get(f"{key}.sequence_gen_length", int),
-            num_layers=gpt2.get("n_layer", int, standard.num_layers),
-            num_heads=gpt2.get("n_head", int, standard.num_heads),
-            max_positions=gpt2.get("n_positions", int, standard.max_positions),
-            vocab_size=gpt2.get("vocab_size", int, standard.vocab_size),
+            width=widths[0],
+            length=loa.whole("sequence_gen_length"),
+            num_layers=gpt2.whole("n_layer", usual.num_layers),
+            num_heads=gpt2.whole("n_head", usual.num_heads),
+            max_positions=gpt2.whole("n_positions", usual.max_positions),
+            vocab_size=gpt2.whole("vocab_size", usual.vocab_size),
             clap_dim=dims[0],
             text_dim=dims[1],
         ),
@@ -193,32 +238,53 @@ def _conditioner_2(params: Settings, context: tuple[int, ...]) -> ConditionerCon
 
 
 def _mel(settings: Settings) -> MelConfig:
+    section = settings.section("preprocessing")
+    n_fft = section.whole("stft.filter_length")
+    section.choice("stft.win_length", [n_fft], n_fft)
     return MelConfig(
-        sample_rate=settings.get("preprocessing.audio.sampling_rate", int),
-        n_fft=settings.get("preprocessing.stft.filter_length", int),
-        hop_length=settings.get("preprocessing.stft.hop_length", int),
-        num_mels=settings.get("preprocessing.mel.n_mel_channels", int),
-        f_min=settings.get("preprocessing.mel.mel_fmin", float),
-        f_max=settings.get("preprocessing.mel.mel_fmax", float),
+        sample_rate=section.whole("audio.sampling_rate", within=RATE),
+        n_fft=n_fft,
+        hop_length=section.whole("stft.hop_length"),
+        num_mels=section.whole("mel.n_mel_channels"),
+        f_min=section.number("mel.mel_fmin", within=Range(0)),
+        f_max=section.number("mel.mel_fmax", within=Range(0)),
     )
 
 
-def _vocoder(params: Settings) -> VocoderConfig:
-    """The authors' code has the sizes of its vocoder, and no setting for them."""
-    if params.get("vocoder_config", dict, None) is None:
-        return VocoderConfig()
-    return vocoder_config(params.below("vocoder_config.params"))
-
-
 def _process(params: Settings) -> dict[str, Any]:
-    kind = params.get("parameterization", str, "eps")
-    if kind not in ("eps", "v"):
-        raise InputError(f"{params.where}: parameterization is {kind!r}; 'eps' and 'v' are implemented")
+    kind = params.choice("parameterization", ["eps", "v"], "eps")
     return {
         "kind": "ddpm",
         "prediction": {"eps": "epsilon", "v": "v"}[kind],
-        "num_train_steps": params.get("timesteps", int),
+        "num_train_steps": params.whole("timesteps", within=SIZE),
         "beta_schedule": "scaled_linear",  # the authors' "linear" is so in the square root
-        "beta_start": params.get("linear_start", float),
-        "beta_end": params.get("linear_end", float),
+        "beta_start": params.number("linear_start"),
+        "beta_end": params.number("linear_end"),
     }
+
+
+# -------------------------------------------------------------------------------------- AudioLDM 2's GPT-2
+
+
+def _loa_component(tensors: Mapping[str, Tensor], where: Path) -> Component:
+    found = {
+        name: tensor
+        for name, tensor in under(tensors, "cond_stage_models.0.").items()
+        if name.startswith(LOA_PARTS)
+    }
+    masks = tuple(
+        name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))
+    )  # of old GPT-2s
+    return Component("conditioner.loa", found, _loa_name, where, ignore=masks)
+
+
+def _loa_name(name: str) -> str | Source:
+    """LoaGenerator -> SequenceGenAudioMAECond of AudioLDM 2."""
+    tokens = re.fullmatch(r"projection\.(sos|eos)_embed(_1)?", name)
+    if tokens:
+        table, row = "start" if tokens[1] == "sos" else "end", 1 if tokens[2] else 0
+        return Source((f"{table}_of_sequence_tokens.weight",), row, row + 1, TOKEN_ROWS)
+    linear = re.fullmatch(r"projection\.projection(_1)?\.(\w+)", name)
+    if linear:
+        return f"input_sequence_embed_linear.{1 if linear[1] else 0}.{linear[2]}"
+    return re.sub(r"^gpt2\.", "model.", name)

@@ -10,86 +10,107 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from audiogen.config import Range
 from audiogen.diffusion.conditioners import ConditionerConfig
-from audiogen.diffusion.mel import MelConfig
-from audiogen.diffusion.systems import LatentSystem, SystemConfig
+from audiogen.diffusion.sample import SAMPLINGS, Sampling
+from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
-from audiogen.models.latent_files import Released, Settings, empty, read_settings, read_weights, under
-from audiogen.models.latent_mel import (
-    autoencoder_config,
-    fill_autoencoder,
-    fill_unet,
-    unet_config,
-    vocoder_config,
-)
+from audiogen.models import latent_diffusion as parts
+from audiogen.models.settings import Settings, read_settings
+from audiogen.models.systems import SystemParts
+from audiogen.models.tensors import read_weights, under
 from audiogen.text.t5 import TextConfig
 
 TEXT_ENCODER = "google/flan-t5-large"
+# Training, paths of the authors' machine, and the length and folders of their examples.
+HARMLESS = (
+    *("base_config", "dataset", "preprocess.*", "root_dir", "checkpoint_*", "test_*", "num_workers", "seed"),
+    *(
+        "warmup_steps",
+        "gamma",
+        "resume",
+        "infer",
+        "infer_text",
+        "train.*",
+        "logger.*",
+        "model.audioldm.image_size",
+    ),
+    "model.audioldm.use_checkpoint",
+)
 
 
 def is_lafma(directory: Path) -> bool:
     """Whether these files are LAFMA's."""
-    return _settings_file(directory) is not None and any(directory.glob("*.ckpt"))
+    return _settings(directory) is not None and any(directory.glob("*.ckpt"))
 
 
-def load_lafma(directory: Path, heads: tuple[int, ...] | None = None) -> Released:
+def read_lafma(directory: Path, heads: tuple[int, ...] | None = None) -> SystemParts:
     """Read it; heads: attention heads of each level, in place of those in the settings."""
-    path = _settings_file(directory)
-    if path is None:
+    settings = _settings(directory)
+    if settings is None:
         raise InputError(
             f"{directory} has no settings file with model.audioldm; copy exp_config_*.json again"
         )
-    settings = read_settings(path)
     vocoder_file = _one(directory, "hifigan*.ckpt")
-    vae_file = directory / settings.get("model.autoencoder_path", str, "vae.ckpt").rpartition("/")[2]
+    vae_file = directory / settings.text("model.autoencoder_path", "vae.ckpt").rpartition("/")[2]
     unet_files = [file for file in directory.glob("*.ckpt") if file not in (vae_file, vocoder_file)]
     if len(unet_files) != 1:
         raise InputError(
             f"{directory} has {len(unet_files)} .ckpt files beside {vae_file.name} and {vocoder_file.name}; one, with "
             "the UNet, is needed"
         )
-    unet = read_weights(unet_files[0], "model")
+    unet = under(read_weights(unet_files[0], "model"), "unet.")
     vae, vocoder = read_weights(vae_file, "autoencoder"), read_weights(vocoder_file, "generator")
-    vocoder_settings = read_settings(vocoder_file.with_suffix(".json"))
-    text_dim = settings.get("model.audioldm.context_dim", int)
-    config = SystemConfig(
+    config = _config(settings, read_settings(vocoder_file.with_suffix(".json")), vae, heads)
+    assert config.mel_autoencoder is not None and config.audio_unet is not None
+    usual = SAMPLINGS["lafma"]
+    sampling = Sampling(
+        usual.sampler,
+        settings.whole("num_steps", usual.steps),
+        settings.number("guidance_scale", usual.guidance, Range(0)),
+    )
+    settings.done(HARMLESS)
+    origin = "as given" if heads else f"num_heads of {Path(settings.where).name}"
+    return SystemParts(
+        config,
+        [
+            parts.unet_component(config.audio_unet, unet, unet_files[0]),
+            *parts.autoencoder_components(config.mel_autoencoder, vae, vocoder, vae_file, vocoder_file),
+        ],
+        directory,
+        "lafma",
+        notes=(f"attention heads {config.audio_unet.heads}: {origin}",),
+        sampling=None if sampling == usual else sampling,
+    )
+
+
+def _config(settings: Settings, hifigan: Settings, vae: dict, heads: tuple[int, ...] | None) -> SystemConfig:
+    vocoder = parts.vocoder_config(hifigan)
+    mel = parts.mel_of_vocoder(hifigan, vocoder)
+    hifigan.done(parts.VOCODER_HARMLESS)
+    spectrogram = settings.section("preprocess", {})
+    spectrogram.expect(n_mel=mel.num_mels, hop_size=mel.hop_length, sample_rate=mel.sample_rate)
+    spectrogram.expect(n_fft=mel.n_fft, win_size=mel.n_fft, filter_length=mel.n_fft)
+    spectrogram.expect(fmin=mel.f_min, fmax=mel.f_max)
+    unet = settings.section("model.audioldm")
+    unet.expect(extra_sa_layer=True)
+    text_dim = unet.whole("context_dim")
+    return SystemConfig(
         conditioner=ConditionerConfig(
             cross=(("text",),), unconditional="padded", text=TextConfig(TEXT_ENCODER, width=text_dim)
         ),
-        mel_autoencoder=autoencoder_config(
-            settings.below("model.autoencoderkl"),
-            vae,
-            _mel(vocoder_settings),
-            vocoder_config(vocoder_settings),
-            scale_factor=1.0,
+        mel_autoencoder=parts.autoencoder_config(
+            settings.section("model.autoencoderkl"), vae, mel, vocoder, scale_factor=1.0
         ),
-        audio_unet=unet_config(
-            settings.below("model.audioldm"), layers=(text_dim, text_dim), vector_dim=None, heads=heads
-        ),
-    )
-    system = empty(lambda: LatentSystem(config))
-    fill_unet(system.denoiser, under(unet, "unet."), unet_files[0])  # type: ignore[arg-type]
-    fill_autoencoder(system.autoencoder, vae, vocoder, vae_file, vocoder_file)  # type: ignore[arg-type]
-    origin = "as given" if heads else f"num_heads of {path.name}"
-    assert config.audio_unet is not None
-    return Released(system.eval(), "lafma", {}, (f"attention heads {config.audio_unet.heads}: {origin}",))
-
-
-def _mel(vocoder: Settings) -> MelConfig:
-    return MelConfig(
-        sample_rate=vocoder.get("sampling_rate", int),
-        n_fft=vocoder.get("n_fft", int, 1024),
-        hop_length=vocoder.get("hop_size", int),
-        num_mels=vocoder.get("num_mels", int),
-        f_min=vocoder.get("fmin", float, 0.0),
-        f_max=vocoder.get("fmax", float, 8000.0),
+        audio_unet=parts.unet_config(unet, (text_dim, text_dim), None, heads),
     )
 
 
-def _settings_file(directory: Path) -> Path | None:
+def _settings(directory: Path) -> Settings | None:
     for path in sorted(directory.glob("*.json")):
-        if read_settings(path).get("model.audioldm", dict, None) is not None:
-            return path
+        settings = read_settings(path)
+        if isinstance(settings.contents.get("model"), dict) and "model.audioldm" in settings:
+            return settings
     return None
 
 

@@ -21,7 +21,7 @@ from audiogen.diffusion.autoencoders import (
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub
 from audiogen.interfaces import Batch
-from audiogen.models.latent_public import load_released
+from audiogen.models.released import load_released
 
 Autoencoder = MelAutoencoder | WaveformAutoencoder
 AutoencoderConfig = MelAutoencoderConfig | WaveformAutoencoderConfig

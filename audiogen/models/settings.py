@@ -88,6 +88,12 @@ class Settings:
         values = self._list(key, self.take(key, default))
         return tuple(self._whole(f"{key}.{index}", value, within) for index, value in enumerate(values))
 
+    def rows(self, key: str, within: Range = SIZE) -> tuple[tuple[int, ...], ...]:
+        """A list of lists of whole numbers in a range."""
+        values = self._list(key, self.take(key))
+        rows = Settings({str(index): row for index, row in enumerate(values)}, self.where, self._full(key))
+        return tuple(rows.wholes(name, within=within) for name in rows.contents)
+
     def number(self, key: str, default: Any = REQUIRED, within: Range = ANY) -> Any:
         """A finite number in a range, as a float."""
         value = self.take(key, default)
@@ -148,8 +154,8 @@ class Settings:
         for key, value in _leaves(self.contents, self.key, self._used):
             if not any(fnmatchcase(key, pattern) for pattern in patterns):
                 raise InputError(
-                    f"{self.where}: {key} is {short(value)}, a setting that is not implemented; "
-                    "the model would give another sound without it"
+                    f"{self.where}: {key} is {short(value)}, which is not implemented; without it, the sound would "
+                    "be another one"
                 )
 
     def _full(self, key: str) -> str:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
+from audiogen.config import Range
 from audiogen.diffusion.autoencoders import WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import ConditionerConfig, SecondsConfig
 from audiogen.diffusion.denoisers import DiTConfig
-from audiogen.diffusion.systems import LatentSystem, SystemConfig
+from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
-from audiogen.models import latent_names as public_names
-from audiogen.models.latent_files import Released, Settings, empty, fill, read_settings, read_weights, under
+from audiogen.models.settings import RATE, Settings, read_settings
+from audiogen.models.systems import Component, SystemParts
+from audiogen.models.tensors import Source, read_weights, under
 from audiogen.text.t5 import TextConfig
 
 CONFIG = "model_config.json"
 WEIGHTS = ("model.safetensors", "model.ckpt")
 TEXT_WIDTHS = {"t5-small": 512, "t5-base": 768, "t5-large": 1024, "google/flan-t5-large": 1024}
 PIECES = {"prompt": "text", "seconds_start": "seconds_start", "seconds_total": "seconds_total"}
+HARMLESS = ("training.*", "model.pretransform.iterate_batch", "*.requires_grad", "*.enable_grad")
+COND_EMBED = "model.model.to_cond_embed.2.weight"
 
 
 def is_stable_audio(directory: Path) -> bool:
@@ -29,59 +32,72 @@ def is_stable_audio(directory: Path) -> bool:
     return (directory / CONFIG).is_file()
 
 
-def load_stable_audio(directory: Path) -> Released:
+def read_stable_audio(directory: Path) -> SystemParts:
     """Read a text-conditioned diffusion transformer on Oobleck latents; other kinds are refused by name."""
     settings = read_settings(directory / CONFIG)
-    weights = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
-    if weights is None:
+    path = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
+    if path is None:
         raise InputError(f"{directory} holds {CONFIG} but no weights ({' or '.join(WEIGHTS)}); copy it again")
-    tensors = read_weights(weights, None if weights.suffix == ".safetensors" else "state_dict")
+    tensors = read_weights(path, None if path.suffix == ".safetensors" else "state_dict")
+    settings.expect(model_type="diffusion_cond")
+    codec = _autoencoder(settings)
     config = SystemConfig(
-        conditioner=_conditioner(settings),
-        waveform_autoencoder=_autoencoder(settings),
-        dit=_dit(settings, tensors),
+        conditioner=_conditioner(settings.section("model")),
+        waveform_autoencoder=codec,
+        dit=_dit(settings.section("model.diffusion"), tensors),
     )
-    system = empty(lambda: LatentSystem(config))
-    autoencoder, denoiser = system.autoencoder, system.denoiser
-    levels = len(config.autoencoder.strides)  # type: ignore[union-attr]
-    vae = under(tensors, "pretransform.model.")
-    fill(autoencoder.vae, vae, lambda name: public_names.oobleck(name, levels), weights)
-    autoencoder.scale_factor = torch.tensor(config.autoencoder.scale_factor)
-    fill(
-        denoiser.network,
-        under(tensors, "model.model."),
-        public_names.dit,
-        weights,
-        ignore=("transformer.rotary_pos_emb.inv_freq",),  # follows from the head's width
-    )
-    numbers = under(tensors, "conditioner.conditioners.")
-    text = [name for name in numbers if name.startswith("prompt.model.")]  # frozen: comes from the hub
-    fill(system.conditioner.seconds, numbers, public_names.seconds, weights, ignore=text)
-    return Released(system.eval(), "stable_audio", {})
+    window_s = settings.whole("sample_size", within=Range(1, 2**31)) / codec.sample_rate
+    settings.choice("model.io_channels", [codec.latent_dim], codec.latent_dim)
+    settings.done(HARMLESS)
+    numbers, levels = under(tensors, "conditioner.conditioners."), len(codec.strides)
+    components = [
+        Component(
+            "autoencoder.vae",
+            under(tensors, "pretransform.model."),
+            lambda name: _oobleck_name(name, levels),
+            path,
+        ),
+        Component(
+            "denoiser.network",
+            under(tensors, "model.model."),
+            _dit_name,
+            path,
+            ignore=("transformer.rotary_pos_emb.inv_freq",),  # follows from the head's width
+        ),
+        Component(
+            "conditioner.seconds",
+            numbers,
+            _seconds_name,
+            path,
+            ignore=tuple(name for name in numbers if name.startswith("prompt.model.")),  # T5, from the hub
+        ),
+    ]
+    return SystemParts(config, components, directory, "stable_audio", window_s=window_s)
 
 
-def _conditioner(settings: Settings) -> ConditionerConfig:
+# ------------------------------------------------------------------------------------------- configurations
+
+
+def _conditioner(model: Settings) -> ConditionerConfig:
     entries: dict[str, Settings] = {}
-    for entry in settings.get("model.conditioning.configs", list):
-        part = Settings(entry, settings.where)
-        entries[part.get("id", str)] = part
-    for key, part in entries.items():
-        kind = part.get("type", str)
-        if PIECES.get(key) is None or kind != ("t5" if key == "prompt" else "number"):
+    for entry in model.sections("conditioning.configs"):
+        key, kind = entry.text("id"), entry.text("type")
+        if key not in PIECES or kind != ("t5" if key == "prompt" else "number"):
             raise InputError(
-                f"{settings.where}: condition {key!r} of type {kind!r} is not implemented; what is: prompt (t5), "
+                f"{model.where}: condition {key!r} of type {kind!r} is not implemented; what is: prompt (t5), "
                 "seconds_start and seconds_total (number)"
             )
+        entries[key] = entry
     if missing := [key for key in PIECES if key not in entries]:
-        raise InputError(f"{settings.where} lacks the condition {missing[0]!r}; only models with it are read")
-    prompt, total = entries["prompt"], entries["seconds_total"]
-    name = prompt.get("config.t5_model_name", str, "t5-base")
-    if name not in TEXT_WIDTHS:
-        raise InputError(f"{settings.where}: t5_model_name is {name!r}; allowed: {', '.join(TEXT_WIDTHS)}")
-    length = prompt.get("config.max_length", int, 128)
+        raise InputError(f"{model.where} lacks the condition {missing[0]!r}; only models with it are read")
+    prompt, start, total = (entries[key] for key in PIECES)
+    name = prompt.choice("config.t5_model_name", TEXT_WIDTHS, "t5-base")
+    length = prompt.whole("config.max_length", 128)
+    ends = tuple(total.number(f"config.{key}") for key in ("min_val", "max_val"))
+    for key, value in zip(("min_val", "max_val"), ends, strict=True):
+        start.choice(f"config.{key}", [value], value)  # our two embeddings share their range
     cross, vector = (
-        tuple(PIECES[key] for key in settings.get(f"model.diffusion.{kind}_cond_ids", list))
-        for kind in ("cross_attention", "global")
+        tuple(_pieces(model, f"diffusion.{kind}_cond_ids")) for kind in ("cross_attention", "global")
     )
     return ConditionerConfig(
         cross=(cross,),
@@ -89,67 +105,151 @@ def _conditioner(settings: Settings) -> ConditionerConfig:
         unconditional="zeros",
         text=TextConfig(name, width=TEXT_WIDTHS[name], max_tokens=length),
         text_length=length,
-        seconds=SecondsConfig(
-            width=settings.get("model.conditioning.cond_dim", int),
-            min_s=total.get("config.min_val", float),
-            max_s=total.get("config.max_val", float),
-        ),
+        seconds=SecondsConfig(model.whole("conditioning.cond_dim"), *ends),
     )
+
+
+def _pieces(model: Settings, key: str) -> list[str]:
+    names = model.texts(key)
+    if wrong := [name for name in names if name not in PIECES]:
+        raise InputError(
+            f"{model.where}: model.{key} names {wrong[0]!r}; implemented are {', '.join(PIECES)}"
+        )
+    return [PIECES[name] for name in names]
 
 
 def _autoencoder(settings: Settings) -> WaveformAutoencoderConfig:
-    both = settings.below("model.pretransform.config")
-    kinds = (both.get("encoder.type", str), both.get("decoder.type", str), both.get("bottleneck.type", str))
-    if kinds != ("oobleck", "oobleck", "vae"):
-        raise InputError(
-            f"{settings.where}: the pretransform is {kinds}; only Oobleck with a VAE bottleneck is read"
-        )
-    decoder = both.below("decoder.config")
-    if decoder.get("final_tanh", bool, True) or not decoder.get("use_snake", bool, False):
-        raise InputError(
-            f"{settings.where}: only decoders with use_snake and without final_tanh are implemented"
-        )
-    return WaveformAutoencoderConfig(
-        sample_rate=settings.get("sample_rate", int),
-        channels=settings.get("audio_channels", int),
-        latent_dim=both.get("latent_dim", int),
-        width=decoder.get("channels", int),
+    pretransform = settings.section("model.pretransform")
+    pretransform.expect(type="autoencoder")
+    both = pretransform.section("config")
+    for part, kind in (("encoder", "oobleck"), ("decoder", "oobleck"), ("bottleneck", "vae")):
+        both.choice(f"{part}.type", [kind])
+    decoder, encoder = both.section("decoder.config"), both.section("encoder.config")
+    config = WaveformAutoencoderConfig(
+        sample_rate=settings.whole("sample_rate", within=RATE),
+        channels=settings.whole("audio_channels"),
+        latent_dim=both.whole("latent_dim"),
+        width=decoder.whole("channels"),
         multiples=decoder.wholes("c_mults"),
         strides=decoder.wholes("strides"),
         # stable-audio-tools divides by its scale
-        scale_factor=1 / settings.get("model.pretransform.scale", float, 1.0),
+        scale_factor=1 / pretransform.number("scale", 1.0, Range(0, above=True)),
     )
+    both.expect(downsampling_ratio=math.prod(config.strides), io_channels=config.channels)
+    decoder.choice("use_snake", [True], False)
+    decoder.choice("final_tanh", [False], True)
+    decoder.expect(out_channels=config.channels, latent_dim=config.latent_dim)
+    decoder.expect(antialias_activation=False, use_nearest_upsample=False)
+    encoder.choice("use_snake", [True], False)
+    encoder.expect(in_channels=config.channels, channels=config.width, antialias_activation=False)
+    encoder.expect(c_mults=list(config.multiples), strides=list(config.strides))
+    encoder.expect(latent_dim=2 * config.latent_dim)  # mean and spread
+    return config
 
 
-def _dit(settings: Settings, tensors: Mapping[str, Tensor]) -> DiTConfig:
-    kind = settings.get("model.diffusion.type", str)
-    if kind != "dit":
-        raise InputError(f"{settings.where}: model.diffusion.type is {kind!r}; only 'dit' is implemented")
-    sizes = settings.below("model.diffusion.config")
-    for key, allowed in _IMPLEMENTED.items():
-        if (value := sizes.contents.get(key, allowed[0])) not in allowed:
-            raise InputError(f"{settings.where}: {key} is {value!r}; implemented: {allowed}")
-    width, heads = sizes.get("embed_dim", int), sizes.get("num_heads", int)
-    cross = tensors.get("model.model.to_cond_embed.2.weight")
-    if cross is None or width % heads:
+def _dit(diffusion: Settings, tensors: Mapping[str, Tensor]) -> DiTConfig:
+    diffusion.choice("type", ["dit"])
+    diffusion.expect(diffusion_objective="v")
+    sizes = diffusion.section("config")
+    sizes.expect(transformer_type="continuous_transformer", global_cond_type="prepend", patch_size=1)
+    sizes.expect(timestep_cond_type="global", diffusion_objective="v", project_global_cond=True)
+    sizes.expect(causal=False, qk_norm=False)
+    for key in ("prepend_cond_dim", "input_concat_dim"):
+        sizes.choice(key, [0, None], 0)
+    width, heads = sizes.whole("embed_dim"), sizes.whole("num_heads")
+    cross, cross_dim = tensors.get(COND_EMBED), sizes.whole("cond_token_dim")
+    if cross is None or cross.dim() != 2 or width % heads:
         raise InputError(
-            f"{settings.where}: embed_dim {width} with {heads} heads, or weights without model.model.to_cond_embed.2"
+            f"{diffusion.where}: embed_dim {width} with {heads} heads, or weights without a matrix {COND_EMBED}"
+        )
+    head_dim, cross_width = width // heads, width if sizes.flag("project_cond_tokens", True) else cross_dim
+    if len(cross) != cross_width:
+        raise InputError(
+            f"{diffusion.where}: project_cond_tokens makes tokens {cross_width} wide, but {COND_EMBED} is "
+            f"{list(cross.shape)}; they do not belong together"
+        )
+    if cross_width % head_dim:
+        raise InputError(
+            f"{diffusion.where}: tokens {cross_width} wide are not a multiple of a head's {head_dim}"
         )
     return DiTConfig(
-        latent_dim=sizes.get("io_channels", int),
-        num_layers=sizes.get("depth", int),
+        latent_dim=sizes.whole("io_channels"),
+        num_layers=sizes.whole("depth"),
         num_heads=heads,
-        head_dim=width // heads,
-        kv_heads=len(cross) // (width // heads),
-        cross_dim=sizes.get("cond_token_dim", int),
-        cross_width=len(cross),
-        vector_dim=sizes.get("global_cond_dim", int),
+        head_dim=head_dim,
+        kv_heads=cross_width // head_dim,
+        cross_dim=cross_dim,
+        cross_width=cross_width,
+        vector_dim=sizes.whole("global_cond_dim"),
     )
 
 
-_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "transformer_type": ("continuous_transformer",),
-    "global_cond_type": ("prepend",),
-    "prepend_cond_dim": (0, None),
-    "input_concat_dim": (0, None),
+# ---------------------------------------------------------------------------------------------------- names
+
+_DIT = {
+    "time_proj": "timestep_features",
+    "timestep_proj": "to_timestep_embed",
+    "global_proj": "to_global_embed",
+    "cross_attention_proj": "to_cond_embed",
+    "preprocess_conv": "preprocess_conv",
+    "postprocess_conv": "postprocess_conv",
+    "proj_in": "transformer.project_in",
+    "proj_out": "transformer.project_out",
 }
+_DIT_BLOCK = {
+    "norm1": "pre_norm",
+    "norm2": "cross_attend_norm",
+    "norm3": "ff_norm",
+    "attn1.to_out.0": "self_attn.to_out",
+    "attn2.to_q": "cross_attn.to_q",
+    "attn2.to_out.0": "cross_attn.to_out",
+    "ff.net.0.proj": "ff.ff.0.proj",
+    "ff.net.2": "ff.ff.2",
+}
+_JOINED = {  # their matrix, which part of it, and how many it has
+    "attn1.to_q": ("self_attn.to_qkv", 0, 3),
+    "attn1.to_k": ("self_attn.to_qkv", 1, 3),
+    "attn1.to_v": ("self_attn.to_qkv", 2, 3),
+    "attn2.to_k": ("cross_attn.to_kv", 0, 2),
+    "attn2.to_v": ("cross_attn.to_kv", 1, 2),
+}
+
+
+def _oobleck_name(name: str, levels: int) -> str:
+    """AutoencoderOobleck -> the autoencoder of stable-audio-tools, whose layers are numbered."""
+    side, *rest = name.split(".")
+    encoder = side == "encoder"
+    if rest[0] != "block":  # the first layer, and the last two
+        index = {"conv1": 0, "snake1": levels + 1, "conv2": levels + 2}[rest[0]]
+        return f"{side}.layers.{index}.{rest[1]}"
+    where, layer, tail = f"{side}.layers.{int(rest[1]) + 1}.layers", rest[2], rest[3:]
+    if layer.startswith("res_unit"):
+        unit = int(layer.removeprefix("res_unit")) - (1 if encoder else -1)
+        inner = {"snake1": 0, "conv1": 1, "snake2": 2, "conv2": 3}[tail[0]]
+        return f"{where}.{unit}.layers.{inner}.{tail[1]}"
+    index = {"snake1": 3 if encoder else 0, "conv1": 4, "conv_t1": 1}[layer]
+    return f"{where}.{index}.{tail[0]}"
+
+
+def _dit_name(name: str) -> str | Source:
+    """StableAudioDiTModel -> the diffusion transformer of stable-audio-tools."""
+    stem, leaf = name.rsplit(".", 1)
+    parts = stem.split(".")
+    if parts[0] != "transformer_blocks":
+        return ".".join([_DIT[parts[0]], *parts[1:], leaf])
+    where, layer = f"transformer.layers.{parts[1]}", ".".join(parts[2:])
+    if layer in _JOINED:
+        joined, part, of = _JOINED[layer]
+        return Source((f"{where}.{joined}.{leaf}",), part, part + 1, of)
+    if layer.startswith("norm"):
+        leaf = {"weight": "gamma", "bias": "beta"}[leaf]
+    return f"{where}.{_DIT_BLOCK[layer]}.{leaf}"
+
+
+def _seconds_name(name: str) -> str:
+    """StableAudioProjectionModel -> the conditioners of stable-audio-tools."""
+    owner, *rest = name.split(".")
+    if owner == "text_projection":
+        return ".".join(["prompt.proj_out", *rest])
+    which = {"start_number_conditioner": "seconds_start", "end_number_conditioner": "seconds_total"}[owner]
+    return ".".join([which, "embedder.embedding", *rest[1:]])

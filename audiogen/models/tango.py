@@ -10,29 +10,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from audiogen.config import Range
 from audiogen.diffusion.autoencoders import WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import ConditionerConfig, SecondsConfig
 from audiogen.diffusion.denoisers import FluxConfig, TextUNetConfig
 from audiogen.diffusion.mel import MelConfig
-from audiogen.diffusion.systems import LatentSystem, SystemConfig
+from audiogen.diffusion.systems import SystemConfig
 from audiogen.diffusion.vocoder import VocoderConfig
 from audiogen.errors import InputError
-from audiogen.models.latent_files import Released, Settings, empty, fill, read_settings, read_weights, under
-from audiogen.models.latent_mel import autoencoder_config, fill_autoencoder, vocoder_config
+from audiogen.models import latent_diffusion as parts
+from audiogen.models.pipelines import scheduler_process, text_unet
+from audiogen.models.settings import Settings, read_settings
+from audiogen.models.systems import Component, SystemParts
+from audiogen.models.tensors import read_weights, under
 from audiogen.text.t5 import TextConfig
 
 TANGO = ("pytorch_model_main.bin", "pytorch_model_vae.bin", "main_config.json", "vae_config.json")
 TANGOFLUX = ("tangoflux.safetensors", "vae.safetensors", "config.json")
+UNET_CONFIG, SCHEDULER = "diffusion_model_config.json", "stabilityai/stable-diffusion-2-1"
+TRAINING = ("snr_gamma", "freeze_text_encoder", "uncondition")
+OOBLECK_RATE = 44100  # Hz; the files of an autoencoder alone do not say
 
 
 def is_tango(directory: Path) -> bool:
-    """Whether these files are Tango's."""
-    return (directory / TANGO[0]).is_file()
+    """Whether these files are Tango's, whole or not: no other release has such names."""
+    return any((directory / name).is_file() for name in TANGO[:2])
 
 
 def is_tangoflux(directory: Path) -> bool:
@@ -40,77 +46,92 @@ def is_tangoflux(directory: Path) -> bool:
     return (directory / TANGOFLUX[0]).is_file()
 
 
-def load_tango(directory: Path) -> Released:
+def read_tango(directory: Path) -> SystemParts:
     """Read Tango."""
     _check_whole(directory, TANGO)
-    main, settings = directory / TANGO[0], read_settings(directory / "vae_config.json")
-    both = read_weights(directory / TANGO[1])
-    vae = {name: tensor for name, tensor in both.items() if not name.startswith("vocoder.")}
-    mel, vocoder = _mel_and_vocoder(directory)
-    unet = _unet(directory)
+    main, settings = read_settings(directory / TANGO[2]), read_settings(directory / TANGO[3])
+    vae, vocoder = parts.split_vocoder(read_weights(directory / TANGO[1]))
+    main.expect(scheduler_name=SCHEDULER, unet_model_name=None)
+    unet_path = directory / main.text("unet_model_config_path", UNET_CONFIG).rpartition("/")[2]
+    unet_settings = read_settings(unet_path) if unet_path.is_file() else None
+    unet = TextUNetConfig() if unet_settings is None else text_unet(unet_settings)
+    mel, hifigan = _mel_and_vocoder(directory)
+    codec = parts.autoencoder_config(
+        settings.section("ddconfig"), vae, mel, hifigan, settings.number("scale_factor")
+    )
+    parts.check_around_vae(settings, codec)
     config = SystemConfig(
         conditioner=ConditionerConfig(
             cross=(("text",),),
             unconditional="empty",
-            text=TextConfig(_text_encoder(directory / "main_config.json"), width=unet.cross_dim),
+            text=TextConfig(_text_encoder(main), width=unet.cross_dim),
         ),
-        mel_autoencoder=autoencoder_config(
-            settings.below("ddconfig"), vae, mel, vocoder, settings.get("scale_factor", float)
-        ),
+        mel_autoencoder=codec,
         text_unet=unet,
     )
-    system = empty(lambda: LatentSystem(config))
-    tensors = under(read_weights(main), "unet.")
-    fill(system.denoiser.network, tensors, lambda name: name, main)
-    fill_autoencoder(system.autoencoder, vae, under(both, "vocoder."), directory / TANGO[1])  # type: ignore[arg-type]
-    notes = (
-        f"attention heads {unet.heads}: attention_head_dim of its settings, as diffusers calls their number",
+    main.done(TRAINING)
+    settings.done(["image_key", "lossconfig.*", "ddconfig.resolution", "ddconfig.dropout"])
+    scheduler = directory / "scheduler_config.json"
+    denoiser = Component(
+        "denoiser.network",
+        under(read_weights(directory / TANGO[0]), "unet."),
+        str,
+        directory / TANGO[0],
+        settings=unet_settings,
+        free=("attention_head_dim",),
     )
-    return Released(system.eval(), "tango", _process(directory / "scheduler_config.json"), notes)
+    return SystemParts(
+        config,
+        [denoiser, *parts.autoencoder_components(codec, vae, vocoder, directory / TANGO[1])],
+        directory,
+        "tango",
+        scheduler_process(read_settings(scheduler)) if scheduler.is_file() else {},
+        (
+            f"attention heads {unet.heads}: attention_head_dim of its settings, as diffusers calls their number",
+        ),
+    )
 
 
-def load_tangoflux(directory: Path) -> Released:
+def read_tangoflux(directory: Path) -> SystemParts:
     """Read TangoFlux."""
     _check_whole(directory, TANGOFLUX)
-    path, settings = directory / TANGOFLUX[0], read_settings(directory / "config.json")
-    tensors, vae = read_weights(path), read_weights(directory / "vae.safetensors")
-    width = settings.get("joint_attention_dim", int)
+    path, settings = directory / TANGOFLUX[0], read_settings(directory / TANGOFLUX[2])
+    tensors, vae = read_weights(path), read_weights(directory / TANGOFLUX[1])
+    width = settings.whole("joint_attention_dim")
     flux = FluxConfig(
-        latent_dim=settings.get("in_channels", int),
-        num_layers=settings.get("num_layers", int),
-        num_single_layers=settings.get("num_single_layers", int),
-        num_heads=settings.get("num_attention_heads", int),
-        head_dim=settings.get("attention_head_dim", int),
+        latent_dim=settings.whole("in_channels"),
+        num_layers=settings.whole("num_layers"),
+        num_single_layers=settings.whole("num_single_layers"),
+        num_heads=settings.whole("num_attention_heads"),
+        head_dim=settings.whole("attention_head_dim"),
         cross_dim=width,
         vector_dim=width,
     )
+    codec = oobleck_config(vae, directory / TANGOFLUX[1])
     config = SystemConfig(
         conditioner=ConditionerConfig(
             cross=(("text", "seconds_total"),),
             vector=("pooled",),
             unconditional="padded",
-            text=TextConfig(_text_encoder(directory / "config.json"), width=width),
+            text=TextConfig(_text_encoder(settings), width=width),
             pooled_dim=width,
-            seconds=SecondsConfig(width=width, min_s=0.0, max_s=settings.get("max_duration", float)),
+            seconds=SecondsConfig(width, 0.0, settings.number("max_duration", within=Range(0, above=True))),
         ),
-        waveform_autoencoder=oobleck_config(vae, directory / "vae.safetensors"),
+        waveform_autoencoder=codec,
         flux=flux,
     )
-    system = empty(lambda: LatentSystem(config))
-    conditioner, autoencoder = system.conditioner, system.autoencoder
-    assert conditioner.pooled is not None
-    same = str
-    fill(system.denoiser.network, under(tensors, "transformer."), same, path)
-    fill(conditioner.pooled, under(tensors, "fc.0."), same, path)
-    fill(conditioner.seconds, under(tensors, "duration_emebdder."), same, path)  # their spelling
-    fill(autoencoder.vae, vae, same, directory / "vae.safetensors")
-    autoencoder.scale_factor = torch.tensor(config.autoencoder.scale_factor)
-    return Released(system.eval(), "tangoflux", {})
+    window_s = settings.whole("audio_seq_len") * codec.hop_length / codec.sample_rate
+    settings.done(TRAINING)
+    components = [
+        Component("denoiser.network", under(tensors, "transformer."), str, path),
+        Component("conditioner.pooled", under(tensors, "fc.0."), str, path),
+        Component("conditioner.seconds", under(tensors, "duration_emebdder."), str, path),  # their spelling
+        Component("autoencoder.vae", vae, str, directory / TANGOFLUX[1]),
+    ]
+    return SystemParts(config, components, directory, "tangoflux", window_s=window_s)
 
 
-def oobleck_config(
-    tensors: Mapping[str, Tensor], where: Path, sample_rate: int = 44100
-) -> WaveformAutoencoderConfig:
+def oobleck_config(tensors: Mapping[str, Tensor], where: Path) -> WaveformAutoencoderConfig:
     """The sizes of an AutoencoderOobleck from its weights, which come without settings."""
     try:
         first, last = tensors["decoder.conv1.weight_v"], tensors["decoder.conv2.weight_v"]
@@ -119,14 +140,14 @@ def oobleck_config(
         while (block := tensors.get(f"encoder.block.{len(blocks)}.conv1.weight_v")) is not None:
             blocks.append(block.shape)
         return WaveformAutoencoderConfig(
-            sample_rate=sample_rate,
+            sample_rate=OOBLECK_RATE,
             channels=last.shape[0],
             latent_dim=first.shape[1],
             width=last.shape[1],
             multiples=tuple(shape[0] // base for shape in blocks),
-            strides=tuple(shape[2] // 2 for shape in blocks),
+            strides=tuple(shape[2] // 2 for shape in blocks),  # kernels are twice as long
         )
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, ZeroDivisionError):
         raise InputError(f"{where} holds no Oobleck autoencoder; copy it again") from None
 
 
@@ -136,8 +157,8 @@ def _check_whole(directory: Path, needed: tuple[str, ...]) -> None:
             raise InputError(f"{directory} lacks {name}; the release has {', '.join(needed)}: copy it again")
 
 
-def _text_encoder(path: Path) -> str:
-    return read_settings(path).get("text_encoder_name", str, "google/flan-t5-large")
+def _text_encoder(settings: Settings) -> str:
+    return settings.text("text_encoder_name", "google/flan-t5-large")
 
 
 def _mel_and_vocoder(directory: Path) -> tuple[MelConfig, VocoderConfig]:
@@ -145,54 +166,7 @@ def _mel_and_vocoder(directory: Path) -> tuple[MelConfig, VocoderConfig]:
     if not path.is_file():
         return MelConfig(), VocoderConfig()
     settings = read_settings(path)
-    vocoder = vocoder_config(settings)
-    mel = MelConfig(
-        sample_rate=settings.get("sampling_rate", int),
-        hop_length=vocoder.hop_length,
-        num_mels=settings.get("num_mels", int),
-    )
+    vocoder = parts.vocoder_config(settings)
+    mel = parts.mel_of_vocoder(settings, vocoder)
+    settings.done(parts.VOCODER_HARMLESS)
     return mel, vocoder
-
-
-def _unet(directory: Path) -> TextUNetConfig:
-    path = directory / "diffusion_model_config.json"
-    return text_unet_config(read_settings(path)) if path.is_file() else TextUNetConfig()
-
-
-def text_unet_config(settings: Settings) -> TextUNetConfig:
-    """From the settings of a UNet2DConditionModel."""
-    for key, implemented in (("use_linear_projection", True), ("upcast_attention", True)):
-        if settings.get(key, bool, False) is not implemented:
-            raise InputError(
-                f"{settings.where}: {key} must be {str(implemented).lower()}; else is not implemented"
-            )
-    return TextUNetConfig(
-        latent_dim=settings.get("out_channels", int),
-        channels=settings.wholes("block_out_channels"),
-        heads=settings.wholes("attention_head_dim"),
-        attention=tuple(kind.startswith("CrossAttn") for kind in settings.get("down_block_types", list)),
-        cross_dim=settings.get("cross_attention_dim", int),
-        num_res_blocks=settings.get("layers_per_block", int),
-        extra_channels=settings.get("in_channels", int) - settings.get("out_channels", int),
-    )
-
-
-def _process(path: Path) -> dict[str, Any]:
-    return scheduler_process(read_settings(path)) if path.is_file() else {}
-
-
-def scheduler_process(settings: Settings) -> dict[str, Any]:
-    """What a DDPM-like scheduler of diffusers says of the process."""
-    kind = settings.get("prediction_type", str, "epsilon")
-    if kind not in ("epsilon", "v_prediction"):
-        raise InputError(
-            f"{settings.where}: prediction_type is {kind!r}; 'epsilon' and 'v_prediction' are implemented"
-        )
-    return {
-        "kind": "ddpm",
-        "prediction": {"epsilon": "epsilon", "v_prediction": "v"}[kind],
-        "num_train_steps": settings.get("num_train_timesteps", int),
-        "beta_schedule": settings.get("beta_schedule", str),
-        "beta_start": settings.get("beta_start", float),
-        "beta_end": settings.get("beta_end", float),
-    }

@@ -28,6 +28,7 @@ from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Batch, Condition
+from audiogen.models.diffusers import save_diffusers
 from audiogen.models.latent_codecs import (
     check_reconstruction,
     differences,
@@ -35,8 +36,7 @@ from audiogen.models.latent_codecs import (
     kind_of,
     load_autoencoder,
 )
-from audiogen.models.latent_pretrained import save_diffusers
-from audiogen.models.latent_public import load_released
+from audiogen.models.released import load_released
 from audiogen.text.clap import Clap
 from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import Vocabulary

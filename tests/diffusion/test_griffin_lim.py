@@ -11,7 +11,8 @@ from audiogen.diffusion.griffin_lim import griffin_lim, magnitudes
 from audiogen.diffusion.mel import MelConfig, log_mel
 from audiogen.diffusion.systems import LatentSystem
 from audiogen.errors import InputError
-from audiogen.models.latent_pretrained import load_diffusers, save_diffusers
+from audiogen.models.diffusers import save_diffusers
+from audiogen.models.released import load_released
 from audiogen.text.vocabulary import train_vocabulary
 from tests.diffusion.tiny_systems import CAPTIONS, tiny
 
@@ -62,7 +63,7 @@ def test_a_system_without_a_vocoder_is_saved_and_read(tmp_path) -> None:
         dataclasses.replace(config, mel_autoencoder=mel), train_vocabulary(CAPTIONS, 40)
     ).eval()
     save_diffusers(tmp_path / "m", system, "lafma", {})
-    read = load_diffusers(tmp_path / "m").system
+    read = load_released(tmp_path / "m").system
     assert not (tmp_path / "m" / "vocoder").exists() and read.autoencoder.vocoder is None
     latents = torch.randn(1, *system.autoencoder.latent_shape(0.02))
     with torch.no_grad():

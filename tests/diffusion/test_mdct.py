@@ -8,7 +8,7 @@ import torch
 from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
 from audiogen.diffusion.mdct import compress, expand, inverse_mdct, mdct, mdct_basis
 from audiogen.errors import InputError
-from audiogen.models.latent_files import empty
+from audiogen.models.tensors import empty
 
 
 @pytest.mark.parametrize("bands", [2, 6, 64])
@@ -68,7 +68,7 @@ def test_autoencoder_made_without_memory_and_filled_is_the_same() -> None:
     config = WaveformAutoencoderConfig(
         channels=1, bands=6, latent_dim=4, width=4, multiples=(2,), strides=(2,)
     )
-    real, filled = WaveformAutoencoder(config).eval(), empty(lambda: WaveformAutoencoder(config)).eval()
+    real, filled = WaveformAutoencoder(config).eval(), empty(lambda: WaveformAutoencoder(config), "x").eval()
     filled.load_state_dict(real.state_dict(), assign=True)
     with torch.inference_mode():
         latents = real.encode(torch.randn(1, 1, 36))

@@ -20,7 +20,7 @@ from audiogen.generate.__main__ import Job, main, parse_arguments, plan
 from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
 from audiogen.lm import lora, native
-from audiogen.models.latent_pretrained import save_diffusers
+from audiogen.models.diffusers import save_diffusers
 from audiogen.text.vocabulary import train_vocabulary
 from tests import random_t5
 from tests.diffusion.tiny_encoders import write_clap

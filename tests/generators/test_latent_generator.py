@@ -17,8 +17,8 @@ from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
 from audiogen.generators.request import Edit
 from audiogen.models.latent_codecs import load_autoencoder
-from audiogen.models.latent_files import Released
-from audiogen.models.latent_public import load_released
+from audiogen.models.released import load_released
+from audiogen.models.systems import Released
 from audiogen.text.clap import Clap
 from audiogen.text.vocabulary import train_vocabulary
 from tests import random_t5
@@ -271,7 +271,7 @@ def test_a_bundled_system_is_opened_by_its_name(tmp_path: Path, monkeypatch) -> 
         ({"steps": 25.5}, "sampling.steps"),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"step": 3}, "did you mean 'steps'"),
-        (7, "sampling is 7; a dict is needed"),
+        (7, "sampling is 7; a mapping of keys to values is needed"),
     ],
 )
 def test_a_sampling_that_cannot_be_is_refused_when_it_is_opened(

@@ -14,8 +14,8 @@ from audiogen.diffusion.process import PROCESSES, Process
 from audiogen.diffusion.routes import Routes
 from audiogen.diffusion.sample import Sampling, sample
 from audiogen.interfaces import Condition
-from audiogen.models.latent_files import Released
-from audiogen.models.latent_public import load_released
+from audiogen.models.released import load_released
+from audiogen.models.systems import Released
 
 TOLERANCE = 1e-4
 

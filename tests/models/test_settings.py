@@ -22,14 +22,15 @@ def test_values_are_read_by_dotted_key_or_section() -> None:
     assert model.wholes("layers") == (1, 2)
     assert model.number("rate") == 0.5 and model.number("dim") == 8.0
     assert model.flag("causal") is True
+    assert Settings({"a": [[1, 2], [3]]}, "c.json").rows("a") == ((1, 2), (3,))
     assert model.choice("act", ["gelu", "relu"]) == "gelu"
     assert model.whole("none", None) is None and model.whole("absent", None) is None
     assert [part.text("id") for part in settings.sections("parts")] == ["a", "b"]
     assert "model.dim" in settings and "model.dim.x" not in settings
     assert settings.section("model.none", {}).contents == {}
-    with pytest.raises(InputError, match=r"^c.json: parts.0.size is 3, a setting that is not implemented"):
+    with pytest.raises(InputError, match=r"^c.json: parts.0.size is 3, which is not implemented"):
         settings.done(["_*"])
-    with pytest.raises(InputError, match=r"^c.json: _version is '1', a setting that"):
+    with pytest.raises(InputError, match=r"^c.json: _version is '1', which is not"):
         settings.done(["parts.*.size"])
     settings.done(["_version", "*.size"])
 
@@ -44,6 +45,7 @@ def test_values_are_read_by_dotted_key_or_section() -> None:
         (lambda s: s.whole("model.dim", within=Range(9)), r"is 8; it must be a whole number at least 9"),
         (lambda s: s.wholes("model.dim"), r"model.dim is 8; it must be a list of 1 to 256 values"),
         (lambda s: s.wholes("model.layers", within=Range(2)), r"model.layers.0 is 1; it must be a whole"),
+        (lambda s: s.rows("model.layers"), r"model.layers.0 is 1; it must be a list of 1 to 256 values"),
         (lambda s: s.number("model.causal"), r"model.causal is True; it must be a number"),
         (lambda s: s.number("model.rate", within=Range(1)), r"it must be a number at least 1"),
         (lambda s: s.flag("model.dim"), r"model.dim is 8; it must be true or false"),

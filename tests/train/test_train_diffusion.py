@@ -25,7 +25,7 @@ from audiogen.files import checkpoint
 from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
 from audiogen.models.latent_codecs import KINDS, load_autoencoder, make, reconstruct, save_autoencoder
-from audiogen.models.latent_pretrained import load_diffusers
+from audiogen.models.released import load_released
 from audiogen.train.__main__ import main, normalise, task_of
 from audiogen.train.diffusion import new_system
 from audiogen.train.latents import LatentDataset
@@ -212,7 +212,7 @@ def test_a_decoder_is_trained_on_and_latents_keep_their_meaning(
     recipe_of_system = write_system(tmp_path / "s.yaml", "lafma", autoencoders["mel"], manifest)
     system = train(recipe_of_system, tmp_path / "s", "fit.steps=1")
     train(recipe_of_system, system, "fit.steps=2", f"autoencoder={run}")  # the latents stored serve on
-    vae = load_diffusers(system).system.autoencoder.vae.state_dict()
+    vae = load_released(system).system.autoencoder.vae.state_dict()
     assert all(torch.equal(weight, vae[name]) for name, weight in after.vae.state_dict().items())
     checked = checkpoint.read_json(system / "latents" / "check" / "reconstruction.json")
     assert checked["autoencoder"] == checkpoint.identity(after.state_dict())
@@ -229,7 +229,7 @@ def test_a_denoiser_killed_in_a_save_resumes_bit_for_bit(lafma: Train, tmp_path:
 
 def test_a_run_is_a_model_with_averaged_weights(lafma: Train, autoencoders: dict[str, Path]) -> None:
     run = lafma("run", "fit.steps=4", "fit.sample_every=4")
-    read = load_diffusers(run)
+    read = load_released(run)
     assert read.name == "lafma" and ProcessConfig(**read.process) == PROCESSES["lafma"]
     found = checkpoint.latest(run)
     assert found
@@ -468,7 +468,7 @@ def test_a_system_is_trained_on(lafma: Train, tmp_path: Path) -> None:
     base = lafma("base", "fit.steps=2", "fit.ema_decay=0")
     once = ("fit.steps=1", "optim.lr=1e-12", "fit.ema_decay=0", "fit.valid_every=0")
     run = lafma("run", f"init_from={base}", "autoencoder=null", *once)
-    before, after = load_diffusers(base).system.state_dict(), load_diffusers(run).system.state_dict()
+    before, after = load_released(base).system.state_dict(), load_released(run).system.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.allclose(after[name], before[name], atol=1e-9) for name in before)
 

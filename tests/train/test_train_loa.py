@@ -15,7 +15,7 @@ from audiogen.diffusion.audiomae import load_audiomae
 from audiogen.diffusion.loa import pool_latents
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.models.latent_pretrained import load_diffusers
+from audiogen.models.released import load_released
 from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import train_vocabulary
 from audiogen.train.latents import LatentDataset, collate_latents
@@ -74,7 +74,7 @@ def stored(run: Path) -> Any:
 
 
 def weights(run: Path, part: str) -> dict[str, torch.Tensor]:
-    return dict(load_diffusers(run).system.get_submodule(part).state_dict())
+    return dict(load_released(run).system.get_submodule(part).state_dict())
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -125,7 +125,7 @@ def test_gpt2_alone_learns_the_vectors_of_the_captions(audioldm2: Train) -> None
     first = audioldm2("first", *stage, "fit.steps=1")
     run = audioldm2("run", *stage, "fit.steps=150", "fit.valid_every=50", "optim.lr=1e-2")
     assert same(weights(run, "denoiser"), weights(first, "denoiser"))
-    conditioner, batch = load_diffusers(run).system.conditioner, stored(run)
+    conditioner, batch = load_released(run).system.conditioner, stored(run)
     known = conditioner.know(batch.captions)
 
     def error(found: torch.Tensor) -> float:
@@ -203,7 +203,7 @@ def test_stages_resume_bit_for_bit_and_parts_of_a_batch_change_nothing(
 def test_a_text_encoder_that_stays_is_kept_by_the_next_stage(audioldm2: Train, tmp_path: Path) -> None:
     first = audioldm2("first", "loa.only=true", "fit.steps=1", "fit.ema_decay=0")
     language_model = tmp_path / "lm"
-    text = load_diffusers(first).system.conditioner.text
+    text = load_released(first).system.conditioner.text
     assert text is not None and text.embedded is not None
     text.embedded.save(language_model / "text")
     checkpoint.save_model(language_model, "lm", {}, {"weight": torch.zeros(1)}, {})

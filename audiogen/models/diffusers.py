@@ -16,18 +16,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from audiogen.config import build, to_plain
+from audiogen.config import Range, build, to_plain
 from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.process import process_of
 from audiogen.diffusion.sample import Sampling
-from audiogen.diffusion.systems import LatentSystem, SystemConfig
+from audiogen.diffusion.systems import AUTOENCODERS, LatentSystem, SystemConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.models.latent_configs import denoiser_folder, pipeline_of, read_pipeline, scheduler_config
-from audiogen.models.latent_files import Released, empty, fill, read_settings, read_weights
+from audiogen.models.pipelines import (
+    component_settings,
+    denoiser_folder,
+    pipeline_of,
+    read_pipeline,
+    scheduler_config,
+)
+from audiogen.models.settings import RATE, Settings, read_settings
+from audiogen.models.systems import Component, SystemParts
+from audiogen.models.tensors import read_weights, under
 from audiogen.text import encoder
 from audiogen.text.clap import Clap, quiet
 from audiogen.text.encoder import FrozenEncoder
@@ -41,6 +48,8 @@ WEIGHTS = tuple(
     for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
 )
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+# Settings of a released component that are read, but in another form than our networks keep them.
+_FREE = ("attention_head_dim", "max_new_tokens")
 
 
 def save_diffusers(
@@ -50,103 +59,143 @@ def save_diffusers(
     process: Mapping[str, Any],
     encoders: bool = True,
     sampling: Sampling | None = None,
+    window_s: float | None = None,
 ) -> None:
     """Write a system; model_index.json comes last, so that a new directory is whole or no model.
 
-    name, process, sampling: as in `Released`, for the scheduler and for whoever loads it. encoders: store frozen text
-    encoders as well, which are opened for it; without them the directory names them, and diffusers' pipelines do not
-    open it.
+    name, process, sampling, window_s: as in `Released`, for the scheduler and for whoever loads it. encoders: store
+    frozen text encoders as well, which are opened for it; without them the directory names them, and diffusers'
+    pipelines do not open it.
     """
-    directory = Path(directory)
-    conditioner, autoencoder = system.conditioner, system.autoencoder
-    parts: dict[str, Any] = {"vae": autoencoder.vae, denoiser_folder(system.config): system.denoiser.network}
-    scale = float(autoencoder.scale_factor)
-    if isinstance(autoencoder, MelAutoencoder):
-        if autoencoder.vocoder is not None:
-            parts["vocoder"] = autoencoder.vocoder
-        autoencoder.vae.register_to_config(scaling_factor=scale)
+    directory, conditioner = Path(directory), system.conditioner
+    scale = float(system.autoencoder.scale_factor)
+    if isinstance(system.autoencoder, MelAutoencoder):
+        system.autoencoder.vae.register_to_config(scaling_factor=scale)
     if conditioner.loa is not None:
-        parts |= {"projection_model": conditioner.loa.projection, "language_model": conditioner.loa.gpt2}
         conditioner.loa.gpt2.config.max_new_tokens = conditioner.loa.config.length
-    elif _is_component(conditioner.seconds):
-        parts["projection_model"] = conditioner.seconds
+    parts: dict[str, Any] = {
+        folder: system.get_submodule(part) for folder, part in _folders(system.config).items()
+    }
+    embedded = parts.pop(TEXT, None)
     with quiet():
         for folder, part in parts.items():
             part.save_pretrained(directory / folder)
     classes = {folder: _class_of(part) for folder, part in parts.items()}
-    if conditioner.text is not None and conditioner.text.embedded is not None:
-        embedded = conditioner.text.embedded
+    if embedded is not None:
         embedded.save(directory / TEXT, next(embedded.parameters()).dtype)
     elif encoders:
         classes |= _save_encoders(directory, system)
-    if extra := _extra(system):
-        checkpoint.write_tensors(directory / EXTRA / "model.safetensors", extra)
+    prefixes = tuple(f"{owner}." for owner in _owners(system.config))
+    if prefixes:
+        state = conditioner.state_dict()
+        checkpoint.write_tensors(
+            directory / EXTRA / "model.safetensors",
+            {key: tensor for key, tensor in state.items() if key.startswith(prefixes)},
+        )
     scheduler = scheduler_config(name, process)
     checkpoint.write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
     classes["scheduler"] = ["diffusers", scheduler["_class_name"]]
     config = to_plain(system.config)
-    config[_autoencoder_key(system.config)]["scale_factor"] = scale
+    for key in AUTOENCODERS:
+        if config[key] is not None:
+            config[key]["scale_factor"] = scale
     contents = {"config": config, "name": name, "process": dict(process)}
     if sampling is not None:
         contents["sampling"] = to_plain(sampling)
+    if window_s is not None:
+        contents["window_s"] = window_s
     checkpoint.write_json(directory / SYSTEM, contents)
     checkpoint.write_json(directory / INDEX, {"_class_name": pipeline_of(system.config), **classes})
 
 
-def load_diffusers(directory: str | Path, heads: tuple[int, ...] | None = None) -> Released:
+def read_diffusers(directory: Path, heads: tuple[int, ...] | None = None) -> SystemParts:
     """Read a directory that `save_diffusers` wrote, or that of an AudioLDM, AudioLDM 2 or Stable Audio pipeline.
 
     heads: attention heads of each level of the UNet in place of those that its settings say: the authors' are channels
     / 32, and / 64 for AudioLDM-L, but converted models say 8 at every level.
     """
-    directory = Path(directory)
-    index, sampling = read_settings(directory / INDEX), None
-    if (directory / SYSTEM).is_file():
-        own = read_settings(directory / SYSTEM)
-        config = build(SystemConfig, own.get("config", dict), where=str(directory / SYSTEM))
-        name, process = own.get("name", str), own.get("process", dict)
-        if "sampling" in own.contents:
-            where = f"{directory / SYSTEM}: sampling"
-            sampling = build(Sampling, own.get("sampling", dict), where)
-            sampling.check(process_of(name, process, str(directory / SYSTEM)), where)
+    index, ours, own = read_settings(directory / INDEX), directory / SYSTEM, None
+    if ours.is_file():
+        own = read_settings(ours)
+        config = build(SystemConfig, own.section("config").contents, where=str(ours))
+        name, process = own.text("name"), own.section("process").contents
     else:
         config, name, process = read_pipeline(directory, index)
     notes: tuple[str, ...] = ()
     if config.audio_unet is not None:
-        stated = config.audio_unet.heads
-        unet = dataclasses.replace(config.audio_unet, heads=heads or stated)
+        unet = dataclasses.replace(config.audio_unet, heads=heads or config.audio_unet.heads)
         config = dataclasses.replace(config, audio_unet=unet)
         notes = (f"attention heads {unet.heads}: {'as given' if heads else f'those of {directory.name}'}",)
     elif heads is not None:
         raise InputError(f"{directory} holds no UNet of AudioLDM, AudioLDM 2 or LAFMA; leave heads out")
     listed = [key for key, value in index.contents.items() if _is_listed(key, value)]
-    for folder in [*_components(config), *listed]:
+    folders = _folders(config)
+    for folder in [*folders, *listed]:
         _required(directory / folder, directory)
     _check_rates(directory, config)
-    vocabulary = None
-    if config.conditioner.text is not None and config.conditioner.text.embedded:
-        path = _required(directory / TEXT / VOCABULARY_FILE, directory)
-        if not path.is_file():
-            raise InputError(
-                f"{path} is a folder; it must be the file of the text's vocabulary: copy it again"
-            )
-        vocabulary = path.read_bytes()
-    clap = _clap(directory, index.contents)
-    frozen = _frozen_text(directory, index.contents)
-    system = empty(lambda: LatentSystem(config, vocabulary, frozen, clap))
-    _fill(directory, system)
-    return Released(system.eval(), name, dict(process), notes, sampling)
+    return SystemParts(
+        config,
+        [
+            *(_component(directory, folder, part, own is None) for folder, part in folders.items()),
+            *_trained(directory, config),
+        ],
+        directory,
+        name,
+        process,
+        notes,
+        sampling=None if own is None else _sampling(own, name, process),
+        window_s=_window_s(directory, config, own),
+        vocabulary=_vocabulary(directory, config),
+        frozen=_frozen_text(directory, index.contents),
+        clap=_clap(directory, index.contents),
+    )
 
 
-def _components(config: SystemConfig) -> list[str]:
-    """Folders with weights that such a system has."""
-    found = ["vae", denoiser_folder(config)]
+def _sampling(own: Settings, name: str, process: Mapping[str, Any]) -> Sampling | None:
+    """How a system of ours is sampled, where it says so."""
+    if "sampling" not in own:
+        return None
+    where = f"{own.where}: sampling"
+    sampling = build(Sampling, own.section("sampling").contents, where)
+    sampling.check(process_of(name, process, str(own.where)), where)
+    return sampling
+
+
+def _window_s(directory: Path, config: SystemConfig, own: Settings | None) -> float | None:
+    """Seconds that are always generated: our own say so, and Stable Audio's release by its number of latents."""
+    if own is not None:
+        return own.number("window_s", None, Range(0, above=True))
+    codec = config.waveform_autoencoder
+    if codec is None:
+        return None
+    length = component_settings(directory, "transformer").whole("sample_size")
+    return length * codec.hop_length / codec.sample_rate
+
+
+def _vocabulary(directory: Path, config: SystemConfig) -> bytes | None:
+    """That of an embedded text encoder."""
+    if config.conditioner.text is None or not config.conditioner.text.embedded:
+        return None
+    path = _required(directory / TEXT / VOCABULARY_FILE, directory)
+    if not path.is_file():
+        raise InputError(f"{path} is a folder; it must be the file of the text's vocabulary: copy it again")
+    return path.read_bytes()
+
+
+def _folders(config: SystemConfig) -> dict[str, str]:
+    """Folders with weights that such a system has, and the parts that they are of."""
+    found = {"vae": "autoencoder.vae", denoiser_folder(config): "denoiser.network"}
     if config.mel_autoencoder is not None and config.mel_autoencoder.vocoder is not None:
-        found.append("vocoder")
+        found["vocoder"] = "autoencoder.vocoder"
     if config.conditioner.loa is not None:
-        found += ["projection_model", "language_model"]
+        found |= {
+            "projection_model": "conditioner.loa.projection",
+            "language_model": "conditioner.loa.gpt2",
+        }
     elif "seconds_start" in config.conditioner.uses:
-        found.append("projection_model")
+        found["projection_model"] = "conditioner.seconds"
+    if config.conditioner.text is not None and config.conditioner.text.embedded:
+        found[TEXT] = "conditioner.text.embedded"
     return found
 
 
@@ -155,7 +204,7 @@ def _check_rates(directory: Path, config: SystemConfig) -> None:
     rate, where = config.sample_rate, SYSTEM if (directory / SYSTEM).is_file() else "the others"
     for folder in ("vae", "vocoder"):
         path = directory / folder / "config.json"
-        found = read_settings(path).get("sampling_rate", int, rate) if path.is_file() else rate
+        found = read_settings(path).whole("sampling_rate", rate, RATE) if path.is_file() else rate
         if found != rate:
             raise InputError(
                 f"{path}: sampling_rate is {found} Hz, but {rate} Hz in {where}; the {folder} is of another model: "
@@ -163,30 +212,7 @@ def _check_rates(directory: Path, config: SystemConfig) -> None:
             )
 
 
-def _fill(directory: Path, system: LatentSystem) -> None:
-    """Give all parts their weights, component by component."""
-    autoencoder, conditioner = system.autoencoder, system.conditioner
-    _fill_part(directory, "vae", autoencoder.vae)
-    if isinstance(autoencoder, MelAutoencoder) and autoencoder.vocoder is not None:
-        _fill_part(directory, "vocoder", autoencoder.vocoder)
-    autoencoder.scale_factor = torch.tensor(system.config.autoencoder.scale_factor)
-    _fill_part(directory, denoiser_folder(system.config), system.denoiser.network)
-    if conditioner.loa is not None:
-        _fill_part(directory, "projection_model", conditioner.loa.projection)
-        _fill_part(directory, "language_model", conditioner.loa.gpt2)
-    elif _is_component(conditioner.seconds):
-        _fill_part(directory, "projection_model", conditioner.seconds)
-    if conditioner.text is not None and conditioner.text.embedded is not None:
-        _fill_part(directory, TEXT, conditioner.text.embedded)
-    if names := [name for name in conditioner.state_dict() if name.startswith(_extra_names(system))]:
-        folder = _required(directory / EXTRA, directory)
-        tensors = _weights(folder)
-        for owner in sorted({name.partition(".")[0] for name in names}):
-            part = {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{owner}.")}
-            fill(getattr(conditioner, owner), part, str, folder)
-
-
-def _fill_part(directory: Path, folder: str, part: nn.Module) -> None:
+def _component(directory: Path, folder: str, part: str, released: bool) -> Component:
     where = _required(directory / folder, directory)
     tensors = _weights(where)
     if folder == "language_model":  # GPT2Model, or GPT2LMHeadModel with an output layer that is not used
@@ -204,15 +230,34 @@ def _fill_part(directory: Path, folder: str, part: nn.Module) -> None:
             name = name.replace(f".{new}.", f".{old}.")
         return name
 
-    fill(part, tensors, source, where)
+    settings = component_settings(directory, folder) if released else None
+    free: tuple[str, ...] = _FREE
+    if settings is not None and settings.contents.get("_class_name") == "UNet2DConditionModel":
+        free += ("cross_attention_dim",)  # AudioLDM's: as wide as each level, which attends to itself
+    return Component(part, tensors, source, where, settings=settings, free=free)
+
+
+def _owners(config: SystemConfig) -> list[str]:
+    """Modules of the conditioner that are trained and are no components of diffusers."""
+    conditioner, found = config.conditioner, []
+    if "pooled" in conditioner.uses or (conditioner.loa is not None and conditioner.clap is None):
+        found.append("pooled")
+    if "seconds_total" in conditioner.uses and "seconds_start" not in conditioner.uses:
+        found.append("seconds")
+    return found
+
+
+def _trained(directory: Path, config: SystemConfig) -> list[Component]:
+    owners, folder = _owners(config), directory / EXTRA
+    tensors = _weights(_required(folder, directory)) if owners else {}
+    return [Component(f"conditioner.{owner}", under(tensors, f"{owner}."), str, folder) for owner in owners]
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    for name in WEIGHTS:
-        path = folder / name
-        if path.is_file():
-            return checkpoint.open_tensors(path) if "safetensors" in name else read_weights(path)
-    raise InputError(f"{folder} holds no weights ({WEIGHTS[0]}, {WEIGHTS[1]}); copy it again")
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise InputError(f"{folder} holds no weights ({WEIGHTS[0]}, {WEIGHTS[1]}); copy it again")
+    return read_weights(path)
 
 
 def _required(path: Path, directory: Path) -> Path:
@@ -224,31 +269,11 @@ def _required(path: Path, directory: Path) -> Path:
     return path
 
 
-def _is_component(seconds: Any) -> bool:
-    """Whether seconds are embedded by a model that diffusers saves by itself."""
-    return hasattr(seconds, "save_pretrained")
-
-
-def _extra_names(system: LatentSystem) -> tuple[str, ...]:
-    """Prefixes of what is trained in the conditioner and is no component."""
-    seconds = () if _is_component(system.conditioner.seconds) else ("seconds.",)
-    return ("pooled.", *seconds)
-
-
-def _extra(system: LatentSystem) -> dict[str, Tensor]:
-    names = _extra_names(system)
-    return {name: t for name, t in system.conditioner.state_dict().items() if name.startswith(names)}
-
-
 def _class_of(part: Any) -> list[str]:
     """[library, class] as an index has it; a class inside of a pipeline's folder belongs to that pipeline."""
     library, _, rest = type(part).__module__.partition(".")
     inside = rest.split(".")
     return [inside[1] if inside[0] == "pipelines" else library, type(part).__name__]
-
-
-def _autoencoder_key(config: SystemConfig) -> str:
-    return "mel_autoencoder" if config.mel_autoencoder is not None else "waveform_autoencoder"
 
 
 def _save_encoders(directory: Path, system: LatentSystem) -> dict[str, list[str]]:

@@ -1,0 +1,242 @@
+"""What AudioLDM, AudioLDM 2, LAFMA and Tango share in their authors' files: UNet, mel VAE and HiFi-GAN.
+
+Settings to our configurations, and names of tensors: ours, which are those of diffusers and transformers, to theirs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audiogen.diffusion.autoencoders import MelAutoencoderConfig
+from audiogen.diffusion.denoisers import AudioUNetConfig
+from audiogen.diffusion.mel import MelConfig
+from audiogen.diffusion.vocoder import VocoderConfig
+from audiogen.models.settings import RATE, Settings
+from audiogen.models.systems import Component
+from audiogen.models.tensors import under
+
+# Of HiFi-GAN's settings: training, and sizes of its examples.
+VOCODER_HARMLESS = (
+    *(
+        "segment_size",
+        "num_freq",
+        "fmax_for_loss",
+        "batch_size",
+        "learning_rate",
+        "adam_b*",
+        "lr_decay",
+        "seed",
+    ),
+    *("num_gpus", "num_workers", "dist_config.*"),
+)
+
+
+# ------------------------------------------------------------------------------------------- configurations
+
+
+def vocoder_config(settings: Settings) -> VocoderConfig:
+    """From HiFi-GAN's own settings."""
+    settings.choice("resblock", ["1"], "1")
+    return VocoderConfig(
+        channels=settings.whole("upsample_initial_channel"),
+        rates=settings.wholes("upsample_rates"),
+        kernels=settings.wholes("upsample_kernel_sizes"),
+        resblock_kernels=settings.wholes("resblock_kernel_sizes"),
+        resblock_dilations=settings.rows("resblock_dilation_sizes"),
+    )
+
+
+def mel_of_vocoder(settings: Settings, vocoder: VocoderConfig) -> MelConfig:
+    """The spectrogram that HiFi-GAN's settings describe, where they do; else that of the released models."""
+    usual = MelConfig()
+    n_fft = settings.whole("n_fft", usual.n_fft)
+    settings.choice("win_size", [n_fft], n_fft)
+    settings.choice("hop_size", [vocoder.hop_length], vocoder.hop_length)
+    return MelConfig(
+        sample_rate=settings.whole("sampling_rate", within=RATE),
+        n_fft=n_fft,
+        hop_length=vocoder.hop_length,
+        num_mels=settings.whole("num_mels"),
+        f_min=settings.number("fmin", usual.f_min),
+        f_max=settings.number("fmax", usual.f_max),
+    )
+
+
+def autoencoder_config(
+    settings: Settings, vae: Mapping[str, Tensor], mel: MelConfig, vocoder: VocoderConfig, scale_factor: float
+) -> MelAutoencoderConfig:
+    """From the settings of the VAE ("ddconfig"); whether it attends in its middle is seen from its weights."""
+    width = settings.whole("ch")
+    settings.expect(double_z=True, in_channels=1, out_ch=1, downsample_time=False, attn_resolutions=[])
+    settings.expect(mel_bins=mel.num_mels)
+    return MelAutoencoderConfig(
+        channels=tuple(width * factor for factor in settings.wholes("ch_mult")),
+        num_res_blocks=settings.whole("num_res_blocks"),
+        latent_dim=settings.whole("z_channels"),
+        mid_attention="encoder.mid.attn_1.q.weight" in vae,
+        scale_factor=scale_factor,
+        mel=mel,
+        vocoder=vocoder,
+    )
+
+
+def check_around_vae(settings: Settings, config: MelAutoencoderConfig) -> None:
+    """What stands around "ddconfig": shuffling of time and bands, and the width of the latents."""
+    settings.expect(subband=1, time_shuffle=1, embed_dim=config.latent_dim)
+    settings.expect(sampling_rate=config.mel.sample_rate)
+
+
+def unet_config(
+    settings: Settings, layers: tuple[int | None, ...], vector_dim: int | None, heads: tuple[int, ...] | None
+) -> AudioUNetConfig:
+    """From the settings of the authors' UNetModel. heads: in place of those that the settings say."""
+    width, latent_dim = settings.whole("model_channels"), settings.whole("in_channels")
+    channels = tuple(width * factor for factor in settings.wholes("channel_mult"))
+    settings.expect(out_channels=latent_dim, use_spatial_transformer=True, dims=2, conv_resample=True)
+    settings.expect(use_scale_shift_norm=False, resblock_updown=False, legacy=True)
+    if settings.take("num_head_channels", -1) == -1:
+        found = (settings.whole("num_heads"),) * len(channels)
+    else:
+        settings.take("num_heads", None)  # the channels of a head go before it
+        per_head = settings.whole("num_head_channels")
+        found = tuple(max(1, channel // per_head) for channel in channels)
+    strides = settings.wholes("attention_resolutions")
+    return AudioUNetConfig(
+        latent_dim=latent_dim,
+        channels=channels,
+        heads=heads or found,
+        attention=tuple(2**level in strides for level in range(len(channels))),
+        layers=layers,
+        depth=settings.whole("transformer_depth", 1),
+        num_res_blocks=settings.whole("num_res_blocks"),
+        vector_dim=vector_dim,
+    )
+
+
+def attention_layers(values: Any, where: str | Path, key: str) -> tuple[int | None, ...]:
+    """Widths of the tokens that the attention layers of one place attend to; null is a layer without text."""
+    rows = dict(enumerate(values)) if isinstance(values, list) else values
+    found = Settings(rows, where, key)
+    return tuple(found.whole(index, None) for index in found.contents)
+
+
+# ----------------------------------------------------------------------------------------------- components
+
+
+def unet_component(
+    config: AudioUNetConfig, tensors: Mapping[str, Tensor], where: Path, ema: bool = False
+) -> Component:
+    """The network's weights. ema: the names have lost their dots, as LitEma stores them."""
+
+    def source(name: str) -> str:
+        found = unet_name(name, config.num_res_blocks, len(config.layers), config.attention)
+        return found.replace(".", "") if ema else found
+
+    return Component("denoiser.network", tensors, source, where)
+
+
+def autoencoder_components(
+    config: MelAutoencoderConfig,
+    vae: Mapping[str, Tensor],
+    vocoder: Mapping[str, Tensor],
+    where: Path,
+    vocoder_where: Path | None = None,
+) -> list[Component]:
+    """The weights of VAE and vocoder; the vocoder's mean and scale are not in the files."""
+    bins, levels = config.mel.num_mels, len(config.channels)
+    loss = tuple(name for name in vae if name.startswith("loss."))
+    return [
+        Component("autoencoder.vae", vae, lambda name: vae_name(name, levels), where, ignore=loss),
+        Component(
+            "autoencoder.vocoder",
+            vocoder,
+            lambda name: re.sub(r"^upsampler\.", "ups.", name),
+            vocoder_where or where,
+            own={"mean": torch.zeros(bins), "scale": torch.ones(bins)},
+        ),
+    ]
+
+
+def split_vocoder(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """VAE and vocoder of a file that has both, the vocoder under `vocoder.`."""
+    vae = {name: tensor for name, tensor in tensors.items() if not name.startswith("vocoder.")}
+    return vae, under(tensors, "vocoder.")
+
+
+# ---------------------------------------------------------------------------------------------------- names
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_UNET = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding": "film_emb",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def unet_name(name: str, num_res_blocks: int, num_layers: int, attention: tuple[bool, ...]) -> str:
+    """AudioUNet's `network` -> the UNetModel of the latent-diffusion family.
+
+    num_layers: attention layers at each place. attention: which levels attend. Their blocks are numbered through, a
+    down- or upsampler counted in.
+    """
+    stem, leaf = name.rsplit(".", 1)
+    if stem in _UNET:
+        return f"{_UNET[stem]}.{leaf}"
+    block, *rest = stem.split(".")
+    if block == "mid_block":
+        kind, index, tail = rest[0], int(rest[1]), ".".join(rest[2:])
+        if kind == "resnets":
+            return f"middle_block.{index * (num_layers + 1)}.{_RESNET[tail]}.{leaf}"
+        return f"middle_block.{1 + index}.{tail}.{leaf}"
+    level, kind, index, tail = int(rest[0]), rest[1], int(rest[2]), ".".join(rest[3:])
+    stride = num_res_blocks + 1
+    first, side = (1 + level * stride, "input") if block == "down_blocks" else (level * stride, "output")
+    if kind == "resnets":
+        return f"{side}_blocks.{first + index}.0.{_RESNET[tail]}.{leaf}"
+    if kind == "attentions":
+        place, layer = divmod(index, num_layers)
+        return f"{side}_blocks.{first + place}.{1 + layer}.{tail}.{leaf}"
+    if kind == "downsamplers":
+        return f"input_blocks.{first + num_res_blocks}.0.op.{leaf}"
+    attends = attention[len(attention) - 1 - level]
+    return f"output_blocks.{first + num_res_blocks}.{1 + num_layers * attends}.conv.{leaf}"
+
+
+def vae_name(name: str, levels: int) -> str:
+    """AutoencoderKL -> the autoencoder of the latent-diffusion family, whose decoder counts levels from the end."""
+    stem, leaf = name.rsplit(".", 1)
+    side, *rest = stem.split(".")
+    if not rest or rest[0] in ("conv_in", "conv_out"):
+        return name
+    if rest[0] == "conv_norm_out":
+        return f"{side}.norm_out.{leaf}"
+    if rest[0] == "mid_block":
+        if rest[1] == "attentions":
+            return f"{side}.mid.attn_1.{_VAE_ATTENTION['.'.join(rest[3:])]}.{leaf}"
+        return f"{side}.mid.block_{int(rest[2]) + 1}.{_vae_resnet(rest[3])}.{leaf}"
+    level = int(rest[1]) if rest[0] == "down_blocks" else levels - 1 - int(rest[1])
+    where = f"{side}.{'down' if rest[0] == 'down_blocks' else 'up'}.{level}"
+    if rest[2] == "resnets":
+        return f"{where}.block.{rest[3]}.{_vae_resnet(rest[4])}.{leaf}"
+    return f"{where}.{'downsample' if rest[2] == 'downsamplers' else 'upsample'}.conv.{leaf}"
+
+
+def _vae_resnet(layer: str) -> str:
+    return "nin_shortcut" if layer == "conv_shortcut" else layer

@@ -1,0 +1,79 @@
+"""Opening a latent-diffusion system, whatever the format it was published in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from audiogen.errors import InputError
+from audiogen.files import checkpoint, hub
+from audiogen.models import audioldm, diffusers, lafma, stable_audio, tango
+from audiogen.models.systems import Released, SystemParts, build_system
+
+# What a repository of the hub may hold; the first that it has is fetched.
+LAYOUTS = (
+    hub.Layout(
+        "diffusers",
+        (diffusers.INDEX,),
+        (
+            "*.json",
+            "*.txt",
+            "*/*.json",
+            "*/*.txt",
+            "*/*.model",
+            "*/model*.safetensors",
+            "*/diffusion*.safetensors",
+        ),
+    ),
+    hub.Layout(
+        "stable-audio-tools",
+        (stable_audio.CONFIG, "model.safetensors"),
+        (stable_audio.CONFIG, "model.safetensors"),
+    ),
+    hub.Layout("Tango", tango.TANGO, ("*.json", *tango.TANGO[:2])),
+    hub.Layout("TangoFlux", tango.TANGOFLUX, tango.TANGOFLUX),
+)
+
+
+def load_released(
+    name_or_directory: str | Path, heads: tuple[int, ...] | None = None, ema: bool | None = None
+) -> Released:
+    """Read a bundled system, a directory, or a hub id[@revision], of any of the formats; InputError where it has none.
+
+    heads: attention heads of each level of an AudioLDM, AudioLDM 2 or LAFMA UNet, in place of those that its settings
+    say. ema: whether to take the averaged UNet of the authors' AudioLDM and AudioLDM 2 checkpoints. The notes of what
+    is returned say what was used.
+    """
+    directory = checkpoint.system_folder(name_or_directory)
+    if hub.is_hub_id(str(name_or_directory)):
+        directory = hub.fetch(str(name_or_directory), LAYOUTS)
+    if not directory.is_dir():
+        raise InputError(f"{directory} is no directory; give one with a released model, or a hub id")
+    return build_system(_read(directory, heads, ema))
+
+
+def _read(directory: Path, heads: tuple[int, ...] | None, ema: bool | None) -> SystemParts:
+    if ema is not None and not audioldm.is_audioldm(directory):
+        raise InputError(
+            f"{directory} holds one set of weights; ema is for checkpoints of AudioLDM: leave it out"
+        )
+    if (directory / diffusers.INDEX).is_file():
+        return diffusers.read_diffusers(directory, heads)
+    if audioldm.is_audioldm(directory):
+        return audioldm.read_audioldm(directory, heads, ema)
+    if lafma.is_lafma(directory):
+        return lafma.read_lafma(directory, heads)
+    if heads is not None:
+        raise InputError(
+            f"{directory} says how many heads it has; heads is for AudioLDM, AudioLDM 2 and LAFMA"
+        )
+    if stable_audio.is_stable_audio(directory):
+        return stable_audio.read_stable_audio(directory)
+    if tango.is_tango(directory):
+        return tango.read_tango(directory)
+    if tango.is_tangoflux(directory):
+        return tango.read_tangoflux(directory)
+    raise InputError(
+        f"{directory} holds no released latent-diffusion system; what is read: a directory of diffusers "
+        f"({diffusers.INDEX}), stable-audio-tools ({stable_audio.CONFIG}), AudioLDM (one .ckpt or .pth, "
+        f"{audioldm.CONFIG}), LAFMA (settings, *.ckpt), Tango ({tango.TANGO[0]}), TangoFlux ({tango.TANGOFLUX[0]})"
+    )

@@ -1,0 +1,163 @@
+"""A latent-diffusion system from files: what a reader of a format finds, and building the system of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from inspect import signature
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+from audiogen.diffusion.autoencoders import MelAutoencoderConfig
+from audiogen.diffusion.process import process_of
+from audiogen.diffusion.sample import Sampling
+from audiogen.diffusion.systems import LatentSystem, SystemConfig
+from audiogen.models.settings import Settings
+from audiogen.models.tensors import Source, check_sizes, empty, fill, whole_numbers
+from audiogen.text.clap import Clap
+from audiogen.text.encoder import FrozenEncoder
+
+# Settings of diffusers' and transformers' components that change no sound: who wrote the file, sizes of examples,
+# training, and GPT-2's output layer and summary, which are not used.
+HARMLESS = (
+    *("_*", "architectures", "model_type", "transformers_version", "torch_dtype", "dtype"),
+    *("sample_size", "force_upcast", "initializer_range", "use_cache", "task_specific_params", "n_ctx"),
+    *("*_pdrop", "dropout", "summary_*", "*_token_id", "tie_word_embeddings", "gradient_checkpointing"),
+    *("return_dict", "output_*", "id2label", "label2id", "is_encoder_decoder", "chunk_size_feed_forward"),
+)
+# AudioLDM's releases have diffusers' other UNet, with more settings than ours; of these, what is usual is implemented.
+_UNET_DEFAULTS = {
+    key: parameter.default for key, parameter in signature(UNet2DConditionModel).parameters.items()
+}
+
+
+class Component(NamedTuple):
+    """The weights of one part of a system, and how they are named in their file; the fields are those of `fill`.
+
+    part: the module by its name in a `LatentSystem`. settings: those of a class of diffusers or transformers; what they
+    say has to be what ours has, but for `free`.
+    """
+
+    part: str
+    tensors: Mapping[str, Tensor]
+    source: Callable[[str], str | Source]
+    where: Path
+    own: Mapping[str, Tensor] | None = None
+    ignore: tuple[str, ...] = ()
+    settings: Settings | None = None
+    free: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SystemParts:
+    """What the files of a system say, with its weights still in them.
+
+    name: of its kind, as `process.PROCESSES` has them. process: what the files say of its process, by the names of
+    `process.ProcessConfig`. notes: what was chosen where a file leaves a choice, a line each. sampling: that of the
+    recipe that trained it; None is as its authors do. window_s: the length that is always generated, and cut from; None
+    is the length that is asked for. where: the files, for messages. vocabulary, frozen, clap: as in `LatentSystem`.
+    """
+
+    config: SystemConfig
+    components: list[Component]
+    where: Path
+    name: str
+    process: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+    window_s: float | None = None
+    vocabulary: bytes | None = None
+    frozen: FrozenEncoder | None = None
+    clap: Clap | None = None
+
+
+@dataclass(frozen=True)
+class Released:
+    """A system in evaluation mode, float32; the other fields are those of `SystemParts`."""
+
+    system: LatentSystem
+    name: str
+    process: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+    window_s: float | None = None
+
+
+def build_system(parts: SystemParts) -> Released:
+    """The system with its weights. Settings, names and shapes are checked before anything is allocated."""
+    config, where = parts.config, parts.where
+    process_of(parts.name, parts.process, str(where))  # which refuses values that make no process
+    count = sum(len(component.tensors) for component in parts.components)
+    check_sizes(where, count, _num_layers(config), (*whole_numbers(config), *_widths(config)))
+    system = empty(lambda: LatentSystem(config, parts.vocabulary, parts.frozen, parts.clap), where)
+    for component in parts.components:
+        if component.settings is not None:
+            _compare(component.settings, system.get_submodule(component.part), component.free)
+    for component in parts.components:
+        module = system.get_submodule(component.part)
+        fill(
+            module,
+            component.tensors,
+            component.source,
+            component.where,
+            own=component.own,
+            ignore=component.ignore,
+        )
+    system.autoencoder.scale_factor = torch.tensor(config.autoencoder.scale_factor)
+    return Released(
+        system.eval(), parts.name, dict(parts.process), parts.notes, parts.sampling, parts.window_s
+    )
+
+
+def _num_layers(config: SystemConfig) -> int:
+    """At least one tensor each: those of the parts whose number a configuration gives."""
+    codec, count = config.autoencoder, 0
+    if isinstance(codec, MelAutoencoderConfig):
+        count += 2 * len(codec.channels) * codec.num_res_blocks
+        if codec.vocoder is not None:
+            count += len(codec.vocoder.rates) * sum(map(len, codec.vocoder.resblock_dilations))
+    else:
+        count += 2 * len(codec.strides)
+    if config.audio_unet is not None:
+        unet = config.audio_unet
+        count += len(unet.channels) * unet.num_res_blocks
+        count += sum(unet.attention) * unet.num_res_blocks * len(unet.layers) * unet.depth
+    elif config.text_unet is not None:
+        count += len(config.text_unet.channels) * config.text_unet.num_res_blocks
+    elif config.dit is not None:
+        count += config.dit.num_layers
+    elif config.flux is not None:
+        count += config.flux.num_layers + config.flux.num_single_layers
+    return count + (0 if config.conditioner.loa is None else config.conditioner.loa.num_layers)
+
+
+def _widths(config: SystemConfig) -> list[int]:
+    """Sizes of layers that are products of the configuration's."""
+    codec, widths = config.autoencoder, []
+    if not isinstance(codec, MelAutoencoderConfig):
+        widths += [codec.channels * codec.bands, codec.width * max(codec.multiples)]
+    for transformer in (config.dit, config.flux):
+        if transformer is not None:
+            widths.append(transformer.num_heads * transformer.head_dim)
+    return widths
+
+
+def _compare(settings: Settings, module: Any, free: tuple[str, ...]) -> None:
+    """Refuse each setting of a component of diffusers or transformers that differs from that of our network."""
+    found = module.config
+    built = _UNET_DEFAULTS | dict(found.to_dict() if hasattr(found, "to_dict") else found)
+    for key, value in settings.contents.items():
+        if key in free or _plain(value) == _plain(built.get(key)):
+            settings.take(key)
+    settings.done(HARMLESS)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as in JSON; true is no 1."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return (value,) if isinstance(value, bool) else value
