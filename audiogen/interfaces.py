@@ -16,12 +16,17 @@ the Protocols: they are contracts of shape, checked by the type checker and by t
 from __future__ import annotations
 
 from collections import abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from audiogen.errors import InputError
+
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+
+Progress = Callable[[float], None]  # gets the share of the work that is done, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -200,16 +205,104 @@ class Task(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a generator draws its sounds. None is the model's own default; a family refuses what it lacks by name.
+
+    negative: a text that guidance moves away from.
+    Token language models: temperature divides the logits, 0 takes the most probable code. top_k: keep the k most
+    probable codes, 0 keeps all. top_p: above 0 replaces top_k, keep the most probable codes that together reach p.
+    peer_padding: attend to the padding of each text to the longest of the batch, as audiocraft does: a sound then
+    depends on the texts beside it. Only for comparisons with its batches.
+    Latent diffusion: steps and sampler, see `diffusion.samplers`. candidates: make so many sounds for each row and
+    keep the one whose CLAP embedding is nearest to its text's; the first has the row's seed.
+    """
+
+    negative: str | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    peer_padding: bool = False
+    steps: int | None = None
+    sampler: str | None = None
+    candidates: int | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A sound to change, and what of it is generated anew. Latent diffusion only.
+
+    audio: [C, N], of any sample rate and channels. strength: how much noise is added before denoising, from 0 (the
+    sound stays) to 1 (nothing is left of it but what is kept); None is 1. inpaint: begin and end, in seconds, of the
+    part that is generated anew. upsample: the highest frequencies are generated anew.
+    """
+
+    audio: Tensor
+    sample_rate: int
+    strength: float | None = None
+    inpaint: tuple[float, float] | None = None
+    upsample: bool = False
+
+    def __post_init__(self) -> None:
+        if self.audio.dim() != 2 or 0 in self.audio.shape or not self.audio.isfinite().all():
+            raise InputError(
+                f"the sound to begin from has shape {list(self.audio.shape)}, or samples that are not finite; give "
+                "[C, N], finite samples"
+            )
+        if self.sample_rate < 1:
+            raise InputError(f"the sound to begin from has {self.sample_rate} Hz; at least 1 is needed")
+        if self.strength is not None and not 0.0 <= self.strength <= 1.0:
+            raise InputError(
+                f"strength is {self.strength:g}; it must be from 0 (the sound stays) to 1 (all new)"
+            )
+        if self.inpaint is not None and self.upsample:
+            raise InputError("inpaint and upsample keep different parts of a sound; choose one")
+        if self.strength is None and self.inpaint is None and not self.upsample:
+            raise InputError(
+                "nothing is to become of the sound to begin from; give a strength (0.6, say), inpaint or upsample"
+            )
+        self._check_inpaint(self.duration_s)
+
+    @property
+    def duration_s(self) -> float:
+        """Of the sound."""
+        return self.audio.shape[-1] / self.sample_rate
+
+    def check_duration(self, duration_s: float) -> None:
+        """Raise InputError where a result that long needs more than there is, or ends before what is made anew."""
+        if duration_s > self.duration_s + 1e-3:
+            raise InputError(
+                f"the sound to begin from has {self.duration_s:g} s and {duration_s:g} s are to be made; "
+                "give a duration that is no longer, or none"
+            )
+        self._check_inpaint(duration_s)
+
+    def _check_inpaint(self, duration_s: float) -> None:
+        if self.inpaint is not None and not 0.0 <= self.inpaint[0] < self.inpaint[1] <= duration_s:
+            raise InputError(
+                f"the part to inpaint is {self.inpaint[0]:g} s to {self.inpaint[1]:g} s; it must ascend and lie "
+                f"within the sound, 0 to {duration_s:g} s"
+            )
+
+
 class Generator(Protocol):
     """Text to audio, whatever the family. Same seed, same audio: alone, in a batch, whatever the order.
 
     family: such as "token LM". latent_rate: what is generated, such as "50 Hz x 4". num_parameters: of all that runs
-    from text to audio. notes: what was chosen where the files leave a choice, a line each.
+    from text to audio. batch_size: rows that the model runs on at a time. guidance: the model's own default. notes:
+    what was chosen where the files leave a choice, a line each.
     """
 
     sample_rate: int
     channels: int
     max_duration_s: float
+    batch_size: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def guidance(self) -> float: ...
 
     @property
     def family(self) -> str: ...
@@ -230,13 +323,41 @@ class Generator(Protocol):
     def generate(
         self,
         texts: Sequence[str | None],
-        duration_s: float,
+        duration_s: float | Sequence[float] = 5.0,
         *,
-        guidance: float,
-        seed: int,
-        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int | Sequence[int] = 0,
+        prompt: tuple[Tensor, int] | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        edit: Edit | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
-        """-> audio [B, C, N]; row b uses seed + b. steps: of a diffusion sampler, None for the generator's own."""
+        """Texts to audio [B, C, N]. An option that this family lacks is an InputError that names it.
+
+        texts: one a row; None is no text. Repeat a text for several sounds of it.
+        duration_s: of every row, or one a row; N is that of the longest, shorter rows end in silence.
+        guidance: weight of the text (classifier-free guidance); 1 is none, None is the model's own default.
+        seed: row b has seed + b, or one seed a row.
+        prompt: audio [C, N] or [B, C, N] and its sample rate, which the result continues; duration_s counts it in.
+        edit: a sound to change.
+        """
+        ...
+
+    def stream(
+        self,
+        text: str | None,
+        duration_s: float | None = None,
+        *,
+        guidance: float | None = None,
+        seed: int = 0,
+        prompt: tuple[Tensor, int] | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    ) -> Iterator[Tensor]:
+        """Audio [C, n] piece by piece while it is generated; duration_s None goes on until the caller stops."""
+        ...
+
+    def reconstruct(self, audio: Tensor) -> Tensor:
+        """Audio [B, C, N] through the codec or autoencoder alone -> [B, C, N]: the best the generator could do."""
         ...
 
     def steps_at_most(self, steps: int | None) -> int | None:
@@ -247,6 +368,10 @@ class Generator(Protocol):
         """Model evaluations for one clip; a guided step counts as two."""
         ...
 
-    def reconstruct(self, audio: Tensor) -> Tensor:
-        """Audio [B, C, N] through the codec or autoencoder alone -> [B, C, N]: the best the generator could do."""
+    def num_frames(self, duration_s: float) -> int:
+        """Frames that are generated for a duration, which is checked: InputError where the model cannot make it."""
+        ...
+
+    def num_samples(self, duration_s: float) -> int:
+        """Audio samples for a duration."""
         ...

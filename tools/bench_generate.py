@@ -33,7 +33,7 @@ from audiogen.interfaces import Condition
 from audiogen.lm import native, ops
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.packed import PackedLM
-from audiogen.lm.sample import Sampling
+from audiogen.lm.sample import TokenSampling
 from audiogen.lm.static import DTYPES, Loop, StaticLM
 from audiogen.models.lm_layouts import transformers_parts
 from audiogen.text.condition import null, stack
@@ -98,7 +98,7 @@ def static_model(lm: TokenLM, text: Condition, steps: Tensor, kind: str, dtype: 
     compiles = kind in ("compiled", "combined")
     static = StaticLM(cast, dtype, kernels=kernels, compile=compiles)  # type: ignore[arg-type]
     num_steps, batch = steps.shape[2], len(steps) // 2
-    loop = Loop(static, static.new_cache(text, len(steps), num_steps), batch, Sampling(), guidance=3.0)
+    loop = Loop(static, static.new_cache(text, len(steps), num_steps), batch, TokenSampling(), guidance=3.0)
     uniform = torch.rand(steps[:batch].shape, device=steps.device)
     loop.begin(steps[:batch], uniform, torch.zeros_like(uniform, dtype=torch.bool), num_steps, text)
 

@@ -314,7 +314,7 @@ def load(directory: Path, dtype: str, packed: bool, duration_s: float) -> None:
     )
     if duration_s:
         start = time.perf_counter()
-        model.generate_unconditional(1, duration_s)
+        model.generate([None], duration_s, guidance=1.0)
         seconds, peak = time.perf_counter() - start, peak_bytes()
         print(
             f"{duration_s:g} s of sound: {seconds:.1f} s, peak {peak / 1e6:,.1f} MB, ratio {peak / weights:.3f}"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from audiogen.errors import InputError
-from audiogen.interfaces import Generator
+from audiogen.interfaces import Generator, Sampling
 
 BATCH = 8  # the larger batch whose real-time factor is measured
 MOST_STEPS = 1000  # that a budget may buy: the length of the usual training noise schedule
@@ -52,7 +52,7 @@ class Job(NamedTuple):
         rows = [self.texts[row % len(self.texts)] for row in range(batch)]
         began = self.clock()
         sound = self.generator.generate(
-            rows, self.duration_s, guidance=self.guidance, seed=0, steps=steps
+            rows, self.duration_s, guidance=self.guidance, seed=0, sampling=Sampling(steps=steps)
         ).cpu()
         elapsed = self.clock() - began
         if not sound.isfinite().all():

@@ -28,7 +28,7 @@ from audiogen.evaluate.cost import Clock, Cost
 from audiogen.evaluate.order import OrderPrompt, order_prompts, real_clip
 from audiogen.evaluate.scores import Warn
 from audiogen.files import checkpoint
-from audiogen.interfaces import Generator
+from audiogen.interfaces import Generator, Sampling
 
 ORDER_RATE = 16000  # Hz, of the built-in corpus as it is rendered for the ceiling of order accuracy
 SHORT = 0.9  # of the generated length: shorter real clips are warned of
@@ -214,7 +214,10 @@ def run_system(
     codec_settings = {"identity": system.identity, "duration_s": duration_s}
     settings = codec_settings | {"steps": system.steps, "guidance": comparison.guidance}
     make = partial(
-        generator.generate, duration_s=duration_s, guidance=comparison.guidance, steps=system.steps
+        generator.generate,
+        duration_s=duration_s,
+        guidance=comparison.guidance,
+        sampling=Sampling(steps=system.steps),
     )
     for order, each in ((False, material.prompts), (True, material.order_clips)):
         for prompt in each:

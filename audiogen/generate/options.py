@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from audiogen.errors import InputError
+from audiogen.generators.request import FAMILIES, refuse
 
 FORMATS = ("wav", "flac", "ogg", "mp3")
 # By the names in the parsed arguments; their defaults say that nothing was given.
@@ -32,12 +32,11 @@ LATENT_ONLY = (
     "clap",
     "heads",
 )
-LM_SETTINGS = ("temperature", "top_k", "top_p")
-LATENT_SETTINGS = ("steps", "sampler", "candidates")
+MAX_THREADS = 1024
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """The command line, checked as far as that needs no model; --inpaint and --heads as numbers."""
     parser = argparse.ArgumentParser(
         prog="python -m audiogen.generate",
         description="Generate sounds from text: for each a sound file and a picture of its spectrogram (PNG).",
@@ -121,7 +120,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="one sound, written piece by piece while it is generated, without a picture",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
+        raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
+    _check_edit(args)
+    args.inpaint, args.heads = _read_span(args.inpaint), _read_heads(args.heads)
+    return args
 
 
 def add_edit_options(parser: argparse.ArgumentParser) -> None:
@@ -206,29 +210,25 @@ def add_latent_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _is_given(args: argparse.Namespace, name: str) -> bool:
-    value = getattr(args, name)
-    return value is not None and value is not False  # 0 is given, and equals False
-
-
-def refuse_others(args: argparse.Namespace, latent: bool, family: str) -> None:
+def refuse_others(args: argparse.Namespace, latent: bool) -> None:
     """Raise InputError where an option is given that the model's family does not have."""
-    for name in LM_ONLY if latent else LATENT_ONLY:
-        if _is_given(args, name):
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} is not for {args.model}, {family}; drop {option}")
+    options = {
+        f"--{name.replace('_', '-')}": getattr(args, name) for name in (LM_ONLY if latent else LATENT_ONLY)
+    }
+    refuse(options, f"{args.model}, {FAMILIES[latent]}")
 
 
-def check_edit(args: argparse.Namespace) -> None:
+def _check_edit(args: argparse.Namespace) -> None:
     """Raise InputError where the options of a sound made of another do not go together."""
-    given = [f"--{name}" for name in ("strength", "inpaint", "upsample") if _is_given(args, name)]
+    changes = {"--strength": args.strength, "--inpaint": args.inpaint, "--upsample": args.upsample or None}
+    given = [name for name, value in changes.items() if value is not None]
     if given and args.init is None:
         raise InputError(f"{given[0]} says what becomes of a sound; give it with --init FILE")
     if args.init is not None and not given:
         raise InputError("--init needs --strength, --inpaint or --upsample: what is to become of the sound")
 
 
-def read_span(text: str | None) -> tuple[float, float] | None:
+def _read_span(text: str | None) -> tuple[float, float] | None:
     """A:B, in seconds."""
     if text is None:
         return None
@@ -239,7 +239,7 @@ def read_span(text: str | None) -> tuple[float, float] | None:
         raise InputError(f"--inpaint is {text!r}; give A:B in seconds, such as 1.0:2.5") from None
 
 
-def read_heads(text: str | None) -> tuple[int, ...] | None:
+def _read_heads(text: str | None) -> tuple[int, ...] | None:
     """N,N,.. as numbers."""
     if text is None:
         return None
@@ -247,8 +247,3 @@ def read_heads(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
         raise InputError(f"--heads is {text!r}; give whole numbers, one a level, such as 4,8,12,20") from None
-
-
-def given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """Those options that were given, as arguments of `generate`, whose defaults stand for the others."""
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

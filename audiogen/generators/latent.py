@@ -23,13 +23,14 @@ from audiogen.diffusion.conditioners import Conditioner
 from audiogen.diffusion.manipulate import inpaint_mask, super_resolution_mask
 from audiogen.diffusion.process import PROCESSES, Process, process_of
 from audiogen.diffusion.routes import Routes
-from audiogen.diffusion.sample import SAMPLINGS, Reference, Sampling, rerank, sample
+from audiogen.diffusion.sample import SAMPLINGS, Reference, rerank, sample
+from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.samplers import make_sampler
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import request as requests
-from audiogen.generators.request import Edit, Progress, Request
-from audiogen.interfaces import Condition
+from audiogen.generators.request import Request
+from audiogen.interfaces import Condition, Edit, Progress, Sampling
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.released import load_released
 from audiogen.models.systems import Released
@@ -137,7 +138,7 @@ class LatentGenerator:
 
     def sampling(
         self, steps: int | None = None, sampler: str | None = None, guidance: float | None = None
-    ) -> Sampling:
+    ) -> LatentSampling:
         """Its recipe's way to sample, or else the authors', with what is given; InputError where that cannot be."""
         own = self._sampling
         chosen = dataclasses.replace(
@@ -217,23 +218,22 @@ class LatentGenerator:
         *,
         guidance: float | None = None,
         seed: int | Sequence[int] = 0,
-        negative: str | None = None,
-        steps: int | None = None,
-        sampler: str | None = None,
+        prompt: tuple[Tensor, int] | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         edit: Edit | None = None,
-        candidates: int = 1,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Texts to audio [B, C, N], or with `edit` another sound made of a given one.
+        """Texts to audio [B, C, N], or with `edit` another sound made of a given one: see `interfaces.Generator`.
 
-        texts, duration_s, seed, negative: as in `AudioGen.generate`. guidance: weight of the text (classifier-free
-        guidance); 1 is none. steps, sampler: see `diffusion.samplers`. None of the three is the recipe's that trained
-        the system, or else the authors'.
-        candidates: so many sounds are made of each row, and the one kept whose CLAP embedding is nearest to its
-        text's. The first has the row's seed.
+        Where guidance, steps or sampler are None, the recipe that trained the system decides, or else its authors.
         """
-        request = requests.check(texts, duration_s, seed, guidance, negative)
-        sampling = self.sampling(steps, sampler, guidance)
+        lacking = {
+            name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "peer_padding")
+        }
+        requests.refuse({"prompt": prompt, **lacking}, requests.FAMILIES[1])
+        request = requests.check(texts, duration_s, seed, guidance, sampling)
+        chosen = self.sampling(sampling.steps, sampling.sampler, guidance)
+        candidates = 1 if sampling.candidates is None else sampling.candidates
         clap = self._ranker(candidates, request.texts) if candidates != 1 else None
         if edit is not None:
             if edit.upsample and not isinstance(self.system.autoencoder, MelAutoencoder):
@@ -242,13 +242,27 @@ class LatentGenerator:
                 )
             for duration in request.durations_s:
                 edit.check_duration(duration)
-        return self._run(request, sampling, edit, candidates, clap, progress)
+        return self._run(request, chosen, sampling.negative, edit, candidates, clap, progress)
+
+    def stream(
+        self,
+        text: str | None,
+        duration_s: float | None = None,
+        *,
+        guidance: float | None = None,
+        seed: int = 0,
+        prompt: tuple[Tensor, int] | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    ) -> Iterator[Tensor]:
+        """InputError: all of a sound is denoised together, so no piece of it is ready before the others."""
+        raise InputError(f"stream is not for {requests.FAMILIES[1]}; use generate")
 
     @torch.no_grad()
     def _run(
         self,
         request: Request,
-        sampling: Sampling,
+        sampling: LatentSampling,
+        negative: str | None,
         edit: Edit | None,
         candidates: int,
         clap: Clap | None,
@@ -258,8 +272,7 @@ class LatentGenerator:
         texts, durations = request.texts, request.durations_s
         shapes = [self._shape(duration) for duration in durations]
         told = [
-            self._routes(text, duration, request.negative)
-            for text, duration in zip(texts, durations, strict=True)
+            self._routes(text, duration, negative) for text, duration in zip(texts, durations, strict=True)
         ]
         references = [
             None if edit is None else self._reference(edit, duration, shape)

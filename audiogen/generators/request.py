@@ -1,102 +1,34 @@
-"""What is asked of a generator: texts, durations and seeds, one of each a row, and a sound to change; checked."""
+"""What both families of generators check and share: rows of texts, durations and seeds; options of one family."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from audiogen.errors import InputError
+from audiogen.interfaces import Progress, Sampling
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Progress = Callable[[float], None]  # gets the share of the work that is done, in [0, 1]
+FAMILIES = ("a token language model", "a latent-diffusion system")
 
 
 @dataclass(frozen=True)
 class Request:
-    """Sounds to make, B of each list.
-
-    texts: None is no text. guidance: weight of the text, None the model's own. negative: a text to move away from.
-    peer_padding: texts are padded to the longest and their padding is attended to, as in audiocraft.
-    """
+    """Sounds to make, B of each list. texts: None is no text."""
 
     texts: list[str | None]
     durations_s: list[float]
     seeds: list[int]
-    guidance: float | None = None
-    negative: str | None = None
-    peer_padding: bool = False
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A sound to make another of, and what of it is new.
-
-    audio: [C, N], of any sample rate and channels. strength: how far it goes back to noise, 0 (it stays) to 1 (nothing
-    of it is left, but for what is kept); None is 1. inpaint: from when to when, in seconds, it is made anew, and kept
-    elsewhere. upsample: its highest frequencies are made anew, and the others kept.
-    """
-
-    audio: Tensor
-    sample_rate: int
-    strength: float | None = None
-    inpaint: tuple[float, float] | None = None
-    upsample: bool = False
-
-    def __post_init__(self) -> None:
-        if self.audio.dim() != 2 or 0 in self.audio.shape or not self.audio.isfinite().all():
-            raise InputError(
-                f"the sound to begin from has shape {list(self.audio.shape)}, or samples that are not finite; give "
-                "[C, N], finite samples"
-            )
-        if self.sample_rate < 1:
-            raise InputError(f"the sound to begin from has {self.sample_rate} Hz; at least 1 is needed")
-        if self.strength is not None and not 0.0 <= self.strength <= 1.0:
-            raise InputError(
-                f"strength is {self.strength:g}; it must be from 0 (the sound stays) to 1 (all new)"
-            )
-        if self.inpaint is not None and self.upsample:
-            raise InputError("inpaint and upsample keep different parts of a sound; choose one")
-        if self.strength is None and self.inpaint is None and not self.upsample:
-            raise InputError(
-                "nothing is to become of the sound to begin from; give a strength (0.6, say), inpaint or upsample"
-            )
-        self._check_inpaint(self.duration_s)
-
-    @property
-    def duration_s(self) -> float:
-        """Of the sound."""
-        return self.audio.shape[-1] / self.sample_rate
-
-    def check_duration(self, duration_s: float) -> None:
-        """Raise InputError where a result that long needs more than there is, or ends before what is made anew."""
-        if duration_s > self.duration_s + 1e-3:
-            raise InputError(
-                f"the sound to begin from has {self.duration_s:g} s and {duration_s:g} s are to be made; "
-                "give a duration that is no longer, or none"
-            )
-        self._check_inpaint(duration_s)
-
-    def _check_inpaint(self, duration_s: float) -> None:
-        if self.inpaint is not None and not 0.0 <= self.inpaint[0] < self.inpaint[1] <= duration_s:
-            raise InputError(
-                f"the part to inpaint is {self.inpaint[0]:g} s to {self.inpaint[1]:g} s; it must ascend and lie "
-                f"within the sound, 0 to {duration_s:g} s"
-            )
 
 
 def check(
     texts: Sequence[str | None],
     duration_s: float | Sequence[float],
     seed: int | Sequence[int],
-    guidance: float | None = None,
-    negative: str | None = None,
-    peer_padding: bool = False,
+    guidance: float | None,
+    sampling: Sampling,
 ) -> Request:
-    """A request of one or more rows; what cannot be meant is an InputError that names the row.
+    """A request of one or more rows; InputError names the row or the option that cannot be.
 
     duration_s: one for all rows or one each. seed: row b has seed + b, or one each.
     """
@@ -107,14 +39,18 @@ def check(
     for row, text in enumerate(texts):
         if text is not None and not text.strip():
             raise InputError(f"text {row} is empty; give words, or None for no text")
-    if negative is not None and not negative.strip():
+    if sampling.negative is not None and not sampling.negative.strip():
         raise InputError("the negative text is empty; give words, or None for no text")
     if guidance is not None and not math.isfinite(guidance):
         raise InputError(f"guidance is {guidance}; it must be a number, 1 for none")
-    count = len(texts)
-    return Request(
-        list(texts), _durations(duration_s, count), _seeds(seed, count), guidance, negative, peer_padding
-    )
+    return Request(list(texts), _durations(duration_s, len(texts)), _seeds(seed, len(texts)))
+
+
+def refuse(options: Mapping[str, object], what: str) -> None:
+    """InputError for the first of the options that is given: `what` lacks them all. options: values by their names."""
+    for name, value in options.items():
+        if value is not None and value is not False:  # 0 is given, and equals False
+            raise InputError(f"{name} is not for {what}; drop {name}")
 
 
 def _durations(value: float | Sequence[float], count: int) -> list[float]:
@@ -146,7 +82,7 @@ def alike(keys: Sequence[Hashable], size: int) -> Iterator[list[int]]:
 
 
 def part_of(progress: Progress | None, before: float, share: float) -> Callable[[int, int], None] | None:
-    """A callback (steps done, steps in all) for a part of the work that `progress` is told of."""
+    """A callback (steps done, steps in all) that reports a part of the work to `progress`."""
     if progress is None:
         return None
     return lambda done, total: progress(before + share * done / total)

@@ -18,11 +18,11 @@ from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import request as requests
-from audiogen.generators.request import Progress, Request
-from audiogen.interfaces import Codec, Condition
+from audiogen.generators.request import Request
+from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling
 from audiogen.lm import decoders, lora
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.sample import Decoder, Sampling, generate_tokens, num_decoded
+from audiogen.lm.sample import Decoder, TokenSampling, generate_tokens, num_decoded
 from audiogen.lm.stream import stream_tokens
 from audiogen.models.codec_pretrained import load_codec, save_codec
 from audiogen.models.lm_pretrained import CODEC_FOLDER, CodecReference, OpenLM, open_lm, save_lm
@@ -238,30 +238,24 @@ class AudioGen:
         duration_s: float | Sequence[float] = 5.0,
         *,
         guidance: float | None = None,
-        temperature: float = 1.0,
-        top_k: int = 250,
-        top_p: float = 0.0,
         seed: int | Sequence[int] = 0,
-        steps: int | None = None,
-        negative: str | None = None,
-        peer_padding: bool = False,
+        prompt: tuple[Tensor, int] | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        edit: Edit | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Texts to audio [B, C, N]. The parameters mean what they mean in audiocraft, whose defaults these are.
+        """Texts to audio [B, C, N]: see `interfaces.Generator`. What they mean in audiocraft, options mean here.
 
-        texts: one a row; None is no text. Repeat a text for several sounds of it.
-        duration_s: of every row, or one a row; N is that of the longest, shorter rows end in silence.
-        guidance: weight of the text (classifier-free guidance); 1 is none, None is the model's own default.
-        negative: a text to move away from.
-        temperature: 0 takes the most probable code. top_k: 0 keeps all codes. top_p: above 0 replaces top_k.
-        seed: row b has seed + b, or one seed a row.
-        peer_padding: attend to the padding of each text to the longest of `texts`, as audiocraft does: a sound then
-            depends on the texts beside it. Only for comparisons with its batches.
+        With a prompt the result begins with it as the codec renders it, in whole frames; any sample rate and channel
+        count is converted.
         """
-        if steps is not None:
-            raise InputError("steps is for latent-diffusion systems; a token language model has none")
-        request = requests.check(texts, duration_s, seed, guidance, negative, peer_padding)
-        return self._run(request, Sampling(temperature, top_k, top_p), None, progress)
+        requests.refuse({"edit": edit}, requests.FAMILIES[0])
+        draws = _draws(sampling)
+        request = requests.check(texts, duration_s, seed, guidance, sampling)
+        codes = None if prompt is None else self._encode_prompt(*prompt, len(texts))
+        return self._run(
+            request, self.guidance if guidance is None else guidance, sampling, draws, codes, progress
+        )
 
     def generate_continuation(
         self,
@@ -271,50 +265,17 @@ class AudioGen:
         duration_s: float | Sequence[float] = 5.0,
         *,
         guidance: float | None = None,
-        temperature: float = 1.0,
-        top_k: int = 250,
-        top_p: float = 0.0,
         seed: int | Sequence[int] = 0,
-        negative: str | None = None,
-        peer_padding: bool = False,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         progress: Progress | None = None,
     ) -> Tensor:
-        """Continue `prompt`, audio [B, C, N] or [C, N] for all rows, to audio [B, C, N] of duration_s in all.
-
-        The result begins with the prompt as the codec renders it; what the prompt has beyond whole frames is left
-        out. Any sample rate and channel count is converted. The other parameters are as in `generate`; texts None
-        continues without text.
-        """
-        prompts = prompt[None] if prompt.dim() == 2 else prompt
-        if prompts.dim() != 3 or prompts.shape[-1] == 0 or not prompts.isfinite().all():
-            raise InputError(
-                f"the sound to continue has shape {list(prompt.shape)} or samples that are not finite; "
-                "give [C, N] or [B, C, N] with N of at least 1"
-            )
-        texts = [None] * len(prompts) if texts is None else texts
-        if len(prompts) not in (1, len(texts)):
-            raise InputError(
-                f"{len(prompts)} sounds to continue for {len(texts)} texts; give one, or one a text"
-            )
-        codes = torch.cat([self._encode(one, prompt_sample_rate) for one in prompts])  # [B or 1, K, P]
-        codes = codes.expand(len(texts), -1, -1)
-        request = requests.check(texts, duration_s, seed, guidance, negative, peer_padding)
-        return self._run(request, Sampling(temperature, top_k, top_p), codes, progress)
-
-    def generate_unconditional(
-        self,
-        num_samples: int,
-        duration_s: float | Sequence[float] = 5.0,
-        *,
-        temperature: float = 1.0,
-        top_k: int = 250,
-        top_p: float = 0.0,
-        seed: int | Sequence[int] = 0,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        """Audio [num_samples, C, N] without text; the parameters are as in `generate`."""
-        request = requests.check([None] * num_samples, duration_s, seed, guidance=1.0)
-        return self._run(request, Sampling(temperature, top_k, top_p), None, progress)
+        """`generate` with a prompt, under audiocraft's name; texts None continues every sound without text."""
+        if texts is None:
+            texts = [None] * (len(prompt) if prompt.dim() == 3 else 1)
+        return self.generate(
+            texts, duration_s, guidance=guidance, seed=seed, prompt=(prompt, prompt_sample_rate), sampling=sampling,
+            progress=progress,
+        )  # fmt: skip
 
     def stream(
         self,
@@ -322,12 +283,9 @@ class AudioGen:
         duration_s: float | None = None,
         *,
         guidance: float | None = None,
-        temperature: float = 1.0,
-        top_k: int = 250,
-        top_p: float = 0.0,
         seed: int = 0,
-        negative: str | None = None,
-        continue_from: tuple[Tensor, int] | None = None,
+        prompt: tuple[Tensor, int] | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         chunk_s: float = 0.25,
         lookahead_s: float | None = None,
     ) -> Iterator[Tensor]:
@@ -337,38 +295,32 @@ class AudioGen:
         (`max_frames`); past it windows take turns here (`lm.stream`) and are encoded anew there. What rounds with the
         number of rows, PyTorch's own products, may differ in the last bits, and so in a code in a million.
 
-        duration_s: None goes on for ever. continue_from: audio [C, n] and its sample rate, which comes first.
+        duration_s: None goes on until the caller stops. prompt: audio [C, n] and its sample rate, which comes first.
         chunk_s: of sound at a time; less costs more for a codec without state, which decodes its context each time.
-        lookahead_s: for such a codec, how far it hears ahead of what is given out; None is as far as it can, and less
+        lookahead_s: for such a codec, how far it looks ahead of what is given out; None is as far as it can, and less
         is sooner, with a cross-fade from piece to piece. The other parameters are as in `generate`.
         """
-        request = requests.check([text], 1.0 if duration_s is None else duration_s, seed, guidance, negative)
+        draws = _draws(sampling)
+        request = requests.check([text], 1.0 if duration_s is None else duration_s, seed, guidance, sampling)
         num_frames = None if duration_s is None else self.num_frames(duration_s)
-        prompt = None
-        if continue_from is not None:
-            audio = continue_from[0]
-            if audio.dim() != 2 or 0 in audio.shape or not audio.isfinite().all():
-                raise InputError(
-                    f"the sound to continue has shape {list(audio.shape)}; give [C, N], finite samples"
-                )
-            prompt = self._encode(*continue_from)
+        codes = None if prompt is None else self._encode_prompt(*prompt, 1)
         for name, value in (("chunk_s", chunk_s), ("lookahead_s", lookahead_s or 0.0)):
             if not 0 <= value <= MAX_DURATION_S:
                 raise InputError(f"{name} is {value}; it must be from 0 to {MAX_DURATION_S:g} s")
-        (condition,) = self._conditions(request)
-        codes = stream_tokens(
+        (condition,) = self._conditions(request.texts, sampling.peer_padding)
+        frames = stream_tokens(
             self.decoder,
             condition,
             num_frames,
-            Sampling(temperature, top_k, top_p),
+            draws,
             seeds=request.seeds,
             max_frames=self.max_frames,
             guidance=self.guidance if guidance is None else guidance,
-            negative=None if negative is None else self.conditioner([negative]),
-            prompt=prompt,
+            negative=None if sampling.negative is None else self.conditioner([sampling.negative]),
+            prompt=codes,
         )
         lookahead = None if lookahead_s is None else round(lookahead_s * self.frame_rate)
-        sound = decode_live(self.codec, codes, max(1, round(chunk_s * self.frame_rate)), lookahead)
+        sound = decode_live(self.codec, frames, max(1, round(chunk_s * self.frame_rate)), lookahead)
         return self._until(sound, None if duration_s is None else self.num_samples(duration_s))
 
     @staticmethod
@@ -398,7 +350,9 @@ class AudioGen:
     def _run(
         self,
         request: Request,
+        guidance: float,
         sampling: Sampling,
+        draws: TokenSampling,
         prompt: Tensor | None,
         progress: Progress | None,
     ) -> Tensor:
@@ -409,13 +363,13 @@ class AudioGen:
         texts, durations, seeds = request.texts, request.durations_s, request.seeds
         frames = [self.num_frames(duration) for duration in durations]
         if prompt is not None and min(frames) <= prompt.shape[-1]:
-            known_s = prompt.shape[-1] / self.frame_rate
+            given_s = prompt.shape[-1] / self.frame_rate
             raise InputError(
-                f"duration is {min(durations):g} s, but the sound to continue has {known_s:g} s and the duration "
+                f"duration is {min(durations):g} s, but the sound to continue has {given_s:g} s and the duration "
                 "counts it in; give a longer one"
             )
-        conditions = self._conditions(request)
-        without = None if request.negative is None else self.conditioner([request.negative])
+        conditions = self._conditions(texts, sampling.peer_padding)
+        without = None if sampling.negative is None else self.conditioner([sampling.negative])
         result = torch.zeros(len(texts), self.channels, max(map(self.num_samples, durations)))
         share_done = 0.0
         lengths = [condition.mask.shape[1] for condition in conditions]
@@ -434,9 +388,9 @@ class AudioGen:
                 self.decoder,
                 stack([conditions[row] for row in filled]),
                 [frames[row] for row in filled],
-                sampling,
+                draws,
                 seeds=[seeds[row] for row in filled],
-                guidance=self.guidance if request.guidance is None else request.guidance,
+                guidance=guidance,
                 negative=None if without is None else stack([without] * len(filled)),
                 prompt=None if prompt is None else prompt[filled],
                 max_frames=self.max_frames,
@@ -448,14 +402,29 @@ class AudioGen:
             share_done += share
         return result
 
-    def _conditions(self, request: Request) -> list[Condition]:
+    def _conditions(self, texts: Sequence[str | None], peer_padding: bool) -> list[Condition]:
         """Each text as a condition of one row, encoded by itself."""
-        alone = [self.conditioner([text]) for text in request.texts]
-        if request.peer_padding:
+        alone = [self.conditioner([text]) for text in texts]
+        if peer_padding:
             together = pad_like_peers(alone)
             pairs = zip(together.tokens.split(1), together.mask.split(1), strict=True)
             alone = [Condition(tokens, mask) for tokens, mask in pairs]
         return [_pad(condition) for condition in alone]
+
+    def _encode_prompt(self, prompt: Tensor, sample_rate: int, num_texts: int) -> Tensor:
+        """Audio [C, N] for all texts, or [B, C, N] -> codes [num_texts, K, P] of its whole frames."""
+        sounds = prompt[None] if prompt.dim() == 2 else prompt
+        if sounds.dim() != 3 or 0 in sounds.shape or not sounds.isfinite().all():
+            raise InputError(
+                f"the sound to continue has shape {list(prompt.shape)} or samples that are not finite; "
+                "give [C, N] or [B, C, N] with N of at least 1"
+            )
+        if len(sounds) not in (1, num_texts):
+            raise InputError(
+                f"{len(sounds)} sounds to continue for {num_texts} texts; give one, or one a text"
+            )
+        codes = torch.cat([self._encode(sound, sample_rate) for sound in sounds])  # [B or 1, K, P]
+        return codes.expand(num_texts, -1, -1)
 
     def _encode(self, audio: Tensor, sample_rate: int) -> Tensor:
         """Audio [C, N] of any rate and channels -> codes [1, K, P] of its whole frames (at least one)."""
@@ -475,6 +444,15 @@ class AudioGen:
 def _equal(a: Codec, b: Codec) -> bool:
     """Whether all weights are the same; equal identities would still allow different decoders."""
     return checkpoint.identity(a.state_dict()) == checkpoint.identity(b.state_dict())
+
+
+def _draws(sampling: Sampling) -> TokenSampling:
+    """How codes are drawn: audiocraft's defaults, with what is given. Refuses what only latent diffusion has."""
+    requests.refuse(
+        {name: getattr(sampling, name) for name in ("steps", "sampler", "candidates")}, requests.FAMILIES[0]
+    )
+    given = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
+    return TokenSampling(**{name: value for name, value in given.items() if value is not None})
 
 
 def _pad(condition: Condition) -> Condition:

@@ -55,12 +55,12 @@ class WholeDecoder(Protocol):
 
     def complete(
         self, steps: Tensor, uniform: Tensor, unknown: Tensor, first: int, condition: Condition | None,
-        sampling: Sampling, guidance: float | None, advance: Callable[[], None],
+        sampling: TokenSampling, guidance: float | None, advance: Callable[[], None],
     ) -> Tensor: ...  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Sampling:
+class TokenSampling:
     """How a code is drawn from its distribution; the defaults are audiocraft's.
 
     temperature: divides the logits; 0 takes the most probable code. top_k: keep the k most probable codes, and
@@ -81,7 +81,7 @@ class Sampling:
             raise InputError(f"top_p is {self.top_p}; it must be in [0, 1], 0 for top_k instead")
 
 
-def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+def draw(logits: Tensor, sampling: TokenSampling, uniform: Tensor) -> Tensor:
     """Codes int64 [...] from logits [..., V] and one number in [0, 1) [...] each, by inverting the distribution.
 
     The cumulative sum runs in the order of the code ids, not of probability: a rounding error that swaps two
@@ -146,7 +146,7 @@ def generate_tokens(
     decoder: Decoder,
     condition: Condition | None,
     num_frames: int | Sequence[int],
-    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    sampling: TokenSampling = TokenSampling(),  # noqa: B008 (frozen)
     *,
     seeds: Sequence[int],
     guidance: float = 3.0,
@@ -288,7 +288,7 @@ def _decode(
     codes: Tensor,
     uniform: Tensor,
     layout: _Layout,
-    sampling: Sampling,
+    sampling: TokenSampling,
     guidance: float | None,
     advance: Callable[[], None],
 ) -> Tensor:

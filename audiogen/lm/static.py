@@ -29,7 +29,7 @@ from audiogen.lm import ops
 from audiogen.lm.matrices import Layer, matrices_of
 from audiogen.lm.model import Read, TokenLM
 from audiogen.lm.ops import Ops, Place
-from audiogen.lm.sample import Sampling, draw, guide
+from audiogen.lm.sample import TokenSampling, draw, guide
 from audiogen.lm.transformer import KeysValues
 
 Dtype = Literal["float32", "bfloat16", "float16", "int8"]
@@ -237,7 +237,7 @@ class StaticLM:
         unknown: Tensor,
         first: int,
         condition: Condition | None,
-        sampling: Sampling,
+        sampling: TokenSampling,
         guidance: float | None,
         advance: Callable[[], None],
     ) -> Tensor:
@@ -258,7 +258,7 @@ class StaticLM:
         condition: Condition | None,
         batch_size: int,
         num_steps: int,
-        sampling: Sampling,
+        sampling: TokenSampling,
         guidance: float | None,
     ) -> Loop:
         """One made before for these sizes, or a new one in place of the one not used for longest."""
@@ -316,7 +316,7 @@ class Loop:
         lm: StaticLM,
         cache: StaticCache,
         batch_size: int,
-        sampling: Sampling,
+        sampling: TokenSampling,
         guidance: float | None,
     ):
         """guidance: None is none, else the cache has 2 B rows."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.patterns import Rhythm
-from audiogen.lm.sample import Decoder, Sampling, check, draw, guide
+from audiogen.lm.sample import Decoder, TokenSampling, check, draw, guide
 from audiogen.text.condition import null, stack
 
 BLOCK = 16  # steps that the next window hears in one call
@@ -32,7 +32,7 @@ def stream_tokens(
     decoder: Decoder,
     condition: Condition | None,
     num_frames: int | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    sampling: TokenSampling = TokenSampling(),  # noqa: B008 (frozen)
     *,
     seeds: Sequence[int],
     max_frames: int,
@@ -68,7 +68,7 @@ def _frames(
     decoder: Decoder,
     condition: Condition | None,
     sheet: _Sheet,
-    sampling: Sampling,
+    sampling: TokenSampling,
     guidance: float | None,
     max_frames: int,
     stride: int,

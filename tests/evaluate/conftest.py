@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from audiogen import audio
+from audiogen.interfaces import Sampling
 
 LABELS = ("tone", "noise", "pulses")
 
@@ -56,9 +57,9 @@ class Diffusion:
         *,
         guidance: float,
         seed: int,
-        steps: int | None = None,
+        sampling: Sampling,
     ) -> Tensor:
-        steps = steps or self.default_steps
+        steps = sampling.steps or self.default_steps
         self.calls.append((len(texts), steps))
         self.now_s += self.fixed_s + self.step_s * steps * len(texts)
         rows = [

@@ -22,6 +22,7 @@ from audiogen.evaluate.metrics import Interval, prompt_interval
 from audiogen.evaluate.scores import key_of, set_cells, take_rows
 from audiogen.evaluate.systems import Comparison, consecutive, system_names
 from audiogen.generators import load as generators
+from audiogen.interfaces import Sampling
 from audiogen.tagger.model import Tagger, TaggerConfig
 from audiogen.tagger.pretrained import save_tagger
 
@@ -250,7 +251,7 @@ def test_a_system_that_copies_is_at_the_ceiling(
     class Copy(diffusion):  # type: ignore[misc, valid-type]
         sample_rate = 8000
 
-        def generate(self, texts, duration_s, *, guidance, seed, steps=None):
+        def generate(self, texts, duration_s, *, guidance, seed, sampling):
             return torch.stack([sounds[number % 18] for number in range(seed, seed + len(texts))])
 
     rows = run(everything, open_generator=lambda name, device: Copy())
@@ -530,7 +531,7 @@ def test_latent_diffusion_beside_a_language_model(comparison: Comparison, tiny_l
     assert "16000 Hz, 2 steps; attention heads (2, 4): those of " in notes
     kept, rate = audio.load(both.out / "clips" / tiny_latent.name / "0000_0.wav")
     text = choose(read_manifest(both.data), 2)[0].text
-    expected = model.generate([text], 0.2, guidance=3.0, seed=0, steps=2)[0]
+    expected = model.generate([text], 0.2, guidance=3.0, seed=0, sampling=Sampling(steps=2))[0]
     assert rate == 16000
     torch.testing.assert_close(kept, audio.below_full_scale(expected), atol=2**-14, rtol=0)
     run(replace(both, models=(str(tiny_latent),), steps=None, budget_s=0.05, out=both.out / "budget"))

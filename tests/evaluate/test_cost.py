@@ -26,7 +26,7 @@ def test_a_generator_without_steps_is_measured_as_it_is(tiny_model: Path) -> Non
     assert model.steps_at_most(None) is model.steps_at_most(7) is None
     job = Job(model, ["rain"], 0.1, 1.0)
     assert cost.fit_steps(job, 1.0) is None
-    with pytest.raises(InputError, match="steps is for latent-diffusion systems"):
+    with pytest.raises(InputError, match="steps is not for a token language model"):
         cost.measure(job, steps=3)
     measured = cost.measure(job)
     assert measured.num_parameters == model.num_parameters

@@ -13,12 +13,16 @@ import soundfile
 import torch
 
 from audiogen import AudioGen, audio
-from audiogen.diffusion.sample import SAMPLINGS, Sampling
+from audiogen.diffusion.sample import SAMPLINGS
+from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.systems import LatentSystem
 from audiogen.errors import run_command
-from audiogen.generate.__main__ import Job, main, parse_arguments, plan
+from audiogen.generate.__main__ import main
+from audiogen.generate.jobs import Job, plan
+from audiogen.generate.options import parse_arguments
 from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
+from audiogen.interfaces import Sampling
 from audiogen.lm import lora, native
 from audiogen.models.diffusers import save_diffusers
 from audiogen.text.vocabulary import train_vocabulary
@@ -130,7 +134,11 @@ def test_settings_are_passed_on(run, tiny_model: Path) -> None:
     assert run("--text", "a dog barks", "--out", "a.wav", *words.split())[0] == 0
     model = AudioGen.from_pretrained(tiny_model, "cpu", "bfloat16")
     expected = model.generate(
-        ["a dog barks"], 0.1, guidance=1.5, temperature=0.7, top_k=5, top_p=0.9, seed=2, negative="rain"
+        ["a dog barks"],
+        0.1,
+        guidance=1.5,
+        sampling=Sampling(temperature=0.7, top_k=5, top_p=0.9, negative="rain"),
+        seed=2,
     )
     audio.save("b.wav", expected[0], 8000)
     assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
@@ -167,7 +175,7 @@ def test_peers_are_all_prompts_of_the_command(run, tiny_model: Path) -> None:
     assert run(*words, "--peer-padding", "--temperature", "0")[0] == 0
     model = AudioGen.from_pretrained(tiny_model, "cpu")
     assert len(texts) > model.batch_size  # the longest is in another group
-    expected = model.generate(texts, 0.1, temperature=0.0, peer_padding=True)
+    expected = model.generate(texts, 0.1, sampling=Sampling(temperature=0.0, peer_padding=True))
     written, _ = audio.load("generated/0_0_a_dog.wav")
     torch.testing.assert_close(written, expected[0].clamp(-1, 1), atol=2**-15, rtol=0)
 
@@ -346,7 +354,11 @@ def test_latent_diffusion_by_the_same_verb(run, tiny_latent: Path) -> None:
     assert out[2].startswith("attention heads (2, 4): those of ") and out[3].startswith("real-time factor")
     model = generators.load(tiny_latent, "cpu")
     expected = model.generate(
-        ["a dog barks"], 0.1, seed=5, steps=3, sampler="euler", guidance=2.5, negative="rain"
+        ["a dog barks"],
+        0.1,
+        seed=5,
+        sampling=Sampling(steps=3, sampler="euler", negative="rain"),
+        guidance=2.5,
     )
     audio.save("b.wav", audio.below_full_scale(expected[0]), 16000)
     assert Path("a/0_1_a_dog_barks.wav").read_bytes() == Path("b.wav").read_bytes()
@@ -363,7 +375,7 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             torch.manual_seed(0)
             system = LatentSystem(tiny(name), train_vocabulary(CAPTIONS, 40))
         found[name] = tmp_path_factory.mktemp(name)
-        save_diffusers(found[name], system, name, {}, sampling=Sampling(SAMPLINGS[name].sampler, 2))
+        save_diffusers(found[name], system, name, {}, sampling=LatentSampling(SAMPLINGS[name].sampler, 2))
     return found
 
 
@@ -450,7 +462,9 @@ def test_a_sound_made_of_another(run, tiny_latent: Path, tmp_path: Path) -> None
     model = generators.load(tiny_latent, "cpu", clap=str(clap))
     assert isinstance(model, LatentGenerator)
     audio.save(
-        "b.wav", audio.below_full_scale(model.generate(["rain"], 0.1, steps=2, candidates=3)[0]), 16000
+        "b.wav",
+        audio.below_full_scale(model.generate(["rain"], 0.1, sampling=Sampling(steps=2, candidates=3))[0]),
+        16000,
     )
     assert Path("best.wav").read_bytes() == Path("b.wav").read_bytes()
 

@@ -15,10 +15,10 @@ from audiogen.codec.model import Codec
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import load as generators
-from audiogen.interfaces import Condition, Generator
+from audiogen.interfaces import Condition, Edit, Generator, Sampling
 from audiogen.lm import decoders, lora, native
 from audiogen.lm.packed import PackedLM
-from audiogen.lm.sample import Sampling, generate_tokens
+from audiogen.lm.sample import TokenSampling, generate_tokens
 from audiogen.models.codec_pretrained import load_codec
 from audiogen.models.lm_pretrained import OpenLM, load_lm
 from audiogen.tagger.pretrained import load_tagger
@@ -49,10 +49,10 @@ def test_long_and_short_rows_of_a_batch_are_what_they_are_alone(model: AudioGen)
         ["a dog barks", "a clock ticks " * 20, "rain"],
         [0.2, 0.155, 0.9],
     )  # 0.9 s is past the window
-    together = model.generate(texts, durations, seed=1, negative="rain")
+    together = model.generate(texts, durations, seed=1, sampling=Sampling(negative="rain"))
     assert together.shape == (3, 1, 7200)
     for row, (text, duration_s) in enumerate(zip(texts, durations, strict=True)):
-        alone = model.generate([text], duration_s, seed=1 + row, negative="rain")[0]
+        alone = model.generate([text], duration_s, seed=1 + row, sampling=Sampling(negative="rain"))[0]
         assert alone.shape[-1] == round(8000 * duration_s)
         assert torch.equal(together[row, :, : alone.shape[-1]], alone)
         assert not together[row, :, alone.shape[-1] :].any()
@@ -80,18 +80,19 @@ def test_peer_padding_puts_zero_rows_into_the_softmax_and_is_off_by_default(mode
         found = attention(x, text, padded.mask[:1, None, None])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
-    settings = {"temperature": 0.0, "guidance": 3.0}
-    together = model.generate(texts, 0.2, **settings, peer_padding=True)
-    codes = generate_tokens(model.lm, padded, 20, Sampling(0.0), seeds=[0, 1, 2], guidance=3.0)
+    greedy, peers = Sampling(temperature=0.0), Sampling(temperature=0.0, peer_padding=True)
+    together = model.generate(texts, 0.2, guidance=3.0, sampling=peers)
+    codes = generate_tokens(model.lm, padded, 20, TokenSampling(0.0), seeds=[0, 1, 2], guidance=3.0)
     torch.testing.assert_close(together, model.codec.decode(codes), atol=1e-5, rtol=0)
-    default = model.generate(texts, 0.2, **settings)
-    assert torch.equal(default[:1], model.generate(texts[:1], 0.2, **settings))
+    default = model.generate(texts, 0.2, guidance=3.0, sampling=greedy)
+    assert torch.equal(default[:1], model.generate(texts[:1], 0.2, guidance=3.0, sampling=greedy))
     assert not torch.equal(together[0], default[0])  # its neighbours are longer
     assert torch.equal(together[1:], default[1:])  # no text stays no text, and the longest has no padding
-    assert torch.equal(model.generate(texts[:1], 0.2, **settings, peer_padding=True), default[:1])
+    assert torch.equal(model.generate(texts[:1], 0.2, guidance=3.0, sampling=peers), default[:1])
     clip = 0.5 * torch.sin(torch.arange(800) / 5.0)[None]
     continued = [
-        model.generate_continuation(clip, 8000, texts, 0.3, **settings, peer_padding=on) for on in (0, 1)
+        model.generate_continuation(clip, 8000, texts, 0.3, guidance=3.0, sampling=sampling)
+        for sampling in (greedy, peers)
     ]
     assert not torch.equal(continued[0][0], continued[1][0]) and torch.equal(
         continued[0][1:], continued[1][1:]
@@ -118,7 +119,7 @@ def test_a_release_generates_what_the_public_implementation_did(shared: Path, tm
     assert (model.sample_rate, model.channels, model.lm.config.num_codebooks) == (16000, 1, 4)
     tokens = model.conditioner.output_proj(expected["text_features"])
     text = Condition(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
-    codes = generate_tokens(model.lm, text, 12, Sampling(0.0), seeds=[0], guidance=3.0)
+    codes = generate_tokens(model.lm, text, 12, TokenSampling(0.0), seeds=[0], guidance=3.0)
     assert torch.equal(codes, expected["greedy_codes"])
     assert torch.equal(model.codec.encode(expected["audio"]), expected["codes"])
     torch.testing.assert_close(model.codec.decode(expected["codes"]), expected["decoded"], atol=1e-4, rtol=0)
@@ -128,7 +129,7 @@ def test_a_release_generates_what_the_public_implementation_did(shared: Path, tm
 
 def test_without_text_a_release_needs_no_text_encoder(shared: Path) -> None:
     model = generators.load(shared / "fixtures" / "audiogen_tiny", "cpu")
-    sounds = model.generate_unconditional(2, 0.1)
+    sounds = model.generate([None] * 2, 0.1)
     assert sounds.shape == (2, 1, 1600) and sounds.isfinite().all()
     with pytest.raises(InputError, match="t5-.*cannot be opened"):  # no network in the tests
         model.generate(["a dog"], 0.1)
@@ -144,32 +145,36 @@ def test_every_setting_reaches_the_model(model: AudioGen) -> None:
         {"seed": 1},
         {"text": "rain"},
         {"guidance": 1.0},
-        {"temperature": 0.3},
-        {"top_k": 2},
-        {"top_p": 0.5},
-        {"negative": "rain"},
+        {"sampling": Sampling(temperature=0.3)},
+        {"sampling": Sampling(top_k=2)},
+        {"sampling": Sampling(top_p=0.5)},
+        {"sampling": Sampling(negative="rain")},
     ]
     assert len({sound(**setting) for setting in settings}) == len(settings)
-    assert sound(temperature=0.0, seed=1) == sound(temperature=0.0, seed=2) == sound(top_k=1, seed=3)
+    greedy = Sampling(temperature=0.0)
+    assert sound(sampling=greedy, seed=1) == sound(sampling=greedy, seed=2)
+    assert sound(sampling=greedy) == sound(sampling=Sampling(top_k=1), seed=3)
 
 
-def test_unconditional_is_generation_from_none(model: AudioGen) -> None:
-    unconditional = model.generate_unconditional(3, 0.2, seed=4)
-    torch.testing.assert_close(unconditional, model.generate([None] * 3, 0.2, seed=4), atol=1e-5, rtol=0)
+def test_without_text_guidance_changes_nothing(model: AudioGen) -> None:
+    alone = model.generate([None] * 3, 0.2, seed=4, guidance=1.0)
+    torch.testing.assert_close(alone, model.generate([None] * 3, 0.2, seed=4), atol=1e-5, rtol=0)
 
 
 def test_continuation_begins_with_the_clip_as_the_codec_renders_it(model: AudioGen) -> None:
     clip = 0.5 * torch.sin(torch.arange(1000) / 5.0)[None]  # 12 whole frames and a half
     whole = clip[None, :, :960]
     codes = model.codec.encode(whole)
-    sounds = model.generate_continuation(clip, 8000, ["a dog barks", "rain"], 0.3, temperature=0.0)
+    sounds = model.generate_continuation(
+        clip, 8000, ["a dog barks", "rain"], 0.3, sampling=Sampling(temperature=0.0)
+    )
     assert sounds.shape == (2, 1, 2400)
     context = model.codec.context_frames * 80
     kept = max(0, 960 - context)
     rendered = model.codec.decode(codes)[0, :, :kept]
     for sound in sounds:
         torch.testing.assert_close(sound[:, :kept], rendered, atol=1e-5, rtol=0)
-    plain = model.generate(["a dog barks", "rain"], 0.3, temperature=0.0)
+    plain = model.generate(["a dog barks", "rain"], 0.3, sampling=Sampling(temperature=0.0))
     assert not torch.equal(sounds, plain)
     # a clip a row, at another rate and in stereo
     stereo = torch.stack([clip, clip.flip(-1)]).repeat_interleave(2, -1).expand(2, 2, -1)
@@ -278,7 +283,7 @@ def test_by_native_kernels_a_sound_is_the_same_alone_and_in_a_batch(
     fast = AudioGen.from_pretrained(tiny_model, "cpu", dtype)
     assert isinstance(fast.decoder, native.NativeLM) and fast.decoder.dtype == dtype
     durations = [0.2, 0.2, 0.9, 0.2, 0.2, 0.155]
-    settings = {"guidance": guidance, "negative": "rain"}
+    settings = {"guidance": guidance, "sampling": Sampling(negative="rain")}
     together = fast.generate(TEXTS, durations, seed=5, **settings)  # type: ignore[arg-type]
     assert together.isfinite().all() and together.any()
     assert torch.equal(fast.generate(TEXTS, durations, seed=5, **settings), together)  # type: ignore[arg-type]
@@ -297,7 +302,7 @@ def test_native_kernels_in_float32_give_pytorchs_greedy_codes(model: AudioGen) -
     for guidance in (1.0, 3.0):
         settings = {"seeds": [0, 1], "guidance": guidance, "prompt": prompt, "max_frames": 40}
         slow, fast = (
-            generate_tokens(chosen, text, [90, 70], Sampling(0.0), **settings)  # type: ignore[arg-type]
+            generate_tokens(chosen, text, [90, 70], TokenSampling(0.0), **settings)  # type: ignore[arg-type]
             for chosen in (model.lm, decoder)
         )
         assert torch.equal(slow, fast)
@@ -379,7 +384,8 @@ def packed(tiny_model: Path) -> AudioGen:
 @needs_compiler
 @pytest.mark.parametrize("chunk_s", [0.0, 0.03, 0.25])
 def test_a_stream_joined_is_the_whole_sound(packed: AudioGen, chunk_s: float) -> None:
-    settings = {"seed": 7, "guidance": 2.0, "temperature": 0.8, "top_k": 9, "negative": "rain"}
+    sampling = Sampling(temperature=0.8, top_k=9, negative="rain")
+    settings = {"seed": 7, "guidance": 2.0, "sampling": sampling}
     for text, duration_s in (("a dog barks", 0.4), (None, 0.155)):
         whole = packed.generate([text], duration_s, **settings)[0]  # type: ignore[arg-type]
         pieces = list(packed.stream(text, duration_s, chunk_s=chunk_s, **settings))  # type: ignore[arg-type]
@@ -409,7 +415,7 @@ def test_a_stream_goes_on_for_ever_and_starts_at_once(
 def test_a_stream_continues_a_sound(packed: AudioGen) -> None:
     prompt = torch.randn(2, 1234, generator=torch.Generator().manual_seed(0)) * 0.1
     whole = packed.generate_continuation(prompt, 11025, ["a dog barks"], 0.3, seed=2)[0]
-    pieces = packed.stream("a dog barks", 0.3, seed=2, continue_from=(prompt, 11025))
+    pieces = packed.stream("a dog barks", 0.3, seed=2, prompt=(prompt, 11025))
     torch.testing.assert_close(torch.cat(list(pieces), -1), whole, atol=1e-6, rtol=0)
 
 
@@ -420,9 +426,9 @@ def test_what_cannot_be_streamed_is_said_before_the_first_piece(model: AudioGen)
         ({"text": "a", "duration_s": 4000.0}, "duration is 4000 s"),
         ({"text": "a", "chunk_s": -1.0}, "chunk_s is -1.0; it must be from 0"),
         ({"text": "a", "lookahead_s": float("nan")}, "lookahead_s is nan"),
-        ({"text": "a", "continue_from": (torch.zeros(1, 0), 8000)}, "shape \\[1, 0\\]"),
+        ({"text": "a", "prompt": (torch.zeros(1, 0), 8000)}, "shape \\[1, 0\\]"),
         (
-            {"text": "a", "duration_s": 0.1, "continue_from": (torch.zeros(1, 1600), 8000)},
+            {"text": "a", "duration_s": 0.1, "prompt": (torch.zeros(1, 1600), 8000)},
             "the length includes",
         ),
     ):
@@ -472,7 +478,7 @@ def test_number_types_that_a_device_lacks_are_refused() -> None:
         ("a dog", {}, "one string"),
         ([], {}, "no texts"),
         (["a dog", " "], {}, "text 1 is empty"),
-        (["a dog"], {"negative": ""}, "negative text is empty"),
+        (["a dog"], {"sampling": Sampling(negative="")}, "negative text is empty"),
         (["a dog"], {"duration_s": 0}, "duration is 0 s; it must be above 0 and at most 3600 s"),
         (["a dog"], {"duration_s": -1.5}, "duration is -1.5 s"),
         (["a dog"], {"duration_s": 1e9}, "duration is 1e\\+09 s"),
@@ -481,9 +487,11 @@ def test_number_types_that_a_device_lacks_are_refused() -> None:
         (["a dog"], {"seed": [1, 2]}, "2 seeds for 1 texts"),
         (["a dog"], {"seed": -1}, "seed is -1"),
         (["a dog"], {"guidance": float("inf")}, "guidance is inf"),
-        (["a dog"], {"temperature": -1.0}, "temperature is -1"),
-        (["a dog"], {"top_k": -1}, "top_k is -1"),
-        (["a dog"], {"top_p": 1.5}, "top_p is 1.5"),
+        (["a dog"], {"sampling": Sampling(temperature=-1.0)}, "temperature is -1"),
+        (["a dog"], {"sampling": Sampling(top_k=-1)}, "top_k is -1"),
+        (["a dog"], {"sampling": Sampling(top_p=1.5)}, "top_p is 1.5"),
+        (["a dog"], {"sampling": Sampling(steps=0)}, "steps is not for a token language model; drop steps"),
+        (["a dog"], {"edit": Edit(torch.ones(1, 9), 8, 0.5)}, "edit is not for a token language model"),
     ],
 )
 def test_what_cannot_be_generated_is_said(
@@ -550,7 +558,7 @@ def test_the_bundled_latent_system_makes_what_it_is_told() -> None:
         pytest.skip("the bundled weights are not there")
     texts = {"a dog barks": "dog bark", "rain falls": "rain", "a clock ticks": "clock tick"}
     model, tagger = generators.load("lafma_tiny", "cpu"), load_tagger("tagger_tiny").eval()
-    sounds = model.generate(list(texts), 5.0, steps=10)
+    sounds = model.generate(list(texts), 5.0, sampling=Sampling(steps=10))
     with torch.no_grad():
         heard = tagger(sounds[:, 0]).logits[:, tagger.group("esc10")].argmax(1)
     assert [tagger.config.groups["esc10"][index] for index in heard] == list(texts.values())

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiogen.diffusion.sample import SAMPLINGS, Sampling
+from audiogen.diffusion.sample import SAMPLINGS
+from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.systems import LatentSystem
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
-from audiogen.generators.request import Edit
+from audiogen.interfaces import Edit, Sampling
 from audiogen.models.latent_codecs import load_autoencoder
 from audiogen.models.released import load_released
 from audiogen.models.systems import Released
@@ -66,20 +67,31 @@ def clip(rate: int, duration_s: float = 0.2, channels: int = 1) -> Tensor:
 def test_a_row_is_the_same_to_the_bit_alone_and_in_a_batch(name: str, systems) -> None:
     generator = systems[name]
     texts, durations = ["a dog barks twice", None, "rain"], [0.1, 0.06, 0.1]
-    together = generator.generate(texts, durations, seed=[4, 9, 6], steps=2, negative="a clock")
+    together = generator.generate(
+        texts, durations, seed=[4, 9, 6], sampling=Sampling(steps=2, negative="a clock")
+    )
     assert together.shape == (3, generator.channels, generator.num_samples(0.1))
     for row, (text, duration, seed) in enumerate(zip(texts, durations, [4, 9, 6], strict=True)):
-        alone = generator.generate([text], duration, seed=seed, steps=2, negative="a clock")[0]
+        alone = generator.generate(
+            [text], duration, seed=seed, sampling=Sampling(steps=2, negative="a clock")
+        )[0]
         assert torch.equal(together[row, :, : alone.shape[-1]], alone) and alone.abs().max() > 1e-4
         assert not together[row, :, alone.shape[-1] :].any()
     others = [
-        generator.generate(texts[:1], 0.1, steps=2, **{"seed": 4, "negative": "a clock"} | change)
-        for change in ({"seed": 5}, {"negative": "rain"}, {"negative": None}, {"guidance": 1.0})
+        generator.generate(
+            texts[:1], 0.1, sampling=Sampling(steps=2, negative=negative), **{"seed": 4} | change
+        )
+        for change, negative in (
+            ({"seed": 5}, "a clock"),
+            ({}, "rain"),
+            ({}, None),
+            ({"guidance": 1.0}, "a clock"),
+        )  # fmt: skip
     ]
     assert not any(torch.equal(other[0], together[0]) for other in others)
     assert torch.equal(
-        generator.generate(texts[:1], 0.1, steps=2, seed=4, guidance=1.0),
-        generator.generate(texts[:1], 0.1, steps=2, seed=4, guidance=1.0, negative="rain"),
+        generator.generate(texts[:1], 0.1, sampling=Sampling(steps=2), seed=4, guidance=1.0),
+        generator.generate(texts[:1], 0.1, sampling=Sampling(steps=2, negative="rain"), seed=4, guidance=1.0),
     )
 
 
@@ -91,7 +103,8 @@ def test_rows_that_run_together_as_on_a_gpu_differ_by_rounding_only(name: str, s
         clip(generator.sample_rate, 0.2, generator.channels), generator.sample_rate, inpaint=(0.02, 0.07)
     )
     for given in (None, edit):
-        settings = {"seed": 3, "steps": 2, "negative": "a clock ticks, then rain", "edit": given}
+        sampling = Sampling(steps=2, negative="a clock ticks, then rain")
+        settings = {"seed": 3, "sampling": sampling, "edit": given}
         request = (["a dog barks twice", None, "rain"], [0.1, 0.16, 0.1])
         alone = generator.generate(*request, **settings)
         with monkeypatch.context() as patch:
@@ -132,7 +145,9 @@ def test_gaps_in_a_grid_of_steps(systems) -> None:
 
 def test_progress_goes_to_the_end_over_all_rows(systems) -> None:
     shares: list[float] = []
-    systems["lafma"].generate(["a dog", "rain"], [0.1, 0.2], steps=2, progress=shares.append)
+    systems["lafma"].generate(
+        ["a dog", "rain"], [0.1, 0.2], sampling=Sampling(steps=2), progress=shares.append
+    )
     assert shares == [0.25, 0.5, 0.75, 1.0]
 
 
@@ -148,10 +163,10 @@ def test_strength_goes_from_the_reconstruction_to_a_fresh_sound(name: str, syste
 
     def changed(strength: float) -> Tensor:
         edit = Edit(sound, generator.sample_rate, strength)
-        return generator.generate(["rain"], 0.2, seed=3, steps=4, edit=edit)[0]
+        return generator.generate(["rain"], 0.2, seed=3, sampling=Sampling(steps=4), edit=edit)[0]
 
     assert torch.equal(changed(0.0), expected)
-    assert torch.equal(changed(1.0), generator.generate(["rain"], 0.2, seed=3, steps=4)[0])
+    assert torch.equal(changed(1.0), generator.generate(["rain"], 0.2, seed=3, sampling=Sampling(steps=4))[0])
     assert not torch.equal(changed(0.5), changed(1.0)) and not torch.equal(changed(0.5), expected)
 
 
@@ -161,7 +176,9 @@ def test_inpainting_leaves_the_other_latents_as_they_were(name: str, systems, mo
     seen = latents_of(generator, monkeypatch)
     sound = clip(44100, 0.2, 2)
     generator.generate(["rain"], 0.2, edit=Edit(sound, 44100, strength=0.0))
-    generator.generate(["rain", "a dog"], 0.2, steps=2, edit=Edit(sound, 44100, inpaint=(0.0512, 0.0987)))
+    generator.generate(
+        ["rain", "a dog"], 0.2, sampling=Sampling(steps=2), edit=Edit(sound, 44100, inpaint=(0.0512, 0.0987))
+    )
     known, *inpainted = seen
     rate = generator.sample_rate / generator.system.autoencoder.hop_length
     new = torch.arange(known.shape[2])
@@ -178,7 +195,7 @@ def test_upsampling_makes_the_highest_quarter_of_the_bands_new(systems, monkeypa
     seen = latents_of(generator, monkeypatch)
     edit = Edit(clip(8000), 8000, upsample=True)
     generator.generate([None], 0.2, edit=dataclasses.replace(edit, strength=0.0, upsample=False))
-    generator.generate([None], 0.2, steps=2, edit=edit)
+    generator.generate([None], 0.2, sampling=Sampling(steps=2), edit=edit)
     known, made = seen
     assert torch.equal(known[..., :6], made[..., :6]) and (known[..., 6:] != made[..., 6:]).all()
     with pytest.raises(InputError, match="upsample is for systems over mel spectrograms"):
@@ -189,23 +206,28 @@ def test_candidates_are_ranked_by_clap(systems, tmp_path: Path) -> None:
     scorer = Clap(str(write_clap(tmp_path, 12)))
     generator = LatentGenerator(make("lafma"), "cpu", clap=scorer)
     text = "a dog barks"
-    alone = [generator.generate([text], 0.1, seed=2 + number * 2**40, steps=2)[0] for number in range(4)]
+    alone = [
+        generator.generate([text], 0.1, seed=2 + number * 2**40, sampling=Sampling(steps=2))[0]
+        for number in range(4)
+    ]
     scores = scorer.embed_audio(torch.stack(alone), 16000) @ scorer.embed_text([text])[0]
-    best = generator.generate(["rain", text], [0.06, 0.1], seed=[5, 2], steps=2, candidates=4)
+    best = generator.generate(
+        ["rain", text], [0.06, 0.1], seed=[5, 2], sampling=Sampling(steps=2, candidates=4)
+    )
     assert torch.equal(best[1], alone[int(scores.argmax())])
     for candidates in (0, 65):
         with pytest.raises(InputError, match=f"candidates is {candidates}; it must be from 1 to 64"):
-            generator.generate([text], 0.1, candidates=candidates)
+            generator.generate([text], 0.1, sampling=Sampling(candidates=candidates))
     with pytest.raises(InputError, match="ranked by their text, and there is none"):
-        generator.generate([None], 0.1, candidates=2)
+        generator.generate([None], 0.1, sampling=Sampling(candidates=2))
     with pytest.raises(InputError, match="CLAP model with an audio branch, which this system lacks"):
-        systems["lafma"].generate([text], 0.1, candidates=2)
+        systems["lafma"].generate([text], 0.1, sampling=Sampling(candidates=2))
 
 
 def test_bfloat16_computes_the_same_sound_roughly(systems) -> None:
     rounded = LatentGenerator(make("tangoflux"), "cpu", "bfloat16")
-    exact = systems["tangoflux"].generate(["rain"], 0.2, steps=4)
-    sound = rounded.generate(["rain"], 0.2, steps=4)
+    exact = systems["tangoflux"].generate(["rain"], 0.2, sampling=Sampling(steps=4))
+    sound = rounded.generate(["rain"], 0.2, sampling=Sampling(steps=4))
     assert not torch.equal(sound, exact) and (sound - exact).norm() < 0.1 * exact.norm()
     for dtype, said in (("int8", "dtype is 'int8'"), ("float16", "float16 is for GPUs")):
         with pytest.raises(InputError, match=said):
@@ -218,24 +240,24 @@ def test_saved_and_opened_it_makes_the_same_sound(name: str, systems, tmp_path: 
     again = generators.load(tmp_path / "model", "cpu")
     assert isinstance(again, LatentGenerator) and generators.find(tmp_path / "model") == tmp_path / "model"
     assert again.identity() == systems[name].identity()
-    expected = systems[name].generate(["rain"], 0.1, steps=2)
-    assert torch.equal(again.generate(["rain"], 0.1, steps=2), expected)
+    expected = systems[name].generate(["rain"], 0.1, sampling=Sampling(steps=2))
+    assert torch.equal(again.generate(["rain"], 0.1, sampling=Sampling(steps=2)), expected)
 
 
 def test_its_own_sampling_is_the_default_and_travels(tmp_path: Path) -> None:
-    own, authors = Sampling("heun", 3, 1.5), LatentGenerator(make("lafma"), "cpu")
+    own, authors = LatentSampling("heun", 3, 1.5), LatentGenerator(make("lafma"), "cpu")
     generator = LatentGenerator(dataclasses.replace(make("lafma"), sampling=own), "cpu")
     assert generator.sampling() == own and (generator.default_steps, generator.guidance) == (3, 1.5)
-    assert generator.sampling(7, "euler", 2.0) == Sampling("euler", 7, 2.0)
+    assert generator.sampling(7, "euler", 2.0) == LatentSampling("euler", 7, 2.0)
     generator.save_pretrained(tmp_path / "a")
     again = generators.load(tmp_path / "a", "cpu")
     again.save_pretrained(tmp_path / "b")
     for found in (again, generators.load(tmp_path / "b", "cpu")):
         assert found.sampling() == own and found.identity() == generator.identity()
     sound = again.generate(["rain"], 0.1)
-    asked = {"steps": 3, "sampler": "heun", "guidance": 1.5}
+    asked = {"sampling": Sampling(steps=3, sampler="heun"), "guidance": 1.5}
     assert torch.equal(sound, authors.generate(["rain"], 0.1, **asked))
-    assert not torch.equal(sound, again.generate(["rain"], 0.1, steps=2))
+    assert not torch.equal(sound, again.generate(["rain"], 0.1, sampling=Sampling(steps=2)))
     assert generator.identity() != authors.identity()
     authors.save_pretrained(tmp_path / "authors")  # theirs is not written: as in a released directory
     assert "sampling" not in json.loads((tmp_path / "authors" / "system.json").read_text())
@@ -255,7 +277,9 @@ def test_a_bundled_system_is_opened_by_its_name(tmp_path: Path, monkeypatch) -> 
     assert sum(stored) < 0.6 * sum(path.stat().st_size for path in run.rglob("*.safetensors"))
     opened = generators.load("small", device="cpu")
     assert isinstance(opened, LatentGenerator) and generators.find("small") == tmp_path / "small"
-    expected, found = (each.generate(CAPTIONS[:1], 0.1, steps=3) for each in (system, opened))
+    expected, found = (
+        each.generate(CAPTIONS[:1], 0.1, sampling=Sampling(steps=3)) for each in (system, opened)
+    )
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
     scale = load_autoencoder("small").scale_factor
     torch.testing.assert_close(scale, system.system.autoencoder.scale_factor.cpu())
@@ -350,14 +374,14 @@ def test_released_files_generate_with_text_encoders_of_choice(
     if kind == "audioldm2":
         generator.system.conditioner.clap.name = str(write_clap(tmp_path / "clap", config.clap_dim))
     duration = min(0.16, generator.max_duration_s)
-    sound = generator.generate(["a dog"], duration, steps=2)
+    sound = generator.generate(["a dog"], duration, sampling=Sampling(steps=2))
     assert sound.shape == (1, generator.channels, generator.num_samples(duration)) and sound.isfinite().all()
     assert generator.num_parameters > generator.system.num_parameters  # the encoders run, too
     if kind == "lafma":
         other = generators.load(folder, "cpu", text_encoder=str(encoder), heads=(2, 2))
         assert generator.notes[0].endswith("num_heads of exp_config_lfm.json")
         assert other.notes[0] == "attention heads (2, 2): as given"
-        assert not torch.equal(other.generate(["a dog"], duration, steps=2), sound)
+        assert not torch.equal(other.generate(["a dog"], duration, sampling=Sampling(steps=2)), sound)
 
 
 def test_stable_audio_always_generates_its_whole_window(shared: Path, tmp_path: Path) -> None:
@@ -401,14 +425,19 @@ def test_requests_that_cannot_be_met(systems) -> None:
         with pytest.raises(InputError, match=said):
             generator.generate(["rain"], duration, edit=edit)
     for options, said in (
-        ({"sampler": "ddim"}, "'ddim' does not fit a flow process; use euler or heun"),
-        ({"steps": 0}, "0 sampling steps"),
+        ({"sampling": Sampling(sampler="ddim")}, "'ddim' does not fit a flow process; use euler or heun"),
+        ({"sampling": Sampling(steps=0)}, "0 sampling steps"),
         ({"duration_s": 61.0}, "at most 60 s"),
         ({"duration_s": float("nan")}, "duration is nan"),
         ({"guidance": float("inf")}, "guidance is inf"),
+        ({"prompt": (clip(8000), 8000)}, "prompt is not for a latent-diffusion system; drop prompt"),
+        ({"sampling": Sampling(top_k=0)}, "top_k is not for a latent-diffusion system"),
+        ({"sampling": Sampling(peer_padding=True)}, "peer_padding is not for a latent-diffusion system"),
     ):
         with pytest.raises(InputError, match=said):
             generator.generate(["rain"], **options)
+    with pytest.raises(InputError, match="stream is not for a latent-diffusion system; use generate"):
+        generator.stream("rain")
     with pytest.raises(InputError, match="kind 'foo' is not known"):
         LatentGenerator(dataclasses.replace(make("lafma"), name="foo"), "cpu")
     with pytest.raises(InputError, match="process"):

@@ -10,11 +10,11 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.patterns import PATTERNS
-from audiogen.lm.sample import Sampling, Window, draw, generate_tokens, guide, plan_windows
+from audiogen.lm.sample import TokenSampling, Window, draw, generate_tokens, guide, plan_windows
 from audiogen.text.condition import null
 
 K, V, D = 3, 11, 24
-GREEDY = Sampling(temperature=0)
+GREEDY = TokenSampling(temperature=0)
 
 
 def make_lm(pattern: str = "delay") -> TokenLM:
@@ -40,7 +40,7 @@ def row(condition: Condition, index: int) -> Condition:
 
 @torch.no_grad()
 def oracle(
-    lm: TokenLM, text: Condition | None, num_frames: int, sampling: Sampling, seed: int, guidance: float,
+    lm: TokenLM, text: Condition | None, num_frames: int, sampling: TokenSampling, seed: int, guidance: float,
     prompt: Tensor, max_frames: int, stride: int, negative: Condition | None = None,
 ) -> Tensor:  # fmt: skip
     """What `generate_tokens` means, for one row [K, T]: forward passes over the whole sequence, twice for guidance."""
@@ -74,10 +74,12 @@ def oracle(
 def test_equals_plain_recomputation(pattern: str, guidance: float) -> None:
     lm, text = make_lm(pattern), random_text([5, 2])
     prompt = torch.randint(0, V, (2, K, 2), generator=torch.Generator().manual_seed(3))
-    codes = generate_tokens(lm, text, 7, Sampling(top_k=5), seeds=[4, 5], guidance=guidance, prompt=prompt)
+    codes = generate_tokens(
+        lm, text, 7, TokenSampling(top_k=5), seeds=[4, 5], guidance=guidance, prompt=prompt
+    )
     assert torch.equal(codes[..., :2], prompt)
     for b in range(2):
-        expected = oracle(lm, row(text, b), 7, Sampling(top_k=5), 4 + b, guidance, prompt[b], 7, 1)
+        expected = oracle(lm, row(text, b), 7, TokenSampling(top_k=5), 4 + b, guidance, prompt[b], 7, 1)
         assert torch.equal(codes[b], expected)
 
 
@@ -87,7 +89,7 @@ def test_windows_past_the_trained_length_equal_plain_recomputation(pattern: str,
     lm, text = make_lm(pattern), random_text([4])
     prompt = torch.randint(0, V, (1, K, prompt_frames), generator=torch.Generator().manual_seed(3))
     codes = generate_tokens(lm, text, 13, seeds=[9], prompt=prompt, max_frames=6, stride=2)
-    assert torch.equal(codes[0], oracle(lm, text, 13, Sampling(), 9, 3.0, prompt[0], 6, 2))
+    assert torch.equal(codes[0], oracle(lm, text, 13, TokenSampling(), 9, 3.0, prompt[0], 6, 2))
 
 
 def test_windows_cover_the_clip_with_the_context_asked_for() -> None:
@@ -135,13 +137,13 @@ def test_a_longer_clip_begins_like_a_shorter_one(pattern: str) -> None:
 def test_temperature_zero_is_argmax_whatever_the_seed() -> None:
     logits = torch.randn(2, K, V, generator=torch.Generator().manual_seed(0))
     assert torch.equal(draw(logits, GREEDY, torch.full((2, K), 0.99)), logits.argmax(-1))
-    tiny = Sampling(temperature=1e-42)  # and its neighbourhood is no trap
+    tiny = TokenSampling(temperature=1e-42)  # and its neighbourhood is no trap
     assert torch.equal(draw(logits, tiny, torch.full((2, K), 0.99)), logits.argmax(-1))
     lm, text = make_lm(), random_text([5])
     assert torch.equal(*(generate_tokens(lm, text, 7, GREEDY, seeds=[seed]) for seed in (1, 2)))
 
 
-def shares(probability: Sequence[float], sampling: Sampling) -> list[float]:
+def shares(probability: Sequence[float], sampling: TokenSampling) -> list[float]:
     """How often each code is drawn, over an even grid of 10,000 uniform numbers."""
     uniform = (torch.arange(10_000) + 0.5) / 10_000
     logits = torch.tensor(probability).log().expand(10_000, -1)
@@ -150,29 +152,31 @@ def shares(probability: Sequence[float], sampling: Sampling) -> list[float]:
 
 def test_codes_are_drawn_with_their_probability() -> None:
     p = [0.1, 0.4, 0.3, 0.2]
-    assert shares(p, Sampling(top_k=0)) == pytest.approx(p, abs=1e-3)
+    assert shares(p, TokenSampling(top_k=0)) == pytest.approx(p, abs=1e-3)
     squared = [x * x / sum(y * y for y in p) for x in p]
-    assert shares(p, Sampling(top_k=0, temperature=0.5)) == pytest.approx(squared, abs=1e-3)
+    assert shares(p, TokenSampling(top_k=0, temperature=0.5)) == pytest.approx(squared, abs=1e-3)
 
 
 def test_top_k_keeps_the_k_best_and_those_tied_with_the_last() -> None:
-    assert shares([0.1, 0.4, 0.3, 0.2], Sampling(top_k=2)) == pytest.approx([0, 4 / 7, 3 / 7, 0], abs=1e-3)
+    assert shares([0.1, 0.4, 0.3, 0.2], TokenSampling(top_k=2)) == pytest.approx(
+        [0, 4 / 7, 3 / 7, 0], abs=1e-3
+    )
     ties = [0.1, 0.4, 0.2, 0.2, 0.1]
-    assert shares(ties, Sampling(top_k=2)) == pytest.approx([0, 0.5, 0.25, 0.25, 0], abs=1e-3)
-    assert shares(ties, Sampling(top_k=250)) == pytest.approx(ties, abs=1e-3)
+    assert shares(ties, TokenSampling(top_k=2)) == pytest.approx([0, 0.5, 0.25, 0.25, 0], abs=1e-3)
+    assert shares(ties, TokenSampling(top_k=250)) == pytest.approx(ties, abs=1e-3)
 
 
 def test_top_p_keeps_the_fewest_that_reach_p_and_overrides_top_k() -> None:
     p = [0.1, 0.4, 0.3, 0.2]
-    assert shares(p, Sampling(top_p=0.6)) == pytest.approx([0, 4 / 7, 3 / 7, 0], abs=1e-3)
-    assert shares(p, Sampling(top_p=0.75, top_k=1)) == pytest.approx([0, 4 / 9, 3 / 9, 2 / 9], abs=1e-3)
-    assert shares(p, Sampling(top_p=1e-6)) == [0, 1, 0, 0]
-    assert shares(p, Sampling(top_p=1.0, top_k=1)) == pytest.approx(p, abs=1e-3)
+    assert shares(p, TokenSampling(top_p=0.6)) == pytest.approx([0, 4 / 7, 3 / 7, 0], abs=1e-3)
+    assert shares(p, TokenSampling(top_p=0.75, top_k=1)) == pytest.approx([0, 4 / 9, 3 / 9, 2 / 9], abs=1e-3)
+    assert shares(p, TokenSampling(top_p=1e-6)) == [0, 1, 0, 0]
+    assert shares(p, TokenSampling(top_p=1.0, top_k=1)) == pytest.approx(p, abs=1e-3)
 
 
 def test_the_largest_and_smallest_noise_draw_possible_codes() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(2, -1)
-    assert draw(logits, Sampling(), torch.tensor([0.0, 1 - 2**-24])).tolist() == [1, 1]
+    assert draw(logits, TokenSampling(), torch.tensor([0.0, 1 - 2**-24])).tolist() == [1, 1]
 
 
 def test_guidance_formula() -> None:
@@ -197,7 +201,7 @@ def test_negative_prompt_takes_the_place_of_no_text() -> None:
     negative = Condition(-negative.tokens, negative.mask)
     codes = generate_tokens(lm, text, 7, seeds=[1], negative=negative)
     nothing = torch.zeros(K, 0, dtype=torch.long)
-    assert torch.equal(codes[0], oracle(lm, text, 7, Sampling(), 1, 3.0, nothing, 7, 1, negative))
+    assert torch.equal(codes[0], oracle(lm, text, 7, TokenSampling(), 1, 3.0, nothing, 7, 1, negative))
     assert not torch.equal(codes, generate_tokens(lm, text, 7, seeds=[1]))
     unguided = generate_tokens(lm, text, 7, seeds=[1], guidance=1.0)
     assert torch.equal(generate_tokens(lm, text, 7, seeds=[1], negative=text), unguided)
@@ -234,4 +238,4 @@ def test_bad_arguments_are_named() -> None:
         generate_tokens(make_lm().train(), text, 7, seeds=[1, 2])
     for wrong in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 1.5}):
         with pytest.raises(InputError, match=next(iter(wrong))):
-            Sampling(**wrong)  # type: ignore[arg-type]
+            TokenSampling(**wrong)  # type: ignore[arg-type]

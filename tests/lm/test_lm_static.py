@@ -17,7 +17,7 @@ from audiogen.interfaces import Condition
 from audiogen.lm.matrices import quantise
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.patterns import PATTERNS
-from audiogen.lm.sample import Sampling, generate_tokens
+from audiogen.lm.sample import TokenSampling, generate_tokens
 from audiogen.lm.static import Loop, StaticLM
 from audiogen.lm.stream import stream_tokens
 from audiogen.lm.transformer import Block, sinusoidal_positions
@@ -72,9 +72,15 @@ def test_codes_are_those_of_the_plain_path(pattern: str, guidance: float) -> Non
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(temperature=0), Sampling(top_k=5), Sampling(0.7, top_k=0), Sampling(top_p=0.8)]
+    "sampling",
+    [
+        TokenSampling(temperature=0),
+        TokenSampling(top_k=5),
+        TokenSampling(0.7, top_k=0),
+        TokenSampling(top_p=0.8),
+    ],
 )
-def test_every_way_to_sample(sampling: Sampling) -> None:
+def test_every_way_to_sample(sampling: TokenSampling) -> None:
     lm, text = make_lm(), random_text([3, 1])
     assert_same(lm, StaticLM(lm, block=BLOCK), text, 17, sampling, seeds=[1, 2])
 
@@ -169,7 +175,7 @@ def test_a_step_past_the_last_slot_sees_as_many_as_there_are_slots() -> None:
 def test_a_loop_goes_round_its_buffers() -> None:
     lm, text = make_lm(), random_text([3])
     loop = Loop(
-        StaticLM(lm, block=BLOCK), StaticLM(lm, block=BLOCK).new_cache(text, 1, 8), 1, Sampling(0), None
+        StaticLM(lm, block=BLOCK), StaticLM(lm, block=BLOCK).new_cache(text, 1, 8), 1, TokenSampling(0), None
     )
     start = torch.full((1, K, 8), lm.special)
     loop.begin(start, torch.zeros(start.shape), torch.ones(start.shape, dtype=torch.bool), 1, text)
@@ -223,7 +229,12 @@ def test_nothing_needs_a_value_or_leaves_the_device(dtype: Any) -> None:
     text = Condition(text.tokens.to("meta"), text.mask.to("meta"))
     static = StaticLM(make_lm(num_layers=1).to("meta"), dtype, block=BLOCK)
     steps, unknown = nothing.long(), nothing.bool()
-    for sampling in (Sampling(temperature=0), Sampling(top_k=5), Sampling(top_k=0), Sampling(top_p=0.8)):
+    for sampling in (
+        TokenSampling(temperature=0),
+        TokenSampling(top_k=5),
+        TokenSampling(top_k=0),
+        TokenSampling(top_p=0.8),
+    ):
         with OnMeta():
             static.complete(steps, nothing, unknown, 3, text, sampling, 3.0, lambda: None)
             static.complete(steps, nothing, unknown, 4, None, sampling, None, lambda: None)
@@ -247,7 +258,7 @@ def test_layers_share_what_torch_compile_makes(monkeypatch: pytest.MonkeyPatch) 
 def test_a_step_repeated_from_the_same_count_changes_nothing() -> None:
     """Recording runs the step to warm up: only the counters are put back."""
     static, codes = StaticLM(make_lm(), block=BLOCK), random_codes(2, 8)
-    loop = Loop(static, static.new_cache(None, 2, 8), 2, Sampling(), None)
+    loop = Loop(static, static.new_cache(None, 2, 8), 2, TokenSampling(), None)
     unknown = torch.rand(codes.shape) < 0.7
     loop.begin(codes, torch.rand(codes.shape), unknown, 1, None)
     for _ in range(11):  # round the ring

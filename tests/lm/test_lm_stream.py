@@ -11,7 +11,7 @@ from audiogen.interfaces import Condition
 from audiogen.lm import stream
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.patterns import make_pattern, rhythm
-from audiogen.lm.sample import Sampling, draw, generate_tokens, guide
+from audiogen.lm.sample import TokenSampling, draw, generate_tokens, guide
 from audiogen.lm.stream import stream_tokens
 
 B, K, V, D = 2, 3, 11, 16
@@ -42,7 +42,7 @@ def joined(frames: object) -> Tensor:
         {"guidance": 3.0},
         {"prompt": torch.arange(B * K * 4).reshape(B, K, 4) % V},
         {"negative": Condition(torch.ones(B, 2, D), torch.ones(B, 2, dtype=torch.bool))},
-        {"sampling": Sampling(0.0)},
+        {"sampling": TokenSampling(0.0)},
     ],
 )
 def test_within_one_window_it_is_the_whole_sound_frame_by_frame(pattern: str, settings: dict) -> None:
@@ -94,7 +94,7 @@ def windows_run_afresh(lm: TokenLM, text: Condition, num_frames: int, max_frames
         both = Condition(torch.cat([text.tokens, torch.zeros_like(text.tokens)]), text.mask.repeat(2, 1))
         logits = guide(lm(heard.repeat(2, 1, 1), both)[:, :, -1], 3.0)
         frame = places.frame[:, step]
-        drawn = draw(logits, Sampling(), uniform[:, torch.arange(K), frame.clamp(min=0)])
+        drawn = draw(logits, TokenSampling(), uniform[:, torch.arange(K), frame.clamp(min=0)])
         steps[..., step] = torch.where(frame >= 0, drawn, steps[..., step])
     return torch.stack([steps[:, k, places.step[k]] for k in range(K)], 1)
 

@@ -23,9 +23,10 @@ from audiogen.convert import main
 from audiogen.errors import InputError, run_command
 from audiogen.files import checkpoint
 from audiogen.generators import load as generators
+from audiogen.interfaces import Sampling
 from audiogen.lm import lora
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.sample import Sampling, generate_tokens
+from audiogen.lm.sample import TokenSampling, generate_tokens
 from audiogen.models import export
 from audiogen.models.codec_pretrained import load_codec, save_codec
 from audiogen.text.condition import stack
@@ -38,7 +39,7 @@ CAPTIONS = ["a dog barks twice", "rain falls on a tin roof", "a clock ticks, the
 TEXTS = ["a dog barks", "rain falls on a tin roof, then a bell"]
 SEANET = SeanetConfig(ratios=(5, 4, 4), num_filters=4, num_residual_layers=2, lstm=1, pad_mode="reflect")
 CODEC = CodecConfig(8000, 1, "seanet", SEANET, latent_dim=6, num_codebooks=3, codebook_size=16)
-GREEDY = Sampling(temperature=0)
+GREEDY = TokenSampling(temperature=0)
 ORACLE = ("cpu", "float32", None, None, False)  # device, dtype, text_encoder, adapter, packed
 
 
@@ -126,7 +127,9 @@ def test_transformers_generates_the_same_codes(build, kind: str, tmp_path: Path)
         codes, audio = their_greedy(theirs, dict(inputs), 11, guidance_scale=guidance)
         ours = greedy(model, list(TEXTS), 11, guidance)
         assert torch.equal(codes, ours)
-        sound = model.generate(TEXTS, 11 / model.frame_rate, temperature=0.0, guidance=guidance)
+        sound = model.generate(
+            TEXTS, 11 / model.frame_rate, sampling=Sampling(temperature=0.0), guidance=guidance
+        )
         torch.testing.assert_close(sound, audio, atol=1e-4, rtol=0)
         results.append(ours)
     assert not torch.equal(*results)
@@ -145,14 +148,17 @@ def test_read_back_it_is_the_same_model(build, kind: str, tmp_path: Path) -> Non
     back = AudioGen.from_pretrained(tmp_path / "theirs", *ORACLE)
     back.save_pretrained(tmp_path / "ours")
     again = AudioGen.from_pretrained(tmp_path / "ours", *ORACLE)
-    expected = model.generate([*TEXTS, None], 0.3, temperature=0.0)
+    expected = model.generate([*TEXTS, None], 0.3, sampling=Sampling(temperature=0.0))
     for read in (back, again, by_them):
         assert read.lm.config == dataclasses.replace(model.lm.config, delays=read.lm.config.delays)
         for name, tensor in model.lm.state_dict().items():
             assert torch.equal(read.lm.state_dict()[name], tensor), name
         assert (read.max_frames, read.guidance, read.channels) == (40, 2.5, model.channels)
         torch.testing.assert_close(
-            read.generate([*TEXTS, None], 0.3, temperature=0.0), expected, atol=1e-5, rtol=0
+            read.generate([*TEXTS, None], 0.3, sampling=Sampling(temperature=0.0)),
+            expected,
+            atol=1e-5,
+            rtol=0,
         )
 
 
@@ -185,11 +191,19 @@ def test_an_adapter_is_merged(build, tmp_path: Path) -> None:
     lora.save_adapter(tmp_path / "adapter", model.lm, config, str(tmp_path / "base"))
     words = [str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter"), "--to", "transformers"]
     assert main([*words, "-o", str(tmp_path / "out")]) == 0
-    merged = AudioGen.from_pretrained(tmp_path / "out", *ORACLE).generate(TEXTS, 0.2, temperature=0.0)
-    torch.testing.assert_close(merged, model.generate(TEXTS, 0.2, temperature=0.0), atol=1e-5, rtol=0)
+    merged = AudioGen.from_pretrained(tmp_path / "out", *ORACLE).generate(
+        TEXTS, 0.2, sampling=Sampling(temperature=0.0)
+    )
+    torch.testing.assert_close(
+        merged, model.generate(TEXTS, 0.2, sampling=Sampling(temperature=0.0)), atol=1e-5, rtol=0
+    )
     on_top = generators.load(tmp_path / "base", "cpu", "float32", adapter=tmp_path / "adapter", packed=False)
-    torch.testing.assert_close(on_top.generate(TEXTS, 0.2, temperature=0.0), merged, atol=1e-5, rtol=0)
-    plain = generators.load(tmp_path / "base", *ORACLE).generate(TEXTS, 0.2, temperature=0.0)
+    torch.testing.assert_close(
+        on_top.generate(TEXTS, 0.2, sampling=Sampling(temperature=0.0)), merged, atol=1e-5, rtol=0
+    )
+    plain = generators.load(tmp_path / "base", *ORACLE).generate(
+        TEXTS, 0.2, sampling=Sampling(temperature=0.0)
+    )
     assert not torch.allclose(plain, merged, atol=1e-3)
 
 
@@ -218,13 +232,13 @@ def test_a_public_release_becomes_a_model_directory_that_needs_nothing_else(
 ) -> None:
     release, text = shared / "fixtures" / "audiogen_tiny", random_t5.write(tmp_path / "t5", 512)
     original = generators.load(release, "cpu", text_encoder=str(text))
-    expected = original.generate(TEXTS, 0.4, temperature=0.0)
+    expected = original.generate(TEXTS, 0.4, sampling=Sampling(temperature=0.0))
     words = [str(release), "--text-encoder", str(text)]
     assert main([*words, "--to", "audiogen", "-o", str(tmp_path / "out")]) == 0
     text.rename(tmp_path / "elsewhere")
     (tmp_path / "out").rename(tmp_path / "moved")
     moved = generators.load(tmp_path / "moved", "cpu")
-    assert torch.equal(moved.generate(TEXTS, 0.4, temperature=0.0), expected)
+    assert torch.equal(moved.generate(TEXTS, 0.4, sampling=Sampling(temperature=0.0)), expected)
     assert (moved.max_frames, moved.guidance) == (original.max_frames, original.guidance)
     assert (moved.codec.identity, moved.num_parameters) == (original.codec.identity, original.num_parameters)
     capsys.readouterr()

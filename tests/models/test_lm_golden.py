@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from audiogen.interfaces import Condition
 from audiogen.lm.model import TokenLM, teacher_forcing
 from audiogen.lm.patterns import deinterleave, interleave
-from audiogen.lm.sample import Sampling, generate_tokens
+from audiogen.lm.sample import TokenSampling, generate_tokens
 from audiogen.models.lm_pretrained import load_lm
 from audiogen.text.condition import null
 
-GREEDY = Sampling(temperature=0)
+GREEDY = TokenSampling(temperature=0)
 
 
 @pytest.fixture(scope="module")

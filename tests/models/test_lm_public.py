@@ -26,13 +26,13 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.patterns import interleave
-from audiogen.lm.sample import Sampling, generate_tokens
+from audiogen.lm.sample import TokenSampling, generate_tokens
 from audiogen.models import lm_layouts as public
 from audiogen.models import musicgen as layout
 from audiogen.models.lm_pretrained import CodecReference, describe_lm, load_lm, save_lm
 from audiogen.text.condition import pad_like_peers, stack
 
-GREEDY = Sampling(temperature=0)
+GREEDY = TokenSampling(temperature=0)
 TEXTS = ["a dog barks", "rain"]
 FRAMES = 9
 

@@ -21,7 +21,7 @@ from audiogen.diffusion.autoencoders import MelAutoencoder, MelAutoencoderConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators.latent import LatentGenerator
-from audiogen.interfaces import Batch
+from audiogen.interfaces import Batch, Sampling
 from audiogen.models.latent_codecs import save_autoencoder
 from audiogen.text.clap import Clap, clap_features, fit_length
 from audiogen.text.clap_model import (
@@ -387,13 +387,15 @@ def test_audioldm_is_trained_on_sounds_by_it_and_told_texts_wherever_it_is_saved
     save_autoencoder(tmp_path / "autoencoder", MelAutoencoder(config), {})
     assert main([f"recipe={recipe}", f"out={tmp_path}/system"]) == 0
     system = LatentGenerator.from_pretrained(tmp_path / "system", device="cpu")
-    sound = system.generate(["a tone", "rain falls"], 0.5, guidance=2.0, seed=0, steps=2)
+    sound = system.generate(["a tone", "rain falls"], 0.5, guidance=2.0, seed=0, sampling=Sampling(steps=2))
     assert not torch.equal(sound[0], sound[1])
     system.save_pretrained(tmp_path / "whole")
     run.rename(tmp_path / "elsewhere")
     again = LatentGenerator.from_pretrained(tmp_path / "whole", device="cpu")
-    assert torch.equal(again.generate(["a tone", "rain falls"], 0.5, guidance=2.0, seed=0, steps=2), sound)
+    assert torch.equal(
+        again.generate(["a tone", "rain falls"], 0.5, guidance=2.0, seed=0, sampling=Sampling(steps=2)), sound
+    )
     with pytest.raises(InputError, match="CLAP model .* cannot be opened"):
         LatentGenerator.from_pretrained(tmp_path / "system", device="cpu").generate(
-            ["a tone"], 0.5, guidance=2.0, seed=0, steps=2
+            ["a tone"], 0.5, guidance=2.0, seed=0, sampling=Sampling(steps=2)
         )

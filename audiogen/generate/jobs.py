@@ -1,0 +1,108 @@
+"""The sounds that a command line asks for, and where they go; needs no torch, so that mistakes are reported at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from audiogen.data.prompts import Prompt, read_prompts
+from audiogen.errors import InputError
+from audiogen.generate.options import FORMATS
+
+OTHER_SOUNDS = ("aac", "aif", "aiff", "au", "caf", "m4a", "mp4", "opus", "webm", "wma")
+DURATION_S = 5.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sound file to make."""
+
+    path: Path
+    text: str | None
+    duration_s: float
+    seed: int
+
+
+def plan(args: argparse.Namespace, default_s: float = DURATION_S) -> list[Job]:
+    """The sounds to make and where they go, in order: prompts as given, each with its samples.
+
+    default_s: their duration where none is given.
+    """
+    asked_s = default_s if args.duration is None else args.duration
+    prompts = _prompts(args)
+    if args.num_samples < 1:
+        raise InputError(f"--num-samples is {args.num_samples}; it must be at least 1")
+    count = len(prompts) * args.num_samples
+    if args.stream and count != 1:
+        raise InputError(f"--stream makes one sound, and there are {count} to make; give one prompt")
+    if str(args.out) == "-" and (not args.stream or args.format not in (None, "wav")):
+        raise InputError(
+            "--out - is the WAV file that --stream writes to a player: add --stream, without --format"
+        )
+    one_file = str(args.out) == "-" or _is_file(args.out, args.format, count)
+    wide, wide_sample = len(str(len(prompts) - 1)), len(str(args.num_samples - 1))
+    jobs = []
+    for number, prompt in enumerate(prompts):
+        for sample in range(args.num_samples):
+            name = f"{number:0{wide}}_{sample:0{wide_sample}}_{_slug(prompt.text)}.{args.format or 'wav'}"
+            duration_s = asked_s if prompt.duration_s is None else prompt.duration_s
+            seed = args.seed if prompt.seed is None else prompt.seed
+            jobs.append(
+                Job(args.out if one_file else args.out / name, prompt.text, duration_s, seed + sample)
+            )
+    if str(args.out) != "-":
+        _check_writable(jobs[0].path.parent)
+    return jobs
+
+
+def _prompts(args: argparse.Namespace) -> list[Prompt]:
+    for number, text in enumerate(args.text, start=1):
+        if not text.strip():
+            raise InputError(f"--text number {number} is empty; describe a sound")
+    prompts = [Prompt(text) for text in args.text]
+    if args.prompts is not None:
+        prompts += read_prompts(args.prompts)
+    if not prompts and args.continue_from is None and args.init is None:
+        raise InputError(
+            'nothing to generate; give --text "a dog barks", --prompts FILE, --continue-from FILE or --init FILE'
+        )
+    return prompts or [Prompt(None)]
+
+
+def _is_file(out: Path, format: str | None, count: int) -> bool:
+    """Whether `out` is the file for the one sound rather than a folder, checked against what is asked for."""
+    suffix = out.suffix.lower().lstrip(".")
+    if out.is_dir() or suffix not in (*FORMATS, *OTHER_SOUNDS):
+        if out.exists() and not out.is_dir():
+            raise InputError(
+                f"--out {out} is a file; give a folder, or a name ending in .{', .'.join(FORMATS)}"
+            )
+        return False
+    if suffix not in FORMATS:
+        raise InputError(
+            f"--out {out}: format {suffix!r} cannot be written; allowed are {', '.join(FORMATS)}"
+        )
+    if format not in (None, suffix):
+        raise InputError(f"--out {out} and --format {format} disagree; drop one of the two")
+    if count > 1:
+        raise InputError(f"--out {out} is one file, but there are {count} sounds to make; give a folder")
+    return True
+
+
+def _slug(text: str | None) -> str:
+    """A text as part of a file name: ASCII letters and digits, the first 40 characters or so."""
+    if text is None:
+        return "no_text"
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:40].strip("_") or "sound"
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise InputError where the folder, which need not exist yet, could not be written to."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"--out: {there} is not a folder that can be written to; choose another")

@@ -1,0 +1,191 @@
+"""What `python -m audiogen.generate` runs once its arguments are checked: open the model, generate, write, report."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from audiogen import audio
+from audiogen.errors import InputError
+from audiogen.generate import live
+from audiogen.generate.jobs import Job, plan
+from audiogen.generate.options import refuse_others
+from audiogen.generators import load as generators
+from audiogen.interfaces import Edit, Generator, Sampling
+
+BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} s of sound [{elapsed}<{remaining}]"
+
+
+def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
+    """Make the jobs; warnings are printed in one line each."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    with warnings.catch_warnings():
+        setattr(warnings, "showwarning", _show_warning)  # noqa: B010 (a plain assignment does not pass mypy)
+        warnings.filterwarnings("ignore", message="Glyph")  # emoji in the title of a picture
+        _refuse_others(args)
+        prompt = None if args.continue_from is None else audio.load(args.continue_from)
+        edit = None
+        if args.init is not None:
+            edit = Edit(*audio.load(args.init), args.strength, args.inpaint, args.upsample)
+            jobs = plan(args, edit.duration_s)
+        packed = True if args.cuda_graph else None
+        generator = generators.load(
+            args.model,
+            args.device,
+            args.dtype,
+            args.text_encoder,
+            args.adapter,
+            packed,
+            args.heads,
+            args.clap,
+        )
+        if edit is not None and edit.sample_rate != generator.sample_rate:
+            warnings.warn(
+                f"{args.init} has {edit.sample_rate} Hz and the model {generator.sample_rate} Hz; it is resampled",
+                stacklevel=1,
+            )
+        _check_durations(jobs, generator, prompt, edit, args.stream)
+        names = (
+            "negative",
+            "temperature",
+            "top_k",
+            "top_p",
+            "peer_padding",
+            "steps",
+            "sampler",
+            "candidates",
+        )
+        sampling = Sampling(**{name: getattr(args, name) for name in names})
+        if args.stream:
+            return stream(args, jobs[0], generator, prompt, sampling)
+        make = partial(
+            generator.generate, guidance=args.guidance, prompt=prompt, sampling=sampling, edit=edit
+        )
+        spent_s = generate(jobs, generator, make, len(jobs) if args.peer_padding else generator.batch_size)
+    for note in generator.notes:
+        print(note)
+    sound_s = sum(job.duration_s for job in jobs)
+    print(
+        f"real-time factor {spent_s / sound_s:.2f} ({sound_s:g} s of sound in {spent_s:.1f} s), "
+        f"model {args.model} on {generator.device}"
+    )
+    return 0
+
+
+def generate(jobs: Sequence[Job], generator: Generator, make: Callable[..., Tensor], at_once: int) -> float:
+    """Make and write the jobs, some at once -> seconds of generation. make: `generator.generate` with its settings."""
+    spent_s = 0.0
+    with tqdm(total=sum(job.duration_s for job in jobs), bar_format=BAR, disable=None) as bar:
+        for start in range(0, len(jobs), at_once):
+            group = jobs[start : start + at_once]
+            began = time.monotonic()
+            sounds = make(
+                [job.text for job in group],
+                [job.duration_s for job in group],
+                seed=[job.seed for job in group],
+                progress=partial(_advance, bar, bar.n, sum(job.duration_s for job in group)),
+            )
+            spent_s += time.monotonic() - began
+            for job, sound in zip(group, sounds, strict=True):
+                picture = write(job, sound[:, : generator.num_samples(job.duration_s)], generator.sample_rate)
+                tqdm.write(f"{job.path}  {picture}  seed {job.seed}")
+    return spent_s
+
+
+def write(job: Job, sound: Tensor, sample_rate: int) -> Path:
+    """Write a sound [C, N], turned down where it is past full scale, and its picture -> the picture's path."""
+    sound = audio.below_full_scale(sound)
+    picture = job.path.with_suffix(".png")
+    try:
+        audio.save(job.path, sound, sample_rate)
+        audio.save_spectrogram(picture, sound, sample_rate, (job.text or "no text")[:100])
+    except OSError as error:
+        raise InputError(f"{job.path}: cannot be written ({error.strerror or error})") from error
+    return picture
+
+
+def _refuse_others(args: argparse.Namespace) -> None:
+    """Raise InputError where an option is given that the model's family does not have, or where there is no model."""
+    latent = generators.is_latent(args.model)
+    try:
+        refuse_others(args, latent)
+    except InputError:
+        generators.find(args.model)
+        raise
+
+
+def stream(
+    args: argparse.Namespace,
+    job: Job,
+    generator: Generator,
+    prompt: tuple[Tensor, int] | None,
+    sampling: Sampling,
+) -> int:
+    """Write one sound while it is generated; Ctrl-C ends it where it is."""
+    if args.peer_padding:
+        raise InputError("--peer-padding is for batches, and --stream makes one sound: drop one of the two")
+    clock = live.Clock(generator.sample_rate)
+    pieces = generator.stream(
+        job.text,
+        None if math.isinf(job.duration_s) else job.duration_s,
+        guidance=args.guidance,
+        seed=job.seed,
+        prompt=prompt,
+        sampling=sampling,
+    )
+    pieces = live.below_full_scale(clock.watch(live.until_interrupted(pieces)))
+    if str(args.out) == "-":
+        live.write_wav(sys.stdout.buffer, pieces, generator.sample_rate)
+    else:
+        audio.save(job.path, pieces, generator.sample_rate)
+    print(
+        f"{job.path}  seed {job.seed}  first sound after {clock.first_s:.2f} s, real-time factor "
+        f"{clock.spent_s / clock.sound_s:.2f} ({clock.sound_s:g} s of sound in {clock.spent_s:.1f} s), "
+        f"model {args.model} on {generator.device}",
+        file=sys.stderr if str(args.out) == "-" else sys.stdout,
+    )
+    return 0
+
+
+def _advance(bar: tqdm[Any], before_s: float, group_s: float, share: float) -> None:
+    """Move the bar to where a share of a group of sounds is done."""
+    bar.update(before_s + share * group_s - bar.n)
+
+
+def _check_durations(
+    jobs: Sequence[Job],
+    generator: Generator,
+    prompt: tuple[Tensor, int] | None,
+    edit: Edit | None,
+    endless: bool,
+) -> None:
+    for job in jobs:
+        if edit is not None:
+            edit.check_duration(job.duration_s)
+        if not (endless and job.duration_s == math.inf):
+            generator.num_frames(job.duration_s)
+    if (
+        prompt is not None
+        and (shortest := min(job.duration_s for job in jobs)) <= prompt[0].shape[-1] / prompt[1]
+    ):
+        raise InputError(
+            f"the sound to continue has {prompt[0].shape[-1] / prompt[1]:g} s and the duration counts it in; "
+            f"{shortest:g} s are too few: give a longer --duration"
+        )
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    """A warning in one line, without the place in the code."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
