@@ -7,25 +7,28 @@ encoder need nothing; CLAP and AST come from the Hugging Face hub or a directory
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from audiogen.audio import resample
 from audiogen.codec.model import Codec
 from audiogen.errors import InputError
 from audiogen.evaluate.panns import load_cnn14
 from audiogen.evaluate.vggish import load_vggish
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, hub
 from audiogen.models.codec_pretrained import load_codec
 from audiogen.tagger.pretrained import load_tagger
+from audiogen.text.clap import LAYOUTS, Clap, cut_windows, first_line, open_model
 
 SPECS = (
     "tagger_tiny, tagger:NAME_OR_DIR, codec:NAME_OR_DIR, clap:HUB_ID_OR_DIR, ast:HUB_ID_OR_DIR, panns:FILE, "
@@ -33,6 +36,9 @@ SPECS = (
 )
 GROUP = "esc10"  # the tagger's labels that probabilities are over: one of them fits each clip
 PCA = ",pca="
+AST_FRAME, AST_HOP = 400, 160  # samples of a frame and between frames, whatever the rate
+
+Device = str | torch.device
 
 
 class Embedded(NamedTuple):
@@ -42,60 +48,53 @@ class Embedded(NamedTuple):
     probabilities: NDArray[np.float32] | None
 
 
-class Embedder(Protocol):
-    """What every embedder is. A clip's result does not depend on the clips beside it (but for rounding).
-
-    name: the spec it was opened by, without folders. identity: 16 hex digits over its weights. sample_rate: Hz.
-    labels: of the probabilities' columns; empty where the file names none (PANNs) or there are no probabilities.
-    reads_text: whether `embed_text` gives vectors of the same space; it is an InputError elsewhere.
-    """
-
-    name: str
-    identity: str
-    sample_rate: int
-    labels: list[str]
-    reads_text: ClassVar[bool]
-
-    def embed(self, audio: Tensor) -> Embedded:
-        """Audio [B, C, N] at `sample_rate` of any channels, which are averaged, and any length."""
-        ...
-
-    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Texts -> float32 [n, D]."""
-        ...
-
-
 @dataclass
-class AudioEmbedder:
-    """An embedder without text. listen: mono audio [B, N] -> embedding [B, D] and probabilities [B, labels] or None.
+class Embedder:
+    """A network that embeds sounds. A clip's result does not depend on the clips beside it (but for rounding).
 
-    model: what is inside; of `tagger_tiny` the `Tagger`, whose frames judge the order of events.
+    name: the spec it was opened by, without folders. model: the network; its weights give identity, 16 hex digits.
+    sample_rate: Hz. forward: mono audio [B, N] -> embeddings [B, D] and probabilities [B, labels] or None. labels: of
+    the probabilities' columns; empty where the file names none (PANNs) or there are no probabilities. text: texts ->
+    vectors [n, D] of the same space, if the network has such.
     """
 
     name: str
     identity: str
     sample_rate: int
     model: Any
-    listen: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    forward: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     labels: list[str] = field(default_factory=list)
-    device: str | torch.device = "cpu"
-    reads_text: ClassVar[bool] = False
+    device: Device = "cpu"
+    text: Callable[[Sequence[str]], Tensor] | None = None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether `embed_text` gives vectors of the same space; it is an InputError elsewhere."""
+        return self.text is not None
 
     @torch.inference_mode()
     def embed(self, audio: Tensor) -> Embedded:
-        embedding, probabilities = self.listen(mono(audio).to(self.device))
+        """Audio [B, C, N] at `sample_rate` of any channels, which are averaged, and any length."""
+        embedding, probabilities = self.forward(mono(audio).to(self.device))
         return Embedded(to_numpy(embedding), None if probabilities is None else to_numpy(probabilities))
 
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        raise InputError(f"embedder {self.name} does not read text; use clap:HUB_ID_OR_DIR for a text score")
+        """Texts -> float32 [n, D]."""
+        if self.text is None:
+            raise InputError(
+                f"embedder {self.name} does not read text; use clap:HUB_ID_OR_DIR for a text score"
+            )
+        if not texts:
+            raise InputError(f"there are no texts for embedder {self.name}; give at least one")
+        return to_numpy(self.text(texts))
 
 
-def load_embedder(spec: str, device: str | torch.device = "cpu") -> Embedder:
+def load_embedder(spec: str, device: Device = "cpu") -> Embedder:
     """Open an embedder by its spec (`SPECS`). Raises InputError for an unknown, missing or damaged one."""
     kind, _, where = spec.partition(":")
     if spec == "tagger_tiny":
         kind, where = "tagger", spec
-    loaders: dict[str, Callable[[str, str | torch.device], Embedder]] = {
+    loaders: dict[str, Callable[[str, Device], Embedder]] = {
         "tagger": _tagger,
         "codec": _codec,
         "panns": _panns,
@@ -108,20 +107,20 @@ def load_embedder(spec: str, device: str | torch.device = "cpu") -> Embedder:
     return loaders[kind](where, device)
 
 
-def _tagger(where: str, device: str | torch.device) -> Embedder:
+def _tagger(where: str, device: Device) -> Embedder:
     """The embedding is the tagger's; the probabilities are a softmax over the labels of one group."""
     tagger = load_tagger(where, device)
     columns = tagger.group(GROUP)
 
-    def listen(audio: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(audio: Tensor) -> tuple[Tensor, Tensor]:
         output = tagger(audio)
         return output.embedding, output.logits[:, columns].softmax(-1)
 
     labels = [label.partition("/")[2] for label in tagger.labels[columns]]
-    return AudioEmbedder(tagger.name, tagger.identity, tagger.sample_rate, tagger, listen, labels, device)
+    return Embedder(tagger.name, tagger.identity, tagger.sample_rate, tagger, forward, labels, device)
 
 
-def _codec(where: str, device: str | torch.device) -> Embedder:
+def _codec(where: str, device: Device) -> Embedder:
     """Mean and standard deviation over time of the latents before quantisation: D is twice the codec's latent_dim."""
     codec = load_codec(where, device)
     if not isinstance(codec, Codec) or codec.segmented or codec.config.dual_mono:
@@ -129,16 +128,15 @@ def _codec(where: str, device: str | torch.device) -> Embedder:
             f"codec {codec.name} has no one sequence of latents of a whole sound: it cannot be an embedder"
         )
 
-    def listen(audio: Tensor) -> tuple[Tensor, None]:
+    def forward(audio: Tensor) -> tuple[Tensor, None]:
         latents = codec.encoder(audio[:, None].expand(-1, codec.channels, -1))  # [B, latent_dim, T]
         return torch.cat([latents.mean(-1), latents.std(-1, correction=0)], -1), None
 
-    return AudioEmbedder(
-        f"codec:{codec.name}", codec.identity, codec.sample_rate, codec, listen, device=device
-    )
+    name = f"codec:{codec.name}"
+    return Embedder(name, codec.identity, codec.sample_rate, codec, forward, device=device)
 
 
-def _panns(where: str, device: str | torch.device) -> Embedder:
+def _panns(where: str, device: Device) -> Embedder:
     """The embedding is that of PANNs' own inference. The probabilities are a softmax over the logits.
 
     The model was trained with a sigmoid a label; KL and the inception score want a distribution, and what papers
@@ -148,37 +146,84 @@ def _panns(where: str, device: str | torch.device) -> Embedder:
     digest = checkpoint.identity(model.state_dict())
     model.to(device)
 
-    def listen(audio: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(audio: Tensor) -> tuple[Tensor, Tensor]:
         output = model(audio)
         return output.embedding, output.logits.softmax(-1)
 
-    return AudioEmbedder(f"panns:{Path(where).name}", digest, model.sample_rate, model, listen, device=device)
+    return Embedder(f"panns:{Path(where).name}", digest, model.sample_rate, model, forward, device=device)
 
 
-def _vggish(where: str, device: str | torch.device) -> Embedder:
+def _vggish(where: str, device: Device) -> Embedder:
     """The mean over a clip's examples of 0.96 s; for figures over single examples, as in the first FAD, use `model`."""
     path, _, pca_path = where.partition(PCA)
     model = load_vggish(path, pca_path or None)
     digest = checkpoint.identity(model.state_dict())
     model.to(device)
 
-    def listen(audio: Tensor) -> tuple[Tensor, None]:
+    def forward(audio: Tensor) -> tuple[Tensor, None]:
         return model(audio).mean(1), None
 
     name = f"vggish:{Path(path).name}" + (f"{PCA}{Path(pca_path).name}" if pca_path else "")
-    return AudioEmbedder(name, digest, model.sample_rate, model, listen, device=device)
+    return Embedder(name, digest, model.sample_rate, model, forward, device=device)
 
 
-def _clap(where: str, device: str | torch.device) -> Embedder:
-    from audiogen.evaluate.hub import ClapEmbedder  # here: importing transformers' models takes seconds
+def _clap(where: str, device: Device) -> Embedder:
+    """CLAP (arXiv:2211.06687): unit vectors of sounds and texts in one space; no labels.
 
-    return ClapEmbedder(where, device)
+    A sound longer than the window (10 s) is the direction of the mean of its windows' vectors: transformers' own
+    feature extractor takes a random part, which would make figures depend on chance.
+    """
+    clap = Clap(where, device=device)
+    rate, model = clap.sample_rate, clap.parts().model
+
+    def forward(audio: Tensor) -> tuple[Tensor, None]:
+        return clap.embed_audio(audio[:, None], rate, windows="all"), None
+
+    text = partial(clap.embed_text, max_tokens=model.config.text_config.max_position_embeddings)
+    digest = checkpoint.identity(model.state_dict())
+    return Embedder(f"clap:{_short(where)}", digest, rate, model, forward, device=device, text=text)
 
 
-def _ast(where: str, device: str | torch.device) -> Embedder:
-    from audiogen.evaluate.hub import AstEmbedder  # here: importing transformers' models takes seconds
+def _ast(where: str, device: Device) -> Embedder:
+    """AST (arXiv:2104.01778), fine-tuned to classify: the pooled output, and a softmax over the labels.
 
-    return AstEmbedder(where, device)
+    AudioSet's own training puts a sigmoid on each label; KL and the inception score want a distribution, which the
+    softmax is, and both order the labels alike. A sound beyond the window (10.24 s) is the mean of its windows, in
+    embedding and probabilities.
+    """
+    from transformers import ASTFeatureExtractor, ASTForAudioClassification  # here: it takes seconds
+
+    try:
+        path = Path(where) if Path(where).is_dir() else hub.fetch(where, LAYOUTS)
+        model = open_model({"audio-spectrogram-transformer": ASTForAudioClassification}, path)
+        extractor = ASTFeatureExtractor.from_pretrained(path)
+    except Exception as error:  # transformers raises a dozen kinds for what a file lacks
+        raise InputError(
+            f"AST model {where!r} cannot be opened ({first_line(error)}); give a directory as transformers writes it, "
+            "with safetensors weights, or a hub id while the hub can be reached"
+        ) from error
+    digest, rate, config = checkpoint.identity(model.state_dict()), extractor.sampling_rate, model.config
+    model.to(device)
+    window = AST_FRAME + AST_HOP * (extractor.max_length - 1)  # samples
+
+    def forward(audio: Tensor) -> tuple[Tensor, Tensor]:
+        audio = F.pad(audio, (0, max(0, AST_FRAME - audio.shape[-1])))  # one frame at least
+        pieces = [piece.cpu().numpy() for sound in audio for piece in cut_windows(sound, window)]
+        values = extractor(pieces, sampling_rate=rate, return_tensors="pt")["input_values"].to(device)
+        pooled = model.audio_spectrogram_transformer(values).pooler_output  # [B * windows, D]
+        probabilities = model.classifier(pooled).softmax(-1)
+        embeddings, labels = (
+            rearrange(x, "(b w) d -> b w d", b=len(audio)).mean(1) for x in (pooled, probabilities)
+        )
+        return embeddings, labels
+
+    labels = [config.id2label[number] for number in range(config.num_labels)]
+    return Embedder(f"ast:{_short(where)}", digest, rate, model, forward, labels, device)
+
+
+def _short(name_or_dir: str) -> str:
+    """A hub id as it is; of a directory only its name."""
+    return Path(name_or_dir).resolve().name if Path(name_or_dir).is_dir() else name_or_dir
 
 
 def embed_clips(embedder: Embedder, clips: Iterable[Tensor], sample_rate: int, batch: int = 8) -> Embedded:
@@ -229,13 +274,3 @@ def mono(audio: Tensor) -> Tensor:
 def to_numpy(tensor: Tensor) -> NDArray[np.float32]:
     """A float32 array on the CPU."""
     return tensor.float().cpu().numpy()
-
-
-def windows(audio: Tensor, length: int) -> Tensor:
-    """Audio [B, N] -> [B, windows, min(N, length)]: as few as cover all, spread evenly from the start to the end."""
-    num_samples = audio.shape[-1]
-    if num_samples <= length:
-        return audio[:, None]
-    count = math.ceil(num_samples / length)
-    starts = [round(number * (num_samples - length) / (count - 1)) for number in range(count)]
-    return torch.stack([audio[:, start : start + length] for start in starts], 1)

@@ -25,7 +25,7 @@ LAYOUTS = (
     hub.Layout("safetensors", ("config.json", "model.safetensors"), ("*.json", "*.txt", "model.safetensors")),
 )
 MAX_TOKENS = 77  # of a text, in the authors' training; what follows is cut off
-TEXT_ONLY = "ClapTextModelWithProjection"  # what AudioLDM's directories hold
+TEXT_ONLY = "clap_text_model"  # model_type of what AudioLDM's directories hold
 FLOOR = 1e-10  # smallest power in a mel bin, -100 dB
 
 
@@ -64,10 +64,9 @@ class Clap:
             except (
                 Exception
             ) as error:  # transformers and tokenizers raise a dozen kinds for what a file lacks
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise InputError(
-                    f"CLAP model {self.name!r} cannot be opened ({reason}); give a directory with a ClapModel, its "
-                    "tokenizer and feature extractor, or a hub id such as laion/clap-htsat-unfused"
+                    f"CLAP model {self.name!r} cannot be opened ({first_line(error)}); give a directory with a "
+                    "ClapModel, its tokenizer and feature extractor, or a hub id such as laion/clap-htsat-unfused"
                 ) from error
         return self._parts
 
@@ -78,27 +77,11 @@ class Clap:
         from transformers.models.clap.modeling_clap import ClapModel, ClapTextModelWithProjection
 
         path = Path(name) if Path(name).is_dir() else hub.fetch(name, LAYOUTS)
-        config = checkpoint.read_json(path / "config.json")
-        text_only = TEXT_ONLY in config.get("architectures", ())
-        if not text_only and config.get("model_type") != "clap":
-            found = config.get("model_type")
-            if found is None:
-                raise InputError(
-                    "it holds no model that transformers wrote (a config.json with a model_type)"
-                )
-            raise InputError(f"it holds a model of type {found!r}; 'clap' is needed here")
-        kind = ClapTextModelWithProjection if text_only else ClapModel
+        model = open_model({"clap": ClapModel, TEXT_ONLY: ClapTextModelWithProjection}, path)
+        text_only = model.config.model_type == TEXT_ONLY
         with quiet():
-            model, loading = kind.from_pretrained(
-                path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-            own = model.state_dict()
-            # a file may leave out integers: they are indices, which the constructor fills in
-            lacking = sorted(key for key in loading["missing_keys"] if own[key].is_floating_point())
-            if lacking:  # transformers would go on with random weights
-                raise InputError(f"it lacks {len(lacking)} weights of {kind.__name__}, such as {lacking[0]}")
             return ClapParts(
-                model.eval().requires_grad_(False).to(self._device),
+                model.to(self._device),
                 AutoTokenizer.from_pretrained(self._tokenizer or path),
                 None if text_only else ClapFeatureExtractor.from_pretrained(self._extractor or path),
             )
@@ -166,6 +149,35 @@ class Clap:
             for folder, part in folders.items():
                 part.save_pretrained(directory / folder)
         return {folder: ["transformers", type(part).__name__] for folder, part in folders.items()}
+
+
+def open_model(kinds: dict[str, Any], path: Path) -> Any:
+    """A directory's model, by its model_type one of transformers' classes: frozen, in float32, all weights read.
+
+    Raises InputError for a model of another type and for missing weights.
+    """
+    config = checkpoint.read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    found = config.get("model_type")
+    if found is None:
+        raise InputError("it holds no model that transformers wrote (a config.json with a model_type)")
+    if found not in kinds:
+        raise InputError(f"it holds a model of type {found!r}; {next(iter(kinds))!r} is needed here")
+    kind = kinds[found]
+    with quiet():
+        model, loading = kind.from_pretrained(
+            path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    own = model.state_dict()
+    # a file may leave out integers: they are indices, which the constructor fills in
+    lacking = sorted(key for key in loading["missing_keys"] if own[key].is_floating_point())
+    if lacking:  # transformers would go on with random weights
+        raise InputError(f"it lacks {len(lacking)} weights of {kind.__name__}, such as {lacking[0]}")
+    return model.eval().requires_grad_(False)
+
+
+def first_line(error: Exception) -> str:
+    """The reason in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def cut_windows(sound: Tensor, length: int) -> list[Tensor]:

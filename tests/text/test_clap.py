@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, ClapTex
 
 from audiogen.audio import resample
 from audiogen.errors import InputError
-from audiogen.text.clap import Clap
+from audiogen.text.clap import Clap, cut_windows
 from tests import random_t5
 from tests.diffusion.tiny_encoders import write_clap
 
@@ -95,3 +95,14 @@ def test_a_directory_without_the_audio_branch_embeds_texts_alike_and_says_what_i
         part.embed_audio(torch.zeros(1, 1, 8000), 8000)
     with pytest.raises(InputError, match="CLAP model .* cannot be opened"):
         Clap(str(tmp_path / "nothing")).embed_text(["a"])
+
+
+def test_windows_cover_everything_evenly() -> None:
+    sound = torch.arange(23)
+    for length in (23, 50):
+        (whole,) = cut_windows(sound, length)
+        assert torch.equal(whole, sound)
+    cut = torch.stack(cut_windows(sound, 10))  # [3, 10]
+    assert cut.shape == (3, 10) and cut[:, 0].tolist() == [0, 6, 13]
+    assert set(cut.flatten().tolist()) == set(range(23))
+    assert torch.stack(cut_windows(torch.arange(30), 10))[:, 0].tolist() == [0, 10, 20]
