@@ -163,38 +163,51 @@ class TextConditioner(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """What the loader yields.
+    """What the loader yields; the subclasses say in which form the clips are.
 
-    audio: float32 [B, C, N], or None where `codes` is given. Clips shorter than N are zero-padded at the end.
-    codes: int64 [B, K, T] from token shards, or None.
     lengths: int64 [B], valid samples (or frames, for codes) of each row.
-    captions: one a row; None is a clip without one.
-    keys: one a row, naming the clip (path or "synth:index") for messages.
+    captions: one per row; None is a clip without one.
+    keys: one per row, the name of the clip (path or "synth:index") in messages.
     """
 
-    audio: Tensor | None
-    codes: Tensor | None
     lengths: Tensor
     captions: list[str | None]
     keys: list[str]
 
 
+@dataclass(frozen=True)
+class AudioBatch(Batch):
+    """audio: float32 [B, C, N]; clips shorter than N are zero-padded at the end."""
+
+    audio: Tensor
+
+
+@dataclass(frozen=True)
+class CodeBatch(Batch):
+    """codes: int64 [B, K, T], zero-padded at the end."""
+
+    codes: Tensor
+
+
 class Loader(Protocol):
     """Batches in an order that is a function of (seed, epoch, step, rank): resume needs one integer."""
 
-    def batches(self, start_step: int = 0) -> abc.Generator[Batch, None, None]:
-        """Batches from a step on, for ever; closing the generator ends what prefetches them."""
+    def batches(self, start_step: int = 0) -> abc.Generator[Any, None, None]:
+        """Batches from a step on, without end; closing the generator ends the workers that prefetch them."""
         ...
 
 
 class Task(Protocol):
     """What `audiogen.train.loop.fit` trains: it owns the model, the losses and the optimisers."""
 
-    def step(self, batch: Batch, step: int) -> Mapping[str, float]:
-        """One optimiser step (with accumulation inside); returns scalars named as paths, e.g. `train/loss`."""
+    def step(self, batch: Any, step: int) -> Mapping[str, float]:
+        """One optimiser step on a `Batch` of the task's kind, with accumulation inside.
+
+        Returns scalars named as paths, e.g. `train/loss`.
+        """
         ...
 
-    def evaluate(self, batches: Iterable[Batch]) -> Mapping[str, float]:
+    def evaluate(self, batches: Iterable[Any]) -> Mapping[str, float]:
         """Validation scalars, e.g. `valid/mel`; `valid/loss` decides which checkpoint is best (lower)."""
         ...
 

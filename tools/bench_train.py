@@ -48,16 +48,16 @@ from audiogen.codec.model import Codec, CodecConfig
 from audiogen.config import build, load_recipe
 from audiogen.data.dataset import DataConfig, parse_sources
 from audiogen.errors import InputError, run_command
-from audiogen.interfaces import Batch, Condition
+from audiogen.interfaces import AudioBatch, CodeBatch, Condition
 from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing
 from audiogen.models.lm_layouts import transformers_parts
 from audiogen.models.lm_pretrained import CodecReference, PretrainedLM
 from audiogen.text.t5 import TextConfig
-from audiogen.train.__main__ import normalise, task_of
 from audiogen.train.codec import CodecRecipe, CodecTask, make_discriminator
 from audiogen.train.lm import LMRecipe, LMTask
-from audiogen.train.loop import FitConfig, autocast
 from audiogen.train.optim import OptimConfig
+from audiogen.train.run import normalise, task_of
+from audiogen.train.task import FitConfig, autocast
 
 TEXT_TOKENS = 16
 LMS = {  # the model, clips, frames
@@ -142,7 +142,7 @@ def lm_ours(
     task = LMTask(recipe, codec, start, [], device)
     lengths = torch.full((len(codes),), codes.shape[2])
     keys = [str(row) for row in range(len(codes))]
-    batch = Batch(None, codes, lengths, list(keys), keys)
+    batch = CodeBatch(lengths, list(keys), keys, codes)
     return Candidate(
         "ours, compiled" if compiled else "ours", lambda number: task.step(batch, number)["train/loss"]
     )
@@ -183,7 +183,7 @@ def codec_race(name: str, precision: str, device: torch.device, compiled: bool) 
     num_clips, rate = recipe.fit.batch_size, recipe.model.sample_rate
     audio = 0.1 * torch.randn(num_clips, 1, rate)
     keys = [str(row) for row in range(num_clips)]
-    batch = Batch(audio, None, torch.full((num_clips,), rate), [None] * num_clips, keys)
+    batch = AudioBatch(torch.full((num_clips,), rate), [None] * num_clips, keys, audio)
     candidates = [codec_plain(recipe, audio, device)]
     for compile_it in (False, True)[: 1 + compiled]:
         candidates.append(codec_ours(recipe, batch, device, compile_it))
@@ -192,7 +192,7 @@ def codec_race(name: str, precision: str, device: torch.device, compiled: bool) 
     )
 
 
-def codec_ours(recipe: CodecRecipe, batch: Batch, device: torch.device, compiled: bool) -> Candidate:
+def codec_ours(recipe: CodecRecipe, batch: AudioBatch, device: torch.device, compiled: bool) -> Candidate:
     """A step of `CodecTask`."""
     task = CodecTask(replace(recipe, fit=replace(recipe.fit, compile=compiled)), device)
     return Candidate(

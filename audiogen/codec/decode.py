@@ -16,7 +16,7 @@ from audiogen.codec.report import Report, check_distinct
 from audiogen.codec.token_files import FORMATS as TOKEN_FORMATS
 from audiogen.codec.token_files import read, read_header
 from audiogen.codec.transcode import Decoded, Failed, Tokens, decode_clips
-from audiogen.data.codes import ShardReader, is_shard_directory
+from audiogen.data.shards import ShardReader, is_shard_directory
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.interfaces import Codec, Segment

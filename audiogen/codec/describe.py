@@ -9,7 +9,7 @@ from audiogen.codec.header import TokenHeader, bandwidth_kbps
 from audiogen.codec.model import Codec
 from audiogen.codec.token_files import read_header
 from audiogen.codec.transcode import header_for
-from audiogen.data.codes import ShardReader, is_shard_directory
+from audiogen.data.shards import ShardReader, is_shard_directory
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import PICKLES, read_config, resolve
 from audiogen.models.codec_pretrained import KIND, load_codec

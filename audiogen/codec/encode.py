@@ -18,9 +18,9 @@ from audiogen.codec.report import Report, check_distinct
 from audiogen.codec.token_files import FORMATS, is_ecdc, read_header, write
 from audiogen.codec.transcode import Encoded, Failed, Source, UnreadableError, encode_clips, header_for
 from audiogen.data import synth
-from audiogen.data.codes import CodeClip, ShardWriter, TokenSpec
 from audiogen.data.dataset import SYNTH_SEED, BuiltInClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip, find_captions, read_manifest, sound_files
+from audiogen.data.shards import CodeClip, ShardWriter, TokenSpec
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.interfaces import Codec, Segment

@@ -3,16 +3,18 @@
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from audiogen import audio
+from audiogen.config import NotNegative, Positive, PositiveFloat, Probability, Range, check_ranges
 from audiogen.data import synth
-from audiogen.data.manifest import Clip, Place, group_of, held_out, read_manifest, scan_folder, select
+from audiogen.data.captions import choose
+from audiogen.data.manifest import Clip, ClipPart, group_of, held_out, read_manifest, scan_folder, select
 from audiogen.data.mix import draw, mix
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
@@ -29,18 +31,17 @@ SYNTH_SOURCE = re.compile(r"synth:(\d+)(?:@(\d+))?")
 class SourceConfig:
     """One source of clips.
 
-    source: a manifest, a folder (by its manifest.jsonl, or else by what lies in it), "synth:COUNT" or
+    source: a manifest, a folder (by its manifest.jsonl, or else by the sounds in it), "synth:COUNT" or
     "synth:COUNT@START" (the built-in corpus), or a folder of token shards. repeat: how often an epoch passes
     over it. where: allowed values of manifest fields.
     """
 
     source: str
-    repeat: int = 1
+    repeat: Positive = 1
     where: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.repeat < 1:
-            raise InputError(f"repeat of {self.source}: {self.repeat}, expected 1 or more")
+        check_ranges(self)
         values = {k: tuple(v) if isinstance(v, (list, tuple)) else (v,) for k, v in self.where.items()}
         object.__setattr__(self, "where", values)
 
@@ -63,6 +64,19 @@ def parse_sources(value: Any) -> tuple[SourceConfig, ...]:
     raise InputError(f"source {value!r}: expected a manifest, a folder, synth:COUNT or a list of these")
 
 
+Pair = tuple[float, float]  # low, high
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How clips are varied, all off by default; see `DataConfig`."""
+
+    mix_probability: float = 0.0
+    mix_snr_db: Pair = (-5.0, 5.0)
+    gain_db: Pair = (0.0, 0.0)
+    speed: Pair = (1.0, 1.0)
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What to train and validate on, and how clips are cut and varied.
@@ -76,37 +90,35 @@ class DataConfig:
 
     train: tuple[SourceConfig, ...]
     valid: tuple[SourceConfig, ...] = ()
-    segment_s: float = 1.0
-    mix_probability: float = 0.0
-    mix_snr_db: tuple[float, float] = (-5.0, 5.0)
-    gain_db: tuple[float, float] = (0.0, 0.0)
-    speed: tuple[float, float] = (1.0, 1.0)
-    holdout: float = 0.05
-    cache_mb: int = 256
+    segment_s: PositiveFloat = 1.0
+    mix_probability: Probability = 0.0
+    mix_snr_db: Pair = (-5.0, 5.0)
+    gain_db: Pair = (0.0, 0.0)
+    speed: Pair = (1.0, 1.0)
+    holdout: Annotated[float, Range(0, 1, below=True)] = 0.05
+    cache_mb: NotNegative = 256
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", parse_sources(self.train))
         object.__setattr__(self, "valid", parse_sources(self.valid))
         if not self.train:
             raise InputError("train: names no source; give a manifest, a folder or synth:COUNT")
-        if not self.segment_s > 0:
-            raise InputError(f"segment_s: {self.segment_s}, expected seconds above 0")
-        if not 0 <= self.mix_probability <= 1:
-            raise InputError(f"mix_probability: {self.mix_probability}, expected 0 to 1")
-        if not 0 <= self.holdout < 1:
-            raise InputError(f"holdout: {self.holdout}, expected 0 to below 1")
+        check_ranges(self)
         if not 0.25 <= self.speed[0] <= self.speed[1] <= 4:
             raise InputError(f"speed: {list(self.speed)}, expected [low, high] within 0.25 to 4")
         for name in ("mix_snr_db", "gain_db"):
             low, high = getattr(self, name)
             if low > high:
                 raise InputError(f"{name}: [{low}, {high}], expected [low, high]")
-        if self.cache_mb < 0:
-            raise InputError(f"cache_mb: {self.cache_mb}, expected 0 or more")
+
+    @property
+    def variation(self) -> Variation:
+        """How training clips are varied."""
+        return Variation(self.mix_probability, self.mix_snr_db, self.gain_db, self.speed)
 
 
 class Item(NamedTuple):
-    """audio [C, N], zero after `length` samples; caption None for a clip without text; key names the clip."""
+    """audio [C, N], zero after `length` samples; caption None for a clip without text; key is the clip's name."""
 
     audio: Tensor
     caption: str | None
@@ -122,12 +134,12 @@ class BuiltInClip:
 
     @property
     def key(self) -> str:
-        """Its name in messages, and as a source of one clip."""
+        """The clip's name in messages, and as a source of one clip."""
         return f"synth:1@{self.number}"
 
     @property
-    def place(self) -> Place:
-        """What tells it from every other clip."""
+    def place(self) -> ClipPart:
+        """Different for every two clips."""
         return (self.key, 0.0, None)
 
 
@@ -170,8 +182,8 @@ class AudioDataset:
     """Clips as segments of `segment_s` at one rate and channel count; `segment_s=None` gives whole clips.
 
     `item` depends on its arguments alone, so workers, resume and the cache change nothing. The cache holds
-    whole decoded, resampled clips up to `cache_mb`, first come first kept: in a random order nothing else
-    does better.
+    whole decoded, resampled clips up to `cache_mb`, the first ones that fit: in a random order no other choice
+    is better.
     """
 
     def __init__(
@@ -180,10 +192,7 @@ class AudioDataset:
         sample_rate: int,
         channels: int = 1,
         segment_s: float | None = None,
-        mix_probability: float = 0.0,
-        mix_snr_db: tuple[float, float] = (-5.0, 5.0),
-        gain_db: tuple[float, float] = (0.0, 0.0),
-        speed: tuple[float, float] = (1.0, 1.0),
+        variation: Variation = Variation(),  # noqa: B008  # frozen
         cache_mb: int = 0,
     ) -> None:
         if not clips:
@@ -192,14 +201,11 @@ class AudioDataset:
         self.sample_rate = sample_rate
         self.channels = channels
         self.segment = None if segment_s is None else max(1, round(segment_s * sample_rate))
-        self.mix_probability = mix_probability
-        self.mix_snr_db = mix_snr_db
-        self.gain_db = gain_db
-        self.speed = speed
+        self.variation = variation
         self.cache_mb = cache_mb
-        self.cache: dict[Place, Tensor] = {}
+        self.cache: dict[ClipPart, Tensor] = {}
         self.cache_bytes = 0
-        self.lengths: dict[Place, int] = {}  # samples at sample_rate, from the files' headers
+        self.lengths: dict[ClipPart, int] = {}  # samples at sample_rate, from the files' headers
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -210,18 +216,19 @@ class AudioDataset:
         Raises InputError that names the file when it, or the clip mixed into it, cannot be read.
         """
         random = torch.Generator().manual_seed(seed_for("item", seed, epoch, index))
-        item = self._segment(index, random)
-        if self.mix_probability and len(self) > 1 and draw(random, 0, 1) < self.mix_probability:
+        item, vary = self._segment(index, random), self.variation
+        if vary.mix_probability and len(self) > 1 and draw(random, 0, 1) < vary.mix_probability:
             partner = int(torch.randint(len(self) - 1, (), generator=random))
             other = self._segment(partner + (partner >= index), random)
-            snr_db, start = draw(random, *self.mix_snr_db), draw(random, 0, 1)
+            snr_db, start = draw(random, *vary.mix_snr_db), draw(random, 0, 1)
             mixture = mix(
                 item.audio, item.length, item.caption, other.audio, other.length, other.caption, snr_db, start
             )
             item = Item(mixture.audio, mixture.caption, item.key, mixture.length)
-        if self.gain_db != (0.0, 0.0):
-            gain = 10 ** (draw(random, *self.gain_db) / 20)
+        if vary.gain_db != (0.0, 0.0):
+            gain = 10 ** (draw(random, *vary.gain_db) / 20)
             peak = float(item.audio.abs().max())
+            # A gain above 1 stops where the peak reaches full scale.
             item = item._replace(audio=item.audio * min(gain, max(1.0, 1.0 / max(peak, 1e-9))))
         return item
 
@@ -230,8 +237,10 @@ class AudioDataset:
         clip = self.clips[index]
         place, wording = draw(random, 0, 1), draw(random, 0, 1)
         total, captions = self._length(clip), self._captions(clip)
-        varied = self.speed != (1.0, 1.0)
-        rate = round(self.sample_rate * draw(random, *self.speed)) if varied else self.sample_rate
+        speed = self.variation.speed
+        rate = self.sample_rate
+        if speed != (1.0, 1.0):
+            rate = round(rate * draw(random, *speed))
         wanted = (
             total if self.segment is None else audio.resampled_length(self.segment, self.sample_rate, rate)
         )
@@ -240,10 +249,9 @@ class AudioDataset:
         # Played at `rate` instead of the rate it was recorded at: faster and higher, or slower and lower.
         part = audio.resample(self._read(clip, start, length), rate, self.sample_rate)[:, : self.segment]
         length = part.shape[-1]
-        caption = captions[int(wording * len(captions))] if captions else None
         if self.segment is not None and length < self.segment:
             part = torch.nn.functional.pad(part, (0, self.segment - length))
-        return Item(part, caption, clip.key, length)
+        return Item(part, choose(captions, wording), clip.key, length)
 
     def _length(self, clip: AnyClip) -> int:
         if isinstance(clip, BuiltInClip):
@@ -260,8 +268,8 @@ class AudioDataset:
                 wanted = max(1, round(clip.duration_s * self.sample_rate))
                 if wanted > length + self.sample_rate // 10:
                     raise InputError(
-                        f"{clip.key}: holds {length / self.sample_rate:g} s of the {clip.duration_s:g} s the "
-                        "manifest promises; the file is truncated or another"
+                        f"{clip.key}: holds {length / self.sample_rate:g} s of the {clip.duration_s:g} s in the "
+                        "manifest; the file is truncated, or another file"
                     )
                 length = min(length, wanted)
             self.lengths[clip.place] = length
@@ -277,7 +285,7 @@ class AudioDataset:
         return clip.captions
 
     def _built_in_s(self) -> float:
-        """Built-in clips fill the segment: their captions are true of the whole clip, not of a crop."""
+        """Built-in clips are as long as the segment: their captions describe the whole clip, not a crop."""
         return min(SYNTH_LONGEST_S, max(SYNTH_DURATION_S, (self.segment or 0) / self.sample_rate))
 
     def _read(self, clip: AnyClip, start: int, length: int) -> Tensor:
@@ -315,26 +323,36 @@ class Split(NamedTuple):
     valid: AudioDataset | None
 
 
+C = TypeVar("C")
+
+
+def split_sources(
+    config: DataConfig, read: Callable[[SourceConfig], list[C]], group: Callable[[C], str]
+) -> tuple[list[C], list[C]]:
+    """The clips to train on, as often as their sources repeat them, and those to validate on.
+
+    group: what a clip stays together with on one side of the split.
+    """
+    train: list[C] = []
+    valid = [clip for source in config.valid for clip in read(source)]
+    for source in config.train:
+        clips = read(source)
+        out = held_out([group(clip) for clip in clips], 0.0 if config.valid else config.holdout)
+        train += [clip for clip, held in zip(clips, out, strict=True) if not held] * source.repeat
+        valid += [clip for clip, held in zip(clips, out, strict=True) if held]
+    return train, valid
+
+
 def open_data(config: DataConfig, sample_rate: int, channels: int = 1) -> Split:
     """The training and validation sets of a recipe; validation is neither mixed nor changed in gain.
 
     Without `valid`, the share `holdout` of every training source is held out, recordings kept together.
     """
-    train: list[AnyClip] = []
-    valid: list[AnyClip] = []
-    for source in config.valid:
-        valid.extend(read_source(source))
-    for source in config.train:
-        clips = read_source(source)
-        groups = [clip.key if isinstance(clip, BuiltInClip) else group_of(clip) for clip in clips]
-        out = held_out(groups, 0.0 if config.valid else config.holdout)
-        train.extend([clip for clip, held in zip(clips, out, strict=True) if not held] * source.repeat)
-        valid.extend(clip for clip, held in zip(clips, out, strict=True) if held)
+    train, valid = split_sources(
+        config, read_source, lambda clip: clip.key if isinstance(clip, BuiltInClip) else group_of(clip)
+    )
     segment_s, cache_mb = config.segment_s, config.cache_mb
     return Split(
-        AudioDataset(
-            train, sample_rate, channels, segment_s,
-            config.mix_probability, config.mix_snr_db, config.gain_db, config.speed, cache_mb,
-        ),
+        AudioDataset(train, sample_rate, channels, segment_s, config.variation, cache_mb),
         AudioDataset(valid, sample_rate, channels, segment_s, cache_mb=cache_mb) if valid else None,
-    )  # fmt: skip
+    )

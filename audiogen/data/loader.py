@@ -1,8 +1,7 @@
 """Batches in an order that is a function of (seed, epoch, step, rank), prefetched by worker processes.
 
-Place p of the endless sequence is item `permutation(seed, p // n)[p % n]`; step s of rank r takes the places
-from `(s * world + r) * batch_size` on. So resuming needs the step alone, and workers change nothing but the
-time.
+Position p of the endless sequence is item `permutation(seed, p // n)[p % n]`; step s of rank r takes the positions
+from `(s * world + r) * batch_size` on. So resuming needs the step alone, and workers change nothing but the time.
 """
 
 import atexit
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
-from audiogen.interfaces import Batch
+from audiogen.interfaces import AudioBatch, Batch
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +34,12 @@ class Dataset(Protocol):
     def item(self, index: int, epoch: int, seed: int) -> Any: ...
 
 
-def collate_audio(items: Sequence[tuple[Tensor, str | None, str, int]]) -> Batch:
-    """Items (audio [C, N], caption, key, length) -> Batch, audio zero-padded to the longest [B, C, N]."""
+def collate_audio(items: Sequence[tuple[Tensor, str | None, str, int]]) -> AudioBatch:
+    """Items (audio [C, N], caption, key, length) -> audio zero-padded to the longest [B, C, N]."""
     longest = max(item[0].shape[-1] for item in items)
     padded = [torch.nn.functional.pad(item[0], (0, longest - item[0].shape[-1])) for item in items]
-    return Batch(
+    return AudioBatch(
         audio=torch.stack(padded),
-        codes=None,
         lengths=torch.tensor([item[3] for item in items]),
         captions=[item[1] for item in items],
         keys=[item[2] for item in items],
@@ -55,14 +53,14 @@ def permutation(count: int, seed: int, epoch: int) -> Tensor:
 
 
 class Loaded(NamedTuple):
-    """A batch and what was unreadable on the way to it, a message a try; without a batch, the last says why."""
+    """A batch, and a message for each clip that could not be read for it; without a batch, the last says why."""
 
     batch: Batch | None
     problems: list[str]
 
 
 class StepDataset:
-    """Maps a step to its batch: what a worker process holds."""
+    """Maps a step to its batch; each worker process holds one."""
 
     def __init__(
         self,
@@ -80,17 +78,17 @@ class StepDataset:
         first = (step * self.world + self.rank) * self.batch_size
         problems: list[str] = []
         try:
-            items = [self._item(place, problems) for place in range(first, first + self.batch_size)]
+            items = [self._item(position, problems) for position in range(first, first + self.batch_size)]
         except InputError as error:
             return Loaded(None, [*problems, str(error)])
         return Loaded(self.collate(items), problems)
 
-    def _item(self, place: int, problems: list[str]) -> Any:
-        """The item at a place, or the next readable one of the sequence."""
+    def _item(self, position: int, problems: list[str]) -> Any:
+        """The item at a position, or the next readable one of the sequence."""
         count = len(self.dataset)
-        for at in range(place, place + GIVE_UP_AFTER):
-            epoch, position = divmod(at, count)
-            index = int(permutation(count, self.seed, epoch)[position])
+        for at in range(position, position + GIVE_UP_AFTER):
+            epoch, number = divmod(at, count)
+            index = int(permutation(count, self.seed, epoch)[number])
             try:
                 return self.dataset.item(index, epoch, self.seed)
             except InputError as error:
@@ -102,7 +100,7 @@ class AudioLoader:
     """Endless batches of a dataset. Items that cannot be read are skipped, named once in a warning, and counted.
 
     workers: processes that prefetch, one thread each; 0 reads in this process. `unreadable` maps each message
-    to how often it stood in the way; `skipped` is their sum.
+    to how often it occurred; `skipped` is their sum.
     """
 
     def __init__(
@@ -128,14 +126,14 @@ class AudioLoader:
         """How often an item was left out because it could not be read."""
         return sum(self.unreadable.values())
 
-    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
-        """Batches from a step on, for ever. Closing the iterator, or leaving Python, ends the workers."""
+    def batches(self, start_step: int = 0) -> Generator[Any, None, None]:
+        """Batches from a step on, without end. Closing the iterator, or leaving Python, ends the workers."""
         batches = self._batches(start_step)
         if self.workers:
-            atexit.register(batches.close)  # before multiprocessing ends them by SIGTERM, which they put off
+            atexit.register(batches.close)  # before multiprocessing sends SIGTERM, which they delay
         return batches
 
-    def _batches(self, start_step: int) -> Generator[Batch, None, None]:
+    def _batches(self, start_step: int) -> Generator[Any, None, None]:
         steps = itertools.count(start_step)
         loaded: Iterator[Loaded]
         if self.workers == 0:
@@ -173,14 +171,13 @@ def _as_it_is(loaded: Loaded) -> Loaded:
     return loaded
 
 
-GRACE_S = 30
+GRACE_S = 30  # from a SIGTERM to the end of a worker that is not closed before
 
 
 def _outlive_signals(worker: int) -> None:
-    """A scheduler's SIGTERM and Ctrl-C reach the whole process group, but the parent needs batches to end its step.
+    """Delay SIGTERM, ignore Ctrl-C: both reach the whole process group, but the parent needs batches to end its step.
 
-    So the one takes effect only later, the other never; workers that are no longer needed are told so, and end at
-    once.
+    The parent closes workers that it no longer needs, and they end at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -192,7 +189,7 @@ def valid_batches(
     batch_size: int,
     count: int | None = None,
     collate: Callable[[Sequence[Any]], Batch] = collate_audio,
-) -> Iterator[Batch]:
+) -> Iterator[Any]:
     """Up to `count` batches with the same items, crops and wordings at every call; None passes over all items once.
 
     Items come in one fixed shuffled order, so that few batches are a fair sample; the last batch may be

@@ -28,7 +28,7 @@ SOUND_SUFFIXES = frozenset(
 )
 
 
-Place = tuple[str, float, float | None]  # path, start_s, duration_s
+ClipPart = tuple[str, float, float | None]  # path, start_s, duration_s
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Clip:
     fields: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def place(self) -> Place:
-        """What tells it from every other clip."""
+    def place(self) -> ClipPart:
+        """Different for every two clips."""
         return (self.path, self.start_s, self.duration_s)
 
     @property
     def key(self) -> str:
-        """Names the clip in messages: its path, and where it begins if that is not the beginning."""
+        """The clip's name in messages: its path, and where it begins if that is not the file's beginning."""
         return self.path if self.start_s == 0 else f"{self.path}@{self.start_s:g}s"
 
 
@@ -76,8 +76,8 @@ def read_manifest(path: str | os.PathLike[str], check_files: bool = True) -> lis
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the manifest cannot be read as UTF-8 text ({error})") from None
     is_csv = path.suffix.lower() == ".csv"
-    clips: dict[Place, Clip] = {}
-    lines: dict[Place, int] = {}
+    clips: dict[ClipPart, Clip] = {}
+    lines: dict[ClipPart, int] = {}
     problems: list[str] = []
     for number, row in _csv_rows(text, path) if is_csv else _json_rows(text):
         try:
@@ -134,7 +134,7 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _clip(row: Any, folder: Path) -> Clip:
-    """One manifest row as a Clip; an InputError in its place is raised here, where the line is known."""
+    """One manifest row as a Clip; an InputError in place of the row is raised here, where the line number is added."""
     if isinstance(row, InputError):
         raise row
     if not isinstance(row, Mapping):
@@ -194,9 +194,9 @@ def select(clips: Sequence[Clip], where: Mapping[str, Sequence[Any]]) -> list[Cl
     for name, allowed in where.items():
         values = {str(clip.fields[name]) for clip in clips if name in clip.fields}
         if not values:
-            known = sorted({key for clip in clips for key in clip.fields})
+            fields = sorted({key for clip in clips for key in clip.fields})
             raise InputError(
-                f"where.{name}: no clip has this field; the manifest has {', '.join(known) or 'none'}"
+                f"where.{name}: no clip has this field; the manifest has {', '.join(fields) or 'none'}"
             )
         wanted = {str(value) for value in allowed}
         if wanted - values:
@@ -211,9 +211,9 @@ def select(clips: Sequence[Clip], where: Mapping[str, Sequence[Any]]) -> list[Cl
 
 
 def group_of(clip: Clip) -> str:
-    """What must stay on one side of a split: the recording (`fields["source"]`), else the file.
+    """The group that stays on one side of a split: the recording (`fields["source"]`), else the file.
 
-    A file counts by its last two names, so that the split does not hang on where the corpus lies.
+    A file is its last two names, so that the split does not depend on where the corpus is stored.
     """
     source = clip.fields.get("source")
     return str(source) if source else "/".join(Path(clip.path).parts[-2:])
@@ -252,9 +252,7 @@ def sound_files(folder: str | os.PathLike[str]) -> list[Path]:
     ]
     visible = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     if not visible:
-        raise InputError(
-            f"{folder}: no sound files in it; known suffixes are {' '.join(sorted(SOUND_SUFFIXES))}"
-        )
+        raise InputError(f"{folder}: no sound files in it; sounds end in {' '.join(sorted(SOUND_SUFFIXES))}")
     return sorted(visible)
 
 
@@ -324,7 +322,7 @@ def find_captions(path: Path, root: Path) -> tuple[tuple[str, ...], dict[str, An
     return ((caption,) if caption else ()), {}
 
 
-# Words that say nothing of the sound when a folder or file is called so.
+# Names of folders and files that do not describe a sound.
 PLAIN_WORDS = frozenset(
     """audio audios clip clips data dataset dsc file files img rec recording sample samples sound sounds take test
     train track untitled valid voc wav wavs zoom""".split()

@@ -14,7 +14,7 @@ MIN_OVERLAP = 0.5  # of the shorter sound, as published
 
 
 class Mixture(NamedTuple):
-    """audio [C, N], zero after `length` samples; caption says all that is heard, or is None."""
+    """audio [C, N], zero after `length` samples; caption describes both sounds, or is None."""
 
     audio: Tensor
     length: int
@@ -34,8 +34,8 @@ def mix(
     """Add sound b to sound a, both [C, N] and valid up to their length.
 
     snr_db: power of a over power of b after scaling b. start in [0, 1]: where b begins, from the beginning of
-    a (0) to the latest place where half of the shorter sound still overlaps (1); what of b passes N is cut. A
-    mixture that passes full scale is divided by its peak.
+    a (0) to the latest place where half of the shorter sound still overlaps (1); b is cut at N. A mixture whose
+    peak is above full scale is divided by it.
     """
     num = audio_a.shape[-1]
     latest = length_a - math.ceil(MIN_OVERLAP * min(length_a, length_b))
@@ -44,8 +44,10 @@ def mix(
     power_a = float(audio_a[:, :length_a].double().square().mean())
     power_b = float(audio_b[:, :length_b].double().square().mean())
     gain = 1.0
-    if power_a > 0 and power_b > 0:  # silence has no ratio to anything: both stay as they are
-        gain = math.sqrt(power_a / power_b) * 10 ** (-snr_db / 20)
+    if power_a > 0 and power_b > 0:  # silence has no power ratio: both stay as they are
+        gain = math.sqrt(power_a / power_b) * 10 ** (
+            -snr_db / 20
+        )  # power_a / (gain^2 power_b) = 10^(snr_db / 10)
     mixed = audio_a.clone()
     mixed[:, offset : offset + kept] += gain * audio_b[:, :kept]
     peak = float(mixed.abs().max())
@@ -57,8 +59,7 @@ def mix(
 def join_captions(a: str | None, b: str | None) -> str | None:
     """`"A dog barks." + "Rain falls" -> "A dog barks and rain falls"`.
 
-    None unless both are given: a caption of half of what is heard would teach the model to add things
-    unasked.
+    None unless both are given: a caption of one of two sounds would teach the model to add sounds of its own.
     """
     if not a or not b:
         return None

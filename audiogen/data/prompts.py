@@ -27,8 +27,8 @@ class Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """Prompts of a file: .txt has one a line; .csv has a header and .jsonl an object a line.
 
-    Their text is under text, prompt or caption; duration (s) and seed may stand beside it, other fields are passed
-    by. Blank lines count as nothing. What is wrong is an InputError with the line.
+    The text is under text, prompt or caption; duration (s) and seed are optional, other fields are ignored, blank lines
+    too. Raises InputError that names the line.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: prompts are read from {', '.join(SUFFIXES)} files")

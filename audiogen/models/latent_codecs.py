@@ -20,7 +20,7 @@ from audiogen.diffusion.autoencoders import (
 )
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub
-from audiogen.interfaces import Batch
+from audiogen.interfaces import AudioBatch
 from audiogen.models.released import load_released
 
 Autoencoder = MelAutoencoder | WaveformAutoencoder
@@ -104,12 +104,11 @@ def reconstruct(autoencoder: Autoencoder, audio: Tensor) -> Tensor:
     return autoencoder.decode(autoencoder.encode(audio))[..., : audio.shape[-1]].clamp(-1, 1)
 
 
-def check_reconstruction(autoencoder: Autoencoder, batch: Batch, bound: float, folder: Path) -> float:
+def check_reconstruction(autoencoder: Autoencoder, batch: AudioBatch, bound: float, folder: Path) -> float:
     """Log-mel distance of real clips from what the autoencoder makes of them; InputError where it is above `bound`.
 
     The figure and the clips, original and reconstructed, are left in `folder`, to be looked at and listened to.
     """
-    assert batch.audio is not None
     device = next(autoencoder.parameters()).device
     real = batch.audio.to(device)
     fake = reconstruct(autoencoder, real)

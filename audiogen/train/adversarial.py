@@ -1,7 +1,4 @@
-"""The other player of adversarial training: a discriminator with its optimiser, and the losses it gives a generator.
-
-For codecs now, and for any autoencoder whose output is audio.
-"""
+"""A discriminator with its optimiser, and the losses that it gives a generator of audio or spectra."""
 
 from __future__ import annotations
 
@@ -18,26 +15,25 @@ from audiogen.codec.losses import (
     adversarial_generator,
     feature_matching,
 )
-from audiogen.errors import InputError
-from audiogen.train.loop import autocast
+from audiogen.config import NotNegative, Positive, check_ranges
 from audiogen.train.optim import OptimConfig, Optimizer
+from audiogen.train.task import FitConfig, autocast
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """How and when the discriminator plays.
+    """How and when the discriminator takes part.
 
-    kind: hinge or lsgan (least squares). start: the step from which the discriminator learns and teaches; until
-    then reconstruction alone is cheaper and steadier. every: it learns on each `every`-th step from there on.
+    kind: hinge or lsgan (least squares). start: the step from which the discriminator learns and its losses count;
+    until then reconstruction alone is cheaper and steadier. every: it learns on each `every`-th step from there on.
     """
 
     kind: AdversarialKind = "hinge"
-    start: int = 0
-    every: int = 1
+    start: NotNegative = 0
+    every: Positive = 1
 
     def __post_init__(self) -> None:
-        if self.start < 0 or self.every < 1:
-            raise InputError(f"start is {self.start} and every {self.every}; at least 0 and 1 are allowed")
+        check_ranges(self)
 
 
 class Verdict(NamedTuple):
@@ -50,19 +46,14 @@ class Verdict(NamedTuple):
 
 
 class Adversary:
-    """A discriminator, audio [B, C, N] -> (logits of each scale, features of each scale and layer), that learns."""
+    """A discriminator that learns: audio or spectra -> (logits of each scale, features of each scale and layer)."""
 
     def __init__(
-        self,
-        discriminator: nn.Module,
-        config: AdversarialConfig,
-        optim: OptimConfig,
-        num_steps: int,
-        precision: str,
+        self, discriminator: nn.Module, config: AdversarialConfig, optim: OptimConfig, fit: FitConfig
     ):
         self.discriminator = discriminator
-        self.config, self.precision = config, precision
-        self.optimizer = Optimizer([discriminator], optim, num_steps)
+        self.config, self.precision = config, fit.precision
+        self.optimizer = Optimizer([discriminator], optim, fit.steps)
 
     def plays(self, step: int) -> bool:
         """Whether the adversarial losses are on at this step."""
@@ -73,7 +64,7 @@ class Adversary:
         return self.plays(step) and (step - self.config.start) % self.config.every == 0
 
     def judge(self, real: Tensor, fake: Tensor, learns: bool) -> Verdict:
-        """What the discriminator says of real and fake audio [B, C, N]: one pass of each serves both players.
+        """The discriminator's output for real and fake [B, C, N]: one pass of each serves both players' losses.
 
         learns: whether `backward` follows.
         """
@@ -83,21 +74,22 @@ class Adversary:
             return Verdict(real_logits, real_features, *self.discriminator(fake))
 
     def backward(self, verdict: Verdict, scale: float = 1.0) -> Tensor:
-        """Gradients for telling real from fake, times `scale` -> the loss. What made the fake gets none."""
+        """Gradients of the discriminator's loss, times `scale` -> the loss. The generator of the fake gets none."""
         loss = adversarial_discriminator(verdict.real_logits, verdict.fake_logits, self.config.kind)
         self.optimizer.backward(loss * scale, shared=True)
         return loss.detach()
 
     def losses(self, verdict: Verdict) -> dict[str, Tensor]:
-        """What the maker of the fake minimises: to be taken for real, with the features of the real."""
+        """The generator's losses: its fake should be judged real, with the features of the real."""
         return {
             "adversarial": adversarial_generator(verdict.fake_logits, self.config.kind),
             "feature_matching": feature_matching(verdict.real_features, verdict.fake_features),
         }
 
     def step(self, step: int) -> dict[str, float]:
-        """Update the discriminator with the gradients gathered."""
-        return self.optimizer.step(step)
+        """Update the discriminator with the gradients gathered -> `train/discriminator_...` scalars."""
+        metrics = self.optimizer.step(step, self.optimizer.clip())
+        return {f"train/discriminator_{name}": value for name, value in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Discriminator and optimiser."""

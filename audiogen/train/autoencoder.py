@@ -1,8 +1,8 @@
 """Autoencoder and vocoder training: reconstruct through latents near a unit normal, judged by a discriminator.
 
-Mel VAE (AudioLDM, section 3), vocoder (HiFi-GAN, with our multi-scale STFT discriminator in place of its two,
-and without weight norm) and
-waveform VAE (Stable Audio Open): one task, which differs in what is made and from what.
+Mel VAE (AudioLDM, arXiv:2301.12503, section 3), waveform VAE (Stable Audio Open, arXiv:2407.14358) and vocoder
+(HiFi-GAN, arXiv:2010.05646, with our multi-scale STFT discriminator in place of its two, and without weight norm): one
+task, which differs in what is made and from what.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from audiogen.codec.discriminators import (
 )
 from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
 from audiogen.config import to_plain
-from audiogen.data.dataset import AudioDataset, DataConfig, open_data
+from audiogen.data.dataset import AudioDataset, open_data
 from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
 from audiogen.diffusion.autoencoders import (
@@ -32,13 +32,12 @@ from audiogen.diffusion.autoencoders import (
 )
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.interfaces import Batch
+from audiogen.interfaces import AudioBatch
 from audiogen.models import latent_codecs
 from audiogen.models.latent_codecs import Autoencoder, load_autoencoder, reconstruct, save_autoencoder
 from audiogen.train.adversarial import AdversarialConfig, Adversary
-from audiogen.train.ema import Average
-from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices
-from audiogen.train.optim import OptimConfig, Optimizer
+from audiogen.train.optim import OptimConfig
+from audiogen.train.task import Prepared, Run, Totals, Trained, means
 
 MEL_STRIDES = ((2, 2), (2, 2), (1, 1))  # (time, mel) of the layers that judge log-mels
 
@@ -61,33 +60,28 @@ class AutoencoderLossWeights:
     mel_floor: float = 1e-5
 
 
-@dataclass(frozen=True)
-class AutoencoderRecipe:
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe(Run):
     """A training run of a latent codec or its vocoder; `recipes/*_autoencoder_tiny.yaml` are complete examples.
 
     trains: `vae`, the autoencoder itself; `decoder`, that of init_from's vae alone, so that denoisers trained on its
     latents stay right while the sound gets better; `vocoder`, that of its mel autoencoder, on real spectrograms.
-    out: run directory. init_from: autoencoder to start from, a directory of this task or of a whole system; its
-    architecture is then taken, but for the vocoder's where a vocoder is trained.
+    init_from: autoencoder to start from, a directory of this task or of a whole system; its architecture is then taken,
+    but for the vocoder's where a vocoder is trained.
     """
 
-    data: DataConfig
     task: Literal["autoencoder"] = "autoencoder"
-    seed: int = 0
     out: str = "runs/autoencoder"
-    resume: Resume = "auto"
-    init_from: str | None = None
     trains: Literal["vae", "decoder", "vocoder"] = "vae"
     mel_autoencoder: MelAutoencoderConfig | None = None
     waveform_autoencoder: WaveformAutoencoderConfig | None = None
     loss: AutoencoderLossWeights = field(default_factory=AutoencoderLossWeights)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
     discriminator_optim: OptimConfig = field(default_factory=OptimConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.mel_autoencoder is None) == (self.waveform_autoencoder is None):
             raise InputError("give one of mel_autoencoder, waveform_autoencoder; the other is null")
         if self.trains == "vocoder" and (
@@ -111,7 +105,7 @@ INHERITED = ("mel_autoencoder", "waveform_autoencoder")  # keys that init_from d
 
 
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The inherited keys of a recipe that trains an autoencoder on, or a vocoder for it."""
+    """The inherited keys of a recipe that trains an autoencoder further, or a vocoder for it."""
     config = load_autoencoder(recipe["init_from"]).config
     found = to_plain(config)
     if recipe.get("trains") == "vocoder" and isinstance(config, MelAutoencoderConfig):
@@ -139,36 +133,47 @@ class LogMelDiscriminator(nn.Module):
         self.patches = SpectrumDiscriminator(1, num_filters, MEL_STRIDES)
 
     def forward(self, mel: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """To about zero mean and unit variance over real recordings, then judged."""
+        """Log-mels are brought to about zero mean and unit variance, as measured over real recordings (-4 and 3)."""
         logits, features = self.patches((mel + 4.0) / 3.0)
         return [logits], [features]
 
 
 class Made(NamedTuple):
-    """What the generator made, and what it should have: audio [B, C, N] or log-mel [B, 1, T, M]; KL in nats."""
+    """The generator's output and its target: audio [B, C, N] or log-mel [B, 1, T, M]; KL, a scalar in nats."""
 
     fake: Tensor
     real: Tensor
     kl: Tensor
 
 
-class AutoencoderTask:
-    """Generator (VAE or vocoder) and discriminator, each with its optimiser. `loop.Task`."""
+def start(recipe: AutoencoderRecipe) -> Autoencoder:
+    """The autoencoder to train, with new weights where init_from gives none."""
+    autoencoder = latent_codecs.make(recipe.autoencoder)
+    if recipe.init_from:
+        given = load_autoencoder(recipe.init_from)
+        checkpoint.load_into(autoencoder.vae, given.vae.state_dict(), recipe.init_from)
+        autoencoder.scale_factor = given.scale_factor
+        if isinstance(given, MelAutoencoder) and isinstance(autoencoder, MelAutoencoder):
+            config, own = given.config.vocoder, autoencoder.config.vocoder
+            if own is not None and config == own:
+                checkpoint.load_into(autoencoder.vocoder, given.vocoder.state_dict(), recipe.init_from)
+    return autoencoder
+
+
+class AutoencoderTask(Trained[AutoencoderRecipe]):
+    """Generator (VAE or vocoder) and discriminator, each with its optimiser. `task.Task`."""
 
     def __init__(self, recipe: AutoencoderRecipe, train: AudioDataset, device: torch.device):
         torch.manual_seed(seed_for(recipe.seed, "weights"))
-        self.recipe, self.device, self.train = recipe, device, train
-        self.autoencoder = self.begin().to(device)
+        self.train = train
+        self.autoencoder = start(recipe).to(device).eval().requires_grad_(False)
         self.sample_rate = self.autoencoder.sample_rate
-        self.autoencoder.requires_grad_(False)
         vae: Any = self.autoencoder.vae
-        trained: Any = self.autoencoder.vocoder if recipe.trains == "vocoder" else vae
-        self.generator: nn.Module = trained
-        (vae.decoder if recipe.trains == "decoder" else self.generator).requires_grad_(True)
+        generator: Any = self.autoencoder.vocoder if recipe.trains == "vocoder" else vae
+        (vae.decoder if recipe.trains == "decoder" else generator).requires_grad_(True)
+        super().__init__(recipe, generator, device, "generator")
         self.makes_mel = recipe.trains != "vocoder" and isinstance(self.autoencoder, MelAutoencoder)
-        fit, loss = recipe.fit, recipe.loss
-        self.optimizer = Optimizer([self.generator], recipe.optim, fit.steps)
-        self.average = Average(self.generator, fit.ema_decay)
+        loss = recipe.loss
         self.adversary: Adversary | None = None
         if loss.adversarial or loss.feature_matching:
             judge: nn.Module = (
@@ -177,9 +182,10 @@ class AutoencoderTask:
                 else MultiScaleSTFTDiscriminator(recipe.discriminator, self.autoencoder.channels)
             )
             self.adversary = Adversary(
-                judge.to(device), recipe.adversarial, recipe.discriminator_optim, fit.steps, fit.precision
+                judge.to(device), recipe.adversarial, recipe.discriminator_optim, recipe.fit
             )
-        self.weights = {
+        self.saved["adversary"] = self.adversary
+        self.loss_weights = {
             "spectrum": loss.spectrum,
             "waveform_l1": loss.waveform_l1,
             "kl": loss.kl,
@@ -187,22 +193,8 @@ class AutoencoderTask:
             "feature_matching": loss.feature_matching,
         }
 
-    def begin(self) -> Autoencoder:
-        """The autoencoder to train, with new weights where init_from gives none."""
-        recipe = self.recipe
-        autoencoder = latent_codecs.make(recipe.autoencoder)
-        if recipe.init_from:
-            given = load_autoencoder(recipe.init_from)
-            checkpoint.load_into(autoencoder.vae, given.vae.state_dict(), recipe.init_from)
-            autoencoder.scale_factor = given.scale_factor
-            if isinstance(given, MelAutoencoder) and isinstance(autoencoder, MelAutoencoder):
-                config, own = given.config.vocoder, autoencoder.config.vocoder
-                if own is not None and config == own:
-                    checkpoint.load_into(autoencoder.vocoder, given.vocoder.state_dict(), recipe.init_from)
-        return autoencoder
-
     def make(self, audio: Tensor) -> Made:
-        """Audio [B, C, N] through what is trained; latents are drawn from their distribution."""
+        """Audio [B, C, N] through the part that is trained; latents are drawn from their distribution."""
         autoencoder, nothing = self.autoencoder, audio.new_zeros(())
         if self.recipe.trains == "vocoder":
             assert isinstance(autoencoder, MelAutoencoder)
@@ -224,15 +216,14 @@ class AutoencoderTask:
         with torch.autocast(self.device.type, enabled=False):
             return self.autoencoder.mel(audio)
 
-    def step(self, batch: Batch, step: int) -> dict[str, float]:
+    def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
         """Discriminator and generator, one update each, on audio [B, C, N]."""
         adversary = self.adversary if self.adversary and self.adversary.plays(step) else None
-        parts = self.recipe.fit.accumulate
-        totals: dict[str, Tensor] = {}
-        self.generator.train()
-        assert batch.audio is not None
-        for rows in row_slices(len(batch.keys), parts):
-            with autocast(self.device, self.recipe.fit.precision):
+        parts = self.parts(batch)
+        totals = Totals(len(parts))
+        self.module.train()
+        for rows in parts:
+            with self.autocast():
                 made = self.make(batch.audio[rows].to(self.device))
             fake, real = made.fake.float(), made.real
             losses = self.distances(fake, real) | {"kl": made.kl}
@@ -240,22 +231,21 @@ class AutoencoderTask:
             if adversary:
                 verdict = adversary.judge(real, fake, adversary.learns(step))
                 if adversary.learns(step):
-                    found["discriminator"] = adversary.backward(verdict, 1 / parts)
+                    found["discriminator"] = adversary.backward(verdict, 1 / len(parts))
                 losses |= adversary.losses(verdict)
-            loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
-            self.optimizer.backward(loss / parts, shared=adversary is not None)
-            for name, value in (found | losses | {"loss": loss}).items():
-                totals[name] = totals.get(name, 0.0) + value.detach() / parts
-        values = torch.stack(list(totals.values())).tolist()  # one wait for the device
-        metrics = {f"train/{name}": value for name, value in zip(totals, values, strict=True)}
+            loss = torch.stack([self.loss_weights[name] * value for name, value in losses.items()]).sum()
+            self.optimizer.backward(loss / len(parts), shared=adversary is not None)
+            totals.add(found | losses | {"loss": loss})
+        metrics = totals.metrics()
         if adversary and adversary.learns(step):
-            metrics |= {f"train/discriminator_{k}": v for k, v in adversary.step(step).items()}
-        metrics |= {f"train/{name}": value for name, value in self.optimizer.step(step).items()}
+            metrics |= adversary.step(step)
+        norm = self.optimizer.clip()
+        metrics |= {f"train/{name}": value for name, value in self.optimizer.step(step, norm).items()}
         self.average.update()
         return metrics
 
     def distances(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """How far what was made is from what it should be."""
+        """How far the output is from its target: scalars by name."""
         if self.makes_mel:
             return {"spectrum": (fake - real).abs().mean()}
         loss = self.recipe.loss
@@ -265,18 +255,16 @@ class AutoencoderTask:
             losses["waveform_l1"] = (fake - real).abs().mean()
         return losses
 
-    @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
         """On unseen audio, through latents and back: log-mel distance, which is `valid/loss`, SI-SDR (dB), KL (nats).
 
-        Where a vocoder is trained, the distance is that of the vocoder alone, from real spectrograms. With one that is
-        not trained yet, the vae's would say nothing: `valid/log_mel` is the error of the spectrogram it makes.
+        Where a vocoder is trained, the distance is that of the vocoder alone, from real spectrograms. With a vocoder
+        that is not trained yet, the distance says nothing of the vae: there `valid/loss` is `valid/log_mel`, the error
+        of the spectrogram that it makes.
         """
         values: dict[str, list[Tensor]] = {}
-        self.autoencoder.eval()
-        with self.average.applied():
+        with self.averaged():
             for batch in batches:
-                assert batch.audio is not None
                 real = batch.audio.to(self.device)  # [B, C, N]
                 found: dict[str, Tensor] = {}
                 if self.recipe.trains == "vocoder":
@@ -285,7 +273,7 @@ class AutoencoderTask:
                     fake = reconstruct(self.autoencoder, real)
                     seen = real
                     if isinstance(self.autoencoder, MelAutoencoder):
-                        seen = self.autoencoder.mel(real)
+                        seen = self.autoencoder.mel(real)  # [B, 1, T, M]
                         again = self.autoencoder.decode_mel(self.autoencoder.encode(real))
                         found["log_mel"] = (again - seen).abs().mean((1, 2, 3))
                     found["kl"] = mean_kl(self.autoencoder.posterior(seen)).expand(len(real))
@@ -293,61 +281,39 @@ class AutoencoderTask:
                 found["si_sdr"] = si_sdr(fake, real)
                 for name, each in found.items():
                     values.setdefault(name, []).append(each.cpu())
-        if not values:
-            raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
-        metrics = {f"valid/{name}": torch.cat(each).mean().item() for name, each in values.items()}
+        metrics = means(values)
         metrics["valid/loss"] = metrics.get("valid/log_mel", metrics["valid/mel"])
         return metrics
 
-    @torch.no_grad()
-    def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """The first four validation clips [C, N], and what is made of them."""
-        sounds: dict[str, Tensor] = {}
-        self.autoencoder.eval()
-        with self.average.applied():
-            for batch in batches:
-                assert batch.audio is not None
-                real = batch.audio[:4].to(self.device)
-                vocodes = self.recipe.trains == "vocoder"
-                fake = self.make(real).fake if vocodes else reconstruct(self.autoencoder, real)
-                for row in range(len(real)):
-                    sounds |= {f"{row}_original": real[row], f"{row}_reconstructed": fake[row]}
-                break
-        return sounds
+    def samples(self, batches: Iterable[AudioBatch]) -> dict[str, Tensor]:
+        """The first four validation clips [C, N], and their reconstructions."""
+        real = next(iter(batches)).audio[:4].to(self.device)
+        with self.averaged():
+            vocodes = self.recipe.trains == "vocoder"
+            fake = self.make(real).fake if vocodes else reconstruct(self.autoencoder, real)
+        return {
+            f"{row}_{name}": sound[row]
+            for row in range(len(real))
+            for name, sound in (("original", real), ("reconstructed", fake))
+        }
 
-    @torch.no_grad()
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
         """Write the autoencoder, averaged where averaging is on, its latents at unit variance over training clips."""
-        self.autoencoder.eval()
-        with self.average.applied():
+        with self.averaged():
             unscaled = self.autoencoder.scale_factor.clone()
-            if self.recipe.trains == "vae":  # or the latents are what they were
+            if self.recipe.trains == "vae":  # else the latents are what they were
                 clips = [self.train.item(index, 0, 0) for index in range(min(8, len(self.train)))]
-                sound = collate_audio(clips).audio
-                assert sound is not None
-                self.autoencoder.fit_scale(self.autoencoder.encode(sound.to(self.device)))
+                self.autoencoder.fit_scale(
+                    self.autoencoder.encode(collate_audio(clips).audio.to(self.device))
+                )
             save_autoencoder(directory, self.autoencoder, info)
             self.autoencoder.scale_factor.copy_(unscaled)  # it is no state of the training
 
-    def state_dict(self) -> dict[str, Any]:
-        """What is trained, optimisers, average, discriminator."""
-        return {
-            "generator": self.generator.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-            "adversary": self.adversary.state_dict() if self.adversary else None,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        checkpoint.load_into(self.generator, state["generator"], "the checkpoint")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average.load_state_dict(state["average"])
-        if self.adversary and state["adversary"]:
-            self.adversary.load_state_dict(state["adversary"])
-
 
 def mean_kl(posterior: Any) -> Tensor:
-    """KL of a posterior from a unit normal, mean over rows and latents, in nats."""
+    """KL of a diagonal normal posterior from a unit normal, mean over rows and latents -> scalar, in nats.
+
+    0.5 (mean^2 + var - 1 - log var): "Auto-Encoding Variational Bayes", arXiv:1312.6114, appendix B.
+    """
     divergence = posterior.mean.square() + posterior.var - 1.0 - posterior.logvar
     return 0.5 * divergence.float().mean()

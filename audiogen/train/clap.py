@@ -8,60 +8,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from audiogen import distributed
-from audiogen.config import to_plain
-from audiogen.data.dataset import AudioDataset, DataConfig, open_data
+from audiogen.config import Range, to_plain
+from audiogen.data.captions import meanings, wordings
+from audiogen.data.dataset import AudioDataset, open_data
 from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.interfaces import Batch
+from audiogen.interfaces import AudioBatch
 from audiogen.text.clap import MAX_TOKENS, Clap, ClapParts, clap_features, embedding
 from audiogen.text.clap_model import ClapModelConfig, describe, learn_vocabulary, new_clap, save_clap
 from audiogen.train.augment import mask
-from audiogen.train.ema import Average
-from audiogen.train.lm import meanings, wordings
-from audiogen.train.loop import FitConfig, Prepared, Resume, autocast
-from audiogen.train.optim import OptimConfig, Optimizer
+from audiogen.train.task import Prepared, Run, Trained
 
 MAX_SCALE = 100.0  # of similarities, as in CLIP (arXiv:2103.00020, section 2.5)
 VOCABULARY_FILE = "vocabulary.json"
 
 
-@dataclass(frozen=True)
-class ClapRecipe:
+@dataclass(frozen=True, kw_only=True)
+class ClapRecipe(Run):
     """A CLAP training run; `recipes/clap_tiny.yaml` is a complete example. Every clip needs a caption.
 
-    out: run directory. resume: auto goes on from a checkpoint in `out` if there is one. init_from: CLAP model to start
-    from, a directory or hub id; `model` is then taken from it. mask: largest share of the mel bins, and of the frames,
-    that are masked in training (SpecAugment); 0 is off. fit.accumulate stays 1, and with several processes each
-    compares the clips of its own batch.
+    init_from: CLAP model to start from, a directory or hub id; `model` is then taken from it. mask: largest share of
+    the mel bins, and of the frames, that are masked in training (SpecAugment); 0 is off. fit.accumulate stays 1, and
+    with several processes each compares the clips of its own batch.
     """
 
     model: ClapModelConfig
-    data: DataConfig
     task: Literal["clap"] = "clap"
-    seed: int = 0
     out: str = "runs/clap"
-    resume: Resume = "auto"
-    init_from: str | None = None
-    mask: float = 0.0
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
+    mask: Annotated[float, Range(0, 1, below=True)] = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mask < 1:
-            raise InputError(f"mask is {self.mask}; it must be in [0, 1)")
+        super().__post_init__()
         if self.fit.batch_size < 2:
             raise InputError(
-                f"fit.batch_size is {self.fit.batch_size}; clips are told from the others of a batch: at least 2"
+                f"fit.batch_size is {self.fit.batch_size}; each clip is compared with the others of a batch: at least 2"
             )
         if self.fit.accumulate != 1:
             raise InputError(
@@ -74,7 +64,7 @@ INHERITED = ("model",)  # keys that init_from decides
 
 
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The inherited keys of a recipe that trains a model on, own or released."""
+    """The inherited keys of a recipe that trains a model further, own or released."""
     name = recipe["init_from"]
     return {"model": to_plain(describe(Clap(name).parts(), name))}
 
@@ -82,20 +72,20 @@ def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def prepare(recipe: ClapRecipe, run: Path, device: torch.device) -> Prepared:
     """The task and the data of a run."""
     train, valid = open_data(recipe.data, recipe.model.features.sample_rate)
-    known = [captioned(dataset) for dataset in (train, valid) if dataset]
+    captions = [captioned(dataset) for dataset in (train, valid) if dataset]
     if recipe.init_from:
-        opened = Clap(recipe.init_from).parts()
-        opened.model.requires_grad_(True)
+        clap = Clap(recipe.init_from).parts()
+        clap.model.requires_grad_(True)
     else:
         path = run / VOCABULARY_FILE
         with distributed.first_process_first():
             if not path.exists():
-                captions = (caption for clip in known[0] for caption in clip)
-                vocabulary = learn_vocabulary(captions, recipe.model.text.vocab_size)
+                words = (caption for clip in captions[0] for caption in clip)
+                vocabulary = learn_vocabulary(words, recipe.model.text.vocab_size)
                 checkpoint.write_bytes_atomic(path, vocabulary.encode())
         torch.manual_seed(seed_for(recipe.seed, "weights"))
-        opened = new_clap(recipe.model, path.read_text(encoding="utf-8"))
-    task = ClapTask(recipe, opened, meanings(clip for clips in known for clip in clips), device)
+        clap = new_clap(recipe.model, path.read_text(encoding="utf-8"))
+    task = ClapTask(recipe, clap, meanings(clip for clips in captions for clip in clips), device)
     return Prepared(task, train, valid, collate_audio)
 
 
@@ -111,39 +101,33 @@ def captioned(dataset: AudioDataset) -> list[Sequence[str]]:
     return found
 
 
-class ClapTask:
-    """The model with its tokenizer and features, which captions mean the same, optimiser. `loop.Task`."""
+class ClapTask(Trained[ClapRecipe]):
+    """The model with its tokenizer and features, and which captions mean the same. `task.Task`."""
 
-    def __init__(
-        self, recipe: ClapRecipe, opened: ClapParts, meaning: Mapping[str, str], device: torch.device
-    ):
-        """meaning: each known caption -> one that stands for all that mean the same, see `lm.meanings`."""
-        self.recipe, self.device, self.opened = recipe, device, opened
-        self.sample_rate = opened.extractor.sampling_rate
-        self.model = opened.model.to(device)
-        self.meaning = meaning
-        fit = recipe.fit
-        if fit.compile:
+    def __init__(self, recipe: ClapRecipe, clap: ClapParts, meaning: Mapping[str, str], device: torch.device):
+        """meaning: each caption -> one representative of all that mean the same, see `captions.meanings`."""
+        self.clap, self.meaning = clap, meaning
+        self.sample_rate = clap.extractor.sampling_rate
+        self.model = clap.model.to(device)
+        if recipe.fit.compile:
             self.model.audio_model.compile()
-        self.optimizer = Optimizer([self.model], recipe.optim, fit.steps, fit.precision == "float16")
-        self.average = Average(self.model, fit.ema_decay)
+        super().__init__(recipe, self.model, device)
 
-    def features(self, batch: Batch) -> Tensor:
-        """Log-mels [B, 1, T, M] of a batch's sounds, as far as they are sound."""
-        assert batch.audio is not None
+    def features(self, batch: AudioBatch) -> Tensor:
+        """Log-mels [B, 1, T, M] of a batch's sounds, without their zero padding."""
         mono, lengths = batch.audio.mean(1).to(self.device), batch.lengths.tolist()
         sounds = [row[:length] for row, length in zip(mono, lengths, strict=True)]
-        return clap_features(sounds, self.opened.extractor)
+        return clap_features(sounds, self.clap.extractor)
 
-    def hear(self, features: Tensor) -> Tensor:
+    def embed_sounds(self, features: Tensor) -> Tensor:
         """Log-mels [B, 1, T, M] -> embeddings [B, E] of length 1, float32."""
         return torch.nn.functional.normalize(
             embedding(self.model.get_audio_features(input_features=features)).float(), dim=-1
         )
 
-    def read(self, captions: Sequence[str | None]) -> Tensor:
+    def embed_captions(self, captions: Sequence[str | None]) -> Tensor:
         """B captions -> embeddings [B, E] of length 1, float32."""
-        words = self.opened.tokenizer(
+        words = self.clap.tokenizer(
             [caption or "" for caption in captions],
             padding=True,
             truncation=True,
@@ -156,23 +140,24 @@ class ClapTask:
     def same(self, captions: Sequence[str | None]) -> Tensor:
         """Which captions mean the same, bool [B, B]."""
         numbers: dict[str, int] = {}
-        known = [self.meaning.get(caption or "", caption or "") for caption in captions]
-        ids = torch.tensor([numbers.setdefault(text, len(numbers)) for text in known], device=self.device)
+        meant = [self.meaning.get(caption or "", caption or "") for caption in captions]
+        ids = torch.tensor([numbers.setdefault(text, len(numbers)) for text in meant], device=self.device)
         return ids[:, None] == ids
 
-    def step(self, batch: Batch, step: int) -> dict[str, float]:
-        """One update. `train/floor`: the lowest that `train/loss` can be with what is right in this batch."""
+    def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
+        """One update. `train/floor`: the lowest possible `train/loss` with the captions of this batch."""
         self.model.train()
-        features = self.features(batch)
+        features = self.features(batch)  # [B, 1, T, M]
         if self.recipe.mask:
             bins, frames = (int(self.recipe.mask * size) for size in features.shape[:1:-1])
             features = mask(features[:, 0].mT, bins, frames).mT[:, None]
-        with autocast(self.device, self.recipe.fit.precision):
-            sounds, texts = self.hear(features), self.read(batch.captions)
+        with self.autocast():
+            sounds, texts = self.embed_sounds(features), self.embed_captions(batch.captions)  # [B, E] each
         same = self.same(batch.captions)
         loss = self.loss(texts, sounds, same)
         self.optimizer.backward(loss)
-        metrics = {"loss": loss.item(), "floor": floor(same), **self.optimizer.step(step)}
+        norm = self.optimizer.clip()
+        metrics = {"loss": loss.item(), "floor": floor(same), **self.optimizer.step(step, norm)}
         with torch.no_grad():
             for scale in (self.model.logit_scale_t, self.model.logit_scale_a):
                 scale.clamp_(0.0, math.log(MAX_SCALE))
@@ -186,23 +171,19 @@ class ClapTask:
             texts, sounds, same, self.model.logit_scale_t.exp(), self.model.logit_scale_a.exp()
         )
 
-    @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
         """All validation clips and their captions against one another; clips of equal meaning count as right.
 
-        `valid/loss` lies between `valid/floor` and, for one that knows nothing, `valid/loss_chance`.
+        `valid/loss` lies between `valid/floor` and, for a model at chance, `valid/loss_chance`.
         `valid/recall_K_text_to_audio`: share of the captions with a right clip among the K nearest; `_audio_to_text`:
         of the clips, with a right caption; `valid/recall_K_chance`: of a random order.
         """
-        self.model.eval()
         sounds, texts, captions = [], [], []
-        with self.average.applied():
+        with self.averaged():
             for batch in batches:
-                sounds.append(self.hear(self.features(batch)))
-                texts.append(self.read(batch.captions))
+                sounds.append(self.embed_sounds(self.features(batch)))
+                texts.append(self.embed_captions(batch.captions))
                 captions += batch.captions
-            if not captions:
-                raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
             same = self.same(captions)
             text, sound = torch.cat(texts), torch.cat(sounds)  # [n, E]
             metrics = {
@@ -217,28 +198,10 @@ class ClapTask:
             metrics[f"recall_{k}_chance"] = chance(same, k)
         return {f"valid/{name}": value for name, value in metrics.items()}
 
-    def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """It makes no sound."""
-        return {}
-
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
         """Write a directory that `Clap` opens, averaged where averaging is on."""
         with self.average.applied():
-            save_clap(directory, self.opened, info)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Model with the statistics of its batch norm, optimiser, average."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        checkpoint.load_into(self.model, state["model"], "the checkpoint")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average.load_state_dict(state["average"])
+            save_clap(directory, self.clap, info)
 
 
 def contrastive_loss(
@@ -246,23 +209,24 @@ def contrastive_loss(
 ) -> Tensor:
     """Cross-entropy of the scaled similarities, mean of text -> audio and audio -> text, in nats.
 
-    texts, sounds: [B, E] of length 1, row by row of one clip. same: bool [B, B], symmetric; what is right for a row is
-    spread over all that mean the same. text_scale, audio_scale: of the similarities that a text, that a sound has.
+    texts, sounds: [B, E] of length 1; row b of both is clip b. same: bool [B, B], symmetric; the target of a row is
+    spread evenly over all columns that mean the same. text_scale, audio_scale: factors of the similarities of a text
+    with all sounds, of a sound with all texts (inverse temperatures).
     """
     similarity = texts @ sounds.T  # [B texts, B sounds]
-    wanted = same / same.sum(1, keepdim=True)
+    wanted = same / same.sum(1, keepdim=True)  # [B, B], each row sums to 1
     to_audio = -(wanted * (text_scale * similarity).log_softmax(1)).sum(1)
     to_text = -(wanted * (audio_scale * similarity.T).log_softmax(1)).sum(1)
     return 0.5 * (to_audio.mean() + to_text.mean())
 
 
 def floor(same: Tensor) -> float:
-    """The lowest `contrastive_loss` that there is: the entropy of what is right."""
+    """The lowest possible `contrastive_loss`: the entropy of the targets, mean over rows."""
     return same.sum(1).float().log().mean().item()
 
 
 def recall(similarity: Tensor, same: Tensor, k: int) -> float:
-    """Share of the rows [n, n] with something right among the k most similar."""
+    """Share of the rows of [n, n] with a right column among the k most similar."""
     nearest = similarity.topk(min(k, len(same)), dim=1).indices
     return same.gather(1, nearest).any(1).float().mean().item()
 

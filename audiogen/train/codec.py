@@ -19,18 +19,17 @@ from audiogen.codec.discriminators import (
 )
 from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.config import to_plain
-from audiogen.data.dataset import DataConfig, open_data
+from audiogen.config import Probability, to_plain
+from audiogen.data.dataset import open_data
 from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.interfaces import Batch
+from audiogen.interfaces import AudioBatch
 from audiogen.models.codec_pretrained import load_codec, save_codec
 from audiogen.train.adversarial import AdversarialConfig, Adversary
-from audiogen.train.ema import Average
-from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices
-from audiogen.train.optim import OptimConfig, Optimizer
+from audiogen.train.optim import OptimConfig
+from audiogen.train.task import Prepared, Run, Totals, Trained, means
 
 
 @dataclass(frozen=True)
@@ -52,37 +51,29 @@ class CodecLossWeights:
     mel_windows: tuple[int, ...] = (64, 128, 256, 512, 1024)
 
 
-@dataclass(frozen=True)
-class CodecRecipe:
+@dataclass(frozen=True, kw_only=True)
+class CodecRecipe(Run):
     """A codec training run; `recipes/codec*.yaml` are complete examples.
 
-    out: run directory. resume: auto goes on from a checkpoint in `out` if there is one. init_from: codec to start from:
-    bundled, a model directory, or a released one (file, directory or hub id; not DAC, not one that codes sounds in
-    segments); `model` is then taken from it. codebook_dropout: the share of training clips
+    init_from: codec to start from: bundled, a model directory, or a released one (file, directory or hub id; not DAC,
+    not one that codes sounds in segments); `model` is then taken from it. codebook_dropout: the share of training clips
     quantised with a random number of codebooks, so that every prefix of them is a bandwidth; the rest uses all.
     discriminator_optim: as optim, for the discriminator. trains: `decoder` leaves encoder and codebooks as they
     are, so that tokens made before keep their meaning while the sound gets better (give init_from).
     """
 
-    data: DataConfig
     task: Literal["codec"] = "codec"
-    seed: int = 0
     out: str = "runs/codec"
-    resume: Resume = "auto"
-    init_from: str | None = None
     model: CodecConfig = field(default_factory=CodecConfig)
     trains: Literal["all", "decoder"] = "all"
-    codebook_dropout: float = 0.5
+    codebook_dropout: Probability = 0.5
     loss: CodecLossWeights = field(default_factory=CodecLossWeights)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
     discriminator_optim: OptimConfig = field(default_factory=OptimConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.codebook_dropout <= 1:
-            raise InputError(f"codebook_dropout is {self.codebook_dropout}; it must be in [0, 1]")
+        super().__post_init__()
         if self.fit.precision == "float16":
             raise InputError(
                 "fit.precision=float16 is not for codecs: the balancer's gradients overflow; use bfloat16"
@@ -93,7 +84,7 @@ INHERITED = ("model",)  # keys that init_from decides
 
 
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The inherited keys of a recipe that trains a codec on, own or released."""
+    """The inherited keys of a recipe that trains a codec further, own or released."""
     return {"model": to_plain(open_origin(recipe["init_from"]).config)}
 
 
@@ -132,12 +123,11 @@ def make_discriminator(recipe: CodecRecipe) -> nn.Module:
     return MultiScaleSTFTDiscriminator(config, model.channels)
 
 
-class CodecTask:
-    """Generator (the codec) and discriminator, each with its optimiser. `interfaces.Task`."""
+class CodecTask(Trained[CodecRecipe]):
+    """Generator (the codec) and discriminator, each with its optimiser. `task.Task`."""
 
     def __init__(self, recipe: CodecRecipe, device: torch.device):
         torch.manual_seed(seed_for(recipe.seed, "weights"))
-        self.recipe, self.device = recipe, device
         self.sample_rate = recipe.model.sample_rate
         self.codec = Codec(recipe.model)
         if recipe.init_from:
@@ -148,81 +138,76 @@ class CodecTask:
             self.codec.encoder.requires_grad_(False)
             self.codec.quantizer.learning = False
         self.codec.to(device)
-        fit, weights = recipe.fit, recipe.loss
-        self.forward = torch.compile(self.codec) if fit.compile else self.codec
-        self.optimizer = Optimizer([self.codec], recipe.optim, fit.steps)
-        self.average = Average(self.codec, fit.ema_decay)
+        super().__init__(recipe, self.codec, device, "codec")
+        self.forward = torch.compile(self.codec) if recipe.fit.compile else self.codec
+        weights = recipe.loss
         self.adversary: Adversary | None = None
         if weights.adversarial or weights.feature_matching:
+            discriminator = make_discriminator(recipe).to(device)
             self.adversary = Adversary(
-                make_discriminator(recipe).to(device),
-                recipe.adversarial,
-                recipe.discriminator_optim,
-                fit.steps,
-                fit.precision,
+                discriminator, recipe.adversarial, recipe.discriminator_optim, recipe.fit
             )
-        self.weights = {
+        self.loss_weights = {
             "waveform_l1": weights.waveform_l1,
             "mel": weights.mel,
             "adversarial": weights.adversarial,
             "feature_matching": weights.feature_matching,
         }
-        self.sees_spectra = self.adversary is not None and recipe.discriminator.sees == "spectra"
-        if self.sees_spectra:
-            self.weights["spectral"] = weights.spectral
-        balances = recipe.model.arch != "spectral" or any(self.weights.values())
-        self.hears = balances and not self.sees_spectra  # whether audio is made in training
-        self.balancer = Balancer(self.weights) if balances else None
+        self.judges_spectra = self.adversary is not None and recipe.discriminator.sees == "spectra"
+        if self.judges_spectra:
+            self.loss_weights["spectral"] = weights.spectral
+        balances = recipe.model.arch != "spectral" or any(self.loss_weights.values())
+        self.makes_audio = balances and not self.judges_spectra  # in training
+        self.balancer = Balancer(self.loss_weights) if balances else None
+        self.saved |= {"balancer": self.balancer, "adversary": self.adversary}
 
-    def step(self, batch: Batch, step: int) -> dict[str, float]:
+    def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
         """Discriminator and generator, one update each, on audio [B, C, N]."""
         adversary = self.adversary if self.adversary and self.adversary.plays(step) else None
-        parts, weights = self.recipe.fit.accumulate, self.recipe.loss
-        totals: dict[str, Tensor] = {}
+        weights = self.recipe.loss
+        parts = self.parts(batch)
+        totals = Totals(len(parts))
         shares: dict[str, float] = {}
         self.codec.train()
-        assert batch.audio is not None
-        for rows in row_slices(len(batch.keys), parts):
+        for rows in parts:
             real = batch.audio[rows].to(self.device)  # [B, C, N]
-            num_codebooks = self.draw_codebooks(batch.keys[rows], step).to(self.device)
-            with autocast(self.device, self.recipe.fit.precision):
-                output = self.forward(real, num_codebooks, reconstruct=self.hears)
+            num_codebooks = self.draw_codebooks(batch.keys[rows], step).to(self.device)  # [B]
+            with self.autocast():
+                output = self.forward(real, num_codebooks, reconstruct=self.makes_audio)
             commitment = weights.commitment if self.recipe.trains == "all" else 0.0
-            apart = commitment * output.commitment_loss
+            apart = commitment * output.commitment_loss  # what stays outside the balancer
             losses: dict[str, Tensor] = {}
             found = {}
-            if self.sees_spectra:
+            if self.judges_spectra:
                 assert output.spectra is not None and output.target_spectra is not None
-                fake, real = output.spectra, output.target_spectra
+                fake, real = output.spectra, output.target_spectra  # [B, C, T, F]
                 losses["spectral"] = output.spectral_loss
             else:
                 apart = apart + weights.spectral * output.spectral_loss
-            if self.hears:
+            if self.makes_audio:
                 assert output.audio is not None
                 fake = output.audio.float()
                 losses["waveform_l1"] = (fake - real).abs().mean()
                 losses["mel"] = multi_scale_mel(fake, real, self.sample_rate, weights.mel_windows)
             if self.balancer is None:
-                self.optimizer.backward(apart / parts)
+                self.optimizer.backward(apart / len(parts))
             else:
                 if adversary:
                     verdict = adversary.judge(real, fake, adversary.learns(step))
                     if adversary.learns(step):
-                        found["discriminator"] = adversary.backward(verdict, 1 / parts)
+                        found["discriminator"] = adversary.backward(verdict, 1 / len(parts))
                     losses |= adversary.losses(verdict)
-                besides = apart / parts if apart.requires_grad else None
+                besides = apart / len(parts) if apart.requires_grad else None
                 shares = self.balancer.backward(losses, fake, apart=besides)
 
             found |= {"commitment": output.commitment_loss, "spectral": output.spectral_loss, **losses}
-            found["loss"] = sum((self.weights[name] * loss for name, loss in losses.items()), apart)
-            for name, value in found.items():
-                totals[name] = totals.get(name, 0.0) + value.detach() / parts
-        values = torch.stack(list(totals.values())).tolist()  # one wait for the device
-        metrics = {f"train/{name}": value for name, value in zip(totals, values, strict=True)}
-        metrics |= {f"train/share_{name}": share for name, share in shares.items()}
+            found["loss"] = sum((self.loss_weights[name] * loss for name, loss in losses.items()), apart)
+            totals.add(found)
+        metrics = totals.metrics() | {f"train/share_{name}": share for name, share in shares.items()}
         if adversary and adversary.learns(step):
-            metrics |= {f"train/discriminator_{k}": v for k, v in adversary.step(step).items()}
-        metrics |= {f"train/{name}": value for name, value in self.optimizer.step(step).items()}
+            metrics |= adversary.step(step)
+        norm = self.optimizer.clip()
+        metrics |= {f"train/{name}": value for name, value in self.optimizer.step(step, norm).items()}
         self.average.update()
         return metrics
 
@@ -236,77 +221,46 @@ class CodecTask:
             drawn.append(int(torch.randint(1, total + 1, (), generator=generator)) if random else total)
         return torch.tensor(drawn)
 
-    @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
         """On unseen audio: log-mel distance with each number of codebooks, SI-SDR (dB) with all, use of codebooks.
 
         `valid/mel` and `valid/loss` are the distance with all codebooks. `valid/use_qK` is the perplexity of
         codebook K's codes over its size: 1 if all are used evenly.
         """
         total, size = self.codec.num_codebooks, self.codec.codebook_size
+        # All prefixes of up to 8 codebooks; of more those of 1, 2, 4, ... and all.
         prefixes = [k for k in range(1, total + 1) if total <= 8 or k == total or k & (k - 1) == 0]
-        distances: dict[int, list[Tensor]] = {k: [] for k in prefixes}
+        distances: dict[str, list[Tensor]] = {f"mel_{k}": [] for k in prefixes}
         ratios: list[Tensor] = []
-        counts = torch.zeros(total, size)
-        self.codec.eval()
-        with self.average.applied():
+        counts = torch.zeros(total, size)  # [K, V]
+        with self.averaged():
             for batch in batches:
-                assert batch.audio is not None
                 real = batch.audio.to(self.device)  # [B, C, N]
                 codes = self.codec.encode(real)  # [B, K, T]
                 for k in prefixes:
                     fake = self.codec.decode(codes[:, :k])[..., : real.shape[-1]]
-                    distances[k].append(mel_distance(fake, real, self.sample_rate).cpu())
+                    distances[f"mel_{k}"].append(mel_distance(fake, real, self.sample_rate).cpu())
                 ratios.append(si_sdr(fake, real).cpu())
                 for book in range(total):
                     counts[book] += torch.bincount(codes[:, book].flatten().cpu(), minlength=size)
-        if not ratios:
-            raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
-        metrics = {f"valid/mel_{k}": torch.cat(values).mean().item() for k, values in distances.items()}
+        metrics = means(distances)
         shares = counts / counts.sum(1, keepdim=True)
-        entropies = -(shares * shares.clamp(min=1e-12).log()).sum(1)
+        entropies = -(shares * shares.clamp(min=1e-12).log()).sum(1)  # [K]; 0 log 0 is 0
         metrics |= {f"valid/use_q{k}": value for k, value in enumerate((entropies.exp() / size).tolist())}
-        metrics["valid/si_sdr"] = torch.cat(ratios).mean().item()
+        metrics |= means({"si_sdr": ratios})
         metrics["valid/mel"] = metrics["valid/loss"] = metrics[f"valid/mel_{total}"]
         return metrics
 
-    @torch.no_grad()
-    def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """The first four validation clips [C, N], and what the codec makes of them."""
+    def samples(self, batches: Iterable[AudioBatch]) -> dict[str, Tensor]:
+        """The first four validation clips [C, N], and their reconstructions."""
         sounds: dict[str, Tensor] = {}
-        self.codec.eval()
-        with self.average.applied():
-            for batch in batches:
-                assert batch.audio is not None
-                for row, real in enumerate(batch.audio[:4]):
-                    fake = self.codec.decode(self.codec.encode(real[None].to(self.device)))[
-                        0, :, : real.shape[-1]
-                    ]
-                    sounds |= {f"{row}_original": real, f"{row}_coded": fake}
-                break
+        with self.averaged():
+            for row, real in enumerate(next(iter(batches)).audio[:4]):
+                fake = self.codec.decode(self.codec.encode(real[None].to(self.device)))
+                sounds |= {f"{row}_original": real, f"{row}_coded": fake[0, :, : real.shape[-1]]}
         return sounds
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
         """Write the codec, averaged where averaging is on, for `audiogen.codec` and LM training."""
         with self.average.applied():
             save_codec(directory, self.codec, info)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Codec with codebooks, optimisers, average, balancer, discriminator."""
-        return {
-            "codec": self.codec.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-            "balancer": self.balancer.state_dict() if self.balancer else None,
-            "adversary": self.adversary.state_dict() if self.adversary else None,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        checkpoint.load_into(self.codec, state["codec"], "the checkpoint")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average.load_state_dict(state["average"])
-        if self.balancer:
-            self.balancer.load_state_dict(state["balancer"])
-        if self.adversary and state["adversary"]:
-            self.adversary.load_state_dict(state["adversary"])

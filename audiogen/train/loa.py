@@ -2,52 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from audiogen.config import PositiveFloat, Probability, check_ranges
 from audiogen.diffusion.audiomae import load_audiomae
+from audiogen.diffusion.conditioners import Conditioner, Known
 from audiogen.diffusion.loa import LoaConfig, pool_latents
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.train.latents import Feature
+from audiogen.train.cache import Feature
 
 
 @dataclass(frozen=True)
 class LoaTraining:
     """How GPT-2 is trained on true vectors, beside the denoiser or before it.
 
-    target: what they are of: `latents`, the autoencoder's, pooled; or, as the authors', `audiomae`, the features that a
-    frozen encoder, `model` (directory or hub id), finds in the sound. loss: mse as in the paper, l1 as in their code;
-    of each vector after the true ones before it. weight: of that loss, where the denoiser's is added. true_share:
-    of the clips whose denoiser is given the true vectors, drawn per clip; the others' are generated. only: GPT-2's
-    stage, which the denoiser sits out; the joint one starts from its run directory (init_from).
+    target: source of the true vectors: `latents`, the autoencoder's, pooled; or, as the authors', `audiomae`, the
+    features that a frozen encoder, `model` (directory or hub id), finds in the sound. loss: mse as in the paper, l1 as
+    in their code; of each vector after the true ones before it. weight: of that loss, where the denoiser's is added.
+    true_share: of the clips whose denoiser gets the true vectors, drawn per clip; the others get generated ones. only:
+    GPT-2's stage, in which the denoiser is not trained; the joint one starts from its run directory (init_from).
     """
 
     target: Literal["latents", "audiomae"] = "latents"
     model: str | None = None
     loss: Literal["mse", "l1"] = "mse"
-    weight: float = 1.0
-    true_share: float = 0.25
+    weight: PositiveFloat = 1.0
+    true_share: Probability = 0.25
     only: bool = False
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if (self.target == "audiomae") != (self.model is not None):
             raise InputError(
                 f"loa.target={self.target} with loa.model={self.model}: audiomae needs a directory or hub id, such as "
                 "gaunernst/vit_base_patch16_1024_128.audiomae_as2m, and latents need loa.model=null"
             )
-        if not 0 <= self.true_share <= 1:
-            raise InputError(f"loa.true_share is {self.true_share}; it must be in [0, 1]")
-        if not self.weight > 0:
-            raise InputError(
-                f"loa.weight is {self.weight}; it must be above 0: with loa=null GPT-2 learns from the denoiser alone"
-            )
+
+    def step(
+        self, conditioner: Conditioner, inputs: Known, true: Tensor, is_true: Tensor
+    ) -> tuple[Tensor, Known]:
+        """GPT-2's loss [B], and the inputs with the vectors that the denoiser is conditioned on.
+
+        true: [B, length, width]. is_true: bool [B], the rows that get true vectors; the others get generated ones,
+        whose graph leads from the denoiser's loss into GPT-2. With `only` the inputs stay as they are.
+        """
+        loss = self.distance(conditioner.loa_vectors(inputs, true), true)
+        if self.only:
+            return loss, inputs
+        generated = conditioner.loa_vectors(inputs)
+        mixed = torch.where(is_true.to(true.device)[:, None, None], true, generated.to(true.dtype))
+        return loss, replace(inputs, loa=mixed)
+
+    def validate(
+        self, conditioner: Conditioner, inputs: Known, true: Tensor, name: str
+    ) -> tuple[dict[str, Tensor], Known]:
+        """Distances [B] by name, and the inputs with generated vectors. name: loa, or that with other captions."""
+        found = {name: self.distance(conditioner.loa_vectors(inputs, true), true)}
+        generated = conditioner.loa_vectors(inputs)
+        if name == "loa":
+            found["loa_generated"] = self.distance(generated, true)
+        return found, replace(inputs, loa=generated)
 
     def distance(self, found: Tensor, true: Tensor) -> Tensor:
-        """Of vectors [B, length, width] from the true ones -> [B], float32."""
+        """Of vectors [B, length, width] from the true ones: mean over a row -> [B], float32."""
         difference = found.float() - true
         return (difference.square() if self.loss == "mse" else difference.abs()).flatten(1).mean(1)
 
@@ -84,8 +106,3 @@ def true_vectors(
         return pool_latents(latents, loa.length, loa.width)
 
     return Feature(made_by, pooled)
-
-
-def mixed_vectors(true: Tensor, generated: Tensor, is_true: Tensor) -> Tensor:
-    """[B, length, width] twice, and bool [B] -> true ones where that says so, generated ones elsewhere."""
-    return torch.where(is_true.to(true.device)[:, None, None], true, generated.to(true.dtype))

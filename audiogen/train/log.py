@@ -1,4 +1,4 @@
-"""What a run tells: `log.jsonl` always, TensorBoard when asked, a progress bar with loss, speed and time left."""
+"""The log of a run: `log.jsonl` always, TensorBoard on request, a progress bar with loss, speed and time left."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
 
 
 def bar_interval_s() -> float:
-    """How often a progress bar is drawn: a log file does not want five lines a second."""
+    """Seconds between two drawings of a progress bar: five per second on a terminal, few lines in a log file."""
     return 0.2 if sys.stderr.isatty() else 30.0
 
 
 class Log:
-    """One run's log, resumed at `start`: records past it (of steps that a kill undid) are dropped.
+    """One run's log, resumed at `start`: later records, of steps that a kill undid, are dropped.
 
-    Scalars are written as they are at their step, not averaged, with all their digits: a resumed run's log equals
-    an unbroken run's but for the times. `visible=False` (all ranks but the first) writes and shows nothing.
+    Scalars are those of their step, not averaged, with all digits: a resumed run's log equals an unbroken run's except
+    for the times. `visible=False` (all ranks but the first) writes and shows nothing.
     """
 
     def __init__(self, run: Path, start: int, total: int, tensorboard: bool = False, visible: bool = True):

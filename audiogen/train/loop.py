@@ -9,108 +9,34 @@ from __future__ import annotations
 import math
 import re
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from audiogen import distributed, interfaces
-from audiogen.data.loader import Dataset
+from audiogen.config import to_plain
 from audiogen.data.seeds import seed_for
-from audiogen.device import has_bfloat16
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
 from audiogen.train.log import Log
-
-Resume = Literal["auto", "must", "never"]
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """Order and cadence of a run. Counts are optimiser steps; a cadence of 0 is never, any other includes the end.
-
-    batch_size: clips a step and process. accumulate: into how many parts, run one after another, a batch is split
-    to save memory. precision: of the forward passes; auto is bfloat16 where the device computes it natively, else
-    float32. valid_batches: how many batches a validation reads at most. keep_last: checkpoints kept.
-    """
-
-    steps: int = 1000
-    batch_size: int = 16
-    accumulate: int = 1
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    ema_decay: float = 0.0
-    log_every: int = 10
-    valid_every: int = 500
-    valid_batches: int = 8
-    sample_every: int = 0
-    save_every: int = 500
-    keep_last: int = 2
-    workers: int = 0
-    device: str = "auto"
-    compile: bool = False
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "valid_batches", "keep_last"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("log_every", "valid_every", "sample_every", "save_every", "workers"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if self.batch_size % self.accumulate:
-            raise InputError(
-                f"batch_size {self.batch_size} cannot be split into accumulate={self.accumulate} parts"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"ema_decay is {self.ema_decay}; it must be in [0, 1), 0 for none")
-
-
-class Task(interfaces.Task, Protocol):
-    """What `fit` trains, and shows and saves on the way; `step` reports `train/loss` among others."""
-
-    sample_rate: int
-
-    def samples(self, batches: Iterable[Batch]) -> Mapping[str, Tensor]:
-        """Sounds [C, N] by name, to listen to during training."""
-        ...
-
-    def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write the model as it stands (its average where there is one) as a model directory."""
-        ...
-
-
-class Prepared(NamedTuple):
-    """A task with its data: training and validation sets, and what makes a batch of their items."""
-
-    task: Task
-    train: Dataset
-    valid: Dataset | None
-    collate: Callable[[list[Any]], Batch]
+from audiogen.train.task import Resume, Run, Task
 
 
 def fit(
-    task: Task,
-    loader: interfaces.Loader,
-    valid: Callable[[], Iterable[Batch]] | None,
-    config: FitConfig,
-    run: Path,
-    seed: int = 0,
-    resume: Resume = "auto",
-    info: Mapping[str, Any] | None = None,
+    task: Task, loader: interfaces.Loader, valid: Callable[[], Iterable[Batch]] | None, recipe: Run
 ) -> None:
-    """Train `task` on `loader` in the run directory `run`, from its newest checkpoint if it has one.
+    """Train `task` on `loader` in the run directory `recipe.out`, from its newest checkpoint if it has one.
 
-    valid: makes the validation batches anew, the same each time. info: stored with every model saved. On SIGTERM
-    or SIGINT the step at hand is finished and saved, and `fit` returns. Raises InputError when a loss is not finite.
+    valid: makes the validation batches anew, the same each time. On SIGTERM or SIGINT the step that runs is finished
+    and saved, and `fit` returns. Raises InputError when a loss is not finite.
     """
-    first = distributed.rank() == 0
-    start, best, validated = restore(task, run, resume)
+    config, run, first = recipe.fit, Path(recipe.out), distributed.rank() == 0
+    start, best, validated = restore(task, run, recipe.resume)
     if start >= config.steps:
         print(f"{run} is finished at step {start}; to go on, set fit.steps higher")
         return
@@ -122,9 +48,9 @@ def fit(
         closing(loader.batches(start)) as batches,
     ):
         if first and valid and not validated and due(start, config.valid_every, False):
-            best = validate(task, valid(), start, best, run, log, info)  # the stop came first
+            best = validate(task, valid(), start, best, recipe, log)  # the signal came before it
         for step in range(start, config.steps):
-            torch.manual_seed(seed_for(seed, step, distributed.rank()))
+            torch.manual_seed(seed_for(recipe.seed, step, distributed.rank()))
             batch = next(batches)
             metrics = task.step(batch, step)
             require_finite(metrics, step, batch, run)
@@ -137,11 +63,11 @@ def fit(
                 log.record(done, distributed.average_scalars(metrics))
             if first and valid and not stopping:
                 if due(done, config.valid_every, final):
-                    best = validate(task, valid(), done, best, run, log, info)
+                    best = validate(task, valid(), done, best, recipe, log)
                 if due(done, config.sample_every, final):
                     log.sounds(done, task.samples(valid()), task.sample_rate)
             if first and (final or stopping or due(done, config.save_every, final)):
-                save(task, done, best, not stopping, run, config.keep_last, info)
+                save(task, done, best, not stopping, recipe)
             if stopping:
                 log.say(f"stopped on a signal at step {done}, saved; the same command goes on from here")
                 break
@@ -156,40 +82,37 @@ def due(done: int, every: int, final: bool) -> bool:
 
 
 def validate(
-    task: Task,
-    batches: Iterable[Batch],
-    done: int,
-    best: Mapping[str, Any] | None,
-    run: Path,
-    log: Log,
-    info: Mapping[str, Any] | None,
+    task: Task, batches: Iterable[Batch], done: int, best: Mapping[str, Any] | None, recipe: Run, log: Log
 ) -> Mapping[str, Any] | None:
-    """Log the validation scalars; write the model to `run/best` if none had a lower `valid/loss`."""
-    metrics = dict(task.evaluate(batches))
+    """Log the validation scalars; write the model to `best/` if none had a lower `valid/loss`."""
+    metrics = dict(task.evaluate(_not_empty(batches)))
     log.record(done, metrics)
     # Shown without those per codebook, which the log has.
     shown = [f"{name} {value:.4f}" for name, value in metrics.items() if not re.search(r"_q\d+$", name)]
     log.say(f"step {done}: {'  '.join(shown)}")
     if best is None or metrics["valid/loss"] < best["valid/loss"]:
         best = {"step": done, **metrics}
-        task.export(run / "best", {**(info or {}), **best})
+        task.export(Path(recipe.out) / "best", {"recipe": to_plain(recipe), **best})
     return best
 
 
-def save(
-    task: Task,
-    done: int,
-    best: Mapping[str, Any] | None,
-    validated: bool,
-    run: Path,
-    keep_last: int,
-    info: Mapping[str, Any] | None,
-) -> None:
+def _not_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; InputError at the end if there was none."""
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch
+    if empty:
+        raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
+
+
+def save(task: Task, done: int, best: Mapping[str, Any] | None, validated: bool, recipe: Run) -> None:
     """Write the checkpoint, then the model; drop old checkpoints."""
+    run = Path(recipe.out)
     state = {"best": best, "validated": validated, "task": task.state_dict()}
     checkpoint.save_state(checkpoint.step_dir(run, done), state)
-    task.export(run, {**(info or {}), "step": done})
-    checkpoint.prune(run, keep_last)
+    task.export(run, {"recipe": to_plain(recipe), "step": done})
+    checkpoint.prune(run, recipe.fit.keep_last)
 
 
 def restore(task: Task, run: Path, resume: Resume) -> tuple[int, Mapping[str, Any] | None, bool]:
@@ -218,21 +141,6 @@ def require_finite(metrics: Mapping[str, float], step: int, batch: Batch, run: P
             f"{f'the checkpoint of step {found[0]} is whole' if found else 'nothing was saved yet'}: "
             "try a lower optim.lr, a longer optim.warmup_steps or fit.precision=float32"
         )
-
-
-def row_slices(num_rows: int, parts: int) -> list[slice]:
-    """The rows of a batch in at most `parts` parts, in order."""
-    size = -(-num_rows // parts)
-    return [slice(begin, begin + size) for begin in range(0, num_rows, size)]
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a model's forward runs at `precision`; its weights stay float32."""
-    if precision == "float16" and device.type == "cpu":
-        raise InputError("fit.precision=float16 needs a GPU; on a CPU use bfloat16 or float32")
-    if precision == "auto":
-        precision = "bfloat16" if has_bfloat16(device) else "float32"
-    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
 
 
 class StopRequest:

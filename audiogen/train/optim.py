@@ -1,17 +1,23 @@
-"""AdamW as all tasks use it: schedule, clipping, gradients averaged over processes, loss scaling for float16."""
+"""AdamW as all tasks use it, and a moving average of weights.
+
+A step of a task is: forward, `backward` for each part of the batch, `clip`, `step`, then `Average.update`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from audiogen import distributed
-from audiogen.errors import InputError
+from audiogen.config import NotNegative, NotNegativeFloat, Probability, Range, check_ranges
+
+Beta = Annotated[float, Range(0, 1, below=True)]
 
 
 @dataclass(frozen=True)
@@ -20,46 +26,42 @@ class OptimConfig:
 
     lr: the highest rate, reached after warmup_steps. schedule: what follows until the last step: constant; cosine
     or linear, down to min_lr_ratio * lr; or inverse_sqrt, lr * sqrt(warmup_steps / step), which needs no end.
-    clip_norm: the gradient is scaled down to this norm; 0 leaves it as it is.
+    betas: those of GPT-3 (arXiv:2005.14165, appendix B). clip_norm: the gradient is scaled down to this norm; 0 turns
+    that off.
     """
 
-    lr: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    lr: Annotated[float, Range(0, math.inf, above=True, below=True)] = 3e-4
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: NotNegativeFloat = 1e-8
+    weight_decay: NotNegativeFloat = 0.1
     schedule: Literal["constant", "cosine", "linear", "inverse_sqrt"] = "cosine"
-    warmup_steps: int = 100
-    min_lr_ratio: float = 0.05
-    clip_norm: float = 1.0
+    warmup_steps: NotNegative = 100
+    min_lr_ratio: Probability = 0.05
+    clip_norm: NotNegativeFloat = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or not math.isfinite(self.lr):
-            raise InputError(f"lr is {self.lr}; it must be above 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"betas are {self.betas}; both must be in [0, 1)")
-        if min(self.warmup_steps, self.weight_decay, self.clip_norm, self.eps) < 0:
-            raise InputError("warmup_steps, weight_decay, clip_norm and eps must not be negative")
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise InputError(f"min_lr_ratio is {self.min_lr_ratio}; it must be in [0, 1]")
+        check_ranges(self)
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
     """The rate of optimiser step `step`, counted from 0, in a run of `num_steps`."""
-    if step < config.warmup_steps:
+    if step < config.warmup_steps:  # linear, from lr / warmup_steps on: no step has the rate 0
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "inverse_sqrt":
         return config.lr * math.sqrt(max(1, config.warmup_steps) / (step + 1))
+    # 0 after the warm-up, 1 at the last step.
     progress = min(1.0, (step - config.warmup_steps) / max(1, num_steps - 1 - config.warmup_steps))
     shape = {
         "constant": 1.0,
         "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+        "cosine": 0.5
+        * (1.0 + math.cos(math.pi * progress)),  # "SGDR", arXiv:1608.03983, equation 5, no restart
     }[config.schedule]
     return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * shape)
 
 
 class Optimizer:
-    """`backward` as often as there are parts of a batch, then one `step`."""
+    """AdamW with its schedule: `backward` for each part of a batch, then `clip` and `step` once."""
 
     def __init__(
         self, modules: Iterable[nn.Module], config: OptimConfig, num_steps: int, scale_losses: bool = False
@@ -83,29 +85,32 @@ class Optimizer:
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scale_losses)
 
     def backward(self, loss: Tensor, shared: bool = False) -> None:
-        """Add this loss's gradients to those of the step.
+        """Add this scalar loss's gradients to those of the step.
 
-        shared: the graph leads on to what others train, and is theirs to use after: it is kept, and the parameters of
-        this optimiser alone get gradients.
+        shared: the graph goes on into another optimiser's parameters, which use it afterwards: it is kept, and only
+        the parameters of this optimiser get gradients.
         """
         self.scaler.scale(loss).backward(retain_graph=shared, inputs=self.parameters if shared else None)
 
-    def step(self, step: int) -> dict[str, float]:
-        """Average over processes, clip, update, clear. -> {"grad_norm": before clipping, "lr"}.
+    def clip(self) -> Tensor:
+        """Average gradients over processes, scale them down to `clip_norm` -> their norm before that, a scalar."""
+        distributed.average_gradients(self.parameters)
+        self.scaler.unscale_(self.adamw)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.config.clip_norm and bool(torch.isfinite(norm)):
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
+        return norm
 
-        A gradient that is not finite changes no weight; the caller sees it in `grad_norm` (float16 leaves the
-        step out by design, lowers its loss scale, and reports that instead).
+    def step(self, step: int, norm: Tensor) -> dict[str, float]:
+        """Update the weights at the rate of `step`, clear the gradients -> {"lr", "grad_norm": `norm`}.
+
+        A gradient whose norm is not finite changes no weight; the caller sees it in `grad_norm` (float16 skips the
+        step by design, lowers its loss scale, and reports that instead).
         """
         lr = learning_rate(self.config, step, self.num_steps)
         for group in self.adamw.param_groups:
             group["lr"] = lr
-        distributed.average_gradients(self.parameters)
-        self.scaler.unscale_(self.adamw)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
         finite = bool(torch.isfinite(norm))
-        if self.config.clip_norm and finite:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
         if self.scaler.is_enabled():
             self.scaler.step(self.adamw)
             self.scaler.update()
@@ -133,3 +138,58 @@ class Optimizer:
         for group, own in zip(self.adamw.param_groups, settings, strict=True):
             group.update(own)
         self.scaler.load_state_dict(state["scaler"])
+
+
+class Average:
+    """Exponential moving average, in float32, of a module's trainable parameters; decay 0 is off.
+
+    Where it is on, the averages are validated, sampled from and saved as the model. Buffers (a codec's codebooks) are
+    not averaged: they are averages already, or counts.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.num_updates = 0
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        averaged = self.parameters if decay else {}
+        self.averages = {name: p.detach().float().clone() for name, p in averaged.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """average = d * average + (1 - d) * parameter, after an optimiser step.
+
+        d = min(decay, (1 + n) / (10 + n)) after n updates, as in TensorFlow's ExponentialMovingAverage(num_updates):
+        the first steps are averaged over a shorter past, so that little of the random start remains.
+        """
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
+        averages = list(self.averages.values())
+        if averages:
+            torch._foreach_lerp_(
+                averages, [self.parameters[name].float() for name in self.averages], 1 - decay
+            )
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the context the module holds the averages; after it the parameters as they were, bit for bit."""
+        trained = {name: self.parameters[name].detach().clone() for name in self.averages}
+        self._copy_in(self.averages)
+        try:
+            yield
+        finally:
+            self._copy_in(trained)
+
+    @torch.no_grad()
+    def _copy_in(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.parameters[name].copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages and the number of their updates."""
+        return {"averages": dict(self.averages), "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore; a run that only now turns averaging on starts it from its parameters."""
+        self.num_updates = state["num_updates"] if state["averages"] else 0
+        for name, average in self.averages.items():
+            average.copy_(state["averages"].get(name, self.parameters[name].detach()))

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiogen import distributed
+from audiogen.config import NotNegativeFloat, Probability
 from audiogen.data.dataset import (
     SYNTH_DURATION_S,
     SYNTH_LONGEST_S,
     SYNTH_SEED,
     AnyClip,
     BuiltInClip,
-    DataConfig,
     open_data,
 )
 from audiogen.data.loader import collate_audio
@@ -28,48 +28,36 @@ from audiogen.data.synth.kinds import KINDS
 from audiogen.data.synth.scene import SynthEvent, compose
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.interfaces import Batch
+from audiogen.interfaces import AudioBatch
 from audiogen.tagger.model import Tagger, TaggerConfig, TaggerOutput
 from audiogen.tagger.pretrained import KIND, save_tagger
 from audiogen.train.augment import mask, recolour, roll
-from audiogen.train.ema import Average
-from audiogen.train.loop import FitConfig, Prepared, Resume, autocast, row_slices
-from audiogen.train.optim import OptimConfig, Optimizer
+from audiogen.train.task import Prepared, Run, Totals, Trained
 
 BUILT_IN = "synth"  # the group whose labels are kinds of the built-in corpus
-HEARD_S = 0.015  # a frame holds a sound if this much of the sound lies in it: half of the shortest click
+IN_FRAME_S = 0.015  # a frame holds a sound if this much of the sound lies in it: half of the shortest click
 
 
-@dataclass(frozen=True)
-class TaggerRecipe:
+@dataclass(frozen=True, kw_only=True)
+class TaggerRecipe(Run):
     """A tagger training run; `recipes/tagger_tiny.yaml` is a complete example.
 
     Manifest clips are labelled by their field `label`, which must be in a group of `model.groups`; built-in clips
     by their events, in the group `synth`. A group without training clips is left out of the model. alike: labels
     that are kinds of the group synth as well, so that recordings teach these, too. mixup: Beta(mixup, mixup) draws
     the shares of two recordings (arXiv:1710.09412); 0 is off. overlay: share of the built-in clips that sound
-    together with another one. out: run directory. resume: auto goes on from a checkpoint in `out` if there is one.
-    init_from: model directory to start from; `model` is then taken from it.
+    together with another one. init_from: model directory to start from; `model` is then taken from it.
     """
 
     model: TaggerConfig
-    data: DataConfig
     task: Literal["tagger"] = "tagger"
-    seed: int = 0
     out: str = "runs/tagger"
-    resume: Resume = "auto"
-    init_from: str | None = None
     alike: dict[str, str] = field(default_factory=dict)
-    mixup: float = 0.3
-    overlay: float = 0.3
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
+    mixup: NotNegativeFloat = 0.3
+    overlay: Probability = 0.3
 
     def __post_init__(self) -> None:
-        if self.mixup < 0 or not 0 <= self.overlay <= 1:
-            raise InputError(
-                f"mixup is {self.mixup}, overlay {self.overlay}; mixup must be at least 0, overlay in [0, 1]"
-            )
+        super().__post_init__()
         unknown = sorted(set(self.model.groups.get(BUILT_IN, ())) - set(KINDS))
         if unknown:
             raise InputError(f"model.groups.{BUILT_IN}: {unknown[0]!r} is no kind of the built-in corpus")
@@ -82,7 +70,7 @@ INHERITED = ("model",)  # keys that init_from decides
 
 
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The inherited keys of a recipe that trains the tagger of a model directory on."""
+    """The inherited keys of a recipe that trains the tagger of a model directory further."""
     source = checkpoint.resolve(recipe["init_from"], KIND)
     return {"model": checkpoint.read_config(source, KIND)["config"]}
 
@@ -95,7 +83,7 @@ def prepare(recipe: TaggerRecipe, run: Path, device: torch.device) -> Prepared:
         SYNTH_DURATION_S <= recipe.data.segment_s <= SYNTH_LONGEST_S
     ):
         raise InputError(
-            f"data.segment_s is {recipe.data.segment_s:g}; the events of built-in clips are known for whole clips "
+            f"data.segment_s is {recipe.data.segment_s:g}; the events of built-in clips are defined for whole clips "
             f"of {SYNTH_DURATION_S:g} to {SYNTH_LONGEST_S:g} s"
         )
     groups = {clip.key: group_of(clip, recipe.model) for clip in clips}
@@ -139,31 +127,30 @@ def strikes(event: SynthEvent) -> list[tuple[float, float]]:
 def frame_targets(
     events: Sequence[SynthEvent], kinds: Sequence[str], num_frames: int, hop_s: float
 ) -> Tensor:
-    """1 where at least HEARD_S of a kind's sound lies in a frame -> [frames, kinds]."""
+    """1 where at least IN_FRAME_S of a kind's sound lies in a frame -> [frames, kinds]."""
     targets = torch.zeros(num_frames, len(kinds))
     begin = torch.arange(num_frames) * hop_s
     for event in events:
         if event.kind not in kinds:
             continue
         for start, end in strikes(event):
-            heard = (begin + hop_s).clamp(max=end) - begin.clamp(min=start)
-            targets[heard >= HEARD_S, kinds.index(event.kind)] = 1.0
+            overlap = (begin + hop_s).clamp(max=end) - begin.clamp(min=start)  # seconds in each frame
+            targets[overlap >= IN_FRAME_S, kinds.index(event.kind)] = 1.0
     return targets
 
 
 class Targets(NamedTuple):
-    """What should be heard: of clips [B, labels], of their frames [B, frames, labels]; NaN where nobody knows."""
+    """Of clips [B, labels] and of frames [B, frames, labels]: 1 where the label sounds, NaN where unlabelled."""
 
     clip: Tensor
     frames: Tensor
 
 
-class TaggerTask:
-    """The tagger, its targets by clip key, augmentation, optimiser. `loop.Task`."""
+class TaggerTask(Trained[TaggerRecipe]):
+    """The tagger, its targets by clip key, augmentation. `task.Task`."""
 
     def __init__(self, recipe: TaggerRecipe, clips: Iterable[AnyClip], device: torch.device):
         torch.manual_seed(seed_for(recipe.seed, "weights"))
-        self.recipe, self.device = recipe, device
         self.sample_rate = recipe.model.sample_rate
         self.clips = {clip.key: clip for clip in clips}
         self.tagger = Tagger(recipe.model)
@@ -171,10 +158,8 @@ class TaggerTask:
             source = checkpoint.resolve(recipe.init_from, KIND)
             checkpoint.load_into(self.tagger, checkpoint.load_tensors(source), source)
         self.tagger.to(device)
-        fit = recipe.fit
-        self.forward = torch.compile(self.tagger.tag) if fit.compile else self.tagger.tag
-        self.optimizer = Optimizer([self.tagger], recipe.optim, fit.steps, fit.precision == "float16")
-        self.average = Average(self.tagger, fit.ema_decay)
+        super().__init__(recipe, self.tagger, device, "tagger")
+        self.forward = torch.compile(self.tagger.tag) if recipe.fit.compile else self.tagger.tag
 
     def targets(self, keys: Sequence[str], num_samples: int) -> Targets:
         """The targets of clips of `num_samples` samples, by their keys."""
@@ -183,15 +168,15 @@ class TaggerTask:
         clip = torch.full((len(keys), len(self.tagger.labels)), torch.nan)
         frames = torch.full((len(keys), num_frames, len(self.tagger.labels)), torch.nan)
         for row, key in enumerate(keys):
-            known = self.clips[key]
-            if isinstance(known, BuiltInClip):
+            one = self.clips[key]
+            if isinstance(one, BuiltInClip):
                 if BUILT_IN in config.groups:
-                    events = compose(SYNTH_SEED, known.number, num_samples / self.sample_rate).events
+                    events = compose(SYNTH_SEED, one.number, num_samples / self.sample_rate).events
                     kinds, columns = config.groups[BUILT_IN], self.tagger.group(BUILT_IN)
                     frames[row, :, columns] = frame_targets(events, kinds, num_frames, self.tagger.hop_s)
                     clip[row, columns] = frames[row, :, columns].amax(0)
                 continue
-            label = known.fields["label"]
+            label = one.fields["label"]
             for name, labels in config.groups.items():
                 wanted = self.recipe.alike.get(label) if name == BUILT_IN else label
                 if wanted in labels:
@@ -200,30 +185,29 @@ class TaggerTask:
                     ).float()
         return Targets(clip, frames)
 
-    def step(self, batch: Batch, step: int) -> dict[str, float]:
+    def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
         """One update: cross-entropy of exclusive groups, binary cross-entropy of multi-label ones."""
-        assert batch.audio is not None
         self.tagger.train()
-        parts = self.recipe.fit.accumulate
-        totals: dict[str, float] = {}
-        for rows in row_slices(len(batch.keys), parts):
+        parts = self.parts(batch)
+        totals = Totals(len(parts))
+        for rows in parts:
             audio = batch.audio[rows, 0]  # [B, N]
             mel, targets = self.vary(
                 self.tagger.features(audio), self.targets(batch.keys[rows], audio.shape[1])
             )
-            with autocast(self.device, self.recipe.fit.precision):
+            with self.autocast():
                 output = self.forward(mel.to(self.device))
             losses = self.losses(output, Targets(*(part.to(self.device) for part in targets)))
             loss = torch.stack(list(losses.values())).sum()
-            self.optimizer.backward(loss / parts)
-            for name, value in {"loss": loss, **losses}.items():
-                totals[name] = totals.get(name, 0.0) + value.item() / parts
-        totals |= self.optimizer.step(step)
+            self.optimizer.backward(loss / len(parts))
+            totals.add({"loss": loss, **losses})
+        norm = self.optimizer.clip()
+        metrics = {f"train/{name}": value for name, value in self.optimizer.step(step, norm).items()}
         self.average.update()
-        return {f"train/{name}": value for name, value in totals.items()}
+        return totals.metrics() | metrics
 
     def vary(self, mel: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
-        """A batch [B, M, T] as other recordings of such sounds would be; on the CPU, as data is.
+        """A batch [B, M, T] changed as other recordings of such sounds would be; on the CPU, as data is.
 
         Recordings are mixed up and masked; built-in clips, whose moments are labelled, are overlaid instead.
         """
@@ -236,7 +220,7 @@ class TaggerTask:
         over = ours[torch.rand(len(ours)) < self.recipe.overlay]
         if len(over):
             under = ours[torch.randint(len(ours), (len(over),))]
-            gain = 3.0 * torch.rand(len(over), 1, 1) - 1.5  # nats
+            gain = 3.0 * torch.rand(len(over), 1, 1) - 1.5  # nats: -13 to 13 dB
             mel[over], clip[over], frames[over] = (
                 torch.logaddexp(mel[over], mel[under] + gain),
                 torch.maximum(clip[over], clip[under]),
@@ -253,21 +237,21 @@ class TaggerTask:
         return mel, Targets(clip, frames)
 
     def losses(self, output: TaggerOutput, targets: Targets) -> dict[str, Tensor]:
-        """For each group the losses of the clips and of their frames, in nats; only where targets are known.
+        """For each group the losses of the clips and of their frames, in nats; only over rows that are labelled.
 
-        Where the moments are not known, the frame that hears most of a label stands for the clip (multi-label), or
-        the mean of the frames' likelihoods (exclusive).
+        A clip with labels but without their times is learned from all its frames: from the highest logit of each label
+        (multi-label), or from the mean of the frames' likelihoods (exclusive).
         """
         losses = {}
         for name in self.recipe.model.groups:
             columns, multi = self.tagger.group(name), name in self.recipe.model.multi_label
             wanted, moments = targets.clip[:, columns], targets.frames[..., columns]
             clip, frames = output.logits[:, columns], output.frame_logits[..., columns]
-            known, timed = ~wanted.isnan().any(-1), ~moments.isnan().any(-1).any(-1)
-            if not known.any():
+            labelled, timed = ~wanted.isnan().any(-1), ~moments.isnan().any(-1).any(-1)  # [B] each
+            if not labelled.any():
                 continue
-            losses[f"clip_{name}"] = nats(clip[known], wanted[known], multi).mean()
-            weak = known & ~timed
+            losses[f"clip_{name}"] = nats(clip[labelled], wanted[labelled], multi).mean()
+            weak = labelled & ~timed
             pooled = frames.amax(1) if multi else frames.logsumexp(1)
             each = torch.cat(
                 [
@@ -278,22 +262,17 @@ class TaggerTask:
             losses[f"frame_{name}"] = each.mean()
         return losses
 
-    @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
         """On unseen clips: the losses; accuracy of exclusive groups; of multi-label ones the mean average precision.
 
         `valid/map_G` is over the labels of clips, `valid/frame_map_G` over those of frames; `valid/frame_f1_G` is of
         all frames and labels together, at the probability `valid/threshold_G` where it is highest.
         """
-        self.tagger.eval()
         outputs, wanted = [], []
-        with self.average.applied():
+        with self.averaged():
             for batch in batches:
-                assert batch.audio is not None
                 outputs.append(self.tagger(batch.audio[:, 0].to(self.device)))
                 wanted.append(self.targets(batch.keys, batch.audio.shape[-1]))
-        if not outputs:
-            raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
         output = TaggerOutput(*(torch.cat(parts).cpu() for parts in zip(*outputs, strict=True)))
         targets = Targets(*(torch.cat(parts) for parts in zip(*wanted, strict=True)))
         losses = self.losses(output, targets)
@@ -302,45 +281,27 @@ class TaggerTask:
         for name in self.recipe.model.groups:
             columns = self.tagger.group(name)
             clip, frames = targets.clip[:, columns], targets.frames[..., columns]
-            known, timed = ~clip.isnan().any(-1), ~frames.isnan().any(-1).any(-1)
+            labelled, timed = ~clip.isnan().any(-1), ~frames.isnan().any(-1).any(-1)  # [B] each
             if name not in self.recipe.model.multi_label:
-                if known.any():
-                    right = output.logits[known, columns].argmax(-1) == clip[known].argmax(-1)
+                if labelled.any():
+                    right = output.logits[labelled, columns].argmax(-1) == clip[labelled].argmax(-1)
                     metrics[f"valid/accuracy_{name}"] = right.float().mean().item()
             elif timed.any():
-                heard = output.frame_logits[timed][..., columns].sigmoid().flatten(0, 1)  # [frames, labels]
+                found = output.frame_logits[timed][..., columns].sigmoid().flatten(0, 1)  # [frames, labels]
                 moments = frames[timed].flatten(0, 1)
-                f1, threshold = best_f1(heard, moments)
+                f1, threshold = best_f1(found, moments)
                 metrics |= {
                     f"valid/map_{name}": mean_average_precision(output.logits[timed, columns], clip[timed]),
-                    f"valid/frame_map_{name}": mean_average_precision(heard, moments),
+                    f"valid/frame_map_{name}": mean_average_precision(found, moments),
                     f"valid/frame_f1_{name}": f1,
                     f"valid/threshold_{name}": threshold,
                 }
         return metrics
 
-    def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """A tagger makes no sound."""
-        return {}
-
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
         """Write the tagger, averaged where averaging is on."""
         with self.average.applied():
             save_tagger(directory, self.tagger, info)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tagger with the statistics of its batch norms, optimiser, average."""
-        return {
-            "tagger": self.tagger.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        checkpoint.load_into(self.tagger, state["tagger"], "the checkpoint")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average.load_state_dict(state["average"])
 
 
 def nats(logits: Tensor, wanted: Tensor, multi: bool) -> Tensor:
@@ -365,7 +326,7 @@ def best_f1(probabilities: Tensor, wanted: Tensor) -> tuple[float, float]:
     """The highest F1 of all decisions together [n, labels], and its threshold, in steps of 0.05."""
     found = []
     for threshold in torch.arange(1, 20) / 20:
-        heard = (probabilities >= threshold).float()
-        f1 = 2 * (heard * wanted).sum() / (heard.sum() + wanted.sum()).clamp(min=1)
+        decided = (probabilities >= threshold).float()
+        f1 = 2 * (decided * wanted).sum() / (decided.sum() + wanted.sum()).clamp(min=1)
         found.append((float(f1), float(threshold)))
     return max(found)

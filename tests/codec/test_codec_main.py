@@ -18,7 +18,7 @@ from audiogen.codec.container import read_header, read_tokens
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.codec.transcode import Encoded, Source, encode_clips
-from audiogen.data.codes import ShardReader
+from audiogen.data.shards import ShardReader
 from audiogen.errors import run_command
 from audiogen.models.codec_pretrained import load_codec, save_codec
 

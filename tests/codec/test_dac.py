@@ -14,7 +14,7 @@ from audiogen.codec import stream
 from audiogen.codec.__main__ import main
 from audiogen.codec.container import read_tokens
 from audiogen.codec.dac import DacCodec, DacSizes, identity, read_dac
-from audiogen.data.codes import ShardReader
+from audiogen.data.shards import ShardReader
 from audiogen.errors import InputError, run_command
 from audiogen.models.codec_pretrained import load_codec, save_codec
 from audiogen.models.lm_pretrained import load_lm

@@ -13,6 +13,7 @@ from audiogen.data.dataset import (
     BuiltInClip,
     DataConfig,
     SourceConfig,
+    Variation,
     open_data,
     parse_sources,
     read_source,
@@ -51,8 +52,8 @@ def test_longer_clips_are_cropped_anywhere_and_shorter_ones_padded(tmp_path: Pat
 def test_an_item_depends_on_its_arguments_alone(tmp_path: Path) -> None:
     wordings = tuple(f"wording {i}" for i in range(5))
     clips = [Clip(str(ramp(tmp_path / f"{i}.flac", 3000)), wordings) for i in range(2)]
-    options = {"segment_s": 0.02, "mix_probability": 0.5, "gain_db": (-6.0, 6.0), "speed": (0.8, 1.25)}
-    first, second = AudioDataset(clips, RATE, **options), AudioDataset(clips, RATE, **options)
+    variation = Variation(mix_probability=0.5, gain_db=(-6.0, 6.0), speed=(0.8, 1.25))
+    first, second = (AudioDataset(clips, RATE, 1, 0.02, variation) for _ in range(2))
     torch.manual_seed(1)
     items = {(e, s): first.item(1, e, s) for e in range(4) for s in range(4)}
     torch.manual_seed(2)
@@ -71,8 +72,10 @@ def test_the_cache_changes_nothing(tmp_path: Path, suffix: str, cache_mb: int) -
         sound = 0.1 * torch.randn(2, 3 * 44100, generator=torch.Generator().manual_seed(i))
         path = str(audio.save(tmp_path / f"{i}.{suffix}", sound, 44100))
         clips += [Clip(path, ("a", "b")), Clip(path, ("c",), start_s=1.1, duration_s=1.0)]
-    plain = AudioDataset(clips, 16000, segment_s=0.5, mix_probability=0.3)
-    cached = AudioDataset(clips, 16000, segment_s=0.5, mix_probability=0.3, cache_mb=cache_mb)
+    plain = AudioDataset(clips, 16000, segment_s=0.5, variation=Variation(mix_probability=0.3))
+    cached = AudioDataset(
+        clips, 16000, segment_s=0.5, cache_mb=cache_mb, variation=Variation(mix_probability=0.3)
+    )
     for epoch in range(3):
         for index in range(len(clips)):
             a, b = plain.item(index, epoch, 0), cached.item(index, epoch, 0)
@@ -105,7 +108,7 @@ def test_parts_of_a_file(tmp_path: Path) -> None:
 def test_a_file_shorter_than_promised_is_an_error_not_silence(tmp_path: Path) -> None:
     path = str(ramp(tmp_path / "x.flac", 8000))
     for clip, reason in [
-        (Clip(path, duration_s=2.0), r"holds 1 s of the 2 s the manifest promises"),
+        (Clip(path, duration_s=2.0), r"holds 1 s of the 2 s in the manifest; the file is truncated"),
         (Clip(path, start_s=0.5, duration_s=0.8), "holds 0.5 s of the 0.8 s"),
         (Clip(path, start_s=1.5), "starts at 1.5 s but lasts 1 s"),
         (Clip(str(tmp_path / "gone.flac")), "cannot be opened"),
@@ -140,19 +143,21 @@ def test_mixing_joins_two_different_clips(tmp_path: Path) -> None:
         )
         for i in range(3)
     ]
-    dataset = AudioDataset(clips, RATE, segment_s=0.25, mix_probability=0.5)
+    dataset = AudioDataset(clips, RATE, segment_s=0.25, variation=Variation(mix_probability=0.5))
     captions = [dataset.item(0, epoch, 0).caption for epoch in range(400)]
     mixed = [caption for caption in captions if caption != "Sound 0"]
     assert 160 < len(mixed) < 240
     assert set(mixed) == {"Sound 0 and sound 1", "Sound 0 and sound 2"}
     assert dataset.item(0, captions.index("Sound 0"), 0).audio.std() < 1e-6
-    alone = AudioDataset(clips[:1], RATE, segment_s=0.25, mix_probability=1.0)
+    alone = AudioDataset(clips[:1], RATE, segment_s=0.25, variation=Variation(mix_probability=1.0))
     assert alone.item(0, 0, 0).caption == "Sound 0"
 
 
 def test_a_clip_without_a_caption_leaves_the_mixture_without(tmp_path: Path) -> None:
     paths = [str(audio.save(tmp_path / f"{i}.flac", torch.full((1, 4000), 0.1), RATE)) for i in range(2)]
-    dataset = AudioDataset([Clip(paths[0], ("A bell",)), Clip(paths[1])], RATE, 1, 0.25, mix_probability=1.0)
+    dataset = AudioDataset(
+        [Clip(paths[0], ("A bell",)), Clip(paths[1])], RATE, 1, 0.25, variation=Variation(mix_probability=1.0)
+    )
     assert [dataset.item(index, 0, 0).caption for index in (0, 1)] == [None, None]
 
 
@@ -160,7 +165,7 @@ def test_gain_stays_in_its_range_and_below_full_scale(tmp_path: Path) -> None:
     quiet = Clip(str(audio.save(tmp_path / "q.flac", torch.full((1, 800), 0.1), RATE)))
     loud = Clip(str(audio.save(tmp_path / "l.flac", torch.full((1, 800), 0.9), RATE)))
     silent = Clip(str(audio.save(tmp_path / "s.flac", torch.zeros(1, 800), RATE)))
-    dataset = AudioDataset([quiet, loud, silent], RATE, gain_db=(-6.0, 12.0))
+    dataset = AudioDataset([quiet, loud, silent], RATE, variation=Variation(gain_db=(-6.0, 12.0)))
     gains = torch.tensor([float(dataset.item(0, epoch, 0).audio.max()) / 0.1 for epoch in range(300)])
     db = 20 * gains.log10()
     assert db.min() >= -6.01 and db.max() <= 12.01 and db.max() - db.min() > 17
@@ -174,11 +179,13 @@ def test_speed_moves_pitch_and_length(tmp_path: Path) -> None:
     tone = 0.5 * torch.sin(2 * torch.pi * 1000 * time)[None]
     clip = Clip(str(audio.save(tmp_path / "x.flac", tone, 16000)))
     for speed in (0.8, 1.25):
-        whole = AudioDataset([clip], 16000, speed=(speed, speed)).item(0, 0, 0)
+        whole = AudioDataset([clip], 16000, variation=Variation(speed=(speed, speed))).item(0, 0, 0)
         assert whole.length == whole.audio.shape[1] == pytest.approx(16000 / speed, abs=1)
         peak = int(torch.fft.rfft(whole.audio[0]).abs().argmax())
         assert peak * 16000 / whole.length == pytest.approx(1000 * speed, abs=1)
-        part = AudioDataset([clip], 16000, segment_s=0.5, speed=(speed, speed)).item(0, 0, 0)
+        part = AudioDataset([clip], 16000, segment_s=0.5, variation=Variation(speed=(speed, speed))).item(
+            0, 0, 0
+        )
         assert part.audio.shape == (1, 8000) and part.length == 8000
 
 
@@ -219,20 +226,20 @@ def test_sources_may_be_spelled_in_several_ways() -> None:
     ("change", "reason"),
     [
         ({"train": ()}, "train: names no source"),
-        ({"segment_s": 0.0}, "segment_s: 0.0"),
-        ({"segment_s": float("nan")}, "segment_s: nan"),
-        ({"mix_probability": 1.5}, "mix_probability: 1.5"),
+        ({"segment_s": 0.0}, "segment_s is 0.0; it must be above 0"),
+        ({"segment_s": float("nan")}, "segment_s is nan"),
+        ({"mix_probability": 1.5}, "mix_probability is 1.5"),
         ({"mix_snr_db": (5.0, -5.0)}, r"mix_snr_db: \[5.0, -5.0\]"),
         ({"gain_db": (1.0, 0.0)}, "gain_db"),
         ({"speed": (0.0, 1.0)}, "speed"),
-        ({"holdout": 1.0}, "holdout: 1.0"),
-        ({"cache_mb": -1}, "cache_mb: -1"),
+        ({"holdout": 1.0}, "holdout is 1.0"),
+        ({"cache_mb": -1}, "cache_mb is -1"),
     ],
 )
 def test_config_mistakes_name_their_key(change: dict[str, object], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         DataConfig(**({"train": "synth:9"} | change))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="repeat of x: 0"):
+    with pytest.raises(InputError, match="repeat is 0; it must be at least 1"):
         SourceConfig("x", repeat=0)
 
 
@@ -288,8 +295,8 @@ def test_training_and_validation_sets(tmp_path: Path, caplog: pytest.LogCaptureF
         ),
         RATE,
     )
-    assert len(train) == 25 and train.mix_probability == 0.5
-    assert valid is not None and len(valid) == 10 and valid.mix_probability == 0 and valid.gain_db == (0, 0)
+    assert len(train) == 25 and train.variation.mix_probability == 0.5
+    assert valid is not None and len(valid) == 10 and valid.variation == Variation()
     assert open_data(DataConfig("synth:9", holdout=0.0), RATE).valid is None  # type: ignore[arg-type]
     with pytest.raises(InputError, match=rf"{manifest}: where.fold: no clip has the value '9'"):
         open_data(DataConfig((SourceConfig(manifest, where={"fold": (9,)}),)), RATE)

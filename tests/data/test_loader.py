@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from audiogen import audio
-from audiogen.data.dataset import AudioDataset
+from audiogen.data.dataset import AudioDataset, Variation
 from audiogen.data.loader import AudioLoader, collate_audio, permutation, valid_batches
 from audiogen.data.manifest import Clip
 from audiogen.errors import InputError
@@ -88,7 +88,9 @@ def sounds(folder: Path, count: int = 6) -> AudioDataset:
         )
         for i in range(count)
     ]
-    return AudioDataset(clips, 8000, segment_s=0.1, mix_probability=0.5, gain_db=(-3.0, 3.0), cache_mb=1)
+    return AudioDataset(
+        clips, 8000, segment_s=0.1, cache_mb=1, variation=Variation(mix_probability=0.5, gain_db=(-3.0, 3.0))
+    )
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_mistakes() -> None:
 
 def test_collate_pads_to_the_longest() -> None:
     batch = collate_audio([(torch.ones(2, 3), "a", "x", 3), (torch.ones(2, 5), None, "y", 4)])
-    assert batch.audio is not None and batch.audio.shape == (2, 2, 5) and batch.codes is None
+    assert batch.audio.shape == (2, 2, 5)
     assert batch.audio[0].sum() == 6 and not batch.audio[0, :, 3:].any()
     assert batch.lengths.tolist() == [3, 4] and batch.captions == ["a", None] and batch.keys == ["x", "y"]
 

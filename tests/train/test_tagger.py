@@ -335,14 +335,17 @@ def test_init_from_goes_on_from_the_weights_with_all_groups(tagger_run: Train) -
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.segment_s=1.0", "data.segment_s is 1; the events of built-in clips are known for whole clips"),
+        (
+            "data.segment_s=1.0",
+            "data.segment_s is 1; the events of built-in clips are defined for whole clips",
+        ),
         ("model.groups={toys: [hiss], synth: [rain, tone]}", "0.wav: its label 'hoot' is in no group"),
         (
             "model.groups={toys: [hiss, hoot], synth: [rain, tone, kazoo]}",
             "'kazoo' is no kind of the built-in",
         ),
         ("alike={hiss: static}", "alike: 'static' is not in model.groups.synth"),
-        ("overlay=2", "overlay 2.0; mixup must be at least 0"),
+        ("overlay=2", "overlay is 2.0; it must be in \\[0, 1\\]"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(tagger_run: Train, setting: str, message: str) -> None:

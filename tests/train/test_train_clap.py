@@ -21,7 +21,7 @@ from audiogen.diffusion.autoencoders import MelAutoencoder, MelAutoencoderConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators.latent import LatentGenerator
-from audiogen.interfaces import Batch, Sampling
+from audiogen.interfaces import AudioBatch, Sampling
 from audiogen.models.latent_codecs import save_autoencoder
 from audiogen.text.clap import Clap, clap_features, fit_length
 from audiogen.text.clap_model import (
@@ -33,9 +33,10 @@ from audiogen.text.clap_model import (
     new_clap,
 )
 from audiogen.train import clap
-from audiogen.train.__main__ import main, normalise, task_of
+from audiogen.train.__main__ import main
 from audiogen.train.clap import ClapTask, chance, contrastive_loss, floor, recall
 from audiogen.train.log import read_log
+from audiogen.train.run import normalise, task_of
 from tests.diffusion.tiny_encoders import write_clap
 
 RECIPE = """
@@ -234,12 +235,12 @@ def test_a_run_is_a_model_that_embeds_as_the_task_does(
     run = clap_run("run")
     (task,) = kept
     sounds, captions = sounds_of(manifest)
-    batch = Batch(
-        sounds, None, torch.tensor([2000, 2000, 700, 2000, 1999, 2000, 2000, 2000]), captions, [""] * 8
+    batch = AudioBatch(
+        torch.tensor([2000, 2000, 700, 2000, 1999, 2000, 2000, 2000]), captions, [""] * 8, sounds
     )
     task.model.eval()
     with torch.no_grad(), task.average.applied():
-        heard, read = task.hear(task.features(batch)), task.read(captions)
+        heard, read = task.embed_sounds(task.features(batch)), task.embed_captions(captions)
     model = Clap(str(run))
     torch.testing.assert_close(model.embed_text(captions), read, rtol=1e-4, atol=1e-5)
     for row, length in enumerate(batch.lengths.tolist()):
@@ -306,7 +307,7 @@ def test_a_model_of_ours_or_another_is_trained_on(clap_run: Train, tmp_path: Pat
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("fit.batch_size=1", "told from the others of a batch: at least 2"),
+        ("fit.batch_size=1", "compared with the others of a batch: at least 2"),
         ("fit.accumulate=2", "it cannot be run in parts"),
         ("mask=1", r"mask is 1.0; it must be in \[0, 1\)"),
         ("init_from=nowhere/at/all", "CLAP model 'nowhere/at/all' cannot be opened"),

@@ -28,6 +28,7 @@ from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.codec import CodecTask
 from audiogen.train.log import read_log
 from audiogen.train.optim import OptimConfig
+from audiogen.train.task import FitConfig
 
 Train = Callable[..., Path]
 
@@ -340,7 +341,7 @@ def test_one_pass_of_the_discriminator_serves_both_players() -> None:
         if isinstance(module, nn.LeakyReLU):
             module.register_forward_pre_hook(lambda layer, inputs: passes.append(layer))
     passes: list[nn.Module] = []
-    adversary = Adversary(judge, AdversarialConfig(), OptimConfig(), 10, "float32")
+    adversary = Adversary(judge, AdversarialConfig(), OptimConfig(), FitConfig(steps=10))
     real, source = torch.randn(2, 1, 333), torch.randn(2, 1, 333, requires_grad=True)
 
     def gradients(losses: dict[str, Tensor], fake: Tensor) -> list[Tensor]:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from audiogen import audio
 from audiogen.config import build, load_recipe, recipe_names, to_plain
+from audiogen.data.encoded import LatentDataset
 from audiogen.diffusion.denoisers import denoiser
 from audiogen.diffusion.process import PROCESSES, ProcessConfig
 from audiogen.diffusion.sample import SAMPLINGS, Sampling, sample
@@ -26,10 +27,10 @@ from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
 from audiogen.models.latent_codecs import KINDS, load_autoencoder, make, reconstruct, save_autoencoder
 from audiogen.models.released import load_released
-from audiogen.train.__main__ import main, normalise, task_of
-from audiogen.train.diffusion import new_system
-from audiogen.train.latents import LatentDataset
+from audiogen.train.__main__ import main
 from audiogen.train.log import read_log
+from audiogen.train.origin import new_system
+from audiogen.train.run import normalise, task_of
 from tests.diffusion.tiny_encoders import write_clap
 from tests.diffusion.tiny_systems import RECIPES
 
@@ -281,7 +282,7 @@ def test_training_touches_no_audio_once_the_latents_are_stored(
     data = LatentDataset([run / "latents" / "pass_000", run / "latents" / "pass_001"])
     assert len(data) == 16 and data.item(0, 0, 0).latents.shape == (4, 25, 8)
     assert {data.item(0, epoch, 0).caption for epoch in range(9)} == set(data.captions(0))
-    with pytest.raises(InputError, match="latents made with other data settings"):
+    with pytest.raises(InputError, match=r"latents made with other settings \(seed\); delete it"):
         train(recipe, run, "fit.steps=6", "latent_passes=2", "seed=1")
 
 
@@ -456,8 +457,8 @@ def test_clap_of_the_audio_is_stored_with_the_latents_and_conditions(
         f"system.conditioner.clap={clap}",
     )
     run = train(recipe, tmp_path / "run", *settings, "clap_of=audio", "fit.steps=2")
-    stored = LatentDataset([run / "latents" / "pass_000"]).item(3, 0, 0).clap
-    assert stored is not None and stored.shape == (20,) and stored.norm() == pytest.approx(1.0, abs=1e-4)
+    stored = LatentDataset([run / "latents" / "pass_000"]).item(3, 0, 0).features["clap"]
+    assert stored.shape == (20,) and stored.norm() == pytest.approx(1.0, abs=1e-4)
     other = train(recipe, tmp_path / "text", *settings, "fit.steps=2")
     assert scalars(run)[0]["train/loss"] != scalars(other)[0]["train/loss"]
     with pytest.raises(InputError, match="clap_of is 'audio', but system.conditioner.clap names no model"):
@@ -476,7 +477,7 @@ def test_a_system_is_trained_on(lafma: Train, tmp_path: Path) -> None:
 def test_the_text_encoder_of_a_language_model_is_taken_and_stays(tmp_path: Path) -> None:
     node = load_recipe("lafma_tiny")
     built = build(task_of(node.task)[1], normalise(node, task_of(node.task)[0], []))
-    system = new_system(built, None, tmp_path)  # type: ignore[arg-type]
+    system = new_system(built.system, built.text_from, None, tmp_path, 0)  # type: ignore[arg-type]
     text = system.conditioner.text.embedded
     given = checkpoint.load_tensors(checkpoint.weights_folder() / "lm_tiny" / "text")
     assert torch.equal(text.output_proj.weight, given["output_proj.weight"].float())

@@ -16,12 +16,12 @@ from transformers import DacConfig, DacModel
 
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
-from audiogen.data.codes import ShardReader
+from audiogen.data.captions import meanings, shuffle_captions
+from audiogen.data.shards import ShardReader
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.models.codec_pretrained import load_codec, save_codec
 from audiogen.models.lm_pretrained import load_lm
-from audiogen.train.lm import meanings, shuffle_captions
 from audiogen.train.log import read_log
 from tests import random_t5
 
@@ -174,7 +174,7 @@ def test_tokens_are_used_again_and_refused_for_other_data(
     lm_run("run", "pretokenize_epochs=2", "fit.steps=2")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (tmp_path / "run/tokens/pass_001").is_dir()
-    with pytest.raises(InputError, match="tokens made with other data settings, codec or seed"):
+    with pytest.raises(InputError, match=r"tokens made with other settings \(data\); delete it"):
         lm_run("run", "pretokenize_epochs=2", "fit.steps=3", "data.segment_s=0.25")
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from audiogen.data.dataset import DataConfig, open_data
+from audiogen.data.encoded import LatentDataset, collate_latents
 from audiogen.diffusion.audiomae import load_audiomae
 from audiogen.diffusion.loa import pool_latents
 from audiogen.errors import InputError
@@ -18,7 +19,6 @@ from audiogen.files import checkpoint
 from audiogen.models.released import load_released
 from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import train_vocabulary
-from audiogen.train.latents import LatentDataset, collate_latents
 from tests.diffusion.tiny_encoders import write_audiomae
 from tests.train.test_train_diffusion import (
     AUTOENCODER,
@@ -84,9 +84,11 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_vectors_are_stored_with_the_latents(audioldm2: Train) -> None:
     run = audioldm2("run", "fit.steps=1", "loa.only=true")
     batch = stored(run)
-    assert batch.loa.shape == (4, 5, 16)
-    torch.testing.assert_close(batch.loa, pool_latents(batch.latents, 5, 16), atol=5e-3, rtol=5e-3)
-    with pytest.raises(InputError, match="other data settings, encoder, seed or features"):
+    assert batch.features["loa"].shape == (4, 5, 16)
+    torch.testing.assert_close(
+        batch.features["loa"], pool_latents(batch.latents, 5, 16), atol=5e-3, rtol=5e-3
+    )
+    with pytest.raises(InputError, match=r"made with other settings \(loa\)"):
         audioldm2("run", "fit.steps=2", "loa=null")
 
 
@@ -107,7 +109,7 @@ def test_audiomaes_vectors_are_stored_and_learned(audioldm2: Train, clips: Path,
     batch, model = stored(run), load_audiomae(str(folder))
     assert batch.keys == [item.key for item in items]
     vectors = model.vectors(torch.stack([item.audio for item in items]), 2000)
-    torch.testing.assert_close(batch.loa, vectors, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(batch.features["loa"], vectors, atol=1e-4, rtol=1e-4)
     assert all(loss > 0 for loss in trained(run, "train/loa")) and len(trained(run, "train/loa")) == 2
     made_by = checkpoint.read_json(run / "latents" / "settings.json")["loa"]
     assert made_by["model"] == checkpoint.identity(model.state_dict())
@@ -116,7 +118,7 @@ def test_audiomaes_vectors_are_stored_and_learned(audioldm2: Train, clips: Path,
     ):
         audioldm2("other", *settings, "system.conditioner.loa.length=5")
     write_audiomae(tmp_path, width=64, num_blocks=4, num_patches=128)
-    with pytest.raises(InputError, match="other data settings, encoder, seed or features"):
+    with pytest.raises(InputError, match=r"made with other settings \(loa\)"):
         audioldm2("run", *settings, "fit.steps=3")
 
 
@@ -129,11 +131,11 @@ def test_gpt2_alone_learns_the_vectors_of_the_captions(audioldm2: Train) -> None
     known = conditioner.know(batch.captions)
 
     def error(found: torch.Tensor) -> float:
-        return float((found - batch.loa).square().mean())
+        return float((found - batch.features["loa"]).square().mean())
 
-    of_mean = error(batch.loa.mean(dim=0, keepdim=True))
+    of_mean = error(batch.features["loa"].mean(dim=0, keepdim=True))
     with torch.no_grad():
-        assert error(conditioner.loa_vectors(known, batch.loa)) < 0.15 * of_mean
+        assert error(conditioner.loa_vectors(known, batch.features["loa"])) < 0.15 * of_mean
         assert error(conditioner.loa_vectors(known)) < 0.15 * of_mean
     records = [record for record in scalars(run) if "valid/loss" in record]
     assert all(record["valid/loss"] == record["valid/loa"] for record in records)

@@ -16,10 +16,10 @@ from torch import nn
 from audiogen.device import choose_device
 from audiogen.errors import InputError, run_command
 from audiogen.train.__main__ import main
-from audiogen.train.ema import Average
 from audiogen.train.log import Log, read_log
-from audiogen.train.loop import FitConfig, StopRequest, autocast, due, row_slices
-from audiogen.train.optim import OptimConfig, Optimizer, learning_rate
+from audiogen.train.loop import StopRequest, due
+from audiogen.train.optim import Average, OptimConfig, Optimizer, learning_rate
+from audiogen.train.task import FitConfig, autocast, row_slices
 
 ROOT = Path(__file__).resolve().parents[2]
 Train = Callable[..., Path]
@@ -48,7 +48,7 @@ def test_the_gradient_is_clipped_by_its_norm_over_all_parameters() -> None:
     layer = nn.Linear(2, 2)
     optimizer = Optimizer([layer], OptimConfig(clip_norm=0.5, lr=1e-3, warmup_steps=0), 10)
     optimizer.backward((layer.weight * 3).sum() + (layer.bias * 4).sum())
-    metrics = optimizer.step(0)
+    metrics = optimizer.step(0, optimizer.clip())
     assert metrics["grad_norm"] == pytest.approx(math.sqrt(4 * 9 + 2 * 16))
     moments = optimizer.adamw.state[layer.weight]["exp_avg"] / (1 - 0.9)
     assert torch.allclose(moments, torch.full((2, 2), 3 * 0.5 / metrics["grad_norm"]))
@@ -60,7 +60,7 @@ def test_only_matrices_are_decayed() -> None:
     config = OptimConfig(lr=0.1, weight_decay=0.5, warmup_steps=0, schedule="constant")
     optimizer = Optimizer([layer], config, 10)
     optimizer.backward((layer.weight * 0).sum() + (layer.bias * 0).sum())
-    optimizer.step(0)
+    optimizer.step(0, optimizer.clip())
     assert torch.allclose(layer.weight, before["weight"] * 0.95)
     assert torch.equal(layer.bias, before["bias"])
 
@@ -70,7 +70,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     before = layer.weight.detach().clone()
     optimizer = Optimizer([layer], OptimConfig(), 10)
     optimizer.backward((layer.weight * float("nan")).sum())
-    assert math.isnan(optimizer.step(0)["grad_norm"])
+    assert math.isnan(optimizer.step(0, optimizer.clip())["grad_norm"])
     assert torch.equal(layer.weight, before)
 
 
@@ -79,11 +79,11 @@ def test_float16_losses_are_scaled_and_an_overflow_is_left_out() -> None:
     before = layer.weight.detach().clone()
     optimizer = Optimizer([layer], OptimConfig(warmup_steps=0, weight_decay=0.0), 10, scale_losses=True)
     optimizer.backward((layer.weight * float("inf")).sum())
-    metrics = optimizer.step(0)
+    metrics = optimizer.step(0, optimizer.clip())
     assert "grad_norm" not in metrics and metrics["loss_scale"] == 2.0**15
     assert torch.equal(layer.weight, before)
     optimizer.backward((layer.weight * 3).sum())
-    assert optimizer.step(1)["grad_norm"] == pytest.approx(6.0)
+    assert optimizer.step(1, optimizer.clip())["grad_norm"] == pytest.approx(6.0)
     assert not torch.equal(layer.weight, before)
 
 
@@ -255,7 +255,7 @@ def test_the_command_runs(codec_run: Train, tmp_path: Path) -> None:
 def test_auto_precision_is_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for native in (True, False):
-        monkeypatch.setattr("audiogen.train.loop.has_bfloat16", lambda device, native=native: native)
+        monkeypatch.setattr("audiogen.train.task.has_bfloat16", lambda device, native=native: native)
         with autocast(cpu, "auto"):
             product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert product.dtype == (torch.bfloat16 if native else torch.float32)

@@ -9,18 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audiogen.data.codes import (
-    CodeClip,
-    ShardReader,
-    ShardWriter,
-    TokenSpec,
-    collate_codes,
-    is_shard_directory,
-    open_codes,
-)
 from audiogen.data.dataset import DataConfig, SourceConfig
+from audiogen.data.encoded import collate_codes, open_codes
 from audiogen.data.loader import AudioLoader, permutation, valid_batches
 from audiogen.data.manifest import held_out
+from audiogen.data.shards import CodeClip, ShardReader, ShardWriter, TokenSpec, is_shard_directory
 from audiogen.errors import InputError
 
 SPEC = TokenSpec("tiny", "0123456789abcdef", 16000, 1, 320, num_codebooks=3, codebook_size=1024)
@@ -178,7 +171,6 @@ def test_loader_gives_batches_of_codes_in_the_order_of_the_seed(tmp_path: Path) 
     order = [*permutation(11, 1, 0).tolist(), *permutation(11, 1, 1).tolist()]
     keys = [key for batch in batches for key in batch.keys]
     assert keys[:22] == [f"a/{i}.wav" for i in order]
-    assert batches[0].audio is None and batches[0].codes is not None
     assert batches[0].codes.shape == (4, 3, 8)
     assert batches[0].lengths.tolist() == [min(8, 5 + i) for i in order[:4]]
     later = next(iter(loader.batches(start_step=4)))
@@ -196,7 +188,7 @@ def test_whole_clips_are_padded_to_the_longest(tmp_path: Path) -> None:
     items = [dataset.item(i, 0, 0) for i in (2, 6)]
     items = [item._replace(codes=item.codes[:, : item.length]) for item in items]
     batch = collate_codes(items)
-    assert batch.codes is not None and batch.codes.shape == (2, 3, 11)
+    assert batch.codes.shape == (2, 3, 11)
     assert torch.equal(batch.codes[1], clips[6].codes)
     assert torch.equal(batch.codes[0, :, :7], clips[2].codes) and not batch.codes[0, :, 7:].any()
 

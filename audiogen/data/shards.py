@@ -1,0 +1,235 @@
+"""Shards: arrays computed once for each clip of a corpus, tokens or latents, that training reads in its place.
+
+A shard is a safetensors file with the arrays of many clips, and in its metadata one row of JSON per clip (key,
+captions, length). Clips of any length stand side by side, clips of one length are stacked:
+
+tokens: `codes` [K, sum of T]. `index.json` holds the codec, the shards with their checksums, and the clips that could
+not be read. A shard is complete before the index names it, so an interrupted run loses at most one shard. Written by
+`python -m audiogen.codec encode --shards` and by training with `pretokenize_epochs`.
+
+latents: `latents` [clips, D, T] or [clips, D, T, M], beside them `clap` [clips, E] and `loa` [clips, length, width]. A
+shard is complete if it exists; there is no index. Written by the training of denoisers.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from audiogen.data.manifest import Clip
+from audiogen.errors import InputError
+from audiogen.files.checkpoint import clean, write_json, write_tensors
+from audiogen.interfaces import Codec
+
+FORMAT = 1
+INDEX = "index.json"
+AGAIN = "delete the folder and encode the corpus again"
+
+
+def write_shard(path: Path, arrays: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the arrays of many clips and a row of JSON for each."""
+    write_tensors(path, arrays, {"clips": json.dumps(rows, ensure_ascii=False)})
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a shard's clips."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            return json.loads(shard.metadata()["clips"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); {AGAIN}") from None
+
+
+class OpenFiles(dict[Path, Any]):
+    """safetensors files, opened at their first use; a checksum, where one is given, is compared then."""
+
+    def __init__(self, checksums: Mapping[Path, int]):
+        self.checksums = checksums
+
+    def __missing__(self, path: Path) -> Any:
+        if path in self.checksums and _crc32(path) != self.checksums[path]:
+            raise InputError(f"{path} is damaged (wrong checksum); {AGAIN}")
+        self[path] = safe_open(path, framework="pt")
+        return self[path]
+
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[Mapping[Path, int]]]:
+        return OpenFiles, (self.checksums,)  # each process opens the files for itself
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """The codec of the tokens, by name (a hint) and hash (which decides), and what its integers stand for."""
+
+    codec: str = field(compare=False)
+    identity: str
+    sample_rate: int
+    channels: int
+    hop_length: int
+    num_codebooks: int
+    codebook_size: int
+
+    @classmethod
+    def of(cls, codec: Codec) -> TokenSpec:
+        """Of all codebooks of a codec."""
+        return cls(
+            codec.name,
+            codec.identity,
+            codec.sample_rate,
+            codec.channels,
+            codec.hop_length,
+            codec.num_codebooks,
+            codec.codebook_size,
+        )
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.hop_length
+
+    def __str__(self) -> str:
+        return f"codec {self.codec} ({self.identity}) with {self.num_codebooks} codebooks"
+
+
+@dataclass(frozen=True)
+class CodeClip:
+    """One tokenised clip: codes [K, T], T = ceil(num_samples / hop_length); `fields` are its manifest's other keys."""
+
+    key: str
+    codes: Tensor
+    num_samples: int
+    captions: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ShardWriter:
+    """Adds token shards to a directory; one that an earlier run with the same codec began is continued.
+
+    done: keys of the clips that are stored already.
+    unreadable: reason by key of the clips that could not be read.
+    """
+
+    def __init__(self, directory: str | Path, spec: TokenSpec) -> None:
+        self.directory, self.spec = Path(directory), spec
+        self.done: set[str] = set()
+        self.unreadable: dict[str, str] = {}
+        self._shards: list[dict[str, Any]] = []
+        if (self.directory / INDEX).exists():
+            stored, self._shards, self.unreadable = _read_index(self.directory)
+            if stored != spec:
+                raise InputError(
+                    f"{directory} holds tokens of {stored}; these would be of {spec}: choose another folder"
+                )
+            self.done = {row["key"] for shard in self._shards for row in read_rows(self._path(shard))}
+            clean(self.directory)
+
+    def _path(self, shard: Mapping[str, Any]) -> Path:
+        return self.directory / shard["file"]
+
+    def write(self, clips: Sequence[CodeClip], unreadable: Mapping[str, str] | None = None) -> None:
+        """Store clips as one more shard, and the reasons of those that could not be read, in one step."""
+        repeated = [clip.key for clip in clips if clip.key in self.done]
+        if repeated or len({clip.key for clip in clips}) < len(clips):
+            raise ValueError(
+                f"each key can be stored once; again: {', '.join(repeated) or 'within the shard'}"
+            )
+        if clips:
+            self._shards.append(self._write_shard(clips))
+        self.done |= {clip.key for clip in clips}
+        reasons = self.unreadable | dict(unreadable or {})
+        self.unreadable = {key: reason for key, reason in reasons.items() if key not in self.done}
+        contents = {"format": FORMAT, "codec": asdict(self.spec), "shards": self._shards}
+        write_json(self.directory / INDEX, contents | {"unreadable": self.unreadable})
+
+    def _write_shard(self, clips: Sequence[CodeClip]) -> dict[str, Any]:
+        """-> its entry in the index."""
+        dtype = torch.uint16 if self.spec.codebook_size <= 1 << 16 else torch.int32
+        codes = torch.cat([clip.codes.cpu() for clip in clips], dim=1).to(dtype)  # [K, sum of T]
+        if codes.shape[0] != self.spec.num_codebooks:
+            raise ValueError(f"got {codes.shape[0]} codebooks; the shards have {self.spec.num_codebooks}")
+        rows = [
+            {
+                "key": clip.key,
+                "num_frames": clip.codes.shape[1],
+                "num_samples": clip.num_samples,
+                "captions": clip.captions,
+                "fields": dict(clip.fields),
+            }
+            for clip in clips
+        ]
+        shard = {"file": f"shard-{len(self._shards):05d}.safetensors", "num_clips": len(clips)}
+        write_shard(self._path(shard), {"codes": codes}, rows)
+        return {**shard, "num_frames": codes.shape[1], "crc32": _crc32(self._path(shard))}
+
+
+class ShardReader:
+    """Random access to the clips of a directory of token shards.
+
+    clips: each clip's captions and fields, `path` being its key; no codes yet. num_frames, num_samples: of each clip.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.spec, shards, self.unreadable = _read_index(self.directory)
+        self.clips: list[Clip] = []
+        self.num_frames: list[int] = []
+        self.num_samples: list[int] = []
+        self._starts: list[tuple[Path, int]] = []  # shard, first frame within it
+        paths = [self.directory / shard["file"] for shard in shards]
+        self._files = OpenFiles({path: shard["crc32"] for path, shard in zip(paths, shards, strict=True)})
+        for path in paths:
+            start = 0
+            for row in read_rows(path):
+                self.clips.append(Clip(row["key"], tuple(row["captions"]), fields=row["fields"]))
+                self.num_frames.append(row["num_frames"])
+                self.num_samples.append(row["num_samples"])
+                self._starts.append((path, start))
+                start += row["num_frames"]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def codes(self, index: int, start: int = 0, num_frames: int | None = None) -> Tensor:
+        """Codes [K, T] of a clip, or `num_frames` of it from `start`; only they are read from disk."""
+        path, offset = self._starts[index]
+        stop = self.num_frames[index] if num_frames is None else start + num_frames
+        codes = self._files[path].get_slice("codes")
+        return codes[:, offset + start : offset + min(stop, self.num_frames[index])].long()
+
+
+def _read_index(directory: Path) -> tuple[TokenSpec, list[dict[str, Any]], dict[str, str]]:
+    """-> (spec, entries of the shards, reason by key of what could not be read)."""
+    path = directory / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if index["format"] != FORMAT:
+            raise InputError(
+                f"{path} has format {index['format']!r}; this version reads {FORMAT}: update audiogen"
+            )
+        return TokenSpec(**index["codec"]), index["shards"], index["unreadable"]
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{directory}: not a folder of token shards ({INDEX}: {error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); {AGAIN}") from None
+
+
+def is_shard_directory(path: str | Path) -> bool:
+    """Whether the path is a directory of token shards."""
+    return (Path(path) / INDEX).is_file()

@@ -1,0 +1,140 @@
+"""From settings on the command line to a finished run directory."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from audiogen import __version__, distributed
+from audiogen.config import build, did_you_mean, load_recipe, plain, recipe_names, to_plain, to_yaml
+from audiogen.data.dataset import parse_sources
+from audiogen.data.loader import AudioLoader, valid_batches
+from audiogen.device import choose_device
+from audiogen.errors import InputError
+from audiogen.files import checkpoint
+from audiogen.train.loop import fit
+from audiogen.train.task import Prepared, Run
+
+# Recipes' `task:` -> the recipe's class, in the module of the task's name.
+TASKS = {
+    "autoencoder": "AutoencoderRecipe",
+    "clap": "ClapRecipe",
+    "codec": "CodecRecipe",
+    "diffusion": "DiffusionRecipe",
+    "lm": "LMRecipe",
+    "tagger": "TaggerRecipe",
+}
+
+
+def run(settings: Sequence[str], print_config: bool = False) -> int:
+    """Build the recipe from `recipe=NAME` and `a.b=value` settings, prepare its task, fit."""
+    name, overrides = split_settings(settings)
+    node = load_recipe(name, overrides)
+    module, recipe_class = task_of(str(node.get("task")))
+    recipe: Run = build(recipe_class, normalise(node, module, overrides))
+    if print_config:
+        print(to_yaml(recipe), end="")
+        return 0
+    return train(recipe, module)
+
+
+def split_settings(settings: Sequence[str]) -> tuple[str, list[str]]:
+    """`recipe=NAME` and the other settings."""
+    names = [setting.partition("=")[2] for setting in settings if setting.startswith("recipe=")]
+    if len(names) != 1 or not names[0]:
+        raise InputError(
+            f"give one recipe=NAME or recipe=PATH.yaml; built-in recipes: {', '.join(recipe_names())}"
+        )
+    return names[0], [setting for setting in settings if not setting.startswith("recipe=")]
+
+
+def task_of(name: str) -> tuple[Any, type]:
+    """The module of a recipe's `task:`, with `INHERITED`, `inherit` and `prepare`, and its recipe dataclass."""
+    if name not in TASKS:
+        raise InputError(f"task: got {name!r}; {did_you_mean(name, TASKS)}")
+    module = import_module(f"audiogen.train.{name}")
+    return module, getattr(module, TASKS[name])
+
+
+def normalise(node: DictConfig, module: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    """The recipe as plain values: sources of data spelled out, the architecture of `init_from` filled in."""
+    values = plain(node)
+    if isinstance(values.get("data"), dict):
+        for key in ("train", "valid"):
+            if key in values["data"]:
+                values["data"][key] = parse_sources(values["data"][key])
+    if values.get("init_from"):
+        fixed = [text for text in overrides if re.split(r"[.=\[]", text)[0] in module.INHERITED]
+        if fixed:
+            raise InputError(
+                f"{fixed[0]}: init_from={values['init_from']} decides the architecture; leave one out"
+            )
+        values |= module.inherit(values)
+    return values
+
+
+def train(recipe: Run, module: Any) -> int:
+    """Run a recipe in its run directory, which then holds the recipe, the log, checkpoints and the model."""
+    settings, out = recipe.fit, Path(recipe.out)
+    device = choose_device(settings.device)
+    distributed.initialize(device)
+    try:
+        prepared: Prepared = module.prepare(recipe, out, device)
+        task, data, valid_data, collate = prepared
+        if distributed.rank() == 0:
+            record(recipe, out)
+        loader = AudioLoader(
+            data,
+            settings.batch_size,
+            recipe.seed,
+            distributed.rank(),
+            distributed.world(),
+            settings.workers,
+            collate,
+        )
+
+        def valid() -> Iterable[Any]:
+            assert valid_data is not None
+            return valid_batches(valid_data, settings.batch_size, settings.valid_batches, collate)
+
+        fit(task, loader, valid if valid_data else None, recipe)
+        if loader.skipped:
+            print(f"{len(loader.unreadable)} clips could not be read and were left out", file=sys.stderr)
+    finally:
+        distributed.shutdown()
+    return 0
+
+
+def record(recipe: Run, out: Path) -> None:
+    """Write `recipe.yaml` and `run.json` (versions, machine); say what differs from the recipe that began the run."""
+    path = out / "recipe.yaml"
+    if path.exists():
+        before, now = flatten(OmegaConf.to_container(OmegaConf.load(path))), flatten(to_plain(recipe))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                print(f"{out}: {key} was {before.get(key)}, is now {now.get(key)}", file=sys.stderr)
+    checkpoint.write_bytes_atomic(path, to_yaml(recipe).encode())
+    versions = {"audiogen": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    machine = {"platform": platform.platform(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    checkpoint.write_json(out / "run.json", {"versions": versions, "machine": machine, "seed": recipe.seed})
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        path: value
+        for key, item in node.items()
+        for path, value in flatten(item, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

@@ -1,0 +1,209 @@
+"""What the training tasks share: the configuration of a run, and a module that learns with optimiser and average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from audiogen import interfaces
+from audiogen.config import NotNegative, Positive, Range, check_ranges
+from audiogen.data.dataset import DataConfig
+from audiogen.data.loader import Dataset
+from audiogen.device import has_bfloat16
+from audiogen.errors import InputError
+from audiogen.files import checkpoint
+from audiogen.interfaces import Batch
+from audiogen.train.optim import Average, OptimConfig, Optimizer
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Resume = Literal["auto", "must", "never"]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Order and cadence of a run. Counts are optimiser steps; a cadence of 0 is never, any other includes the end.
+
+    batch_size: clips per step and process. accumulate: into how many parts, run one after another, a batch is split
+    to save memory. precision: of the forward passes; auto is bfloat16 where the device computes it natively, else
+    float32. valid_batches: how many batches a validation reads at most. keep_last: checkpoints kept.
+    """
+
+    steps: Positive = 1000
+    batch_size: Positive = 16
+    accumulate: Positive = 1
+    precision: Precision = "float32"
+    ema_decay: Annotated[float, Range(0, 1, below=True)] = 0.0
+    log_every: NotNegative = 10
+    valid_every: NotNegative = 500
+    valid_batches: Positive = 8
+    sample_every: NotNegative = 0
+    save_every: NotNegative = 500
+    keep_last: Positive = 2
+    workers: NotNegative = 0
+    device: str = "auto"
+    compile: bool = False
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"batch_size {self.batch_size} cannot be split into accumulate={self.accumulate} parts"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every recipe has: data, where the run is kept, and how it is optimised.
+
+    task: the kind of training, a key of `run.TASKS`. out: run directory. resume: auto continues from a checkpoint in
+    `out` if there is one; must and never refuse the other case. init_from: model to start from, which decides the
+    architecture; null starts from random weights.
+    """
+
+    task: str
+    seed: int = 0
+    out: str
+    resume: Resume = "auto"
+    init_from: str | None = None
+    data: DataConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+class Task(interfaces.Task, Protocol):
+    """What `fit` trains, and shows and saves on the way; `step` reports `train/loss` among others."""
+
+    sample_rate: int
+
+    def samples(self, batches: Iterable[Any]) -> Mapping[str, Tensor]:
+        """Sounds [C, N] by name, to listen to during training."""
+        ...
+
+    def export(self, directory: Path, info: Mapping[str, Any]) -> None:
+        """Write the model as it stands (its average where there is one) as a model directory."""
+        ...
+
+
+class Prepared(NamedTuple):
+    """A task with its data: training and validation sets, and the function that makes a batch of their items."""
+
+    task: Task
+    train: Dataset
+    valid: Dataset | None
+    collate: Callable[[Sequence[Any]], Batch]
+
+
+class Stateful(Protocol):
+    """A part of a task that a checkpoint holds."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
+
+
+R = TypeVar("R", bound=Run)
+
+
+class Trained(Generic[R]):
+    """A module that learns, its optimiser and its moving average.
+
+    A task adds `sample_rate`, `step`, `evaluate` and `export`; `samples` if it makes sound.
+
+    saved: what a checkpoint holds beside the module's weights, by name; None for what this recipe does not use.
+    """
+
+    def __init__(self, recipe: R, module: nn.Module, device: torch.device, name: str = "model"):
+        """name: of the module's weights in checkpoints."""
+        self.recipe, self.module, self.device, self.name = recipe, module, device, name
+        fit = recipe.fit
+        self.optimizer = Optimizer([module], recipe.optim, fit.steps, fit.precision == "float16")
+        self.average = Average(module, fit.ema_decay)
+        self.saved: dict[str, Stateful | None] = {"optimizer": self.optimizer, "average": self.average}
+
+    def parts(self, batch: Batch) -> list[slice]:
+        """The rows of each part of a batch, as many parts as `fit.accumulate`."""
+        return row_slices(len(batch.keys), self.recipe.fit.accumulate)
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass: `fit.precision`."""
+        return autocast(self.device, self.recipe.fit.precision)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the context the module evaluates: no gradients, no dropout, averaged weights where averaging is on."""
+        self.module.eval()
+        with torch.no_grad(), self.average.applied():
+            yield
+
+    def samples(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        """Sounds [C, N] by name: none, unless the task makes sound."""
+        return {}
+
+    def weights(self) -> dict[str, Any]:
+        """The entry of a checkpoint, or entries, that hold the module's weights."""
+        return {self.name: self.module.state_dict()}
+
+    def load_weights(self, state: Mapping[str, Any]) -> None:
+        """Restore what `weights` gave."""
+        checkpoint.load_into(self.module, state[self.name], "the checkpoint")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a bit-exact resume needs."""
+        return self.weights() | {
+            name: part.state_dict() if part else None for name, part in self.saved.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.load_weights(state)
+        for name, part in self.saved.items():
+            if part and state[name] is not None:
+                part.load_state_dict(state[name])
+
+
+class Totals:
+    """Scalars of a step, summed over the parts of its batch; read together, so that the device is waited for once."""
+
+    def __init__(self, num_parts: int = 1):
+        self.num_parts = num_parts
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, scalars: Mapping[str, Tensor]) -> None:
+        """Add the scalars of one part, each divided by the number of parts."""
+        for name, value in scalars.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach() / self.num_parts
+
+    def metrics(self) -> dict[str, float]:
+        """{"train/NAME": sum}."""
+        values = torch.stack(list(self.sums.values())).tolist()
+        return {f"train/{name}": value for name, value in zip(self.sums, values, strict=True)}
+
+
+def row_slices(num_rows: int, parts: int) -> list[slice]:
+    """The rows of a batch in at most `parts` parts, in order."""
+    size = -(-num_rows // parts)
+    return [slice(first, first + size) for first in range(0, num_rows, size)]
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a model's forward runs at `precision`; its weights stay float32."""
+    if precision == "float16" and device.type == "cpu":
+        raise InputError("fit.precision=float16 needs a GPU; on a CPU use bfloat16 or float32")
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16(device) else "float32"
+    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
+
+def means(values: Mapping[str, list[Tensor]]) -> dict[str, float]:
+    """Validation scalars: the mean over the clips of each list of values [B], by name."""
+    return {f"valid/{name}": torch.cat(each).mean().item() for name, each in values.items()}
