@@ -1,7 +1,7 @@
-"""What AudioLDM 2's GPT-2 is taught: features that AudioMAE (2207.06405) finds in a sound, pooled; an encoder, frozen.
+"""The training targets of AudioLDM 2's GPT-2: pooled features of a sound by AudioMAE (2207.06405), a frozen encoder.
 
-It is timm's `vit_base_patch16_1024_128.audiomae_as2m`: patches of 16 x 16 places of a log-mel spectrogram, 10.24 s by
-128 bins, through twelve blocks. Width, blocks and frames are those of the tensors.
+It is timm's `vit_base_patch16_1024_128.audiomae_as2m`: patches of 16 frames x 16 bins of a log-mel spectrogram of
+10.24 s and 128 bins, through twelve blocks. Width, blocks and frames are those of the tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ F_MIN = 20.0
 PREEMPHASIS = 0.97
 FLOOR = 1.1920928955078125e-07  # smallest power in a mel bin, float32's epsilon
 MEAN, SCALE = -4.2677393, 2 * 4.5689974  # AudioSet's, as AudioMAE was trained
-PATCH, POOLED = 16, 8  # frames and bins of a patch; patches, each way, that a vector is pooled of
+PATCH, POOLED = 16, 8  # frames and bins of a patch; patches in time and in mel that one vector is pooled over
 HEAD_DIM = 64  # numbers of an attention head, in ViT-S, B and L
 AVERAGED_BLOCKS = 3  # the last ones, whose normalised outputs AudioLDM 2's authors average
 LAYOUTS = (hub.Layout("timm", ("model.safetensors",), ("model.safetensors",)),)
@@ -64,9 +64,9 @@ class AudioMae(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, spectrogram: Tensor) -> Tensor:
-        """What `normalised` gives [B, num_frames, 128] -> features [B, T, M, D], 64 x 8 places; no class token.
+        """Spectrogram of `normalised` [B, num_frames, 128] -> features [B, T, M, D], 64 x 8 patches; no class token.
 
-        The mean of three blocks' outputs, as AudioLDM 2's code has it; the paper says nothing of it.
+        The mean of three blocks' outputs, as in AudioLDM 2's code; the paper does not mention it.
         """
         x = self.patches(spectrogram[:, None]).flatten(2).transpose(1, 2)  # [B, T * M, D]
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.positions
@@ -81,8 +81,8 @@ class AudioMae(nn.Module):
     def vectors(self, audio: Tensor, sample_rate: int) -> Tensor:
         """Audio [B, C, N] -> pooled features [B, num_vectors, width], eight of 1.28 s each in the release.
 
-        They cover 10.24 s whatever the sound's length: silence follows a shorter one, as in the authors' data, and has
-        vectors, too; of a longer one they are of its beginning.
+        They cover 10.24 s whatever the sound's length: a shorter one is padded with silence, as in the authors' data,
+        which has vectors, too; of a longer one they are of its beginning.
         """
         mono = resample(audio.float().mean(dim=1), sample_rate, SAMPLE_RATE)
         wanted = self.num_frames * HOP_LENGTH
@@ -97,9 +97,9 @@ def fbank(audio: Tensor) -> Tensor:
     """
     frames = audio.unfold(1, WINDOW, HOP_LENGTH)  # [B, T, window]; what does not fill a window is left out
     frames = frames - frames.mean(dim=2, keepdim=True)
-    before = F.pad(frames, (1, 0), mode="replicate")[..., :-1]
+    before = F.pad(frames, (1, 0), mode="replicate")[..., :-1]  # the sample before each; the first is its own
     window = torch.hann_window(WINDOW, periodic=False, device=audio.device)
-    power = torch.fft.rfft((frames - PREEMPHASIS * before) * window, N_FFT).abs().square()
+    power = torch.fft.rfft((frames - PREEMPHASIS * before) * window, N_FFT).abs().square()  # [B, T, F]
     return (power @ mel_triangles().to(audio.device)).clamp(min=FLOOR).log()
 
 
@@ -117,7 +117,7 @@ def mel_triangles() -> Tensor:
 
 
 def normalised(features: Tensor, num_frames: int) -> Tensor:
-    """Log-mel [B, T, M] -> what AudioMAE reads [B, num_frames, M]; zeros stand for frames at the end before scaling.
+    """Log-mel [B, T, M] -> AudioMAE's input [B, num_frames, M]; missing frames are zeros before the scaling.
 
     Two of these 1024 frames follow 10.24 s, whose last windows are not full.
     """
@@ -128,7 +128,7 @@ def normalised(features: Tensor, num_frames: int) -> Tensor:
 def load_audiomae(name_or_directory: str) -> AudioMae:
     """The encoder of a directory or hub id in timm's layout (model.safetensors), frozen.
 
-    Raises InputError where it cannot be had, or holds other tensors than such an encoder's.
+    Raises InputError where it is missing, or holds other tensors than such an encoder's.
     """
     directory = (
         Path(name_or_directory) if Path(name_or_directory).is_dir() else hub.fetch(name_or_directory, LAYOUTS)

@@ -1,4 +1,4 @@
-"""Latent codecs: audio [B, C, N] to latents at unit variance and back.
+"""Autoencoders: audio [B, C, N] to latents at unit variance and back.
 
 `MelAutoencoder` goes through a mel spectrogram and a vocoder (AudioLDM, AudioLDM 2, LAFMA, Tango), its latents are
 [B, D, T, M]; `WaveformAutoencoder` works on samples (Stable Audio, TangoFlux), its latents are [B, D, T].
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -17,6 +17,7 @@ from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audiogen.config import Positive, Range, check_ranges
 from audiogen.diffusion.griffin_lim import griffin_lim
 from audiogen.diffusion.mdct import compress, expand, inverse_mdct, mdct, mdct_basis
 from audiogen.diffusion.mel import MelConfig, log_mel
@@ -24,30 +25,7 @@ from audiogen.diffusion.snake import use_snakes
 from audiogen.diffusion.vocoder import VocoderConfig, vocode, vocoder
 from audiogen.errors import InputError
 
-
-class LatentCodec(Protocol):
-    """What a latent codec offers. hop_length: samples for each latent frame."""
-
-    @property
-    def sample_rate(self) -> int: ...
-
-    @property
-    def channels(self) -> int: ...
-
-    @property
-    def hop_length(self) -> int: ...
-
-    def encode(self, audio: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """[B, C, N] -> latents [B, D, T] or [B, D, T, M] at unit variance, T = ceil(N / hop_length)."""
-        ...
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, D, T] or [B, D, T, M] -> audio [B, C, T * hop_length]."""
-        ...
-
-    def latent_shape(self, duration_s: float) -> tuple[int, ...]:
-        """(D, T) or (D, T, M) of a sound of that length."""
-        ...
+Scale = Annotated[float, Range(0, math.inf, above=True, below=True)]  # a number above 0
 
 
 @dataclass(frozen=True)
@@ -61,24 +39,20 @@ class MelAutoencoderConfig:
     multiplied with to have unit variance; one over the standard deviation of a first batch (`fit_scale`).
     """
 
-    channels: tuple[int, ...] = (128, 256, 512)
-    num_res_blocks: int = 2
-    latent_dim: int = 8
+    channels: tuple[Positive, ...] = (128, 256, 512)
+    num_res_blocks: Positive = 2
+    latent_dim: Positive = 8
     mid_attention: bool = True
-    norm_groups: int = 32
-    scale_factor: float = 1.0
+    norm_groups: Positive = 32
+    scale_factor: Scale = 1.0
     mel: MelConfig = field(default_factory=MelConfig)
     vocoder: VocoderConfig | None = field(default_factory=VocoderConfig)
 
     def __post_init__(self) -> None:
-        groups = self.norm_groups
-        if (
-            not self.channels
-            or groups < 1
-            or any(width < groups or width % groups for width in self.channels)
-        ):
+        check_ranges(self)
+        if not self.channels or any(width % self.norm_groups for width in self.channels):
             raise InputError(
-                f"channels is {self.channels}; each must be a multiple of norm_groups, {groups}, which is at least 1"
+                f"channels is {self.channels}; each must be a multiple of norm_groups, {self.norm_groups}"
             )
         if self.vocoder is None and 2 * self.mel.hop_length > self.mel.n_fft:
             raise InputError(
@@ -95,7 +69,6 @@ class MelAutoencoderConfig:
                 f"mel.num_mels is {self.mel.num_mels}; it is halved {len(self.channels) - 1} times, so it must be a "
                 f"multiple of {self.reduction}"
             )
-        _check_scale(self.scale_factor)
 
     @property
     def reduction(self) -> int:
@@ -108,31 +81,31 @@ class WaveformAutoencoderConfig:
     """Oobleck, a convolutional VAE on samples; the defaults are Stable Audio Open's, 156 M parameters.
 
     channels: of the audio. bands: 1 for a network on samples; more for one on that many bands of an MDCT, compressed,
-    which is a tenth of the work, but no network that diffusers' pipelines could decode. latent_dim: D, half the width
-    of the encoder's first layer, which diffusers ties to it. width: of the decoder's last layer.
+    which is a tenth of the work; diffusers' pipelines cannot decode it. latent_dim: D, half the width of the encoder's
+    first layer, which diffusers ties to it. width: of the decoder's last layer.
     """
 
-    sample_rate: int = 44100
-    channels: int = 2
-    bands: int = 1
-    latent_dim: int = 64
-    width: int = 128
-    multiples: tuple[int, ...] = (1, 2, 4, 8, 16)
-    strides: tuple[int, ...] = (2, 4, 4, 8, 8)
-    scale_factor: float = 1.0
+    sample_rate: Positive = 44100
+    channels: Positive = 2
+    bands: Positive = 1
+    latent_dim: Positive = 64
+    width: Positive = 128
+    multiples: tuple[Positive, ...] = (1, 2, 4, 8, 16)
+    strides: tuple[Positive, ...] = (2, 4, 4, 8, 8)
+    scale_factor: Scale = 1.0
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if len(self.multiples) != len(self.strides) or not self.strides:
             raise InputError(
                 f"multiples {self.multiples} and strides {self.strides} must be as many, at least one"
             )
-        if self.bands != 1 and (self.bands < 2 or self.bands % 2):
+        if self.bands != 1 and self.bands % 2:
             raise InputError(f"bands is {self.bands}; it must be 1 (samples) or an even number of MDCT bands")
-        if any(stride < 2 or stride % 2 for stride in self.strides):
+        if any(stride % 2 for stride in self.strides):
             raise InputError(
                 f"strides is {self.strides}; each must be even, so that decoding gives a multiple of their product"
             )
-        _check_scale(self.scale_factor)
 
     @property
     def hop_length(self) -> int:
@@ -140,13 +113,63 @@ class WaveformAutoencoderConfig:
         return self.bands * math.prod(self.strides)
 
 
-class MelAutoencoder(nn.Module):
-    """AutoencoderKL on log-mel spectrograms, followed by HiFi-GAN, trained one by one, or by Griffin-Lim."""
+class LatentAutoencoder(nn.Module):
+    """Audio [B, C, N] to latents at unit variance, [B, D, T] or [B, D, T, M] with T = ceil(N / hop_length), and back.
+
+    sample_rate: Hz. channels: C. hop_length: samples for each latent frame.
+    """
 
     scale_factor: Tensor
 
-    def __init__(self, config: MelAutoencoderConfig):
+    def __init__(self, sample_rate: int, channels: int, hop_length: int, scale_factor: float):
         super().__init__()
+        self.sample_rate, self.channels, self.hop_length = sample_rate, channels, hop_length
+        self.register_buffer("scale_factor", torch.tensor(scale_factor))
+
+    def encode(self, audio: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[B, C, N] -> latents; the posterior's mean, or a sample of it where a generator is given."""
+        posterior = self.audio_posterior(audio)
+        return self.scale_factor * (posterior.mode() if generator is None else posterior.sample(generator))
+
+    def audio_posterior(self, audio: Tensor) -> Any:
+        """[B, C, N] -> the distribution of its latents, not scaled; has mean, logvar, sample, mode, kl."""
+        raise NotImplementedError
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> audio [B, C, T * hop_length]."""
+        raise NotImplementedError
+
+    def fit_scale(self, latents: Tensor) -> float:
+        """Set the scale so that these latents, as `encode` gave them, get unit variance; returns it."""
+        spread = float(latents.float().std())
+        if not (spread > 0 and math.isfinite(spread)):
+            raise InputError(
+                f"latents have a standard deviation of {spread:g}; no scale makes that 1: check the sound"
+            )
+        self.scale_factor.div_(spread)
+        return float(self.scale_factor)
+
+    def _num_frames(self, duration_s: float) -> int:
+        """T of a sound of that length."""
+        if not duration_s > 0:
+            raise InputError(f"duration is {duration_s:g} s; it must be above 0")
+        return max(1, math.ceil(round(duration_s * self.sample_rate) / self.hop_length))
+
+    def _whole_frames(self, audio: Tensor) -> Tensor:
+        """[B, C, N] with zeros at the end up to a multiple of hop_length."""
+        if audio.dim() != 3 or audio.shape[1] != self.channels or not audio.shape[2]:
+            raise InputError(
+                f"audio is {list(audio.shape)}; [B, {self.channels}, N] with at least one sample is needed"
+            )
+        return F.pad(audio, (0, -audio.shape[-1] % self.hop_length))
+
+
+class MelAutoencoder(LatentAutoencoder):
+    """AutoencoderKL on log-mel spectrograms, followed by HiFi-GAN, trained one by one, or by Griffin-Lim."""
+
+    def __init__(self, config: MelAutoencoderConfig):
+        hop_length = config.mel.hop_length * config.reduction
+        super().__init__(config.mel.sample_rate, 1, hop_length, config.scale_factor)
         self.config = config
         levels = len(config.channels)
         self.vae: Any = AutoencoderKL(
@@ -164,39 +187,23 @@ class MelAutoencoder(nn.Module):
         self.vocoder: Any = None
         if config.vocoder is not None:
             self.vocoder = vocoder(config.vocoder, config.mel.num_mels, config.mel.sample_rate)
-        self.register_buffer("scale_factor", torch.tensor(config.scale_factor))
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz."""
-        return self.config.mel.sample_rate
-
-    @property
-    def channels(self) -> int:
-        """Of the audio: mono."""
-        return 1
-
-    @property
-    def hop_length(self) -> int:
-        """Samples for each latent frame."""
-        return self.config.mel.hop_length * self.config.reduction
 
     def latent_shape(self, duration_s: float) -> tuple[int, int, int]:
         """(D, T, M) of a sound of that length."""
         bins = self.config.mel.num_mels // self.config.reduction
-        return (self.config.latent_dim, _num_frames(duration_s, self.sample_rate, self.hop_length), bins)
+        return (self.config.latent_dim, self._num_frames(duration_s), bins)
 
     def mel(self, audio: Tensor) -> Tensor:
         """Audio [B, 1, N] -> log-mel [B, 1, T, M] of as many frames as make whole latent frames; the end is padded."""
-        return log_mel(_whole_frames(audio, self.channels, self.hop_length), self.config.mel)
+        return log_mel(self._whole_frames(audio), self.config.mel)
 
     def posterior(self, mel: Tensor) -> Any:
-        """Log-mel [B, 1, T, M] -> the distribution of its latents, not scaled; has mean, logvar, sample, mode, kl."""
+        """Log-mel [B, 1, T, M] -> the distribution of its latents [B, D, T / reduction, M / reduction]."""
         return self.vae.encode(mel).latent_dist
 
-    def encode(self, audio: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """[B, 1, N] -> latents [B, D, T, M]; the posterior's mean, or a sample of it where a generator is given."""
-        return self.scale_factor * _drawn(self.posterior(self.mel(audio)), generator)
+    def audio_posterior(self, audio: Tensor) -> Any:
+        """As in `LatentAutoencoder`."""
+        return self.posterior(self.mel(audio))
 
     def decode_mel(self, latents: Tensor) -> Tensor:
         """Latents [B, D, T, M] -> log-mel [B, 1, T, M] with `reduction` times the frames and bins."""
@@ -212,18 +219,12 @@ class MelAutoencoder(nn.Module):
             return griffin_lim(mel[:, 0], self.config.mel)[:, None]
         return vocode(self.vocoder, mel, self.config.mel.hop_length)
 
-    def fit_scale(self, latents: Tensor) -> float:
-        """Set the scale so that these latents [B, D, T, M], as `encode` gave them, get unit variance; returns it."""
-        return _fit_scale(self.scale_factor, latents)
 
-
-class WaveformAutoencoder(nn.Module):
+class WaveformAutoencoder(LatentAutoencoder):
     """AutoencoderOobleck on samples or on MDCT bands, its activations by `snake.Snake`."""
 
-    scale_factor: Tensor
-
     def __init__(self, config: WaveformAutoencoderConfig):
-        super().__init__()
+        super().__init__(config.sample_rate, config.channels, config.hop_length, config.scale_factor)
         self.config = config
         with warnings.catch_warnings():  # diffusers uses torch's older weight norm
             warnings.simplefilter("ignore", FutureWarning)
@@ -237,39 +238,22 @@ class WaveformAutoencoder(nn.Module):
                 sampling_rate=config.sample_rate,
             )
         use_snakes(self.vae)
-        # New latents have a spread of 0.05 instead of 0.7, or the decoder cannot hear them and learns to do without.
+        # New latents have a standard deviation of softplus(-3) = 0.05 in place of 0.7: with more noise the decoder
+        # learns to do without them.
         self.vae.encoder.conv2.bias.data[config.latent_dim :].fill_(-3.0)
-        self.register_buffer("scale_factor", torch.tensor(config.scale_factor))
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz."""
-        return self.config.sample_rate
-
-    @property
-    def channels(self) -> int:
-        """Of the audio."""
-        return self.config.channels
-
-    @property
-    def hop_length(self) -> int:
-        """Samples for each latent frame."""
-        return self.config.hop_length
 
     def latent_shape(self, duration_s: float) -> tuple[int, int]:
         """(D, T) of a sound of that length."""
-        return (self.config.latent_dim, _num_frames(duration_s, self.sample_rate, self.hop_length))
+        return (self.config.latent_dim, self._num_frames(duration_s))
 
-    def posterior(self, audio: Tensor) -> Any:
-        """[B, C, N] -> the distribution of its latents, not scaled; has mean, std, sample, mode, kl."""
-        whole = _whole_frames(audio, self.channels, self.hop_length)
-        if self.config.bands > 1:
+    def audio_posterior(self, audio: Tensor) -> Any:
+        """As in `LatentAutoencoder`; the audio is padded to whole frames."""
+        whole = self._whole_frames(audio)
+        if self.config.bands > 1:  # [B, C, N] -> [B, C * bands, N / bands]
             whole = compress(mdct(whole, mdct_basis(self.config.bands, str(audio.device))))
         return self.vae.encode(whole).latent_dist
 
-    def encode(self, audio: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """[B, C, N] -> latents [B, D, T]; the posterior's mean, or a sample of it where a generator is given."""
-        return self.scale_factor * _drawn(self.posterior(audio), generator)
+    posterior = audio_posterior
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, D, T] -> audio [B, C, T * hop_length]."""
@@ -281,41 +265,3 @@ class WaveformAutoencoder(nn.Module):
         if self.config.bands == 1:
             return made
         return inverse_mdct(expand(made), mdct_basis(self.config.bands, str(latents.device)))
-
-    def fit_scale(self, latents: Tensor) -> float:
-        """Set the scale so that these latents [B, D, T], as `encode` gave them, get unit variance; returns it."""
-        return _fit_scale(self.scale_factor, latents)
-
-
-def _check_scale(scale_factor: float) -> None:
-    if not (scale_factor > 0 and math.isfinite(scale_factor)):
-        raise InputError(f"scale_factor is {scale_factor}; it must be a number above 0")
-
-
-def _num_frames(duration_s: float, sample_rate: int, hop_length: int) -> int:
-    if not duration_s > 0:
-        raise InputError(f"duration is {duration_s:g} s; it must be above 0")
-    return max(1, math.ceil(round(duration_s * sample_rate) / hop_length))
-
-
-def _whole_frames(audio: Tensor, channels: int, hop_length: int) -> Tensor:
-    """[B, C, N] with zeros at the end up to a multiple of hop_length."""
-    if audio.dim() != 3 or audio.shape[1] != channels or not audio.shape[2]:
-        raise InputError(
-            f"audio is {list(audio.shape)}; [B, {channels}, N] with at least one sample is needed"
-        )
-    return F.pad(audio, (0, -audio.shape[-1] % hop_length))
-
-
-def _drawn(posterior: Any, generator: torch.Generator | None) -> Tensor:
-    return posterior.mode() if generator is None else posterior.sample(generator)
-
-
-def _fit_scale(scale_factor: Tensor, latents: Tensor) -> float:
-    spread = float(latents.float().std())
-    if not (spread > 0 and math.isfinite(spread)):
-        raise InputError(
-            f"latents have a standard deviation of {spread:g}; no scale makes that 1: check the sound"
-        )
-    scale_factor.div_(spread)
-    return float(scale_factor)

@@ -1,8 +1,8 @@
-"""From what is known of a sound (text, CLAP embedding, seconds) to the routes into a denoiser, and their null.
+"""From features of a sound (text, CLAP embedding, seconds) to the conditioning of a denoiser, and to its null.
 
-A recipe names the routes: `cross` lists the streams for cross-attention, each a list of pieces joined along L; `vector`
-lists pieces joined along E. Pieces of tokens: text, loa, seconds_start, seconds_total. Pieces of a vector: clap,
-pooled (the text's mean, projected), seconds_start, seconds_total.
+A recipe says where each piece enters: `cross` lists the streams for cross-attention, each a list of pieces joined along
+L; `vector` lists pieces joined along E. Pieces of tokens: text, loa, seconds_start, seconds_total. Pieces of a vector:
+clap, pooled (the text's mean, projected), seconds_start, seconds_total.
 
     AudioLDM        vector: [clap]
     AudioLDM 2      cross: [[loa], [text]]
@@ -26,8 +26,9 @@ from diffusers.pipelines.stable_audio.modeling_stable_audio import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audiogen.config import Positive, check_ranges
+from audiogen.diffusion.conditioning import Conditioning
 from audiogen.diffusion.loa import LoaConfig, LoaGenerator
-from audiogen.diffusion.routes import Routes
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.text.clap import Clap
@@ -43,26 +44,25 @@ VECTOR_PIECES = ("clap", "pooled", "seconds_start", "seconds_total")
 class SecondsConfig:
     """Numbers of seconds as tokens `width` wide; what lies outside of min_s to max_s counts as the nearest."""
 
-    width: int = 768
+    width: Positive = 768
     min_s: float = 0.0
     max_s: float = 512.0
 
     def __post_init__(self) -> None:
-        if not self.min_s < self.max_s or self.width < 1:
-            raise InputError(
-                f"seconds are {self.min_s:g} to {self.max_s:g}, {self.width} wide; they must ascend, at least 1 wide"
-            )
+        check_ranges(self)
+        if not self.min_s < self.max_s:
+            raise InputError(f"seconds are {self.min_s:g} to {self.max_s:g}; they must ascend")
 
 
 @dataclass(frozen=True)
 class ConditionerConfig:
-    """Which routes there are, and what gives their pieces; see the module.
+    """Which streams and vector there are, and what gives their pieces; see the module.
 
     text_length: L that every text is padded to, with zeros that count as tokens (Stable Audio: 128, its max_tokens).
     clap: directory or hub id of a CLAP model; without one, loa begins from pooled. clap_dim, pooled_dim: E of these.
-    unconditional, that half of guidance: "zeros", all tokens of all streams, and a vector of zeros (AudioLDM 2's
-    loa is always zeros there); "empty", the text "" in place of the text, and all else as it was; "padded", the same
-    padded to the length of the text, with tokens that count in the streams (LAFMA, TangoFlux). Seconds in the vector
+    unconditional: what the half of guidance without a condition gets. "zeros": all tokens of all streams and the vector
+    are zero. "empty": the text "" in place of the text, loa zero, and all else as it was. "padded": as "empty", but
+    padded in the streams to the length of the text, with tokens that count (LAFMA, TangoFlux). Seconds in the vector
     always stay.
     """
 
@@ -70,14 +70,15 @@ class ConditionerConfig:
     vector: tuple[str, ...] = ()
     unconditional: Literal["zeros", "empty", "padded"] = "zeros"
     text: TextConfig | None = None
-    text_length: int | None = None
+    text_length: Positive | None = None
     clap: str | None = None
-    clap_dim: int = 512
-    pooled_dim: int = 1024
+    clap_dim: Positive = 512
+    pooled_dim: Positive = 1024
     seconds: SecondsConfig | None = None
     loa: LoaConfig | None = None
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         for key, pieces, allowed in (
             ("cross", [piece for stream in self.cross for piece in stream], TOKEN_PIECES),
             ("vector", list(self.vector), VECTOR_PIECES),
@@ -95,7 +96,7 @@ class ConditionerConfig:
         ):
             if needed & self.uses and getattr(self, key) is None:
                 raise InputError(
-                    f"conditioner.{key} is null, but a route needs it: {', '.join(sorted(needed & self.uses))}"
+                    f"conditioner.{key} is null, but these need it: {', '.join(sorted(needed & self.uses))}"
                 )
 
     @property
@@ -127,8 +128,8 @@ class ConditionerConfig:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of B sounds, as features that can be cached. text: of B texts. clap: [B, E], of text or audio.
+class ConditionerInputs:
+    """Features of B sounds, which can be cached. text: of B texts. clap: [B, E], of text or audio.
 
     seconds_start, seconds_total: [B]. loa: [B, length, D], the true vectors; None to generate them.
     """
@@ -139,20 +140,21 @@ class Known:
     seconds_total: Tensor | None = None
     loa: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> Known:
+    def to(self, device: torch.device | str) -> ConditionerInputs:
         """The same on another device."""
         text = self.text
-        return Known(
+        others = (self.clap, self.seconds_start, self.seconds_total, self.loa)
+        return ConditionerInputs(
             None if text is None else Condition(text.tokens.to(device), text.mask.to(device)),
-            *(
-                None if tensor is None else tensor.to(device)
-                for tensor in (self.clap, self.seconds_start, self.seconds_total, self.loa)
-            ),
+            *(None if tensor is None else tensor.to(device) for tensor in others),
         )
 
 
 class Conditioner(nn.Module):
-    """`Known -> Routes`, with the projections that are trained; frozen encoders are opened when first used."""
+    """`ConditionerInputs -> Conditioning`, with the projections that are trained.
+
+    Its frozen encoders are opened when first used.
+    """
 
     def __init__(
         self,
@@ -165,90 +167,100 @@ class Conditioner(nn.Module):
         super().__init__()
         self.config = config
         self.text = None if config.text is None else TextStates(config.text, vocabulary, frozen)
-        self._clap = [clap or Clap(config.clap)] if clap is not None or config.clap is not None else []
+        self._clap = clap or (None if config.clap is None else Clap(config.clap))
         width = 0 if config.text is None else config.text.width
         self.seconds: Any = None
-        if config.seconds is not None:
-            seconds = config.seconds
-            if "seconds_start" in config.uses:
-                self.seconds = StableAudioProjectionModel(
-                    width or seconds.width, seconds.width, seconds.min_s, seconds.max_s
-                )
-            else:
-                self.seconds = StableAudioNumberConditioner(seconds.width, seconds.min_s, seconds.max_s)
-        pools = "pooled" in config.uses or ("loa" in config.uses and config.clap is None and clap is None)
+        if (seconds := config.seconds) is not None:
+            limits = (seconds.width, seconds.min_s, seconds.max_s)
+            self.seconds = (
+                StableAudioProjectionModel(width or seconds.width, *limits)  # text and both seconds
+                if "seconds_start" in config.uses
+                else StableAudioNumberConditioner(*limits)
+            )
+        pools = "pooled" in config.uses or ("loa" in config.uses and self._clap is None)
         self.pooled = nn.Linear(width, config.pooled_dim) if pools else None
         self.loa = None if config.loa is None else LoaGenerator(config.loa)
 
     @property
     def has_clap(self) -> bool:
         """Whether there is a CLAP model."""
-        return bool(self._clap)
+        return self._clap is not None
 
     @property
     def clap(self) -> Clap:
         """The CLAP model; InputError where the config names none."""
-        if not self._clap:
+        if self._clap is None:
             raise InputError("conditioner.clap is null; give the directory or hub id of a CLAP model")
-        return self._clap[0]
+        return self._clap
 
-    def know(
+    def inputs(
         self,
         texts: Sequence[str | None],
         seconds_total: Tensor | None = None,
         seconds_start: Tensor | None = None,
         device: torch.device | str = "cpu",
-    ) -> Known:
+    ) -> ConditionerInputs:
         """Features of B texts, on `device`; seconds [B], for the systems that have them."""
         if seconds_total is not None and seconds_start is None:
             seconds_start = torch.zeros_like(seconds_total)
         needs_clap = "clap" in self.config.uses or ("loa" in self.config.uses and self.pooled is None)
-        known = Known(
+        found = ConditionerInputs(
             text=None if self.text is None else self.text(texts),
             clap=self.clap.embed_text([text or "" for text in texts]) if needs_clap else None,
             seconds_start=seconds_start,
             seconds_total=seconds_total,
         )
-        return known.to(device)
+        return found.to(device)
 
-    def forward(self, known: Known) -> Routes:
-        """-> the routes of B sounds."""
-        cross = tuple(_join([self._tokens(piece, known) for piece in stream]) for stream in self.config.cross)
-        vector = [self._vector(piece, known) for piece in self.config.vector]
-        return Routes(cross, torch.cat(vector, dim=-1) if vector else None)
+    def guided(
+        self,
+        texts: Sequence[str | None],
+        seconds: Tensor | None = None,
+        negative: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> tuple[Conditioning, Conditioning]:
+        """The conditioning of B texts and seconds [B], and what guidance moves away from.
 
-    def null(self, known: Known) -> Routes:
-        """-> the routes of B sounds of which nothing is asked; see `ConditionerConfig`."""
+        That is the null conditioning, or that of the text `negative`. device: that of the conditioner.
+        """
+        given = self.inputs(texts, seconds, device=device)
+        if negative is None:
+            return self(given), self.null(given)
+        return self(given), self(self.inputs([negative] * len(texts), seconds, device=device))
+
+    def forward(self, inputs: ConditionerInputs) -> Conditioning:
+        """-> the conditioning of B sounds."""
+        return self._conditioning(inputs, zeros=False)
+
+    def null(self, inputs: ConditionerInputs) -> Conditioning:
+        """-> the conditioning without a condition, for B sounds; see `ConditionerConfig.unconditional`."""
         if self.config.unconditional == "zeros":
-            routes = self(known)
-            cross = tuple(_zeros(stream) for stream in routes.cross)
-            vector = [self._vector(piece, known) for piece in self.config.vector]
-            vector = [
-                part if piece.startswith("seconds") else torch.zeros_like(part)
-                for piece, part in zip(self.config.vector, vector, strict=True)
-            ]
-            return Routes(cross, torch.cat(vector, dim=-1) if vector else None)
-        routes = self.without_text(known, self._empty(known, padded=False))
+            return self._conditioning(inputs, zeros=True)
+        nothing = self.without_text(inputs, self._empty(inputs, padded=False))
         if self.config.unconditional == "empty":
-            return routes
-        return Routes(self.without_text(known, self._empty(known, padded=True)).cross, routes.vector)
+            return nothing
+        # The vector pools the text itself, as it is without padding.
+        return Conditioning(
+            self.without_text(inputs, self._empty(inputs, padded=True)).streams, nothing.vector
+        )
 
-    def without_text(self, known: Known, empty: Known) -> Routes:
-        """The routes of `known` with text and CLAP features of `empty`, and a "language of audio" of zeros."""
+    def without_text(self, inputs: ConditionerInputs, empty: ConditionerInputs) -> Conditioning:
+        """`inputs` with text and CLAP features of `empty`, and a "language of audio" of zeros."""
+        loa = None
         if self.loa is not None:
             assert empty.text is not None
             shape = (len(empty.text.tokens), self.loa.config.length, self.loa.config.width)
-            empty = dataclasses.replace(empty, loa=empty.text.tokens.new_zeros(shape))
-        return self(dataclasses.replace(known, text=empty.text, clap=empty.clap, loa=empty.loa))
+            loa = empty.text.tokens.new_zeros(shape)
+        return self(dataclasses.replace(inputs, text=empty.text, clap=empty.clap, loa=loa))
 
-    def loa_vectors(self, known: Known, true: Tensor | None = None) -> Tensor:
+    def loa_vectors(self, inputs: ConditionerInputs, true: Tensor | None = None) -> Tensor:
         """The "language of audio" of B sounds [B, length, width], generated; see `LoaGenerator`.
 
         true: the vectors of these sounds; each of what is returned is then what GPT-2 expects after the true ones
         before it. Each text goes through without padding: positions would count it.
         """
-        text = _given(known.text, "loa")
-        clap = known.clap if self.pooled is None else self._pooled(text)
+        text = _given(inputs.text, "loa")
+        clap = inputs.clap if self.pooled is None else self._pooled(text)
         assert self.loa is not None and clap is not None
         lengths = text.mask.sum(dim=1)
         # In training those of one length go through at once, which is faster; otherwise a row's rounding is its own.
@@ -261,50 +273,66 @@ class Conditioner(nn.Module):
         for rows in groups:
             length = int(lengths[rows][0])
             same = Condition(text.tokens[rows, :length], text.mask[rows, :length])
-            if true is None:
-                vectors[rows] = self.loa.generate(clap[rows], same).to(vectors.dtype)
-            else:
-                vectors[rows] = self.loa.predict(clap[rows], same, true[rows]).to(vectors.dtype)
+            found = (
+                self.loa.generate(clap[rows], same)
+                if true is None
+                else self.loa.predict(clap[rows], same, true[rows])
+            )
+            vectors[rows] = found.to(vectors.dtype)
         return vectors
 
-    def _empty(self, known: Known, padded: bool) -> Known:
-        """Features of the empty text, for as many rows as `known` has; padded: to the length of each row's text."""
+    def _conditioning(self, inputs: ConditionerInputs, zeros: bool) -> Conditioning:
+        """zeros: in place of all tokens and of the vector's parts but seconds."""
+        streams = [_join([self._tokens(piece, inputs) for piece in names]) for names in self.config.cross]
+        vector = [self._vector(piece, inputs) for piece in self.config.vector]  # each [B, E of the piece]
+        if zeros:
+            streams = [_all_valid(torch.zeros_like(stream.tokens)) for stream in streams]
+            vector = [
+                part if piece.startswith("seconds") else torch.zeros_like(part)
+                for piece, part in zip(self.config.vector, vector, strict=True)
+            ]
+        return Conditioning(tuple(streams), torch.cat(vector, dim=-1) if vector else None)
+
+    def _empty(self, inputs: ConditionerInputs, padded: bool) -> ConditionerInputs:
+        """Features of the empty text, for as many rows as `inputs` has; padded: to the length of each row's text."""
         text = clap = None
-        if known.text is not None:
+        if inputs.text is not None:
             assert self.text is not None
             padding = None
             if padded:
                 own = len(self.text([""]).tokens[0])
-                padding = [max(0, length - own) for length in known.text.mask.sum(dim=1).tolist()]
-            text = self.text([""] * len(known.text.tokens), padding)
-        if known.clap is not None:
-            clap = self.clap.embed_text([""]).expand(len(known.clap), -1)
-        found = Known(text=text, clap=clap)
-        if known.clap is not None:
-            return found.to(known.clap.device)
-        return found if known.text is None else found.to(known.text.tokens.device)
+                padding = [max(0, length - own) for length in inputs.text.mask.sum(dim=1).tolist()]
+            text = self.text([""] * len(inputs.text.tokens), padding)
+        if inputs.clap is not None:
+            clap = self.clap.embed_text([""]).expand(len(inputs.clap), -1)
+        like = inputs.clap if inputs.text is None else inputs.text.tokens
+        found = ConditionerInputs(text=text, clap=clap)
+        return found if like is None else found.to(like.device)
 
-    def _tokens(self, piece: str, known: Known) -> Condition:
+    def _tokens(self, piece: str, inputs: ConditionerInputs) -> Condition:
+        """Tokens [B, L, D] of one piece of a stream."""
         if piece == "text":
-            return self._text(_given(known.text, piece))
+            return self._text(_given(inputs.text, piece))
         if piece == "loa":
-            return _counted(self.loa_vectors(known) if known.loa is None else known.loa)
-        return _counted(self._seconds(piece, known))
+            return _all_valid(self.loa_vectors(inputs) if inputs.loa is None else inputs.loa)
+        return _all_valid(self._seconds(piece, inputs))
 
-    def _vector(self, piece: str, known: Known) -> Tensor:
+    def _vector(self, piece: str, inputs: ConditionerInputs) -> Tensor:
+        """[B, E] of one piece of the vector."""
         if piece == "clap":
-            return _given(known.clap, piece)
+            return _given(inputs.clap, piece)
         if piece == "pooled":
-            return self._pooled(_given(known.text, piece))
-        return self._seconds(piece, known)[:, 0]
+            return self._pooled(_given(inputs.text, piece))
+        return self._seconds(piece, inputs)[:, 0]
 
     def _pooled(self, text: Condition) -> Tensor:
-        """[B, E]"""
+        """Tokens [B, L, D] -> relu of a projection of their mean over the valid positions [B, E]."""
         assert self.pooled is not None
-        mask = text.mask[..., None].to(text.tokens.dtype)
+        mask = text.mask[..., None].to(text.tokens.dtype)  # [B, L, 1]
         return F.relu(self.pooled((text.tokens * mask).sum(dim=1) / mask.sum(dim=1)))
 
     def _text(self, text: Condition) -> Condition:
+        """Tokens [B, L, D] projected, where a projection goes with the seconds, and padded to text_length."""
         length = self.config.text_length
         if isinstance(self.seconds, StableAudioProjectionModel):
             projected = self.seconds(text_hidden_states=text.tokens).text_hidden_states
@@ -316,11 +344,11 @@ class Conditioner(nn.Module):
                 f"a text has {text.tokens.shape[1]} tokens, but conditioner.text_length is {length}; "
                 "set text.max_tokens to no more"
             )
-        return _counted(F.pad(text.tokens, (0, 0, 0, length - text.tokens.shape[1])))
+        return _all_valid(F.pad(text.tokens, (0, 0, 0, length - text.tokens.shape[1])))
 
-    def _seconds(self, piece: str, known: Known) -> Tensor:
-        """[B, 1, D]"""
-        seconds = _given(known.seconds_start if piece == "seconds_start" else known.seconds_total, piece)
+    def _seconds(self, piece: str, inputs: ConditionerInputs) -> Tensor:
+        """Seconds [B] -> Fourier features through a linear layer [B, 1, D]."""
+        seconds = _given(inputs.seconds_start if piece == "seconds_start" else inputs.seconds_total, piece)
         if isinstance(self.seconds, StableAudioProjectionModel):
             if piece == "seconds_start":
                 return self.seconds(start_seconds=seconds).seconds_start_hidden_states
@@ -330,17 +358,13 @@ class Conditioner(nn.Module):
 
 def _given(value: Any, piece: str) -> Any:
     if value is None:
-        raise ValueError(f"a route needs {piece!r}, of which nothing is known")
+        raise ValueError(f"the conditioner needs {piece!r}, and its inputs lack it")
     return value
 
 
-def _counted(tokens: Tensor) -> Condition:
-    """Tokens [B, L, D] that all count."""
+def _all_valid(tokens: Tensor) -> Condition:
+    """Tokens [B, L, D] that may all be attended to."""
     return Condition(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
-
-
-def _zeros(condition: Condition) -> Condition:
-    return _counted(torch.zeros_like(condition.tokens))
 
 
 def _join(parts: Sequence[Condition]) -> Condition:

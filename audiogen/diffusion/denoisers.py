@@ -1,13 +1,13 @@
-"""Denoisers: diffusers' networks behind one call, `denoise(x_t, t [B], routes) -> prediction`, shaped as x_t.
+"""Denoisers: diffusers' networks behind one call, `denoise(x_t, t [B], conditioning) -> prediction`, shaped as x_t.
 
-Each adapter is the only place that knows its network's argument names. `t` is the network's own time: 0 to 999 for the
-UNets, 0 to 1 for the two transformers. What a network predicts (noise, velocity, flow) is for the process to know.
+Each adapter is the only code that uses its network's argument names. `t` is the network's own time: 0 to 999 for the
+UNets, 0 to 1 for the two transformers. The process defines what is predicted: noise, velocity or flow.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
@@ -17,16 +17,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.audioldm2.modeling_audioldm2 import AudioLDM2UNet2DConditionModel
 from torch import Tensor, nn
 
-from audiogen.diffusion.routes import Routes
+from audiogen.config import NotNegative, Positive, check_ranges
+from audiogen.diffusion.conditioning import Conditioning
 from audiogen.errors import InputError
-
-
-class Denoiser(Protocol):
-    """What a process trains and a sampler calls."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
-        """x_t [B, D, T] or [B, D, T, M], t [B] -> prediction, shaped as x_t."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -34,26 +27,27 @@ class AudioUNetConfig:
     """The UNet of AudioLDM, AudioLDM 2 and LAFMA; the defaults are AudioLDM-S.
 
     channels, heads: of each level; heads is the number of attention heads, and of the middle the last. attention: which
-    levels attend; the middle always does. layers: what each attention place holds in its order, null for a layer of
-    self-attention (two) and a width for one with cross-attention to tokens that wide: the first two look at the first
-    stream, the others at the second, if there is one. depth: transformer blocks of each layer. vector_dim: E of the
-    vector joined to the time embedding, null for none. extra_channels: D' of what is joined to the latents.
+    levels attend; the middle always does. layers: the attention layers after each residual block, in order, null for
+    one of self-attention alone and a width for one with cross-attention to tokens that wide: the first two attend to
+    the first stream, the others to the second, if there is one. depth: transformer blocks of each layer. vector_dim: E
+    of the vector joined to the time embedding, null for none. extra_channels: D' of what is joined to the latents.
     norm_groups: of channels, each normalised by itself; a group of one loses what time and vector add to it.
     """
 
-    latent_dim: int = 8
-    channels: tuple[int, ...] = (128, 256, 384, 640)
-    heads: tuple[int, ...] = (4, 8, 12, 20)
+    latent_dim: Positive = 8
+    channels: tuple[Positive, ...] = (128, 256, 384, 640)
+    heads: tuple[Positive, ...] = (4, 8, 12, 20)
     attention: tuple[bool, ...] = (False, True, True, True)
-    layers: tuple[int | None, ...] = (None,)
-    depth: int = 1
-    num_res_blocks: int = 2
-    vector_dim: int | None = 512
-    extra_channels: int = 0
-    norm_groups: int = 32
+    layers: tuple[Positive | None, ...] = (None,)
+    depth: Positive = 1
+    num_res_blocks: Positive = 2
+    vector_dim: Positive | None = 512
+    extra_channels: NotNegative = 0
+    norm_groups: Positive = 32
 
     def __post_init__(self) -> None:
-        _check_levels(self.channels, self.heads, self.attention, self.norm_groups)
+        check_ranges(self)
+        _check_levels(self)
         if not 1 <= len(self.layers) <= 4:
             raise InputError(
                 f"layers is {self.layers}; one to four entries are allowed, null for self-attention"
@@ -67,28 +61,34 @@ class AudioUNetConfig:
         found = [widths for widths in streams if widths]
         if any(len(widths) > 1 for widths in found):
             raise InputError(
-                f"layers is {self.layers}; the first two look at one stream, the others at another"
+                f"layers is {self.layers}; the first two attend to one stream, the others to another"
             )
         return tuple(widths.pop() for widths in found)
 
 
-@dataclass(frozen=True)
-class TextUNetConfig:
-    """The UNet of Stable Diffusion 2.1, which Tango trains on sound: the defaults. heads: for each level."""
+class _OneStream:
+    """A network that attends to one stream of tokens, `cross_dim` wide."""
 
-    latent_dim: int = 8
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    heads: tuple[int, ...] = (5, 10, 20, 20)
-    attention: tuple[bool, ...] = (True, True, True, False)
-    cross_dim: int = 1024
-    num_res_blocks: int = 2
-    extra_channels: int = 0
-    norm_groups: int = 32
+    cross_dim: int
 
     @property
     def cross_dims(self) -> tuple[int, ...]:
-        """Width of its one stream of tokens."""
+        """Width of each stream of tokens."""
         return (self.cross_dim,)
+
+
+@dataclass(frozen=True)
+class TextUNetConfig(_OneStream):
+    """The UNet of Stable Diffusion 2.1, which Tango trains on sound: the defaults. heads: for each level."""
+
+    latent_dim: Positive = 8
+    channels: tuple[Positive, ...] = (320, 640, 1280, 1280)
+    heads: tuple[Positive, ...] = (5, 10, 20, 20)
+    attention: tuple[bool, ...] = (True, True, True, False)
+    cross_dim: Positive = 1024
+    num_res_blocks: Positive = 2
+    extra_channels: NotNegative = 0
+    norm_groups: Positive = 32
 
     @property
     def vector_dim(self) -> int | None:
@@ -96,33 +96,30 @@ class TextUNetConfig:
         return None
 
     def __post_init__(self) -> None:
-        _check_levels(self.channels, self.heads, self.attention, self.norm_groups)
+        check_ranges(self)
+        _check_levels(self)
 
 
 @dataclass(frozen=True)
-class DiTConfig:
+class DiTConfig(_OneStream):
     """The diffusion transformer of Stable Audio Open: the defaults. kv_heads: of cross-attention.
 
     cross_dim: of the tokens. cross_width: what they are projected to; kv_heads times head_dim. vector_dim: E of the
     vector that becomes one token before the latents.
     """
 
-    latent_dim: int = 64
-    num_layers: int = 24
-    num_heads: int = 24
-    head_dim: int = 64
-    kv_heads: int = 12
-    cross_dim: int = 768
-    cross_width: int = 768
-    vector_dim: int = 1536
-    extra_channels: int = 0
-
-    @property
-    def cross_dims(self) -> tuple[int, ...]:
-        """Width of its one stream of tokens."""
-        return (self.cross_dim,)
+    latent_dim: Positive = 64
+    num_layers: Positive = 24
+    num_heads: Positive = 24
+    head_dim: Positive = 64
+    kv_heads: Positive = 12
+    cross_dim: Positive = 768
+    cross_width: Positive = 768
+    vector_dim: Positive = 1536
+    extra_channels: NotNegative = 0
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.cross_width != self.kv_heads * self.head_dim or self.num_heads % self.kv_heads:
             raise InputError(
                 f"cross_width is {self.cross_width}; it must be kv_heads ({self.kv_heads}) times head_dim "
@@ -135,7 +132,7 @@ class DiTConfig:
 
 
 @dataclass(frozen=True)
-class FluxConfig:
+class FluxConfig(_OneStream):
     """The transformer of TangoFlux: the defaults.
 
     Text and latents are joined in `num_layers` blocks, then mixed in `num_single_layers`. cross_dim: of the tokens.
@@ -143,105 +140,123 @@ class FluxConfig:
     here; their sum is head_dim.
     """
 
-    latent_dim: int = 64
-    num_layers: int = 6
-    num_single_layers: int = 18
-    num_heads: int = 8
-    head_dim: int = 128
-    cross_dim: int = 1024
-    vector_dim: int = 1024
-    rotary: tuple[int, int, int] = (16, 56, 56)
+    latent_dim: Positive = 64
+    num_layers: Positive = 6
+    num_single_layers: NotNegative = 18
+    num_heads: Positive = 8
+    head_dim: Positive = 128
+    cross_dim: Positive = 1024
+    vector_dim: Positive = 1024
+    rotary: tuple[Positive, Positive, Positive] = (16, 56, 56)
 
     @property
-    def cross_dims(self) -> tuple[int, ...]:
-        """Width of its one stream of tokens."""
-        return (self.cross_dim,)
+    def extra_channels(self) -> int:
+        """It has none."""
+        return 0
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if sum(self.rotary) != self.head_dim or any(part % 2 for part in self.rotary):
             raise InputError(
                 f"rotary is {self.rotary}; even numbers that make head_dim ({self.head_dim}) are needed"
             )
 
 
-class AudioUNet(nn.Module):
-    """AudioLDM2UNet2DConditionModel: x_t [B, D, T, M]."""
+DenoiserConfig = AudioUNetConfig | TextUNetConfig | DiTConfig | FluxConfig
 
-    def __init__(self, config: AudioUNetConfig):
+
+class Denoiser(nn.Module):
+    """A network and its config: what a process trains and a sampler calls."""
+
+    def __init__(self, config: DenoiserConfig, network: Any):
         super().__init__()
         self.config = config
+        self.network = network
+
+    def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """x_t [B, D, T] or [B, D, T, M], t [B] -> prediction, shaped as x_t.
+
+        A conditioning that the network does not have is refused: diffusers would ignore some of it without a word.
+        """
+        config, vector, channels = self.config, conditioning.vector, conditioning.channels
+        needed = (len(config.cross_dims), config.vector_dim, config.extra_channels)
+        got = (
+            len(conditioning.streams),
+            None if vector is None else vector.shape[-1],
+            0 if channels is None else channels.shape[1],
+        )
+        if got != needed:
+            raise ValueError(
+                f"the conditioning has {got[0]} streams, a vector of {got[1]} and {got[2]} channels; the denoiser has "
+                f"{needed[0]}, {needed[1]} and {needed[2]}"
+            )
+        if channels is not None:
+            x_t = torch.cat([x_t, channels], dim=1)  # [B, D + D', T] or [B, D + D', T, M]
+        return self.predict(x_t, t, conditioning)
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The call of the network, with a conditioning that it has."""
+        raise NotImplementedError
+
+
+class AudioUNet(Denoiser):
+    """AudioLDM2UNet2DConditionModel: x_t [B, D, T, M]."""
+
+    config: AudioUNetConfig
+
+    def __init__(self, config: AudioUNetConfig):
         vector = config.vector_dim is not None
-        self.network: Any = AudioLDM2UNet2DConditionModel(
-            in_channels=config.latent_dim + config.extra_channels,
-            out_channels=config.latent_dim,
-            down_block_types=_down(config.attention),
-            up_block_types=_up(config.attention),
-            block_out_channels=config.channels,
-            layers_per_block=config.num_res_blocks,
+        network = AudioLDM2UNet2DConditionModel(
+            **_unet_sizes(config),
             cross_attention_dim=[list(config.layers)] * len(config.channels),
             transformer_layers_per_block=config.depth,
-            attention_head_dim=config.heads,  # diffusers' name for the number of heads
-            norm_num_groups=config.norm_groups,
             class_embed_type="simple_projection" if vector else None,
             projection_class_embeddings_input_dim=config.vector_dim,
             class_embeddings_concat=vector,
         )
+        super().__init__(config, network)
 
-    def forward(self, x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """x_t [B, D, T, M], t [B] -> prediction [B, D, T, M]."""
-        _check(len(self.config.cross_dims), self.config.vector_dim, self.config.extra_channels, routes)
-        first = routes.cross[0] if routes.cross else None
-        second = routes.cross[1] if len(routes.cross) > 1 else None
+        first, second = (*conditioning.streams, None, None)[:2]
         return self.network(
-            _with_channels(x_t, routes),
+            x_t,
             t,
             encoder_hidden_states=None if first is None else first.tokens,
             encoder_attention_mask=None if first is None else first.mask,
             encoder_hidden_states_1=None if second is None else second.tokens,
             encoder_attention_mask_1=None if second is None else second.mask,
-            class_labels=routes.vector,
+            class_labels=conditioning.vector,
         ).sample
 
 
-class TextUNet(nn.Module):
+class TextUNet(Denoiser):
     """UNet2DConditionModel: x_t [B, D, T, M]."""
 
     def __init__(self, config: TextUNetConfig):
-        super().__init__()
-        self.config = config
-        self.network: Any = UNet2DConditionModel(
-            in_channels=config.latent_dim + config.extra_channels,
-            out_channels=config.latent_dim,
-            down_block_types=_down(config.attention),
-            up_block_types=_up(config.attention),
-            block_out_channels=config.channels,
-            layers_per_block=config.num_res_blocks,
+        network = UNet2DConditionModel(
+            **_unet_sizes(config),
             cross_attention_dim=config.cross_dim,
-            attention_head_dim=config.heads,  # diffusers' name for the number of heads
-            norm_num_groups=config.norm_groups,
-            use_linear_projection=True,
+            use_linear_projection=True,  # this and the next as in Stable Diffusion 2.1
             upcast_attention=True,
         )
+        super().__init__(config, network)
 
-    def forward(self, x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """x_t [B, D, T, M], t [B] -> prediction [B, D, T, M]."""
-        _check(1, None, self.config.extra_channels, routes)
-        (stream,) = routes.cross
+        (stream,) = conditioning.streams
         return self.network(
-            _with_channels(x_t, routes),
-            t,
-            encoder_hidden_states=stream.tokens,
-            encoder_attention_mask=stream.mask,
+            x_t, t, encoder_hidden_states=stream.tokens, encoder_attention_mask=stream.mask
         ).sample
 
 
-class AudioDiT(nn.Module):
-    """StableAudioDiTModel: x_t [B, D, T]. No mask is applied: what does not count is zeros, which take their share."""
+class AudioDiT(Denoiser):
+    """StableAudioDiTModel: x_t [B, D, T]. It has no mask: padding is zeros, which take their share of attention."""
+
+    config: DiTConfig
 
     def __init__(self, config: DiTConfig):
-        super().__init__()
-        self.config = config
-        self.network: Any = StableAudioDiTModel(
+        network = StableAudioDiTModel(
             in_channels=config.latent_dim + config.extra_channels,
             num_layers=config.num_layers,
             attention_head_dim=config.head_dim,
@@ -252,35 +267,35 @@ class AudioDiT(nn.Module):
             global_states_input_dim=config.vector_dim,
             cross_attention_input_dim=config.cross_dim,
         )
+        super().__init__(config, network)
 
-    def forward(self, x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """x_t [B, D, T], t [B] in 0 to 1 -> prediction [B, D, T]."""
-        _check(1, self.config.vector_dim, self.config.extra_channels, routes)
-        assert routes.vector is not None
+        assert conditioning.vector is not None
+        # Half of each head is rotated, at least 32 numbers, as in the release. One position more than frames: that of
+        # the global token, which comes first.
         rotated = max(self.config.head_dim // 2, 32)
-        cos, sin = get_1d_rotary_pos_embed(  # one position more: that of the global token, which comes first
+        cos, sin = get_1d_rotary_pos_embed(
             rotated, x_t.shape[-1] + 1, use_real=True, repeat_interleave_real=False
         )
         return self.network(
-            _with_channels(x_t, routes),
+            x_t,
             t,
-            encoder_hidden_states=routes.cross[0].tokens,
-            global_hidden_states=routes.vector[:, None],
+            encoder_hidden_states=conditioning.streams[0].tokens,
+            global_hidden_states=conditioning.vector[:, None],  # [B, 1, E]
             rotary_embedding=(cos.to(x_t.device), sin.to(x_t.device)),
         ).sample
 
 
-class AudioFlux(nn.Module):
+class AudioFlux(Denoiser):
     """FluxTransformer2DModel: x_t [B, D, T].
 
-    It knows no mask. Rows with the same number of tokens that count go through together, without the others, so that a
-    row does not depend on the texts beside it.
+    The network takes no mask. Rows with the same number of valid tokens go through together, without the others, so
+    that a row does not depend on the texts beside it.
     """
 
     def __init__(self, config: FluxConfig):
-        super().__init__()
-        self.config = config
-        self.network: Any = FluxTransformer2DModel(
+        network = FluxTransformer2DModel(
             in_channels=config.latent_dim,
             num_layers=config.num_layers,
             num_single_layers=config.num_single_layers,
@@ -290,38 +305,33 @@ class AudioFlux(nn.Module):
             pooled_projection_dim=config.vector_dim,
             axes_dims_rope=config.rotary,
         )
+        super().__init__(config, network)
 
-    def forward(self, x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """x_t [B, D, T], t [B] in 0 to 1 -> prediction [B, D, T]."""
-        _check(1, self.config.vector_dim, 0, routes)
-        (stream,), vector = routes.cross, routes.vector
+        (stream,), vector = conditioning.streams, conditioning.vector
         assert vector is not None
-        lengths = stream.mask.sum(dim=1)
+        lengths = stream.mask.sum(dim=1)  # [B]
+        positions = torch.arange(x_t.shape[-1], device=x_t.device)[:, None].expand(
+            -1, 3
+        )  # [T, 3]: time on each axis
         prediction = torch.empty_like(x_t)
         for length in lengths.unique().tolist():
-            rows = lengths == length
+            rows = lengths == length  # b of them
             tokens = stream.tokens[rows][stream.mask[rows]].reshape(-1, length, stream.tokens.shape[-1])
-            found = self._run(x_t[rows], t[rows], tokens, vector[rows])
+            found = self.network(
+                x_t[rows].transpose(1, 2),  # [b, T, D]
+                encoder_hidden_states=tokens,  # [b, L, D]
+                pooled_projections=vector[rows],
+                timestep=t[rows],
+                img_ids=positions,
+                txt_ids=torch.zeros(length, 3, device=x_t.device),  # text has no position
+            ).sample.transpose(1, 2)
             prediction[rows] = found.to(x_t.dtype)  # under autocast it is of another
         return prediction
 
-    def _run(self, x_t: Tensor, t: Tensor, tokens: Tensor, vector: Tensor) -> Tensor:
-        """tokens [B, L, D], which all count."""
-        positions = torch.arange(x_t.shape[-1], device=x_t.device)[:, None].expand(-1, 3)  # [T, 3]
-        return self.network(
-            x_t.transpose(1, 2),  # [B, T, D]
-            encoder_hidden_states=tokens,
-            pooled_projections=vector,
-            timestep=t,
-            img_ids=positions,
-            txt_ids=torch.zeros(tokens.shape[1], 3, device=x_t.device),
-        ).sample.transpose(1, 2)
 
-
-DenoiserConfig = AudioUNetConfig | TextUNetConfig | DiTConfig | FluxConfig
-
-
-def denoiser(config: DenoiserConfig) -> AudioUNet | TextUNet | AudioDiT | AudioFlux:
+def denoiser(config: DenoiserConfig) -> Denoiser:
     """A new network of this config."""
     match config:
         case AudioUNetConfig():
@@ -334,40 +344,31 @@ def denoiser(config: DenoiserConfig) -> AudioUNet | TextUNet | AudioDiT | AudioF
             return AudioFlux(config)
 
 
-def _check_levels(
-    channels: tuple[int, ...], heads: tuple[int, ...], attention: tuple[bool, ...], groups: int
-) -> None:
+def _check_levels(config: AudioUNetConfig | TextUNetConfig) -> None:
+    channels, heads, attention, groups = config.channels, config.heads, config.attention, config.norm_groups
     if not (len(channels) == len(heads) == len(attention) > 0):
         raise InputError(
             f"channels {channels}, heads {heads} and attention {attention} must have one entry a level"
         )
     for width, number in zip(channels, heads, strict=True):
-        if groups < 1 or width < groups or width % groups or number < 1 or width % number:
+        if width % groups or width % number:
             raise InputError(
                 f"a level of {width} channels with {number} heads; channels must be a multiple of norm_groups "
                 f"({groups}) and of its heads"
             )
 
 
-def _down(attention: tuple[bool, ...]) -> tuple[str, ...]:
-    return tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in attention)
-
-
-def _up(attention: tuple[bool, ...]) -> tuple[str, ...]:
-    return tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention))
-
-
-def _check(num_streams: int, vector_dim: int | None, extra_channels: int, routes: Routes) -> None:
-    """Refuse routes that the network does not have: diffusers would ignore some of them without a word."""
-    vector = None if routes.vector is None else routes.vector.shape[-1]
-    extra = 0 if routes.channels is None else routes.channels.shape[1]
-    got = (len(routes.cross), vector, extra)
-    if got != (num_streams, vector_dim, extra_channels):
-        raise ValueError(
-            f"routes have {got[0]} streams, a vector of {got[1]} and {got[2]} channels; the denoiser has "
-            f"{num_streams}, {vector_dim} and {extra_channels}"
-        )
-
-
-def _with_channels(x_t: Tensor, routes: Routes) -> Tensor:
-    return x_t if routes.channels is None else torch.cat([x_t, routes.channels], dim=1)
+def _unet_sizes(config: AudioUNetConfig | TextUNetConfig) -> dict[str, Any]:
+    """The sizes of a UNet under diffusers' names."""
+    down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention]
+    up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(config.attention)]
+    return {
+        "in_channels": config.latent_dim + config.extra_channels,
+        "out_channels": config.latent_dim,
+        "down_block_types": tuple(down),
+        "up_block_types": tuple(up),
+        "block_out_channels": config.channels,
+        "layers_per_block": config.num_res_blocks,
+        "attention_head_dim": config.heads,  # diffusers' name for the number of heads
+        "norm_num_groups": config.norm_groups,
+    }

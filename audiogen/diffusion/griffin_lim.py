@@ -1,6 +1,6 @@
 """Log-mel spectrogram to waveform without a network: magnitudes that have that mel, phases by Griffin-Lim.
 
-What a small mel autoencoder needs no trained vocoder for. The released systems have HiFi-GAN in its place.
+A small mel autoencoder then needs no trained vocoder. The released systems have HiFi-GAN in its place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from audiogen.diffusion.mel import MelConfig
 
 MAGNITUDE_STEPS, PHASE_STEPS = 10, 16  # twice as many phase steps: log-mel distance 0.117 in place of 0.120
 MOMENTUM = 0.99  # fast Griffin-Lim (Perraudin et al., 2013)
-LOUDEST = 8.0  # log-mel magnitude, past what sound at full scale has; what a denoiser gets wrong stays finite
+LOUDEST = 8.0  # log-mel magnitude, above that of sound at full scale; a denoiser's outliers stay finite
 
 
 def magnitudes(mel: Tensor, config: MelConfig) -> Tensor:
@@ -27,12 +27,12 @@ def magnitudes(mel: Tensor, config: MelConfig) -> Tensor:
     """
     filters = mel_filterbank(config.sample_rate, config.n_fft, config.num_mels, config.f_min, config.f_max)
     filters = filters.to(mel.device)  # [F, M]
-    wanted = mel.float().clamp(max=LOUDEST).exp()
+    wanted = mel.float().clamp(max=LOUDEST).exp()  # [B, T, M]
     found = (wanted / filters.sum(0).clamp(min=1e-8)) @ (
         filters / filters.sum(1, keepdim=True).clamp(min=1e-8)
     ).T
     for _ in range(MAGNITUDE_STEPS):
-        ratio = wanted / (found @ filters).clamp(min=1e-9)
+        ratio = wanted / (found @ filters).clamp(min=1e-9)  # multiplicative update of the KL divergence
         found = found * (ratio @ filters.T) / filters.sum(1).clamp(min=1e-9)
     return found.transpose(1, 2)
 
@@ -62,7 +62,7 @@ def griffin_lim(mel: Tensor, config: MelConfig) -> Tensor:
             pad_mode="constant",  # one frame is too short to be reflected
             return_complex=True,
         )
-        ahead = spectrum + MOMENTUM * (spectrum - previous)
+        ahead = spectrum + MOMENTUM * (spectrum - previous)  # [B, F, T + 2]
         rotation = ahead / ahead.abs().clamp(min=1e-8)
         previous = spectrum
     half = config.hop_length // 2

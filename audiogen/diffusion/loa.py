@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers.models.gpt2.configuration_gpt2 import GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
+from audiogen.config import Positive, check_ranges
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 
@@ -23,23 +24,22 @@ from audiogen.interfaces import Condition
 class LoaConfig:
     """The defaults are AudioLDM 2's. width: D of the vectors, that of GPT-2. length: how many vectors.
 
-    clap_dim, text_dim: of the features. vocab_size: of GPT-2's own word table, which is carried along and never used.
+    clap_dim, text_dim: of the features. vocab_size: of GPT-2's own word table, which is stored and never used.
     """
 
-    width: int = 768
-    length: int = 8
-    num_layers: int = 12
-    num_heads: int = 12
-    max_positions: int = 1024
-    vocab_size: int = 50257
-    clap_dim: int = 512
-    text_dim: int = 1024
+    width: Positive = 768
+    length: Positive = 8
+    num_layers: Positive = 12
+    num_heads: Positive = 12
+    max_positions: Positive = 1024
+    vocab_size: Positive = 50257
+    clap_dim: Positive = 512
+    text_dim: Positive = 1024
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.width % self.num_heads:
             raise InputError(f"loa.width {self.width} is not a multiple of loa.num_heads {self.num_heads}")
-        if self.length < 1:
-            raise InputError(f"loa.length is {self.length}; it must be at least 1")
 
 
 class LoaGenerator(nn.Module):
@@ -60,7 +60,10 @@ class LoaGenerator(nn.Module):
         )
 
     def prefix(self, clap: Tensor, text: Condition) -> tuple[Tensor, Tensor]:
-        """CLAP [B, E] and text tokens [B, L, D] -> what GPT-2 begins with [B, L + 5, width], and its mask, bool."""
+        """CLAP [B, E] and text tokens [B, L, D] -> GPT-2's input [B, L + 5, width], and its mask [B, L + 5], bool.
+
+        L + 5: one vector of CLAP, and a start and an end token around CLAP and around the text.
+        """
         ones = torch.ones(len(clap), 1, dtype=text.mask.dtype, device=clap.device)
         joined = self.projection(
             hidden_states=clap[:, None],
@@ -78,7 +81,7 @@ class LoaGenerator(nn.Module):
         states, mask = self.prefix(clap, text)
         for _ in range(self.config.length):
             # The whole sequence again each time: eight short passes, and no cache whose positions could differ.
-            states = torch.cat([states, self._run(states, mask)[:, -1:]], dim=1)
+            states = torch.cat([states, self._run(states, mask)[:, -1:]], dim=1)  # [B, one more, width]
             mask = F.pad(mask, (0, 1), value=True)
         return states[:, -self.config.length :]
 
@@ -87,7 +90,9 @@ class LoaGenerator(nn.Module):
         states, mask = self.prefix(clap, text)
         states = torch.cat([states, vectors[:, :-1]], dim=1)
         mask = F.pad(mask, (0, vectors.shape[1] - 1), value=True)
-        return self._run(states, mask)[:, -vectors.shape[1] :]
+        return self._run(states, mask)[
+            :, -vectors.shape[1] :
+        ]  # the last of the prefix predicts the first vector
 
     def _run(self, states: Tensor, mask: Tensor) -> Tensor:
         return self.gpt2(inputs_embeds=states, attention_mask=mask.long(), use_cache=False).last_hidden_state

@@ -48,9 +48,9 @@ def inverse_mdct(coefficients: Tensor, basis: Tensor) -> Tensor:
 
 
 def compress(coefficients: Tensor) -> Tensor:
-    """Square roots with the sign kept, times 4, which makes about 1 of what is loud: half the range in dB.
+    """sign(x) sqrt(|x|) times 4, which makes loud coefficients about 1 and halves the range in dB.
 
-    Silence is then near, and what is quiet is not too small for the network's activations to bend.
+    Quiet coefficients are then large enough for the network's activations to be non-linear.
     """
     return 4.0 * coefficients.sign() * coefficients.abs().sqrt()
 
@@ -58,4 +58,4 @@ def compress(coefficients: Tensor) -> Tensor:
 def expand(compressed: Tensor) -> Tensor:
     """Undo `compress`, in float32."""
     compressed = compressed.float()
-    return compressed * compressed.abs() / 16.0
+    return compressed * compressed.abs() / 16.0  # 4 squared

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiogen.audio import mel_filterbank
+from audiogen.config import Positive, PositiveFloat, check_ranges
 from audiogen.errors import InputError
 
 
@@ -16,24 +17,25 @@ from audiogen.errors import InputError
 class MelConfig:
     """Sizes of the released spectrogram. f_min, f_max: Hz. floor: smallest magnitude, before the logarithm."""
 
-    sample_rate: int = 16000
-    n_fft: int = 1024
-    hop_length: int = 160
-    num_mels: int = 64
+    sample_rate: Positive = 16000
+    n_fft: Positive = 1024
+    hop_length: Positive = 160
+    num_mels: Positive = 64
     f_min: float = 0.0
     f_max: float = 8000.0
-    floor: float = 1e-5
+    floor: PositiveFloat = 1e-5
 
     def __post_init__(self) -> None:
-        if not 0 < self.hop_length <= self.n_fft or (self.n_fft - self.hop_length) % 2:
+        check_ranges(self)
+        if self.hop_length > self.n_fft or (self.n_fft - self.hop_length) % 2:
             raise InputError(
                 f"mel.hop_length is {self.hop_length}; it must be between 1 and mel.n_fft ({self.n_fft}), and an even "
                 "number below it, so that both ends are padded alike"
             )
-        if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2 or self.num_mels < 1 or self.floor <= 0:
+        if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise InputError(
-                f"mel has {self.num_mels} bins from {self.f_min:g} to {self.f_max:g} Hz, floor {self.floor:g}; it "
-                f"needs at least 1, frequencies up to half of {self.sample_rate} Hz, and a floor above 0"
+                f"mel bins are from {self.f_min:g} to {self.f_max:g} Hz; they must ascend, up to half of "
+                f"{self.sample_rate} Hz"
             )
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from audiogen.config import build, to_plain
+from audiogen.config import Positive, PositiveFloat, Range, build, check_ranges, to_plain
 from audiogen.errors import InputError
 
 PREDICTIONS = {"ddpm": ("epsilon", "v"), "cosine_v": ("v",), "flow": ("velocity",)}
@@ -33,22 +33,22 @@ class ProcessConfig:
     snr_gamma: weights of min-SNR; None weights all times alike.
     one_is: what t = 1 is in a flow, `data` (LAFMA) or `noise` (TangoFlux): direction of time and sign of the velocity.
     t_min: a flow's t is at least this. sigma_min: noise that stays on the data at a flow's end.
-    time_scale: the network is told t x time_scale.
-    lowest_sigma, highest_sigma: ends of the grid, as sigma / alpha, that the DPM-Solvers of cosine_v walk.
+    time_scale: the network's time is t x time_scale.
+    lowest_sigma, highest_sigma: ends of the grid, as sigma / alpha, of the DPM-Solvers of cosine_v.
     """
 
     kind: str = "ddpm"
     prediction: str = "epsilon"
-    num_train_steps: int = 1000
+    num_train_steps: Positive = 1000
     beta_schedule: str = "scaled_linear"
     beta_start: float = 0.0015
     beta_end: float = 0.0195
     time_sampling: str = "uniform"
-    snr_gamma: float | None = None
+    snr_gamma: PositiveFloat | None = None
     one_is: str = "noise"
-    t_min: float = 0.0
-    sigma_min: float = 0.0
-    time_scale: float = 1.0
+    t_min: Annotated[float, Range(0, 1, below=True)] = 0.0
+    sigma_min: Annotated[float, Range(0, 1, below=True)] = 0.0
+    time_scale: Annotated[float, Range(0, math.inf, above=True, below=True)] = 1.0
     lowest_sigma: float = 0.03
     highest_sigma: float = 500.0
 
@@ -58,21 +58,18 @@ class ProcessConfig:
         _choose("time_sampling", self.time_sampling, ("uniform", "logit_normal"))
         _choose("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
         _choose("one_is", self.one_is, ("data", "noise"))
-        _require("num_train_steps", self.num_train_steps, self.num_train_steps >= 1, "at least 1")
-        _require("time_scale", self.time_scale, 0 < self.time_scale < math.inf, "above 0")
-        _require("t_min", self.t_min, 0 <= self.t_min < 1, "from 0 to below 1")
-        _require("sigma_min", self.sigma_min, 0 <= self.sigma_min < 1, "from 0 to below 1")
-        betas = f"{self.beta_start} to {self.beta_end}"
-        _require(
-            "beta_start to beta_end", betas, 0 < self.beta_start <= self.beta_end < 1, "rising within 0 to 1"
-        )
-        grid = f"{self.lowest_sigma} to {self.highest_sigma}"
-        ordered = 0 < self.lowest_sigma < self.highest_sigma < math.inf
-        _require("lowest_sigma to highest_sigma", grid, ordered, "rising, and above 0")
-        if self.snr_gamma is not None:
-            _require("snr_gamma", self.snr_gamma, self.snr_gamma > 0, "above 0, or null")
-            if self.kind == "flow":
-                raise InputError("snr_gamma weights ddpm and cosine_v; set it to null for a flow")
+        check_ranges(self)
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise InputError(
+                f"beta_start to beta_end is {self.beta_start} to {self.beta_end}; it must be rising within 0 to 1"
+            )
+        if not 0 < self.lowest_sigma < self.highest_sigma < math.inf:
+            raise InputError(
+                f"lowest_sigma to highest_sigma is {self.lowest_sigma} to {self.highest_sigma}; it must be rising, and "
+                "above 0"
+            )
+        if self.snr_gamma is not None and self.kind == "flow":
+            raise InputError("snr_gamma weights ddpm and cosine_v; set it to null for a flow")
         if self.kind == "ddpm" and self.time_sampling != "uniform":
             raise InputError("a ddpm process draws its integer times uniformly; set time_sampling to uniform")
 
@@ -80,11 +77,6 @@ class ProcessConfig:
 def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InputError(f"{name} is {value!r}; it must be {' or '.join(allowed)}")
-
-
-def _require(name: str, value: object, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise InputError(f"{name} is {value}; it must be {allowed}")
 
 
 # As released. Tango's code divides its weights by the SNR also for v, where min-SNR divides by SNR + 1, as we do.
@@ -99,9 +91,9 @@ PROCESSES = {
 
 
 def process_of(name: str, changes: Mapping[str, Any], where: str = "process") -> ProcessConfig:
-    """That of a system of the kind `name`, with what its files say in place; InputError naming what is not known."""
+    """That of a system of the kind `name`, with what its files say in place; InputError naming what there is not."""
     if name not in PROCESSES:
-        raise InputError(f"a system of the kind {name!r} is not known; known: {', '.join(PROCESSES)}")
+        raise InputError(f"there are no systems of the kind {name!r}; there are {', '.join(PROCESSES)}")
     return build(ProcessConfig, to_plain(PROCESSES[name]) | dict(changes), where=where)
 
 
@@ -116,7 +108,8 @@ class Process:
             betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
         else:
             betas = torch.linspace(start, end, steps, dtype=torch.float64)
-        share = torch.cumprod(1.0 - betas, 0)  # of the data in the variance of x_t
+        # [num_train_steps], alpha-bar of DDPM (2006.11239, equation 4): the share of the data in the variance of x_t
+        share = torch.cumprod(1.0 - betas, 0)
         self._alpha, self._sigma = share.sqrt().float(), (1.0 - share).sqrt().float()
 
     def sample_t(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
@@ -125,7 +118,7 @@ class Process:
         if config.kind == "ddpm":
             return torch.randint(config.num_train_steps, (batch,), generator=generator, device=device)
         if config.time_sampling == "logit_normal":
-            t = torch.randn(batch, generator=generator, device=device).sigmoid()
+            t = torch.randn(batch, generator=generator, device=device).sigmoid()  # 2403.03206, section 3.1
         else:
             t = torch.rand(batch, generator=generator, device=device)
         return config.t_min + (1.0 - config.t_min) * t if config.kind == "flow" else t
@@ -135,8 +128,8 @@ class Process:
         if self.config.kind == "ddpm":
             return self._alpha.to(t.device)[t], self._sigma.to(t.device)[t]
         if self.config.kind == "cosine_v":
-            return torch.cos(t * math.pi / 2), torch.sin(t * math.pi / 2)
-        share = t if self.config.one_is == "data" else 1.0 - t
+            return torch.cos(t * math.pi / 2), torch.sin(t * math.pi / 2)  # alpha^2 + sigma^2 = 1
+        share = t if self.config.one_is == "data" else 1.0 - t  # of the data; the path is a straight line
         return share, 1.0 - (1.0 - self.config.sigma_min) * share
 
     def noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -150,8 +143,8 @@ class Process:
             return noise
         if self.config.prediction == "v":
             alpha, sigma = self.coefficients(t)
-            return _over(alpha, clean) * noise - _over(sigma, clean) * clean
-        towards_data = clean - (1.0 - self.config.sigma_min) * noise
+            return _over(alpha, clean) * noise - _over(sigma, clean) * clean  # 2202.00512, section 4
+        towards_data = clean - (1.0 - self.config.sigma_min) * noise  # 2210.02747, equation 23
         return towards_data if self.config.one_is == "data" else -towards_data
 
     def weight(self, t: Tensor) -> Tensor:
@@ -160,11 +153,12 @@ class Process:
             return torch.ones(t.shape, device=t.device)
         alpha, sigma = self.coefficients(t)
         signal, noise = alpha**2, sigma**2  # products, so that t = 0 and t = 1 are no division by zero
+        # 2303.09556, section 3.4, times `noise` above and below: min(SNR, gamma) / SNR, and / (SNR + 1) for v
         capped = torch.minimum(signal, self.config.snr_gamma * noise)
         return capped / signal if self.config.prediction == "epsilon" else capped / (signal + noise)
 
     def model_time(self, t: Tensor) -> Tensor:
-        """The times [B] as the network is told them."""
+        """The times [B] that the network gets."""
         return t * self.config.time_scale
 
 

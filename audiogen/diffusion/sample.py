@@ -1,6 +1,6 @@
 """One sampling loop for all diffusion systems: guidance, style transfer, inpainting and super-resolution.
 
-A network is any `denoise(x_t, t, routes) -> prediction`; what it predicts and when is the process's matter.
+A network is any `denoise(x_t, t, conditioning) -> prediction`; the process defines what it predicts and its times.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from audiogen.config import Probability, check_ranges
+from audiogen.diffusion.conditioning import Conditioning, stack
 from audiogen.diffusion.process import Process, ProcessConfig
-from audiogen.diffusion.routes import Routes, num_rows, stack
 from audiogen.diffusion.samplers import Sampler, make_sampler
 from audiogen.errors import InputError
 
-# (x_t [B, D, T] or [B, D, T, M], t [B] as the network wants it, routes of B rows) -> prediction in x_t's shape
-Denoise = Callable[[Tensor, Tensor, Routes], Tensor]
+# (x_t [B, D, T] or [B, D, T, M], t [B] as the network wants it, conditioning of B rows) -> prediction in x_t's shape
+Denoise = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,28 @@ class Reference:
     """
 
     latents: Tensor
-    strength: float = 1.0
+    strength: Probability = 1.0
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.strength <= 1.0:
-            raise InputError(f"strength is {self.strength}; it must be from 0 (the reference) to 1 (all new)")
+        check_ranges(self)
         if self.mask is not None and self.mask.dtype != torch.bool:
             raise ValueError(
                 f"the mask is {self.mask.dtype}; it must be bool, True where something new is wanted"
             )
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of B rows, one for each seed: N(0, 1) of [B, *shape], by torch's CPU generators, moved to the device.
+
+    shape: of one item, (D, T) or (D, T, M). start: [B, *shape] to begin from instead of the seeds' first.
+    """
+
+    shape: Sequence[int]
+    seeds: Sequence[int]
+    device: torch.device | str = "cpu"
+    start: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -82,58 +95,56 @@ def sample(
     denoise: Denoise,
     process: Process,
     sampling: Sampling,
-    routes: Routes,
-    shape: Sequence[int],
-    seeds: Sequence[int],
+    conditioning: Conditioning,
+    noise: Noise,
     *,
-    negative: Routes | None = None,
+    negative: Conditioning | None = None,
     reference: Reference | None = None,
-    noise: Tensor | None = None,
-    device: torch.device | str = "cpu",
     callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Latents float32 [B, *shape], one row for each seed.
 
-    A row's noise, also that of stochastic samplers and of the known part of a reference, depends on its seed only: it
+    A row's noise, also that of stochastic samplers and of the kept part of a reference, depends on its seed only: it
     is the same alone or in a batch, and on every device.
 
-    routes: the condition, B rows on the device. negative: what guidance moves away from, B rows; no text for most
-        systems, but some keep a part of the condition in it (`routes.null`).
-    shape: of one item, (D, T) or (D, T, M). noise: [B, *shape] to begin from instead of the seeds'.
+    conditioning: B rows on the device. negative: what guidance moves away from, B rows; no text for most systems, but
+        some keep a part of the condition in it (`Conditioner.null`).
     callback: (evaluations done, evaluations in all), after each.
     """
-    guided = sampling.guidance != 1.0
+    guided, device = sampling.guidance != 1.0, noise.device
     if guided and negative is None:
-        raise ValueError("guidance needs negative routes: those of no text, or of what to move away from")
-    _check(routes, negative, reference, noise, (len(seeds), *shape))
-    if guided and negative is not None:  # the network sees 2 B rows: with the condition, then without
-        routes = stack([routes, negative])
+        raise ValueError(
+            "guidance needs a negative conditioning: that of no text, or of what to move away from"
+        )
+    _check(conditioning, negative, reference, noise)
+    if guided and negative is not None:  # the network gets 2 B rows: with the condition, then without
+        conditioning = stack([conditioning, negative])
     sampler = make_sampler(process, sampling.sampler, sampling.steps, sampling.eta)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    drawn = _draw(generators, shape, device)  # even if not used: what is drawn later stays that of the seed
-    begin = drawn if noise is None else noise.to(device, torch.float32)
+    generators = [torch.Generator().manual_seed(seed) for seed in noise.seeds]
+    drawn = _draw(generators, noise)  # even if not used: what is drawn later stays that of the seed
+    start = drawn if noise.start is None else noise.start.to(device, torch.float32)
     first, total = sampler.begin_at(1.0 if reference is None else reference.strength), len(sampler.times)
-    state = begin * sampler.start_scale
+    state = start * sampler.start_scale  # [B, *shape]
     if reference is not None:
-        known = reference.latents.to(device, torch.float32)
+        given = reference.latents.to(device, torch.float32)
         mask = None if reference.mask is None else reference.mask.to(device)
         if first == total:
-            return known.clone()
+            return given.clone()
         if reference.strength < 1.0:
-            state = _noised(sampler, first, known, begin)
+            state = _noised(sampler, first, given, start)
 
     for evaluation in range(first, total):
         if reference is not None and mask is not None:
-            fresh = _draw(generators, shape, device)
-            state = torch.where(mask, state, _noised(sampler, evaluation, known, fresh))
+            # the kept part follows the forward process, with fresh noise each time (RePaint, 2201.09865, equation 8)
+            state = torch.where(mask, state, _noised(sampler, evaluation, given, _draw(generators, noise)))
         x_t = state * sampler.input_scale[evaluation]
         time = sampler.times[evaluation].to(device)
-        prediction = _predict(denoise, x_t, time, routes, sampling.guidance if guided else None)
+        prediction = _predict(denoise, x_t, time, conditioning, sampling.guidance if guided else None)
         state = sampler.step(evaluation, prediction, state, generators)
         if callback is not None:
             callback(evaluation - first + 1, total - first)
     if reference is not None and mask is not None:
-        state = torch.where(mask, state, known)
+        state = torch.where(mask, state, given)
     return state
 
 
@@ -150,37 +161,40 @@ def rerank(candidates: Tensor, scores: Tensor) -> Tensor:
     return candidates[torch.arange(len(candidates)), best]
 
 
-def _draw(generators: list[torch.Generator], shape: Sequence[int], device: torch.device | str) -> Tensor:
+def _draw(generators: list[torch.Generator], noise: Noise) -> Tensor:
     """N(0, 1) of [B, *shape], each row from its own generator, drawn on the CPU."""
-    return torch.stack([torch.randn(*shape, generator=generator) for generator in generators]).to(device)
+    rows = [torch.randn(*noise.shape, generator=generator) for generator in generators]
+    return torch.stack(rows).to(noise.device)
 
 
-def _predict(denoise: Denoise, x_t: Tensor, time: Tensor, routes: Routes, guidance: float | None) -> Tensor:
-    """The network's prediction, float32; with guidance, routes have 2 B rows (classifier-free, 2207.12598)."""
+def _predict(
+    denoise: Denoise, x_t: Tensor, time: Tensor, conditioning: Conditioning, guidance: float | None
+) -> Tensor:
+    """The network's prediction [B, ...], float32; with guidance the conditioning has 2 B rows."""
     if guidance is None:
-        return denoise(x_t, time.expand(len(x_t)), routes).float()
-    both = denoise(torch.cat([x_t, x_t]), time.expand(2 * len(x_t)), routes).float()
+        return denoise(x_t, time.expand(len(x_t)), conditioning).float()
+    both = denoise(torch.cat([x_t, x_t]), time.expand(2 * len(x_t)), conditioning).float()
     wanted, unwanted = both.chunk(2)
-    return unwanted + guidance * (wanted - unwanted)
+    return unwanted + guidance * (wanted - unwanted)  # 2207.12598, equation 6, where w is guidance - 1
 
 
 def _noised(sampler: Sampler, evaluation: int, clean: Tensor, noise: Tensor) -> Tensor:
-    """The state before that evaluation that these latents would have."""
+    """The state before that evaluation that these latents would have: alpha x + sigma n."""
     return sampler.alphas[evaluation] * clean + sampler.sigmas[evaluation] * noise
 
 
 def _check(
-    routes: Routes,
-    negative: Routes | None,
-    reference: Reference | None,
-    noise: Tensor | None,
-    shape: tuple[int, ...],
+    conditioning: Conditioning, negative: Conditioning | None, reference: Reference | None, noise: Noise
 ) -> None:
     """Refuse arguments of `sample` that do not fit one another."""
-    for name, given in {"routes": routes, "negative": negative}.items():
-        if given is not None and (rows := num_rows(given)) is not None and rows != shape[0]:
-            raise ValueError(f"{name} have {rows} rows and there are {shape[0]} seeds; one a row is needed")
-    latents = {"reference": None if reference is None else reference.latents, "noise": noise}
+    shape = (len(noise.seeds), *noise.shape)
+    for name, given in {"conditioning": conditioning, "negative conditioning": negative}.items():
+        rows = None if given is None else given.num_rows
+        if rows is not None and rows != shape[0]:
+            raise ValueError(
+                f"the {name} has {rows} rows and there are {shape[0]} seeds; one a row is needed"
+            )
+    latents = {"reference": None if reference is None else reference.latents, "noise": noise.start}
     for name, tensor in latents.items():
         if tensor is not None and tensor.shape != shape:
             raise InputError(f"the {name} is {tuple(tensor.shape)}; it must be {shape}")

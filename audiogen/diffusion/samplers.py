@@ -1,6 +1,6 @@
 """The way back from noise to data: schedulers of diffusers, set up from the process that the network was trained on.
 
-`Sampler` hides in what they differ: time, sign and scale of what the network sees and gives.
+`Sampler` hides their differences: time, sign and scale of the network's input and output.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SAMPLERS = {
 class Sampler:
     """One run of a scheduler, of n network evaluations. The state before evaluation i is alphas[i] x + sigmas[i] n.
 
-    times: [n], as the network is told them. positions: [n], where in the process's time, 1 being noise.
+    times: [n], those that the network gets. positions: [n], where in the process's time, 1 being noise.
     alphas, sigmas: [n + 1], the last for the end. input_scale: [n], state to x_t of the process. advance:
     (prediction, timestep, state, generator=) -> the scheduler's output. sign: of the prediction, as the scheduler wants
     it. start_scale: of the noise that a run begins with. order: evaluations a step.
@@ -97,7 +97,7 @@ def _ddpm(process: Process, name: str, steps: int, eta: float) -> Sampler:
     if name in ("ddim", "ddpm"):
         _check_coverage(name, steps, config.num_train_steps)
         common |= {"clip_sample": False, "timestep_spacing": "leading", "steps_offset": 1}
-    if name == "ddim":  # the grid and the last alpha of the authors' DDIMSampler
+    if name == "ddim":  # the grid and the last alpha of the authors' DDIMSampler (2010.02502)
         scheduler = diffusers.DDIMScheduler(**common, set_alpha_to_one=False)
     elif name == "ddpm":
         scheduler = diffusers.DDPMScheduler(**common)
@@ -138,7 +138,7 @@ def _cosine_ddim(process: Process, steps: int, eta: float) -> Sampler:
     scheduler.set_timesteps(steps)
     t = t.float()
     alphas, sigmas = process.coefficients(t)
-    # At t = 1, where alpha is 0, eta 1 leaves nothing of the prediction, and rounding the root of less than nothing.
+    # At t = 1, where alpha is 0, eta 1 leaves nothing of the prediction, and by rounding a root of less than 0.
     advance = partial(scheduler.step, eta=min(eta, 0.9999))
     return _sampler(scheduler, process.model_time(t), t, alphas, sigmas, advance)
 
@@ -155,10 +155,10 @@ def _cosine_solver(process: Process, name: str, steps: int) -> Sampler:
         algorithm_type=_algorithm(name),
     )
     scheduler.set_timesteps(steps)
-    sigmas = scheduler.sigmas[:-1]
+    sigmas = scheduler.sigmas[:-1]  # sigma / alpha of the process = tan(pi t / 2)
     t = torch.atan(sigmas) * (2 / math.pi)
     sampler = _sampler(scheduler, process.model_time(t), t, torch.ones(steps), sigmas, scheduler.step)
-    sampler.input_scale = (1.0 + sigmas**2).rsqrt()
+    sampler.input_scale = (1.0 + sigmas**2).rsqrt()  # alpha = cos(pi t / 2): from x_t / alpha to x_t
     sampler.start_scale = scheduler.init_noise_sigma
     return sampler
 
@@ -178,7 +178,7 @@ def _flow(process: Process, name: str, steps: int) -> Sampler:
         scheduler.set_timesteps(steps)
     noise = scheduler.timesteps / scheduler.config.num_train_timesteps
     progress = 1.0 - noise if config.one_is == "data" else noise
-    # The network is told times within its t_min..1 while the path is walked whole, as LAFMA's authors do.
+    # The network gets times within its t_min..1 while the path is walked whole, as LAFMA's authors do.
     t = config.t_min + (1.0 - config.t_min) * progress
     alphas, sigmas = process.coefficients(progress)
     sampler = _sampler(scheduler, process.model_time(t), noise, alphas, sigmas, scheduler.step)

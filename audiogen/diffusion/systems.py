@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
+from audiogen.config import build, load_recipe, plain
 from audiogen.diffusion.autoencoders import (
     MelAutoencoder,
     MelAutoencoderConfig,
     WaveformAutoencoder,
     WaveformAutoencoderConfig,
 )
-from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig, SecondsConfig
+from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig
 from audiogen.diffusion.denoisers import (
     AudioUNetConfig,
     DenoiserConfig,
@@ -23,11 +25,9 @@ from audiogen.diffusion.denoisers import (
     TextUNetConfig,
     denoiser,
 )
-from audiogen.diffusion.loa import LoaConfig
 from audiogen.errors import InputError
 from audiogen.text.clap import Clap
 from audiogen.text.encoder import FrozenEncoder
-from audiogen.text.t5 import TextConfig
 
 AUTOENCODERS = ("mel_autoencoder", "waveform_autoencoder")
 DENOISERS = ("audio_unet", "text_unet", "dit", "flux")
@@ -90,55 +90,26 @@ class SystemConfig:
         return found
 
 
+# Published systems whose size no recipe has: the recipe, and how its UNet differs. Heads are channels / 32 but for
+# AudioLDM-L, whose authors have channels / 64.
+OTHER_SIZES: dict[str, tuple[str, dict[str, Any]]] = {
+    "audioldm_m": ("audioldm", {"channels": (192, 384, 576, 960), "heads": (6, 12, 18, 30)}),
+    "audioldm_l": ("audioldm", {"channels": (256, 512, 768, 1280)}),
+    "audioldm2_large": ("audioldm2", {"layers": (None, 768, 1024, None), "depth": 2}),
+}
+
+
 @functools.cache
 def released() -> dict[str, SystemConfig]:
-    """Systems at their published sizes; the text encoders are named, and opened with the first text."""
-    t5 = TextConfig("google/flan-t5-large", width=1024)
-    clap = ConditionerConfig(vector=("clap",), unconditional="empty", clap="laion/clap-htsat-unfused")
-    loa = ConditionerConfig(
-        (("loa",), ("text",)),
-        unconditional="empty",
-        text=t5,
-        clap="laion/clap-htsat-unfused",
-        loa=LoaConfig(),
-    )
-    seconds = ("seconds_start", "seconds_total")
-    stable = ConditionerConfig(
-        (("text", *seconds),),
-        seconds,
-        text=TextConfig("t5-base", width=768, max_tokens=128),
-        text_length=128,
-        seconds=SecondsConfig(),
-    )
-    tango = ConditionerConfig((("text",),), unconditional="empty", text=t5)
-    flux = ConditionerConfig(
-        (("text", "seconds_total"),), ("pooled",), "padded", t5, seconds=SecondsConfig(1024, 0.0, 30.0)
-    )
-    mel, wave = MelAutoencoderConfig(), WaveformAutoencoderConfig()
-    medium, large = (192, 384, 576, 960), (256, 512, 768, 1280)
-    unets = {
-        "audioldm_s": AudioUNetConfig(),
-        "audioldm_m": AudioUNetConfig(channels=medium, heads=(6, 12, 18, 30)),
-        "audioldm_l": AudioUNetConfig(channels=large),
-        "audioldm2": AudioUNetConfig(layers=(None, 768, 1024), vector_dim=None),
-        "audioldm2_large": AudioUNetConfig(layers=(None, 768, 1024, None), depth=2, vector_dim=None),
-        "lafma": AudioUNetConfig(layers=(1024, 1024), heads=(32, 32, 32, 32), vector_dim=None),
-    }
-    conditioners = {
-        "audioldm": clap,
-        "audioldm2": loa,
-        "lafma": dataclasses.replace(tango, unconditional="padded"),
-    }
-    systems = {
-        name: SystemConfig(conditioners[name.split("_")[0]], mel, audio_unet=unet)
-        for name, unet in unets.items()
-    }
-    lafma = dataclasses.replace(mel, mid_attention=False)
-    systems["lafma"] = dataclasses.replace(systems["lafma"], mel_autoencoder=lafma)
-    systems["tango"] = SystemConfig(tango, mel, text_unet=TextUNetConfig())
-    systems["stable_audio"] = SystemConfig(stable, waveform_autoencoder=wave, dit=DiTConfig())
-    systems["tangoflux"] = SystemConfig(flux, waveform_autoencoder=wave, flux=FluxConfig())
-    return systems
+    """Systems at their published sizes, from the recipes; text encoders are named, and opened with the first text."""
+    names = ("audioldm", "audioldm2", "lafma", "stable_audio", "tango", "tangoflux")
+    found = {name: build(SystemConfig, plain(load_recipe(name))["system"], name) for name in names}
+    for name, (base, changes) in OTHER_SIZES.items():
+        unet = found[base].audio_unet
+        assert unet is not None
+        found[name] = dataclasses.replace(found[base], audio_unet=dataclasses.replace(unet, **changes))
+    found["audioldm_s"] = found.pop("audioldm")
+    return found
 
 
 class LatentSystem(nn.Module):

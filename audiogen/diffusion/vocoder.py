@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 from transformers.models.speecht5.configuration_speecht5 import SpeechT5HifiGanConfig
 from transformers.models.speecht5.modeling_speecht5 import SpeechT5HifiGan
 
+from audiogen.config import Positive, check_ranges
 from audiogen.errors import InputError
 
 
@@ -18,24 +18,25 @@ from audiogen.errors import InputError
 class VocoderConfig:
     """HiFi-GAN V1 as AudioLDM has it, for 64 bins at 16 kHz: 55 M parameters. Each stage halves `channels`."""
 
-    channels: int = 1024
-    rates: tuple[int, ...] = (5, 4, 2, 2, 2)
-    kernels: tuple[int, ...] = (16, 16, 8, 4, 4)
-    resblock_kernels: tuple[int, ...] = (3, 7, 11)
-    resblock_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    channels: Positive = 1024
+    rates: tuple[Positive, ...] = (5, 4, 2, 2, 2)
+    kernels: tuple[Positive, ...] = (16, 16, 8, 4, 4)
+    resblock_kernels: tuple[Positive, ...] = (3, 7, 11)
+    resblock_dilations: tuple[tuple[Positive, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if len(self.rates) != len(self.kernels) or not self.rates:
             raise InputError(
                 f"vocoder.rates {self.rates} and vocoder.kernels {self.kernels} must be as many, at least one"
             )
-        if any(kernel < rate or rate < 1 for rate, kernel in zip(self.rates, self.kernels, strict=True)):
+        if any(kernel < rate for rate, kernel in zip(self.rates, self.kernels, strict=True)):
             raise InputError(
                 f"vocoder.kernels {self.kernels}: each must reach at least its rate {self.rates}"
             )
         if len(self.resblock_kernels) != len(self.resblock_dilations):
             raise InputError("vocoder.resblock_kernels and vocoder.resblock_dilations must be as many")
-        if self.channels % 2 ** len(self.rates) or self.channels < 1:
+        if self.channels % 2 ** len(self.rates):
             raise InputError(
                 f"vocoder.channels is {self.channels}; it is halved {len(self.rates)} times, so it must be a multiple "
                 f"of {2 ** len(self.rates)}"
@@ -62,17 +63,6 @@ def vocoder(config: VocoderConfig, num_mels: int, sample_rate: int) -> Any:
     return SpeechT5HifiGan(shape)
 
 
-def read_config(shape: Any) -> VocoderConfig:
-    """The config of a SpeechT5HifiGan's own configuration."""
-    return VocoderConfig(
-        channels=shape.upsample_initial_channel,
-        rates=tuple(shape.upsample_rates),
-        kernels=tuple(shape.upsample_kernel_sizes),
-        resblock_kernels=tuple(shape.resblock_kernel_sizes),
-        resblock_dilations=tuple(tuple(dilations) for dilations in shape.resblock_dilation_sizes),
-    )
-
-
 def vocode(network: Any, mel: Tensor, hop_length: int) -> Tensor:
     """Log-mel [B, 1, T, M] -> audio [B, 1, T * hop_length].
 
@@ -80,13 +70,3 @@ def vocode(network: Any, mel: Tensor, hop_length: int) -> Tensor:
     cut (32 samples of the released vocoder).
     """
     return network(mel[:, 0])[:, None, : mel.shape[2] * hop_length]
-
-
-def remove_weight_norm(network: nn.Module) -> None:
-    """Fold the weight norm that `apply_weight_norm` gave for training into plain weights.
-
-    In place of transformers' `remove_weight_norm`, which looks for an older kind than its `apply_weight_norm` makes.
-    """
-    for module in network.modules():
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")

@@ -17,20 +17,19 @@ from torch.nn import functional as F
 from audiogen import audio as audio_io
 from audiogen.config import to_plain
 from audiogen.device import choose_device
-from audiogen.diffusion import routes
 from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.conditioners import Conditioner
+from audiogen.diffusion.conditioning import Conditioning, stack
 from audiogen.diffusion.manipulate import inpaint_mask, super_resolution_mask
 from audiogen.diffusion.process import PROCESSES, Process, process_of
-from audiogen.diffusion.routes import Routes
-from audiogen.diffusion.sample import SAMPLINGS, Reference, rerank, sample
+from audiogen.diffusion.sample import SAMPLINGS, Noise, Reference, rerank, sample
 from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.samplers import make_sampler
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import request as requests
 from audiogen.generators.request import Request
-from audiogen.interfaces import Condition, Edit, Progress, Sampling
+from audiogen.interfaces import Edit, Progress, Sampling
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.released import load_released
 from audiogen.models.systems import Released
@@ -271,8 +270,9 @@ class LatentGenerator:
         """Generate group by group -> audio [B, C, N] on the CPU."""
         texts, durations = request.texts, request.durations_s
         shapes = [self._shape(duration) for duration in durations]
-        told = [
-            self._routes(text, duration, negative) for text, duration in zip(texts, durations, strict=True)
+        conditions = [
+            self._conditioning(text, duration, negative)
+            for text, duration in zip(texts, durations, strict=True)
         ]
         references = [
             None if edit is None else self._reference(edit, duration, shape)
@@ -284,16 +284,15 @@ class LatentGenerator:
         for group in requests.alike([shapes[row] for row, _ in runs], self.batch_size):
             members = [runs[index] for index in group]
             rows = [row for row, _ in members]
+            seeds = [(request.seeds[row] + number * CANDIDATE_STRIDE) % 2**63 for row, number in members]
             latents = sample(
                 self._denoise,
                 self.process,
                 sampling,
-                routes.stack([told[row][0] for row in rows]),
-                shapes[rows[0]],
-                [(request.seeds[row] + number * CANDIDATE_STRIDE) % 2**63 for row, number in members],
-                negative=routes.stack([told[row][1] for row in rows]),
+                stack([conditions[row][0] for row in rows]),
+                Noise(shapes[rows[0]], seeds, self.device),
+                negative=stack([conditions[row][1] for row in rows]),
                 reference=_together([references[row] for row in rows]),
-                device=self.device,
                 callback=requests.part_of(progress, done / len(runs), len(group) / len(runs)),
             )
             for row, latent in zip(rows, latents, strict=True):
@@ -305,22 +304,18 @@ class LatentGenerator:
             result[row, :, : best.shape[-1]] = best
         return result
 
-    def _denoise(self, x_t: Tensor, t: Tensor, told: Routes) -> Tensor:
+    def _denoise(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The prediction for x_t; weights and times stay float32 whatever the products are computed in."""
         lower = self.dtype != torch.float32
         with _quiet(), torch.autocast(self.device.type, self.dtype, enabled=lower):
-            return self.system.denoiser(x_t, t, told)
+            return self.system.denoiser(x_t, t, conditioning)
 
-    def _routes(self, text: str | None, duration_s: float, negative: str | None) -> tuple[Routes, Routes]:
-        """What one sound is told, and what guidance moves away from: one row each, on the denoiser's device."""
-        conditioner, seconds = self.system.conditioner, torch.tensor([duration_s])
-        known = conditioner.know([text], seconds)
-        away = (
-            conditioner.null(known)
-            if negative is None
-            else conditioner(conditioner.know([negative], seconds))
-        )
-        return _moved(conditioner(known), self.device), _moved(away, self.device)
+    def _conditioning(
+        self, text: str | None, duration_s: float, negative: str | None
+    ) -> tuple[Conditioning, Conditioning]:
+        """One sound's conditioning, and what guidance moves away from: one row each, on the denoiser's device."""
+        given, away = self.system.conditioner.guided([text], torch.tensor([duration_s]), negative)
+        return given.to(self.device), away.to(self.device)
 
     def _shape(self, duration_s: float) -> tuple[int, ...]:
         """(D, T) or (D, T, M) of what is generated for a duration."""
@@ -432,8 +427,3 @@ def _num_frozen_parameters(conditioner: Conditioner) -> int:
         weights = conditioner.clap.parts().model.named_parameters()
         count += sum(weight.numel() for name, weight in weights if name.startswith("text_"))
     return count
-
-
-def _moved(told: Routes, device: torch.device) -> Routes:
-    cross = tuple(Condition(stream.tokens.to(device), stream.mask.to(device)) for stream in told.cross)
-    return Routes(cross, None if told.vector is None else told.vector.to(device))

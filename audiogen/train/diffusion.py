@@ -21,10 +21,10 @@ from audiogen.data.dataset import Split, open_data
 from audiogen.data.encoded import LatentBatch, collate_latents
 from audiogen.data.loader import valid_batches
 from audiogen.data.seeds import seed_for
-from audiogen.diffusion.conditioners import Known
+from audiogen.diffusion.conditioners import ConditionerInputs
+from audiogen.diffusion.conditioning import Conditioning, drop
 from audiogen.diffusion.process import PROCESSES, Process, ProcessConfig, process_of
-from audiogen.diffusion.routes import Routes, drop
-from audiogen.diffusion.sample import Sampling, sample
+from audiogen.diffusion.sample import Noise, Sampling, sample
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
@@ -241,13 +241,13 @@ class DiffusionTask(Trained[DiffusionRecipe]):
         captions: Sequence[str | None],
         rows: slice = slice(None),
         from_audio: Tensor | None = None,
-    ) -> Known:
+    ) -> ConditionerInputs:
         """The conditioner's inputs for these rows with these captions; a segment counts as a whole sound.
 
         from_audio: bool [B], which rows get the CLAP embedding of their sound in place of the text's.
         """
         seconds = (batch.lengths[rows] / self.sample_rate).to(self.device)
-        inputs = self.conditioner.know(captions, seconds if self.conditioner.config.seconds else None)
+        inputs = self.conditioner.inputs(captions, seconds if self.conditioner.config.seconds else None)
         clap, text = inputs.clap, inputs.text
         if clap is not None and "clap" in batch.features and from_audio is not None:
             clap = torch.where(from_audio[:, None], batch.features["clap"][rows], clap.cpu())
@@ -255,7 +255,7 @@ class DiffusionTask(Trained[DiffusionRecipe]):
             text = Condition(text.tokens.to(self.device), text.mask.to(self.device))
         return dataclasses.replace(inputs, text=text, clap=None if clap is None else clap.to(self.device))
 
-    def errors(self, clean: Tensor, noise: Tensor, t: Tensor, routes: Routes) -> Tensor:
+    def errors(self, clean: Tensor, noise: Tensor, t: Tensor, routes: Conditioning) -> Tensor:
         """Mean squared error of the prediction for each row [B], float32. clean, noise: [B, D, T] or [B, D, T, M]."""
         clean, noise, t = clean.to(self.device), noise.to(self.device), t.to(self.device)
         x_t = self.process.noise(clean, noise, t)
@@ -327,16 +327,16 @@ class DiffusionTask(Trained[DiffusionRecipe]):
         duration_s = self.recipe.data.segment_s
         with self.averaged():
             seconds = torch.full((len(captions),), duration_s, device=self.device)
-            inputs = self.conditioner.know(captions, seconds if self.conditioner.config.seconds else None)
+            given, away = self.conditioner.guided(
+                captions, seconds if self.conditioner.config.seconds else None, device=self.device
+            )
             latents = sample(
                 self.system.denoiser,
                 self.process,
                 self.recipe.sampling,
-                self.conditioner(inputs),
-                self.system.autoencoder.latent_shape(duration_s),
-                range(len(captions)),
-                negative=self.conditioner.null(inputs),
-                device=self.device,
+                given,
+                Noise(self.system.autoencoder.latent_shape(duration_s), range(len(captions)), self.device),
+                negative=away,
             )
             audio = self.system.autoencoder.decode(latents.clone())  # [B, C, N]
         audio = audio[..., : round(duration_s * self.sample_rate)]

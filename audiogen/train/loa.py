@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audiogen.config import PositiveFloat, Probability, check_ranges
 from audiogen.diffusion.audiomae import load_audiomae
-from audiogen.diffusion.conditioners import Conditioner, Known
+from audiogen.diffusion.conditioners import Conditioner, ConditionerInputs
 from audiogen.diffusion.loa import LoaConfig, pool_latents
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
@@ -44,8 +44,8 @@ class LoaTraining:
             )
 
     def step(
-        self, conditioner: Conditioner, inputs: Known, true: Tensor, is_true: Tensor
-    ) -> tuple[Tensor, Known]:
+        self, conditioner: Conditioner, inputs: ConditionerInputs, true: Tensor, is_true: Tensor
+    ) -> tuple[Tensor, ConditionerInputs]:
         """GPT-2's loss [B], and the inputs with the vectors that the denoiser is conditioned on.
 
         true: [B, length, width]. is_true: bool [B], the rows that get true vectors; the others get generated ones,
@@ -59,8 +59,8 @@ class LoaTraining:
         return loss, replace(inputs, loa=mixed)
 
     def validate(
-        self, conditioner: Conditioner, inputs: Known, true: Tensor, name: str
-    ) -> tuple[dict[str, Tensor], Known]:
+        self, conditioner: Conditioner, inputs: ConditionerInputs, true: Tensor, name: str
+    ) -> tuple[dict[str, Tensor], ConditionerInputs]:
         """Distances [B] by name, and the inputs with generated vectors. name: loa, or that with other captions."""
         found = {name: self.distance(conditioner.loa_vectors(inputs, true), true)}
         generated = conditioner.loa_vectors(inputs)

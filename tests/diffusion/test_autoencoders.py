@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from audiogen.diffusion.autoencoders import MelAutoencoder, WaveformAutoencoder
-from audiogen.diffusion.vocoder import VocoderConfig, remove_weight_norm, vocoder
 from audiogen.errors import InputError
 from tests.diffusion.tiny_systems import tiny
 
@@ -68,21 +67,6 @@ def test_a_generator_draws_from_the_posterior_the_same_each_time(codec) -> None:
 def test_wrong_channels_are_refused(codec) -> None:
     with pytest.raises(InputError, match=rf"\[B, {codec.channels}, N\]"):
         codec.encode(torch.randn(1, 3, 400))
-
-
-def test_weight_norm_is_folded_without_changing_the_sound() -> None:
-    config = VocoderConfig(16, (5, 4), (8, 8), (3,), ((1, 3),))
-    network = vocoder(config, 8, 16000).eval()
-    plain = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    network.apply_weight_norm()
-    for name, parameter in network.named_parameters():
-        if name.endswith("original0"):
-            parameter.data.mul_(1.5)  # so that a length that is lost shows
-    mel = torch.randn(2, 7, 8)
-    expected = network(mel)
-    remove_weight_norm(network)
-    torch.testing.assert_close(network(mel), expected)
-    assert {name: tensor.shape for name, tensor in network.state_dict().items()} == plain
 
 
 def test_sizes_that_do_not_fit_are_named() -> None:

@@ -1,4 +1,4 @@
-"""Conditioners: what is known becomes routes, alone as in a batch, and each null is what its authors take."""
+"""Conditioners: inputs become conditioning, alone as in a batch, and each null is what its authors take."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig, Known, SecondsConfig
+from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig, ConditionerInputs, SecondsConfig
 from audiogen.diffusion.loa import LoaConfig, LoaGenerator, pool_features, pool_latents
 from audiogen.interfaces import Condition
 from audiogen.text import encoder
@@ -27,8 +27,11 @@ def without_gradients():
         yield
 
 
-def rows(routes):
-    return [*(c.tokens for c in routes.cross), *([] if routes.vector is None else [routes.vector])]
+def rows(conditioning):
+    return [
+        *(c.tokens for c in conditioning.streams),
+        *([] if conditioning.vector is None else [conditioning.vector]),
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -36,10 +39,10 @@ def test_a_row_is_the_same_alone_and_in_a_batch(name: str) -> None:
     torch.manual_seed(0)
     conditioner = Conditioner(tiny(name).conditioner, train_vocabulary(CAPTIONS, 40)).eval()
     total = torch.tensor([1.0, 2.0, 3.0])
-    batch = conditioner(conditioner.know(CAPTIONS, total))
+    batch = conditioner(conditioner.inputs(CAPTIONS, total))
     for i, caption in enumerate(CAPTIONS):
-        alone = conditioner(conditioner.know([caption], total[i : i + 1]))
-        for stream, one in zip(batch.cross, alone.cross, strict=True):
+        alone = conditioner(conditioner.inputs([caption], total[i : i + 1]))
+        for stream, one in zip(batch.streams, alone.streams, strict=True):
             torch.testing.assert_close(stream.tokens[i][stream.mask[i]], one.tokens[0][one.mask[0]])
         if batch.vector is not None:
             torch.testing.assert_close(batch.vector[i], alone.vector[0])
@@ -49,16 +52,16 @@ def test_texts_of_a_frozen_encoder_are_its_states(t5: Path) -> None:
     config = ConditionerConfig(cross=(("text",),), unconditional="empty", text=TextConfig(str(t5), width=18))
     conditioner = Conditioner(config)
     assert not list(conditioner.parameters())  # nothing of a frozen encoder is trained or saved
-    routes = conditioner(conditioner.know(["a dog", "a dog, a dog", None]))
+    conditioning = conditioner(conditioner.inputs(["a dog", "a dog, a dog", None]))
     opened = encoder.named(str(t5), 18).open()
     for row, text in enumerate(["a dog", "a dog, a dog", ""]):
         ids = torch.tensor([opened.tokenizer.encode(text)])
         states = opened.stack.eval()(ids)[0]
-        stream = routes.cross[0]
+        stream = conditioning.streams[0]
         torch.testing.assert_close(stream.tokens[row][stream.mask[row]], states)
-    null = conditioner.null(conditioner.know(["a dog", "a dog, a dog"]))
-    assert null.cross[0].mask.sum(dim=1).tolist() == [1, 1]
-    torch.testing.assert_close(null.cross[0].tokens[0, 0], routes.cross[0].tokens[2, 0])
+    null = conditioner.null(conditioner.inputs(["a dog", "a dog, a dog"]))
+    assert null.streams[0].mask.sum(dim=1).tolist() == [1, 1]
+    torch.testing.assert_close(null.streams[0].tokens[0, 0], conditioning.streams[0].tokens[2, 0])
 
 
 def test_padded_null_is_the_empty_text_as_long_as_the_text_and_its_pooling_ignores_padding(t5: Path) -> None:
@@ -70,36 +73,35 @@ def test_padded_null_is_the_empty_text_as_long_as_the_text_and_its_pooling_ignor
         pooled_dim=6,
     )
     conditioner = Conditioner(config)
-    known = conditioner.know(["a dog", "a dog, a dog"])
-    null, lengths = conditioner.null(known), known.text.mask.sum(dim=1)
-    assert torch.equal(null.cross[0].mask.sum(dim=1), lengths)
+    inputs = conditioner.inputs(["a dog", "a dog, a dog"])
+    null, lengths = conditioner.null(inputs), inputs.text.mask.sum(dim=1)
+    assert torch.equal(null.streams[0].mask.sum(dim=1), lengths)
     stack = encoder.named(str(t5), 18).open().stack.eval()
     for row, length in enumerate(lengths.tolist()):
-        ids = torch.tensor(
-            [[1] + [0] * (length - 1)]
-        )  # </s>, then padding that T5 is told of and the denoiser is not
+        # </s>, then padding that T5 masks and the denoiser does not
+        ids = torch.tensor([[1] + [0] * (length - 1)])
         mask = torch.tensor([[1] + [0] * (length - 1)])
         states = stack(ids, mask.bool())[0]
-        torch.testing.assert_close(null.cross[0].tokens[row, :length], states)
+        torch.testing.assert_close(null.streams[0].tokens[row, :length], states)
         torch.testing.assert_close(null.vector[row], torch.relu(conditioner.pooled(states[0])))
 
 
 def test_null_of_stable_audio_keeps_the_seconds_in_the_vector_only() -> None:
     conditioner = Conditioner(tiny("stable_audio").conditioner, train_vocabulary(CAPTIONS, 40)).eval()
-    known = conditioner.know(CAPTIONS, torch.tensor([1.0, 2.0, 3.0]))
-    routes, null = conditioner(known), conditioner.null(known)
-    assert torch.equal(null.vector, routes.vector)
-    assert not null.cross[0].tokens.any() and null.cross[0].tokens.shape == (3, 66, 24)
-    assert null.cross[0].mask.all() and routes.cross[0].mask.all()
+    inputs = conditioner.inputs(CAPTIONS, torch.tensor([1.0, 2.0, 3.0]))
+    conditioning, null = conditioner(inputs), conditioner.null(inputs)
+    assert torch.equal(null.vector, conditioning.vector)
+    assert not null.streams[0].tokens.any() and null.streams[0].tokens.shape == (3, 66, 24)
+    assert null.streams[0].mask.all() and conditioning.streams[0].mask.all()
 
 
 def test_null_of_a_zeros_vector_and_of_a_kept_duration() -> None:
     audioldm = Conditioner(tiny("audioldm").conditioner, train_vocabulary(CAPTIONS, 40)).eval()
-    known = audioldm.know(CAPTIONS)
-    assert audioldm(known).vector.any() and not audioldm.null(known).vector.any()
+    inputs = audioldm.inputs(CAPTIONS)
+    assert audioldm(inputs).vector.any() and not audioldm.null(inputs).vector.any()
     flux = Conditioner(tiny("tangoflux").conditioner, train_vocabulary(CAPTIONS, 40)).eval()
-    known = flux.know(CAPTIONS, torch.tensor([1.0, 2.0, 3.0]))
-    given, null = flux(known).cross[0], flux.null(known).cross[0]
+    inputs = flux.inputs(CAPTIONS, torch.tensor([1.0, 2.0, 3.0]))
+    given, null = flux(inputs).streams[0], flux.null(inputs).streams[0]
     torch.testing.assert_close(given.tokens[:, -1], null.tokens[:, -1])  # the duration's token, the last
     assert not torch.equal(given.tokens[0, 0], null.tokens[0, 0])
 
@@ -109,11 +111,11 @@ def test_null_of_the_language_of_audio_is_zeros() -> None:
         dataclasses.replace(tiny("audioldm2").conditioner, unconditional="empty"),
         train_vocabulary(CAPTIONS, 40),
     ).eval()
-    known = conditioner.know(CAPTIONS)
-    assert conditioner(known).cross[0].tokens.any()
-    null = conditioner.null(known)
-    assert null.cross[0].tokens.shape == (3, 3, 16) and not null.cross[0].tokens.any()
-    assert null.cross[0].mask.all()
+    inputs = conditioner.inputs(CAPTIONS)
+    assert conditioner(inputs).streams[0].tokens.any()
+    null = conditioner.null(inputs)
+    assert null.streams[0].tokens.shape == (3, 3, 16) and not null.streams[0].tokens.any()
+    assert null.streams[0].mask.all()
 
 
 def test_seconds_beyond_the_range_count_as_its_end() -> None:
@@ -121,7 +123,7 @@ def test_seconds_beyond_the_range_count_as_its_end() -> None:
         cross=(("seconds_total",),), seconds=SecondsConfig(width=8, min_s=0.0, max_s=30.0)
     )
     conditioner = Conditioner(config)
-    tokens = conditioner(Known(seconds_total=torch.tensor([29.0, 30.0, 31.0]))).cross[0].tokens
+    tokens = conditioner(ConditionerInputs(seconds_total=torch.tensor([29.0, 30.0, 31.0]))).streams[0].tokens
     torch.testing.assert_close(tokens[1], tokens[2])
     assert not torch.allclose(tokens[0], tokens[1])
 
@@ -166,8 +168,8 @@ def test_pooled_latents_are_segments_of_time_and_bands_of_each_channel() -> None
 def test_vectors_of_texts_of_one_length_are_generated_together_in_training() -> None:
     torch.manual_seed(0)
     conditioner = Conditioner(tiny("audioldm2").conditioner, train_vocabulary(CAPTIONS, 40)).eval()
-    known = conditioner.know([CAPTIONS[0], CAPTIONS[1], CAPTIONS[0], None])
-    alone = conditioner(known).cross[0].tokens
+    inputs = conditioner.inputs([CAPTIONS[0], CAPTIONS[1], CAPTIONS[0], None])
+    alone = conditioner(inputs).streams[0].tokens
     conditioner.training = True  # of itself alone: GPT-2 without dropout
-    torch.testing.assert_close(conditioner(known).cross[0].tokens, alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(conditioner(inputs).streams[0].tokens, alone, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(alone[0], alone[1], atol=1e-3)

@@ -1,12 +1,12 @@
-"""Adapters of the denoisers: routes they refuse, rows that do not see each other, channels beside the latents."""
+"""Adapters of the denoisers: conditioning they refuse, independent rows, channels beside the latents."""
 
 import dataclasses
 
 import pytest
 import torch
 
+from audiogen.diffusion.conditioning import Conditioning
 from audiogen.diffusion.denoisers import denoiser
-from audiogen.diffusion.routes import Routes
 from audiogen.interfaces import Condition
 from tests.diffusion.tiny_systems import RECIPES, tiny
 
@@ -18,27 +18,29 @@ def make(name: str, **changes):
     return denoiser(config).eval().requires_grad_(False), config, shape
 
 
-def random_routes(config, batch: int, length: int) -> Routes:
+def random_conditioning(config, batch: int, length: int) -> Conditioning:
     cross = tuple(
         Condition(torch.randn(batch, length, width), torch.ones(batch, length, dtype=torch.bool))
         for width in config.cross_dims
     )
-    return Routes(cross, None if config.vector_dim is None else torch.randn(batch, config.vector_dim))
+    return Conditioning(cross, None if config.vector_dim is None else torch.randn(batch, config.vector_dim))
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_every_route_and_the_time_reach_the_output(name: str) -> None:
+def test_every_stream_the_vector_and_the_time_reach_the_output(name: str) -> None:
     network, config, shape = make(name)
-    routes, x, t = random_routes(config, 2, 5), torch.randn(2, *shape), torch.tensor([0.2, 0.7])
-    found = network(x, t, routes)
+    conditioning, x, t = random_conditioning(config, 2, 5), torch.randn(2, *shape), torch.tensor([0.2, 0.7])
+    found = network(x, t, conditioning)
     assert found.shape == x.shape
-    assert not torch.allclose(network(x, t.flip(0), routes), found, atol=1e-6)
-    for i, stream in enumerate(routes.cross):
-        other = list(routes.cross)
+    assert not torch.allclose(network(x, t.flip(0), conditioning), found, atol=1e-6)
+    for i, stream in enumerate(conditioning.streams):
+        other = list(conditioning.streams)
         other[i] = Condition(torch.randn_like(stream.tokens), stream.mask)
-        assert not torch.allclose(network(x, t, Routes(tuple(other), routes.vector)), found, atol=1e-6), i
-    if routes.vector is not None:
-        other = Routes(routes.cross, torch.randn_like(routes.vector))
+        assert not torch.allclose(
+            network(x, t, Conditioning(tuple(other), conditioning.vector)), found, atol=1e-6
+        ), i
+    if conditioning.vector is not None:
+        other = Conditioning(conditioning.streams, torch.randn_like(conditioning.vector))
         assert not torch.allclose(network(x, t, other), found, atol=1e-6)
 
 
@@ -46,17 +48,17 @@ def test_every_route_and_the_time_reach_the_output(name: str) -> None:
 def test_a_row_does_not_depend_on_longer_texts_beside_it(name: str) -> None:
     """The diffusion transformer of Stable Audio has no mask; its texts are padded to one length."""
     network, config, shape = make(name)
-    short, long = random_routes(config, 1, 3), random_routes(config, 1, 6)
+    short, long = random_conditioning(config, 1, 3), random_conditioning(config, 1, 6)
     cross = tuple(
         Condition(
             torch.cat([torch.nn.functional.pad(a.tokens, (0, 0, 0, 3), value=9.0), b.tokens]),
             torch.cat([torch.nn.functional.pad(a.mask, (0, 3)), b.mask]),
         )
-        for a, b in zip(short.cross, long.cross, strict=True)
+        for a, b in zip(short.streams, long.streams, strict=True)
     )
     vector = None if short.vector is None else torch.cat([short.vector, long.vector])
     x, t = torch.randn(2, *shape), torch.tensor([0.2, 0.7])
-    both = network(x, t, Routes(cross, vector))
+    both = network(x, t, Conditioning(cross, vector))
     torch.testing.assert_close(both[:1], network(x[:1], t[:1], short), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(both[1:], network(x[1:], t[1:], long), rtol=1e-4, atol=1e-5)
 
@@ -64,22 +66,24 @@ def test_a_row_does_not_depend_on_longer_texts_beside_it(name: str) -> None:
 @pytest.mark.parametrize("name", ["lafma", "tango", "stable_audio"])
 def test_channels_are_joined_to_the_latents(name: str) -> None:
     network, config, shape = make(name, extra_channels=3)
-    routes, x, t = random_routes(config, 2, 5), torch.randn(2, *shape), torch.tensor([0.2, 0.7])
-    given = dataclasses.replace(routes, channels=torch.randn(2, 3, *shape[1:]))
+    conditioning, x, t = random_conditioning(config, 2, 5), torch.randn(2, *shape), torch.tensor([0.2, 0.7])
+    given = dataclasses.replace(conditioning, channels=torch.randn(2, 3, *shape[1:]))
     found = network(x, t, given)
     assert found.shape == x.shape
-    other = dataclasses.replace(routes, channels=torch.randn(2, 3, *shape[1:]))
+    other = dataclasses.replace(conditioning, channels=torch.randn(2, 3, *shape[1:]))
     assert not torch.allclose(network(x, t, other), found, atol=1e-6)
     with pytest.raises(ValueError, match="0 channels; the denoiser has 1, .* and 3"):
-        network(x, t, routes)
+        network(x, t, conditioning)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_routes_that_the_network_lacks_are_refused(name: str) -> None:
+def test_conditioning_that_the_network_lacks_are_refused(name: str) -> None:
     network, config, shape = make(name)
-    routes, x, t = random_routes(config, 2, 5), torch.randn(2, *shape), torch.zeros(2)
-    extra = Routes((*routes.cross, Condition(torch.zeros(2, 1, 24), torch.ones(2, 1) > 0)), routes.vector)
-    with pytest.raises(ValueError, match=f"{len(routes.cross) + 1} streams"):
+    conditioning, x, t = random_conditioning(config, 2, 5), torch.randn(2, *shape), torch.zeros(2)
+    extra = Conditioning(
+        (*conditioning.streams, Condition(torch.zeros(2, 1, 24), torch.ones(2, 1) > 0)), conditioning.vector
+    )
+    with pytest.raises(ValueError, match=f"{len(conditioning.streams) + 1} streams"):
         network(x, t, extra)
     with pytest.raises(ValueError, match="vector of 7"):
-        network(x, t, Routes(routes.cross, torch.zeros(2, 7)))
+        network(x, t, Conditioning(conditioning.streams, torch.zeros(2, 7)))

@@ -9,34 +9,34 @@ import pytest
 import torch
 from torch import Tensor
 
+from audiogen.diffusion.conditioning import Conditioning
 from audiogen.diffusion.process import PROCESSES, Process, ProcessConfig
-from audiogen.diffusion.routes import Routes
-from audiogen.diffusion.sample import SAMPLINGS, Sampling, sample
+from audiogen.diffusion.sample import SAMPLINGS, Noise, Sampling, sample
 from audiogen.diffusion.samplers import SAMPLERS, make_sampler
 from audiogen.errors import InputError
 
-MEAN, STD = 0.7, 0.5  # of the data whose best denoiser is known
+MEAN, STD = 0.7, 0.5  # of the data whose best denoiser has a closed form
 
 
-def path(system: str, told: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma at the time the network is told, from the papers' formulas alone."""
+def path(system: str, time: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma at the network's time, from the papers' formulas alone."""
     if system in ("audioldm", "tango"):
         start, end = (0.0015, 0.0195) if system == "audioldm" else (0.00085, 0.012)
         betas = (start**0.5 + (end**0.5 - start**0.5) * torch.arange(1000.0).double() / 999) ** 2
-        share = (1 - betas).log().cumsum(0).exp()[told.long()]
+        share = (1 - betas).log().cumsum(0).exp()[time.long()]
         return share.sqrt().float(), (1 - share).sqrt().float()
     if system == "stable_audio":
-        return torch.cos(told * math.pi / 2), torch.sin(told * math.pi / 2)
+        return torch.cos(time * math.pi / 2), torch.sin(time * math.pi / 2)
     if system == "lafma":
-        return told / 999, 1 - told / 999
-    return 1 - told, told
+        return time / 999, 1 - time / 999
+    return 1 - time, time
 
 
-def closed_form(system: str) -> Callable[[Tensor, Tensor, Routes], Tensor]:
+def closed_form(system: str) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
     """The best network for data N(MEAN, STD^2), by what each system's network gives."""
 
-    def denoise(x_t: Tensor, told: Tensor, routes: Routes) -> Tensor:
-        alpha, sigma = (part[:, None, None] for part in path(system, told))
+    def denoise(x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        alpha, sigma = (part[:, None, None] for part in path(system, time))
         gain = STD**2 * alpha / (alpha**2 * STD**2 + sigma**2)
         clean = MEAN + gain * (x_t - alpha * MEAN)
         # n, given x_t: not (x_t - alpha clean) / sigma, which is 0 / 0 where there is no noise
@@ -55,7 +55,7 @@ def closed_form(system: str) -> Callable[[Tensor, Tensor, Routes], Tensor]:
 
 
 def moments(config: ProcessConfig, denoise: Callable, sampling: Sampling) -> tuple[float, float]:
-    drawn = sample(denoise, Process(config), sampling, Routes(), (5, 2000), seeds=[1, 2])
+    drawn = sample(denoise, Process(config), sampling, Conditioning(), Noise((5, 2000), [1, 2]))
     assert drawn.shape == (2, 5, 2000) and drawn.isfinite().all()
     return drawn.mean().item(), drawn.std().item()
 
@@ -146,13 +146,13 @@ def test_what_training_learns_is_what_sampling_needs(system: str) -> None:
     process = Process(PROCESSES[system])
     generator = torch.Generator().manual_seed(3)
     clean = MEAN + STD * torch.randn(20000, 1, 1, generator=generator)
-    told_before = []
+    times = []
 
-    def fitted(x_t: Tensor, told: Tensor, routes: Routes) -> Tensor:
-        told_before.append(told[0])
-        t = told[:1] / process.config.time_scale
+    def fitted(x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        times.append(time[0])
+        t = time[:1] / process.config.time_scale
         t = t.long() if process.config.kind == "ddpm" else t
-        assert torch.allclose(process.model_time(t).float(), told[:1].float())
+        assert torch.allclose(process.model_time(t).float(), time[:1].float())
         noise = torch.randn(clean.shape, generator=generator)
         t = t.expand(len(clean))
         seen, wanted = process.noise(clean, noise, t).flatten(), process.target(clean, noise, t).flatten()
@@ -163,7 +163,7 @@ def test_what_training_learns_is_what_sampling_needs(system: str) -> None:
     mean, spread = moments(process.config, fitted, Sampling(sampler, steps, 1.0))
     assert mean == pytest.approx(MEAN, abs=0.03)
     assert spread == pytest.approx(0.49, abs=0.015)
-    assert len(set(told_before)) == steps
+    assert len(set(times)) == steps
 
 
 def latents(seed: int, batch: int = 6) -> Tensor:

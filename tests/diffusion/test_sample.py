@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiogen.diffusion import routes as routing
+from audiogen.diffusion.conditioning import Conditioning, drop, stack
 from audiogen.diffusion.manipulate import inpaint_mask, super_resolution_mask
 from audiogen.diffusion.process import PROCESSES, Process
-from audiogen.diffusion.routes import Routes
-from audiogen.diffusion.sample import Denoise, Reference, Sampling, rerank, sample
+from audiogen.diffusion.sample import Denoise, Noise, Reference, Sampling, rerank, sample
 from audiogen.diffusion.samplers import SAMPLERS
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
@@ -28,9 +27,9 @@ MEAN, STD = 0.7, 0.5
 def correlated(system: str, correlation: float = 0.0) -> Denoise:
     """The best network for data of mean MEAN and deviation STD, neighbours on the last axis correlated."""
 
-    def denoise(x_t: Tensor, told: Tensor, routes: Routes) -> Tensor:
+    def denoise(x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
         process = Process(PROCESSES[system])
-        t = told[:1] / process.config.time_scale
+        t = time[:1] / process.config.time_scale
         alpha, sigma = process.coefficients(t.long() if process.config.kind == "ddpm" else t)
         place = torch.arange(x_t.shape[-1])
         spread = STD**2 * correlation ** (place[:, None] - place).abs().float()
@@ -45,18 +44,22 @@ def correlated(system: str, correlation: float = 0.0) -> Denoise:
 def draw(
     system: str, sampling: Sampling, seeds: list[int], denoise: Denoise | None = None, **kwargs
 ) -> Tensor:
-    kwargs = {"routes": Routes(), "shape": (3, 40)} | kwargs
+    noise = {key: kwargs.pop(key) for key in ("shape", "device", "start") if key in kwargs}
+    kwargs = {
+        "conditioning": Conditioning(),
+        "noise": Noise(**{"shape": (3, 40), "seeds": seeds} | noise),
+    } | kwargs
     process = Process(PROCESSES[system])
-    return sample(denoise or correlated(system), process, sampling, seeds=seeds, **kwargs)
+    return sample(denoise or correlated(system), process, sampling, **kwargs)
 
 
 @pytest.mark.parametrize(("system", "sampler", "eta"), EVERY)
 def test_a_row_depends_on_its_own_seed_only(system: str, sampler: str, eta: float) -> None:
     sampling = Sampling(sampler, 6, 1.0, eta)
-    known = torch.full((3, 3, 40), MEAN)
+    latents = torch.full((3, 3, 40), MEAN)
     half = torch.arange(40) < 20
-    for reference in (None, Reference(known, 0.5), Reference(known, 0.5, half)):
-        one = replace(reference, latents=known[:1]) if reference else None
+    for reference in (None, Reference(latents, 0.5), Reference(latents, 0.5, half)):
+        one = replace(reference, latents=latents[:1]) if reference else None
         together = draw(system, sampling, [4, 5, 6], reference=reference)
         for row, seed in enumerate([4, 5, 6]):
             alone = draw(system, sampling, [seed], reference=one)
@@ -67,14 +70,14 @@ def test_a_row_depends_on_its_own_seed_only(system: str, sampler: str, eta: floa
 @pytest.mark.parametrize(("system", "sampler", "eta"), EVERY)
 def test_strength_goes_from_the_reference_to_a_fresh_sample(system: str, sampler: str, eta: float) -> None:
     sampling = Sampling(sampler, 20, 1.0, eta)
-    known = 3.0 + torch.randn(1, 3, 40, generator=torch.Generator().manual_seed(0))
+    latents = 3.0 + torch.randn(1, 3, 40, generator=torch.Generator().manual_seed(0))
     drawn = {
-        strength: draw(system, sampling, [1], reference=Reference(known, strength))
+        strength: draw(system, sampling, [1], reference=Reference(latents, strength))
         for strength in (0.0, 0.05, 0.3, 0.6, 1.0)
     }
-    assert torch.equal(drawn[0.0], known)
+    assert torch.equal(drawn[0.0], latents)
     assert torch.equal(drawn[1.0], draw(system, sampling, [1]))
-    far = [(drawn[strength] - known).abs().mean() for strength in drawn]
+    far = [(drawn[strength] - latents).abs().mean() for strength in drawn]
     assert far == sorted(far) and far[1] < 0.7 < 1.5 < far[-1]
 
 
@@ -96,11 +99,11 @@ def test_nothing_is_evaluated_for_the_steps_that_strength_leaves_out() -> None:
 
 
 @pytest.mark.parametrize(("system", "sampler", "eta"), EVERY)
-def test_the_known_part_comes_out_as_it_was_and_tells_of_its_neighbours(
+def test_the_kept_part_comes_out_as_it_was_and_shapes_its_neighbours(
     system: str, sampler: str, eta: float
 ) -> None:
     """Neighbours correlated .95: what is new beside 1.7 is near 1.7, far away it is the mean again."""
-    known = torch.full((2, 400, 24), MEAN + 1.0)
+    latents = torch.full((2, 400, 24), MEAN + 1.0)
     new = torch.arange(24) >= 12
     sampling = Sampling(sampler, 60, 1.0, eta)
     drawn = draw(
@@ -109,11 +112,11 @@ def test_the_known_part_comes_out_as_it_was_and_tells_of_its_neighbours(
         [1, 2],
         denoise=correlated(system, 0.95),
         shape=(400, 24),
-        reference=Reference(known, mask=new),
+        reference=Reference(latents, mask=new),
     )
-    assert torch.equal(drawn[..., ~new], known[..., ~new])
+    assert torch.equal(drawn[..., ~new], latents[..., ~new])
     beside, away = drawn[..., 12].mean().item(), drawn[..., 23].mean().item()
-    # 1.65 and 1.24 if the known part had been seen clean from the beginning, .7 if never
+    # 1.65 and 1.24 if the kept part had been seen clean from the beginning, .7 if never
     assert 1.25 < beside < 1.65 and 0.7 < away < 1.24
     assert 0.156 < drawn[..., 12].std() < 0.28  # .156, .5
 
@@ -124,10 +127,10 @@ def test_a_mask_that_is_all_new_changes_nothing_of_what_is_drawn_without() -> No
     assert torch.equal(draw("lafma", sampling, [1, 2], reference=reference), draw("lafma", sampling, [1, 2]))
 
 
-def echo(x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
+def echo(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     """A flow towards the mean of the row's tokens and its vector."""
-    (text,) = routes.cross
-    aim = (text.tokens * text.mask[..., None]).sum((1, 2)) + routes.vector[:, 0]
+    (text,) = conditioning.streams
+    aim = (text.tokens * text.mask[..., None]).sum((1, 2)) + conditioning.vector[:, 0]
     return (aim[:, None, None] - x_t) / (1.0 - t[:, None, None] / 999 + 1e-3)
 
 
@@ -136,23 +139,30 @@ def text(*values: float) -> Condition:
 
 
 def test_guidance_moves_from_the_negative_through_the_condition() -> None:
-    routes = Routes(cross=(text(1.0, 5.0),), vector=torch.tensor([[0.5], [0.25]]))
+    conditioning = Conditioning(streams=(text(1.0, 5.0),), vector=torch.tensor([[0.5], [0.25]]))
     calls = []
 
-    def counted(x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
-        calls.append((len(x_t), len(t), routing.num_rows(routes)))
-        return echo(x_t, t, routes)
+    def counted(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        calls.append((len(x_t), len(t), conditioning.num_rows))
+        return echo(x_t, t, conditioning)
 
     for guidance, rows in ((1.0, 2), (3.0, 4), (0.0, 4)):
         calls.clear()
         sampling = Sampling("euler", 10, guidance)
-        negative = routing.null(routes)
-        drawn = draw("lafma", sampling, [1, 2], denoise=counted, routes=routes, negative=negative)
+        negative = Conditioning((text(0.0, 0.0),), conditioning.vector)
+        drawn = draw("lafma", sampling, [1, 2], denoise=counted, conditioning=conditioning, negative=negative)
         assert set(calls) == {(rows, rows, rows)}
-        aim = torch.tensor([guidance * 1.0 + 0.5, guidance * 5.0 + 0.25])  # null keeps the vector
+        aim = torch.tensor([guidance * 1.0 + 0.5, guidance * 5.0 + 0.25])  # the vector is in both
         torch.testing.assert_close(drawn.mean((1, 2)), aim, atol=0.2, rtol=0.05)
-    negative = Routes(cross=(text(-1.0, 2.0),), vector=torch.zeros(2, 1))
-    drawn = draw("lafma", Sampling("euler", 10, 2.0), [1, 2], denoise=echo, routes=routes, negative=negative)
+    negative = Conditioning(streams=(text(-1.0, 2.0),), vector=torch.zeros(2, 1))
+    drawn = draw(
+        "lafma",
+        Sampling("euler", 10, 2.0),
+        [1, 2],
+        denoise=echo,
+        conditioning=conditioning,
+        negative=negative,
+    )
     torch.testing.assert_close(drawn.mean((1, 2)), torch.tensor([4.0, 8.5]), atol=0.2, rtol=0.05)
 
 
@@ -160,50 +170,55 @@ def test_guidance_moves_from_the_negative_through_the_condition() -> None:
 def test_everything_the_network_sees_is_on_the_device_asked_for(
     system: str, sampler: str, eta: float
 ) -> None:
-    def network(x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
+    def network(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         assert x_t.device == t.device == torch.device("meta")
-        return x_t * routes.vector[:, :, None]
+        return x_t * conditioning.vector[:, :, None]
 
-    routes = Routes(vector=torch.ones(2, 1, device="meta"))
+    conditioning = Conditioning(vector=torch.ones(2, 1, device="meta"))
     reference = Reference(torch.zeros(2, 3, 40), 0.5, torch.arange(40) < 20)
     sampling = Sampling(sampler, 5, 3.0, eta)
     for kept in (None, reference):
         drawn = draw(
-            system, sampling, [1, 2], network, routes=routes, negative=routes, reference=kept, device="meta"
+            system,
+            sampling,
+            [1, 2],
+            network,
+            conditioning=conditioning,
+            negative=conditioning,
+            reference=kept,
+            device="meta",
         )
         assert drawn.device == torch.device("meta") and drawn.shape == (2, 3, 40)
 
 
-def test_routes_are_stacked_dropped_and_taken_by_rows() -> None:
+def test_conditionings_are_stacked_dropped_and_taken_by_rows() -> None:
     wide = Condition(torch.arange(12.0).reshape(2, 3, 2) + 1, torch.tensor([[1, 1, 1], [1, 0, 0]]).bool())
     short = Condition(-torch.ones(1, 1, 2), torch.ones(1, 1).bool())
-    routes = Routes((wide,), torch.tensor([[1.0], [2.0]]), torch.ones(2, 4, 5))
-    nothing = Routes((short,), torch.tensor([[9.0]]), torch.zeros(1, 4, 5))
-    dropped = routing.drop(routes, torch.tensor([True, False]), nothing)
-    assert torch.equal(dropped.cross[0].tokens[0], wide.tokens[0])
-    assert dropped.cross[0].mask.tolist() == [[True] * 3, [True, False, False]]
-    assert dropped.cross[0].tokens[1].tolist() == [[-1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]
+    conditioning = Conditioning((wide,), torch.tensor([[1.0], [2.0]]), torch.ones(2, 4, 5))
+    nothing = Conditioning((short,), torch.tensor([[9.0]]), torch.zeros(1, 4, 5))
+    dropped = drop(conditioning, torch.tensor([True, False]), nothing)
+    assert torch.equal(dropped.streams[0].tokens[0], wide.tokens[0])
+    assert dropped.streams[0].mask.tolist() == [[True] * 3, [True, False, False]]
+    assert dropped.streams[0].tokens[1].tolist() == [[-1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]
     assert dropped.vector.tolist() == [[1.0], [9.0]] and dropped.channels.mean((1, 2)).tolist() == [1.0, 0.0]
-    twice = routing.rows(routes, [1, 0, 1])
+    twice = conditioning.rows([1, 0, 1])
     assert twice.vector.flatten().tolist() == [2.0, 1.0, 2.0]
-    assert torch.equal(twice.cross[0].tokens[2], wide.tokens[1])
-    null = routing.null(routes)
-    assert null.cross[0].mask.all() and not null.cross[0].tokens.any() and null.vector is routes.vector
-    assert not routing.null(routes, vector=True).vector.any()
-    assert routing.num_rows(Routes()) is None and routing.num_rows(routes) == 2
+    assert torch.equal(twice.streams[0].tokens[2], wide.tokens[1])
+    assert Conditioning().num_rows is None and conditioning.num_rows == 2
+    assert conditioning.to("meta").streams[0].mask.device.type == "meta"
     with pytest.raises(ValueError, match="must agree"):
-        routing.stack([routes, Routes((wide,))])
+        stack([conditioning, Conditioning((wide,))])
     with pytest.raises(ValueError, match="keep is torch.int64"):
-        routing.drop(routes, torch.tensor([1, 0]), nothing)
-    with pytest.raises(ValueError, match="the routes have"):
-        routing.num_rows(Routes(vector=torch.ones(2, 1), channels=torch.ones(3, 4, 5)))
+        drop(conditioning, torch.tensor([1, 0]), nothing)
+    with pytest.raises(ValueError, match="the conditioning has .2, 3. rows"):
+        _ = Conditioning(vector=torch.ones(2, 1), channels=torch.ones(3, 4, 5)).num_rows
 
 
 def test_noise_given_takes_the_place_of_the_seeds_first_draw() -> None:
     sampling = Sampling("ddim", 10, 1.0, eta=1.0)
     first = torch.randn(1, 3, 40, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(draw("audioldm", sampling, [5], noise=first), draw("audioldm", sampling, [5]))
-    assert not torch.equal(draw("audioldm", sampling, [5], noise=-first), draw("audioldm", sampling, [5]))
+    assert torch.equal(draw("audioldm", sampling, [5], start=first), draw("audioldm", sampling, [5]))
+    assert not torch.equal(draw("audioldm", sampling, [5], start=-first), draw("audioldm", sampling, [5]))
 
 
 def test_masks_say_where_something_new_is_wanted() -> None:
@@ -227,12 +242,14 @@ def test_the_best_candidate_of_each_row_is_taken() -> None:
     [
         (lambda: Reference(torch.zeros(1, 3, 40), 1.5), InputError, "strength is 1.5"),
         (lambda: Reference(torch.zeros(1, 3, 40), mask=torch.ones(40)), ValueError, "must be bool"),
-        (lambda: draw("lafma", Sampling("ddim"), [1]), ValueError, "guidance needs negative routes"),
+        (lambda: draw("lafma", Sampling("ddim"), [1]), ValueError, "guidance needs a negative conditioning"),
         (lambda: draw("lafma", Sampling("ddim", guidance=1.0), [1]), InputError, "use euler or heun"),
         (
-            lambda: draw("lafma", Sampling("euler", 2, 1.0), [1, 2], routes=Routes(vector=torch.ones(3, 1))),
+            lambda: draw(
+                "lafma", Sampling("euler", 2, 1.0), [1, 2], conditioning=Conditioning(vector=torch.ones(3, 1))
+            ),
             ValueError,
-            "routes have 3 rows and there are 2 seeds",
+            "the conditioning has 3 rows and there are 2 seeds",
         ),
         (
             lambda: draw("lafma", Sampling("euler", 2, 1.0), [1], reference=Reference(torch.zeros(1, 3, 4))),
@@ -240,7 +257,7 @@ def test_the_best_candidate_of_each_row_is_taken() -> None:
             r"the reference is \(1, 3, 4\); it must be \(1, 3, 40\)",
         ),
         (
-            lambda: draw("lafma", Sampling("euler", 2, 1.0), [1], noise=torch.zeros(2, 3, 40)),
+            lambda: draw("lafma", Sampling("euler", 2, 1.0), [1], start=torch.zeros(2, 3, 40)),
             InputError,
             "the noise is",
         ),

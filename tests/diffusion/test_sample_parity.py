@@ -20,10 +20,9 @@ from diffusers.schedulers import scheduling_ddpm
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from audiogen.diffusion import routes as routing
+from audiogen.diffusion.conditioning import Conditioning
 from audiogen.diffusion.process import PROCESSES, Process
-from audiogen.diffusion.routes import Routes
-from audiogen.diffusion.sample import Denoise, Sampling, sample
+from audiogen.diffusion.sample import Denoise, Noise, Sampling, sample
 from audiogen.interfaces import Condition
 
 State = dict[str, Tensor]
@@ -121,8 +120,8 @@ def mel_unet(
 
 
 def two_streams(unet: nn.Module) -> Denoise:
-    def denoise(x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
-        first, second = routes.cross
+    def denoise(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        first, second = conditioning.streams
         return unet(
             x_t,
             t,
@@ -136,23 +135,36 @@ def two_streams(unet: nn.Module) -> Denoise:
 
 
 def run(
-    system: str, denoise: Denoise, sampling: Sampling, routes: Routes, negative: Routes, noise: Tensor
+    system: str,
+    denoise: Denoise,
+    sampling: Sampling,
+    conditioning: Conditioning,
+    negative: Conditioning,
+    noise: Tensor,
 ) -> Tensor:
     process = Process(PROCESSES[system])
-    return sample(denoise, process, sampling, routes, noise.shape[1:], [0], negative=negative, noise=noise)
+    start = Noise(noise.shape[1:], [0], start=noise)
+    return sample(denoise, process, sampling, conditioning, start, negative=negative)
+
+
+def without_tokens(given: Conditioning) -> Conditioning:
+    """Zero tokens that may all be attended to; the vector stays."""
+    return Conditioning(
+        tuple(tokens(torch.zeros_like(stream.tokens)) for stream in given.streams), given.vector
+    )
 
 
 def test_lafmas_loop(shared: Path) -> None:
     folder, expected = golden(shared, "lafma")
     unet = mel_unet(checkpoint(folder / "lafma.ckpt")["model"], "unet.", [24, 24], (4, 4), level=0)
     text, nothing = (tokens(expected[name]) for name in ("text_features", "uncond_text_features"))
-    routes = routing.rows(Routes(cross=(text, text)), [0])
+    conditioning = Conditioning(streams=(text, text)).rows([0])
     drawn = run(
         "lafma",
         two_streams(unet),
         Sampling("euler", 10, 3.0),
-        routes,
-        Routes(cross=(nothing, nothing)),
+        conditioning,
+        Conditioning(streams=(nothing, nothing)),
         expected["euler_noise"],
     )
     assert_equal_to_golden(drawn, expected["euler_latent"])
@@ -169,11 +181,14 @@ def test_audioldms_loop(shared: Path) -> None:
     }
     unet = mel_unet(averaged, prefix, [None], (2, 4), level=1)
 
-    def denoise(x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
-        return unet(x_t, t, encoder_hidden_states=None, class_labels=routes.vector).sample
+    def denoise(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        return unet(x_t, t, encoder_hidden_states=None, class_labels=conditioning.vector).sample
 
-    routes, nothing = Routes(vector=expected["unet_y"][:1]), Routes(vector=expected["uncond_y"])
-    drawn = run("audioldm", denoise, Sampling("ddim", 10, 2.5), routes, nothing, expected["ddim_noise"])
+    conditioning, nothing = (
+        Conditioning(vector=expected["unet_y"][:1]),
+        Conditioning(vector=expected["uncond_y"]),
+    )
+    drawn = run("audioldm", denoise, Sampling("ddim", 10, 2.5), conditioning, nothing, expected["ddim_noise"])
     assert_equal_to_golden(drawn, expected["ddim_sample"])
     alpha, _ = Process(PROCESSES["audioldm"]).coefficients(torch.arange(1000))
     torch.testing.assert_close(alpha**2, expected["alphas_cumprod"], atol=1e-6, rtol=1e-4)
@@ -184,10 +199,15 @@ def test_audioldm2s_loop(shared: Path) -> None:
     state = checkpoint(folder / "audioldm2-tiny.pth")["state_dict"]
     unet = mel_unet(state, "model.diffusion_model.", [None, 32, 24], (2, 4), level=0)
     loa, text = tokens(expected["gpt2_sequence"]), tokens(expected["text_features"], expected["text_mask"])
-    routes = routing.rows(Routes(cross=(loa, text)), [0])
-    nothing = Routes(cross=(tokens(torch.zeros(1, 8, 32)), tokens(expected["uncond_text_features"])))
+    conditioning = Conditioning(streams=(loa, text)).rows([0])
+    nothing = Conditioning(streams=(tokens(torch.zeros(1, 8, 32)), tokens(expected["uncond_text_features"])))
     drawn = run(
-        "audioldm2", two_streams(unet), Sampling("ddim", 10, 3.5), routes, nothing, expected["ddim_noise"]
+        "audioldm2",
+        two_streams(unet),
+        Sampling("ddim", 10, 3.5),
+        conditioning,
+        nothing,
+        expected["ddim_noise"],
     )
     assert_equal_to_golden(drawn, expected["ddim_sample"])
 
@@ -200,16 +220,16 @@ def test_tangos_loop(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     unet = loaded(unet, {key.removeprefix("unet."): state[key] for key in state if key.startswith("unet.")})
 
-    def denoise(x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
-        (text,) = routes.cross
+    def denoise(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        (text,) = conditioning.streams
         return unet(x_t, t, text.tokens, encoder_attention_mask=text.mask).sample
 
-    text = Routes(cross=(tokens(expected["text_features"], expected["text_mask"]),))
-    nothing = Routes(cross=(tokens(expected["uncond_text_features"], expected["uncond_text_mask"]),))
+    text = Conditioning(streams=(tokens(expected["text_features"], expected["text_mask"]),))
+    nothing = Conditioning(streams=(tokens(expected["uncond_text_features"], expected["uncond_text_mask"]),))
     steps: Iterator[Tensor] = iter(expected["ddpm_step_noise"])
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **kwargs: next(steps))
     sampling = Sampling("ddpm", 10, 3.0)
-    drawn = run("tango", denoise, sampling, routing.rows(text, [0]), nothing, expected["ddpm_noise"])
+    drawn = run("tango", denoise, sampling, text.rows([0]), nothing, expected["ddpm_noise"])
     assert_equal_to_golden(drawn, expected["ddpm_latent"])
     assert next(steps, None) is None
 
@@ -237,21 +257,21 @@ def test_tangofluxs_loop(shared: Path) -> None:
     duration = loaded(duration, part("duration_emebdder."))
     pool = part("fc.")
 
-    def condition(name: str) -> Routes:
+    def condition(name: str) -> Conditioning:
         features, mask = expected[f"{name}text_features"][:1], expected[f"{name}text_mask"][:1]
         mean = (features * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         pooled = torch.relu(mean @ pool["0.weight"].T + pool["0.bias"])
         both = torch.cat([features, duration(torch.tensor([7.25]))], 1)
-        return Routes(cross=(tokens(both),), vector=pooled)
+        return Conditioning(streams=(tokens(both),), vector=pooled)
 
     torch.testing.assert_close(condition("").vector, expected["pooled"][:1], atol=1e-5, rtol=1e-4)
 
-    def denoise(x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
-        (text,) = routes.cross
+    def denoise(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        (text,) = conditioning.streams
         return flux(
             hidden_states=x_t.mT,
             encoder_hidden_states=text.tokens,
-            pooled_projections=routes.vector,
+            pooled_projections=conditioning.vector,
             timestep=t,
             txt_ids=torch.zeros(text.tokens.shape[1], 3),
             img_ids=torch.arange(x_t.shape[2])[:, None].repeat(1, 3),
@@ -317,13 +337,13 @@ def tiny_dit() -> nn.Module:
 
 
 def one_stream_and_a_token(dit: nn.Module) -> Denoise:
-    def denoise(x_t: Tensor, t: Tensor, routes: Routes) -> Tensor:
+    def denoise(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         rotary = get_1d_rotary_pos_embed(32, x_t.shape[2] + 1, use_real=True, repeat_interleave_real=False)
         return dit(
             x_t,
             t,
-            encoder_hidden_states=routes.cross[0].tokens,
-            global_hidden_states=routes.vector[:, None],
+            encoder_hidden_states=conditioning.streams[0].tokens,
+            global_hidden_states=conditioning.vector[:, None],
             rotary_embedding=rotary,
         ).sample
 
@@ -333,14 +353,16 @@ def one_stream_and_a_token(dit: nn.Module) -> Denoise:
 def test_stable_audios_loop(shared: Path) -> None:
     folder, expected = golden(shared, "stable_audio")
     dit = stable_audio_dit(load_file(folder / "model.safetensors"))
-    routes = Routes(cross=(tokens(expected["cross_attn_cond"]),), vector=expected["global_cond"])
-    routes = routing.rows(routes, [0])
+    conditioning = Conditioning(
+        streams=(tokens(expected["cross_attn_cond"]),), vector=expected["global_cond"]
+    )
+    conditioning = conditioning.rows([0])
     drawn = run(
         "stable_audio",
         one_stream_and_a_token(dit),
         Sampling("ddim", 10, 6.0),
-        routes,
-        routing.null(routes),  # the global vector stays
+        conditioning,
+        without_tokens(conditioning),  # the global vector stays
         expected["noise"],
     )
     assert_equal_to_golden(drawn, expected["ddim_latent"])
@@ -382,15 +404,14 @@ def test_stable_audios_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
         ends = projection(text, torch.zeros(2), torch.full((2,), 0.001))
     start, end = ends.seconds_start_hidden_states, ends.seconds_end_hidden_states
     prompt = torch.cat([ends.text_hidden_states, start, end], 1)
-    routes = Routes(cross=(tokens(prompt),), vector=torch.cat([start, end], 2)[:, 0])
+    conditioning = Conditioning(streams=(tokens(prompt),), vector=torch.cat([start, end], 2)[:, 0])
     drawn = sample(
         one_stream_and_a_token(dit),
         Process(PROCESSES["stable_audio"]),
         Sampling("dpm++sde", 12, 6.0),
-        routes,
-        (4, 24),
-        [8, 9],
-        negative=routing.null(routes),
+        conditioning,
+        Noise((4, 24), [8, 9]),
+        negative=without_tokens(conditioning),
     )
     torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=1e-4)
 
@@ -449,9 +470,8 @@ def test_audioldm2s_pipeline(eta: float) -> None:
         two_streams(unet),
         Process(config),
         Sampling("ddim", 10, 3.5, eta),
-        Routes(cross=(tokens(loa), tokens(text, mask))),
-        expected.shape[1:],
-        [8, 9],
-        negative=Routes(cross=(tokens(no_loa), tokens(no_text))),
+        Conditioning(streams=(tokens(loa), tokens(text, mask))),
+        Noise(expected.shape[1:], [8, 9]),
+        negative=Conditioning(streams=(tokens(no_loa), tokens(no_text))),
     )
     torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=1e-4)

@@ -3,21 +3,18 @@
 import copy
 
 import torch
-from diffusers.models.autoencoders.autoencoder_oobleck import Snake1d
+from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck, Snake1d
 
 from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
 from audiogen.diffusion.snake import Snake, use_snakes
 
 
-def _pair() -> tuple[Snake1d, Snake1d]:
+def _pair() -> tuple[Snake1d, Snake]:
     torch.manual_seed(0)
     plain = Snake1d(6)
     plain.alpha.data.normal_()
     plain.beta.data.normal_()
-    ours = copy.deepcopy(plain)
-    use_snakes(ours)
-    assert type(ours) is Snake and type(plain) is Snake1d
-    return plain, ours
+    return plain, Snake(copy.deepcopy(plain))
 
 
 def test_values_and_gradients_are_those_of_diffusers() -> None:
@@ -46,5 +43,10 @@ def test_bfloat16_stays_bfloat16() -> None:
 
 def test_the_autoencoder_uses_it() -> None:
     config = WaveformAutoencoderConfig(channels=1, latent_dim=4, width=4, multiples=(1, 2), strides=(2, 4))
-    kinds = {type(part) for part in WaveformAutoencoder(config).modules() if isinstance(part, Snake1d)}
-    assert kinds == {Snake}
+    ours = WaveformAutoencoder(config).vae
+    kinds = {type(part) for part in ours.modules()}
+    assert Snake in kinds and Snake1d not in kinds
+    plain = AutoencoderOobleck(8, [2, 4], [1, 2], 4, 4, 1)
+    assert list(ours.state_dict()) == list(plain.state_dict())  # the same names in the same order
+    use_snakes(plain)
+    assert {type(part) for part in plain.modules()} == kinds

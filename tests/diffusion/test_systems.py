@@ -56,8 +56,8 @@ def test_a_tiny_system_learns_on_a_cpu_with_its_own_text_encoder(name: str) -> N
     target, x = torch.randn(3, *shape).sign(), torch.randn(1, *shape).expand(3, *shape)
     without_captions = (target - target.mean(dim=0)).square().mean()
     for _ in range(30):
-        routes = system.conditioner(system.conditioner.know(CAPTIONS, torch.full((3,), 2.0)))
-        loss = (system.denoiser(x, torch.full((3,), 0.5), routes) - target).square().mean()
+        conditioning = system.conditioner(system.conditioner.inputs(CAPTIONS, torch.full((3,), 2.0)))
+        loss = (system.denoiser(x, torch.full((3,), 0.5), conditioning) - target).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

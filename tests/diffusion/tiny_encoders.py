@@ -9,7 +9,7 @@ from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrained
 
 
 def write_clap(folder: Path, width: int) -> Path:
-    """Embeddings are `width` wide; it knows the letters, and hears 8 kHz, a second at a time."""
+    """Embeddings are `width` wide; its words are the letters, its sounds have 8 kHz and windows of a second."""
     vocabulary = {
         token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"])
     }

@@ -438,7 +438,7 @@ def test_requests_that_cannot_be_met(systems) -> None:
             generator.generate(["rain"], **options)
     with pytest.raises(InputError, match="stream is not for a latent-diffusion system; use generate"):
         generator.stream("rain")
-    with pytest.raises(InputError, match="kind 'foo' is not known"):
+    with pytest.raises(InputError, match="no systems of the kind 'foo'"):
         LatentGenerator(dataclasses.replace(make("lafma"), name="foo"), "cpu")
     with pytest.raises(InputError, match="process"):
         LatentGenerator(dataclasses.replace(make("lafma"), process={"beta_max": 1}), "cpu")

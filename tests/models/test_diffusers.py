@@ -55,9 +55,9 @@ def audioldm2(tmp_path_factory: pytest.TempPathFactory, t5: Path) -> tuple[Laten
 
 def prediction(system: LatentSystem, texts=TEXTS) -> torch.Tensor:
     x = torch.randn(2, *system.autoencoder.latent_shape(0.02), generator=torch.Generator().manual_seed(3))
-    known = system.conditioner.know(texts, torch.tensor([3.0, 5.0]))
-    routes = [system.conditioner(known), system.conditioner.null(known)]
-    out = [system.denoiser(x, torch.tensor([0.3, 0.6]), r).flatten() for r in routes]
+    inputs = system.conditioner.inputs(texts, torch.tensor([3.0, 5.0]))
+    conditioning = [system.conditioner(inputs), system.conditioner.null(inputs)]
+    out = [system.denoiser(x, torch.tensor([0.3, 0.6]), r).flatten() for r in conditioning]
     return torch.cat([*out, system.autoencoder.decode(x).flatten()])
 
 
@@ -82,11 +82,13 @@ def test_diffusers_opens_the_components_of_ours(audioldm2) -> None:
     assert pipe.vae.config.scaling_factor == pytest.approx(0.7)
     ours, theirs = dict(system.denoiser.network.state_dict()), pipe.unet.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    known = system.conditioner.know(["a dog"])
+    inputs = system.conditioner.inputs(["a dog"])
     tokens = pipe.tokenizer_2("a dog", return_tensors="pt")
-    torch.testing.assert_close(pipe.text_encoder_2(**tokens).last_hidden_state, known.text.tokens)
-    joined = pipe.projection_model(known.clap[:, None], known.text.tokens)
-    torch.testing.assert_close(joined.hidden_states, system.conditioner.loa.prefix(known.clap, known.text)[0])
+    torch.testing.assert_close(pipe.text_encoder_2(**tokens).last_hidden_state, inputs.text.tokens)
+    joined = pipe.projection_model(inputs.clap[:, None], inputs.text.tokens)
+    torch.testing.assert_close(
+        joined.hidden_states, system.conditioner.loa.prefix(inputs.clap, inputs.text)[0]
+    )
     latents = torch.randn(1, 4, 9, 8)
     mel = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     sound = pipe.vocoder(mel[:, 0])[:, : 9 * 40]
@@ -127,10 +129,10 @@ def test_diffusers_generates_with_a_stable_audio_of_ours(t5: Path, tmp_path: Pat
     ).audios
     pipe.scheduler.set_timesteps(1)
     t, x = pipe.scheduler.timesteps[0], noise * pipe.scheduler.init_noise_sigma
-    known = system.conditioner.know(["a dog, a dog"], torch.tensor([seconds]))
-    routes, null = system.conditioner(known), system.conditioner.null(known)
+    inputs = system.conditioner.inputs(["a dog, a dog"], torch.tensor([seconds]))
+    conditioning, null = system.conditioner(inputs), system.conditioner.null(inputs)
     given = pipe.scheduler.scale_model_input(x, t)
-    asked, unasked = (system.denoiser(given, t[None], r) for r in (routes, null))
+    asked, unasked = (system.denoiser(given, t[None], r) for r in (conditioning, null))
     expected = pipe.scheduler.step(unasked + 4 * (asked - unasked), t, x).prev_sample
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
@@ -159,12 +161,12 @@ def test_a_released_audioldm_directory_with_the_unet_that_it_has(audioldm2, tmp_
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "AudioLDMPipeline", **index}))
     found = load_released(tmp_path)
     assert found.name == "audioldm" and found.notes[0].startswith("attention heads (8, 8): those of")
-    known = found.system.conditioner.know(["a dog", "rain"])
+    inputs = found.system.conditioner.inputs(["a dog", "rain"])
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([30, 600])
-    expected = theirs(x, t, encoder_hidden_states=None, class_labels=known.clap).sample
-    torch.testing.assert_close(found.system.denoiser(x, t, found.system.conditioner(known)), expected)
+    expected = theirs(x, t, encoder_hidden_states=None, class_labels=inputs.clap).sample
+    torch.testing.assert_close(found.system.denoiser(x, t, found.system.conditioner(inputs)), expected)
     empty = found.system.conditioner.clap.embed_text([""])
-    torch.testing.assert_close(found.system.conditioner.null(known).vector, empty.expand(2, -1))
+    torch.testing.assert_close(found.system.conditioner.null(inputs).vector, empty.expand(2, -1))
 
 
 @pytest.mark.parametrize("own_settings", [True, False])

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
-from audiogen.diffusion.conditioners import Known
+from audiogen.diffusion.conditioners import ConditionerInputs
+from audiogen.diffusion.conditioning import Conditioning
 from audiogen.diffusion.process import PROCESSES, Process
-from audiogen.diffusion.routes import Routes
-from audiogen.diffusion.sample import Sampling, sample
+from audiogen.diffusion.sample import Noise, Sampling, sample
 from audiogen.interfaces import Condition
 from audiogen.models.released import load_released
 from audiogen.models.systems import Released
@@ -51,11 +51,14 @@ def opened(shared: Path, name: str) -> tuple[Released, dict[str, Tensor]]:
     return released, golden
 
 
-def draw(released: Released, routes: Routes, null: Routes, sampling: Sampling, noise: Tensor) -> Tensor:
+def draw(
+    released: Released, conditioning: Conditioning, null: Conditioning, sampling: Sampling, noise: Tensor
+) -> Tensor:
     """Latents by our own loop, from the authors' noise."""
     process = Process(dataclasses.replace(PROCESSES[released.name], **released.process))
     denoiser = released.system.denoiser
-    return sample(denoiser, process, sampling, routes, noise.shape[1:], [0], negative=null, noise=noise)
+    start = Noise(noise.shape[1:], [0], start=noise)
+    return sample(denoiser, process, sampling, conditioning, start, negative=null)
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +83,19 @@ def check_mel_autoencoder(released: Released, golden: dict[str, Tensor]) -> None
 def test_lafma_parts(lafma) -> None:
     released, golden = lafma
     check_mel_autoencoder(released, golden)
-    routes = released.system.conditioner(Known(text=tokens(golden["text_features"])))
-    close(released.system.denoiser(golden["unet_x"], golden["unet_t"] * 999, routes), golden["unet_v"])
+    conditioning = released.system.conditioner(ConditionerInputs(text=tokens(golden["text_features"])))
+    close(released.system.denoiser(golden["unet_x"], golden["unet_t"] * 999, conditioning), golden["unet_v"])
 
 
 def test_lafma_generation_from_text_to_waveform(lafma) -> None:
     released, golden = lafma
     system = released.system
     given, none = (
-        system.conditioner(Known(text=tokens(golden[key])))
+        system.conditioner(ConditionerInputs(text=tokens(golden[key])))
         for key in ("text_features", "uncond_text_features")
     )
-    first = Condition(given.cross[0].tokens[:1], given.cross[0].mask[:1])
-    x = draw(released, Routes((first,)), none, Sampling("euler", 10, 3.0), golden["euler_noise"])
+    first = Condition(given.streams[0].tokens[:1], given.streams[0].mask[:1])
+    x = draw(released, Conditioning((first,)), none, Sampling("euler", 10, 3.0), golden["euler_noise"])
     close(x, golden["euler_latent"])
     mel = system.autoencoder.decode_mel(x)
     close(mel, golden["euler_mel"])
@@ -109,20 +112,20 @@ def test_stable_audio_parts(stable_audio) -> None:
     close(posterior.std, golden["vae_std"])
     close(system.autoencoder.encode(golden["audio"]), golden["vae_mean"])
     close(system.autoencoder.decode(golden["latent"]), golden["decoded"])
-    known = stable_audio_known(golden)
-    text = system.conditioner._text(known.text)
+    inputs = stable_audio_known(golden)
+    text = system.conditioner._text(inputs.text)
     close(text.tokens, golden["prompt_cond"])
-    routes = system.conditioner(known)
-    close(routes.cross[0].tokens, golden["cross_attn_cond"])
-    close(routes.vector, golden["global_cond"])
-    asked = system.denoiser(golden["x"], golden["t"], routes)
+    conditioning = system.conditioner(inputs)
+    close(conditioning.streams[0].tokens, golden["cross_attn_cond"])
+    close(conditioning.vector, golden["global_cond"])
+    asked = system.denoiser(golden["x"], golden["t"], conditioning)
     close(asked, golden["v"])
-    unasked = system.denoiser(golden["x"], golden["t"], system.conditioner.null(known))
+    unasked = system.denoiser(golden["x"], golden["t"], system.conditioner.null(inputs))
     close(unasked + 6 * (asked - unasked), golden["v_cfg6"])
 
 
-def stable_audio_known(golden: dict[str, Tensor]) -> Known:
-    return Known(
+def stable_audio_known(golden: dict[str, Tensor]) -> ConditionerInputs:
+    return ConditionerInputs(
         text=tokens(golden["text_features"], golden["text_mask"]),
         seconds_start=golden["seconds_start"],
         seconds_total=golden["seconds_total"],
@@ -132,21 +135,20 @@ def stable_audio_known(golden: dict[str, Tensor]) -> Known:
 def test_stable_audio_generation(stable_audio) -> None:
     released, golden = stable_audio
     system = released.system
-    known = stable_audio_known(golden)
-    one = Known(
-        text=Condition(known.text.tokens[:1], known.text.mask[:1]),
-        seconds_start=known.seconds_start[:1],
-        seconds_total=known.seconds_total[:1],
+    inputs = stable_audio_known(golden)
+    one = ConditionerInputs(
+        text=Condition(inputs.text.tokens[:1], inputs.text.mask[:1]),
+        seconds_start=inputs.seconds_start[:1],
+        seconds_total=inputs.seconds_total[:1],
     )
-    routes, null = system.conditioner(one), system.conditioner.null(one)
-    x = draw(released, routes, null, Sampling("ddim", 10, 6.0), golden["noise"])
+    conditioning, null = system.conditioner(one), system.conditioner.null(one)
+    x = draw(released, conditioning, null, Sampling("ddim", 10, 6.0), golden["noise"])
     close(x, golden["ddim_latent"])
     close(system.autoencoder.decode(x), golden["ddim_audio"])
 
 
-def first_row(routes: Routes) -> Routes:
-    cross = tuple(Condition(stream.tokens[:1], stream.mask[:1]) for stream in routes.cross)
-    return Routes(cross, None if routes.vector is None else routes.vector[:1])
+def first_row(conditioning: Conditioning) -> Conditioning:
+    return conditioning.rows([0])
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +159,11 @@ def audioldm(shared: Path):
 def test_audioldm_parts_and_its_two_sets_of_weights(audioldm, shared: Path) -> None:
     released, golden = audioldm
     check_mel_autoencoder(released, golden)
-    routes = released.system.conditioner(Known(clap=golden["unet_y"]))
-    found = released.system.denoiser(golden["unet_x"], golden["unet_t"], routes)
+    conditioning = released.system.conditioner(ConditionerInputs(clap=golden["unet_y"]))
+    found = released.system.denoiser(golden["unet_x"], golden["unet_t"], conditioning)
     close(found, golden["unet_eps_ema"])  # what the authors generate with
     last = load_released(shared / "fixtures" / "audioldm_tiny", ema=False)
-    close(last.system.denoiser(golden["unet_x"], golden["unet_t"], routes), golden["unet_eps"])
+    close(last.system.denoiser(golden["unet_x"], golden["unet_t"], conditioning), golden["unet_eps"])
     assert released.notes == (
         "attention heads (2, 4): channels / num_head_channels of config.yaml",
         "UNet weights: their average (model_ema)",
@@ -173,16 +175,18 @@ def test_audioldm_with_the_heads_of_the_converted_models_is_another_model(audiol
     released, golden = audioldm
     other = load_released(shared / "fixtures" / "audioldm_tiny", heads=(8, 8))
     assert other.notes[0] == "attention heads (8, 8): as given"
-    routes = Routes(vector=golden["unet_y"])
-    found = other.system.denoiser(golden["unet_x"], golden["unet_t"], routes)
+    conditioning = Conditioning(vector=golden["unet_y"])
+    found = other.system.denoiser(golden["unet_x"], golden["unet_t"], conditioning)
     assert (found - golden["unet_eps_ema"]).norm() > 0.1 * golden["unet_eps_ema"].norm()
 
 
 def test_audioldm_generation(audioldm) -> None:
     released, golden = audioldm
     system = released.system
-    routes, null = (system.conditioner(Known(clap=golden[key])) for key in ("unet_y", "uncond_y"))
-    x = draw(released, first_row(routes), null, Sampling("ddim", 10, 2.5), golden["ddim_noise"])
+    conditioning, null = (
+        system.conditioner(ConditionerInputs(clap=golden[key])) for key in ("unet_y", "uncond_y")
+    )
+    x = draw(released, first_row(conditioning), null, Sampling("ddim", 10, 2.5), golden["ddim_noise"])
     close(x, golden["ddim_sample"])
     close(system.autoencoder.decode_mel(x), golden["ddim_mel"])
     close(system.autoencoder.decode(x), golden["ddim_waveform"][..., :640])
@@ -199,11 +203,11 @@ def test_audioldm2_parts(audioldm2, shared: Path) -> None:
     check_mel_autoencoder(released, golden)
     text = tokens(golden["text_features"], golden["text_mask"])
     for key, expected in (("loa_mask", "unet_eps"), ("loa_mask_partial", "unet_eps_two_masks")):
-        routes = Routes((tokens(golden["loa"], golden[key]), text))
-        close(system.denoiser(golden["unet_x"], golden["unet_t"], routes), golden[expected])
+        conditioning = Conditioning((tokens(golden["loa"], golden[key]), text))
+        close(system.denoiser(golden["unet_x"], golden["unet_t"], conditioning), golden[expected])
     average = load_released(shared / "fixtures" / "audioldm2_tiny", ema=True)
-    routes = Routes((tokens(golden["loa"]), text))
-    close(average.system.denoiser(golden["unet_x"], golden["unet_t"], routes), golden["unet_eps_ema"])
+    conditioning = Conditioning((tokens(golden["loa"]), text))
+    close(average.system.denoiser(golden["unet_x"], golden["unet_t"], conditioning), golden["unet_eps_ema"])
     states, mask = system.conditioner.loa.prefix(golden["clap_text"][:, 0], text)
     close(states, golden["gpt2_inputs_embeds"])
     assert torch.equal(mask.float(), golden["gpt2_attention_mask"])
@@ -213,15 +217,15 @@ def test_audioldm2_parts(audioldm2, shared: Path) -> None:
 def test_audioldm2_generation(audioldm2) -> None:
     released, golden = audioldm2
     system = released.system
-    known = Known(
+    inputs = ConditionerInputs(
         text=tokens(golden["text_features"][:1], golden["text_mask"][:1]),
         clap=golden["clap_text"][:1, 0],
         loa=golden["gpt2_sequence"][:1],
     )
-    nothing = Known(text=tokens(golden["uncond_text_features"]), clap=golden["clap_text"][:1, 0])
-    routes, null = system.conditioner(known), system.conditioner.without_text(known, nothing)
-    assert null.cross[0].tokens.shape == (1, 8, 32) and not null.cross[0].tokens.any()
-    x = draw(released, routes, null, Sampling("ddim", 10, 3.5), golden["ddim_noise"])
+    nothing = ConditionerInputs(text=tokens(golden["uncond_text_features"]), clap=golden["clap_text"][:1, 0])
+    conditioning, null = system.conditioner(inputs), system.conditioner.without_text(inputs, nothing)
+    assert null.streams[0].tokens.shape == (1, 8, 32) and not null.streams[0].tokens.any()
+    x = draw(released, conditioning, null, Sampling("ddim", 10, 3.5), golden["ddim_noise"])
     close(x, golden["ddim_sample"])
     close(system.autoencoder.decode_mel(x), golden["ddim_mel"])
     close(system.autoencoder.decode(x), golden["ddim_waveform"][..., :320])
@@ -231,15 +235,17 @@ def test_tango(shared: Path) -> None:
     released, golden = opened(shared, "tango")
     system = released.system
     check_mel_autoencoder(released, golden)
-    routes, null = (
-        system.conditioner(Known(text=tokens(golden[f"{key}text_features"], golden[f"{key}text_mask"])))
+    conditioning, null = (
+        system.conditioner(
+            ConditionerInputs(text=tokens(golden[f"{key}text_features"], golden[f"{key}text_mask"]))
+        )
         for key in ("", "uncond_")
     )
-    close(system.denoiser(golden["unet_x"], golden["unet_t"], routes), golden["unet_v"])
+    close(system.denoiser(golden["unet_x"], golden["unet_t"], conditioning), golden["unet_v"])
     assert released.process["prediction"] == "v"
     start, end = (released.process[key] ** 0.5 for key in ("beta_start", "beta_end"))
     alphas = torch.cumprod(1 - torch.linspace(start, end, 1000) ** 2, 0)
-    x, given = golden["ddpm_noise"], first_row(routes)
+    x, given = golden["ddpm_noise"], first_row(conditioning)
     for i, t in enumerate(range(901, -1, -100)):  # ancestral steps of v prediction
         asked, unasked = (system.denoiser(x, torch.tensor([t]), r) for r in (given, null))
         v = unasked + 3 * (asked - unasked)
@@ -265,17 +271,20 @@ def test_tangoflux(shared: Path, tmp_path: Path) -> None:
     audio = torch.randn(1, 2, 40)
     assert torch.equal(system.autoencoder.encode(audio), own.encode(audio))
 
-    def routes(key: str, seconds: Tensor) -> tuple[Routes, Tensor]:
+    def conditioning(key: str, seconds: Tensor) -> tuple[Conditioning, Tensor]:
         text = tokens(golden[f"{key}text_features"], golden[f"{key}text_mask"])
-        found = conditioner(Known(text=text, seconds_total=seconds))
-        states, seconds_token = found.cross[0].tokens, found.cross[0].tokens[:, -1:]
-        return Routes((tokens(states),), found.vector), seconds_token  # the authors let padding count
+        found = conditioner(ConditionerInputs(text=text, seconds_total=seconds))
+        states, seconds_token = found.streams[0].tokens, found.streams[0].tokens[:, -1:]
+        return Conditioning((tokens(states),), found.vector), seconds_token  # the authors let padding count
 
-    given, seconds_token = routes("", golden["duration"])
+    given, seconds_token = conditioning("", golden["duration"])
     close(seconds_token, golden["duration_embed"])
     close(given.vector, golden["pooled"])
     found = system.denoiser(golden["x"].transpose(1, 2), golden["t"], given)
     close(found.transpose(1, 2), golden["v"])
-    given, null = first_row(routes("", torch.full((2,), 7.25))[0]), routes("uncond_", torch.tensor([7.25]))[0]
+    given, null = (
+        first_row(conditioning("", torch.full((2,), 7.25))[0]),
+        conditioning("uncond_", torch.tensor([7.25]))[0],
+    )
     x = draw(released, given, null, Sampling("euler", 10, 4.5), golden["euler_noise"].transpose(1, 2))
     close(x.transpose(1, 2), golden["euler_latent"])

@@ -20,7 +20,7 @@ from audiogen.config import build, load_recipe, recipe_names, to_plain
 from audiogen.data.encoded import LatentDataset
 from audiogen.diffusion.denoisers import denoiser
 from audiogen.diffusion.process import PROCESSES, ProcessConfig
-from audiogen.diffusion.sample import SAMPLINGS, Sampling, sample
+from audiogen.diffusion.sample import SAMPLINGS, Noise, Sampling, sample
 from audiogen.errors import InputError, run_command
 from audiogen.files import checkpoint
 from audiogen.generators import load as generators
@@ -429,15 +429,14 @@ def test_every_tiny_recipe_overfits_a_batch_and_samples_each_clip_back(
     if not changes:
         assert to_plain(generator.sampling()) == recipe.sampling  # the recipe's
     sampling = dataclasses.replace(generator.sampling(), guidance=1.0)
-    known = generator.system.conditioner.know(captions, torch.full((6,), 0.08))
+    inputs = generator.system.conditioner.inputs(captions, torch.full((6,), 0.08))
     with torch.no_grad():
         drawn = sample(
             generator.system.denoiser,
             generator.process,
             sampling,
-            generator.system.conditioner(known),
-            clips[0].shape,
-            range(6),
+            generator.system.conditioner(inputs),
+            Noise(clips[0].shape, range(6)),
         )
     distance = (
         torch.cdist(drawn.flatten(1), clips.flatten(1)) / clips[0].numel() ** 0.5

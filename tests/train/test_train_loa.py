@@ -128,7 +128,7 @@ def test_gpt2_alone_learns_the_vectors_of_the_captions(audioldm2: Train) -> None
     run = audioldm2("run", *stage, "fit.steps=150", "fit.valid_every=50", "optim.lr=1e-2")
     assert same(weights(run, "denoiser"), weights(first, "denoiser"))
     conditioner, batch = load_released(run).system.conditioner, stored(run)
-    known = conditioner.know(batch.captions)
+    known = conditioner.inputs(batch.captions)
 
     def error(found: torch.Tensor) -> float:
         return float((found - batch.features["loa"]).square().mean())

@@ -1,0 +1,83 @@
+"""What a denoiser is conditioned on beside the noisy latents, by where it enters the network. Rows are samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from audiogen.interfaces import Condition
+from audiogen.text import condition
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The condition of B rows.
+
+    streams: tokens for cross-attention, each a Condition (tokens [B, L, D], mask [B, L]), in the network's order.
+    vector: [B, E], joined to the time embedding, or prepended as a global token, as the network does.
+    channels: [B, D', T] or [B, D', T, M], joined to the latents along their channels.
+    """
+
+    streams: tuple[Condition, ...] = ()
+    vector: Tensor | None = None
+    channels: Tensor | None = None
+
+    @property
+    def num_rows(self) -> int | None:
+        """B; None where there is no condition at all, which fits any batch."""
+        tensors = [tensor for stream in self.streams for tensor in (stream.tokens, stream.mask)]
+        counts = {len(tensor) for tensor in (*tensors, self.vector, self.channels) if tensor is not None}
+        if len(counts) > 1:
+            raise ValueError(
+                f"the conditioning has {sorted(counts)} rows; all its tensors need the same number"
+            )
+        return counts.pop() if counts else None
+
+    def rows(self, index: Sequence[int] | Tensor) -> Conditioning:
+        """These rows, in this order: a part of a batch, or rows repeated for several candidates each."""
+        at = torch.as_tensor(index)
+        return self._map(lambda tensor: tensor[at.to(tensor.device)])
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        """The same on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """Every tensor changed along B or as a whole; tokens and masks alike."""
+        return Conditioning(
+            tuple(Condition(change(stream.tokens), change(stream.mask)) for stream in self.streams),
+            None if self.vector is None else change(self.vector),
+            None if self.channels is None else change(self.channels),
+        )
+
+
+def stack(parts: Sequence[Conditioning]) -> Conditioning:
+    """Join batches along B, all with the same streams and tensors; token streams are padded to the longest."""
+    kinds = [(len(part.streams), part.vector is None, part.channels is None) for part in parts]
+    if len(set(kinds)) != 1:
+        raise ValueError(f"(streams, no vector, no channels) of the parts are {kinds}; they must agree")
+    streams = zip(*(part.streams for part in parts), strict=True)
+    vectors = [part.vector for part in parts if part.vector is not None]
+    channels = [part.channels for part in parts if part.channels is not None]
+    return Conditioning(
+        tuple(condition.stack(rows) for rows in streams),
+        torch.cat(vectors) if vectors else None,
+        torch.cat(channels) if channels else None,
+    )
+
+
+def drop(given: Conditioning, keep: Tensor, nothing: Conditioning) -> Conditioning:
+    """Rows where `keep` (bool [B]) is False are replaced by those of `nothing`: dropout for guidance, drawn per item.
+
+    nothing: what guidance will move away from, B rows or one for all.
+    """
+    batch = given.num_rows
+    if keep.dtype != torch.bool or keep.shape != (batch,):
+        raise ValueError(f"keep is {keep.dtype} {tuple(keep.shape)}; it must be bool [B] with B = {batch}")
+    if nothing.num_rows == 1:
+        nothing = nothing.rows([0] * len(keep))
+    own = torch.arange(len(keep), device=keep.device)
+    return stack([given, nothing]).rows(torch.where(keep, own, own + len(keep)))
