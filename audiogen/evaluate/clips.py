@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
 from audiogen import audio
+from audiogen.config import Range
 from audiogen.data.manifest import Clip, group_of, held_out
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
+
+Seconds = Annotated[float, Range(0, 86_400, above=True)]  # of sound or of time, up to a day
 
 
 class Prompt(NamedTuple):

@@ -4,39 +4,59 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import soundfile
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from audiogen import audio
+from audiogen.config import NotNegative, Positive, PositiveFloat, Range, check_ranges
 from audiogen.data.dataset import AnyClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.evaluate import opus
 from audiogen.evaluate.clips import choose
-from audiogen.evaluate.codec_rows import (
-    COLUMNS,
-    DEFINITIONS,
+from audiogen.evaluate.coding import (
+    CARRIED,
+    CODEBOOKS,
+    DECODE,
+    DISTANCES,
+    ENCODE,
     KBPS,
-    OPTIONAL_DEFINITIONS,
-    SPEEDS,
     SYSTEM,
     Cells,
-    embedder_cells,
+    Measured,
+    Originals,
+    System,
+    codec_systems,
+    embed,
+    mean_of_defined,
+    opus_system,
     row_of,
+    send,
 )
-from audiogen.evaluate.coding import Measured, Originals, System, codec_systems, hear, opus_system, send
-from audiogen.evaluate.embedders import Embedder, load_embedder
+from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
+from audiogen.evaluate.metrics import accuracy, frechet_distance, label_kl
 from audiogen.evaluate.reconstruction import check_metrics
-from audiogen.evaluate.report import REFERENCE, Plot, Sound, draw, write_report
-from audiogen.evaluate.scores import Warn, describe, embedder_columns, filled, key_of, once
+from audiogen.evaluate.report import REFERENCE, Column, Outcome, Plot, Sound, draw, write_report
+from audiogen.evaluate.scores import (
+    RANGES,
+    Warn,
+    describe,
+    embedder_columns,
+    filled,
+    frechet_rounds,
+    key_of,
+    once,
+    set_figure,
+)
 from audiogen.files import checkpoint
 from audiogen.interfaces import Codec
 from audiogen.models.codec_pretrained import load_codec
@@ -44,6 +64,39 @@ from audiogen.models.codec_pretrained import load_codec
 TRUTH = "Ground truth"
 PLOTTED = ("mel", "multi_resolution_stft", "visqol")  # against kbps; and, of every embedder:
 PLOTTED_OF_EMBEDDERS = ("accuracy", "kl", "fad")
+COLUMNS = (
+    Column(SYSTEM, "System"),
+    Column(CODEBOOKS, "Codebooks"),
+    Column(KBPS, "kbps"),
+    Column(CARRIED, "kbps carried"),
+    Column("codes_used", "Codes used (%)", digits=0),
+    *DISTANCES,
+)
+SPEEDS = (
+    Column(ENCODE, "Encoded (s a second)", "higher", 0),
+    Column(DECODE, "Decoded (s a second)", "higher", 0),
+)
+DEFINITIONS = (
+    "kbps: of a codec, codebooks times bits a code times frames a second, without a container; of Opus, measured from "
+    "its Ogg files, of which pages and headers are a good part where clips are short. kbps carried: of a codec, the "
+    "entropy of its codes, each codebook by itself (an estimate that lacks (V - 1) / (2 n ln 2) bits a code for n "
+    "frames and V codewords); of Opus, its packets alone. Codes used: of all codewords of the codebooks in use, those "
+    "that occur in these clips.",
+    "Log-mel distance: mean absolute difference of natural-log magnitudes, 80 bands, floor -100 dB. Multi-scale mel: "
+    "the same over windows of 64 to 1024 samples, with magnitudes and rms error. Multi-resolution STFT: spectral "
+    "convergence plus log-magnitude L1, windows of 512 to 2048. Log-spectral distance: rms over bins of the dB "
+    "difference. SI-SDR compares waveforms: a codec that keeps spectra and not phases scores below 0 dB however it "
+    "sounds.",
+    "FAD and KL compare the decoded clips with the same clips undecoded, so they do not compare with figures against "
+    "other clips. Ground truth has no distance to itself: all are 0.",
+    "In brackets: 95 % intervals over clips. Means and speeds: bootstrap. Entropy and FAD: half samples, the same "
+    "clips on both sides.",
+)
+OPTIONAL_DEFINITIONS = {
+    "visqol": "ViSQOL: version 3 in audio mode, at 48 kHz.",
+    "pesq": "PESQ: wide-band at 16 kHz, or narrow-band at 8 kHz where the comparison is below 16 kHz; made for speech.",
+    "stoi": "STOI: made for speech.",
+}
 
 
 @dataclass(frozen=True)
@@ -60,21 +113,22 @@ class CodecEvaluation:
     codecs: tuple[str, ...]
     data: str
     where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    num_clips: int | None = None
+    num_clips: Positive | None = None
     embedders: tuple[str, ...] = ("tagger_tiny",)
-    opus_kbps: tuple[float, ...] = (6.0, 8.0, 12.0, 16.0)
+    opus_kbps: tuple[PositiveFloat, ...] = (6.0, 8.0, 12.0, 16.0)
     metrics: tuple[str, ...] = ()
-    sample_rate: int | None = None
-    threads: int = 1
-    num_sounds: int = 3
+    sample_rate: Annotated[int, Range(audio.MIN_RATE, audio.MAX_RATE)] | None = None
+    threads: Positive = 1
+    num_sounds: NotNegative = 3
     device: str = "auto"
     out: Path = Path("evaluation/codec")
     command: str = ""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not self.codecs:
             raise InputError("no codec is given; name one with --codec, such as codec_tiny")
-        lists: dict[str, Sequence[Any]] = {
+        lists = {
             "codec": self.codecs,
             "embedder": self.embedders,
             "opus": self.opus_kbps,
@@ -83,27 +137,13 @@ class CodecEvaluation:
         for option, values in lists.items():
             if len(set(values)) < len(values):
                 raise InputError(f"--{option} names one twice: {', '.join(map(str, values))}; name each once")
-        for kbps in self.opus_kbps:
-            if not 0 < kbps < math.inf:
-                raise InputError(f"--opus {kbps:g}: give bitrates above 0, in kbps, such as 6,8,12,16")
-        numbers = {
-            "num-clips": (self.num_clips, 1),
-            "threads": (self.threads, 1),
-            "num-sounds": (self.num_sounds, 0),
-        }
-        for option, (number, least) in numbers.items():
-            if number is not None and number < least:
-                raise InputError(f"--{option} is {number}; allowed: {least} and more")
-        rate = self.sample_rate
-        if rate is not None and not audio.MIN_RATE <= rate <= audio.MAX_RATE:
-            raise InputError(f"--sample-rate is {rate}; allowed: {audio.MIN_RATE} to {audio.MAX_RATE} Hz")
 
 
-def run(evaluation: CodecEvaluation, warn: Warn = lambda message: None) -> Path:
-    """Evaluate and write report.md, report.json, report.html, quality.png and sounds -> the path of report.md.
+def run(evaluation: CodecEvaluation, warn: Warn = lambda message: None) -> Outcome:
+    """Evaluate and write report.md, report.json, report.html, quality.png and sounds.
 
-    Everything is measured before anything is written. warn is told of what is odd but no error, as the notes are.
-    Sets torch's number of threads for the time it runs.
+    Everything is measured before anything is written. warn gets what is odd but no error, as the notes do. Sets
+    torch's number of threads for the time it runs.
     """
     if evaluation.out.exists() and not evaluation.out.is_dir():
         raise InputError(f"--out {evaluation.out} is a file; give a folder")
@@ -116,14 +156,14 @@ def run(evaluation: CodecEvaluation, warn: Warn = lambda message: None) -> Path:
         torch.set_num_threads(threads)
 
 
-def _run(evaluation: CodecEvaluation, warn: Warn) -> Path:
-    """`run`, once the settings are known to be good."""
+def _run(evaluation: CodecEvaluation, warn: Warn) -> Outcome:
+    """`run`, once the settings are checked."""
     device = choose_device(evaluation.device)
     codecs = open_codecs(evaluation.codecs, device)
     embedders = [load_embedder(spec, device) for spec in evaluation.embedders]
     rate = evaluation.sample_rate or min(codec.sample_rate for codec in codecs.values())
     originals = Originals(choose_clips(evaluation), rate)
-    odd, note = once(warn)
+    warnings, note = once(warn)
     if constant := originals.check():
         note(
             f"{len(constant)} of {len(originals.clips)} clips are silent or constant, the first is {constant[0]}; "
@@ -140,7 +180,7 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Path:
         *map(describe, embedders),
         *DEFINITIONS,
         *(OPTIONAL_DEFINITIONS[name] for name in evaluation.metrics),
-        *(f"Warning: {message}" for message in odd),
+        *(f"Warning: {message}" for message in warnings),
     ]
     return write(evaluation.out, notes, rows, sounds, originals, embedders)
 
@@ -168,8 +208,11 @@ def choose_clips(evaluation: CodecEvaluation) -> list[AnyClip]:
     files = [clip for clip in clips if isinstance(clip, Clip)]
     if len(files) < len(clips):  # the built-in corpus is in random order
         return clips[:wanted]
-    told = [clip if clip.captions else replace(clip, captions=("",)) for clip in files]
-    return [prompt.clip for prompt in choose(told, wanted)]
+    captioned = [clip if clip.captions else replace(clip, captions=("",)) for clip in files]
+    return [prompt.clip for prompt in choose(captioned, wanted)]
+
+
+# ---------------------------------------------------------------------------------------------------- the rows
 
 
 def measure_all(
@@ -180,49 +223,85 @@ def measure_all(
     warn: Warn,
 ) -> tuple[list[Cells], dict[str, list[Tensor]]]:
     """The rows of the table, ground truth first, and of each system the first few decoded clips [1, N]."""
+    rate, num_sounds = originals.sample_rate, evaluation.num_sounds
     keys = [clip.key for clip in originals.clips]
-    labels = [
-        str(clip.fields["label"]) if isinstance(clip, Clip) and "label" in clip.fields else None
-        for clip in originals.clips
-    ]
-    real = hear(iter(originals), originals.sample_rate, embedders, evaluation.num_sounds)
-    rows: list[Cells] = []
-    sounds = {TRUTH: real.sounds}
+    fields = [clip.fields if isinstance(clip, Clip) else {} for clip in originals.clips]
+    labels = [str(each["label"]) if "label" in each else None for each in fields]
+    real, first = embed(iter(originals), rate, embedders, num_sounds)
+    sounds = {TRUTH: first}
 
-    def add(row: Cells, measured: Measured, truth: bool) -> None:
-        by_clip = dict(measured.values)
-        for embedder, of_real, heard in zip(embedders, real.heard, measured.heard, strict=True):
-            cells, values = embedder_cells(embedder, labels, None if truth else of_real, heard, warn)
-            row |= cells
-            by_clip |= values
-        rows.append(row | {"n": len(keys), "clips": keys, "per_clip": _plain(by_clip)})
+    def row_with(row: Cells, values: dict[str, list[float]], decoded: Sequence[Embedded]) -> Cells:
+        for embedder, of_real, embedded in zip(embedders, real, decoded, strict=True):
+            target = None if decoded is real else of_real
+            cells, of_clips = embedder_cells(embedder, labels, target, embedded, warn)
+            row, values = row | cells, values | of_clips
+        per_clip = {  # JSON has no NaN
+            key: [None if math.isnan(value) else value for value in each] for key, each in values.items()
+        }
+        return row | {"n": len(keys), "clips": keys, "per_clip": per_clip}
 
-    add({SYSTEM: TRUTH, REFERENCE: True}, real, truth=True)
-    with tqdm(total=len(systems) * len(keys), unit="clip", disable=None, leave=False) as bar:
-        for system in systems:
-            bar.set_description(system.title)
-            values = Measured()
-            decoded = send(system, originals, evaluation.metrics, values)
-            heard = hear(_counted(decoded, bar), originals.sample_rate, embedders, evaluation.num_sounds)
-            values.heard, sounds[system.title] = heard.heard, heard.sounds
-            for name in evaluation.metrics:
-                if undefined := sum(map(math.isnan, values.values[name])):
-                    warn(
-                        f"{name}: not defined on {undefined} of {len(keys)} clips, which its mean leaves out"
-                    )
-            add(row_of(system, values), values, truth=False)
+    rows = [row_with({SYSTEM: TRUTH, REFERENCE: True}, {}, real)]
+    for system in systems:
+        measured = Measured()
+        clips = tqdm(
+            send(system, originals, evaluation.metrics, measured),
+            system.title,
+            len(keys),
+            unit="clip",
+            disable=None,
+            leave=False,
+        )
+        decoded, sounds[system.title] = embed(iter(clips), rate, embedders, num_sounds)
+        for name in evaluation.metrics:
+            if undefined := sum(map(math.isnan, measured.values[name])):
+                warn(f"{name}: not defined on {undefined} of {len(keys)} clips, which its mean leaves out")
+        rows.append(row_with(row_of(system, measured), measured.values, decoded))
     return rows, sounds
 
 
-def _counted(clips: Iterator[Tensor], bar: Any) -> Iterator[Tensor]:
-    for clip in clips:
-        bar.update()
-        yield clip
+def embedder_cells(
+    embedder: Embedder,
+    labels: Sequence[str | None],
+    real: Embedded | None,
+    decoded: Embedded,
+    warn: Warn,
+) -> tuple[Cells, dict[str, list[float]]]:
+    """(cells, values by clip): label accuracy and, against the originals (None for themselves), KL and FAD.
 
-
-def _plain(by_clip: Mapping[str, Sequence[float]]) -> dict[str, list[float | None]]:
-    """For JSON, which has no NaN."""
-    return {key: [None if math.isnan(value) else value for value in each] for key, each in by_clip.items()}
+    No kernel distance: it takes the two sets for independent, and a clip and its own copy bring it far below 0.
+    """
+    values: dict[str, list[float]] = {}
+    labelled = [place for place, label in enumerate(labels) if label in embedder.labels]
+    if labelled and decoded.probabilities is not None:
+        wanted = [embedder.labels.index(str(labels[place])) for place in labelled]
+        right = np.full(len(labels), math.nan)
+        right[labelled] = accuracy(decoded.probabilities[labelled], wanted)
+        values["accuracy"] = right.tolist()
+        if len(labelled) < len(labels):
+            warn(
+                f"label accuracy by {embedder.name}: {len(labelled)} of {len(labels)} clips have a label it has as well"
+            )
+    if real is not None and real.probabilities is not None and decoded.probabilities is not None:
+        values["kl"] = label_kl(real.probabilities, decoded.probabilities).tolist()
+    cells: Cells = {name: mean_of_defined(np.asarray(each)) for name, each in values.items()}
+    if real is not None:
+        a, b = real.embeddings.astype(np.float64), decoded.embeddings.astype(np.float64)
+        n, dim = a.shape
+        try:
+            cells["fad"] = set_figure(
+                lambda clips: frechet_distance(a[clips], b[clips]),
+                (n,),
+                dim + 1,
+                frechet_rounds(dim),
+                RANGES["fad"],
+            )
+        except InputError as error:  # too few clips
+            warn(f"no FAD by {embedder.name}: {error}")
+            cells["fad"] = None
+    return (
+        {key_of(embedder, name): cell for name, cell in cells.items()},
+        {key_of(embedder, name): each for name, each in values.items()},
+    )
 
 
 # --------------------------------------------------------------------------------------------------- the report
@@ -241,7 +320,7 @@ def notes_of(
     notes = [f"Command: `{evaluation.command}`"] if evaluation.command else []
     notes.append(
         f"{n} clips of `{evaluation.data}`{where}, {chosen}. Compared at {rate} Hz in mono: what a system gives at "
-        "another rate is resampled, and the embedders hear the clips after that."
+        "another rate is resampled, and the embedders get the clips after that."
     )
     for name, codec in codecs.items():
         tensors = codec.state_dict()
@@ -270,21 +349,17 @@ def notes_of(
 def write(
     out: Path,
     notes: Sequence[str],
-    rows: Sequence[Cells],
+    rows: list[Cells],
     sounds: Mapping[str, Sequence[Tensor]],
     originals: Originals,
     embedders: Sequence[Embedder],
-) -> Path:
-    """Write sounds, picture and report, each file whole -> report.md."""
-    columns = [
-        *COLUMNS,
-        *(column for embedder in embedders for column in embedder_columns(embedder)),
-        *SPEEDS,
-    ]
-    columns = filled(columns, rows)
-    own = [key_of(embedder, name) for embedder in embedders for name in PLOTTED_OF_EMBEDDERS]
-    known = {column.key for column in columns}
-    plots = [Plot(KBPS, key) for key in (*PLOTTED, *own) if key in known]
+) -> Outcome:
+    """Write sounds, picture and report, each file whole."""
+    own = [column for embedder in embedders for column in embedder_columns(embedder)]
+    columns = filled([*COLUMNS, *own, *SPEEDS], rows)
+    keys = {column.key for column in columns}
+    of_embedders = [key_of(embedder, name) for embedder in embedders for name in PLOTTED_OF_EMBEDDERS]
+    plots = [Plot(KBPS, key) for key in (*PLOTTED, *of_embedders) if key in keys]
     picture = draw(plots, columns, rows)
     listed = []
     for number in range(max(map(len, sounds.values()))):
@@ -296,5 +371,5 @@ def write(
             path = audio.save(out / "sounds" / name, sound, originals.sample_rate)
             listed.append(Sound(title, f"{number + 1}. {caption or Path(clip.key).name}", path))
     checkpoint.write_bytes_atomic(out / "quality.png", picture)
-    write_report(out, "Codecs", [*notes, "`quality.png` has the plots."], columns, rows, listed, plots)
-    return out / "report.md"
+    notes = [*notes, "`quality.png` has the plots."]
+    return write_report(out, "Codecs", notes, columns, rows, listed, plots)

@@ -1,4 +1,4 @@
-"""Codecs and Opus as rows of one table: clips go through each, timed, measured and heard by embedders.
+"""Codecs and Opus as rows of one table: clips go through each, timed, measured and embedded.
 
 Every system gets the clips at its own rate and channels, as it would in use. What comes out is compared with the
 originals at one common rate, in mono.
@@ -6,11 +6,12 @@ originals at one common rate, in mono.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,15 +23,40 @@ from audiogen.codec.stream import decode_segment_stream, decode_stream, encode_s
 from audiogen.data.dataset import AnyClip, AudioDataset
 from audiogen.errors import InputError
 from audiogen.evaluate import opus
-from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips
-from audiogen.evaluate.reconstruction import LONGEST_WINDOW, count_codes, measure
+from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips, join
+from audiogen.evaluate.metrics import Interval, bootstrap, prompt_interval
+from audiogen.evaluate.reconstruction import LONGEST_WINDOW, code_entropy, count_codes, measure
+from audiogen.evaluate.report import REFERENCE, Column
+from audiogen.evaluate.scores import ROUNDS, set_figure
 from audiogen.interfaces import Codec, Segment
 
 T = TypeVar("T")
 Counts = NDArray[np.int64]
+Array = NDArray[np.float64]
+Cells = dict[str, Any]  # of a row: figures by the keys of columns, and what only the JSON has
 
 EMBED_CLIPS = 16  # decoded clips held for the embedders at a time
 CACHE_MB = 512  # of decoded originals, for each sample rate
+
+
+SYSTEM, CODEBOOKS, KBPS, CARRIED, ENCODE, DECODE = (
+    "system",
+    "codebooks",
+    "kbps",
+    "carried",
+    "encode",
+    "decode",
+)
+DISTANCES = (
+    Column("mel", "Log-mel distance", "lower", 2),
+    Column("multi_scale_mel", "Multi-scale mel", "lower", 2),
+    Column("multi_resolution_stft", "Multi-resolution STFT", "lower", 2),
+    Column("log_spectral_db", "Log-spectral distance (dB)", "lower", 1),
+    Column("si_sdr_db", "SI-SDR (dB)", "higher", 1),
+    Column("visqol", "ViSQOL", "higher", 2),
+    Column("pesq", "PESQ", "higher", 2),
+    Column("stoi", "STOI", "higher", 2),
+)
 
 
 # ---------------------------------------------------------------------------------------------------- systems
@@ -165,13 +191,11 @@ class Measured:
     """What a system did to each of n clips.
 
     values: by metric [n], with duration_s, encode_s, decode_s, and of Opus file_bytes and packet_bytes. counts: of a
-    codec's codes [K, V]. heard: by embedder. sounds: the first few, to listen to, [1, N].
+    codec's codes [K, V].
     """
 
     values: dict[str, list[float]] = field(default_factory=dict)
     counts: list[Counts] = field(default_factory=list)
-    heard: list[Embedded] = field(default_factory=list)
-    sounds: list[Tensor] = field(default_factory=list)
 
     def add(self, figures: Mapping[str, float]) -> None:
         """The next clip's values."""
@@ -205,18 +229,59 @@ def send(
         yield decoded
 
 
-def hear(
+def embed(
     clips: Iterator[Tensor], sample_rate: int, embedders: Sequence[Embedder], num_sounds: int
-) -> Measured:
-    """Embed clips [1, N] as they come, and keep the first few."""
-    measured = Measured()
+) -> tuple[list[Embedded], list[Tensor]]:
+    """Clips [1, N] as they come -> their embeddings by each embedder, and the first few of them."""
+    sounds: list[Tensor] = []
     parts: list[list[Embedded]] = [[] for _ in embedders]
     while some := list(islice(clips, EMBED_CLIPS)):
-        measured.sounds += some[: num_sounds - len(measured.sounds)]
+        sounds += some[: num_sounds - len(sounds)]
         for embedder, part in zip(embedders, parts, strict=True):
             part.append(embed_clips(embedder, some, sample_rate))
-    for part in parts:
-        known = [heard.probabilities for heard in part if heard.probabilities is not None]
-        embeddings = np.concatenate([heard.embeddings for heard in part])
-        measured.heard.append(Embedded(embeddings, np.concatenate(known) if known else None))
-    return measured
+    return [join(part) for part in parts], sounds
+
+
+# ----------------------------------------------------------------------------------------------------- a row
+
+
+def row_of(system: System, measured: Measured) -> Cells:
+    """The cells of a system that need no embedder; beside the columns bits_per_s carried and a codec's use of codes."""
+    values = {key: np.asarray(each, dtype=np.float64) for key, each in measured.values.items()}
+    row: Cells = {SYSTEM: system.name, CODEBOOKS: system.codebooks, KBPS: system.kbps}
+    for column in DISTANCES:
+        if column.key in values:
+            row[column.key] = mean_of_defined(values[column.key])
+    row[ENCODE] = ratio(values["duration_s"], values["encode_s"])
+    row[DECODE] = ratio(values["duration_s"], values["decode_s"])
+    if measured.counts:
+        counts = np.stack(measured.counts)  # [n, K, V]
+        use = code_entropy(counts.sum(0), system.frame_rate)
+
+        def kbps(clips: Counts) -> float:
+            return code_entropy(counts[clips].sum(0), system.frame_rate).bits_per_s / 1000
+
+        row[CARRIED] = set_figure(kbps, (len(counts),), 1, ROUNDS, (0.0, system.kbps or math.inf))
+        row["codes_used"] = 100 * float(use.used.mean()) / counts.shape[-1]
+        row |= {"perplexity": use.perplexity.tolist(), "used": use.used.tolist()}
+    else:
+        kilobits = {key: values[key] * 8 / 1000 for key in ("file_bytes", "packet_bytes")}
+        row[KBPS] = ratio(kilobits["file_bytes"], values["duration_s"]).value
+        row[CARRIED] = ratio(kilobits["packet_bytes"], values["duration_s"])
+        row[REFERENCE] = True
+    return row | {"bits_per_s": 1000 * row[CARRIED].value}
+
+
+def mean_of_defined(values: Array) -> Interval | None:
+    """Mean of the values that are not NaN, with its interval; None where all are."""
+    defined = values[~np.isnan(values)]
+    return prompt_interval(defined) if len(defined) else None
+
+
+def ratio(a: Array, b: Array) -> Interval:
+    """Sum of a over sum of b, [n] each, with the interval over clips; without one for a single clip."""
+
+    def of(clips: Counts) -> float:
+        return float(a[clips].sum() / b[clips].sum())
+
+    return bootstrap(of, len(a)) if len(a) > 1 else Interval(of(np.arange(1)), math.nan, math.nan)

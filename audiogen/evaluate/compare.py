@@ -25,7 +25,7 @@ from audiogen.evaluate.clips import read, shuffled
 from audiogen.evaluate.cost import Clock, machine
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
 from audiogen.evaluate.order import OrderPrompt, check_judge, judge_clips, order_accuracy
-from audiogen.evaluate.report import REFERENCE, Cell, Column, Plot, Sound, write_report
+from audiogen.evaluate.report import REFERENCE, Cell, Column, Outcome, Plot, Sound, write_report
 from audiogen.evaluate.scores import (
     SET_NOTES,
     Warn,
@@ -87,14 +87,6 @@ class Entry(NamedTuple):
     takes: int = 1
 
 
-class Outcome(NamedTuple):
-    """The table, and why which system failed."""
-
-    columns: list[Column]
-    rows: list[dict[str, Cell]]
-    failures: dict[str, str]
-
-
 def run(
     comparison: Comparison,
     warn: Warn,
@@ -106,7 +98,10 @@ def run(
     What is wrong with the data or an embedder is an InputError before anything is generated. A system that fails has
     a row that says so, and the others finish.
     """
-    open_generator = open_generator or partial(generators.load, dtype=comparison.dtype)
+    if open_generator is None:
+        for model in comparison.models:
+            generators.find(model)  # one that is missing is named before any work
+        open_generator = partial(generators.load, dtype=comparison.dtype)
     warnings, note = once(warn)
     material = gather(comparison, note)
     if material.order:
@@ -130,7 +125,7 @@ def run(
     rows = [ceiling.row, *references, *contestants, *failed, floor.row]
     columns = filled([*FACTS, *columns, *COSTS], rows)
     quality = [column.key for column in columns if column.better and column not in COSTS]
-    write_report(
+    table = write_report(
         comparison.out,
         f"Comparison of {', '.join(systems.system_names(comparison.models))}",
         [
@@ -144,7 +139,7 @@ def run(
         find_sounds(comparison, material, list(finished)),
         [Plot(CLIP_S, key) for key in quality] if finished else [],
     )
-    return Outcome(columns, rows, failures)
+    return table._replace(failures=failures)
 
 
 # ------------------------------------------------------------------------------------------------- the systems

@@ -237,6 +237,11 @@ def embed_clips(embedder: Embedder, clips: Iterable[Tensor], sample_rate: int, b
     parts = [embedder.embed(audio) for audio in _batches(clips, sample_rate, embedder.sample_rate, batch)]
     if not parts:
         raise InputError(f"there are no clips for embedder {embedder.name}; give at least one")
+    return join(parts)
+
+
+def join(parts: Sequence[Embedded]) -> Embedded:
+    """Sets of clips of one embedder, one after another."""
     probabilities = [part.probabilities for part in parts if part.probabilities is not None]
     return Embedded(
         np.concatenate([part.embeddings for part in parts]),

@@ -11,12 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from audiogen import audio
+from audiogen.config import check_ranges
 from audiogen.data.manifest import Clip, sound_files
 from audiogen.data.seeds import seed_for
 from audiogen.device import choose_device
 from audiogen.errors import InputError
+from audiogen.evaluate.clips import Seconds
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
-from audiogen.evaluate.report import REFERENCE, Cell, Column, write_report
+from audiogen.evaluate.report import REFERENCE, Cell, Column, Outcome, write_report
 from audiogen.evaluate.scores import (
     SET_NOTES,
     Warn,
@@ -45,16 +47,15 @@ class FilesEvaluation:
     reference: Path
     generated: Path
     embedders: tuple[str, ...] = ("tagger_tiny",)
-    duration_s: float | None = None
+    duration_s: Seconds | None = None
     device: str = "auto"
     out: Path = Path("evaluation/files")
     command: str = ""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if len(set(self.embedders)) != len(self.embedders):
             raise InputError(f"--embedder is given twice for one embedder: {', '.join(self.embedders)}")
-        if self.duration_s is not None and not 0 < self.duration_s < float("inf"):
-            raise InputError(f"--duration is {self.duration_s:g} s; it must be above 0")
 
 
 class Folder(NamedTuple):
@@ -71,8 +72,8 @@ class Folder(NamedTuple):
         return found if len(found) == len(self.clips) else {}
 
 
-def run(evaluation: FilesEvaluation, warn: Warn) -> tuple[list[Column], list[dict[str, Cell]]]:
-    """Compare, write the report, return its table; warn gets what is odd but no error."""
+def run(evaluation: FilesEvaluation, warn: Warn) -> Outcome:
+    """Compare, write the report, return the table; warn gets what is odd but no error."""
     warnings, note = once(warn)
     reference, generated = read_folder(evaluation.reference), read_folder(evaluation.generated)
     if reference.path.resolve() == generated.path.resolve():
@@ -115,8 +116,7 @@ def run(evaluation: FilesEvaluation, warn: Warn) -> tuple[list[Column], list[dic
     rows = [ceiling, row]
     columns = filled(columns, rows)
     notes += [*SET_NOTES, *(f"Warning: {message}" for message in warnings)]
-    write_report(evaluation.out, "Two sets of sounds", notes, columns, rows)
-    return columns, rows
+    return write_report(evaluation.out, "Two sets of sounds", notes, columns, rows)
 
 
 def read_folder(path: Path) -> Folder:

@@ -200,7 +200,7 @@ def check_metrics(names: Sequence[str]) -> None:
     """InputError for the name of an optional metric that does not exist, or whose package is not installed."""
     for name in names:
         if name not in OPTIONAL:
-            raise InputError(f"metric {name!r} is not known; allowed: {', '.join(OPTIONAL)}")
+            raise InputError(f"no metric is called {name!r}; allowed: {', '.join(OPTIONAL)}")
         _package(PACKAGES[name])
 
 

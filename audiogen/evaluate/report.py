@@ -71,6 +71,14 @@ class Sound(NamedTuple):
     path: Path
 
 
+class Outcome(NamedTuple):
+    """The table of a report, and why which system failed."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    failures: Mapping[str, str] = {}
+
+
 class Plot(NamedTuple):
     """Column y against column x, by their keys; the rows of one series share a colour and are joined by a line.
 
@@ -90,7 +98,7 @@ def write_report(
     rows: Sequence[Row],
     sounds: Sequence[Sound] = (),
     plots: Sequence[Plot] = (),
-) -> None:
+) -> Outcome:
     """Write the three files, each whole or not at all, and none if a sound cannot be read (InputError).
 
     notes: a line each, such as the command, the embedder with its hash, seeds and number of clips; backticks mark
@@ -114,6 +122,7 @@ def write_report(
     write_bytes_atomic(directory / "report.html", page.encode())
     write_bytes_atomic(directory / "report.md", text.encode())
     write_json(directory / "report.json", contents)
+    return Outcome(columns, rows)
 
 
 def _plain(cell: Cell) -> Any:

@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from audiogen import audio
-from audiogen.config import NotNegative, Positive, Range, check_ranges
+from audiogen.config import NotNegative, Positive, check_ranges
 from audiogen.data.manifest import Clip, read_manifest, select
 from audiogen.errors import InputError
 from audiogen.evaluate import cost
-from audiogen.evaluate.clips import Prompt, ceiling_split, choose, read
+from audiogen.evaluate.clips import Prompt, Seconds, ceiling_split, choose, read
 from audiogen.evaluate.cost import Clock, Cost
 from audiogen.evaluate.order import OrderPrompt, order_prompts, real_clip
 from audiogen.evaluate.scores import Warn
@@ -35,7 +35,6 @@ SHORT = 0.9  # of the generated length: shorter real clips are warned of
 RECONSTRUCTION = "codec"  # stands in a file's name in place of the seed
 SEED_STRIDE = 1_000_000  # clip `number` of seed s is generated with seed s * SEED_STRIDE + number
 ORDER_OFFSET = SEED_STRIDE // 2  # and order prompt `number` with this much more
-Seconds = Annotated[float, Range(0, 86_400, above=True)]  # up to a day
 
 Advance = Callable[[int], object]  # called with the number of sounds just finished
 Open = Callable[[str, str], Generator]  # (name or directory, device) -> generator

@@ -284,14 +284,14 @@ def test_the_clap_score_is_of_each_sound_with_the_text_it_was_asked_by(
     spec = f"clap:{clap}"
     rows = run(replace(comparison, embedders=(spec,)), open_generator=lambda name, device: diffusion())
     embedder, prompts = load_embedder(spec), choose(read_manifest(labelled), 6)
-    heard = np.stack(
+    embedded = np.stack(
         [
             embedder.embed(audio.load(prompt.clip.path, embedder.sample_rate)[0][None]).embeddings[0]
             for prompt in prompts
         ]
     )
     written = embedder.embed_text([prompt.text for prompt in prompts])
-    for name, sounds in {"ground truth": heard, "captions shuffled": heard[shuffled(6)]}.items():
+    for name, sounds in {"ground truth": embedded, "captions shuffled": embedded[shuffled(6)]}.items():
         cosines = [
             a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(sounds, written, strict=True)
         ]
@@ -520,7 +520,7 @@ def test_short_clips_are_warned_of_and_too_few_leave_figures_out(comparison: Com
 
 
 def test_latent_diffusion_beside_a_language_model(comparison: Comparison, tiny_latent: Path) -> None:
-    """Each opened from its directory; steps as asked, its own or as many as a budget buys are told in the report."""
+    """Each opened from its directory; steps as asked, its own or as many as a budget buys are in the report."""
     lm = comparison.models[0]
     both = replace(comparison, models=(lm, str(tiny_latent)), num_clips=2, steps=2, duration_s=0.2)
     rows = run(both)

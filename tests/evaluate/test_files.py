@@ -33,7 +33,7 @@ def compare(tiny_tagger: str, tmp_path: Path):
         evaluation = FilesEvaluation(
             reference, generated, (tiny_tagger,), device="cpu", out=tmp_path / "out", **settings
         )
-        _, rows = run(evaluation, warnings.append)
+        rows = run(evaluation, warnings.append).rows
         return {key.split()[0]: cell for key, cell in rows[-1].items()}, warnings
 
     return command
@@ -69,10 +69,10 @@ def test_the_figures_are_those_of_the_metrics(
         [embedder.embed(audio.load(path, 8000)[0][None]) for path in sorted(folder.rglob(pattern))]
         for folder, pattern in ((real, "*.wav"), (other, "*.flac"))
     )
-    x, y = (np.concatenate([heard.embeddings for heard in side]) for side in (a, b))
+    x, y = (np.concatenate([each.embeddings for each in side]) for side in (a, b))
     assert row["fad"].value == pytest.approx(frechet_distance(x, y), rel=1e-4)
     assert row["kd"].value == pytest.approx(kernel_distance(x, y), rel=1e-4, abs=1e-4)
-    p, q = (np.concatenate([heard.probabilities for heard in side]) for side in (a, b))
+    p, q = (np.concatenate([each.probabilities for each in side]) for side in (a, b))
     assert row["kl"].value == pytest.approx(label_kl(p, q).mean(), rel=1e-4)
     for name in ("fad", "fad_inf", "kd", "kl", "is"):
         assert row[name].low <= row[name].value <= row[name].high and row[name].low < row[name].high
@@ -109,7 +109,7 @@ def test_what_is_odd_is_warned_of(compare, real: Path, tmp_path: Path) -> None:
 
     other = tmp_path / "other"
     shutil.copytree(real, other)
-    (other / "tone_0.wav").rename(other / "unknown.wav")
+    (other / "tone_0.wav").rename(other / "other.wav")
     audio.save(other / "noise_1.wav", torch.zeros(1, 3200), 8000)
     audio.save(other / "noise_2.wav", torch.full((1, 3200), 0.25), 8000)
     row, warnings = compare(real, other)
@@ -194,7 +194,7 @@ def test_bad_folders_are_one_line_and_write_nothing(compare, real: Path, tmp_pat
 
 
 def test_bad_settings_are_said(compare, real: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--duration is -1 s"):
+    with pytest.raises(InputError, match="duration_s is -1.0; it must be in"):
         compare(real, real, duration_s=-1.0)
     with pytest.raises(InputError, match="no embedder is called 'tagger_big'"):
         run(FilesEvaluation(real, real, ("tagger_big",), out=tmp_path / "out"), print)

@@ -104,7 +104,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, words: str, message: str)
 
 
 def test_words_of_the_user_are_read() -> None:
-    assert read_filters("--where", None) == {}
     assert read_filters("--where", ["fold=1, 2", "label=dog bark"]) == {
         "fold": ("1", "2"),
         "label": ("dog bark",),

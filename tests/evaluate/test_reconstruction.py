@@ -59,7 +59,7 @@ def test_gain_in_closed_form(noise: Tensor) -> None:
     assert found["multi_scale_mel"][0] > found["multi_scale_mel"][1] > 2 * math.log(2) * 0.99
 
 
-def test_polarity_is_not_heard(noise: Tensor) -> None:
+def test_polarity_does_not_count(noise: Tensor) -> None:
     for name, distance in DISTANCES.items():
         assert torch.allclose(distance(-noise, noise, RATE), distance(noise, noise, RATE), atol=1e-4), name
 
@@ -179,9 +179,9 @@ def test_bad_sounds_are_refused(noise: Tensor) -> None:
 # ------------------------------------------------------------------------------------------- optional packages
 
 
-def test_an_unknown_metric_is_named() -> None:
+def test_a_metric_that_does_not_exist_is_named() -> None:
     check_metrics([])
-    with pytest.raises(InputError, match="'mos' is not known; allowed: visqol, pesq, stoi"):
+    with pytest.raises(InputError, match="no metric is called 'mos'; allowed: visqol, pesq, stoi"):
         check_metrics(["mos"])
 
 
@@ -221,7 +221,7 @@ def test_even_use_carries_all_bits_and_one_code_none() -> None:
     assert entropy.bits_per_s == pytest.approx(50 * (3 + 0 + 1))
 
 
-def test_entropy_of_a_known_distribution() -> None:
+def test_entropy_of_a_given_distribution() -> None:
     counts = np.array([[4, 2, 1, 1, 0]])
     assert code_entropy(counts, 10.0).bits_per_s == pytest.approx(10 * 1.75)
 
