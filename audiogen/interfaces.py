@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from audiogen.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor, nn
 
@@ -200,15 +202,25 @@ class Loader(Protocol):
 class Task(Protocol):
     """What `audiogen.train.loop.fit` trains: it owns the model, the losses and the optimisers."""
 
+    sample_rate: int
+
     def step(self, batch: Any, step: int) -> Mapping[str, float]:
         """One optimiser step on a `Batch` of the task's kind, with accumulation inside.
 
-        Returns scalars named as paths, e.g. `train/loss`.
+        Returns scalars named as paths, `train/loss` among them.
         """
         ...
 
     def evaluate(self, batches: Iterable[Any]) -> Mapping[str, float]:
         """Validation scalars, e.g. `valid/mel`; `valid/loss` decides which checkpoint is best (lower)."""
+        ...
+
+    def samples(self, batches: Iterable[Any]) -> Mapping[str, Tensor]:
+        """Sounds [C, N] by name, to listen to during training."""
+        ...
+
+    def export(self, directory: Path, info: Mapping[str, Any]) -> None:
+        """Write the model as it stands (its average where there is one) as a model directory."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

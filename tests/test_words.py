@@ -18,7 +18,6 @@ WORDS = re.compile(
 TO_DO = (
     "codec",
     "conditioning",
-    "data",
     "diffusion",
     "evaluate",
     "files",
@@ -27,7 +26,7 @@ TO_DO = (
     "lm",
     "models",
 )
-TO_DO += ("text", "train", "recipes")
+TO_DO += ("text", "train")
 
 
 def sources() -> Iterator[Path]:

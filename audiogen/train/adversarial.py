@@ -55,13 +55,23 @@ class Adversary:
         self.config, self.precision = config, fit.precision
         self.optimizer = Optimizer([discriminator], optim, fit.steps)
 
-    def plays(self, step: int) -> bool:
-        """Whether the adversarial losses are on at this step."""
-        return step >= self.config.start
-
     def learns(self, step: int) -> bool:
         """Whether the discriminator is updated at this step."""
-        return self.plays(step) and (step - self.config.start) % self.config.every == 0
+        return step >= self.config.start and (step - self.config.start) % self.config.every == 0
+
+    def play(
+        self, real: Tensor, fake: Tensor, step: int, scale: float
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The generator's losses, and the discriminator's, whose gradients are added, times `scale`, where it learns.
+
+        Both are empty before `start`.
+        """
+        if step < self.config.start:
+            return {}, {}
+        learns = self.learns(step)
+        verdict = self.judge(real, fake, learns)
+        own = {"discriminator": self.backward(verdict, scale)} if learns else {}
+        return self.losses(verdict), own
 
     def judge(self, real: Tensor, fake: Tensor, learns: bool) -> Verdict:
         """The discriminator's output for real and fake [B, C, N]: one pass of each serves both players' losses.
@@ -87,9 +97,11 @@ class Adversary:
         }
 
     def step(self, step: int) -> dict[str, float]:
-        """Update the discriminator with the gradients gathered -> `train/discriminator_...` scalars."""
+        """Update the discriminator, where it learns, with the gradients gathered -> `discriminator_...` scalars."""
+        if not self.learns(step):
+            return {}
         metrics = self.optimizer.step(step, self.optimizer.clip())
-        return {f"train/discriminator_{name}": value for name, value in metrics.items()}
+        return {f"discriminator_{name}": value for name, value in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Discriminator and optimiser."""

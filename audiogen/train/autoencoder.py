@@ -185,13 +185,6 @@ class AutoencoderTask(Trained[AutoencoderRecipe]):
                 judge.to(device), recipe.adversarial, recipe.discriminator_optim, recipe.fit
             )
         self.saved["adversary"] = self.adversary
-        self.loss_weights = {
-            "spectrum": loss.spectrum,
-            "waveform_l1": loss.waveform_l1,
-            "kl": loss.kl,
-            "adversarial": loss.adversarial,
-            "feature_matching": loss.feature_matching,
-        }
 
     def make(self, audio: Tensor) -> Made:
         """Audio [B, C, N] through the part that is trained; latents are drawn from their distribution."""
@@ -218,8 +211,7 @@ class AutoencoderTask(Trained[AutoencoderRecipe]):
 
     def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
         """Discriminator and generator, one update each, on audio [B, C, N]."""
-        adversary = self.adversary if self.adversary and self.adversary.plays(step) else None
-        parts = self.parts(batch)
+        adversary, parts = self.adversary, self.parts(batch)
         totals = Totals(len(parts))
         self.module.train()
         for rows in parts:
@@ -229,20 +221,17 @@ class AutoencoderTask(Trained[AutoencoderRecipe]):
             losses = self.distances(fake, real) | {"kl": made.kl}
             found: dict[str, Tensor] = {}
             if adversary:
-                verdict = adversary.judge(real, fake, adversary.learns(step))
-                if adversary.learns(step):
-                    found["discriminator"] = adversary.backward(verdict, 1 / len(parts))
-                losses |= adversary.losses(verdict)
-            loss = torch.stack([self.loss_weights[name] * value for name, value in losses.items()]).sum()
-            self.optimizer.backward(loss / len(parts), shared=adversary is not None)
+                judged, found = adversary.play(real, fake, step, 1 / len(parts))
+                losses |= judged
+            weighted = [getattr(self.recipe.loss, name) * value for name, value in losses.items()]
+            loss = torch.stack(weighted).sum()
+            self.optimizer.backward(loss / len(parts), shared="adversarial" in losses)
             totals.add(found | losses | {"loss": loss})
-        metrics = totals.metrics()
-        if adversary and adversary.learns(step):
-            metrics |= adversary.step(step)
+        metrics = adversary.step(step) if adversary else {}
         norm = self.optimizer.clip()
-        metrics |= {f"train/{name}": value for name, value in self.optimizer.step(step, norm).items()}
+        metrics |= self.optimizer.step(step, norm)
         self.average.update()
-        return metrics
+        return totals.metrics(metrics)
 
     def distances(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
         """How far the output is from its target: scalars by name."""

@@ -51,6 +51,9 @@ class CodecLossWeights:
     mel_windows: tuple[int, ...] = (64, 128, 256, 512, 1024)
 
 
+BALANCED = ("waveform_l1", "mel", "adversarial", "feature_matching")  # losses of the output audio
+
+
 @dataclass(frozen=True, kw_only=True)
 class CodecRecipe(Run):
     """A codec training run; `recipes/codec*.yaml` are complete examples.
@@ -147,12 +150,7 @@ class CodecTask(Trained[CodecRecipe]):
             self.adversary = Adversary(
                 discriminator, recipe.adversarial, recipe.discriminator_optim, recipe.fit
             )
-        self.loss_weights = {
-            "waveform_l1": weights.waveform_l1,
-            "mel": weights.mel,
-            "adversarial": weights.adversarial,
-            "feature_matching": weights.feature_matching,
-        }
+        self.loss_weights = {name: getattr(weights, name) for name in BALANCED}
         self.judges_spectra = self.adversary is not None and recipe.discriminator.sees == "spectra"
         if self.judges_spectra:
             self.loss_weights["spectral"] = weights.spectral
@@ -163,9 +161,7 @@ class CodecTask(Trained[CodecRecipe]):
 
     def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
         """Discriminator and generator, one update each, on audio [B, C, N]."""
-        adversary = self.adversary if self.adversary and self.adversary.plays(step) else None
-        weights = self.recipe.loss
-        parts = self.parts(batch)
+        adversary, weights, parts = self.adversary, self.recipe.loss, self.parts(batch)
         totals = Totals(len(parts))
         shares: dict[str, float] = {}
         self.codec.train()
@@ -177,7 +173,7 @@ class CodecTask(Trained[CodecRecipe]):
             commitment = weights.commitment if self.recipe.trains == "all" else 0.0
             apart = commitment * output.commitment_loss  # what stays outside the balancer
             losses: dict[str, Tensor] = {}
-            found = {}
+            found: dict[str, Tensor] = {}
             if self.judges_spectra:
                 assert output.spectra is not None and output.target_spectra is not None
                 fake, real = output.spectra, output.target_spectra  # [B, C, T, F]
@@ -193,23 +189,21 @@ class CodecTask(Trained[CodecRecipe]):
                 self.optimizer.backward(apart / len(parts))
             else:
                 if adversary:
-                    verdict = adversary.judge(real, fake, adversary.learns(step))
-                    if adversary.learns(step):
-                        found["discriminator"] = adversary.backward(verdict, 1 / len(parts))
-                    losses |= adversary.losses(verdict)
+                    judged, found = adversary.play(real, fake, step, 1 / len(parts))
+                    losses |= judged
                 besides = apart / len(parts) if apart.requires_grad else None
                 shares = self.balancer.backward(losses, fake, apart=besides)
 
             found |= {"commitment": output.commitment_loss, "spectral": output.spectral_loss, **losses}
             found["loss"] = sum((self.loss_weights[name] * loss for name, loss in losses.items()), apart)
             totals.add(found)
-        metrics = totals.metrics() | {f"train/share_{name}": share for name, share in shares.items()}
-        if adversary and adversary.learns(step):
+        metrics = {f"share_{name}": share for name, share in shares.items()}
+        if adversary:
             metrics |= adversary.step(step)
         norm = self.optimizer.clip()
-        metrics |= {f"train/{name}": value for name, value in self.optimizer.step(step, norm).items()}
+        metrics |= self.optimizer.step(step, norm)
         self.average.update()
-        return metrics
+        return totals.metrics(metrics)
 
     def draw_codebooks(self, keys: Sequence[str], step: int) -> Tensor:
         """How many codebooks each clip uses, int64 [B]: a function of (seed, step, clip), not of its neighbours."""

@@ -175,7 +175,7 @@ class DiffusionTask(Trained[DiffusionRecipe]):
         valid_captions: Sequence[Sequence[str]],
         device: torch.device,
     ):
-        """valid_captions: the wordings of each validation clip, to tell which captions mean the same."""
+        """valid_captions: the wordings of each validation clip, to find out which captions mean the same."""
         self.system = system.to(device)
         self.sample_rate = system.autoencoder.sample_rate
         self.process = Process(recipe.process)
@@ -227,9 +227,9 @@ class DiffusionTask(Trained[DiffusionRecipe]):
             self.optimizer.backward(loss)
             totals.add(mean)
         norm = self.optimizer.clip()
-        metrics = {f"train/{name}": value for name, value in self.optimizer.step(step, norm).items()}
+        metrics = totals.metrics(self.optimizer.step(step, norm))
         self.average.update()
-        return totals.metrics() | metrics
+        return metrics
 
     def draw(self, latents: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times [B] and noise in the shape of the latents, on the CPU: the same on every device."""

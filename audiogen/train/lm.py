@@ -149,7 +149,7 @@ class LMTask(Trained[LMRecipe]):
     ):
         """start: with adapters where the recipe has `lora`; nothing else is then trained.
 
-        valid_captions: the wordings of each validation clip, to tell which captions mean the same.
+        valid_captions: the wordings of each validation clip, to find out which captions mean the same.
         """
         self.codec, self.codec_reference = codec, start.codec
         # The options that a release generates with by default are kept; how it was trained is replaced.

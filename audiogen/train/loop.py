@@ -22,9 +22,9 @@ from audiogen.config import to_plain
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.interfaces import Batch
+from audiogen.interfaces import Batch, Task
 from audiogen.train.log import Log
-from audiogen.train.task import Resume, Run, Task
+from audiogen.train.task import Resume, Run
 
 
 def fit(

@@ -202,9 +202,9 @@ class TaggerTask(Trained[TaggerRecipe]):
             self.optimizer.backward(loss / len(parts))
             totals.add({"loss": loss, **losses})
         norm = self.optimizer.clip()
-        metrics = {f"train/{name}": value for name, value in self.optimizer.step(step, norm).items()}
+        metrics = totals.metrics(self.optimizer.step(step, norm))
         self.average.update()
-        return totals.metrics() | metrics
+        return metrics
 
     def vary(self, mel: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """A batch [B, M, T] changed as other recordings of such sounds would be; on the CPU, as data is.

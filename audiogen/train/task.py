@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from audiogen import interfaces
 from audiogen.config import NotNegative, Positive, Range, check_ranges
 from audiogen.data.dataset import DataConfig
 from audiogen.data.loader import Dataset
 from audiogen.device import has_bfloat16
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.interfaces import Batch
+from audiogen.interfaces import Batch, Task
 from audiogen.train.optim import Average, OptimConfig, Optimizer
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -80,20 +78,6 @@ class Run:
         check_ranges(self)
 
 
-class Task(interfaces.Task, Protocol):
-    """What `fit` trains, and shows and saves on the way; `step` reports `train/loss` among others."""
-
-    sample_rate: int
-
-    def samples(self, batches: Iterable[Any]) -> Mapping[str, Tensor]:
-        """Sounds [C, N] by name, to listen to during training."""
-        ...
-
-    def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write the model as it stands (its average where there is one) as a model directory."""
-        ...
-
-
 class Prepared(NamedTuple):
     """A task with its data: training and validation sets, and the function that makes a batch of their items."""
 
@@ -101,14 +85,6 @@ class Prepared(NamedTuple):
     train: Dataset
     valid: Dataset | None
     collate: Callable[[Sequence[Any]], Batch]
-
-
-class Stateful(Protocol):
-    """A part of a task that a checkpoint holds."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
 
 
 R = TypeVar("R", bound=Run)
@@ -119,7 +95,8 @@ class Trained(Generic[R]):
 
     A task adds `sample_rate`, `step`, `evaluate` and `export`; `samples` if it makes sound.
 
-    saved: what a checkpoint holds beside the module's weights, by name; None for what this recipe does not use.
+    saved: what a checkpoint holds beside the module's weights: objects with `state_dict` and `load_state_dict` by name,
+    or None for what this recipe does not use.
     """
 
     def __init__(self, recipe: R, module: nn.Module, device: torch.device, name: str = "model"):
@@ -128,7 +105,7 @@ class Trained(Generic[R]):
         fit = recipe.fit
         self.optimizer = Optimizer([module], recipe.optim, fit.steps, fit.precision == "float16")
         self.average = Average(module, fit.ema_decay)
-        self.saved: dict[str, Stateful | None] = {"optimizer": self.optimizer, "average": self.average}
+        self.saved: dict[str, Any] = {"optimizer": self.optimizer, "average": self.average}
 
     def parts(self, batch: Batch) -> list[slice]:
         """The rows of each part of a batch, as many parts as `fit.accumulate`."""
@@ -183,10 +160,12 @@ class Totals:
         for name, value in scalars.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach() / self.num_parts
 
-    def metrics(self) -> dict[str, float]:
-        """{"train/NAME": sum}."""
+    def metrics(self, others: Mapping[str, float]) -> dict[str, float]:
+        """The sums and other scalars of the step, as {"train/NAME": value}."""
         values = torch.stack(list(self.sums.values())).tolist()
-        return {f"train/{name}": value for name, value in zip(self.sums, values, strict=True)}
+        return {
+            f"train/{name}": value for name, value in (*zip(self.sums, values, strict=True), *others.items())
+        }
 
 
 def row_slices(num_rows: int, parts: int) -> list[slice]:

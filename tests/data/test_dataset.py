@@ -25,7 +25,7 @@ RATE = 8000
 
 
 def ramp(path: Path, num: int, channels: int = 1, rate: int = RATE) -> Path:
-    """A FLAC whose sample i is i / 32768 in channel 0 and its negative in channel 1: a crop tells its place."""
+    """A FLAC whose sample i is i / 32768 in channel 0 and its negative in channel 1: a crop shows its place."""
     rising = torch.arange(num) / 32768
     return audio.save(path, torch.stack([rising, -rising])[:channels], rate)
 

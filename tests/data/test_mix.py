@@ -37,8 +37,8 @@ def test_at_least_half_of_the_shorter_overlaps(length_a: int, length_b: int) -> 
     for start in [i / 50 for i in range(51)]:
         a, b = padded(0.0, length_a), padded(0.1, length_b)
         mixed = mix(a, length_a, None, b, length_b, None, 0.0, start)
-        heard = mixed.audio[0].nonzero()[:, 0]
-        first, last = int(heard[0]), int(heard[-1]) + 1
+        sounding = mixed.audio[0].nonzero()[:, 0]
+        first, last = int(sounding[0]), int(sounding[-1]) + 1
         assert min(length_a, last) - first >= min(length_a, length_b) / 2
         assert last == min(1000, first + length_b)
         assert mixed.length == max(length_a, last)

@@ -47,8 +47,8 @@ def test_clips_come_back_whole_and_in_parts(tmp_path: Path) -> None:
         assert torch.equal(codes, clip.codes)
         assert torch.equal(reader.codes(i, 2, 3), clip.codes[:, 2:5])
         assert torch.equal(reader.codes(i, 2, 1000), clip.codes[:, 2:])
-        known = reader.clips[i]
-        assert (known.path, known.captions, known.fields) == (clip.key, clip.captions, clip.fields)
+        stored = reader.clips[i]
+        assert (stored.path, stored.captions, stored.fields) == (clip.key, clip.captions, clip.fields)
         assert (reader.num_frames[i], reader.num_samples[i]) == (5 + i, clip.num_samples)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["index.json", *(f"shard-0000{i}.safetensors" for i in range(3))]

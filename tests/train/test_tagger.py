@@ -224,9 +224,9 @@ def test_what_nobody_knows_costs_nothing() -> None:
     assert losses["clip_toys"].item() == pytest.approx(math.log(2))
     assert losses["frame_synth"].item() == pytest.approx(4 * math.log(2))
     torch.stack(list(losses.values())).sum().backward()
-    known = torch.tensor([[True] * 2 + [False] * 4, [False] * 2 + [True] * 4])
-    assert torch.equal(logits.grad != 0, known)
-    assert torch.equal((frame_logits.grad != 0).any(1), known)
+    labelled = torch.tensor([[True] * 2 + [False] * 4, [False] * 2 + [True] * 4])
+    assert torch.equal(logits.grad != 0, labelled)
+    assert torch.equal((frame_logits.grad != 0).any(1), labelled)
     only = judge.losses(
         TaggerOutput(torch.zeros(1, 5), torch.zeros(1, 6), torch.zeros(1, 63, 6)),
         Targets(targets.clip[:1], targets.frames[:1]),

@@ -143,7 +143,7 @@ def test_recall_counts_equal_meanings_and_chance_is_its_mean() -> None:
 
 @pytest.mark.parametrize("padding", ["repeatpad", "repeat", "pad"])
 def test_features_are_those_of_the_extractor(padding: str) -> None:
-    """Longer than it hears (the middle), as long, shorter, and less than half as long; rows of one batch."""
+    """Longer than its window (the middle), as long, shorter, and less than half as long; rows of one batch."""
     extractor = ClapFeatureExtractor(
         feature_size=11, sampling_rate=2000, hop_length=30, max_length_s=2, fft_window_size=100,
         frequency_min=40, frequency_max=900, truncation="rand_trunc", padding=padding,
@@ -240,12 +240,12 @@ def test_a_run_is_a_model_that_embeds_as_the_task_does(
     )
     task.model.eval()
     with torch.no_grad(), task.average.applied():
-        heard, read = task.embed_sounds(task.features(batch)), task.embed_captions(captions)
+        from_sounds, from_texts = task.embed_sounds(task.features(batch)), task.embed_captions(captions)
     model = Clap(str(run))
-    torch.testing.assert_close(model.embed_text(captions), read, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.embed_text(captions), from_texts, rtol=1e-4, atol=1e-5)
     for row, length in enumerate(batch.lengths.tolist()):
         found = model.embed_audio(sounds[row : row + 1, :, :length], 2000)
-        torch.testing.assert_close(found, heard[row : row + 1], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found, from_sounds[row : row + 1], rtol=1e-3, atol=1e-4)
     assert ClapModel.from_pretrained(run).config.projection_dim == 12
     valid = [record for record in scalars(run) if "valid/loss" in record]
     assert [record["step"] for record in valid] == [4, 6]

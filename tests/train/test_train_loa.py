@@ -128,15 +128,15 @@ def test_gpt2_alone_learns_the_vectors_of_the_captions(audioldm2: Train) -> None
     run = audioldm2("run", *stage, "fit.steps=150", "fit.valid_every=50", "optim.lr=1e-2")
     assert same(weights(run, "denoiser"), weights(first, "denoiser"))
     conditioner, batch = load_released(run).system.conditioner, stored(run)
-    known = conditioner.inputs(batch.captions)
+    inputs = conditioner.inputs(batch.captions)
 
     def error(found: torch.Tensor) -> float:
         return float((found - batch.features["loa"]).square().mean())
 
     of_mean = error(batch.features["loa"].mean(dim=0, keepdim=True))
     with torch.no_grad():
-        assert error(conditioner.loa_vectors(known, batch.features["loa"])) < 0.15 * of_mean
-        assert error(conditioner.loa_vectors(known)) < 0.15 * of_mean
+        assert error(conditioner.loa_vectors(inputs, batch.features["loa"])) < 0.15 * of_mean
+        assert error(conditioner.loa_vectors(inputs)) < 0.15 * of_mean
     records = [record for record in scalars(run) if "valid/loss" in record]
     assert all(record["valid/loss"] == record["valid/loa"] for record in records)
     last = records[-1]
