@@ -155,14 +155,6 @@ class Condition:
     vector: Tensor | None = None
 
 
-class TextConditioner(Protocol):
-    """`list[str or None] -> Condition`. None is no text: zero tokens, one valid position."""
-
-    width: int
-
-    def __call__(self, texts: Sequence[str | None]) -> Condition: ...
-
-
 @dataclass(frozen=True)
 class Batch:
     """What the loader yields; the subclasses say in which form the clips are.
