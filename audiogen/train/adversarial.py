@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,15 +36,6 @@ class AdversarialConfig:
         check_ranges(self)
 
 
-class Verdict(NamedTuple):
-    """A discriminator's logits, one tensor a scale, and features, one a scale and layer."""
-
-    real_logits: list[Tensor]
-    real_features: list[list[Tensor]]
-    fake_logits: list[Tensor]
-    fake_features: list[list[Tensor]]
-
-
 class Adversary:
     """A discriminator that learns: audio or spectra -> (logits of each scale, features of each scale and layer)."""
 
@@ -62,39 +53,27 @@ class Adversary:
     def play(
         self, real: Tensor, fake: Tensor, step: int, scale: float
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The generator's losses, and the discriminator's, whose gradients are added, times `scale`, where it learns.
+        """Losses of real and fake [B, ...] at `step`: the generator's, and the discriminator's where it learns.
 
-        Both are empty before `start`.
+        The gradients of the discriminator's loss times `scale` are added to its own; the generator gets none of them.
+        One pass over the real and one over the fake serve both. Before `start` there are no losses.
         """
         if step < self.config.start:
             return {}, {}
-        learns = self.learns(step)
-        verdict = self.judge(real, fake, learns)
-        own = {"discriminator": self.backward(verdict, scale)} if learns else {}
-        return self.losses(verdict), own
-
-    def judge(self, real: Tensor, fake: Tensor, learns: bool) -> Verdict:
-        """The discriminator's output for real and fake [B, C, N]: one pass of each serves both players' losses.
-
-        learns: whether `backward` follows.
-        """
+        learns, kind = self.learns(step), self.config.kind
         with autocast(real.device, self.precision):
             with torch.set_grad_enabled(learns):
                 real_logits, real_features = self.discriminator(real)
-            return Verdict(real_logits, real_features, *self.discriminator(fake))
-
-    def backward(self, verdict: Verdict, scale: float = 1.0) -> Tensor:
-        """Gradients of the discriminator's loss, times `scale` -> the loss. The generator of the fake gets none."""
-        loss = adversarial_discriminator(verdict.real_logits, verdict.fake_logits, self.config.kind)
-        self.optimizer.backward(loss * scale, shared=True)
-        return loss.detach()
-
-    def losses(self, verdict: Verdict) -> dict[str, Tensor]:
-        """The generator's losses: its fake should be judged real, with the features of the real."""
+            fake_logits, fake_features = self.discriminator(fake)
+        own = {}
+        if learns:
+            loss = adversarial_discriminator(real_logits, fake_logits, kind)
+            self.optimizer.backward(loss * scale, shared=True)
+            own["discriminator"] = loss.detach()
         return {
-            "adversarial": adversarial_generator(verdict.fake_logits, self.config.kind),
-            "feature_matching": feature_matching(verdict.real_features, verdict.fake_features),
-        }
+            "adversarial": adversarial_generator(fake_logits, kind),
+            "feature_matching": feature_matching(real_features, fake_features),
+        }, own
 
     def step(self, step: int) -> dict[str, float]:
         """Update the discriminator, where it learns, with the gradients gathered -> `discriminator_...` scalars."""

@@ -215,10 +215,12 @@ class DiffusionTask(Trained[DiffusionRecipe]):
                 if self.gpt2_only:
                     losses["loss"] = losses["loa"]
                 else:
-                    routes = self.conditioner(inputs)
+                    conditioning = self.conditioner(inputs)
                     if not keep[rows].all():
-                        routes = drop(routes, keep[rows].to(self.device), self.conditioner.null(inputs))
-                    errors = self.errors(batch.latents[rows], noise[rows], t[rows], routes)
+                        conditioning = drop(
+                            conditioning, keep[rows].to(self.device), self.conditioner.null(inputs)
+                        )
+                    errors = self.errors(batch.latents[rows], noise[rows], t[rows], conditioning)
                     losses["loss"] = self.process.weight(t[rows]).to(self.device) * errors
             mean = {name: each.sum() / size for name, each in losses.items()}
             loss = mean["loss"]
@@ -255,12 +257,12 @@ class DiffusionTask(Trained[DiffusionRecipe]):
             text = Condition(text.tokens.to(self.device), text.mask.to(self.device))
         return dataclasses.replace(inputs, text=text, clap=None if clap is None else clap.to(self.device))
 
-    def errors(self, clean: Tensor, noise: Tensor, t: Tensor, routes: Conditioning) -> Tensor:
+    def errors(self, clean: Tensor, noise: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Mean squared error of the prediction for each row [B], float32. clean, noise: [B, D, T] or [B, D, T, M]."""
         clean, noise, t = clean.to(self.device), noise.to(self.device), t.to(self.device)
         x_t = self.process.noise(clean, noise, t)
         with self.attention():
-            prediction = self.forward(x_t, self.process.model_time(t), routes)
+            prediction = self.forward(x_t, self.process.model_time(t), conditioning)
         return (prediction.float() - self.process.target(clean, noise, t)).square().flatten(1).mean(1)
 
     def attention(self) -> AbstractContextManager[Any]:
@@ -303,11 +305,11 @@ class DiffusionTask(Trained[DiffusionRecipe]):
                     if self.gpt2_only:
                         continue
                     null = name == "loss_none"
-                    routes = self.conditioner.null(inputs) if null else self.conditioner(inputs)
+                    conditioning = self.conditioner.null(inputs) if null else self.conditioner(inputs)
                     random = torch.Generator().manual_seed(seed_for("valid", number))
                     for _ in range(VALID_DRAWS):
                         t, noise = self.draw(batch.latents, random)
-                        errors = self.errors(batch.latents, noise, t, routes)
+                        errors = self.errors(batch.latents, noise, t, conditioning)
                         values.setdefault(name, []).append(errors.cpu())
                         if name == "loss":
                             target = self.process.target(batch.latents, noise, t)

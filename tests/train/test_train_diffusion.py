@@ -397,7 +397,7 @@ def test_every_tiny_recipe_overfits_a_batch_and_samples_each_clip_back(
 ) -> None:
     """Each caption gives its clip's latents, from noise alone, by the recipe's process and sampler, unguided.
 
-    Text, routes, process, weights, network, saving and sampler agree, or something else would be drawn. Guidance is 1,
+    Text, conditioning, process, weights, network, saving and sampler agree, or the draws would differ. Guidance is 1,
     because more than that draws what is beyond the clip. AudioLDM is trained on noise as well, as it was published.
     That needs the fresh noise of ddim's eta 1: it begins at 60 times the data, and an error of the size of x_t, which
     group norm may hide from the network, is then multiplied by that. Without min-SNR weights, AudioLDM 2's network of
