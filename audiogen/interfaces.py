@@ -66,11 +66,9 @@ class Codec(Protocol):
     """Audio to tokens and back. Bandwidth is an argument (`num_codebooks`), not a mode.
 
     name: of its directory or bundled model. identity: hash of what gives its tokens their meaning. frame_rate: Hz.
-    causal: it never looks ahead. lookahead_frames: how many must follow a frame before all of its audio is determined,
-    when it decodes block by block (`codec/stream.py`). context_frames: what a window must see on both sides of its body
-    to give what the whole gives. segmented: it works on pieces of `segment_samples` that begin every `stride_samples`,
-    by `encode_segments` and `decode_segments` alone; its tokens are no one sequence, so no language model learns them.
-    normalised: each segment is divided by its loudness, which travels with its codes as `Segment.scale`.
+    lookahead_frames: how many must follow a frame before all of its audio is determined, when it decodes block by block
+    (`codec/stream.py`). context_frames: what a window must see on both sides of its body to give what the whole gives.
+    A codec that codes a sound in overlapping segments is none of these: see `codec/segmented.py`.
     """
 
     sample_rate: int
@@ -85,29 +83,10 @@ class Codec(Protocol):
     def frame_rate(self) -> float: ...
 
     @property
-    def causal(self) -> bool: ...
-
-    @property
-    def segmented(self) -> bool: ...
-
-    @property
-    def segment_samples(self) -> int | None: ...
-
-    @property
-    def stride_samples(self) -> int | None: ...
-
-    @property
-    def normalised(self) -> bool: ...
-
-    @property
     def context_frames(self) -> int: ...
 
     @property
     def lookahead_frames(self) -> int: ...
-
-    def bandwidth_kbps(self, num_codebooks: int) -> float:
-        """Bits a second of that many codebooks, stored without entropy coding, in kbit/s."""
-        ...
 
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
         """[B, C, N] -> int64 codes [B, K, T] with T = ceil(N / hop_length)."""
@@ -118,18 +97,6 @@ class Codec(Protocol):
 
         first_frame: where in a longer sound the codes begin, for windows of it.
         """
-        ...
-
-    def segment_frames(self, num_samples: int) -> list[int]:
-        """Frames of each segment of a sound of that many samples; [T] for a codec that is not segmented."""
-        ...
-
-    def encode_segments(self, audio: Tensor, num_codebooks: int | None = None) -> list[Segment]:
-        """[B, C, N] -> the segments in their order."""
-        ...
-
-    def decode_segments(self, segments: Sequence[Segment], num_samples: int) -> Tensor:
-        """-> audio [B, C, num_samples]; overlaps are cross-faded."""
         ...
 
     def parameters(self, recurse: bool = True) -> abc.Iterator[nn.Parameter]:

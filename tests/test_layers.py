@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "__init__": {"generators"},  # the public names, imported with their first use
     # the commands of audiogen.codec open models, read manifests and write token shards
     **dict.fromkeys(
-        {"codec/__main__", "codec/decode", "codec/describe", "codec/encode"}, CORE | {"data", "models"}
+        {"codec/__main__", "codec/decode", "codec/encode", "codec/info"}, CORE | {"data", "models"}
     ),
 }
 

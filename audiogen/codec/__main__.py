@@ -1,6 +1,6 @@
 """`python -m audiogen.codec`: sounds to token files or to shards for training, back to sounds, and what a file holds.
 
-The heavy imports stand inside the commands: `--help` and a mistyped option answer without torch.
+`--help` and a mistyped option answer without torch.
 """
 
 from __future__ import annotations
@@ -85,21 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if value is not None and value < 1:
             raise InputError(f"--{option.replace('_', '-')} is {value}; allowed: 1 and more")
     try:
-        if arguments.command == "encode":
-            from audiogen.codec.encode import run_encode
+        from audiogen.codec import decode, encode, info  # late: they import torch
 
-            run_encode(arguments)
-        elif arguments.command == "decode":
-            from audiogen.codec.decode import run_decode
-
-            run_decode(arguments)
-        else:
-            from audiogen.codec.describe import run_info
-
-            run_info(arguments)
+        {"encode": encode.run, "decode": decode.run, "info": info.run}[arguments.command](arguments)
     except BrokenPipeError:
         raise
-    except OSError as error:  # a full disk, say: what cannot be read is an InputError by now
+    except OSError as error:  # a full disk, for example; files that cannot be read are InputErrors already
         raise InputError(f"{error.filename or 'the output'}: {error.strerror}") from error
     return 0
 

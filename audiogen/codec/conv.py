@@ -3,10 +3,10 @@
 Padding follows EnCodec (arXiv:2210.13438, section 3.1): a convolution of stride s maps N samples to ceil(N / s)
 frames, a transposed one T frames to exactly T * s samples. Causal layers pad on the left only.
 
-Every layer takes an optional `state`. With it, a signal fed in blocks of any lengths, the last of them (which may be
-empty) with `last`, gives what one call on the whole signal gives. A layer answers as soon as an answer is determined:
-a centred one holds back what its right context must complete, so a block may bring out fewer samples than went in, or
-none. With `last` each layer pads its own input on the right, as it does for a whole signal, and lets go of the rest.
+Every layer takes an optional `state`. With it, a signal passed in blocks of any lengths, the last of them (which may be
+empty) with `last`, gives what one call on the whole signal gives. A layer returns samples as soon as they are
+determined: a centred one waits for its right context, so a block may give fewer samples than went in, or none. With
+`last` each layer pads its own input on the right, as it does for a whole signal, and returns the rest.
 """
 
 import math
@@ -24,15 +24,15 @@ PAD_MODES = ("constant", "reflect", "replicate")
 NORMS = ("none", "group")
 
 
-class Held(NamedTuple):
-    """Input of a layer that later outputs need, [B, D, n]; `begun` where the padding on the left is part of it."""
+class PastInput(NamedTuple):
+    """Input [B, D, n] that later outputs of a layer need; `padded` where it has had its padding on the left."""
 
     x: Tensor
-    begun: bool = False
+    padded: bool = False
 
 
 class Overlap(NamedTuple):
-    """Output of a transposed convolution that the next frame adds to, [B, D, n], and how much is yet to be trimmed."""
+    """Output [B, D, n] of a transposed convolution that the next frame adds to; `trim` samples are still to be cut."""
 
     y: Tensor
     trim: int
@@ -45,17 +45,13 @@ class Cells(NamedTuple):
     cell: Tensor
 
 
-StreamState = dict[
-    nn.Module, Held | Overlap | Cells
-]  # what each layer remembers between blocks; {} at the begin
+# What each layer keeps from block to block; {} at the start of a signal.
+StreamState = dict[nn.Module, PastInput | Overlap | Cells]
 
 
 def pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
-    """Pad the last axis; a signal too short to reflect is first extended with zeros (as EnCodec does).
-
-    With the fourth axis of a picture, because PyTorch then leaves its layout in memory as it is.
-    """
-    wide = x[:, :, None]
+    """[B, D, N] -> [B, D, left + N + right]; a signal too short to reflect is first extended with zeros (EnCodec)."""
+    wide = x[:, :, None]  # [B, D, 1, N]: as a picture, whose layout in memory PyTorch keeps
     if mode != "reflect" or x.shape[-1] > max(left, right):
         return F.pad(wide, (left, right, 0, 0), mode=mode)[:, :, 0]
     extra = max(left, right) - x.shape[-1] + 1
@@ -64,12 +60,12 @@ def pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
 
 
 def join(past: Tensor, x: Tensor) -> Tensor:
-    """[B, D, n] before [B, D, N], in the layout that they have in memory (see `pad`)."""
+    """[B, D, n] before [B, D, N] -> [B, D, n + N], in the layout that they have in memory (see `pad`)."""
     return cat([past[:, :, None], x[:, :, None]], -1)[:, :, 0]
 
 
 def normalisation(norm: str, dim: int) -> nn.Module:
-    """What follows a convolution of EnCodec: nothing, or at 48 kHz a norm over channels and time [B, D, N]."""
+    """What follows a convolution in EnCodec: nothing, or at 48 kHz a norm over channels and time of [B, D, N]."""
     return nn.GroupNorm(1, dim) if norm == "group" else nn.Identity()
 
 
@@ -100,12 +96,12 @@ class PaddedConv1d(nn.Module):
         self.norm = normalisation(norm, out_dim)
         self.stride, self.span = stride, (kernel_size - 1) * dilation + 1
         self.pad_mode = pad_mode
-        padding = max(self.span - stride, 0)
+        padding = max(self.span - stride, 0)  # so that N samples give ceil(N / stride) frames
         self.right = 0 if causal else padding // 2
         self.left = padding - self.right
-        # Samples before the first output. With so many the right end can be padded without the left one.
+        # Samples that must be there before the first output: to reflect n of them takes n + 1.
         self.first = max(self.right + stride, self.left + 1 if pad_mode == "reflect" else 1)
-        # Samples kept before the next frame, so that what is kept suffices to pad the right end, too.
+        # Samples kept before the next frame's, so that there are enough to pad the right end from.
         self.behind = max(0, stride - self.left)
 
     def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
@@ -113,12 +109,12 @@ class PaddedConv1d(nn.Module):
             return self._block(x, state, last)
         extra = -x.shape[-1] % self.stride  # completes the last frame
         right = self.right + extra
-        if self.pad_mode == "constant" and self.left == right:  # without a copy
+        if self.pad_mode == "constant" and self.left == right:  # the convolution pads without a copy
             return self.norm(self._convolve(x, right))
         return self.norm(self._convolve(pad(x, self.left, right, self.pad_mode)))
 
     def _convolve(self, x: Tensor, padding: int = 0) -> Tensor:
-        """With so many zeros on both sides."""
+        """[B, D_in, N] with `padding` zeros on both sides -> [B, D_out, frames]."""
         if self.packed is not None:
             return self.packed(x, padding)
         return F.conv1d(x, self.conv.weight, self.conv.bias, self.stride, padding, self.conv.dilation)
@@ -128,15 +124,16 @@ class PaddedConv1d(nn.Module):
         return PackedConv1d(self.conv, dtype)
 
     def _block(self, x: Tensor, state: StreamState, last: bool) -> Tensor:
+        """[B, D_in, n] -> the frames [B, D_out, t] that are determined now."""
         _check_state(self.norm)
         past = state.get(self)
-        x = join(past.x, x) if isinstance(past, Held) else x
-        start = self.behind  # of the next frame
-        if not isinstance(past, Held) or not past.begun:
+        x = join(past.x, x) if isinstance(past, PastInput) else x
+        start = self.behind  # where in x the next frame begins
+        if not isinstance(past, PastInput) or not past.padded:
             if last:
                 return self(x)  # the signal is shorter than any context
             if x.shape[-1] < self.first:
-                state[self] = Held(x.clone())
+                state[self] = PastInput(x.clone())
                 return x.new_empty(x.shape[0], self.conv.out_channels, 0)
             x, start = pad(x, self.left, 0, self.pad_mode), 0
         if last:
@@ -144,7 +141,7 @@ class PaddedConv1d(nn.Module):
             x = pad(x, 0, self.right + extra, self.pad_mode)
         num_frames = (x.shape[-1] - start - self.left - self.right) // self.stride
         end = start + num_frames * self.stride
-        state[self] = Held(x[..., end - self.behind :].clone(), begun=True)
+        state[self] = PastInput(x[..., end - self.behind :].clone(), padded=True)
         if num_frames == 0:
             return x.new_empty(x.shape[0], self.conv.out_channels, 0)
         return self._convolve(x[..., start : end + self.left + self.right])
@@ -154,7 +151,6 @@ class PaddedConvTranspose1d(nn.Module):
     """Transposed convolution [B, D_in, T] -> [B, D_out, T * stride]; the surplus kernel - stride is trimmed.
 
     The norm comes before that: its mean and variance are over the surplus, too, as in EnCodec.
-
     trim_right_ratio: share of the surplus trimmed on the right by a causal layer (1 = all, no look-ahead).
     """
 
@@ -183,6 +179,7 @@ class PaddedConvTranspose1d(nn.Module):
         return y[..., self.left : y.shape[-1] - self.right]
 
     def _convolve(self, x: Tensor) -> Tensor:
+        """[B, D_in, T] -> [B, D_out, (T - 1) * stride + kernel]."""
         return self.convtr(x) if self.packed is None else self.packed(x)
 
     def pack(self, dtype: torch.dtype) -> PackedConvTranspose1d:
@@ -190,6 +187,7 @@ class PaddedConvTranspose1d(nn.Module):
         return PackedConvTranspose1d(self.convtr, dtype)
 
     def _block(self, x: Tensor, state: StreamState, last: bool) -> Tensor:
+        """[B, D_in, t] -> the samples [B, D_out, n] that are determined now."""
         _check_state(self.norm)
         past = state.get(self)
         if not isinstance(past, Overlap):
@@ -228,6 +226,23 @@ class ResidualLSTM(nn.Module):
     def pack(self, dtype: torch.dtype) -> PackedLSTM:
         """See `packed.Packable`."""
         return PackedLSTM(self.lstm, dtype)
+
+
+def reach(stack: nn.Module, step: int, hop: int) -> int:
+    """Upper bound on one side of a stack's receptive field, in frames; its input is `step` samples apart.
+
+    Of its convolutions, in the order in which they run: an LSTM has no bound.
+    """
+    samples = 0
+    for layer in stack.modules():
+        if isinstance(layer, nn.Conv1d):
+            span, padding = layer.dilation[0] * (layer.kernel_size[0] - 1), int(layer.padding[0])
+            samples += max(padding, span - padding) * step
+            step *= layer.stride[0]
+        elif isinstance(layer, nn.ConvTranspose1d):
+            samples += 2 * step  # a kernel is two strides long
+            step //= layer.stride[0]
+    return math.ceil(samples / hop) + 1
 
 
 def add_weight_norm(module: nn.Module) -> None:

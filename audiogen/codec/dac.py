@@ -5,10 +5,10 @@ It encodes and decodes; it is not trained here. Mono, 16, 24 or 44.1 kHz, one se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audiogen.codec.conv import reach
+from audiogen.codec.model import check_codebooks, check_codes
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.interfaces import Segment
 
 LARGEST = 1 << 18  # of any one size; products of three of them still count without overflow
 MODEL_TYPE = "dac"  # in config.json of transformers
@@ -63,9 +64,6 @@ class DacCodec(nn.Module):
     """Implements `interfaces.Codec`; its tensors have the names that `transformers.DacModel` gives them."""
 
     channels = 1
-    causal = False
-    segmented = normalised = False
-    segment_samples = stride_samples = None
 
     def __init__(self, config: DacSizes) -> None:
         # Here, because the codecs that come with the package have no use for transformers, which takes seconds.
@@ -89,18 +87,12 @@ class DacCodec(nn.Module):
         """Frames a second, Hz."""
         return self.sample_rate / self.hop_length
 
-    def bandwidth_kbps(self, num_codebooks: int) -> float:
-        """Bits a second of that many codebooks, stored without entropy coding, in kbit/s."""
-        return num_codebooks * self.frame_rate * (self.codebook_size - 1).bit_length() / 1000
-
     @torch.no_grad()
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
         """As `interfaces.Codec`; zeros fill the last frame."""
         if audio.dim() != 3 or audio.shape[1] != 1 or audio.shape[2] < 1:
             raise InputError(f"audio has shape {list(audio.shape)}: [B, 1, N >= 1] is allowed")
-        count = self.num_codebooks if num_codebooks is None else num_codebooks
-        if not 1 <= count <= self.num_codebooks:
-            raise InputError(f"num_codebooks is {num_codebooks}: 1 to {self.num_codebooks} is allowed")
+        count = check_codebooks(num_codebooks, self.num_codebooks)
         whole = F.pad(audio, (0, -audio.shape[-1] % self.hop_length))
         return self.quantizer(self.encoder(whole), count)[1]
 
@@ -111,56 +103,20 @@ class DacCodec(nn.Module):
         Where a ratio is odd the network gives a few samples less than T * hop_length (8 with ratios 8, 5, 4, 2):
         zeros at the end make up for them. first_frame: has no effect.
         """
-        if codes.dim() != 3 or not 1 <= codes.shape[1] <= self.num_codebooks or codes.shape[2] < 1:
-            raise InputError(
-                f"codes have shape {list(codes.shape)}: [B, 1 to {self.num_codebooks}, T] is allowed"
-            )
-        if codes.min() < 0 or codes.max() >= self.codebook_size:
-            raise InputError(
-                f"codes lie in {int(codes.min())}..{int(codes.max())}: 0..{self.codebook_size - 1} is allowed; "
-                "do they come from another codec?"
-            )
+        check_codes(codes, self.num_codebooks, self.codebook_size)
         audio = self.decoder(self.quantizer.from_codes(codes)[0])  # [B, 1, at most T * hop_length]
         return F.pad(audio, (0, codes.shape[-1] * self.hop_length - audio.shape[-1]))
-
-    def segment_frames(self, num_samples: int) -> list[int]:
-        """One segment: the whole sound."""
-        return [-(-num_samples // self.hop_length)]
-
-    def encode_segments(self, audio: Tensor, num_codebooks: int | None = None) -> list[Segment]:
-        """The codes of the whole sound as its one segment."""
-        return [Segment(self.encode(audio, num_codebooks))]
-
-    def decode_segments(self, segments: Sequence[Segment], num_samples: int) -> Tensor:
-        """[B, 1, num_samples] of the one segment there is."""
-        if len(segments) != 1:
-            raise InputError(f"{len(segments)} segments: this codec makes one of the whole sound")
-        return self.decode(segments[0].codes)[..., :num_samples]
 
     @cached_property
     def context_frames(self) -> int:
         """One-sided receptive field of encoder and decoder, in frames."""
         hop = self.hop_length
-        return max(_reach(self.encoder, 1, hop), _reach(self.decoder, hop, hop))
+        return max(reach(self.encoder, 1, hop), reach(self.decoder, hop, hop))
 
     @property
     def lookahead_frames(self) -> int:
         """It runs over windows."""
         return self.context_frames
-
-
-def _reach(stack: nn.Module, step: int, hop: int) -> int:
-    """Upper bound on one side of a stack's receptive field, in frames; its input is `step` samples apart."""
-    samples = 0
-    for layer in stack.modules():
-        if isinstance(layer, nn.Conv1d):
-            span, padding = layer.dilation[0] * (layer.kernel_size[0] - 1), int(layer.padding[0])
-            samples += max(padding, span - padding) * step
-            step *= layer.stride[0]
-        elif isinstance(layer, nn.ConvTranspose1d):
-            samples += 2 * step
-            step //= layer.stride[0]
-    return ceil(samples / hop) + 1
 
 
 def identity(codec: DacCodec) -> str:

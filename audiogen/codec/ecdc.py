@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from struct import Struct
@@ -28,8 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiogen.codec.container import pack, unpack
-from audiogen.codec.header import TokenHeader
+from audiogen.codec.tokens import TokenHeader, pack, unpack
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import write_bytes_atomic
 from audiogen.interfaces import Segment
@@ -103,23 +102,26 @@ def read_ecdc(path: str | Path) -> tuple[TokenHeader, list[Segment]]:
     return header, segments
 
 
-def write_ecdc(path: str | Path, model: str, num_samples: int, segments: Sequence[Segment]) -> None:
+def write_ecdc(path: str | Path, header: TokenHeader, segments: Iterable[Segment]) -> None:
     """Write a file, byte for byte as the `encodec` package does; it appears under its name when it is whole.
 
-    segments: of one sound (B = 1) of `num_samples`. InputError where the format cannot hold model and segments.
+    header: its codec is one of `MODELS`. segments: of one sound (B = 1), or blocks of the codes of a sound in one
+    piece. InputError where the format cannot hold header and segments.
     """
-    num_codebooks = segments[0].codes.shape[1] if segments else 0
-    stated = {"m": model, "al": num_samples, "nc": num_codebooks, "lm": False}
+    pieces = list(segments)
+    if header.segment_samples is None and pieces:
+        pieces = [Segment(torch.cat([piece.codes for piece in pieces], -1), pieces[0].scale)]
+    stated = {"m": header.codec, "al": header.num_samples, "nc": header.num_codebooks, "lm": False}
     try:
-        _check_segments(_parse(stated), segments)
+        _check_segments(_parse(stated), pieces)
     except InputError as error:
         raise InputError(f"{path} cannot be written: {error}") from None
     text = json.dumps(stated).encode()
     parts = [PREFIX.pack(MAGIC, VERSION, len(text)), text]
-    for codes, scale in segments:
+    for codes, scale in pieces:
         if scale is not None:
             parts.append(SCALE.pack(float(scale)))
-        parts.append(pack(codes[0].cpu().numpy(), MODELS[model].bits_per_code))
+        parts.append(pack(codes[0].cpu().numpy(), header.bits_per_code))
     try:
         write_bytes_atomic(path, b"".join(parts))
     except OSError as error:
@@ -181,9 +183,10 @@ def _read_scale(data: bytes, position: int, where: str) -> tuple[Tensor, int]:
 def _check_segments(header: TokenHeader, segments: Sequence[Segment]) -> None:
     shapes = [(1, header.num_codebooks, header.segment_frames(i)) for i in range(header.num_segments)]
     if [tuple(segment.codes.shape) for segment in segments] != shapes:
+        given = [list(segment.codes.shape) for segment in segments]
         raise InputError(
-            f"got {len(segments)} segments, the first one's codes {list(segments[0].codes.shape)}; "
-            f"{header.num_samples} samples are {len(shapes)}, the first {list(shapes[0])}"
+            f"got {len(given)} segments of codes {given[:2]}; {header.num_samples} samples are {len(shapes)}, the "
+            f"first {list(shapes[0])}"
         )
     for codes, scale in segments:
         if codes.min() < 0 or codes.max() >= header.codebook_size:

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from audiogen.codec.container import SUFFIX
-from audiogen.codec.ecdc import model_name
+from audiogen.codec import ecdc, tokens
 from audiogen.codec.report import Report, check_distinct
+from audiogen.codec.segmented import SegmentedCodec, in_segments
 from audiogen.codec.token_files import FORMATS, is_ecdc, read_header, write
+from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.codec.transcode import Encoded, Failed, Source, UnreadableError, encode_clips, header_for
 from audiogen.data import synth
 from audiogen.data.dataset import SYNTH_SEED, BuiltInClip, SourceConfig, read_source
@@ -23,10 +24,8 @@ from audiogen.data.manifest import Clip, find_captions, read_manifest, sound_fil
 from audiogen.data.shards import CodeClip, ShardWriter, TokenSpec
 from audiogen.device import choose_device
 from audiogen.errors import InputError
-from audiogen.interfaces import Codec, Segment
+from audiogen.interfaces import Segment
 from audiogen.models.codec_pretrained import load_codec
-
-WORKERS = 4  # threads that read files ahead
 
 
 @dataclass(frozen=True)
@@ -39,27 +38,29 @@ class Item:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_encode(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Encode to token files, or to shards with --shards."""
-    out = Path(arguments.out)
     items = find_sounds(arguments.inputs, captions=arguments.shards is not None)
-    targets = choose_targets(out, arguments.format, items, bool(arguments.shards))
+    targets = choose_targets(Path(arguments.out), arguments.format, items, bool(arguments.shards))
     device = choose_device(arguments.device)
     codec = load_codec(arguments.codec, device, dtype=getattr(torch, arguments.dtype))
-    num_codebooks = choose_codebooks(codec, arguments.bandwidth)
+    num_codebooks = choose_codebooks(in_segments(codec), arguments.bandwidth)
     if arguments.shards:
-        encode_shards(arguments, codec, num_codebooks, items)
-        return
-    if is_ecdc(targets[0]):
-        ecdc_name(codec)  # refuses other codecs
-    encode_files(arguments, codec, num_codebooks, dict(zip(targets, items, strict=True)))
+        if isinstance(codec, SegmentedCodec):
+            raise InputError(
+                f"--shards: codec {codec.name} works on overlapping segments, each with codes and a scale of its own, "
+                "which are no sequence to train on; leave it out for token files, or choose another codec"
+            )
+        encode_shards(arguments, in_segments(codec), num_codebooks, items)
+    else:
+        encode_files(arguments, in_segments(codec), num_codebooks, dict(zip(targets, items, strict=True)))
 
 
 def choose_targets(out: Path, format: str | None, items: Sequence[Item], shards: bool) -> list[Path]:
     """The paths of the token files, all different; InputError where options contradict."""
     named = out.suffix if out.suffix in FORMATS.values() and not out.is_dir() else None
-    suffix = FORMATS[format] if format else named or SUFFIX
-    if shards and (named or suffix != SUFFIX):
+    suffix = FORMATS[format] if format else named or tokens.SUFFIX
+    if shards and (named or suffix != tokens.SUFFIX):
         raise InputError("--shards writes a folder of shards: give --out a folder, and no --format")
     if named and len(items) > 1:
         raise InputError(f"--out {out} names one token file, for {len(items)} sounds: give a folder")
@@ -72,85 +73,78 @@ def choose_targets(out: Path, format: str | None, items: Sequence[Item], shards:
 
 
 def encode_files(
-    arguments: argparse.Namespace, codec: Codec, num_codebooks: int, items: Mapping[Path, Item]
+    arguments: argparse.Namespace, codec: SegmentedCodec, num_codebooks: int, items: Mapping[Path, Item]
 ) -> None:
     """One token file a sound; those that an earlier run finished are kept."""
+    name, identity = codec.name, codec.identity
+    if is_ecdc(next(iter(items))):  # such a file names a model and has no hash
+        name, identity = ecdc.model_name(header_for(codec, codec.num_codebooks, 1)), ""
+    wanted = (name, identity, num_codebooks)
     pending = {
         target: item
         for target, item in items.items()
-        if arguments.overwrite or not is_encoded(target, item, codec, num_codebooks)
+        if arguments.overwrite or not is_encoded(target, item.source.path, wanted)
     }
     sources = [replace(item.source, key=str(target)) for target, item in pending.items()]
     with Report("encoded", len(sources), kept=len(items) - len(sources)) as report:
-        for result in encode_clips(codec, sources, num_codebooks, arguments.batch_size, WORKERS):
+        for result in encode_clips(codec, sources, num_codebooks, arguments.batch_size):
             if isinstance(result, Failed):
                 report.failed(result.reason)
                 continue
-            target = Path(result.key)
             try:
-                write(
-                    target, result.header, watch(report, result), ecdc_name(codec) if is_ecdc(target) else ""
-                )
+                header = replace(result.header, codec=name, identity=identity)
+                write(Path(result.key), header, watch(report, result))
             except UnreadableError as error:
                 report.failed(str(error))
             else:
-                report.done(result.header.duration_s)
-
-
-def ecdc_name(codec: Codec) -> str:
-    """The name that stands for a codec in an `.ecdc` file; InputError for a codec that has none."""
-    return model_name(header_for(codec, codec.num_codebooks, 1))
+                report.done(header.duration_s)
 
 
 def watch(report: Report, clip: Encoded) -> Iterator[Segment]:
     """The segments of a clip, with progress."""
-    stride_s = (clip.header.stride_samples or 0) / clip.header.sample_rate
+    header = clip.header
+    stride_s = (header.stride_samples or 0) / header.sample_rate
     return report.watch(
         clip.segments,
-        clip.header.duration_s,
-        lambda segment: stride_s or segment.codes.shape[-1] / clip.header.frame_rate,
+        header.duration_s,
+        lambda segment: stride_s or segment.codes.shape[-1] / header.frame_rate,
     )
 
 
-def is_encoded(target: Path, item: Item, codec: Codec, num_codebooks: int) -> bool:
-    """Whether the token file is there, of this codec and bandwidth, and not older than the sound."""
+def is_encoded(target: Path, source: Path, wanted: tuple[object, ...]) -> bool:
+    """Whether the token file is there, of this codec and bandwidth, and not older than the sound.
+
+    wanted: the codec's name and hash, and the number of codebooks.
+    """
     if not target.exists():
         return False
     try:
         header = read_header(target)
     except InputError as error:
         raise InputError(f"{error}; to replace the file, add --overwrite") from None
-    wanted = (header.codec, codec.identity, num_codebooks)  # the name is a hint
-    if is_ecdc(target):
-        wanted = (ecdc_name(codec), "", num_codebooks)
     if (header.codec, header.identity, header.num_codebooks) != wanted:
         raise InputError(
-            f"{target} exists, of codec {header.codec} ({header.identity}) at {header.bandwidth_kbps:g} kbps; "
-            "choose another --out, or replace it with --overwrite"
+            f"{target} exists, of codec {header.codec} ({header.identity}) at "
+            f"{bandwidth_kbps(header, header.num_codebooks):g} kbps; choose another --out, or replace it with "
+            "--overwrite"
         )
-    source = item.source.path
     return not source.exists() or source.stat().st_mtime <= target.stat().st_mtime
 
 
 def encode_shards(
-    arguments: argparse.Namespace, codec: Codec, num_codebooks: int, items: Sequence[Item]
+    arguments: argparse.Namespace, codec: SegmentedCodec, num_codebooks: int, items: Sequence[Item]
 ) -> None:
     """Token shards in the order of the input; what an earlier run stored is kept.
 
     A shard is the next clips that are not stored, whatever becomes of them, so that a run that was interrupted and
     continued makes the same shards as one that was not. What could not be read is tried again, at the end.
     """
-    if codec.segmented:
-        raise InputError(
-            f"--shards: codec {codec.name} works on overlapping segments, each with codes and a scale of its own, "
-            "which are no sequence to train on; leave it out for token files, or choose another codec"
-        )
     if arguments.overwrite:
         raise InputError("--overwrite does not go with --shards: delete the folder, or choose another one")
     by_key = {item.source.key: item for item in items}
     check_distinct([item.source.key for item in items], [str(item.source.path) for item in items])
-    sizes = (codec.sample_rate, codec.channels, codec.hop_length, num_codebooks, codec.codebook_size)
-    writer = ShardWriter(arguments.out, TokenSpec(codec.name, codec.identity, *sizes))
+    spec = replace(TokenSpec.of(codec.codec), num_codebooks=num_codebooks)
+    writer = ShardWriter(arguments.out, spec)
     pending = [key for key in by_key if key not in writer.done]
     fresh = [key for key in pending if key not in writer.unreadable]
     again = [key for key in pending if key in writer.unreadable]
@@ -161,17 +155,16 @@ def encode_shards(
             clips: dict[str, CodeClip] = {}
             unreadable: dict[str, str] = {}
             sources = [by_key[key].source for key in keys]
-            for result in encode_clips(codec, sources, num_codebooks, arguments.batch_size, WORKERS):
+            for result in encode_clips(codec, sources, num_codebooks, arguments.batch_size):
                 try:
                     if isinstance(result, Failed):
                         raise UnreadableError(result.reason)
-                    header = result.header
                     codes = torch.cat([segment.codes[0] for segment in watch(report, result)], dim=1)
                 except UnreadableError as error:
                     unreadable[result.key] = str(error)
                     report.failed(str(error))
                 else:
-                    item = by_key[result.key]
+                    header, item = result.header, by_key[result.key]
                     clip = CodeClip(result.key, codes, header.num_samples, item.captions, item.fields)
                     clips[result.key] = clip
                     report.done(header.duration_s)
@@ -220,13 +213,13 @@ def find_sounds(inputs: Iterable[str], captions: bool) -> list[Item]:
     return items
 
 
-def choose_codebooks(codec: Codec, bandwidth_kbps: float | None) -> int:
+def choose_codebooks(codec: SegmentedCodec, wanted_kbps: float | None) -> int:
     """How many codebooks make that bandwidth; all of them for None. InputError lists what the codec has."""
-    bandwidths = [codec.bandwidth_kbps(count) for count in range(1, codec.num_codebooks + 1)]
-    if bandwidth_kbps is None:
+    if wanted_kbps is None:
         return codec.num_codebooks
+    bandwidths = [bandwidth_kbps(codec, count) for count in range(1, codec.num_codebooks + 1)]
     for count, value in enumerate(bandwidths, 1):
-        if math.isclose(value, bandwidth_kbps, rel_tol=1e-4):
+        if math.isclose(value, wanted_kbps, rel_tol=1e-4):
             return count
     listed = ", ".join(f"{value:g}" for value in bandwidths)
-    raise InputError(f"--bandwidth {bandwidth_kbps:g}: codec {codec.name} has {listed} kbps")
+    raise InputError(f"--bandwidth {wanted_kbps:g}: codec {codec.name} has {listed} kbps")

@@ -1,4 +1,4 @@
-"""What a command over many clips tells: progress on a terminal, what could not be read, and the speed at the end."""
+"""What a command over many clips prints: progress on a terminal, what could not be read, and the speed at the end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Report:
         self._bar = self._progress(num_clips, "clip")
 
     def watch(self, blocks: Iterable[T], duration_s: float, length_s: Callable[[T], float]) -> Iterator[T]:
-        """Pass on the blocks of a clip; `length_s` tells how many seconds one is."""
+        """Pass on the blocks of a clip; `length_s` gives the seconds of one."""
         if duration_s <= LONG_S:
             yield from blocks
             return

@@ -2,11 +2,10 @@
 
 Encoder: a convolution, then per stage residual units and a strided convolution that doubles the channels, an
 LSTM, a projection to the latents. The decoder mirrors it. ELU throughout; receptive field and look-ahead are set
-by `causal`. Both also run block by block, as `conv.py` has it.
+by `causal`. Both also run block by block, see `conv.py`.
 """
 
 from dataclasses import dataclass
-from math import ceil
 from typing import Literal
 
 import torch.nn.functional as F
@@ -15,13 +14,14 @@ from torch import Tensor, nn
 from audiogen.codec.conv import (
     NORMS,
     PAD_MODES,
-    Held,
     PaddedConv1d,
     PaddedConvTranspose1d,
+    PastInput,
     ResidualLSTM,
     StreamState,
     join,
 )
+from audiogen.config import NotNegative, Positive, Probability, check_ranges
 from audiogen.errors import InputError
 
 
@@ -35,48 +35,39 @@ class SeanetConfig:
     true_skip: identity shortcut; False puts a 1x1 convolution there.
     lstm: number of LSTM layers at the frame rate; 0 for none.
     trim_right_ratio: causal only, see `PaddedConvTranspose1d`.
-    norm: after each convolution; "group" is that of EnCodec at 48 kHz. Weight norm is none: models hold what it gives.
+    norm: after each convolution; "group" is that of EnCodec at 48 kHz. Weight norm is not one of them: models hold the
+        weights that it gives.
     """
 
-    num_filters: int = 64
-    num_residual_layers: int = 1
-    ratios: tuple[int, ...] = (8, 5, 4, 2)
-    kernel_size: int = 7
-    residual_kernel_size: int = 3
-    last_kernel_size: int = 7
-    dilation_base: int = 2
-    compress: int = 2
+    num_filters: Positive = 64
+    num_residual_layers: NotNegative = 1
+    ratios: tuple[Positive, ...] = (8, 5, 4, 2)
+    kernel_size: Positive = 7
+    residual_kernel_size: Positive = 3
+    last_kernel_size: Positive = 7
+    dilation_base: Positive = 2
+    compress: Positive = 2
     true_skip: bool = True
-    lstm: int = 2
+    lstm: NotNegative = 2
     causal: bool = False
     pad_mode: Literal["constant", "reflect", "replicate"] = "constant"
-    trim_right_ratio: float = 1.0
+    trim_right_ratio: Probability = 1.0
     norm: Literal["none", "group"] = "none"
 
     def __post_init__(self) -> None:
-        kernels = ("kernel_size", "residual_kernel_size", "last_kernel_size")
-        for name in (*kernels, "dilation_base", "num_residual_layers", "lstm"):
-            least = 0 if name in ("num_residual_layers", "lstm") else 1
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"seanet.{name} is {getattr(self, name)}: whole numbers from {least} are allowed"
-                )
+        check_ranges(self)
         for name, allowed in (("pad_mode", PAD_MODES), ("norm", NORMS)):
             if getattr(self, name) not in allowed:
-                raise InputError(
-                    f"seanet.{name} is {getattr(self, name)!r}: {', '.join(allowed)} are allowed"
-                )
-        if not 0 <= self.trim_right_ratio <= 1 or (self.trim_right_ratio != 1 and not self.causal):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}")
+        if self.trim_right_ratio != 1 and not self.causal:
             raise InputError(
-                f"seanet.trim_right_ratio is {self.trim_right_ratio}: 1 is allowed, and for causal codecs 0 to 1"
+                f"trim_right_ratio is {self.trim_right_ratio}; it must be 1 where causal is false, as here"
             )
-        if not self.ratios or min(self.ratios) < 1:
+        if not self.ratios:
+            raise InputError("ratios is (); it must list at least one factor, e.g. [8, 5, 4, 2]")
+        if self.num_filters % self.compress:
             raise InputError(
-                f"seanet.ratios is {self.ratios}: positive integers are allowed, e.g. [8, 5, 4, 2]"
-            )
-        if self.num_filters < 1 or self.compress < 1 or self.num_filters % self.compress:
-            raise InputError(
-                f"seanet.num_filters is {self.num_filters}: a positive multiple of compress={self.compress} is allowed"
+                f"num_filters is {self.num_filters}; it must be a multiple of compress={self.compress}"
             )
 
 
@@ -93,16 +84,18 @@ class ResidualUnit(nn.Module):
     def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
         y = self.wide(F.elu(x), state, last)
         y = self.point(F.elu(y, inplace=True), state, last)
-        if state is not None:  # y is behind x by what `wide` holds back: so is the shortcut
+        if (
+            state is not None
+        ):  # y is as far behind x as `wide` waits for its right context; the shortcut must be, too
             past = state.get(self)
-            x = join(past.x, x) if isinstance(past, Held) else x
-            state[self] = Held(x[..., y.shape[-1] :].clone(), begun=True)
+            x = join(past.x, x) if isinstance(past, PastInput) else x
+            state[self] = PastInput(x[..., y.shape[-1] :].clone(), padded=True)
             x = x[..., : y.shape[-1]]
         return y.add_(x if self.shortcut is None else self.shortcut(x, state, last))
 
 
 class Activation(nn.Module):
-    """ELU that accepts (and ignores) the streaming state, so that a stack is one loop."""
+    """ELU of [B, D, N] that accepts (and ignores) the streaming state, so that a stack is one loop."""
 
     def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
         return F.elu(x, inplace=True)
@@ -161,23 +154,7 @@ class SeanetDecoder(nn.Module):
         return latents
 
 
-def reach(stack: nn.Module, step: int, hop: int) -> int:
-    """Upper bound on one side of a stack's receptive field, in frames; its input is `step` samples apart.
-
-    Of its convolutions: an LSTM has no bound.
-    """
-    samples = 0
-    for layer in stack.modules():
-        if isinstance(layer, PaddedConv1d):
-            samples += (layer.span - 1) * step
-            step *= layer.stride
-        elif isinstance(layer, PaddedConvTranspose1d):
-            samples += step * 2
-            step //= layer.convtr.stride[0]
-    return ceil(samples / hop) + 1
-
-
-def held_samples(decoder: nn.Module) -> int:
+def lookahead_samples(decoder: nn.Module) -> int:
     """By how many samples a decoder's output is behind the end of its input, block by block."""
     samples = 0
     for layer in decoder.modules():

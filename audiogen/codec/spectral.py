@@ -1,12 +1,12 @@
 """Encoder and decoder at the frame rate: log-magnitude spectra in and out, phase reconstructed.
 
 After Vocos (arXiv:2306.00814): nothing runs at the sample rate but Fourier transforms, so on a CPU it trains and runs
-an order of magnitude faster than SEANet. Unlike Vocos no phase is predicted: at the bits of a small codec phase cannot
-be known, and learning to invent it drowns the harmonics (docs/LOG.md has the figures). The networks model log
-magnitudes, with a loss right there, and Griffin-Lim finds a phase for them.
+an order of magnitude faster than SEANet. Unlike Vocos no phase is predicted: the bits of a small codec do not determine
+it, and a network that learns to invent it loses the harmonics (docs/LOG.md has the figures). The networks model log
+magnitudes, with a loss on them, and Griffin-Lim finds a phase.
 
-Centred: it looks ahead; it is not for live streaming, though it runs through files block by block (finite receptive
-field, see `context_frames`).
+Centred: it looks ahead, so it is not for live streaming. It runs through files block by block: its receptive field is
+finite, see `context_frames`.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from audiogen.codec.packed import Linear
+from audiogen.config import NotNegative, Positive, check_ranges
 from audiogen.errors import InputError
 
 FLOOR = 1e-4  # of a full-scale sine's magnitude (-80 dB): what is below counts as silence
-MOMENTUM = 0.5  # of Griffin-Lim (Perraudin et al. 2013); more rings on short clips
+MEAN, STD = -6.0, 2.5  # of log magnitudes over real recordings, about
+LOUDEST = 3.0  # e^3 is more than a clip at full scale has in one bin
+MOMENTUM = 0.5  # of Griffin-Lim (Perraudin et al. 2013); with more, short clips ring
 PHASE_FRAMES = 1024  # first phases repeat after so many frames (20 s at 50 Hz)
 
 
@@ -29,37 +32,31 @@ class SpectralConfig:
     """Sizes of the spectral encoder and decoder.
 
     n_fft: a multiple of hop_length. mlp_ratio: widens the two-layer perceptron of each block. phase_iterations: of
-    Griffin-Lim, when decoding; each lets the decoder see n_fft / hop_length - 1 frames further. frames_per_latent:
-    spectra that share one latent vector: at the same bits a second, more codebooks at a lower rate spend less on what
-    lasts, and a language model has fewer steps to take.
+    Griffin-Lim, when decoding; each extends the receptive field by n_fft / hop_length - 1 frames. frames_per_latent:
+    spectra that share one latent vector: at the same bits a second, more codebooks at a lower rate spend fewer bits on
+    what does not change, and a language model has fewer steps to take.
     """
 
     n_fft: int = 1280
-    hop_length: int = 320
-    width: int = 256
-    num_encoder_blocks: int = 6
-    num_decoder_blocks: int = 8
-    kernel_size: int = 7
-    mlp_ratio: int = 3
-    phase_iterations: int = 8
-    frames_per_latent: int = 1
+    hop_length: Positive = 320
+    width: Positive = 256
+    num_encoder_blocks: NotNegative = 6
+    num_decoder_blocks: NotNegative = 8
+    kernel_size: Positive = 7
+    mlp_ratio: Positive = 3
+    phase_iterations: NotNegative = 8
+    frames_per_latent: Positive = 1
 
     def __post_init__(self) -> None:
-        if self.hop_length < 1 or self.n_fft % self.hop_length or self.n_fft // self.hop_length < 2:
+        check_ranges(self)
+        if self.n_fft % self.hop_length or self.n_fft // self.hop_length < 2:
             raise InputError(
-                f"spectral.n_fft is {self.n_fft}: a multiple, at least double, of "
-                f"hop_length={self.hop_length} is allowed"
+                f"n_fft is {self.n_fft}; it must be a multiple of hop_length={self.hop_length}, at least double"
             )
         if (self.n_fft - self.hop_length) % 2:
-            raise InputError(
-                f"spectral.n_fft - hop_length is {self.n_fft - self.hop_length}: it must be even"
-            )
-        if self.frames_per_latent < 1:
-            raise InputError(f"spectral.frames_per_latent is {self.frames_per_latent}: 1 or more is allowed")
+            raise InputError(f"n_fft - hop_length is {self.n_fft - self.hop_length}; it must be even")
         if self.kernel_size % 2 == 0:
-            raise InputError(f"spectral.kernel_size is {self.kernel_size}: odd numbers are allowed")
-        if self.phase_iterations < 0:
-            raise InputError(f"spectral.phase_iterations is {self.phase_iterations}: 0 or more is allowed")
+            raise InputError(f"kernel_size is {self.kernel_size}; it must be odd")
 
     @property
     def num_bins(self) -> int:
@@ -94,8 +91,8 @@ class ConvNextBlock(nn.Module):
 class Stack(nn.Module):
     """A linear map plus ConvNeXt blocks: [B, T, D_in] -> [B, T, D_out].
 
-    The linear path alone is a principal component analysis: it has the harmonics within a few hundred steps, and
-    the blocks then learn what is left.
+    The linear path alone is a principal component analysis: it learns the harmonics within a few hundred steps, and
+    the blocks then the rest.
     """
 
     def __init__(self, in_dim: int, out_dim: int, num_blocks: int, config: SpectralConfig) -> None:
@@ -108,14 +105,14 @@ class Stack(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Small blocks as ConvNeXt and Vocos; unit gain where data comes in, little where it goes out."""
+        """All weights: small in the blocks and where data goes out, unit gain where it comes in."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv1d):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.trunc_normal_(layer.weight, std=0.02)  # as ConvNeXt and Vocos
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
         for layer in (self.embed, self.linear):
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)  # keeps the variance of its input
         if (
             self.linear.out_features > self.linear.in_features
         ):  # a decoder: neighbouring bins share their energy
@@ -150,11 +147,12 @@ class SpectralEncoder(nn.Module):
             whole = hop * self.config.frames_per_latent
             padded = F.pad(audio.float(), (side, side + -audio.shape[-1] % whole))
             frames = padded.unfold(-1, self.config.n_fft, hop) * self.window  # [B, C, T, n_fft]
-            return torch.log(torch.fft.rfft(frames).abs() * (4.0 / self.config.n_fft) + FLOOR)
+            # A sine of amplitude 1 has n_fft / 4 in its bin: half of the window's sum, which is n_fft / 2.
+            return torch.log(torch.fft.rfft(frames).abs() * (4.0 / self.config.n_fft) + FLOOR)  # [B, C, T, F]
 
     def forward(self, audio: Tensor) -> Tensor:
         x = rearrange(self.log_magnitude(audio), "b c t f -> b t (c f)")
-        x = self.stack(normalised(x))
+        x = self.stack(normalised(x))  # [B, T, latent_dim / frames_per_latent]
         return rearrange(x, "b (t r) d -> b (r d) t", r=self.config.frames_per_latent)
 
 
@@ -191,11 +189,12 @@ class SpectralDecoder(nn.Module):
         magnitudes through the last inverse transform.
         """
         with torch.autocast(log_magnitude.device.type, enabled=False):
-            # e^3 is past what a clip at full scale has in one bin
-            magnitude = (torch.exp(log_magnitude.float().clamp(max=3.0)) - FLOOR).clamp(min=0)
-            magnitude = magnitude * (self.config.n_fft / 4.0)
+            magnitude = (torch.exp(log_magnitude.float().clamp(max=LOUDEST)) - FLOOR).clamp(min=0)
+            magnitude = magnitude * (
+                self.config.n_fft / 4.0
+            )  # the inverse of `SpectralEncoder.log_magnitude`
             rows = torch.arange(first_frame, first_frame + magnitude.shape[2], device=magnitude.device)
-            phase = self.first_phase[rows % PHASE_FRAMES]
+            phase = self.first_phase[rows % PHASE_FRAMES]  # [T, F]
             rotation = torch.polar(torch.ones_like(phase), phase).expand(magnitude.shape)
             envelope = self._envelope(magnitude.shape[2])
             with torch.no_grad():
@@ -205,9 +204,9 @@ class SpectralDecoder(nn.Module):
                         -1, self.config.n_fft, self.config.hop_length
                     )
                     spectrum = torch.fft.rfft(frames * self.window)
-                    ahead = _lerp(previous, spectrum, 1 + MOMENTUM)
+                    ahead = _lerp(previous, spectrum, 1 + MOMENTUM)  # fast Griffin-Lim, algorithm 2 there
                     power = ahead.real.square() + ahead.imag.square()
-                    rotation = ahead * power.clamp(min=1e-16).rsqrt()
+                    rotation = ahead * power.clamp(min=1e-16).rsqrt()  # of magnitude 1; 0 stays finite
                     previous = spectrum
             audio = self._inverse(magnitude * rotation, envelope)
             return audio[..., self.config.side : audio.shape[-1] - self.config.side]
@@ -220,16 +219,17 @@ class SpectralDecoder(nn.Module):
     def _envelope(self, num_frames: int) -> Tensor:
         """Sum of the squared windows of so many frames, [1, 1, (T - 1) * hop + n_fft]."""
         windows = self.window.square().expand(1, 1, num_frames, self.config.n_fft)
+        # The floor acts at both ends alone, where few windows overlap; `synthesise` cuts most of them off.
         return _overlap_add(windows, self.config.hop_length).clamp(min=1e-3)
 
 
 def normalised(log_magnitude: Tensor) -> Tensor:
     """To about zero mean and unit variance over real recordings."""
-    return (log_magnitude + 6.0) / 2.5
+    return (log_magnitude - MEAN) / STD
 
 
 def _denormalised(x: Tensor) -> Tensor:
-    return x * 2.5 - 6.0
+    return x * STD + MEAN
 
 
 def _lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
@@ -248,7 +248,7 @@ def _overlap_add(frames: Tensor, hop: int) -> Tensor:
 
 
 def context_frames(config: SpectralConfig) -> int:
-    """Latents on either side that encoder or decoder can see: the exact receptive field, one-sided."""
+    """One-sided receptive field of encoder and decoder in latents, exact."""
     blocks = (config.kernel_size // 2) * max(config.num_encoder_blocks, config.num_decoder_blocks)
     overlap = config.n_fft // config.hop_length - 1
     return -(-(blocks + overlap * (config.phase_iterations + 1)) // config.frames_per_latent)

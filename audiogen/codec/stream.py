@@ -2,8 +2,8 @@
 
 A stateful codec (SEANet, causal or centred) carries its state from block to block and gives exactly what one call
 gives, to float rounding. Any other runs over windows that see `codec.context_frames` beyond their body on both sides,
-its receptive field, so that the joined result is that of one call, too. One that works on segments runs over a number
-of them at a time. `decode_live` is for codes that are still being made: audio comes out as soon as it is determined.
+its receptive field, so that the joined result is that of one call, too. `decode_live` is for codes that are still being
+made: audio comes out as soon as it is determined.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from torch import Tensor
 from audiogen.codec.conv import StreamState
 from audiogen.codec.model import Codec as OwnCodec
 from audiogen.errors import InputError
-from audiogen.interfaces import Codec, Segment
+from audiogen.interfaces import Codec
 
 BODY_S = 20.0  # seconds of audio per window
 FADE_FRAMES = 1  # from one window into the next, where a window hears less than its context
@@ -95,63 +95,6 @@ def decode_live(
         done += length
         keep = min(context, left + length)
         held, left = held[..., left + length - keep :], keep
-
-
-@torch.no_grad()
-def encode_segment_stream(
-    codec: Codec, blocks: Iterable[Tensor], num_codebooks: int | None = None
-) -> Iterator[Segment]:
-    """Audio blocks [1, C, n] of any lengths -> the segments of the whole signal, of a codec that works on them."""
-    segment, stride = _segment_sizes(codec)
-    count = _segments_at_a_time(codec)
-    held: Tensor | None = None
-    for block in blocks:
-        held = block if held is None else torch.cat([held, block], -1)
-        # A segment that ends within what is held is whole. What is encoded ends with one, whose tail, where the
-        # next begins, makes one more: that is left out.
-        while held.shape[-1] >= (num_samples := (count - 1) * stride + segment):
-            yield from codec.encode_segments(held[..., :num_samples], num_codebooks)[:count]
-            held = held[..., count * stride :]
-    if held is not None and held.shape[-1] > 0:
-        yield from codec.encode_segments(held, num_codebooks)
-
-
-@torch.no_grad()
-def decode_segment_stream(codec: Codec, segments: Iterable[Segment], num_samples: int) -> Iterator[Tensor]:
-    """The segments of a signal -> audio [1, C, n]; joined, `num_samples` of it, those of one call."""
-    segment, stride = _segment_sizes(codec)
-    count = _segments_at_a_time(codec)
-    coming = iter(segments)
-    held = list(islice(coming, count))
-    left = done = 0  # how many of `held` were played already; samples that were played
-    while held:
-        following = list(islice(coming, 1))  # it fades into the last of these
-        group = [*held, *following]
-        start = done - left * stride  # of the group
-        end = num_samples - start if not following else (len(group) - 1) * stride
-        whole = min(num_samples - start, (len(group) - 1) * stride + segment)
-        frames = codec.segment_frames(whole)
-        if len(frames) > len(
-            group
-        ):  # what begins in the tail of the last one is not played: any codes will do
-            group.append(Segment(group[-1].codes[..., : frames[-1]], group[-1].scale))
-        audio = codec.decode_segments(group, whole)[..., left * stride : end]
-        yield audio
-        done += audio.shape[-1]
-        # One that was played fades into the next; another, because the first of a group sets the shape of all fades
-        # and must not be short, as the last two may be.
-        kept = held[-2:]
-        left, held = len(kept), [*kept, *following, *islice(coming, count - 1)] if following else []
-
-
-def _segment_sizes(codec: Codec) -> tuple[int, int]:
-    """Samples of a segment, and from the begin of one to that of the next."""
-    assert codec.segment_samples is not None and codec.stride_samples is not None
-    return codec.segment_samples, codec.stride_samples
-
-
-def _segments_at_a_time(codec: Codec) -> int:
-    return max(1, round(BODY_S * codec.sample_rate / _segment_sizes(codec)[1]))
 
 
 def _is_stateful(codec: Codec) -> TypeGuard[OwnCodec]:

@@ -7,22 +7,27 @@ the order may differ from the input's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import soxr
 import torch
 from torch import Tensor
 
 from audiogen import audio
-from audiogen.codec.batches import Batches, prefetch
-from audiogen.codec.header import TokenHeader
-from audiogen.codec.stream import decode_segment_stream, decode_stream, encode_segment_stream, encode_stream
+from audiogen.codec.segmented import SegmentedCodec
+from audiogen.codec.tokens import TokenHeader
 from audiogen.errors import InputError
-from audiogen.interfaces import Codec, Segment
+from audiogen.interfaces import Segment
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+WORKERS = 4  # threads that read files ahead
 LONG_S = 30.0  # a longer clip goes through the codec as a stream: memory does not grow with its length
 BLOCK_S = 10.0
 
@@ -85,11 +90,7 @@ class Failed(NamedTuple):
 
 
 def encode_clips(
-    codec: Codec,
-    sources: Iterable[Source],
-    num_codebooks: int,
-    batch_size: int | None = None,
-    workers: int = 2,
+    codec: SegmentedCodec, sources: Iterable[Source], num_codebooks: int, batch_size: int | None = None
 ) -> Iterator[Encoded | Failed]:
     """Encode sounds, resampled and mixed to the codec's rate and channels, with the first `num_codebooks`.
 
@@ -101,32 +102,24 @@ def encode_clips(
         return _read_sound(codec, num_codebooks, source)
 
     def encode(batch: list[tuple[Source, TokenHeader, Tensor]]) -> Iterator[Encoded]:
-        stacked = torch.stack([samples for _, _, samples in batch]).to(_device(codec))  # [B, C, N]
-        if codec.segmented:
-            segments = codec.encode_segments(stacked, num_codebooks)
-        else:
-            segments = [Segment(codec.encode(stacked, num_codebooks))]
-        return (
-            Encoded(source.key, header, [_row(segment, row) for segment in segments])
-            for row, (source, header, _) in enumerate(batch)
-        )
+        stacked = torch.stack([samples for _, _, samples in batch]).to(codec.device)  # [B, C, N]
+        segments = codec.encode(stacked, num_codebooks)
+        for row, (source, header, _) in enumerate(batch):
+            yield Encoded(source.key, header, [_row(segment, row) for segment in segments])
 
     batches: Batches[tuple[Source, TokenHeader, Tensor]] = Batches(batch_size)
-    for source, result in prefetch(read, sources, workers, ahead=workers + batch_size):
+    for source, result in prefetch(read, sources, ahead=WORKERS + batch_size):
         if isinstance(result, InputError):
             yield Failed(source.key, str(result))
             continue
         header, samples = result
-        if header.duration_s > LONG_S:
-            if samples is None:
-                blocks: Iterable[Tensor] = audio.stream(
-                    source.path, codec.sample_rate, codec.channels, BLOCK_S
-                )
-            else:
-                blocks = samples.split(round(BLOCK_S * codec.sample_rate), dim=-1)
+        if samples is None:
+            blocks: Iterable[Tensor] = audio.stream(source.path, codec.sample_rate, codec.channels, BLOCK_S)
+            yield Encoded(source.key, header, _encode_long(codec, blocks, num_codebooks))
+        elif header.duration_s > LONG_S:
+            blocks = samples.split(round(BLOCK_S * codec.sample_rate), dim=-1)
             yield Encoded(source.key, header, _encode_long(codec, blocks, num_codebooks))
         else:
-            assert samples is not None
             for batch in batches.add(samples.shape[-1], (source, header, samples)):
                 yield from encode(batch)
     for batch in batches.rest():
@@ -134,11 +127,10 @@ def encode_clips(
 
 
 def decode_clips(
-    codec: Codec,
+    codec: SegmentedCodec,
     clips: Iterable[Tokens],
     original_rate: bool = False,
     batch_size: int | None = None,
-    workers: int = 2,
 ) -> Iterator[Decoded | Failed]:
     """Decode codes that this codec made, to its own sample rate or to that of the recording (`original_rate`).
 
@@ -146,18 +138,14 @@ def decode_clips(
     """
     batch_size = batch_size or default_batch_size(codec)
 
-    def read(clip: Tokens) -> tuple[TokenHeader, list[Segment] | Iterator[Segment]]:
+    def read(clip: Tokens) -> tuple[TokenHeader, Iterable[Segment]]:
         header, segments = clip.read()
         check_codec(codec, header, clip.key)
         if original_rate and header.source_num_samples is None:
             raise InputError(
-                f"{clip.key}: the rate of the recording is not known; decode to the codec's rate"
+                f"{clip.key}: the sample rate of the recording is not in the file; decode to the codec's rate"
             )
-        if header.duration_s > LONG_S:
-            return header, iter(segments)
-        if codec.segmented:
-            return header, list(segments)
-        return header, [Segment(torch.cat([segment.codes for segment in segments], dim=-1))]
+        return header, segments if header.duration_s > LONG_S else list(segments)
 
     def finish(key: str, header: TokenHeader, blocks: Iterable[Tensor]) -> Decoded:
         blocks, rate = _first(header.num_samples, blocks), codec.sample_rate
@@ -165,60 +153,52 @@ def decode_clips(
             assert header.source_sample_rate and header.source_num_samples
             resampled = _resample(blocks, rate, header.source_sample_rate)
             blocks, rate = _first(header.source_num_samples, resampled), header.source_sample_rate
-        # A decoder overshoots on loud recordings; that is no news, so it is not left to `audio.save` to report.
+        # A decoder overshoots on loud recordings: expected, so `audio.save` must not warn of it.
         return Decoded(key, (block.clamp(-1, 1) for block in blocks), rate, header.duration_s)
 
     def decode(batch: list[tuple[Tokens, TokenHeader, list[Segment]]]) -> Iterator[Decoded]:
-        segments = [
-            _stack(rows, _device(codec)) for rows in zip(*(rows for _, _, rows in batch), strict=True)
-        ]
-        if codec.segmented:
-            decoded = codec.decode_segments(segments, batch[0][1].num_samples).cpu()  # [B, C, N]
-        else:
-            decoded = codec.decode(segments[0].codes).cpu()  # [B, C, T * hop_length]
-        return (
-            finish(clip.key, header, [row]) for (clip, header, _), row in zip(batch, decoded, strict=True)
-        )
+        rows = zip(*(segments for _, _, segments in batch), strict=True)
+        segments = [_stack(row, codec.device) for row in rows]
+        num_samples = max(header.num_samples for _, header, _ in batch)  # of the same number of frames
+        decoded = codec.decode(segments, num_samples).cpu()  # [B, C, N]
+        for (clip, header, _), row in zip(batch, decoded, strict=True):
+            yield finish(clip.key, header, [row])
 
     batches: Batches[tuple[Tokens, TokenHeader, list[Segment]]] = Batches(batch_size)
-    for clip, result in prefetch(read, clips, workers, ahead=workers + batch_size):
+    for clip, result in prefetch(read, clips, ahead=WORKERS + batch_size):
         if isinstance(result, InputError):
             yield Failed(clip.key, str(result))
             continue
         header, segments = result
         if isinstance(segments, list):
-            alike = (header.num_codebooks, header.num_samples if codec.segmented else header.num_frames)
-            for batch in batches.add(alike, (clip, header, segments)):
+            length = header.num_frames if header.segment_samples is None else header.num_samples
+            for batch in batches.add((header.num_codebooks, length), (clip, header, segments)):
                 yield from decode(batch)
         else:
-            yield finish(clip.key, header, _decode_long(codec, header, segments))
+            stacked = (_stack([segment], codec.device) for segment in segments)
+            decoded = codec.decode_stream(stacked, header.num_samples)
+            yield finish(clip.key, header, (block[0].cpu() for block in decoded))
     for batch in batches.rest():
         yield from decode(batch)
 
 
-def default_batch_size(codec: Codec) -> int:
+def default_batch_size(codec: SegmentedCodec) -> int:
     """8 on a GPU; 1 on a CPU, where a batch was measured to be no faster and one by one is the same to the bit.
 
     In a batch, matrix products may round differently: latents moved by 3e-7, and 0 of 316,448 codes of ESC-10.
     """
-    return 1 if _device(codec).type == "cpu" else 8
+    return 1 if codec.device.type == "cpu" else 8
 
 
-def check_codec(codec: Codec, header: TokenHeader, name: str) -> None:
+def check_codec(codec: SegmentedCodec, header: TokenHeader, name: str) -> None:
     """Codes mean something only to the encoder and codebooks that made them; InputError for any other codec."""
     if header.identity and header.identity != codec.identity:  # formats of others do not carry one
         raise InputError(
             f"{name}: made by codec {header.codec} ({header.identity}); "
             f"this is {codec.name} ({codec.identity}): give the right one with --codec"
         )
-    for field in (
-        "sample_rate",
-        "channels",
-        "codebook_size",
-        "hop_length",
-        "segment_samples",
-        "stride_samples",
-    ):
+    sizes = ("sample_rate", "channels", "codebook_size", "hop_length", "segment_samples", "stride_samples")
+    for field in sizes:
         if getattr(header, field) != getattr(codec, field):
             raise InputError(
                 f"{name}: {field} is {getattr(header, field)}, the codec's is {getattr(codec, field)}"
@@ -227,31 +207,8 @@ def check_codec(codec: Codec, header: TokenHeader, name: str) -> None:
         raise InputError(f"{name}: {header.num_codebooks} codebooks, the codec has {codec.num_codebooks}")
 
 
-def _read_sound(codec: Codec, num_codebooks: int, source: Source) -> tuple[TokenHeader, Tensor | None]:
-    """The header of the codes to come, and the samples [C, N]; None for a whole file that is to be streamed."""
-    samples: Tensor | None = None
-    if source.render is not None:
-        samples = audio.convert_channels(source.render(codec.sample_rate), codec.channels)
-        num_samples = source_num_samples = samples.shape[-1]
-        source_rate = codec.sample_rate
-    else:
-        info = audio.info(source.path)
-        source_rate, source_num_samples = info.sample_rate, info.num_frames
-        num_samples = audio.resampled_length(info.num_frames, info.sample_rate, codec.sample_rate)
-        is_part = source.start_s > 0 or source.duration_s is not None
-        if is_part or info.duration_s <= LONG_S:
-            samples, _ = audio.load(
-                source.path, codec.sample_rate, codec.channels, source.start_s, source.duration_s
-            )
-        if is_part and samples is not None:
-            num_samples = samples.shape[-1]
-            source_num_samples = min(source_num_samples, num_samples * source_rate // codec.sample_rate)
-    header = header_for(codec, num_codebooks, num_samples, source_rate, source_num_samples)
-    return header, samples
-
-
 def header_for(
-    codec: Codec,
+    codec: SegmentedCodec,
     num_codebooks: int,
     num_samples: int,
     source_sample_rate: int | None = None,
@@ -275,29 +232,35 @@ def header_for(
     )
 
 
-def _encode_long(codec: Codec, blocks: Iterable[Tensor], num_codebooks: int) -> Iterator[Segment]:
+def _read_sound(
+    codec: SegmentedCodec, num_codebooks: int, source: Source
+) -> tuple[TokenHeader, Tensor | None]:
+    """The header of the codes to come, and the samples [C, N]; None for a whole file that is to be streamed."""
+    rate, samples = codec.sample_rate, None
+    if source.render is not None:
+        samples = audio.convert_channels(source.render(rate), codec.channels)
+        return header_for(codec, num_codebooks, samples.shape[-1], rate, samples.shape[-1]), samples
+    info = audio.info(source.path)
+    num_samples = audio.resampled_length(info.num_frames, info.sample_rate, rate)
+    source_num_samples = info.num_frames
+    is_part = source.start_s > 0 or source.duration_s is not None
+    if is_part or info.duration_s <= LONG_S:
+        samples, _ = audio.load(source.path, rate, codec.channels, source.start_s, source.duration_s)
+        if is_part:
+            num_samples = samples.shape[-1]
+            source_num_samples = min(source_num_samples, num_samples * info.sample_rate // rate)
+    header = header_for(codec, num_codebooks, num_samples, info.sample_rate, source_num_samples)
+    return header, samples
+
+
+def _encode_long(codec: SegmentedCodec, blocks: Iterable[Tensor], num_codebooks: int) -> Iterator[Segment]:
     """Audio blocks [C, n] -> segments, or blocks of codes."""
-    moved = (block[None].to(_device(codec)) for block in blocks)
+    moved = (block[None].to(codec.device) for block in blocks)
     try:
-        if codec.segmented:
-            for segment in encode_segment_stream(codec, moved, num_codebooks):
-                yield _row(segment, 0)
-        else:
-            for codes in encode_stream(codec, moved, num_codebooks):
-                yield Segment(codes.cpu())
+        for segment in codec.encode_stream(moved, num_codebooks):
+            yield _row(segment, 0)
     except InputError as error:
         raise UnreadableError(str(error)) from error
-
-
-def _decode_long(codec: Codec, header: TokenHeader, segments: Iterable[Segment]) -> Iterator[Tensor]:
-    """Segments, or blocks of codes -> audio blocks [C, n]."""
-    moved = (_stack([segment], _device(codec)) for segment in segments)
-    if codec.segmented:
-        blocks = decode_segment_stream(codec, moved, header.num_samples)
-    else:
-        blocks = decode_stream(codec, (segment.codes for segment in moved))
-    for samples in blocks:
-        yield samples[0].cpu()
 
 
 def _row(segment: Segment, row: int) -> Segment:
@@ -337,5 +300,47 @@ def _first(num_samples: int, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     assert num_samples <= 0, f"{num_samples} samples are missing at the end"
 
 
-def _device(codec: Codec) -> torch.device:
-    return next(codec.parameters()).device
+def prefetch(
+    function: Callable[[T], R], items: Iterable[T], ahead: int
+) -> Iterator[tuple[T, R | InputError]]:
+    """(item, function(item)) in order, computed by threads up to `ahead` items early; an InputError is a result."""
+
+    def first() -> tuple[T, R | InputError]:
+        item, future = waiting.popleft()
+        try:
+            return item, future.result()
+        except InputError as error:
+            return item, error
+
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > ahead:
+                yield first()
+        while waiting:
+            yield first()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Batches(Generic[T]):
+    """Gathers items with equal keys into lists of `batch_size`, with at most four batches waiting."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._waiting: dict[Hashable, list[T]] = {}
+
+    def add(self, key: Hashable, item: T) -> Iterator[list[T]]:
+        """The batch that this item fills; or, with too many waiting, the one that has waited longest."""
+        self._waiting.setdefault(key, []).append(item)
+        if len(self._waiting[key]) == self.batch_size:
+            yield self._waiting.pop(key)
+        elif sum(map(len, self._waiting.values())) >= 4 * self.batch_size:
+            yield self._waiting.pop(next(iter(self._waiting)))
+
+    def rest(self) -> Iterator[list[T]]:
+        """What still waits, at the end."""
+        yield from self._waiting.values()
+        self._waiting = {}

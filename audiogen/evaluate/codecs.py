@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audiogen import audio
+from audiogen.codec.segmented import SegmentedCodec, in_segments
 from audiogen.config import NotNegative, Positive, PositiveFloat, Range, check_ranges
 from audiogen.data.dataset import AnyClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip
@@ -58,7 +59,6 @@ from audiogen.evaluate.scores import (
     set_figure,
 )
 from audiogen.files import checkpoint
-from audiogen.interfaces import Codec
 from audiogen.models.codec_pretrained import load_codec
 
 TRUTH = "Ground truth"
@@ -185,9 +185,9 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Outcome:
     return write(evaluation.out, notes, rows, sounds, originals, embedders)
 
 
-def open_codecs(names: Sequence[str], device: torch.device) -> dict[str, Codec]:
+def open_codecs(names: Sequence[str], device: torch.device) -> dict[str, SegmentedCodec]:
     """Codecs by their name in the table: the folder's, or all that was given where two folders are called the same."""
-    codecs = [load_codec(name, device) for name in names]
+    codecs = [in_segments(load_codec(name, device)) for name in names]
     short = [codec.name for codec in codecs]
     return {
         codec.name if codec.name and short.count(codec.name) == 1 else name: codec
@@ -309,7 +309,7 @@ def embedder_cells(
 
 def notes_of(
     evaluation: CodecEvaluation,
-    codecs: Mapping[str, Codec],
+    codecs: Mapping[str, SegmentedCodec],
     originals: Originals,
     levels: Mapping[float, opus.OpusRate],
 ) -> list[str]:
@@ -323,7 +323,7 @@ def notes_of(
         "another rate is resampled, and the embedders get the clips after that."
     )
     for name, codec in codecs.items():
-        tensors = codec.state_dict()
+        tensors = codec.codec.state_dict()
         notes.append(
             f"Codec {name}: weights {checkpoint.identity(tensors)}, {codec.sample_rate} Hz, {codec.channels} "
             f"channel{'s' if codec.channels > 1 else ''}, {codec.frame_rate:g} frames a second, {codec.num_codebooks} "
@@ -338,7 +338,7 @@ def notes_of(
             f"Opus: libsndfile {soundfile.__libsndfile_version__}, mono at {opus.opus_rate(rate)} Hz, variable "
             f"bitrate, the compression level whose files over all these clips come nearest to the kbps asked: {found}."
         )
-    device = next(next(iter(codecs.values())).parameters()).device
+    device = next(iter(codecs.values())).device
     notes.append(
         f"Speeds: seconds of sound a second, one clip at a time. Codecs on {device.type}, {evaluation.threads} CPU "
         f"thread{'s' if evaluation.threads > 1 else ''}; Opus on one thread of the CPU."

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audiogen import audio
-from audiogen.codec.stream import decode_segment_stream, decode_stream, encode_segment_stream, encode_stream
+from audiogen.codec.segmented import SegmentedCodec
+from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.data.dataset import AnyClip, AudioDataset
 from audiogen.errors import InputError
 from audiogen.evaluate import opus
@@ -28,7 +29,6 @@ from audiogen.evaluate.metrics import Interval, bootstrap, prompt_interval
 from audiogen.evaluate.reconstruction import LONGEST_WINDOW, code_entropy, count_codes, measure
 from audiogen.evaluate.report import REFERENCE, Column
 from audiogen.evaluate.scores import ROUNDS, set_figure
-from audiogen.interfaces import Codec, Segment
 
 T = TypeVar("T")
 Counts = NDArray[np.int64]
@@ -89,37 +89,24 @@ class System:
     frame_rate: float = 0.0
 
 
-def codec_systems(name: str, codec: Codec) -> list[System]:
+def codec_systems(name: str, codec: SegmentedCodec) -> list[System]:
     """A codec at every number of codebooks."""
-    device = next(codec.parameters()).device
+    device = codec.device
 
     def system(count: int) -> System:
         def code(wave: Tensor) -> Coded:
             sound = wave[None].to(device)
-            segments, encode_s = timed(lambda: encode(codec, sound, count), device)
-            decoded, decode_s = timed(lambda: decode(codec, segments, sound.shape[-1]), device)
+            segments, encode_s = timed(lambda: list(codec.encode_stream([sound], count)), device)
+            blocks, decode_s = timed(lambda: list(codec.decode_stream(segments, sound.shape[-1])), device)
             codes = torch.cat([segment.codes for segment in segments], -1)  # [1, K, T]
+            decoded = torch.cat(blocks, -1)
             return Coded(decoded[0].cpu(), encode_s, decode_s, count_codes(codes, codec.codebook_size))
 
         title = f"{name}, {count} codebook{'s' if count > 1 else ''}"
-        kbps = codec.bandwidth_kbps(count)
+        kbps = bandwidth_kbps(codec, count)
         return System(name, title, codec.sample_rate, codec.channels, code, count, kbps, codec.frame_rate)
 
     return [system(count) for count in range(1, codec.num_codebooks + 1)]
-
-
-def encode(codec: Codec, sound: Tensor, num_codebooks: int) -> list[Segment]:
-    """Audio [1, C, N] -> its segments, or blocks of the codes of a codec that takes a sound as a whole."""
-    if codec.segmented:
-        return list(encode_segment_stream(codec, [sound], num_codebooks))
-    return [Segment(codes) for codes in encode_stream(codec, [sound], num_codebooks)]
-
-
-def decode(codec: Codec, segments: list[Segment], num_samples: int) -> Tensor:
-    """The inverse: -> audio [1, C, N], of a codec that takes a sound as a whole up to its last frame's end."""
-    if codec.segmented:
-        return torch.cat(list(decode_segment_stream(codec, segments, num_samples)), -1)
-    return torch.cat(list(decode_stream(codec, (segment.codes for segment in segments))), -1)
 
 
 def opus_system(wanted_kbps: float, level: float, sample_rate: int) -> System:

@@ -123,7 +123,7 @@ def _tagger(where: str, device: Device) -> Embedder:
 def _codec(where: str, device: Device) -> Embedder:
     """Mean and standard deviation over time of the latents before quantisation: D is twice the codec's latent_dim."""
     codec = load_codec(where, device)
-    if not isinstance(codec, Codec) or codec.segmented or codec.config.dual_mono:
+    if not isinstance(codec, Codec) or codec.config.dual_mono:
         raise InputError(
             f"codec {codec.name} has no one sequence of latents of a whole sound: it cannot be an embedder"
         )

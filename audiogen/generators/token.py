@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiogen import audio as audio_io
+from audiogen.codec.segmented import SegmentedCodec
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.device import choose_device
 from audiogen.errors import InputError
@@ -49,7 +50,7 @@ class AudioGen:
         self,
         lm: TokenLM | OpenLM,
         conditioner: T5Conditioner,
-        codec: Codec,
+        codec: Codec | SegmentedCodec,
         max_frames: int,
         info: Mapping[str, Any] | None = None,
         decoder: Decoder | None = None,
@@ -60,7 +61,7 @@ class AudioGen:
         decoder: something with the language model's weights as they are now, which then runs its steps; `lm` may then
         still lie in its files. All models must be in evaluation mode and on one device.
         """
-        if codec.segmented:
+        if isinstance(codec, SegmentedCodec):
             raise InputError(
                 f"codec {codec.name!r} codes each segment of a sound by itself, so it cannot be generated through; "
                 "such codecs make token files only"
@@ -441,9 +442,11 @@ class AudioGen:
         return torch.cat(list(decode_stream(self.codec, [codes[None]])), -1)[0]
 
 
-def _equal(a: Codec, b: Codec) -> bool:
+def _equal(a: Codec | SegmentedCodec, b: Codec) -> bool:
     """Whether all weights are the same; equal identities would still allow different decoders."""
-    return checkpoint.identity(a.state_dict()) == checkpoint.identity(b.state_dict())
+    return not isinstance(a, SegmentedCodec) and checkpoint.identity(a.state_dict()) == checkpoint.identity(
+        b.state_dict()
+    )
 
 
 def _draws(sampling: Sampling) -> TokenSampling:

@@ -19,6 +19,7 @@ from audiogen.codec import dac
 from audiogen.codec.conv import plain_weights
 from audiogen.codec.dac import DacCodec
 from audiogen.codec.model import Codec, CodecConfig
+from audiogen.codec.segmented import SegmentedCodec, as_configured
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub
 from audiogen.interfaces import Codec as AnyCodec
@@ -45,9 +46,10 @@ def load_codec(
     device: str | torch.device = "cpu",
     dual_mono: bool = False,
     dtype: torch.dtype = torch.float32,
-) -> AnyCodec:
+) -> AnyCodec | SegmentedCodec:
     """A bundled name, a model directory, a public codec or a hub id[@revision] -> a frozen codec in eval mode.
 
+    A codec of overlapping segments (EnCodec at 48 kHz) is a `SegmentedCodec`, which is no `interfaces.Codec`.
     dual_mono: a mono codec is to code stereo, each channel by itself (see `CodecConfig`). dtype: what it computes in
     (see `Codec.freeze`). Raises InputError where the codec is missing, damaged, of another kind, or has not that dtype.
     """
@@ -67,7 +69,7 @@ def load_codec(
         codec = _as_dual_mono(codec)
     codec.identity = identity(codec)
     freeze(codec, dtype)
-    return codec
+    return as_configured(codec) if isinstance(codec, Codec) else codec
 
 
 def freeze(codec: AnyCodec, dtype: torch.dtype) -> None:
@@ -111,7 +113,7 @@ def _as_dual_mono(codec: AnyCodec) -> AnyCodec:
 
 def save_codec(
     directory: str | Path,
-    codec: AnyCodec,
+    codec: AnyCodec | SegmentedCodec,
     info: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -119,6 +121,8 @@ def save_codec(
 
     dtype: float16 halves the file; weights are float32 again once loaded.
     """
+    if isinstance(codec, SegmentedCodec):
+        codec = codec.codec
     if not isinstance(codec, Codec | DacCodec):
         raise TypeError(f"cannot save a {type(codec).__name__}")
     settings = config.to_plain(codec.config)

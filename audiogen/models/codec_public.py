@@ -19,6 +19,7 @@ from audiogen.codec import dac
 from audiogen.codec.conv import plain_weights
 from audiogen.codec.dac import DacCodec
 from audiogen.codec.model import Codec
+from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub, pickles
@@ -266,13 +267,15 @@ def _public_tensors(codec: Codec) -> dict[str, Tensor]:
     return tensors
 
 
-def save_transformers(directory: str | Path, codec: AnyCodec) -> None:
+def save_transformers(directory: str | Path, codec: AnyCodec | SegmentedCodec) -> None:
     """Write the directory that `EncodecModel.from_pretrained` opens, or for a DAC `DacModel`'s.
 
     An EnCodec offers 2, 4, 8 ... codebooks and all of them. config.json comes last, so that a new directory is whole
     or no model.
     """
     directory = Path(directory)
+    if isinstance(codec, SegmentedCodec):
+        codec = codec.codec
     if isinstance(codec, DacCodec):
         sizes = codec.config
         ratios = list(sizes.downsampling_ratios)

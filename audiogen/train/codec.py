@@ -19,6 +19,7 @@ from audiogen.codec.discriminators import (
 )
 from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
 from audiogen.codec.model import Codec, CodecConfig
+from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import Probability, to_plain
 from audiogen.data.dataset import open_data
 from audiogen.data.loader import collate_audio
@@ -94,14 +95,14 @@ def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def open_origin(init_from: str) -> Codec:
     """The codec to start from, on the CPU; one that `CodecTask` cannot train is refused."""
     codec = load_codec(init_from)
-    if not isinstance(codec, Codec):
-        raise InputError(
-            f"init_from={init_from} is a DAC codec, which is only used here, not trained; start from another codec"
-        )
-    if codec.segmented or codec.config.dual_mono:
+    if isinstance(codec, SegmentedCodec) or (isinstance(codec, Codec) and codec.config.dual_mono):
         raise InputError(
             f"init_from={init_from} codes sounds in overlapping segments or channel by channel, which is not trained "
             "here; start from another codec"
+        )
+    if not isinstance(codec, Codec):
+        raise InputError(
+            f"init_from={init_from} is a DAC codec, which is only used here, not trained; start from another codec"
         )
     return codec
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from audiogen import distributed
+from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import to_plain
 from audiogen.data.captions import Captioned, wordings
 from audiogen.data.seeds import seed_for
@@ -26,8 +27,8 @@ from audiogen.text.vocabulary import Vocabulary, train_vocabulary
 
 def open_codec(name_or_directory: str, dual_mono: bool, model: LMConfig, device: torch.device) -> Codec:
     """The codec whose tokens `model` learns: bundled, own, released, or DAC."""
-    codec: Codec = load_codec(name_or_directory, device, dual_mono)
-    if codec.segmented:
+    codec = load_codec(name_or_directory, device, dual_mono)
+    if isinstance(codec, SegmentedCodec):
         raise InputError(
             f"codec={name_or_directory} codes a sound in overlapping segments, each with a loudness of its own, which "
             "no language model here predicts; choose a codec without segments"

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from audiogen.codec import ecdc
-from audiogen.codec.header import TokenHeader
+from audiogen.codec.tokens import TokenHeader
 from audiogen.errors import InputError
 from audiogen.interfaces import Segment
 from tests import encodec_package
@@ -21,8 +21,13 @@ from tests import encodec_package
 MONO, STEREO = "encodec_24khz", "encodec_48khz"
 
 
+def make_header(model: str, num_samples: int, num_codebooks: int) -> TokenHeader:
+    model_sizes = ecdc.MODELS.get(model, TokenHeader(model, "", 32000, 1, 1, 4, 1024, 320))
+    return replace(model_sizes, num_samples=num_samples, num_codebooks=num_codebooks)
+
+
 def segment_frames(model: str, num_samples: int) -> list[int]:
-    header = replace(ecdc.MODELS[model], num_samples=num_samples)
+    header = make_header(model, num_samples, 1)
     return [header.segment_frames(index) for index in range(header.num_segments)]
 
 
@@ -49,13 +54,13 @@ def with_header(stated: Any, data: bytes = b"", version: int = 0, magic: bytes =
 
 def test_the_bytes_of_a_small_file_by_hand(tmp_path: Path) -> None:
     codes = torch.tensor([[[1, 1023], [512, 3]]])  # frame 0: 1 and 512; frame 1: 1023 and 3
-    ecdc.write_ecdc(tmp_path / "a.ecdc", MONO, 600, [Segment(codes)])
+    ecdc.write_ecdc(tmp_path / "a.ecdc", make_header(MONO, 600, 2), [Segment(codes)])
     number = 1 | 512 << 10 | 1023 << 20 | 3 << 30
     text = b'{"m": "encodec_24khz", "al": 600, "nc": 2, "lm": false}'
     expected = b"ECDC\0" + bytes([0, 0, 0, len(text)]) + text + number.to_bytes(5, "little")
     assert (tmp_path / "a.ecdc").read_bytes() == expected
     codes, scale = torch.tensor([[[5], [1], [1000]]]), torch.tensor([0.5])
-    ecdc.write_ecdc(tmp_path / "b.ecdc", STEREO, 1, [Segment(codes, scale)])
+    ecdc.write_ecdc(tmp_path / "b.ecdc", make_header(STEREO, 1, 3), [Segment(codes, scale)])
     assert (
         (tmp_path / "b.ecdc")
         .read_bytes()
@@ -70,10 +75,10 @@ def test_the_bytes_of_a_small_file_by_hand(tmp_path: Path) -> None:
 def test_round_trip(tmp_path: Path, model: str, num_samples: int) -> None:
     path = tmp_path / "a.ecdc"
     segments = make_segments(model, num_samples, 3)
-    ecdc.write_ecdc(path, model, num_samples, segments)
+    ecdc.write_ecdc(path, make_header(model, num_samples, 3), segments)
     header, read = ecdc.read_ecdc(path)
     assert header == ecdc.read_header(path)
-    assert header == replace(ecdc.MODELS[model], num_samples=num_samples, num_codebooks=3)
+    assert header == make_header(model, num_samples, 3)
     assert header.duration_s == num_samples / (24000 if model == MONO else 48000)
     assert_same(read, segments)
 
@@ -97,7 +102,7 @@ def test_bytes_are_those_of_the_encodec_package(tmp_path: Path, model: str, num_
     save_file(tensors, tmp_path / "codes.safetensors")
     encodec_package.run("compress", tmp_path, name=model, num_samples=num_samples)
     theirs, ours = tmp_path / "plain.ecdc", tmp_path / "ours.ecdc"
-    ecdc.write_ecdc(ours, model, num_samples, segments)
+    ecdc.write_ecdc(ours, make_header(model, num_samples, 3), segments)
     assert ours.read_bytes() == theirs.read_bytes()
     assert_same(ecdc.read_ecdc(theirs)[1], segments)
     for read in (ecdc.read_ecdc, ecdc.read_header):
@@ -111,7 +116,7 @@ def test_bytes_are_those_of_the_encodec_package(tmp_path: Path, model: str, num_
 @pytest.mark.parametrize(("model", "num_samples"), [(MONO, 320 * 5), (STEREO, 47521)])
 def test_truncated_anywhere_or_longer_is_an_error(tmp_path: Path, model: str, num_samples: int) -> None:
     path = tmp_path / "a.ecdc"
-    ecdc.write_ecdc(path, model, num_samples, make_segments(model, num_samples, 1))
+    ecdc.write_ecdc(path, make_header(model, num_samples, 1), make_segments(model, num_samples, 1))
     data = path.read_bytes()
     for damaged in [*(data[:length] for length in range(len(data))), data + b"\0"]:
         path.write_bytes(damaged)
@@ -186,27 +191,36 @@ def test_a_file_coded_with_the_language_model_is_refused_with_what_to_do(tmp_pat
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda s: ("encodec_32khz", 640, s), "allowed: encodec_24khz"),
-        (lambda s: (MONO, 641, s), r"641 samples are 1, the first \[1, 3, 3\]"),
-        (lambda s: (MONO, 640, s + s), "got 2 segments"),
-        (lambda s: (MONO, 640, []), "num_codebooks 0"),
+        (lambda s: ("encodec_32khz", 640, 3, s), "allowed: encodec_24khz"),
+        (lambda s: (MONO, 641, 3, s), r"641 samples are 1, the first \[1, 3, 3\]"),
+        (lambda s: (MONO, 640, 3, s + s), r"segments of codes \[\[1, 3, 4\]\]; 640 samples"),
+        (lambda s: (MONO, 640, 3, []), "got 0 segments"),
+        (lambda s: (MONO, 640, 2, s), r"640 samples are 1, the first \[1, 2, 2\]"),
         (
-            lambda s: (MONO, 640, [Segment(s[0].codes + 1024)]),
+            lambda s: (MONO, 640, 3, [Segment(s[0].codes + 1024)]),
             r"codes lie in 1\d+\.\.\d+; 0\.\.1023 is allowed",
         ),
-        (lambda s: (MONO, 640, [Segment(s[0].codes - 1024)]), "codes lie in -"),
-        (lambda s: (MONO, 640, [Segment(s[0].codes, torch.ones(1))]), "at 24 kHz None"),
-        (lambda s: (STEREO, 640, s), "at 48 kHz a number is needed"),
-        (lambda s: (STEREO, 640, [Segment(s[0].codes.expand(2, 3, 2), torch.ones(2))]), "got 1 segments"),
+        (lambda s: (MONO, 640, 3, [Segment(s[0].codes - 1024)]), "codes lie in -"),
+        (lambda s: (MONO, 640, 3, [Segment(s[0].codes, torch.ones(1))]), "at 24 kHz None"),
+        (lambda s: (STEREO, 640, 3, s), "at 48 kHz a number is needed"),
+        (lambda s: (STEREO, 640, 3, [Segment(s[0].codes.expand(2, 3, 2), torch.ones(2))]), "got 1 segments"),
     ],
 )
 def test_what_the_format_cannot_hold_is_not_written(
-    tmp_path: Path, change: Callable[[list[Segment]], tuple[str, int, list[Segment]]], reason: str
+    tmp_path: Path, change: Callable[[list[Segment]], tuple[str, int, int, list[Segment]]], reason: str
 ) -> None:
     path = tmp_path / "a.ecdc"
+    *sizes, segments = change(make_segments(MONO, 640, 3))
     with pytest.raises(InputError, match=reason):
-        ecdc.write_ecdc(path, *change(make_segments(MONO, 640, 3)))
+        ecdc.write_ecdc(path, make_header(*sizes), segments)
     assert not path.exists()
+
+
+def test_a_sound_in_one_piece_may_come_in_blocks(tmp_path: Path) -> None:
+    (whole,) = make_segments(MONO, 3200, 3)
+    blocks = (Segment(codes) for codes in whole.codes.split([1, 0, 9], -1))
+    ecdc.write_ecdc(tmp_path / "a.ecdc", make_header(MONO, 3200, 3), blocks)
+    assert_same(ecdc.read_ecdc(tmp_path / "a.ecdc")[1], [whole])
 
 
 def test_only_two_codecs_have_a_name() -> None:

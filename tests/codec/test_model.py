@@ -250,7 +250,8 @@ def test_parity_with_transformers_encodec(causal, length, pad_mode, true_skip, l
 
 
 @pytest.mark.parametrize(
-    ("frames", "message"), [(0, "frames_per_latent is 0"), (5, "latent_dim is 12: a multiple of .*=5")]
+    ("frames", "message"),
+    [(0, "frames_per_latent is 0"), (5, "latent_dim is 12; it must be a multiple of .*=5")],
 )
 def test_latents_divide_among_their_spectra(frames, message):
     with pytest.raises(InputError, match=message):

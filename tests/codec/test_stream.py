@@ -117,7 +117,7 @@ def test_the_state_does_not_grow(name: str) -> None:
                 stack(x, state)
                 sizes.append(num_bytes(state))
             assert len(set(sizes[2:])) == 1 and sizes[-1] < 60_000
-            assert "Held(x=tensor(" in str(state) and "Cells(hidden=" in str(state)
+            assert "PastInput(x=tensor(" in str(state) and "Cells(hidden=" in str(state)
 
 
 @pytest.mark.parametrize("dual_mono", [False, True])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from audiogen import AudioGen
 from audiogen.codec.model import Codec
+from audiogen.codec.segmented import SegmentedCodec
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import load as generators
@@ -108,7 +109,7 @@ def test_guidance_is_the_models_own_by_default(model: AudioGen) -> None:
 def test_a_codec_of_segments_is_refused(model: AudioGen) -> None:
     config = dataclasses.replace(model.codec.config, segment_s=0.5, segment_overlap=0.1)
     with pytest.raises(InputError, match="codes each segment of a sound by itself"):
-        AudioGen(model.lm, model.conditioner, Codec(config).eval(), 40)
+        AudioGen(model.lm, model.conditioner, SegmentedCodec(Codec(config).eval(), 500, 450), 40)
 
 
 def test_a_release_generates_what_the_public_implementation_did(shared: Path, tmp_path: Path) -> None:

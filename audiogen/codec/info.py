@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from audiogen.codec.header import TokenHeader, bandwidth_kbps
-from audiogen.codec.model import Codec
+from audiogen.codec.segmented import in_segments
 from audiogen.codec.token_files import read_header
+from audiogen.codec.tokens import TokenHeader, bandwidth_kbps
 from audiogen.codec.transcode import header_for
 from audiogen.data.shards import ShardReader, is_shard_directory
 from audiogen.errors import InputError
@@ -17,7 +17,7 @@ from audiogen.models.codec_pretrained import KIND, load_codec
 CODEC_FILES = (*PICKLES, ".safetensors")
 
 
-def run_info(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Print what a codec, a token file or a folder of token shards is, one `name: value` a line."""
     path = Path(arguments.input)
     if path.is_file() and path.suffix.lower() not in CODEC_FILES:
@@ -32,12 +32,13 @@ def run_info(arguments: argparse.Namespace) -> None:
 
 def describe_tokens(header: TokenHeader) -> dict[str, str]:
     """A token file."""
+    kbps = bandwidth_kbps(header, header.num_codebooks)
     lines = {
         "codec": f"{header.codec} ({header.identity})" if header.identity else header.codec,
         "sample rate": f"{header.sample_rate} Hz",
         "channels": str(header.channels),
         "length": f"{header.num_samples} samples, {header.duration_s:.3f} s, {header.num_frames} frames",
-        "codebooks": f"{header.num_codebooks} of {header.codebook_size} codes, {header.bandwidth_kbps:g} kbps",
+        "codebooks": f"{header.num_codebooks} of {header.codebook_size} codes, {kbps:g} kbps",
     }
     if header.segment_samples is not None:
         lines["segments"] = f"{header.num_segments}, {segments(header)}"
@@ -50,8 +51,8 @@ def describe_shards(path: Path) -> dict[str, str]:
     """A folder of token shards."""
     reader = ShardReader(path)
     spec = reader.spec
-    kbps = bandwidth_kbps(spec.frame_rate, spec.num_codebooks, spec.codebook_size)
     hours = sum(reader.num_samples) / spec.sample_rate / 3600
+    kbps = bandwidth_kbps(spec, spec.num_codebooks)
     return {
         "codec": f"{spec.codec} ({spec.identity})",
         "sample rate": f"{spec.sample_rate} Hz",
@@ -63,22 +64,22 @@ def describe_shards(path: Path) -> dict[str, str]:
 
 def describe_codec(name: str) -> dict[str, str]:
     """A codec, with what its directory records of its training; the recipe stays in config.json."""
-    codec = load_codec(name)
-    bandwidths = [codec.bandwidth_kbps(count) for count in range(1, codec.num_codebooks + 1)]
+    codec = in_segments(load_codec(name))
+    bandwidths = [bandwidth_kbps(codec, count) for count in range(1, codec.num_codebooks + 1)]
     lines = {"codec": f"{codec.name} ({codec.identity})"}
     record: dict[str, object] = {}
     if own := own_directory(name):
         lines["directory"], record = str(own), read_config(own)["info"]
-    architecture = codec.config.arch if isinstance(codec, Codec) else "dac"
+    architecture = getattr(getattr(codec.codec, "config", None), "arch", "dac")
     lines |= {
-        "architecture": f"{architecture}, {sum(p.numel() for p in codec.parameters())} parameters",
+        "architecture": f"{architecture}, {sum(p.numel() for p in codec.codec.parameters())} parameters",
         "sample rate": f"{codec.sample_rate} Hz",
         "channels": str(codec.channels),
         "frames": f"{codec.frame_rate:g} a second, of {codec.hop_length} samples",
         "codebooks": f"{codec.num_codebooks} of {codec.codebook_size} codes",
         "bandwidths": f"{', '.join(f'{value:g}' for value in bandwidths)} kbps",
     }
-    if codec.segmented:
+    if codec.segment_samples is not None:
         lines["segments"] = segments(header_for(codec, 1, 1))
     return lines | {key: str(value) for key, value in record.items() if not isinstance(value, (dict, list))}
 

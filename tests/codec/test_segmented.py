@@ -8,7 +8,8 @@ from einops import rearrange
 
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
-from audiogen.codec.segments import cut, loudness, overlap_add
+from audiogen.codec.segmented import SegmentedCodec, as_configured, in_segments, loudness, overlap_add
+from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.errors import InputError
 from audiogen.interfaces import Segment
 from audiogen.models.codec_pretrained import identity, load_codec, save_codec
@@ -38,6 +39,18 @@ def make(config: CodecConfig) -> Codec:
     return codec.eval()
 
 
+def make_segmented() -> SegmentedCodec:
+    """The codec of SEGMENTS."""
+    codec = as_configured(make(SEGMENTS))
+    assert isinstance(codec, SegmentedCodec)
+    return codec
+
+
+def cut(num_samples: int, length: int, stride: int) -> list[slice]:
+    """Where the segments lie, by the definition: one begins every stride, as long as there is sound."""
+    return [slice(start, min(start + length, num_samples)) for start in range(0, num_samples, stride)]
+
+
 # --- cutting and joining ----------------------------------------------------------------------------------------
 
 
@@ -54,14 +67,14 @@ def make(config: CodecConfig) -> Codec:
     ],
 )
 def test_a_segment_begins_every_stride_as_long_as_there_is_sound(num_samples, frames):
-    codec = make(SEGMENTS)
+    codec = make_segmented()
     assert (codec.segment_samples, codec.stride_samples) == (200, 150)
     assert codec.segment_frames(num_samples) == frames
     audio = torch.randn(2, 2, num_samples)
-    segments = codec.encode_segments(audio)
+    segments = codec.encode(audio)
     assert [tuple(segment.codes.shape) for segment in segments] == [(2, 3, count) for count in frames]
     assert all(segment.scale.shape == (2,) for segment in segments)
-    assert codec.decode_segments(segments, num_samples).shape == audio.shape
+    assert codec.decode(segments, num_samples).shape == audio.shape
 
 
 def test_segments_that_were_not_changed_join_to_what_was_cut():
@@ -84,59 +97,55 @@ def test_loudness_is_that_of_the_mean_of_the_channels_and_never_zero():
 
 
 def test_each_segment_has_the_codes_of_its_audio_alone_at_any_loudness():
-    codec, whole = make(SEGMENTS), make(WHOLE)
+    codec, whole = make_segmented(), make(WHOLE)
     audio = torch.randn(2, 2, 310)
-    segments = codec.encode_segments(audio, 2)
+    segments = codec.encode(audio, 2)
     for (codes, scale), piece in zip(segments, cut(310, 200, 150), strict=True):
         alone = audio[..., piece]
         torch.testing.assert_close(scale, alone.mean(1).square().mean(1).sqrt())
         assert torch.equal(codes, whole.encode(alone / scale[:, None, None], 2))
-    for quiet, segment in zip(codec.encode_segments(0.01 * audio, 2), segments, strict=True):
+    for quiet, segment in zip(codec.encode(0.01 * audio, 2), segments, strict=True):
         assert torch.equal(quiet.codes, segment.codes)
         torch.testing.assert_close(quiet.scale, 0.01 * segment.scale)
-    decoded = codec.decode_segments(segments, 310)
+    decoded = codec.decode(segments, 310)
     scaled = [Segment(codes, 3 * scale) for codes, scale in segments]
-    torch.testing.assert_close(codec.decode_segments(scaled, 310), 3 * decoded)
+    torch.testing.assert_close(codec.decode(scaled, 310), 3 * decoded)
     first = whole.decode(segments[0].codes) * segments[0].scale[:, None, None]
     torch.testing.assert_close(decoded[..., :150], first[..., :150])
 
 
 def test_silence_stays_finite():
-    codec = make(SEGMENTS)
-    segments = codec.encode_segments(torch.zeros(1, 2, 400))
-    assert torch.isfinite(codec.decode_segments(segments, 400)).all()
+    codec = make_segmented()
+    segments = codec.encode(torch.zeros(1, 2, 400))
+    assert torch.isfinite(codec.decode(segments, 400)).all()
 
 
 def test_a_codec_that_takes_the_whole_makes_one_segment_of_it():
     codec = make(MONO)
+    segmented = in_segments(codec)
     audio = torch.randn(2, 1, 333)
-    (segment,) = codec.encode_segments(audio)
-    assert codec.segment_frames(333) == [34] and segment.scale is None
+    (segment,) = segmented.encode(audio)
+    assert segmented.segment_frames(333) == [34] and segment.scale is None
     assert torch.equal(segment.codes, codec.encode(audio))
-    assert torch.equal(codec.decode_segments([segment], 333), codec.decode(segment.codes)[..., :333])
+    assert torch.equal(segmented.decode([segment], 333), codec.decode(segment.codes)[..., :333])
+    blocks = [Segment(codes) for codes in segment.codes.split([1, 33], -1)]
+    assert torch.equal(segmented.decode(blocks, 333), codec.decode(segment.codes)[..., :333])
+    assert in_segments(segmented) is segmented
 
 
-def test_a_segmented_codec_says_what_to_use_instead():
-    codec = make(SEGMENTS)
-    audio = torch.randn(1, 2, 300)
-    with pytest.raises(
-        InputError, match="use encode_segments or token files; a language model needs another"
-    ):
-        codec.encode(audio)
-    with pytest.raises(InputError, match="use decode_segments"):
-        codec.decode(torch.zeros(1, 3, 4, dtype=torch.int64))
+def test_a_codec_of_segments_is_not_trained_and_has_no_windows():
+    codec = make_segmented()
     with pytest.raises(InputError, match="not trained"):
-        codec.train()(audio)
-    with pytest.raises(InputError, match="use encode_segments"):
-        _ = codec.context_frames
+        codec.codec.train()(torch.randn(1, 2, 300))
+    with pytest.raises(InputError, match="audio has shape"):
+        codec.encode(torch.zeros(1, 2, 0))
     with pytest.raises(InputError, match="group norm"):
         _ = make(WHOLE).context_frames
-    assert codec.segmented and not codec.causal
 
 
 def test_segments_that_do_not_belong_to_the_sound_are_refused():
-    codec = make(SEGMENTS)
-    segments = codec.encode_segments(torch.randn(1, 2, 300))
+    codec = make_segmented()
+    segments = codec.encode(torch.randn(1, 2, 300))
     for wrong, num_samples, message in (
         (segments[:1], 300, "1 segments of .* not 300 samples"),
         (segments, 290, r"not 290 samples, which are 2 of \[20, 14\]"),
@@ -145,7 +154,7 @@ def test_segments_that_do_not_belong_to_the_sound_are_refused():
         ([], 300, "0 segments"),
     ):
         with pytest.raises(InputError, match=message):
-            codec.decode_segments(wrong, num_samples)
+            codec.decode(wrong, num_samples)
 
 
 @pytest.mark.parametrize(
@@ -164,12 +173,13 @@ def test_settings_of_segments_that_make_no_sense_are_refused(change):
 
 
 def test_what_segments_are_is_saved_with_the_codec(tmp_path):
-    codec = make(SEGMENTS)
+    codec = make_segmented()
     save_codec(tmp_path / "codec", codec)
     loaded = load_codec(tmp_path / "codec")
     audio = torch.randn(1, 2, 451)
-    assert loaded.config == SEGMENTS
-    for ours, want in zip(loaded.encode_segments(audio), codec.encode_segments(audio), strict=True):
+    assert isinstance(loaded, SegmentedCodec) and loaded.codec.config == SEGMENTS
+    assert loaded.name == "codec" and loaded.identity == identity(codec.codec)
+    for ours, want in zip(loaded.encode(audio), codec.encode(audio), strict=True):
         assert torch.equal(ours.codes, want.codes)
 
 
@@ -190,7 +200,7 @@ def test_a_mono_codec_codes_two_channels_in_turn(tmp_path):
     torch.testing.assert_close(decoded, torch.cat([mono.decode(left), mono.decode(right)], 1))
     assert torch.equal(stereo.encode(audio, 4), codes[:, :4])
     torch.testing.assert_close(stereo.decode(codes[:, :2])[:, 1:], mono.decode(right[:, :1]))
-    assert stereo.bandwidth_kbps(6) == 2 * mono.bandwidth_kbps(3)
+    assert bandwidth_kbps(stereo, 6) == 2 * bandwidth_kbps(mono, 3)
 
 
 def test_tokens_of_two_channels_mean_something_else(tmp_path):

@@ -3,23 +3,21 @@
 import json
 import tracemalloc
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from audiogen.codec import container
-from audiogen.codec.container import (
+from audiogen.codec import tokens
+from audiogen.codec.tokens import (
     TokenHeader,
-    TokenWriter,
+    bandwidth_kbps,
     pack,
-    read_blocks,
     read_header,
-    read_segments,
     read_tokens,
     unpack,
-    write_segments,
     write_tokens,
 )
 from audiogen.errors import InputError
@@ -40,6 +38,16 @@ def make_header(num_samples: int = 2050, **changes: object) -> TokenHeader:
     return TokenHeader(**{**values, **changes})  # type: ignore[arg-type]
 
 
+def write_codes(path: Path, header: TokenHeader, codes: torch.Tensor, *sizes: int) -> None:
+    """A clip in one piece, codes [K, T], as one block or in blocks of these sizes."""
+    write_tokens(path, header, [Segment(block[None]) for block in codes.split(sizes or codes.shape[1], 1)])
+
+
+def read_codes(path: Path) -> torch.Tensor:
+    """All codes [K, T] of a file."""
+    return torch.cat([segment.codes[0] for segment in read_tokens(path)[1]], 1)
+
+
 def make_codes(header: TokenHeader, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = (header.num_codebooks, header.num_frames)
@@ -52,20 +60,20 @@ def test_round_trip_for_any_codebook_size(tmp_path: Path, codebook_size: int, nu
     header = make_header(num_frames * 320 - 5, codebook_size=codebook_size, source_sample_rate=44100)
     codes = make_codes(header)
     codes[:, -1] = codebook_size - 1
-    write_tokens(tmp_path / "a.agtok", header, codes)
-    read, result = read_tokens(tmp_path / "a.agtok")
-    assert read == header
+    write_codes(tmp_path / "a.agtok", header, codes)
+    assert read_header(tmp_path / "a.agtok") == header
+    result = read_codes(tmp_path / "a.agtok")
     assert result.dtype == torch.int64
     assert torch.equal(result, codes)
 
 
 def test_codes_take_ceil_log2_bits_each(tmp_path: Path) -> None:
     header = make_header(320 * 1000)
-    write_tokens(tmp_path / "a.agtok", header, make_codes(header))
+    write_codes(tmp_path / "a.agtok", header, make_codes(header))
     num_bytes = 3 * 1000 * 10 // 8  # V = 1000 needs 10 bits
     assert header.num_bytes == num_bytes
     assert num_bytes < (tmp_path / "a.agtok").stat().st_size < num_bytes + 400
-    assert header.bandwidth_kbps == pytest.approx(50 * 3 * 10 / 1000)
+    assert bandwidth_kbps(header, 3) == pytest.approx(50 * 3 * 10 / 1000)
 
 
 def test_bit_order_is_frame_after_frame_and_lowest_bit_first() -> None:
@@ -76,33 +84,28 @@ def test_bit_order_is_frame_after_frame_and_lowest_bit_first() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[1] * 21, [20, 1], [8, 8, 5], [3, 0, 18]])
-def test_written_in_blocks_is_the_same_file(tmp_path: Path, sizes: list[int]) -> None:
+def test_written_in_blocks_is_the_same_file(
+    tmp_path: Path, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     header = make_header(320 * 21)
     codes = make_codes(header)
-    write_tokens(tmp_path / "whole.agtok", header, codes)
-    with TokenWriter(tmp_path / "blocks.agtok", make_header(0)) as writer:
-        for block in codes.split(sizes, dim=1):
-            writer.add(block)
-        assert writer.finish(320 * 21) == header
-    read, blocks = read_blocks(tmp_path / "blocks.agtok", block_frames=8)
-    lengths = [block.shape[1] for block in blocks]
-    assert (read, lengths) == (header, [8, 8, 5])
-    assert torch.equal(read_tokens(tmp_path / "blocks.agtok")[1], codes)
-    # The header that was filled in at the end reserved more room, but the codes are the same bytes.
-    whole, streamed = ((tmp_path / f"{name}.agtok").read_bytes() for name in ("whole", "blocks"))
-    assert whole[-4 - header.num_bytes : -4] == streamed[-4 - header.num_bytes : -4]
+    write_codes(tmp_path / "whole.agtok", header, codes)
+    write_codes(tmp_path / "blocks.agtok", header, codes, *sizes)
+    assert (tmp_path / "blocks.agtok").read_bytes() == (tmp_path / "whole.agtok").read_bytes()
+    monkeypatch.setattr(tokens, "BLOCK_FRAMES", 8)
+    read, blocks = read_tokens(tmp_path / "blocks.agtok")
+    assert (read, [segment.codes.shape[-1] for segment in blocks]) == (header, [8, 8, 5])
+    assert torch.equal(read_codes(tmp_path / "blocks.agtok"), codes)
+    write_codes(tmp_path / "small.agtok", header, codes, *sizes)
+    assert (tmp_path / "small.agtok").read_bytes() == (tmp_path / "whole.agtok").read_bytes()
 
 
 def test_an_hour_is_written_and_read_in_bounded_memory(tmp_path: Path) -> None:
     header = make_header(3600 * 16000, num_codebooks=8)
     block = make_codes(make_header(320 * 500, num_codebooks=8))
     tracemalloc.start()
-    with TokenWriter(tmp_path / "hour.agtok", header) as writer:
-        for _ in range(360):
-            writer.add(block)
-        writer.finish(header.num_samples)
-    _, blocks = read_blocks(tmp_path / "hour.agtok")
-    total = sum(int(part.sum()) for part in blocks)
+    write_tokens(tmp_path / "hour.agtok", header, (Segment(block[None]) for _ in range(360)))
+    total = sum(int(segment.codes.sum()) for segment in read_tokens(tmp_path / "hour.agtok")[1])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert total == 360 * int(block.sum())
@@ -112,7 +115,7 @@ def test_an_hour_is_written_and_read_in_bounded_memory(tmp_path: Path) -> None:
 def test_every_flipped_byte_and_every_truncation_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.agtok"
     header = make_header(source_sample_rate=44100, source_num_samples=5650)
-    write_tokens(path, header, make_codes(header))
+    write_codes(path, header, make_codes(header))
     data = path.read_bytes()
     for position in range(len(data)):
         for flip in (0x01, 0x20, 0xFF):
@@ -120,23 +123,23 @@ def test_every_flipped_byte_and_every_truncation_is_refused(tmp_path: Path) -> N
             damaged[position] ^= flip
             path.write_bytes(damaged)
             with pytest.raises(InputError, match=r"a\.agtok: "):
-                read_blocks(path)
+                read_tokens(path)
     for length in range(len(data)):
         path.write_bytes(data[:length])
         with pytest.raises(InputError, match=r"a\.agtok: "):
-            read_blocks(path)
+            read_tokens(path)
     path.write_bytes(data + b"\0")
     with pytest.raises(InputError, match="damaged"):
-        read_blocks(path)
+        read_tokens(path)
     path.write_bytes(data)
     assert read_header(path) == header
 
 
-def forge(path: Path, header: dict[str, object] | str, payload: bytes) -> None:
+def forge(path: Path, header: dict[str, object] | str, payload: bytes, version: int = 1) -> None:
     """A file whose checksum is right and whose content is wrong."""
     text = (header if isinstance(header, str) else json.dumps(header)).encode()
-    start = container.PREFIX.pack(container.MAGIC, container.VERSION, len(text)) + text
-    path.write_bytes(start + payload + container.CHECKSUM.pack(zlib.crc32(start, zlib.crc32(payload))))
+    start = tokens.PREFIX.pack(tokens.MAGIC, version, len(text)) + text
+    path.write_bytes(start + payload + tokens.CHECKSUM.pack(zlib.crc32(start, zlib.crc32(payload))))
 
 
 @pytest.mark.parametrize(
@@ -164,17 +167,17 @@ def test_forged_headers_are_refused(tmp_path: Path, change: dict[str, object], m
     }
     path = tmp_path / "a.agtok"
     forge(path, header, bytes(2))
-    assert read_tokens(path)[1].tolist() == [[0], [0], [0]]
+    assert read_codes(path).tolist() == [[0], [0], [0]]
     forge(path, {**header, **change}, bytes(2))
     with pytest.raises(InputError, match=message):
-        read_tokens(path)
+        read_codes(path)
     forge(path, header, bytes([0xFF, 0]))  # the code 7 where V is 5
     with pytest.raises(InputError, match="code 7 in a codebook of 5"):
-        read_tokens(path)
+        read_codes(path)
     for text in ("", "[]", "{", "null", '{"codec": "tiny"}'):
         forge(path, text, bytes(2))
         with pytest.raises(InputError, match="bad header"):
-            read_tokens(path)
+            read_codes(path)
 
 
 def test_messages_for_what_is_no_token_file(tmp_path: Path) -> None:
@@ -185,7 +188,7 @@ def test_messages_for_what_is_no_token_file(tmp_path: Path) -> None:
         read_header(tmp_path / "missing.agtok")
     with pytest.raises(InputError, match="Is a directory"):
         read_header(tmp_path)
-    (tmp_path / "next.agtok").write_bytes(container.PREFIX.pack(container.MAGIC, 3, 2) + b"{}")
+    (tmp_path / "next.agtok").write_bytes(tokens.PREFIX.pack(tokens.MAGIC, 3, 2) + b"{}")
     with pytest.raises(InputError, match="version 3; this program reads 1 and 2"):
         read_header(tmp_path / "next.agtok")
 
@@ -194,22 +197,25 @@ def test_nothing_is_written_half(tmp_path: Path) -> None:
     header = make_header()
     codes = make_codes(header)
     path = tmp_path / "deep" / "a.agtok"
-    write_tokens(path, header, codes)
+    write_codes(path, header, codes)
     before = path.read_bytes()
-    with pytest.raises(KeyboardInterrupt), TokenWriter(path, header) as writer:
-        writer.add(codes)
+
+    def interrupted() -> Iterator[Segment]:
+        yield Segment(codes[None])
         raise KeyboardInterrupt
-    with pytest.raises(ValueError, match="6 frames, not 7"), TokenWriter(path, header) as writer:
-        writer.add(codes)
-        writer.finish(1920)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_tokens(path, header, interrupted())
+    with pytest.raises(ValueError, match="6 frames, not 7"):
+        write_codes(path, make_header(1920), codes)
     with pytest.raises(ValueError, match="0..999"):
-        write_tokens(path, header, codes + 999)
+        write_codes(path, header, codes + 999)
     with pytest.raises(ValueError, match=r"expected \[3, t\]"):
-        write_tokens(path, header, codes[None])
+        write_tokens(path, header, [Segment(codes[None, None])])
     assert [file.name for file in path.parent.iterdir()] == ["a.agtok"]
     assert path.read_bytes() == before
     with pytest.raises(InputError, match="cannot be written"):
-        write_tokens(path / "b.agtok", header, codes)
+        write_codes(path / "b.agtok", header, codes)
 
 
 def make_segments(header: TokenHeader, seed: int = 0) -> list[Segment]:
@@ -239,14 +245,14 @@ def test_segments_and_scales_round_trip(
     segments = make_segments(header)
     assert header.num_segments == len(segments)
     assert header.num_frames == sum(segment.codes.shape[-1] for segment in segments)
-    write_segments(tmp_path / "a.agtok", header, segments)
-    read, result = read_segments(tmp_path / "a.agtok")
+    write_tokens(tmp_path / "a.agtok", header, segments)
+    read, result = read_tokens(tmp_path / "a.agtok")
     assert read == header and read_header(tmp_path / "a.agtok") == header
     for (codes, scale), (expected, scaled) in zip(result, segments, strict=True):
         assert torch.equal(codes, expected)
         assert (scale is None) == (scaled is None) and (scale is None or torch.equal(scale, scaled))
     joined = torch.cat([segment.codes[0] for segment in segments], 1)
-    assert torch.equal(read_tokens(tmp_path / "a.agtok")[1], joined)
+    assert torch.equal(read_codes(tmp_path / "a.agtok"), joined)
     num_scales = len(segments) if normalised else 0
     payload = header.num_bytes + 4 * num_scales
     data = (tmp_path / "a.agtok").read_bytes()
@@ -257,7 +263,7 @@ def test_segments_and_scales_round_trip(
 
 def test_files_without_segments_are_the_bytes_they_always_were(tmp_path: Path) -> None:
     header = make_header(640, source_sample_rate=44100)
-    write_tokens(tmp_path / "a.agtok", header, torch.tensor([[1, 2], [3, 4], [5, 999]]))
+    write_codes(tmp_path / "a.agtok", header, torch.tensor([[1, 2], [3, 4], [5, 999]]))
     text = (
         b'{"codec": "tiny", "identity": "0123456789abcdef", "sample_rate": 16000, "channels": 1, '
         b'"num_samples": 640, "num_codebooks": 3, "codebook_size": 1000, "hop_length": 320, '
@@ -273,16 +279,16 @@ def test_files_without_segments_are_the_bytes_they_always_were(tmp_path: Path) -
 def test_every_flipped_byte_of_a_segmented_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.agtok"
     header = make_header(1500, **SEGMENTED, normalised=True)
-    write_segments(path, header, make_segments(header))
+    write_tokens(path, header, make_segments(header))
     data = path.read_bytes()
     for position in range(len(data)):
         path.write_bytes(data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :])
         with pytest.raises(InputError, match=r"a\.agtok: "):
-            read_segments(path)
+            read_tokens(path)
     for length in range(len(data)):
         path.write_bytes(data[:length])
         with pytest.raises(InputError, match=r"a\.agtok: "):
-            read_segments(path)
+            read_tokens(path)
 
 
 @pytest.mark.parametrize(
@@ -300,16 +306,20 @@ def test_every_flipped_byte_of_a_segmented_file_is_refused(tmp_path: Path) -> No
     ],
 )
 def test_forged_headers_of_segments_are_refused(
-    tmp_path: Path, change: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     header = make_header(1000, **SEGMENTED, normalised=True)
-    write_segments(tmp_path / "a.agtok", header, make_segments(header))
+    write_tokens(tmp_path / "a.agtok", header, make_segments(header))
     values = {key: value for key, value in vars(header).items() if value is not None}
     payload = (tmp_path / "a.agtok").read_bytes()[-4 - header.num_bytes - 8 : -4]
-    monkeypatch.setattr(container, "VERSION", 2)  # what `forge` writes
-    forge(tmp_path / "a.agtok", values, payload)
+    forge(tmp_path / "a.agtok", values, payload, version=2)
     assert read_header(tmp_path / "a.agtok") == header
-    forge(tmp_path / "a.agtok", {k: v for k, v in {**values, **change}.items() if v is not None}, payload)
+    forge(
+        tmp_path / "a.agtok",
+        {k: v for k, v in {**values, **change}.items() if v is not None},
+        payload,
+        version=2,
+    )
     with pytest.raises(InputError, match=message):
         read_header(tmp_path / "a.agtok")
 
@@ -319,9 +329,9 @@ def test_a_scale_that_is_no_positive_number_is_refused(tmp_path: Path, scale: fl
     header = make_header(1000, **SEGMENTED, normalised=True)
     segments = make_segments(header)
     segments[0] = Segment(segments[0].codes, torch.tensor([scale]))
-    write_segments(tmp_path / "a.agtok", header, segments)
+    write_tokens(tmp_path / "a.agtok", header, segments)
     with pytest.raises(InputError, match="a scale is not a positive number"):
-        list(read_segments(tmp_path / "a.agtok")[1])
+        list(read_tokens(tmp_path / "a.agtok")[1])
 
 
 def test_what_is_no_segment_of_the_header_is_not_written(tmp_path: Path) -> None:
@@ -333,9 +343,9 @@ def test_what_is_no_segment_of_the_header_is_not_written(tmp_path: Path) -> None
         ([Segment(torch.cat([c for c, _ in segments], -1), segments[0].scale)], "3 scales, not 1"),
     ]:
         with pytest.raises(ValueError, match=message):
-            write_segments(tmp_path / "a.agtok", header, wrong)
+            write_tokens(tmp_path / "a.agtok", header, wrong)
     with pytest.raises(ValueError, match="scale is"):
-        write_segments(
+        write_tokens(
             tmp_path / "a.agtok",
             make_header(1000),
             make_segments(make_header(1000, **SEGMENTED, normalised=True)),

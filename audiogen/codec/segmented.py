@@ -1,0 +1,185 @@
+"""Codecs that code a sound in overlapping segments: EnCodec at 48 kHz (arXiv:2210.13438, 3.1).
+
+Each segment has codes of its own, and a scale where it was divided by its loudness: they are no one sequence, so such a
+codec is no `interfaces.Codec` and no language model learns its tokens. Commands that write and read token files take
+both kinds, by `in_segments`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from audiogen.codec import stream
+from audiogen.codec.model import Codec as ModelCodec
+from audiogen.errors import InputError
+from audiogen.interfaces import Codec, Segment
+
+MIN_LOUDNESS = 1e-8  # added to the loudness that a segment is divided by, for silence (EnCodec)
+
+
+class SegmentedCodec:
+    """A codec's segments. [B, C, N] -> one `Segment` every `stride_samples`; the last ones are short.
+
+    The last one may even lie within the one before it: the released codecs code it all the same. segment_samples and
+    stride_samples are None where a segment is the whole sound. normalised: each segment is divided by its loudness.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        segment_samples: int | None = None,
+        stride_samples: int | None = None,
+        normalised: bool = False,
+    ) -> None:
+        self.codec = codec
+        self.segment_samples, self.stride_samples = segment_samples, stride_samples
+        self.normalised = normalised
+        self.name, self.identity = codec.name, codec.identity
+        self.sample_rate, self.channels, self.hop_length = codec.sample_rate, codec.channels, codec.hop_length
+        self.num_codebooks, self.codebook_size = codec.num_codebooks, codec.codebook_size
+        self.frame_rate = codec.frame_rate
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.codec.parameters()).device
+
+    def segment_frames(self, num_samples: int) -> list[int]:
+        """Frames of each segment of a sound of that many samples."""
+        return [-(-(piece.stop - piece.start) // self.hop_length) for piece in self._cut(num_samples)]
+
+    def _cut(self, num_samples: int) -> list[slice]:
+        length, stride = self.segment_samples or num_samples, self.stride_samples or max(1, num_samples)
+        starts = range(0, max(1, num_samples), stride)
+        return [slice(start, min(start + length, num_samples)) for start in starts]
+
+    @torch.no_grad()
+    def encode(self, audio: Tensor, num_codebooks: int | None = None) -> list[Segment]:
+        """[B, C, N] -> its segments in their order."""
+        return [
+            self._encode_segment(audio[..., piece], num_codebooks) for piece in self._cut(audio.shape[-1])
+        ]
+
+    def _encode_segment(self, audio: Tensor, num_codebooks: int | None) -> Segment:
+        """[B, C, n] -> codes [B, K, t] and scale [B]."""
+        if not self.normalised:
+            return Segment(self.codec.encode(audio, num_codebooks))
+        scale = loudness(audio)
+        return Segment(self.codec.encode(audio / scale[:, None, None], num_codebooks), scale)
+
+    @torch.no_grad()
+    def decode(self, segments: Sequence[Segment], num_samples: int) -> Tensor:
+        """The segments of a sound of N = num_samples -> audio [B, C, N]; where they overlap they are cross-faded.
+
+        A sound that is one segment may come in several blocks of its codes.
+        """
+        if self.segment_samples is None and segments:
+            segments = [Segment(torch.cat([segment.codes for segment in segments], -1), segments[0].scale)]
+        frames, given = self.segment_frames(num_samples), [segment.codes.shape[-1] for segment in segments]
+        if given != frames:
+            raise InputError(
+                f"{len(given)} segments of {given[:4]} ... frames are not {num_samples} samples, which are "
+                f"{len(frames)} of {frames[:4]} ..."
+            )
+        pieces = [self._decode_segment(segment) for segment in segments]
+        audio = pieces[0] if self.stride_samples is None else overlap_add(pieces, self.stride_samples)
+        return audio[..., :num_samples]
+
+    def _decode_segment(self, segment: Segment) -> Tensor:
+        """-> audio [B, C, t * hop_length]."""
+        codes, scale = segment
+        if (scale is None) == self.normalised:
+            raise InputError(
+                f"scale is {scale}: a normalising codec needs one for each segment, others have none"
+            )
+        audio = self.codec.decode(codes)
+        return audio if scale is None else audio * scale[:, None, None]
+
+    @torch.no_grad()
+    def encode_stream(self, blocks: Iterable[Tensor], num_codebooks: int | None = None) -> Iterator[Segment]:
+        """Audio blocks [1, C, n] of any lengths -> the segments of the whole signal, or blocks of its one segment."""
+        if self.segment_samples is None or self.stride_samples is None:
+            for codes in stream.encode_stream(self.codec, blocks, num_codebooks):
+                yield Segment(codes)
+            return
+        count, held = self._segments_at_a_time(), None
+        for block in blocks:
+            held = block if held is None else torch.cat([held, block], -1)
+            # A segment that ends within what is held is whole. What is encoded ends with such a one; where the next
+            # begins in its tail there is one more, which is left out.
+            while held.shape[-1] >= (num_samples := (count - 1) * self.stride_samples + self.segment_samples):
+                yield from self.encode(held[..., :num_samples], num_codebooks)[:count]
+                held = held[..., count * self.stride_samples :]
+        if held is not None and held.shape[-1] > 0:
+            yield from self.encode(held, num_codebooks)
+
+    @torch.no_grad()
+    def decode_stream(self, segments: Iterable[Segment], num_samples: int) -> Iterator[Tensor]:
+        """What `encode_stream` gave of `num_samples` -> audio [1, C, n]; joined, at least so many samples."""
+        if self.segment_samples is None or self.stride_samples is None:
+            yield from stream.decode_stream(self.codec, (segment.codes for segment in segments))
+            return
+        stride, count, coming = self.stride_samples, self._segments_at_a_time(), iter(segments)
+        held = list(islice(coming, count))
+        left = done = (
+            0  # how many of `held` are decoded already, as context of the next; samples that came out
+        )
+        while held:
+            following = list(islice(coming, 1))  # it fades into the last of these
+            group = [*held, *following]
+            start = done - left * stride  # of the group, in the signal
+            end = num_samples - start if not following else (len(group) - 1) * stride
+            whole = min(num_samples - start, (len(group) - 1) * stride + self.segment_samples)
+            frames = self.segment_frames(whole)
+            if len(frames) > len(
+                group
+            ):  # a segment in the tail of the last one, after `end`: any codes will do
+                group.append(Segment(group[-1].codes[..., : frames[-1]], group[-1].scale))
+            audio = self.decode(group, whole)[..., left * stride : end]
+            yield audio
+            done += audio.shape[-1]
+            # One that came out fades into the next; another, because the first of a group sets the shape of all fades
+            # and must not be short, as the last two may be.
+            kept = held[-2:]
+            left, held = len(kept), [*kept, *following, *islice(coming, count - 1)] if following else []
+
+    def _segments_at_a_time(self) -> int:
+        return max(1, round(stream.BODY_S * self.sample_rate / (self.stride_samples or 1)))
+
+
+def as_configured(codec: ModelCodec) -> ModelCodec | SegmentedCodec:
+    """A codec as its config says: in segments where that has segment_s."""
+    config = codec.config
+    if config.segment_s is None:
+        return codec
+    return SegmentedCodec(codec, config.segment_samples, config.stride_samples, config.normalise)
+
+
+def in_segments(codec: Codec | SegmentedCodec) -> SegmentedCodec:
+    """Either kind of codec as one that gives segments; one that codes a sound whole gives a single one."""
+    return codec if isinstance(codec, SegmentedCodec) else SegmentedCodec(codec)
+
+
+def loudness(audio: Tensor) -> Tensor:
+    """Root mean square [B] of the mean of the channels of audio [B, C, N], never 0."""
+    return audio.mean(1).square().mean(1).sqrt() + MIN_LOUDNESS
+
+
+def overlap_add(pieces: Sequence[Tensor], stride: int) -> Tensor:
+    """Pieces [B, C, n], one every `stride` samples -> audio [B, C, N] with N = where the last one ends.
+
+    The weight of each sample of a piece rises to the middle of the first piece and falls again; the sum is divided by
+    the sum of the weights, so that one piece alone stays as it is and two cross-fade linearly, as in EnCodec.
+    """
+    length, end = pieces[0].shape[-1], stride * (len(pieces) - 1) + pieces[-1].shape[-1]
+    position = torch.linspace(0, 1, length + 2, device=pieces[0].device, dtype=pieces[0].dtype)[1:-1]
+    weight = 0.5 - (position - 0.5).abs()  # [n], above 0
+    total, audio = weight.new_zeros(end), pieces[0].new_zeros(*pieces[0].shape[:-1], end)
+    for index, piece in enumerate(pieces):
+        where = slice(index * stride, index * stride + piece.shape[-1])
+        audio[..., where] += weight[: piece.shape[-1]] * piece
+        total[where] += weight[: piece.shape[-1]]
+    return audio / total

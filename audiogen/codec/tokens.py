@@ -1,0 +1,331 @@
+"""The token file: the codes of one clip, bit-packed, with all that is needed to turn them back into sound.
+
+The idea is EnCodec's `.ecdc`; the model's hash and the checksum are new, so that damage or another codec is
+an error and never noise. Layout, little-endian:
+
+    4 bytes   magic "AGTK"
+    1 byte    format version
+    4 bytes   length H of the header
+    H bytes   header, JSON, padded with 20 spaces
+    ...       codes, frame after frame, codebook after codebook within a frame, `bits_per_code` bits each,
+              lowest bit first, the last byte padded with zeros
+    ...       where the header says `normalised`: a float32 for each segment, what its audio was divided by
+    4 bytes   CRC-32 of codes and scales, then of everything before them
+
+Version 2 is of codecs that work on segments of `segment_samples` which begin every `stride_samples`; their codes
+follow one another without a gap. All other files are of version 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from struct import Struct
+from typing import Protocol
+from uuid import uuid4
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audiogen.errors import InputError
+from audiogen.interfaces import Segment
+
+SUFFIX = ".agtok"
+MAGIC = b"AGTK"
+VERSION, SEGMENTED_VERSION = 1, 2  # of the file format: without segments, and with
+PREFIX = Struct("<4sBI")
+CHECKSUM = Struct("<I")
+MAX_HEADER_BYTES = 1 << 16
+PADDING = 20  # spaces after the header; files had them from the beginning
+FRAMES_PER_GROUP = 8  # eight frames fill whole bytes whatever the number of bits a code
+BLOCK_FRAMES = 1 << 12  # that are packed or unpacked at a time, a multiple of eight: memory stays bounded
+SCALE = np.dtype("<f4")
+
+
+@dataclass(frozen=True)
+class TokenHeader:
+    """What a token file says about its codes.
+
+    codec, identity: name of the codec and hash of its weights; the name is a hint, the hash decides.
+    sample_rate: Hz, of the codec. channels: of the codec's audio.
+    num_samples: exact length of the clip at `sample_rate`.
+    num_codebooks: how many are stored, at most those that the codec has.
+    source_sample_rate, source_num_samples: of the recording before it was resampled; None where it is not recorded.
+    segment_samples, stride_samples: of a codec that works on segments; None of one that takes the clip as a whole.
+    normalised: each segment was divided by its loudness, and has its scale in the file.
+    """
+
+    codec: str
+    identity: str
+    sample_rate: int
+    channels: int
+    num_samples: int
+    num_codebooks: int
+    codebook_size: int
+    hop_length: int
+    source_sample_rate: int | None = None
+    source_num_samples: int | None = None
+    segment_samples: int | None = None
+    stride_samples: int | None = None
+    normalised: bool = False
+
+    def __post_init__(self) -> None:  # of any types: the values may come from a file
+        for name in ("codec", "identity"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"token header: {name} is {getattr(self, name)!r}; it must be text")
+        for field in fields(self)[2:-1]:
+            value = getattr(self, field.name)
+            if not (value is None and field.default is None or type(value) is int and value >= 1):
+                raise InputError(f"token header: {field.name} is {value!r}; it must be an integer from 1")
+        if type(self.normalised) is not bool:
+            raise InputError(f"token header: normalised is {self.normalised!r}; it must be true or false")
+        segment, stride = self.segment_samples or 1, self.stride_samples or 1
+        paired = (self.segment_samples is None) == (self.stride_samples is None)
+        if not paired or not stride <= segment <= 2 * stride + 1:  # half of an odd number is rounded down
+            raise InputError(
+                f"token header: segment_samples is {self.segment_samples}, stride_samples {self.stride_samples}; "
+                "allowed: both or neither, a stride of half a segment to a whole one"
+            )
+        if self.normalised and self.segment_samples is None:
+            raise InputError("token header: normalised goes with segment_samples only")
+
+    @property
+    def version(self) -> int:
+        """Of the file format."""
+        return VERSION if self.segment_samples is None else SEGMENTED_VERSION
+
+    @property
+    def num_segments(self) -> int:
+        """One begins every `stride_samples`, as long as there is sound."""
+        return -(-self.num_samples // (self.stride_samples or self.num_samples))
+
+    def segment_frames(self, index: int) -> int:
+        """Frames of a segment: ceil(its samples / hop_length); those that end with the clip are shorter."""
+        left = self.num_samples - index * (self.stride_samples or 0)
+        return -(-min(self.segment_samples or left, left) // self.hop_length)
+
+    @property
+    def num_frames(self) -> int:
+        """T, summed over the segments; ceil(num_samples / hop_length) where the clip is one piece."""
+        segment, stride = self.segment_samples or self.num_samples, self.stride_samples or self.num_samples
+        # Not by a loop over all segments: the numbers may come from a forged header.
+        num_whole = max(0, (self.num_samples - segment) // stride + 1)
+        short = range(num_whole, self.num_segments)  # two or three, as segments overlap by half at most
+        return num_whole * -(-segment // self.hop_length) + sum(map(self.segment_frames, short))
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def duration_s(self) -> float:
+        return self.num_samples / self.sample_rate
+
+    @property
+    def bits_per_code(self) -> int:
+        """ceil(log2 V)."""
+        return (self.codebook_size - 1).bit_length()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the packed codes."""
+        return -(-self.num_frames * self.num_codebooks * self.bits_per_code // 8)
+
+    @property
+    def num_scale_bytes(self) -> int:
+        """Of the scales after them."""
+        return SCALE.itemsize * self.num_segments if self.normalised else 0
+
+
+class CodeRate(Protocol):
+    """Codes as they come: of a codec, a token file, or token shards."""
+
+    @property
+    def frame_rate(self) -> float: ...
+
+    @property
+    def codebook_size(self) -> int: ...
+
+
+def bandwidth_kbps(codes: CodeRate, num_codebooks: int) -> float:
+    """Thousand bits a second that so many codebooks take, packed in ceil(log2 V) bits a code."""
+    return codes.frame_rate * num_codebooks * (codes.codebook_size - 1).bit_length() / 1000
+
+
+def pack(codes: np.ndarray, bits_per_code: int) -> bytes:
+    """Codes [K, T] of any integer type -> bytes; T a multiple of 8 leaves no padding."""
+    values = np.ascontiguousarray(codes.T, dtype=np.uint32).reshape(-1, 1)  # [T * K, 1]
+    bits = (values >> np.arange(bits_per_code, dtype=np.uint32)) & 1  # [T * K, bits]
+    return np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
+
+
+def unpack(data: bytes, num_codebooks: int, num_frames: int, bits_per_code: int) -> NDArray[np.int64]:
+    """The inverse of `pack`: -> int64 [K, T]."""
+    count = num_frames * num_codebooks
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits_per_code, bitorder="little")
+    weights = 1 << np.arange(bits_per_code, dtype=np.int64)
+    values = bits.reshape(count, bits_per_code) @ weights
+    return np.ascontiguousarray(values.reshape(num_frames, num_codebooks).T)
+
+
+def write_tokens(path: str | Path, header: TokenHeader, segments: Iterable[Segment]) -> None:
+    """Write a clip from its segments, or from blocks of the codes of a clip in one piece, all with B = 1.
+
+    Memory does not grow with the clip. The file appears under its name when it is whole; where `segments` raises, or
+    does not fit the header (ValueError), an older file of that name stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.writelines(_encoded(header, segments))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _encoded(header: TokenHeader, segments: Iterable[Segment]) -> Iterator[bytes]:
+    """The bytes of a file, part by part."""
+    # What is unset is left out, so that files of codecs without segments stay as they were before there were any.
+    stated = {key: value for key, value in asdict(header).items() if value is not None and value is not False}
+    text = json.dumps(stated).encode() + b" " * PADDING
+    start = PREFIX.pack(MAGIC, header.version, len(text)) + text
+    yield start
+    checksum, num_frames, scales = 0, 0, []
+    rest = np.empty((header.num_codebooks, 0), np.int64)  # frames that do not fill a group yet
+    for codes, scale in segments:
+        values = _checked(header, codes[0], scale)
+        num_frames += values.shape[1]
+        scales += [] if scale is None else [float(scale)]
+        for first in range(0, values.shape[1], BLOCK_FRAMES):
+            block = np.concatenate([rest, values[:, first : first + BLOCK_FRAMES]], axis=1)
+            whole = block.shape[1] // FRAMES_PER_GROUP * FRAMES_PER_GROUP
+            yield (data := pack(block[:, :whole], header.bits_per_code))
+            checksum = zlib.crc32(data, checksum)
+            rest = block[:, whole:]
+    if num_frames != header.num_frames:
+        raise ValueError(f"{header.num_samples} samples are {header.num_frames} frames, not {num_frames}")
+    if header.normalised and header.num_segments != len(scales):
+        raise ValueError(f"{header.num_samples} samples are {header.num_segments} scales, not {len(scales)}")
+    yield (data := pack(rest, header.bits_per_code) + np.array(scales, SCALE).tobytes())
+    yield CHECKSUM.pack(zlib.crc32(start, zlib.crc32(data, checksum)))
+
+
+def _checked(header: TokenHeader, codes: Tensor, scale: Tensor | None) -> NDArray[np.int64]:
+    """Codes [K, t] as an array; ValueError where the header says otherwise."""
+    if codes.dim() != 2 or codes.shape[0] != header.num_codebooks:
+        raise ValueError(f"got codes of shape {tuple(codes.shape)}; expected [{header.num_codebooks}, t]")
+    values = codes.detach().cpu().numpy().astype(np.int64)
+    if values.size and not (values.min() >= 0 and values.max() < header.codebook_size):
+        raise ValueError(
+            f"codes lie in {values.min()}..{values.max()}; allowed is 0..{header.codebook_size - 1}"
+        )
+    if (scale is not None) != header.normalised:
+        raise ValueError(
+            f"scale is {scale}; a number is expected where the header says normalised, else None"
+        )
+    return values
+
+
+def read_header(path: str | Path) -> TokenHeader:
+    """Check the whole file, in bounded memory, and return its header.
+
+    InputError if it is missing, not a token file, of a later version, truncated, or damaged anywhere.
+    """
+    return _open(path)[0]
+
+
+def read_tokens(path: str | Path) -> tuple[TokenHeader, Iterator[Segment]]:
+    """The header and the segments with B = 1, or for a clip in one piece its codes block by block.
+
+    The whole file is checked before this returns (errors as `read_header`): no code is from a damaged file.
+    """
+    header, start = _open(path)
+    blocks = _blocks(path, header, start)
+    if header.segment_samples is None:
+        return header, (Segment(codes[None]) for codes in blocks)
+    return header, _segments(path, header, blocks)
+
+
+def _blocks(path: str | Path, header: TokenHeader, start: int) -> Iterator[Tensor]:
+    """int64 codes [K, t], t = BLOCK_FRAMES but for the last block."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        for frame in range(0, header.num_frames, BLOCK_FRAMES):
+            num_frames = min(BLOCK_FRAMES, header.num_frames - frame)
+            data = file.read(-(-num_frames * header.num_codebooks * header.bits_per_code // 8))
+            codes = unpack(data, header.num_codebooks, num_frames, header.bits_per_code)
+            if codes.max() >= header.codebook_size:
+                raise InputError(f"{path}: code {codes.max()} in a codebook of {header.codebook_size}")
+            yield torch.from_numpy(codes)
+
+
+def _segments(path: str | Path, header: TokenHeader, blocks: Iterator[Tensor]) -> Iterator[Segment]:
+    """Blocks [K, t] cut into the segments of a file."""
+    scales = None
+    if header.normalised:
+        offset = os.path.getsize(path) - CHECKSUM.size - header.num_scale_bytes
+        scales = torch.from_numpy(np.fromfile(path, SCALE, header.num_segments, offset=offset).astype("f4"))
+        if not bool((torch.isfinite(scales) & (scales > 0)).all()):
+            raise InputError(f"{path}: a scale is not a positive number; encode the clip again")
+    held = torch.empty(header.num_codebooks, 0, dtype=torch.int64)
+    for index in range(header.num_segments):
+        num_frames = header.segment_frames(index)
+        while held.shape[1] < num_frames:
+            held = torch.cat([held, next(blocks)], 1)
+        yield Segment(held[None, :, :num_frames], None if scales is None else scales[index : index + 1])
+        held = held[:, num_frames:]
+
+
+def _open(path: str | Path) -> tuple[TokenHeader, int]:
+    """The header of a file that was checked to its last byte, and where its codes start."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(PREFIX.size)
+            if prefix[:4] != MAGIC:
+                raise InputError(f"{path}: not a token file (it does not begin with {MAGIC.decode()})")
+            if len(prefix) < PREFIX.size:
+                raise InputError(f"{path}: truncated after {size} bytes")
+            _, version, header_bytes = PREFIX.unpack(prefix)
+            if version not in (VERSION, SEGMENTED_VERSION):
+                raise InputError(
+                    f"{path}: token file of version {version}; this program reads "
+                    f"{VERSION} and {SEGMENTED_VERSION}: update audiogen"
+                )
+            start = PREFIX.size + header_bytes
+            if header_bytes > MAX_HEADER_BYTES or start + CHECKSUM.size > size:
+                raise InputError(f"{path}: truncated or damaged: the header ends beyond its {size} bytes")
+            header_json = file.read(header_bytes)
+            checksum = 0
+            for offset in range(start, size - CHECKSUM.size, 1 << 20):
+                checksum = zlib.crc32(file.read(min(1 << 20, size - CHECKSUM.size - offset)), checksum)
+            if CHECKSUM.pack(zlib.crc32(prefix + header_json, checksum)) != file.read(CHECKSUM.size):
+                raise InputError(f"{path}: damaged or truncated (wrong checksum); encode the clip again")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        header = TokenHeader(**json.loads(header_json))
+    except (ValueError, TypeError) as error:  # InputError is a ValueError
+        raise InputError(f"{path}: bad header: {error}") from error
+    if header.version != version:
+        raise InputError(
+            f"{path}: bad header: version {version} with segment_samples {header.segment_samples}"
+        )
+    if start + header.num_bytes + header.num_scale_bytes + CHECKSUM.size != size:
+        raise InputError(f"{path}: {size} bytes do not hold the {header.num_frames} frames of its header")
+    return header, start
