@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = re.compile(
     r"\b(heard|hears?|overhear\w*|told|tells?|knows?|known|forg[eo]ts?|forgotten|heeds?|heeded|no news|to be had"
-    r"|nothing of ours|at the begin of)\b|_(heard|told|known|hear|tell)\b|\b(heard|told|known|hear|tell)_"
+    r"|nothing of ours|at the begin of)\b|(?<!both)_(heard|told|known|hear|tell)\b|\b(heard|told|known|hear|tell)_"
     r"|class (Known|Routes|Rhythm|Place|Held|Team|Opened|_Sheet)\b",
     re.IGNORECASE,
 )
@@ -19,7 +19,6 @@ TO_DO = (
     "codec",
     "conditioning",
     "diffusion",
-    "evaluate",
     "files",
     "generate",
     "generators",

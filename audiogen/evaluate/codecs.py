@@ -22,42 +22,14 @@ from audiogen.data.dataset import AnyClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip
 from audiogen.device import choose_device
 from audiogen.errors import InputError
-from audiogen.evaluate import opus
+from audiogen.evaluate import coding, opus, scores
 from audiogen.evaluate.clips import choose
-from audiogen.evaluate.coding import (
-    CARRIED,
-    CODEBOOKS,
-    DECODE,
-    DISTANCES,
-    ENCODE,
-    KBPS,
-    SYSTEM,
-    Cells,
-    Measured,
-    Originals,
-    System,
-    codec_systems,
-    embed,
-    mean_of_defined,
-    opus_system,
-    row_of,
-    send,
-)
+from audiogen.evaluate.coding import Cells
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
-from audiogen.evaluate.metrics import accuracy, frechet_distance, label_kl
+from audiogen.evaluate.metrics import frechet_distance, label_kl
 from audiogen.evaluate.reconstruction import check_metrics
 from audiogen.evaluate.report import REFERENCE, Column, Outcome, Plot, Sound, draw, write_report
-from audiogen.evaluate.scores import (
-    RANGES,
-    Warn,
-    describe,
-    embedder_columns,
-    filled,
-    frechet_rounds,
-    key_of,
-    once,
-    set_figure,
-)
+from audiogen.evaluate.scores import Warn
 from audiogen.files import checkpoint
 from audiogen.models.codec_pretrained import load_codec
 
@@ -65,16 +37,16 @@ TRUTH = "Ground truth"
 PLOTTED = ("mel", "multi_resolution_stft", "visqol")  # against kbps; and, of every embedder:
 PLOTTED_OF_EMBEDDERS = ("accuracy", "kl", "fad")
 COLUMNS = (
-    Column(SYSTEM, "System"),
-    Column(CODEBOOKS, "Codebooks"),
-    Column(KBPS, "kbps"),
-    Column(CARRIED, "kbps carried"),
+    Column(coding.SYSTEM, "System"),
+    Column(coding.CODEBOOKS, "Codebooks"),
+    Column(coding.KBPS, "kbps"),
+    Column(coding.CARRIED, "kbps carried"),
     Column("codes_used", "Codes used (%)", digits=0),
-    *DISTANCES,
+    *coding.DISTANCES,
 )
 SPEEDS = (
-    Column(ENCODE, "Encoded (s a second)", "higher", 0),
-    Column(DECODE, "Decoded (s a second)", "higher", 0),
+    Column(coding.ENCODE, "Encoded (s a second)", "higher", 0),
+    Column(coding.DECODE, "Decoded (s a second)", "higher", 0),
 )
 DEFINITIONS = (
     "kbps: of a codec, codebooks times bits a code times frames a second, without a container; of Opus, measured from "
@@ -162,8 +134,8 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Outcome:
     codecs = open_codecs(evaluation.codecs, device)
     embedders = [load_embedder(spec, device) for spec in evaluation.embedders]
     rate = evaluation.sample_rate or min(codec.sample_rate for codec in codecs.values())
-    originals = Originals(choose_clips(evaluation), rate)
-    warnings, note = once(warn)
+    originals = coding.Originals(choose_clips(evaluation), rate)
+    warnings, note = scores.once(warn)
     if constant := originals.check():
         note(
             f"{len(constant)} of {len(originals.clips)} clips are silent or constant, the first is {constant[0]}; "
@@ -172,12 +144,12 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Outcome:
     tried: dict[float, float] = {}
     wanted = tqdm(evaluation.opus_kbps, "Opus: searching levels", leave=False, disable=None)
     levels = {kbps: opus.find_level(originals, rate, kbps, tried) for kbps in wanted}
-    systems = [system for name, codec in codecs.items() for system in codec_systems(name, codec)]
-    systems += [opus_system(kbps, found.level, rate) for kbps, found in levels.items()]
+    systems = [system for name, codec in codecs.items() for system in coding.codec_systems(name, codec)]
+    systems += [coding.opus_system(kbps, found.level, rate) for kbps, found in levels.items()]
     rows, sounds = measure_all(evaluation, systems, originals, embedders, note)
     notes = [
         *notes_of(evaluation, codecs, originals, levels),
-        *map(describe, embedders),
+        *map(scores.describe, embedders),
         *DEFINITIONS,
         *(OPTIONAL_DEFINITIONS[name] for name in evaluation.metrics),
         *(f"Warning: {message}" for message in warnings),
@@ -217,8 +189,8 @@ def choose_clips(evaluation: CodecEvaluation) -> list[AnyClip]:
 
 def measure_all(
     evaluation: CodecEvaluation,
-    systems: Sequence[System],
-    originals: Originals,
+    systems: Sequence[coding.System],
+    originals: coding.Originals,
     embedders: Sequence[Embedder],
     warn: Warn,
 ) -> tuple[list[Cells], dict[str, list[Tensor]]]:
@@ -227,7 +199,7 @@ def measure_all(
     keys = [clip.key for clip in originals.clips]
     fields = [clip.fields if isinstance(clip, Clip) else {} for clip in originals.clips]
     labels = [str(each["label"]) if "label" in each else None for each in fields]
-    real, first = embed(iter(originals), rate, embedders, num_sounds)
+    real, first = coding.embed(iter(originals), rate, embedders, num_sounds)
     sounds = {TRUTH: first}
 
     def row_with(row: Cells, values: dict[str, list[float]], decoded: Sequence[Embedded]) -> Cells:
@@ -240,22 +212,22 @@ def measure_all(
         }
         return row | {"n": len(keys), "clips": keys, "per_clip": per_clip}
 
-    rows = [row_with({SYSTEM: TRUTH, REFERENCE: True}, {}, real)]
+    rows = [row_with({coding.SYSTEM: TRUTH, REFERENCE: True}, {}, real)]
     for system in systems:
-        measured = Measured()
+        measured = coding.Measured()
         clips = tqdm(
-            send(system, originals, evaluation.metrics, measured),
+            coding.send(system, originals, evaluation.metrics, measured),
             system.title,
             len(keys),
             unit="clip",
             disable=None,
             leave=False,
         )
-        decoded, sounds[system.title] = embed(iter(clips), rate, embedders, num_sounds)
+        decoded, sounds[system.title] = coding.embed(iter(clips), rate, embedders, num_sounds)
         for name in evaluation.metrics:
             if undefined := sum(map(math.isnan, measured.values[name])):
                 warn(f"{name}: not defined on {undefined} of {len(keys)} clips, which its mean leaves out")
-        rows.append(row_with(row_of(system, measured), measured.values, decoded))
+        rows.append(row_with(coding.row_of(system, measured), measured.values, decoded))
     return rows, sounds
 
 
@@ -271,36 +243,32 @@ def embedder_cells(
     No kernel distance: it takes the two sets for independent, and a clip and its own copy bring it far below 0.
     """
     values: dict[str, list[float]] = {}
-    labelled = [place for place, label in enumerate(labels) if label in embedder.labels]
-    if labelled and decoded.probabilities is not None:
-        wanted = [embedder.labels.index(str(labels[place])) for place in labelled]
+    labelled = np.flatnonzero([label in embedder.labels for label in labels])
+    if len(labelled):
         right = np.full(len(labels), math.nan)
-        right[labelled] = accuracy(decoded.probabilities[labelled], wanted)
+        right[labelled] = scores.label_accuracy(embedder, labels, labelled, decoded)
         values["accuracy"] = right.tolist()
-        if len(labelled) < len(labels):
-            warn(
-                f"label accuracy by {embedder.name}: {len(labelled)} of {len(labels)} clips have a label it has as well"
-            )
+        scores.warn_of_labels(embedder, labels, "clips", warn)
     if real is not None and real.probabilities is not None and decoded.probabilities is not None:
         values["kl"] = label_kl(real.probabilities, decoded.probabilities).tolist()
-    cells: Cells = {name: mean_of_defined(np.asarray(each)) for name, each in values.items()}
+    cells: Cells = {name: coding.mean_of_defined(np.asarray(each)) for name, each in values.items()}
     if real is not None:
         a, b = real.embeddings.astype(np.float64), decoded.embeddings.astype(np.float64)
         n, dim = a.shape
         try:
-            cells["fad"] = set_figure(
+            cells["fad"] = scores.set_figure(
                 lambda clips: frechet_distance(a[clips], b[clips]),
                 (n,),
                 dim + 1,
-                frechet_rounds(dim),
-                RANGES["fad"],
+                scores.frechet_rounds(dim),
+                scores.RANGES["fad"],
             )
         except InputError as error:  # too few clips
             warn(f"no FAD by {embedder.name}: {error}")
             cells["fad"] = None
     return (
-        {key_of(embedder, name): cell for name, cell in cells.items()},
-        {key_of(embedder, name): each for name, each in values.items()},
+        {scores.key_of(embedder, name): cell for name, cell in cells.items()},
+        {scores.key_of(embedder, name): each for name, each in values.items()},
     )
 
 
@@ -310,7 +278,7 @@ def embedder_cells(
 def notes_of(
     evaluation: CodecEvaluation,
     codecs: Mapping[str, SegmentedCodec],
-    originals: Originals,
+    originals: coding.Originals,
     levels: Mapping[float, opus.OpusRate],
 ) -> list[str]:
     """What was compared with what, and on what."""
@@ -351,15 +319,15 @@ def write(
     notes: Sequence[str],
     rows: list[Cells],
     sounds: Mapping[str, Sequence[Tensor]],
-    originals: Originals,
+    originals: coding.Originals,
     embedders: Sequence[Embedder],
 ) -> Outcome:
     """Write sounds, picture and report, each file whole."""
-    own = [column for embedder in embedders for column in embedder_columns(embedder)]
-    columns = filled([*COLUMNS, *own, *SPEEDS], rows)
+    own = [column for embedder in embedders for column in scores.embedder_columns(embedder)]
+    columns = scores.filled([*COLUMNS, *own, *SPEEDS], rows)
     keys = {column.key for column in columns}
-    of_embedders = [key_of(embedder, name) for embedder in embedders for name in PLOTTED_OF_EMBEDDERS]
-    plots = [Plot(KBPS, key) for key in (*PLOTTED, *of_embedders) if key in keys]
+    of_embedders = [scores.key_of(embedder, name) for embedder in embedders for name in PLOTTED_OF_EMBEDDERS]
+    plots = [Plot(coding.KBPS, key) for key in (*PLOTTED, *of_embedders) if key in keys]
     picture = draw(plots, columns, rows)
     listed = []
     for number in range(max(map(len, sounds.values()))):

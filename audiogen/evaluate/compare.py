@@ -20,26 +20,13 @@ from audiogen import audio
 from audiogen.data.manifest import Clip
 from audiogen.device import choose_device
 from audiogen.errors import InputError
-from audiogen.evaluate import systems
+from audiogen.evaluate import scores, systems
 from audiogen.evaluate.clips import read, shuffled
 from audiogen.evaluate.cost import Clock, machine
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
 from audiogen.evaluate.order import OrderPrompt, check_judge, judge_clips, order_accuracy
 from audiogen.evaluate.report import REFERENCE, Cell, Column, Outcome, Plot, Sound, write_report
-from audiogen.evaluate.scores import (
-    SET_NOTES,
-    Warn,
-    describe,
-    embed_files,
-    embedder_columns,
-    filled,
-    inception_cells,
-    once,
-    paired_cells,
-    set_cells,
-    take,
-    text_cells,
-)
+from audiogen.evaluate.scores import Warn
 from audiogen.evaluate.systems import (
     RECONSTRUCTION,
     Comparison,
@@ -47,8 +34,7 @@ from audiogen.evaluate.systems import (
     Open,
     System,
     gather,
-    is_kept,
-    keep,
+    keep_once,
     render_order_clips,
     sound_path,
 )
@@ -102,7 +88,7 @@ def run(
         for model in comparison.models:
             generators.find(model)  # one that is missing is named before any work
         open_generator = partial(generators.load, dtype=comparison.dtype)
-    warnings, note = once(warn)
+    warnings, note = scores.once(warn)
     material = gather(comparison, note)
     if material.order:
         check_judge(load_tagger(comparison.order_judge), material.order)  # now, not after hours
@@ -123,7 +109,7 @@ def run(
         {SYSTEM: name, "remark": f"failed: {why}"} for name, why in failures.items()
     ]
     rows = [ceiling.row, *references, *contestants, *failed, floor.row]
-    columns = filled([*FACTS, *columns, *COSTS], rows)
+    columns = scores.filled([*FACTS, *columns, *COSTS], rows)
     quality = [column.key for column in columns if column.better and column not in COSTS]
     table = write_report(
         comparison.out,
@@ -131,7 +117,7 @@ def run(
         [
             *describe_run(comparison, material, finished),
             *notes,
-            *SET_NOTES,
+            *scores.SET_NOTES,
             *(f"Warning: {message}" for message in warnings),
         ],
         columns,
@@ -148,7 +134,7 @@ def run(
 def embed_real(spec: str, material: Material, comparison: Comparison, warn: Warn) -> Embedded:
     """All recordings by one embedder, each at most as long as what is generated."""
     embedder = load_embedder(spec, choose_device(comparison.device))
-    return embed_files(embedder, material.clips, comparison.duration_s, warn)
+    return scores.embed_files(embedder, material.clips, comparison.duration_s, warn)
 
 
 def run_systems(
@@ -256,8 +242,8 @@ def judge_entries(
     for spec in comparison.embedders:
         embedder = load_embedder(spec, device)
         fill(embedder, material, real[spec], entries, warn)
-        columns += embedder_columns(embedder)
-        notes.append(describe(embedder))
+        columns += scores.embedder_columns(embedder)
+        notes.append(scores.describe(embedder))
     if material.order:
         tagger = load_tagger(comparison.order_judge, device)
         for entry in entries:
@@ -279,14 +265,10 @@ def fill(
     places = {clip.place: place for place, clip in enumerate(material.clips)}
 
     def of_real(clips: Sequence[Clip]) -> Embedded:
-        return take(real, [places[clip.place] for clip in clips])
+        return scores.take(real, [places[clip.place] for clip in clips])
 
     labels = [prompt.label for prompt in material.prompts]
-    labelled = sum(label in embedder.labels for label in labels)
-    if 0 < labelled < len(labels):
-        warn(
-            f"label accuracy by {embedder.name}: {labelled} of {len(labels)} prompts have a label it has as well"
-        )
+    scores.warn_of_labels(embedder, labels, "prompts", warn)
     ceiling, floor = entries[:2]
     originals, texts = of_real(ceiling.clips), [prompt.text for prompt in material.prompts]
     against, measured = material.split
@@ -296,20 +278,20 @@ def fill(
         if entry is ceiling or entry is floor:
             sounds = of_real(entry.clips)
         else:
-            sounds = embed_files(embedder, entry.clips, None, warn_of)
+            sounds = scores.embed_files(embedder, entry.clips, None, warn_of)
         if entry is not floor:
             # What is made of each prompt's real clip is measured against real clips of other recordings.
-            part = take(sounds, [prompt.number for prompt in measured]) if is_real else sounds
+            part = scores.take(sounds, [prompt.number for prompt in measured]) if is_real else sounds
             reference = of_real(against if is_real else material.reference)
             sets = f"{len(part.embeddings)} with {len(reference.embeddings)}"
-            cells = {SETS: sets, **set_cells(embedder, reference, part, warn_of, entry.takes)}
+            cells = {SETS: sets, **scores.set_cells(embedder, reference, part, warn_of, entry.takes)}
             entry.row.update(cells)
             if entry is ceiling:
                 floor.row.update(cells)
         if entry.clips:
-            entry.row.update(inception_cells(embedder, sounds, entry.takes))
-            entry.row.update(paired_cells(embedder, originals, sounds, entry.takes))
-            entry.row.update(text_cells(embedder, texts, labels, sounds, entry.takes))
+            entry.row.update(scores.inception_cells(embedder, sounds, entry.takes))
+            entry.row.update(scores.paired_cells(embedder, originals, sounds, entry.takes))
+            entry.row.update(scores.text_cells(embedder, texts, labels, sounds, entry.takes))
 
 
 def _warn_of_row(warn: Warn, name: str, message: str) -> None:
@@ -375,9 +357,9 @@ def find_sounds(comparison: Comparison, material: Material, names: Sequence[str]
             if not order:
                 path = sound_path(comparison.real_folder, prompt.number, "real")
                 settings = {"clip": prompt.clip.key, "duration_s": comparison.duration_s}
-                if not is_kept(path, settings):
-                    sound = read(prompt.clip, None, None, comparison.duration_s)
-                    keep(path, sound, audio.info(prompt.clip.path).sample_rate, settings)
+                sample_rate = audio.info(prompt.clip.path).sample_rate
+                make = partial(read, prompt.clip, None, None, comparison.duration_s)
+                keep_once(path, settings, sample_rate, make)
             sounds.append(Sound("ground truth", title, path))
             for name in names:
                 for row, seed in ((f"{name}, codec alone", RECONSTRUCTION), (name, comparison.seeds[0])):

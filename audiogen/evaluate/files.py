@@ -16,22 +16,11 @@ from audiogen.data.manifest import Clip, sound_files
 from audiogen.data.seeds import seed_for
 from audiogen.device import choose_device
 from audiogen.errors import InputError
+from audiogen.evaluate import scores
 from audiogen.evaluate.clips import Seconds
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
 from audiogen.evaluate.report import REFERENCE, Cell, Column, Outcome, write_report
-from audiogen.evaluate.scores import (
-    SET_NOTES,
-    Warn,
-    describe,
-    embed_files,
-    embedder_columns,
-    filled,
-    inception_cells,
-    once,
-    paired_cells,
-    set_cells,
-    take,
-)
+from audiogen.evaluate.scores import Warn
 
 SET, COUNT = "set", "n"
 ODD_LENGTHS = 1.5  # factor between the median lengths of two folders from which on a warning is due
@@ -74,7 +63,7 @@ class Folder(NamedTuple):
 
 def run(evaluation: FilesEvaluation, warn: Warn) -> Outcome:
     """Compare, write the report, return the table; warn gets what is odd but no error."""
-    warnings, note = once(warn)
+    warnings, note = scores.once(warn)
     reference, generated = read_folder(evaluation.reference), read_folder(evaluation.generated)
     if reference.path.resolve() == generated.path.resolve():
         note("both folders are the same one: FAD and KL are 0")
@@ -102,20 +91,20 @@ def run(evaluation: FilesEvaluation, warn: Warn) -> Outcome:
     for spec in evaluation.embedders:
         embedder = load_embedder(spec, device)
         check_rates(embedder, reference, generated, note)
-        columns += embedder_columns(embedder)
-        notes.append(describe(embedder))
+        columns += scores.embedder_columns(embedder)
+        notes.append(scores.describe(embedder))
         a, b = (
-            embed_files(embedder, folder.clips, evaluation.duration_s, note)
+            scores.embed_files(embedder, folder.clips, evaluation.duration_s, note)
             for folder in (reference, generated)
         )
         ceiling |= ceiling_cells(embedder, a, num_half)
-        row |= set_cells(embedder, a, b, note) | inception_cells(embedder, b)
+        row |= scores.set_cells(embedder, a, b, note) | scores.inception_cells(embedder, b)
         if pairs:
             of_a, of_b = (np.array(side) for side in zip(*pairs, strict=True))
-            row |= paired_cells(embedder, take(a, of_a), take(b, of_b))
+            row |= scores.paired_cells(embedder, scores.take(a, of_a), scores.take(b, of_b))
     rows = [ceiling, row]
-    columns = filled(columns, rows)
-    notes += [*SET_NOTES, *(f"Warning: {message}" for message in warnings)]
+    columns = scores.filled(columns, rows)
+    notes += [*scores.SET_NOTES, *(f"Warning: {message}" for message in warnings)]
     return write_report(evaluation.out, "Two sets of sounds", notes, columns, rows)
 
 
@@ -158,8 +147,10 @@ def pair(reference: Folder, generated: Folder, warn: Warn) -> list[tuple[int, in
 def ceiling_cells(embedder: Embedder, reference: Embedded, num_half: int) -> dict[str, Cell]:
     """What real sounds score against other real sounds: a random half of the reference against the rest."""
     order = np.random.default_rng(seed_for("halves")).permutation(len(reference.embeddings))
-    one, other = take(reference, order[:num_half]), take(reference, order[num_half:])
+    one, other = scores.take(reference, order[:num_half]), scores.take(reference, order[num_half:])
     if len(other.embeddings) < 2:
         return {}
     # Half a set may be too small for a figure of which the whole is not: no warning, the cell is empty.
-    return set_cells(embedder, other, one, lambda message: None) | inception_cells(embedder, one)
+    return scores.set_cells(embedder, other, one, lambda message: None) | scores.inception_cells(
+        embedder, one
+    )

@@ -178,7 +178,7 @@ def label_kl(reference_p: ArrayLike, generated_p: ArrayLike) -> Array:
 
 
 def accuracy(scores: ArrayLike, wanted: ArrayLike) -> Array:
-    """1 where the wanted label [n] scores above all others of scores [n, L], else 0; a tie is 0: nothing was told."""
+    """1 where the wanted label [n] scores above all others of scores [n, L], else 0; a tie is 0."""
     scores, labels = _rows("scores", scores), np.asarray(wanted)
     if labels.shape != (len(scores),) or labels.dtype.kind not in "iu":
         raise InputError(
@@ -251,21 +251,6 @@ def prompt_interval(values: ArrayLike, takes: int = 1, *, seed: int = 0) -> Inte
     if len(by_prompt) == 1:
         return Interval(float(by_prompt[0]), math.nan, math.nan)
     return mean_interval(by_prompt, seed=seed)
-
-
-def difference_interval(
-    a: ArrayLike, b: ArrayLike, *, rounds: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """Mean of b - a over the same clips in the same order; 0 outside the interval tells two systems apart.
-
-    Far narrower than the two intervals suggest where clips differ more than systems do.
-    """
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape:
-        raise InputError(
-            f"values of shapes {list(a.shape)} and {list(b.shape)} are not of the same clips; give one a clip each"
-        )
-    return mean_interval(b - a, rounds=rounds, seed=seed, level=level)
 
 
 def set_interval(

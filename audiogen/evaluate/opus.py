@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import soundfile
@@ -38,20 +38,6 @@ class OpusRate(NamedTuple):
 
     level: float
     kbps: float
-
-
-class OpusCoded(NamedTuple):
-    """Sounds after Opus: audio [C, N] of each, and the level and bitrate they were coded at."""
-
-    audio: list[Tensor]
-    rate: OpusRate
-
-
-def through_opus(waves: Sequence[Tensor], sample_rate: int, kbps: float) -> OpusCoded:
-    """Sounds [C, N] coded at the bitrate nearest to `kbps` over all of them."""
-    rate = find_level(waves, sample_rate, kbps)
-    audio = [decode(encode(wave, sample_rate, rate.level), sample_rate, wave.shape[-1]) for wave in waves]
-    return OpusCoded(audio, rate)
 
 
 def encode(wave: Tensor, sample_rate: int, level: float) -> OpusSound:

@@ -7,9 +7,11 @@ pooling: do not give it here.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,49 +56,6 @@ class Cnn14Output(NamedTuple):
     logits: Tensor
 
 
-class _Fourier(nn.Module):
-    """The two convolutions whose kernels are the windowed cosines and sines: frames centred, ends reflected."""
-
-    def __init__(self, n_fft: int, hop_length: int) -> None:
-        super().__init__()
-        self.conv_real = nn.Conv1d(1, n_fft // 2 + 1, n_fft, stride=hop_length, bias=False)
-        self.conv_imag = nn.Conv1d(1, n_fft // 2 + 1, n_fft, stride=hop_length, bias=False)
-
-
-class _Spectrogram(nn.Module):
-    def __init__(self, n_fft: int, hop_length: int) -> None:
-        super().__init__()
-        self.stft = _Fourier(n_fft, hop_length)
-        self.reach = n_fft // 2
-
-    def forward(self, audio: Tensor) -> Tensor:
-        """[B, N] -> power [B, bins, T], T = 1 + N // hop_length; N above n_fft / 2."""
-        padded = F.pad(audio[:, None], (self.reach, self.reach), mode="reflect")
-        return self.stft.conv_real(padded).square() + self.stft.conv_imag(padded).square()
-
-
-class _LogMel(nn.Module):
-    def __init__(self, bins: int) -> None:
-        super().__init__()
-        self.melW = nn.Parameter(torch.zeros(bins, NUM_MELS))
-
-    def forward(self, power: Tensor) -> Tensor:
-        """[B, bins, T] -> decibels [B, T, M], -100 at least."""
-        return 10 * (power.transpose(1, 2) @ self.melW).clamp(min=1e-10).log10()
-
-
-class _ConvBlock(nn.Module):
-    def __init__(self, before: int, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, width, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu_(self.bn1(self.conv1(x)))
-        return F.relu_(self.bn2(self.conv2(x)))
-
-
 class Cnn14(nn.Module):
     """Audio -> embedding and logits, for inference (the dropout and masking of training are left out)."""
 
@@ -104,12 +63,22 @@ class Cnn14(nn.Module):
         super().__init__()
         self.config = config
         self.sample_rate = config.sample_rate
-        self.spectrogram_extractor = _Spectrogram(config.n_fft, config.hop_length)
-        self.logmel_extractor = _LogMel(config.n_fft // 2 + 1)
+        # The front end is two convolutions, whose kernels are the windowed cosines and sines, and a matrix.
+        bins = config.n_fft // 2 + 1
+        conv = partial(nn.Conv1d, 1, bins, config.n_fft, stride=config.hop_length, bias=False)
+        fourier = nn.ModuleDict({"conv_real": conv(), "conv_imag": conv()})
+        self.spectrogram_extractor = nn.ModuleDict({"stft": fourier})
+        self.logmel_extractor = nn.ParameterDict({"melW": torch.zeros(bins, NUM_MELS)})
         self.bn0 = nn.BatchNorm2d(NUM_MELS)
         widths = [1, *(config.width * 2**number for number in range(NUM_BLOCKS))]
-        for number in range(NUM_BLOCKS):
-            self.add_module(f"conv_block{number + 1}", _ConvBlock(widths[number], widths[number + 1]))
+        for number, (before, width) in enumerate(itertools.pairwise(widths), 1):
+            block = {
+                "conv1": nn.Conv2d(before, width, 3, padding=1, bias=False),
+                "conv2": nn.Conv2d(width, width, 3, padding=1, bias=False),
+                "bn1": nn.BatchNorm2d(width),
+                "bn2": nn.BatchNorm2d(width),
+            }
+            self.add_module(f"conv_block{number}", nn.ModuleDict(block))
         self.fc1 = nn.Linear(widths[-1], widths[-1])
         self.fc_audioset = nn.Linear(widths[-1], config.num_labels)
         self._initialise()
@@ -117,21 +86,29 @@ class Cnn14(nn.Module):
     @torch.no_grad()
     def _initialise(self) -> None:
         """The fixed front end: a Hann-windowed Fourier transform and Slaney's mel filters of equal area."""
-        n_fft = self.config.n_fft
+        config, n_fft = self.config, self.config.n_fft
         samples = torch.arange(n_fft, dtype=torch.float64)
-        turns = torch.arange(n_fft // 2 + 1, dtype=torch.float64)[:, None] * samples / n_fft
+        turns = torch.arange(n_fft // 2 + 1, dtype=torch.float64)[:, None] * samples / n_fft  # [bins, n_fft]
         window = torch.hann_window(n_fft, dtype=torch.float64)
-        fourier = self.spectrogram_extractor.stft
-        fourier.conv_real.weight.copy_((torch.cos(2 * math.pi * turns) * window)[:, None])
-        fourier.conv_imag.weight.copy_((-torch.sin(2 * math.pi * turns) * window)[:, None])
-        config = self.config
-        self.logmel_extractor.melW.copy_(
-            mel_filterbank(config.sample_rate, n_fft, NUM_MELS, config.f_min, config.f_max)
+        state = self.state_dict()
+        state["spectrogram_extractor.stft.conv_real.weight"].copy_(
+            (torch.cos(2 * math.pi * turns) * window)[:, None]
         )
+        state["spectrogram_extractor.stft.conv_imag.weight"].copy_(
+            (-torch.sin(2 * math.pi * turns) * window)[:, None]
+        )
+        filters = mel_filterbank(config.sample_rate, n_fft, NUM_MELS, config.f_min, config.f_max)
+        state["logmel_extractor.melW"].copy_(filters)
 
     def log_mel(self, audio: Tensor) -> Tensor:
-        """Audio [B, N] -> mel power in decibels [B, T, M], T = 1 + N // hop_length."""
-        return self.logmel_extractor(self.spectrogram_extractor(audio))
+        """Audio [B, N], N above n_fft / 2 -> mel power in dB, -100 at least, [B, T, M], T = 1 + N // hop_length."""
+        reach = self.config.n_fft // 2  # frames are centred, ends reflected
+        padded = F.pad(audio[:, None], (reach, reach), mode="reflect")
+        fourier = self.get_submodule("spectrogram_extractor.stft").children()
+        real, imaginary = (conv(padded) for conv in fourier)
+        power = real.square() + imaginary.square()  # [B, bins, T]
+        mel = power.transpose(1, 2) @ self.logmel_extractor["melW"]
+        return 10 * mel.clamp(min=1e-10).log10()
 
     def forward(self, audio: Tensor) -> Cnn14Output:
         """Audio [B, N] at `sample_rate`, of any length: the last pooling is over all of time.
@@ -144,7 +121,8 @@ class Cnn14(nn.Module):
         x = self.log_mel(audio)[:, None]  # [B, 1, T, M]
         x = self.bn0(x.transpose(1, 3)).transpose(1, 3)
         for number in range(1, NUM_BLOCKS + 1):
-            x = self.get_submodule(f"conv_block{number}")(x)
+            conv1, conv2, bn1, bn2 = self.get_submodule(f"conv_block{number}").children()
+            x = F.relu_(bn2(conv2(F.relu_(bn1(conv1(x))))))  # [B, channels, frames, M]
             if number < NUM_BLOCKS:
                 x = F.avg_pool2d(x, 2)
         x = x.mean(3)  # [B, channels, frames]
@@ -173,10 +151,6 @@ def _config(tensors: Mapping[str, Tensor], path: str | Path) -> Cnn14Config:
     bins = tensors[names[0]].shape[0]
     if bins not in FRONT_ENDS:
         raise InputError(
-            f"{path} has mel filters over {bins} bins; known are {', '.join(map(str, FRONT_ENDS))}"
+            f"{path} has mel filters over {bins} bins; allowed are {', '.join(map(str, FRONT_ENDS))}"
         )
-    known = FRONT_ENDS[bins]
-    width, num_labels = tensors[names[1]].shape[0], tensors[names[2]].shape[0]
-    return Cnn14Config(
-        known.sample_rate, known.n_fft, known.hop_length, known.f_min, known.f_max, width, num_labels
-    )
+    return replace(FRONT_ENDS[bins], width=len(tensors[names[1]]), num_labels=len(tensors[names[2]]))

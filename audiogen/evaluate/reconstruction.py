@@ -2,7 +2,7 @@
 
 The distances take (audio [B, C, N], target [B, C, N], sample rate in Hz) and give one value an item [B]. What a
 definition leaves open is NaN, never a number made up: the target is silent and the distance relative to it, or a
-package cannot tell. `measure` checks the sounds and calls them by name.
+package gives no value. `measure` checks the sounds and calls them by name.
 """
 
 import importlib
@@ -25,9 +25,7 @@ from audiogen.errors import InputError
 
 Distance: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 
-FLOOR = (
-    1e-5  # spectral magnitudes below -100 dB of a full-scale sine count as that: nobody hears the difference
-)
+FLOOR = 1e-5  # spectral magnitudes below -100 dB of a full-scale sine count as that: the difference is not audible
 STFT_WINDOWS = (512, 1024, 2048)
 LONGEST_WINDOW = 2048
 SI_SDR_LIMIT_DB = 100.0
@@ -37,8 +35,8 @@ CONSTANT_RMS = 1e-7  # about the mean; a sound below it is constant but for roun
 # -------------------------------------------------------------------------------------------------- distances
 
 
-def multi_scale_mel(audio: Tensor, target: Tensor, sample_rate: int) -> Tensor:
-    """`codec.losses.multi_scale_mel` item by item -> [B]; 1e-4 for equal sounds, by the floor under its root."""
+def mel_by_item(audio: Tensor, target: Tensor, sample_rate: int) -> Tensor:
+    """`multi_scale_mel` item by item -> [B]; 1e-4 for equal sounds, by the floor under its root."""
     pairs = zip(audio, target, strict=True)
     return torch.stack([losses.multi_scale_mel(a[None], t[None], sample_rate) for a, t in pairs])
 
@@ -187,7 +185,7 @@ def _package(name: str) -> Any:
 
 DISTANCES: dict[str, Distance] = {
     "mel": mel_distance,
-    "multi_scale_mel": multi_scale_mel,
+    "multi_scale_mel": mel_by_item,
     "multi_resolution_stft": multi_resolution_stft,
     "log_spectral_db": log_spectral_distance_db,
     "si_sdr_db": si_sdr_db,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import numbers
 import os
@@ -33,10 +34,8 @@ Row: TypeAlias = Mapping[str, Cell]
 REFERENCE = "reference"  # key of a row: true for ceilings and floors, which set the scale and do not compete
 MISSING = "–"
 ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
-LONG_TEXT = 28  # characters that a cell of the page shows on one line
 
 PANELS_WIDE = 3  # plots side by side
-TICKS = tuple(step * 10.0**decade for decade in range(-3, 5) for step in (1, 2, 5))
 
 LONGEST_S = 30.0  # of a sound; a page has the beginning of a longer one
 PICTURE_COLUMNS, PICTURE_BANDS = 360, 80
@@ -282,7 +281,7 @@ def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
         cells = []
         for at, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
             cell = row.get(column.key)
-            key = "" if (plain := number(cell)) is None else f' data-value="{_script(plain)}"'
+            key = "" if (plain := number(cell)) is None else f' data-value="{json.dumps(plain)}"'
             tag, scope = ("th", ' scope="row"') if at == 0 else ("td", "")
             value, ends = (escape(half) for half in _halves(cell, column.digits))
             value = f"<b>{value}</b>" if place in leading[at] else value
@@ -292,17 +291,12 @@ def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     return f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>\n{chr(10).join(lines)}\n</tbody></table>"
 
 
-def _script(value: float) -> str:
-    """A number as JavaScript reads it."""
-    return repr(value).replace("inf", "Infinity")
-
-
 def _kind(column: Column, rows: Sequence[Row]) -> str:
-    """Class of a column's cells: text stands to the left, and long text, such as a remark, is broken into lines."""
+    """Class of a column's cells: text stands to the left, and text above 28 letters into lines."""
     if not is_text(column, rows):
         return ""
     longest = max((len(format_cell(row.get(column.key))) for row in rows), default=0)
-    return ' class="text long"' if longest > LONG_TEXT else ' class="text"'
+    return ' class="text long"' if longest > 28 else ' class="text"'
 
 
 def _figure(sound: Sound) -> str:
@@ -359,30 +353,29 @@ def draw_figure(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence
     """A panel for each plot, its x axis logarithmic: one line a series, with intervals; rows without x are levels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     headings = {column.key: column.heading for column in columns}
-    axis_names = [(headings[plot.x], headings[plot.y]) for plot in plots]
-    curves = [_curves(plot, rows) for plot in plots]
-    shown = [place for place, series in enumerate(curves) if any(points[0][0] for points in series.values())]
-    if not shown:
+    panels = [(headings[plot.x], headings[plot.y], _curves(plot, rows)) for plot in plots]
+    panels = [panel for panel in panels if any(points[0][0] for points in panel[2].values())]
+    if not panels:
         return None
-    wide = min(PANELS_WIDE, len(shown))
-    high = math.ceil(len(shown) / wide)
+    wide = min(PANELS_WIDE, len(panels))
+    high = math.ceil(len(panels) / wide)
     figure = Figure(figsize=(4.6 * wide, 3.6 * high), layout="constrained")
     FigureCanvasAgg(figure)
-    for panel, place in enumerate(shown, 1):
-        axes = figure.add_subplot(high, wide, panel)
-        for name, points in curves[place].items():
+    for place, (x_name, y_name, curves) in enumerate(panels, 1):
+        axes = figure.add_subplot(high, wide, place)
+        for name, points in curves.items():
             x, y, below, above = zip(*points, strict=True)
             if x[0]:
                 axes.errorbar(x, y, [below, above], marker="o", capsize=2, label=name)
             else:
                 axes.axhline(y[0], color="0.4", linestyle="--", label=name)
-        axes.set(xscale="log", xlabel=axis_names[place][0], ylabel=axis_names[place][1])
-        low, most = axes.get_xlim()
-        ticks = [tick for tick in TICKS if low <= tick <= most]
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set_xticks([], minor=True)
+        axes.set(xscale="log", xlabel=x_name, ylabel=y_name)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,18 +52,18 @@ RANGES = {  # of figures that have one; FAD∞ and KD are unbiased and may pass 
     **dict.fromkeys(("precision", "recall", "coverage"), (0.0, 1.0)),
 }
 
-# The columns of one embedder, in order: name, title, better, digits. Precision and recall are in the JSON alone:
-# density and coverage say the same and suffer less from single odd clips.
-COLUMNS: tuple[tuple[str, str, Literal["lower", "higher", ""], int], ...] = (
-    ("fad", "FAD", "lower", 1),
-    ("fad_inf", "FAD∞", "lower", 1),
-    ("kd", "KD", "lower", 1),
-    ("kl", "KL", "lower", 2),
-    ("is", "IS", "higher", 1),
-    ("density", "Density", "higher", 2),
-    ("coverage", "Coverage", "higher", 2),
-    ("accuracy", "Label accuracy", "higher", 2),
-    ("clap", "CLAP score", "higher", 2),
+# The columns of one embedder, in order. Precision and recall are in the JSON alone: density and coverage say the same
+# and suffer less from single odd clips.
+COLUMNS = (
+    Column("fad", "FAD", "lower", 1),
+    Column("fad_inf", "FAD∞", "lower", 1),
+    Column("kd", "KD", "lower", 1),
+    Column("kl", "KL", "lower", 2),
+    Column("is", "IS", "higher", 1),
+    Column("density", "Density", "higher", 2),
+    Column("coverage", "Coverage", "higher", 2),
+    Column("accuracy", "Label accuracy", "higher", 2),
+    Column("clap", "CLAP score", "higher", 2),
 )
 SET_NOTES = (
     "FAD: Frechet distance of embeddings; it is biased upwards by 1/n, so compare sets of equal n, or FAD∞, which "
@@ -90,8 +90,8 @@ def describe(embedder: Embedder) -> str:
 def embedder_columns(embedder: Embedder) -> list[Column]:
     """All columns that an embedder could fill; `filled` leaves out those it did not."""
     return [
-        Column(key_of(embedder, name), f"{title} ({embedder.name})", better, digits)
-        for name, title, better, digits in COLUMNS
+        replace(column, key=key_of(embedder, column.key), title=f"{column.title} ({embedder.name})")
+        for column in COLUMNS
     ]
 
 
@@ -225,14 +225,31 @@ def text_cells(
     """How well clips follow their prompts: label accuracy, for labels that the embedder has, and CLAP score."""
     cells: dict[str, Cell] = {}
     labelled = np.flatnonzero([label in embedder.labels for label in labels])
-    if len(labelled) and generated.probabilities is not None:
-        wanted = np.array([embedder.labels.index(str(label)) for label in labels if label in embedder.labels])
-        right = accuracy(generated.probabilities[take_rows(labelled, takes)], np.repeat(wanted, takes))
+    if len(labelled):
+        right = label_accuracy(embedder, labels, labelled, generated, takes)
         cells[key_of(embedder, "accuracy")] = prompt_interval(right, takes)
     if embedder.reads_text:
-        wanted_text = np.repeat(embedder.embed_text(texts), takes, 0)
-        cells[key_of(embedder, "clap")] = prompt_interval(cosine(wanted_text, generated.embeddings), takes)
+        wanted = np.repeat(embedder.embed_text(texts), takes, 0)
+        cells[key_of(embedder, "clap")] = prompt_interval(cosine(wanted, generated.embeddings), takes)
     return cells
+
+
+def label_accuracy(
+    embedder: Embedder, labels: Sequence[str | None], places: Index, embedded: Embedded, takes: int = 1
+) -> Array:
+    """Whether the takes at some places, all of labels that the embedder has, score their label highest: 1 or 0."""
+    assert embedded.probabilities is not None
+    wanted = [embedder.labels.index(str(labels[place])) for place in places.tolist()]
+    return accuracy(embedded.probabilities[take_rows(places, takes)], np.repeat(wanted, takes))
+
+
+def warn_of_labels(embedder: Embedder, labels: Sequence[str | None], what: str, warn: Warn) -> None:
+    """Say of how many clips or prompts label accuracy is the share, where it is not of all."""
+    shared = sum(label in embedder.labels for label in labels)
+    if 0 < shared < len(labels):
+        warn(
+            f"label accuracy by {embedder.name}: {shared} of {len(labels)} {what} have a label it has as well"
+        )
 
 
 def take_rows(prompts: Index, takes: int) -> Index:

@@ -188,9 +188,8 @@ def render_order_clips(comparison: Comparison, material: Material) -> None:
     """Write the real clips of order prompts, which are synthesised, where they are not kept yet."""
     for prompt, rendered in zip(material.order, material.order_clips, strict=True):
         settings = {"clip": prompt.number, "duration_s": comparison.duration_s}
-        path = Path(rendered.clip.path)
-        if not is_kept(path, settings):
-            keep(path, real_clip(prompt, ORDER_RATE, comparison.duration_s), ORDER_RATE, settings)
+        make = partial(real_clip, prompt, ORDER_RATE, comparison.duration_s)
+        keep_once(Path(rendered.clip.path), settings, ORDER_RATE, make)
 
 
 # ------------------------------------------------------------------------------------------- one system's sounds
@@ -277,6 +276,12 @@ def prepare(
         measured,
         generator.notes,
     )
+
+
+def keep_once(path: Path, settings: Mapping[str, Any], sample_rate: int, make: Callable[[], Tensor]) -> None:
+    """Make a sound [C, N] and keep it, where an earlier run has not."""
+    if not is_kept(path, settings):
+        keep(path, make(), sample_rate, settings)
 
 
 def is_kept(path: Path, settings: Mapping[str, Any]) -> bool:

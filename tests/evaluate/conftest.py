@@ -132,7 +132,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines.append(
                 {
                     "audio": name,
-                    "captions": [f"a {label}", f"{label} is heard"],
+                    "captions": [f"a {label}", f"{label} sounds"],
                     "label": label,
                     "fold": number % 2,
                 }

@@ -13,7 +13,6 @@ from audiogen.evaluate.metrics import (
     accuracy,
     bootstrap,
     cosine,
-    difference_interval,
     frechet_distance,
     frechet_infinity,
     inception_score,
@@ -58,7 +57,7 @@ def test_dimensions_without_variance_leave_no_rounding_behind():
     assert frechet_distance(y, 1.5 * y) == pytest.approx(0.25 * np.square(y).sum() / 79, rel=0.02)
 
 
-def test_frechet_of_known_gaussians_is_the_closed_form():
+def test_frechet_of_given_gaussians_is_the_closed_form():
     a, b = np.array([0.5, 2.0, 3.0]), np.array([1.5, 0.1, 3.0])
     reference = exact([0, 1, 0], np.diag(a), 20) @ rotation(3)
     generated = exact([2, 1, -1], np.diag(b), 30, seed=1) @ rotation(3)
@@ -331,16 +330,6 @@ def test_bootstrap_takes_any_statistic_and_repeats_with_its_seed():
     assert got.value == 50 and 30 < got.low < 50 < got.high < 70
     assert got == bootstrap(lambda index: float(np.median(x[index])), 101, seed=1)
     assert mean_interval(np.full(5, 0.25)) == Interval(0.25, 0.25, 0.25)
-
-
-def test_paired_difference_tells_apart_what_two_intervals_do_not():
-    clips = 10 * normal(50, 1)[:, 0]
-    a, b = clips, clips + 0.5 + 0.2 * normal(50, 1, 1)[:, 0]
-    assert mean_interval(a).high > mean_interval(b).low
-    value, low, high = difference_interval(a, b)
-    assert 0.3 < low < value < high < 0.7
-    with pytest.raises(InputError, match="not of the same clips"):
-        difference_interval(a, b[:-1])
 
 
 def coverage(statistic, draw, minimum=2, repeats=40):

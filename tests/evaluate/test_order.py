@@ -1,4 +1,4 @@
-"""Order prompts are balanced and never trained on; the judge tells order from its reverse and from both at once."""
+"""Order prompts are balanced and never trained on; the judge separates order from its reverse and from both at once."""
 
 from collections import Counter
 

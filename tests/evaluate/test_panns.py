@@ -170,7 +170,7 @@ def test_what_is_no_cnn14_is_refused_with_what_is_wrong(tmp_path):
     save_file({k: v for k, v in state.items() if k != "fc1.bias"}, tmp_path / "half.safetensors")
     for name, message in {
         "other": "not a CNN14 of PANNs: it has no logmel_extractor.melW",
-        "bins": "over 100 bins; known are 513, 257, 129",
+        "bins": "over 100 bins; allowed are 513, 257, 129",
         "half": "missing fc1.bias",
     }.items():
         with pytest.raises(InputError, match=message):

@@ -17,8 +17,8 @@ from audiogen.evaluate.reconstruction import (
     count_codes,
     log_spectral_distance_db,
     measure,
+    mel_by_item,
     multi_resolution_stft,
-    multi_scale_mel,
     si_sdr_db,
 )
 
@@ -158,7 +158,7 @@ def test_two_channels_count_alike() -> None:
     decoded[:, 1] *= 0.5
     half = log_spectral_distance_db(decoded, stereo, RATE).item()
     assert half == pytest.approx(20 * math.log10(2) / 2, rel=2e-3)
-    assert multi_scale_mel(decoded, stereo, RATE).item() > 0
+    assert mel_by_item(decoded, stereo, RATE).item() > 0
 
 
 def test_bad_sounds_are_refused(noise: Tensor) -> None:
@@ -203,7 +203,7 @@ def test_optional_metrics_or_how_to_get_them(name: str, package: str) -> None:
     assert same > worse >= mute == (0.0 if name == "stoi" else 1.0)
     assert measure(sound, sound, 16000, [name])[name].item() == pytest.approx(same)
     assert OPTIONAL[name](sound, silence, 16000).isnan().all()
-    if name != "visqol":  # under a quarter of a second there is nothing that they could tell
+    if name != "visqol":  # under a quarter of a second they have no value
         assert OPTIONAL[name](sound[..., :2100], sound[..., :2100], 16000).isnan().all()
 
 

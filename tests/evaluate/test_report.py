@@ -284,7 +284,9 @@ def test_points_lie_where_their_values_say() -> None:
     assert level.get_linestyle() == "--" and level.get_ydata() == [0.0, 0.0]
     assert axes.get_xscale() == "log" and axes.get_xlabel() == "kbit/s" and axes.get_ylabel() == "mel ↓"
     low, high = axes.get_xlim()
-    assert 0 < low < 1 and 8 < high and [tick.get_text() for tick in axes.get_xticklabels()] == list("125")
+    assert (
+        0 < low < 1 and 8 < high and {"1", "2", "5"} <= {tick.get_text() for tick in axes.get_xticklabels()}
+    )
 
 
 @pytest.mark.parametrize("values", [[3.0], [1e-9, 3e-9], [0.5, 40.0, 3.0], [1.0, 1e6]])
