@@ -8,6 +8,8 @@ import torch
 
 from audiogen.errors import InputError
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # by their names
+
 
 def choose_device(name: str) -> torch.device:
     """The device of a name; "auto" is this process's CUDA GPU where there is one, else the CPU.

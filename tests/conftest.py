@@ -71,12 +71,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, builds: Path) -> Path:
     from audiogen.codec.model import Codec, CodecConfig
     from audiogen.codec.seanet import SeanetConfig
     from audiogen.generators.load import AudioGen
-    from audiogen.lm import native
+    from audiogen.lm.kernels import library
     from audiogen.lm.model import LMConfig, TokenLM
     from audiogen.text.t5 import T5Conditioner, TextConfig
     from audiogen.text.vocabulary import train_vocabulary
 
-    native.library()  # built now, and not while a test looks at what is printed
+    library.library()  # built now, and not while a test looks at what is printed
     with torch.random.fork_rng():
         torch.manual_seed(0)
         seanet = SeanetConfig(ratios=(5, 4, 4), num_filters=4, lstm=0)

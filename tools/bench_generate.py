@@ -5,13 +5,12 @@
     python tools/bench_generate.py --device cuda --shape medium --batch 1 8 32 --frames 500
 
 Random weights, guidance as a pair of rows a clip, the first with 20 tokens of text and the second without. A step is
-the model alone. packed is `lm.packed`, for machines without a compiler. static is all of `lm.static`, which also draws
-the codes, on a GPU as a CUDA graph; unfused is that with PyTorch's kernels alone, compiled with those that
-torch.compile makes of them, combined with torch.compile around the fused ones. Models take turns, round by round, so
-that other work on the machine meets all of them; figures are the medians over rounds. A frame takes one step, and
-frames/s are those of the mean of the first and the last steps of a clip, times the clips of a batch. A share of
-bandwidth is the bytes of weights that a step must read, over its time, over what the same number of threads read in
-the same round from memory, or what a GPU moves when it copies.
+the model alone, without drawing codes. native is `lm.kernels.native`; packed is `lm.kernels.packed`, for machines
+without a compiler; compile, graph and eager are the modes of `lm.kernels.graph`: torch.compile, a plain CUDA graph, and
+neither. Models take turns, round by round, so that other work on the machine meets all of them; figures are the medians
+over rounds. A frame takes one step, and frames/s are those of the mean of the first and the last steps of a clip, times
+the clips of a batch. A share of bandwidth is the bytes of weights that a step must read, over its time, over what the
+same number of threads read in the same round from memory, or what a GPU moves when it copies.
 """
 
 import argparse
@@ -21,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -30,11 +29,9 @@ from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderC
 
 from audiogen.errors import InputError, run_command
 from audiogen.interfaces import Condition
-from audiogen.lm import native, ops
+from audiogen.lm.kernels import graph, library, native
+from audiogen.lm.kernels.packed import PackedLM
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.packed import PackedLM
-from audiogen.lm.sample import TokenSampling
-from audiogen.lm.static import DTYPES, Loop, StaticLM
 from audiogen.models.lm_layouts import transformers_parts
 from audiogen.text.condition import null, stack
 
@@ -48,9 +45,9 @@ MODELS = {
         "transformers-float32", "transformers-bfloat16", "pytorch-float32", "pytorch-bfloat16",
         "packed-float32", "packed-bfloat16", "packed-int8", "native-float32", "native-bfloat16", "native-int8",
     ),
-    "cuda": ("transformers-bfloat16", "pytorch-bfloat16", "unfused-bfloat16", "static-bfloat16", "static-int8"),
+    "cuda": ("transformers-bfloat16", "pytorch-bfloat16", "graph-bfloat16", "compile-bfloat16", "compile-int8"),
 }  # fmt: skip
-STATIC = ("static", "unfused", "compiled", "combined")  # with any of static.DTYPES
+GRAPH = get_args(graph.Mode)  # with any of graph.DTYPES
 TEXT_TOKENS = 20
 READ_BYTES = 1 << 29  # for the bandwidth: many times any cache
 COPY_BYTES = 1 << 30
@@ -65,7 +62,7 @@ class Candidate(NamedTuple):
 
 
 def native_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: native.Dtype) -> Candidate:
-    """The kernels of audiogen/lm/native.cpp."""
+    """The kernels of audiogen/lm/kernels/native.cpp."""
     fast = native.NativeLM(lm, dtype)
     cache = fast.new_cache(text, len(steps), steps.shape[2])
     fast.step(steps, cache)
@@ -78,7 +75,7 @@ def native_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: native.Dtyp
 
 
 def packed_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: str, num_bytes: int) -> Candidate:
-    """PyTorch's products of packed weights, audiogen/lm/packed.py."""
+    """PyTorch's products of packed weights, audiogen/lm/kernels/packed.py."""
     fast = PackedLM(lm, dtype)
     cache = fast.new_cache(text, len(steps), steps.shape[2])
     fast.step(steps, cache)
@@ -90,25 +87,19 @@ def packed_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: str, num_by
     return Candidate(f"packed-{dtype}", num_bytes, step)
 
 
-def static_model(lm: TokenLM, text: Condition, steps: Tensor, kind: str, dtype: str) -> Candidate:
-    """The whole step of audiogen/lm/static.py; with int8, what is not a matrix is bfloat16 on a GPU."""
-    is_cuda = lm.heads.weight.is_cuda
-    cast = _copy(lm, torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)) if is_cuda else lm
-    kernels = ops if kind in ("unfused", "compiled") else None
-    compiles = kind in ("compiled", "combined")
-    static = StaticLM(cast, dtype, kernels=kernels, compile=compiles)  # type: ignore[arg-type]
-    num_steps, batch = steps.shape[2], len(steps) // 2
-    loop = Loop(static, static.new_cache(text, len(steps), num_steps), batch, TokenSampling(), guidance=3.0)
-    uniform = torch.rand(steps[:batch].shape, device=steps.device)
-    loop.begin(steps[:batch], uniform, torch.zeros_like(uniform, dtype=torch.bool), num_steps, text)
+def graph_model(lm: TokenLM, text: Condition, steps: Tensor, mode: graph.Mode, dtype: str) -> Candidate:
+    """The step of audiogen/lm/kernels/graph.py; with int8, what is not a matrix is bfloat16 on a GPU."""
+    fast = graph.GraphLM(lm, dtype, mode=mode)
+    cache = fast.new_cache(text, len(steps), steps.shape[2])
+    fast.step(steps, cache)
 
     def step(position: int) -> object:
-        if loop.cache.length != position:
-            loop.cache.restart(position)
-        loop.advance()
-        return loop.steps
+        if cache.length != position:
+            cache.length = position
+            cache.position.fill_(position)
+        return fast.step(steps[..., position : position + 1], cache)
 
-    return Candidate(f"{kind}-{dtype}", static.matrices.step_bytes(), step)
+    return Candidate(f"{mode}-{dtype}", fast.step_bytes, step)
 
 
 def pytorch_model(
@@ -180,8 +171,8 @@ def candidates(lm: TokenLM, names: Sequence[str], num_frames: int, batch: int) -
         kind, _, dtype = name.partition("-")
         if kind == "native":
             made.append(native_model(lm, text, steps, dtype))  # type: ignore[arg-type]
-        elif kind in STATIC:
-            made.append(static_model(lm, text, steps, kind, dtype))
+        elif kind in GRAPH:
+            made.append(graph_model(lm, text, steps, kind, dtype))  # type: ignore[arg-type]
         elif kind == "packed":
             num_bytes = num_weights * {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
             made.append(packed_model(lm, text, steps, dtype, num_bytes))
@@ -203,14 +194,14 @@ def bandwidth(memory: Tensor, num_threads: int) -> float:
         torch.cuda.synchronize()
         milliseconds = min(events[i].elapsed_time(events[i + 1]) for i in range(2))
         return 2 * half / milliseconds * 1e3
-    library = native.library()
-    if library is None:
+    kernels = library.library()
+    if kernels is None:
         raise InputError("the bandwidth is measured by the native kernels: install g++ or clang++")
-    team = native.Team(library, num_threads)
+    threads = native.Threads(kernels, num_threads)
     times = []
     for _ in range(2):
         begin = time.perf_counter()
-        library.audiogen_read(ctypes.cast(memory.data_ptr(), ctypes.c_char_p), READ_BYTES, team.handle)
+        kernels.audiogen_read(ctypes.cast(memory.data_ptr(), ctypes.c_char_p), READ_BYTES, threads.handle)
         times.append(time.perf_counter() - begin)
     return READ_BYTES / min(times)
 
@@ -283,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--steps is from 1 to below --frames; --rounds, --threads and --batch are at least 1"
         )
     names = args.models or MODELS[args.device]
-    allowed = (*MODELS["cpu"], *(f"{kind}-{dtype}" for kind in STATIC for dtype in DTYPES))
+    allowed = (*MODELS["cpu"], *(f"{kind}-{dtype}" for kind in GRAPH for dtype in graph.DTYPES))
     if unknown := set(names) - set(allowed):
         raise InputError(f"--models has {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
     is_cuda = args.device == "cuda"

@@ -22,7 +22,7 @@ from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderC
 
 from audiogen.errors import InputError, run_command
 from audiogen.files import checkpoint
-from audiogen.lm import native, packed
+from audiogen.lm.kernels import library, native, packed
 from audiogen.lm.model import ROWS, LMConfig, TokenLM
 from audiogen.models.lm_layouts import transformers_parts
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             peak, weights = int(run.stdout), count * BYTES[name.partition("-")[2]]
             print(f"{name:22} {peak / 1e6:9,.0f} MB, {peak / weights:.2f} times the weights")
         return 0
-    native.library()
+    library.library()
     before = peak_bytes()
     kind, _, dtype = arguments.models[0].partition("-")
     with torch.inference_mode():

@@ -27,8 +27,8 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from audiogen.errors import InputError, run_command
 from audiogen.generators.load import AudioGen
+from audiogen.lm.kernels.native import NativeLM
 from audiogen.lm.model import TokenLM
-from audiogen.lm.native import NativeLM
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from audiogen import audio as audio_io
 from audiogen.config import to_plain
-from audiogen.device import choose_device
+from audiogen.device import DTYPES, choose_device
 from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.conditioners import Conditioner
 from audiogen.diffusion.conditioning import Conditioning, stack
@@ -40,7 +40,6 @@ MAX_DURATION_S = 60.0  # of a system without a window: attention's memory grows 
 MAX_CANDIDATES = 64
 CANDIDATE_STRIDE = 2**40  # candidate c of a sound with seed s is drawn with s + c of these
 ROWS_ON_CPU, ROWS_ELSEWHERE = 1, 8  # sounds that the denoiser runs on at a time; guidance doubles them
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class LatentGenerator:

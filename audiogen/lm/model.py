@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import Condition
 from audiogen.lm.patterns import PATTERNS, Pattern, PatternName, Rhythm, interleave, make_pattern, rhythm
 from audiogen.lm.training import Recompute, cross_entropy, run_layer
@@ -106,7 +107,7 @@ class TokenLM(nn.Module):
 
         truncated_normal(self.embedding.weight, self.config.embedding_scale)
         truncated_normal(self.heads.weight)
-        for depth, block in enumerate(self._blocks(), start=1):
+        for depth, block in enumerate(self.blocks(), start=1):
             own, cross = block.self_attention, block.cross_attention
             # Each update adds to the residual stream's variance: later layers add less, as 1 / sqrt(2 depth).
             for linear in (own.out_proj, cross.out_proj, block.ff_in, block.ff_out):
@@ -123,7 +124,8 @@ class TokenLM(nn.Module):
         """Where the weights are."""
         return self.embedding.weight.device
 
-    def _blocks(self) -> list[Block]:
+    def blocks(self) -> list[Block]:
+        """The layers, from the first to the last."""
         return cast("list[Block]", list(self.layers))
 
     def pattern(self, num_frames: int) -> Pattern:
@@ -161,26 +163,24 @@ class TokenLM(nn.Module):
         checkpoint_layers: Recompute = False,
     ) -> Tensor:
         """Steps [B, K, S] -> what the heads see [B, S, D]; arguments as in `forward`."""
+        num_steps = steps.shape[2]
         if cache is None:
-            first = 0
+            positions, mask = torch.arange(num_steps, device=steps.device), None
             text, text_mask = self._project_text(condition)
         else:
             if condition is not None:
                 raise ValueError("got a condition and a cache, which holds its own: pass only the cache")
-            first, text, text_mask = cache.length, cache.text, cache.text_mask
-            if first + steps.shape[2] > cache.max_steps:
-                raise ValueError(
-                    f"the cache is for {cache.max_steps} steps; it holds {first} and {steps.shape[2]} are new"
-                )
+            cache.check(num_steps)
+            positions, mask = cache.positions(num_steps), cache.mask(num_steps)
+            text, text_mask = cache.text, cache.text_mask
         offsets = torch.arange(self.config.num_codebooks, device=steps.device)[:, None] * (self.special + 1)
         x = self.embedding(steps + offsets).sum(1)  # [B, S, D]
-        positions = torch.arange(first, first + steps.shape[2], device=steps.device)
         x = x + sinusoidal_positions(positions, self.config.dim).to(x.dtype)
-        for index, block in enumerate(self._blocks()):
-            arguments = (x, text[index] if text else None, text_mask, cache, index)
+        for index, block in enumerate(self.blocks()):
+            arguments = (x, text[index] if text else None, text_mask, cache, index, mask)
             x = run_layer(block, checkpoint_layers, *arguments)
         if cache is not None:
-            cache.length += steps.shape[2]
+            cache.advance(num_steps)
         return self.out_norm(x)
 
     def logits(self, features: Tensor) -> Tensor:
@@ -196,13 +196,43 @@ class TokenLM(nn.Module):
         if condition is None:
             return None, None
         tokens = condition.tokens.to(self.embedding.weight.dtype)
-        text = [block.cross_attention.project(tokens) for block in self._blocks()]
+        text = [block.cross_attention.project(tokens) for block in self.blocks()]
         return text, condition.mask[:, None, None]
 
 
 def reader(lm: TokenLM) -> Read:
     """The weights of a model in memory."""
     return lambda name: (rows.float().cpu() for rows in lm.get_parameter(name).detach().split(ROWS))
+
+
+def rebuild(
+    config: LMConfig, read: Read, like: Tensor, matrix: Callable[[Tensor], nn.Module] | None = None
+) -> TokenLM:
+    """A TokenLM for inference with the weights that `read` gives, each converted as it comes.
+
+    like: of their device and number type. matrix: makes the module of a product from its weight [outputs, inputs]
+    instead, such as one that holds int8.
+    """
+    with checkpoint.unfilled():
+        lm = TokenLM(config).eval()
+    for name, module in list(lm.named_modules()):
+        if matrix is not None and isinstance(module, nn.Linear):
+            parent, _, child = name.rpartition(".")
+            lm.get_submodule(parent).add_module(child, matrix(torch.cat(list(read(f"{name}.weight")))))
+            continue
+        for which, _ in list(module.named_parameters(recurse=False)):
+            weight = torch.cat([rows.to(like.device, like.dtype) for rows in read(f"{name}.{which}")])
+            setattr(module, which, nn.Parameter(weight, requires_grad=False))
+    return lm
+
+
+def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights float32 [rows, inputs] -> int8 values in float32, same shape, and scales [rows]: values x scales.
+
+    Symmetric: the largest magnitude of every row becomes 127.
+    """
+    largest = rows.abs().amax(1)
+    return (rows * (127 / largest.clamp(min=1e-30))[:, None]).round_(), largest / 127  # 1e-30: a row of zeros
 
 
 class TeacherForcing(NamedTuple):

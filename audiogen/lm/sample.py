@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -47,16 +47,6 @@ class Decoder(Protocol):
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> Any: ...
 
     def step(self, steps: Tensor, cache: Any) -> Tensor: ...
-
-
-@runtime_checkable
-class WholeDecoder(Protocol):
-    """A decoder that also draws the codes, as `static.StaticLM` does on the device: see its `complete`."""
-
-    def complete(
-        self, steps: Tensor, uniform: Tensor, unknown: Tensor, first: int, condition: Condition | None,
-        sampling: TokenSampling, guidance: float | None, advance: Callable[[], None],
-    ) -> Tensor: ...  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -297,11 +287,6 @@ def _decode(
     steps = patterns.interleave(codes, pattern, decoder.special)
     uniform = patterns.interleave(uniform, pattern, 0)
     unknown = (pattern.frame >= layout.known).to(codes.device)
-    if isinstance(decoder, WholeDecoder):
-        steps = decoder.complete(
-            steps, uniform, unknown, layout.first, condition, sampling, guidance, advance
-        )
-        return _collect(steps, pattern, decoder.special)
     copies = 1 if guidance is None else 2
     cache = decoder.new_cache(condition, copies * len(codes), pattern.num_steps)
     new = steps[..., : layout.first]

@@ -32,7 +32,7 @@ class KVCache:
 
     self_keys, self_values: [layers, B, heads, S_max, D / heads], of which the first `length` steps are filled.
     text: keys and values of the condition for every layer, or None without a condition.
-    text_mask: bool [B, 1, 1, L], or None.
+    text_mask: bool [B, 1, 1, L], or None. `kernels.graph.StaticCache` keeps its length on the device.
     """
 
     def __init__(
@@ -53,8 +53,31 @@ class KVCache:
         """S_max, the number of steps there is room for."""
         return self.self_keys.shape[3]
 
+    def check(self, num_new: int) -> None:
+        """ValueError where there is no room for so many more steps."""
+        if self.length + num_new > self.max_steps:
+            raise ValueError(
+                f"the cache is for {self.max_steps} steps; it holds {self.length} and {num_new} are new"
+            )
+
+    def positions(self, num_new: int) -> Tensor:
+        """int64 [S] of the next steps."""
+        return torch.arange(self.length, self.length + num_new, device=self.self_keys.device)
+
+    def mask(self, num_new: int) -> Tensor | None:
+        """bool [S, S_all], what each of the next steps attends to; None where SDPA's own causal mask serves."""
+        if num_new == 1 or not self.length:
+            return None
+        num_all = self.length + num_new  # SDPA would align the first query with the first key
+        mask = torch.ones(num_new, num_all, dtype=torch.bool, device=self.self_keys.device)
+        return mask.tril(self.length)
+
+    def advance(self, num_new: int) -> None:
+        """All layers have appended so many steps."""
+        self.length += num_new
+
     def append(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
-        """Store a layer's new keys and values and return all up to them; the caller advances `length`."""
+        """Store a layer's new keys and values [B, heads, S, D / heads] and return all that may be attended to."""
         end = self.length + keys.shape[2]
         self.self_keys[layer, :, :, self.length : end] = keys
         self.self_values[layer, :, :, self.length : end] = values
@@ -70,19 +93,15 @@ class SelfAttention(nn.Module):
         self.in_proj = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, cache: KVCache | None, layer: int) -> Tensor:
-        """x [B, S, D] -> [B, S, D]; with a cache, x holds the steps after those cached."""
+    def forward(self, x: Tensor, cache: KVCache | None, layer: int, mask: Tensor | None) -> Tensor:
+        """x [B, S, D] -> [B, S, D]; with a cache, x holds the steps after those cached, and mask is the cache's."""
         queries, keys, values = rearrange(
             self.in_proj(x), "b s (three h d) -> three b h s d", three=3, h=self.num_heads
         )
         if cache is not None:
             keys, values = cache.append(layer, keys, values)
-        num_new, num_all = queries.shape[2], keys.shape[2]
-        mask = None
-        if 1 < num_new < num_all:  # SDPA's own causal mask would align the first query with the first key
-            mask = torch.ones(num_new, num_all, dtype=torch.bool, device=x.device).tril(num_all - num_new)
         attended = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=num_new == num_all and num_new > 1
+            queries, keys, values, attn_mask=mask, is_causal=mask is None and x.shape[1] > 1
         )
         return self.out_proj(rearrange(attended, "b h s d -> b s (h d)"))
 
@@ -128,10 +147,16 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, text: KeysValues | None, text_mask: Tensor | None, cache: KVCache | None, layer: int
+        self,
+        x: Tensor,
+        text: KeysValues | None,
+        text_mask: Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+        mask: Tensor | None,
     ) -> Tensor:
         """x [B, S, D] -> [B, S, D]; without text no cross-attention, which equals a condition of zeros."""
-        x = x + self.dropout(self.self_attention(self.norm_self(x), cache, layer))
+        x = x + self.dropout(self.self_attention(self.norm_self(x), cache, layer, mask))
         if text is not None:
             assert text_mask is not None
             x = x + self.dropout(self.cross_attention(self.norm_cross(x), text, text_mask))

@@ -23,7 +23,8 @@ from audiogen.generate.options import parse_arguments
 from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
 from audiogen.interfaces import Sampling
-from audiogen.lm import lora, native
+from audiogen.lm import lora
+from audiogen.lm.kernels import library
 from audiogen.models.diffusers import save_diffusers
 from audiogen.text.vocabulary import train_vocabulary
 from tests import random_t5
@@ -145,7 +146,7 @@ def test_settings_are_passed_on(run, tiny_model: Path) -> None:
 
 
 def test_threads_change_the_time_and_no_bit_of_int8(run) -> None:
-    if native.find_compiler() is None:
+    if library.find_compiler() is None:
         pytest.skip("needs a C++ compiler")
     before = torch.get_num_threads()
     try:

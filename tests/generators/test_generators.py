@@ -17,8 +17,9 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import load as generators
 from audiogen.interfaces import Condition, Edit, Generator, Sampling
-from audiogen.lm import decoders, lora, native
-from audiogen.lm.packed import PackedLM
+from audiogen.lm import decoders, lora
+from audiogen.lm.kernels import library, native
+from audiogen.lm.kernels.packed import PackedLM
 from audiogen.lm.sample import TokenSampling, generate_tokens
 from audiogen.models.codec_pretrained import load_codec
 from audiogen.models.lm_pretrained import OpenLM, load_lm
@@ -67,7 +68,7 @@ def test_peer_padding_puts_zero_rows_into_the_softmax_and_is_off_by_default(mode
     longest = max(lengths)
     assert lengths[0] < longest
     # One layer, by hand: a row of zeros has the score 0 and the value 0, so it only adds 1 to the denominator.
-    attention = model.lm._blocks()[0].cross_attention
+    attention = model.lm.blocks()[0].cross_attention
     x = torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(0))
     queries = attention.query_proj(x).view(1, 5, 4, 6).transpose(1, 2)
     keys, values = attention.project(alone[0].tokens)
@@ -271,7 +272,7 @@ def test_half_precision_generates_and_leaves_text_and_codec_alone(tiny_model: Pa
     assert sound.dtype == torch.float32 and sound.isfinite().all()
 
 
-needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(library.find_compiler() is None, reason="needs a C++ compiler")
 
 
 @needs_compiler
@@ -441,9 +442,9 @@ def test_what_cannot_be_streamed_is_said_before_the_first_piece(model: AudioGen)
 def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    native.library.cache_clear()
+    library.library.cache_clear()
     yield
-    native.library.cache_clear()
+    library.library.cache_clear()
 
 
 @pytest.mark.usefixtures("no_compiler")

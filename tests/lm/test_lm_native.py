@@ -15,9 +15,9 @@ from torch import Tensor
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
-from audiogen.lm import native
+from audiogen.lm.kernels import library, native
+from audiogen.lm.kernels.native import NativeLM
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.native import NativeLM
 from audiogen.text.condition import null
 
 K, V = 3, 21
@@ -26,7 +26,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.04, "int8": 0.12}
 # (dim, heads): heads of 6, 5 and 65 values; pairs and fours that do not come out; one that fits everything
 SIZES = [(24, 4), (70, 14), (130, 2), (64, 2)]
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
-TARGETS = {"native": native.TARGETS}
+TARGETS = {"native": library.TARGETS}
 if ON_X86:  # the code of older processors; -O1 builds sooner
     TARGETS["sse2"] = (("-march=x86-64", "-O1"),)
     if "avx2" in Path("/proc/cpuinfo").read_text():
@@ -40,7 +40,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def compiler() -> str:
-    found = native.find_compiler()
+    found = library.find_compiler()
     if found is None:
         pytest.skip("needs a C++ compiler")
     return found
@@ -48,12 +48,12 @@ def compiler() -> str:
 
 @pytest.fixture(scope="session", params=TARGETS)
 def kernels(request: pytest.FixtureRequest, compiler: str, builds: Path) -> ctypes.CDLL:
-    return native.build(compiler, builds, TARGETS[request.param])
+    return library.build(compiler, builds, TARGETS[request.param])
 
 
 @pytest.fixture(scope="session")
 def built(compiler: str, builds: Path) -> ctypes.CDLL:
-    return native.build(compiler, builds)
+    return library.build(compiler, builds)
 
 
 def make_lm(dim: int, num_heads: int, num_layers: int = 2) -> TokenLM:
@@ -189,7 +189,7 @@ def test_threads_follow_torch_and_end_with_the_model(built: ctypes.CDLL) -> None
     for num_threads in (1, 3, 2):
         torch.set_num_threads(num_threads)
         fast.step(steps, fast.new_cache(None, 1, 1))
-        assert fast._team.num_threads == num_threads
+        assert fast._pool.num_threads == num_threads
         assert num_tasks() == before + num_threads - 1
     del fast
     assert num_tasks() == before
@@ -202,10 +202,10 @@ def test_the_environment_decides_how_many_threads_there_are(built: ctypes.CDLL, 
     code = """
 import torch
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.native import NativeLM
+from audiogen.lm.kernels.native import NativeLM
 fast = NativeLM(TokenLM(LMConfig(3, 21, 24, 1, 4)).eval())
 fast.step(torch.zeros(1, 3, 1, dtype=torch.long), fast.new_cache(None, 1, 1))
-print(fast._team.num_threads)
+print(fast._pool.num_threads)
 """
     environment = os.environ | {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
     run = subprocess.run(
@@ -249,7 +249,7 @@ ARM = ("armv8-a", "armv8.2-a+dotprod+bf16")
 ARM_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 
-def passes(compiler: str, flags: Sequence[str], library: Path, directory: Path, *emulator: str) -> None:
+def passes(compiler: str, flags: Sequence[str], built: Path, directory: Path, *emulator: str) -> None:
     """The harness, linked with the library of kernels, finds every logit right."""
     harness = directory / "harness"
     command = [
@@ -261,7 +261,7 @@ def passes(compiler: str, flags: Sequence[str], library: Path, directory: Path, 
         "-Werror",
         *flags,
         str(HARNESS),
-        str(library),
+        str(built),
     ]
     subprocess.run([*command, "-o", str(harness)], check=True)
     run = subprocess.run([*emulator, str(harness)], capture_output=True, text=True, check=False)
@@ -277,10 +277,10 @@ def test_on_arm_it_equals_a_naive_step_in_double_precision(architecture: str, tm
     for tool in (ARM_COMPILER, EMULATOR):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}")
-    library, flags = tmp_path / "native.so", (f"-march={architecture}", "-O1")
-    command = [ARM_COMPILER, *native.FLAGS, "-Wall", "-Wextra", "-Werror", *flags]
-    subprocess.run([*command, str(native.SOURCE), "-o", str(library)], check=True)
-    passes(ARM_COMPILER, flags, library, tmp_path, EMULATOR, "-L", "/usr/aarch64-linux-gnu", "-cpu", "max")
+    built, flags = tmp_path / "native.so", (f"-march={architecture}", "-O1")
+    command = [ARM_COMPILER, *library.FLAGS, "-Wall", "-Wextra", "-Werror", *flags]
+    subprocess.run([*command, str(library.SOURCE), "-o", str(built)], check=True)
+    passes(ARM_COMPILER, flags, built, tmp_path, EMULATOR, "-L", "/usr/aarch64-linux-gnu", "-cpu", "max")
 
 
 # The build, with a source that compiles in no time
@@ -298,37 +298,37 @@ def small(tmp_path: Path) -> Path:
     return source
 
 
-def works(library: ctypes.CDLL) -> bool:
-    library.audiogen_read.argtypes = []
-    return library.audiogen_read() == 7
+def works(built: ctypes.CDLL) -> bool:
+    built.audiogen_read.argtypes = []
+    return built.audiogen_read() == 7
 
 
 def test_it_is_built_once_and_again_for_another_source_or_header(
     compiler: str, small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert works(native.build(compiler, tmp_path, source=small))
+    assert works(library.build(compiler, tmp_path, source=small))
     first = capfd.readouterr().err
     assert first.startswith("building fast kernels for this machine, once") and first.count("\n") == 2
-    assert works(native.build(compiler, tmp_path, source=small))
+    assert works(library.build(compiler, tmp_path, source=small))
     assert capfd.readouterr().err == ""
     small.write_text(SMALL + "// changed\n")
-    assert works(native.build(compiler, tmp_path, source=small))
+    assert works(library.build(compiler, tmp_path, source=small))
     (tmp_path / "native").mkdir()
     (tmp_path / "native" / "part.h").write_text("")  # what it includes
-    assert works(native.build(compiler, tmp_path, source=small))
+    assert works(library.build(compiler, tmp_path, source=small))
     assert len(list(tmp_path.glob("*.so"))) == 3
 
 
 def test_a_corrupted_build_is_built_again(compiler: str, small: Path, tmp_path: Path) -> None:
-    assert works(native.build(compiler, tmp_path, source=small))
+    assert works(library.build(compiler, tmp_path, source=small))
     (path,) = tmp_path.glob("*.so")
     whole = path.read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], whole[:-9] + b"different"):
         path.unlink()  # not in place: this process has it loaded
         path.write_bytes(damaged)
-        assert works(native.build(compiler, tmp_path, source=small))
+        assert works(library.build(compiler, tmp_path, source=small))
         (path,) = tmp_path.glob("*.so")
-        assert path.stem.endswith(native._digest(path)) and len(path.read_bytes()) == len(whole)
+        assert path.stem.endswith(library._digest(path)) and len(path.read_bytes()) == len(whole)
 
 
 def test_processes_that_build_at_once_build_one(
@@ -343,7 +343,7 @@ def test_processes_that_build_at_once_build_one(
         try:
             os.close(go)
             os.read(ready, 1)  # until the parent closes its end
-            os._exit(0 if works(native.build(compiler, tmp_path, source=small)) else 1)
+            os._exit(0 if works(library.build(compiler, tmp_path, source=small)) else 1)
         finally:
             os._exit(2)
     os.close(ready)
@@ -359,14 +359,14 @@ def test_without_a_compiler_there_is_none_and_one_line_says_so(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    native.library.cache_clear()
-    assert native.library() is None and native.library() is None
+    library.library.cache_clear()
+    assert library.library() is None and library.library() is None
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and "there is no C++ compiler" in said and "PyTorch's are slower" in said
     with pytest.raises(InputError, match="need a C\\+\\+ compiler"):
         NativeLM(make_lm(24, 4))
     monkeypatch.undo()
-    native.library.cache_clear()
+    library.library.cache_clear()
 
 
 def test_a_compiler_that_fails_says_why(
@@ -377,11 +377,11 @@ def test_a_compiler_that_fails_says_why(
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("AUDIOGEN_CACHE", str(tmp_path))
-    native.library.cache_clear()
-    assert native.library() is None
+    library.library.cache_clear()
+    assert library.library() is None
     assert "disk is full; PyTorch's are" in capfd.readouterr().err
     monkeypatch.undo()
-    native.library.cache_clear()
+    library.library.cache_clear()
 
 
 def test_a_cache_that_cannot_be_written_is_replaced_for_the_session(
@@ -389,8 +389,8 @@ def test_a_cache_that_cannot_be_written_is_replaced_for_the_session(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AUDIOGEN_CACHE", str(tmp_path / "file" / "below"))
-    directory = native.cache_directory()
+    directory = library.cache_directory()
     assert directory.is_dir() and not directory.is_relative_to(tmp_path)
     directory.rmdir()
     monkeypatch.setenv("AUDIOGEN_CACHE", str(tmp_path / "new"))
-    assert native.cache_directory() == tmp_path / "new"
+    assert library.cache_directory() == tmp_path / "new"

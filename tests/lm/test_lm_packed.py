@@ -7,9 +7,9 @@ from torch import Tensor
 from audiogen import onednn
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
-from audiogen.lm import packed
+from audiogen.lm.kernels import packed
+from audiogen.lm.kernels.packed import PackedLinear, PackedLM
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.packed import PackedLinear, PackedLM
 
 K, V = 3, 21
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.06, "int8": 0.2}  # of a logit, whose standard deviation is 1

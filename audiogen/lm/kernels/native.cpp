@@ -1,4 +1,4 @@
-// A decoding step of TokenLM in one call: what audiogen/lm/native.py builds with the system's compiler and loads.
+// A decoding step of TokenLM in one call: what audiogen/lm/kernels/library.py builds with the system's compiler and loads.
 //
 // Decoding is bound by memory: a step reads every weight once for all rows of the batch. Weights lie in panels of 16
 // outputs: panel n holds, for every word of input, the 16 words of outputs 16 n .. 16 n + 15, one after the other. A

@@ -1,4 +1,4 @@
-"""TokenLM on a CPU where no kernels of ours can be built: PyTorch's own products, of weights packed beforehand.
+"""TokenLM on a CPU where the C++ kernels cannot be built: products of PyTorch, of weights packed beforehand.
 
 `nn.Linear` on one or two rows reads its matrix at a third of the memory's bandwidth. oneDNN's product of a matrix in
 its own layout (`onednn.py`), and FBGEMM's of an int8 one, come close to it. The latter is what PyTorch's dynamic
@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from audiogen import onednn
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
 from audiogen.interfaces import Condition
-from audiogen.lm.model import Read, TokenLM, reader
+from audiogen.lm.kernels.native import DTYPES
+from audiogen.lm.model import Read, TokenLM, reader, rebuild
 from audiogen.lm.transformer import KVCache
 
-DTYPES = ("float32", "bfloat16", "int8")
 ROWS = 2  # that weights are packed for: a pair for guidance; any number is computed
 ENGINES = ("x86", "fbgemm", "qnnpack")  # of products in int8: the first that this PyTorch has
 
@@ -41,18 +40,9 @@ class PackedLM:
         if dtype not in DTYPES:
             raise InputError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
         self.config, self.special, self.dtype = lm.config, lm.special, dtype
-        read = read or reader(lm)
-        with checkpoint.unfilled():
-            self._lm = TokenLM(lm.config).eval()
-        for name, module in list(self._lm.named_modules()):
-            if isinstance(module, nn.Linear):
-                parent, _, child = name.rpartition(".")
-                weight = torch.cat(list(read(f"{name}.weight")))
-                self._lm.get_submodule(parent).add_module(child, PackedLinear(weight, dtype))
-            else:
-                for which, _ in list(module.named_parameters(recurse=False)):
-                    value = torch.cat(list(read(f"{name}.{which}")))
-                    setattr(module, which, nn.Parameter(value, requires_grad=False))
+        self._lm = rebuild(
+            lm.config, read or reader(lm), torch.empty(0), lambda weight: PackedLinear(weight, dtype)
+        )
 
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> KVCache:
         """As `TokenLM.new_cache`."""
@@ -124,5 +114,5 @@ def _pack_int8(weight: Tensor) -> Product:
 
 
 def _has_vnni() -> bool:
-    supported = cast(Any, getattr(torch.cpu, "_is_vnni_supported", None))  # no public function tells
+    supported = cast(Any, getattr(torch.cpu, "_is_vnni_supported", None))  # there is no public function
     return supported is not None and bool(supported())
