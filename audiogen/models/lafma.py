@@ -24,7 +24,8 @@ from audiogen.text.t5 import TextConfig
 TEXT_ENCODER = "google/flan-t5-large"
 # Training, paths of the authors' machine, and the length and folders of their examples.
 HARMLESS = (
-    *("base_config", "dataset", "preprocess.*", "root_dir", "checkpoint_*", "test_*", "num_workers", "seed"),
+    *("base_config", "dataset", "root_dir", "checkpoint_*", "test_*", "num_workers", "seed"),
+    *("preprocess.*_dir", "preprocess.use_*", "preprocess.target_length", "preprocess.duration"),
     *(
         "warmup_steps",
         "gamma",

@@ -23,7 +23,7 @@ PIPELINES = {
     "StableAudioPipeline": "stable_audio",
 }
 # What a scheduler does in a way of its own: which way back it goes is ours to choose, and the process is the same.
-_SAMPLERS = (
+SAMPLERS = (
     *("_*", "solver_*", "rho", "lower_order_final", "euler_at_final", "final_sigmas_type", "sigma_schedule"),
     *(
         "skip_prk_steps",
@@ -226,7 +226,7 @@ def scheduler_process(settings: Settings) -> dict[str, Any]:
         "beta_start": settings.number("beta_start"),
         "beta_end": settings.number("beta_end"),
     }
-    settings.done(_SAMPLERS)
+    settings.done(SAMPLERS)
     return process
 
 
@@ -237,7 +237,7 @@ def _cosine_process(settings: Settings) -> dict[str, Any]:
         "lowest_sigma": settings.number("sigma_min", 0.3),
         "highest_sigma": settings.number("sigma_max", 500.0),
     }
-    settings.done((*_SAMPLERS, "num_train_timesteps"))
+    settings.done((*SAMPLERS, "num_train_timesteps"))
     return process
 
 

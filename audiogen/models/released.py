@@ -48,10 +48,13 @@ def load_released(
         directory = hub.fetch(str(name_or_directory), LAYOUTS)
     if not directory.is_dir():
         raise InputError(f"{directory} is no directory; give one with a released model, or a hub id")
-    return build_system(_read(directory, heads, ema))
+    return build_system(read_released(directory, heads, ema))
 
 
-def _read(directory: Path, heads: tuple[int, ...] | None, ema: bool | None) -> SystemParts:
+def read_released(
+    directory: Path, heads: tuple[int, ...] | None = None, ema: bool | None = None
+) -> SystemParts:
+    """What the files of a directory say, the weights still in them; the arguments are those of `load_released`."""
     if ema is not None and not audioldm.is_audioldm(directory):
         raise InputError(
             f"{directory} holds one set of weights; ema is for checkpoints of AudioLDM: leave it out"

@@ -24,7 +24,15 @@ from audiogen.text.encoder import FrozenEncoder
 # Settings of diffusers' and transformers' components that change no sound: who wrote the file, sizes of examples,
 # training, and GPT-2's output layer and summary, which are not used.
 HARMLESS = (
-    *("_*", "architectures", "model_type", "transformers_version", "torch_dtype", "dtype"),
+    *(
+        "_diffusers_version",
+        "_name_or_path",
+        "_commit_hash",
+        "architectures",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+    ),
     *("sample_size", "force_upcast", "initializer_range", "use_cache", "task_specific_params", "n_ctx"),
     *("*_pdrop", "dropout", "summary_*", "*_token_id", "tie_word_embeddings", "gradient_checkpointing"),
     *("return_dict", "output_*", "id2label", "label2id", "is_encoder_decoder", "chunk_size_feed_forward"),
@@ -88,7 +96,18 @@ class Released:
 
 
 def build_system(parts: SystemParts) -> Released:
-    """The system with its weights. Settings, names and shapes are checked before anything is allocated."""
+    """The system with its weights. Settings, sizes, names and shapes are checked before anything is allocated."""
+    system = without_weights(parts)
+    for part, tensors, source, where, own, ignore, _, _ in parts.components:
+        fill(system.get_submodule(part), tensors, source, where, own=own, ignore=ignore)
+    system.autoencoder.scale_factor = torch.tensor(parts.config.autoencoder.scale_factor)
+    return Released(
+        system.eval(), parts.name, dict(parts.process), parts.notes, parts.sampling, parts.window_s
+    )
+
+
+def without_weights(parts: SystemParts) -> LatentSystem:
+    """The system on the meta device; InputError where its settings or sizes are none of ours."""
     config, where = parts.config, parts.where
     process_of(parts.name, parts.process, str(where))  # which refuses values that make no process
     count = sum(len(component.tensors) for component in parts.components)
@@ -97,20 +116,7 @@ def build_system(parts: SystemParts) -> Released:
     for component in parts.components:
         if component.settings is not None:
             _compare(component.settings, system.get_submodule(component.part), component.free)
-    for component in parts.components:
-        module = system.get_submodule(component.part)
-        fill(
-            module,
-            component.tensors,
-            component.source,
-            component.where,
-            own=component.own,
-            ignore=component.ignore,
-        )
-    system.autoencoder.scale_factor = torch.tensor(config.autoencoder.scale_factor)
-    return Released(
-        system.eval(), parts.name, dict(parts.process), parts.notes, parts.sampling, parts.window_s
-    )
+    return system
 
 
 def _num_layers(config: SystemConfig) -> int:
@@ -150,6 +156,9 @@ def _compare(settings: Settings, module: Any, free: tuple[str, ...]) -> None:
     """Refuse each setting of a component of diffusers or transformers that differs from that of our network."""
     found = module.config
     built = _UNET_DEFAULTS | dict(found.to_dict() if hasattr(found, "to_dict") else found)
+    # The second is the class of AudioLDM's UNet, which computes the same.
+    kinds = [type(module).__name__, "UNet2DConditionModel"]
+    settings.choice("_class_name", kinds, kinds[0])
     for key, value in settings.contents.items():
         if key in free or _plain(value) == _plain(built.get(key)):
             settings.take(key)

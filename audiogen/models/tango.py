@@ -32,6 +32,7 @@ from audiogen.text.t5 import TextConfig
 TANGO = ("pytorch_model_main.bin", "pytorch_model_vae.bin", "main_config.json", "vae_config.json")
 TANGOFLUX = ("tangoflux.safetensors", "vae.safetensors", "config.json")
 UNET_CONFIG, SCHEDULER = "diffusion_model_config.json", "stabilityai/stable-diffusion-2-1"
+VAE_HARMLESS = ("image_key", "lossconfig.*", "ddconfig.resolution", "ddconfig.dropout")
 TRAINING = ("snr_gamma", "freeze_text_encoder", "uncondition")
 OOBLECK_RATE = 44100  # Hz; the files of an autoencoder alone do not say
 
@@ -70,7 +71,7 @@ def read_tango(directory: Path) -> SystemParts:
         text_unet=unet,
     )
     main.done(TRAINING)
-    settings.done(["image_key", "lossconfig.*", "ddconfig.resolution", "ddconfig.dropout"])
+    settings.done(VAE_HARMLESS)
     scheduler = directory / "scheduler_config.json"
     denoiser = Component(
         "denoiser.network",

@@ -1,0 +1,169 @@
+"""Every setting of every published format, changed in turn: another system, a refusal, or it is harmless."""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
+from audiogen.errors import InputError
+from audiogen.files import checkpoint
+from audiogen.files.pickles import read_pickle
+from audiogen.models import audioldm, lafma, latent_diffusion, pipelines, stable_audio, systems, tango
+from audiogen.models.released import read_released
+from audiogen.models.systems import SystemParts, without_weights
+
+# For each format its files of settings, and what changes nothing in each.
+FILES: dict[str, dict[str, tuple[str, ...]]] = {
+    "audioldm": {"config.yaml": audioldm.HARMLESS},
+    "audioldm2": {"config.yaml": audioldm.HARMLESS},
+    "lafma": {
+        "exp_config_lfm.json": lafma.HARMLESS,
+        "hifigan_16k_64bins.json": latent_diffusion.VOCODER_HARMLESS,
+    },
+    "stable_audio": {"model_config.json": stable_audio.HARMLESS},
+    "tango": {
+        "main_config.json": tango.TRAINING,
+        "vae_config.json": tango.VAE_HARMLESS,
+        "vocoder_config.json": latent_diffusion.VOCODER_HARMLESS,
+        "scheduler_config.json": pipelines.SAMPLERS,
+        "diffusion_model_config.json": systems.HARMLESS,
+    },
+    "tangoflux": {"config.json": tango.TRAINING},
+}
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(path, value) of all values that are no mappings; a list of mappings is entered."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for index, item in enumerate(value):
+            yield from leaves(item, (*path, index))
+    else:
+        yield path, value
+
+
+def changes(value: Any) -> list[Any]:
+    """Other values of the same type; of a list, one value changed or left out."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, (int, float)):
+        return [value * 2 + 1]
+    if isinstance(value, str):
+        return [f"{value}x"]
+    if isinstance(value, list) and value:
+        return [[*changes(value[0])[:1], *value[1:]], *([value[:-1]] if value[1:] else [])]
+    return [7] if value is None else [[7]]
+
+
+def changed(contents: Any, path: tuple[Any, ...], value: Any) -> Any:
+    contents = copy.deepcopy(contents)
+    owner = contents
+    for key in path[:-1]:
+        owner = owner[key]
+    owner[path[-1]] = value
+    return contents
+
+
+def result(parts: SystemParts) -> tuple[Any, ...]:
+    """All that decides about a sound, but for the weights."""
+    return parts.config, parts.name, parts.process, parts.sampling, parts.window_s
+
+
+def folder_of(shared: Path, name: str, tmp_path: Path) -> Path:
+    """A release whose settings may be written, with enough of its weights for its settings to be read."""
+    folder, source = tmp_path / name, shared / "fixtures" / f"{name}_tiny"
+    folder.mkdir()
+    for path in source.iterdir():
+        if path.suffix == ".safetensors" and path.stem != "expected":
+            (folder / path.name).symlink_to(path)
+        elif path.suffix in (".ckpt", ".pth", ".bin"):
+            torch.save(fewer(read_pickle(path)), folder / path.name)
+    for file in FILES[name]:
+        shutil.copy(source / file, folder / file)
+        (folder / file).chmod(0o644)
+    if name == "tangoflux":
+        small = WaveformAutoencoder(WaveformAutoencoderConfig(width=4, multiples=(1, 2), strides=(4, 2)))
+        checkpoint.write_tensors(folder / "vae.safetensors", small.vae.state_dict())
+    return folder
+
+
+def fewer(contents: Any) -> Any:
+    """A pickle's contents with one in eight tensors, all of one number, and those that readers look at."""
+    looked_at = ("attn_1.q.weight", "scale_factor", "input_blocks.0.0.weight")
+    kept = {}
+    for index, (key, value) in enumerate(contents.items()):
+        if isinstance(value, dict):
+            kept[key] = fewer(value)
+        elif isinstance(value, torch.Tensor) and (index % 8 == 0 or key.endswith(looked_at)):
+            kept[key] = torch.ones(1)
+    return kept
+
+
+def accepted(folder: Path) -> tuple[Any, ...] | None:
+    """What the settings mean; None where they are refused, in one line."""
+    try:
+        parts = read_released(folder)
+        if any(component.settings for component in parts.components):
+            without_weights(parts)
+    except InputError as error:
+        assert "\n" not in str(error) and len(str(error)) < 600
+        return None
+    return result(parts)
+
+
+def check_every_setting(folder: Path, files: dict[str, tuple[str, ...]]) -> None:
+    """Each setting, changed, is refused or means another system; all harmless ones, changed at once, the same."""
+    expected = accepted(folder)
+    assert expected is not None
+    for file, harmless in files.items():
+        path = folder / file
+        text = path.read_text()
+        contents = together = yaml.safe_load(text)
+        for key, value in leaves(contents):
+            if is_harmless(key, harmless):
+                together = changed(together, key, changes(value)[0])
+                continue
+            for other in changes(value):
+                path.write_text(json.dumps(changed(contents, key, other)))
+                assert accepted(folder) != expected, f"{file}: {key} = {other!r} is ignored"
+        path.write_text(json.dumps(together))
+        assert accepted(folder) == expected, f"{file}: a harmless setting is none"
+        path.write_text(text)
+
+
+def is_harmless(key: tuple[Any, ...], harmless: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(".".join(map(str, key)), item) for item in harmless)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_setting_of_the_authors_files_is_never_ignored(name: str, shared: Path, tmp_path: Path) -> None:
+    check_every_setting(folder_of(shared, name, tmp_path), FILES[name])
+
+
+ODD = (0, -1, 10**9, 10**30, 1e400, "x", "", [], {}, [[]], [0], [-1], ["x"], [None], None, True)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_value_of_another_kind_or_size_is_one_line(name: str, shared: Path, tmp_path: Path) -> None:
+    """Each setting in turn has one of the odd values: nothing but an InputError may come of it, at once."""
+    folder, count = folder_of(shared, name, tmp_path), 0
+    for file, harmless in FILES[name].items():
+        path = folder / file
+        contents = yaml.safe_load(path.read_text())
+        for key, _ in leaves(contents):
+            if is_harmless(key, harmless):
+                continue
+            count += 5  # a step that shares no divisor with the number of odd values: all have their turn
+            path.write_text(json.dumps(changed(contents, key, ODD[count % len(ODD)])))
+            accepted(folder)
+        path.write_text(json.dumps(contents))
