@@ -4,7 +4,7 @@
     python tools/bench_codec.py --threads 1 --batch 1 --seconds 5 --models transformers-float32 packed-bfloat16
 
 Random weights. Models take turns, round by round, so that other work on the machine meets all of them; figures are the
-medians over rounds. Memory is the peak of the process while a model runs once, above what it held before.
+medians over rounds. Memory is the peak of the process while a model runs once, above what it had before.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def peak_mb(work: Callable[[Tensor], Tensor], x: Tensor) -> float:
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is allocated now
         before = read("VmRSS")
         work(x)
         return read("VmHWM") - before

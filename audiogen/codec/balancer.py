@@ -24,7 +24,8 @@ class Balancer:
         if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
             raise InputError(f"loss weights are {dict(weights)}: numbers >= 0, not all 0, are allowed")
         self.weights, self.ema_decay, self.total_norm = dict(weights), ema_decay, total_norm
-        self._sum: dict[str, float] = {}  # decayed sum of norms and of ones: their ratio is the average
+        # Decayed sums of norms and of ones: their ratio is the moving average, without bias at the start.
+        self._sum: dict[str, float] = {}
         self._count: dict[str, float] = {}
 
     def backward(
@@ -39,6 +40,7 @@ class Balancer:
         grads = {
             name: torch.autograd.grad(loss, [output], retain_graph=True)[0] for name, loss in active.items()
         }
+        # [number of losses]: the norm per item, its mean over the batch and over processes.
         norms = torch.stack([g.float().flatten(1).norm(dim=1).mean() for g in grads.values()])
         norms = distributed.all_reduce_sum(norms) / distributed.world()
         total_weight = sum(self.weights[name] for name in active)

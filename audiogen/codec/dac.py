@@ -21,13 +21,13 @@ from audiogen.codec.model import check_codebooks, check_codes
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 
-LARGEST = 1 << 18  # of any one size; products of three of them still count without overflow
+LARGEST = 1 << 18  # of any one size: a product of three does not overflow 64 bits
 MODEL_TYPE = "dac"  # in config.json of transformers
 
 
 @dataclass(frozen=True)
 class DacSizes:
-    """The keys of `transformers.DacConfig` that decide about the architecture, under their names there."""
+    """The keys of `transformers.DacConfig` that determine the architecture, under their names there."""
 
     sampling_rate: int = 16000
     encoder_hidden_size: int = 64
@@ -66,7 +66,7 @@ class DacCodec(nn.Module):
     channels = 1
 
     def __init__(self, config: DacSizes) -> None:
-        # Here, because the codecs that come with the package have no use for transformers, which takes seconds.
+        # Here, because transformers takes seconds to import and the bundled codecs do not need it.
         from transformers import DacConfig, DacModel
 
         super().__init__()
@@ -79,7 +79,7 @@ class DacCodec(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> DacCodec:
-        """Stays as it is: in training mode its quantiser leaves out codebooks at random."""
+        """Stays in evaluation mode: in training its quantiser leaves out codebooks at random."""
         return super().train(False)
 
     @property
@@ -120,7 +120,7 @@ class DacCodec(nn.Module):
 
 
 def identity(codec: DacCodec) -> str:
-    """16 hex digits over what decides about the codes: all weights but the decoder's."""
+    """16 hex digits over all weights that the codes depend on: all but the decoder's."""
     return checkpoint.identity({k: v for k, v in codec.state_dict().items() if not k.startswith("decoder.")})
 
 
@@ -156,7 +156,7 @@ def from_tensors(
     sizes: DacSizes, tensors: Mapping[str, Tensor], where: str | Path, device: str | torch.device = "cpu"
 ) -> DacCodec:
     """A codec with these weights, float32, on `device`; InputError names those that do not fit."""
-    if sizes.n_codebooks > len(tensors):  # as modules they would take minutes, only to be found missing
+    if sizes.n_codebooks > len(tensors):  # to build more modules than there are tensors could take minutes
         raise InputError(f"{where} holds {len(tensors)} tensors; n_codebooks {sizes.n_codebooks} needs more")
     with torch.device("meta"):
         codec = DacCodec(sizes)

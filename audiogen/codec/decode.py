@@ -12,7 +12,7 @@ import torch
 from audiogen import audio
 from audiogen.codec.report import Report, check_distinct
 from audiogen.codec.segmented import SegmentedCodec, in_segments
-from audiogen.codec.token_files import FORMATS, read, read_header
+from audiogen.codec.token_files import FORMATS, read
 from audiogen.codec.tokens import TokenHeader
 from audiogen.codec.transcode import Failed, Tokens, decode_clips
 from audiogen.data.shards import ShardReader, is_shard_directory
@@ -64,12 +64,12 @@ def find_tokens(inputs: Iterable[str]) -> list[tuple[Path, Tokens]]:
     """(path below the input, clip) of every clip that the inputs name; InputError for an input without any."""
 
     def from_file(path: Path) -> Tokens:
-        return Tokens(str(path), lambda: read_header(path), lambda: read(path))
+        return Tokens(str(path), lambda: read(path))
 
     def from_shard(reader: ShardReader, index: int) -> Tokens:
         header = TokenHeader(**asdict(reader.spec), num_samples=reader.num_samples[index])
         name = f"{reader.directory}: {reader.clips[index].path}"
-        return Tokens(name, lambda: header, lambda: (header, [Segment(reader.codes(index)[None])]))
+        return Tokens(name, lambda: (header, [Segment(reader.codes(index)[None])]))
 
     clips: list[tuple[Path, Tokens]] = []
     for given in inputs:
@@ -100,7 +100,7 @@ def load_codec_of(clips: Sequence[Tokens], given: str | None, device: torch.devi
     reasons = []
     for clip in clips:
         try:
-            header = clip.peek()
+            header, _ = clip.read()
         except InputError as error:
             reasons.append(str(error))
             continue

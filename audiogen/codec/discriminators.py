@@ -1,20 +1,22 @@
 """Discriminators: of audio at several STFT resolutions, or of the log magnitudes of a codec that works on them.
 
-Of audio: EnCodec's (arXiv:2210.13438, section 3.4, figure 2), one 2-D convolutional network per resolution that looks
-at real and imaginary parts as image channels. Of spectra: patches judged one by one (PatchGAN, arXiv:1611.07004;
-on spectrograms SpecVQGAN, arXiv:2110.08791); no audio is made, which is cheaper.
+Of audio: EnCodec's (arXiv:2210.13438, section 3.4, figure 2), one 2-D convolutional network per resolution with real
+and imaginary parts as image channels. Of spectra: a score for each patch (PatchGAN, arXiv:1611.07004; on spectrograms
+SpecVQGAN, arXiv:2110.08791); it needs no synthesis of audio, which is cheaper.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from audiogen.audio import mel_filterbank
 from audiogen.codec.conv import add_weight_norm
-from audiogen.codec.spectral import normalised
+from audiogen.codec.spectral import FLOOR, normalised
+from audiogen.config import Positive, check_ranges
 from audiogen.errors import InputError
 
 
@@ -22,19 +24,32 @@ from audiogen.errors import InputError
 class DiscriminatorConfig:
     """Resolutions and size of the networks.
 
-    sees: audio, or spectra: the log magnitudes of a spectral codec, bin by bin and in mel bands. What follows is for
-    audio, num_filters for both. n_ffts: one network each, window = n_fft, hop = n_fft / 4. dilations: along time, one
-    layer each; every such layer halves the frequencies.
+    sees: its input: audio, or spectra, the log magnitudes of a spectral codec, bin by bin and in mel bands. The other
+    keys are for audio, num_filters for both. n_ffts: one network each, window = n_fft, hop = n_fft / 4. dilations:
+    along time, one layer each; every such layer halves the frequencies.
     """
 
     sees: Literal["audio", "spectra"] = "audio"
     n_ffts: tuple[int, ...] = (1024, 2048, 512, 256, 128)
-    num_filters: int = 32
-    dilations: tuple[int, ...] = (1, 2, 4)
+    num_filters: Positive = 32
+    dilations: tuple[Positive, ...] = (1, 2, 4)
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not self.n_ffts or any(n < 16 or n % 4 for n in self.n_ffts):
-            raise InputError(f"discriminator.n_ffts is {self.n_ffts}: multiples of 4 from 16 up are allowed")
+            raise InputError(f"n_ffts is {self.n_ffts}; it must list multiples of 4 from 16 up")
+
+
+def score(layers: nn.ModuleList, out: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """A picture [B, channels, time, frequency] -> logits [B, 1, time, frequency], and the features of every layer.
+
+    Strides in the layers shorten time and frequency.
+    """
+    features = []
+    for layer in layers:
+        x = F.leaky_relu(layer(x), 0.2, inplace=True)  # nothing else reads a layer's output; 0.2 as EnCodec
+        features.append(x)
+    return out(x), features
 
 
 class STFTDiscriminator(nn.Module):
@@ -54,7 +69,6 @@ class STFTDiscriminator(nn.Module):
         layers.append(nn.Conv2d(num_filters, num_filters, (3, 3), padding=(1, 1)))
         self.layers = nn.ModuleList(layers)
         self.out = nn.Conv2d(num_filters, 1, (3, 3), padding=(1, 1))
-        self.activation = nn.LeakyReLU(0.2, inplace=True)  # a layer's output is wanted only so
         add_weight_norm(self)
 
     def spectrogram(self, audio: Tensor) -> Tensor:
@@ -74,13 +88,9 @@ class STFTDiscriminator(nn.Module):
         return rearrange(parts, "(b c) f t part -> b (part c) t f", b=batch)
 
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
-        with torch.autocast(audio.device.type, enabled=False):
+        with torch.autocast(audio.device.type, enabled=False):  # Fourier transforms need float32
             x = self.spectrogram(audio)
-        features = []
-        for layer in self.layers:
-            x = self.activation(layer(x))
-            features.append(x)
-        return self.out(x), features
+        return score(self.layers, self.out, x)
 
 
 class MultiScaleSTFTDiscriminator(nn.Module):
@@ -112,21 +122,16 @@ class SpectrumDiscriminator(nn.Module):
             before = width
         self.layers = nn.ModuleList(layers)
         self.out = nn.Conv2d(before, 1, (3, 3), padding=(1, 1))
-        self.activation = nn.LeakyReLU(0.2, inplace=True)  # a layer's output is wanted only so
         add_weight_norm(self)
 
     def forward(self, spectra: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x, features = spectra, []
-        for layer in self.layers:
-            x = self.activation(layer(x))
-            features.append(x)
-        return self.out(x), features
+        return score(self.layers, self.out, spectra)
 
 
 class MultiViewSpectrumDiscriminator(nn.Module):
     """Log magnitudes [B, C, T, F] -> (logits, features), one entry for the bins and one for 80 mel bands of them.
 
-    The bins show partials and the grain of noise, the bands what the ear weighs alike.
+    The bins show partials and the grain of noise; the bands weigh frequencies as hearing does.
     """
 
     basis: Tensor
@@ -145,6 +150,6 @@ class MultiViewSpectrumDiscriminator(nn.Module):
     def forward(self, spectra: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
         with torch.autocast(spectra.device.type, enabled=False):
             spectra = spectra.float()
-            bands = torch.log(torch.exp(spectra) @ self.basis + 1e-4)
+            bands = torch.log(torch.exp(spectra) @ self.basis + FLOOR)  # [B, C, T, M]
         results = [self.bins(normalised(spectra)), self.bands(normalised(bands))]
         return [logits for logits, _ in results], [features for _, features in results]

@@ -38,7 +38,7 @@ MAGIC, VERSION = b"ECDC", 0
 PREFIX, SCALE = Struct(">4sBI"), Struct(">f")
 MAX_HEADER_BYTES = 1 << 16
 MAX_SAMPLES = 1 << 48  # 180 years: more is damage
-# What a name in a header stands for; the file itself says how many samples and codebooks there are.
+# The codecs that a file can name. num_codebooks is the most that one has; num_samples is a placeholder.
 MODELS = {
     "encodec_24khz": TokenHeader("encodec_24khz", "", 24000, 1, 1, 32, 1024, 320),
     "encodec_48khz": TokenHeader(

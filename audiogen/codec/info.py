@@ -9,7 +9,7 @@ from audiogen.codec.segmented import in_segments
 from audiogen.codec.token_files import read_header
 from audiogen.codec.tokens import TokenHeader, bandwidth_kbps
 from audiogen.codec.transcode import header_for
-from audiogen.data.shards import ShardReader, is_shard_directory
+from audiogen.data.shards import ShardReader, TokenSpec, is_shard_directory
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import PICKLES, read_config, resolve
 from audiogen.models.codec_pretrained import KIND, load_codec
@@ -32,13 +32,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def describe_tokens(header: TokenHeader) -> dict[str, str]:
     """A token file."""
-    kbps = bandwidth_kbps(header, header.num_codebooks)
     lines = {
         "codec": f"{header.codec} ({header.identity})" if header.identity else header.codec,
         "sample rate": f"{header.sample_rate} Hz",
         "channels": str(header.channels),
         "length": f"{header.num_samples} samples, {header.duration_s:.3f} s, {header.num_frames} frames",
-        "codebooks": f"{header.num_codebooks} of {header.codebook_size} codes, {kbps:g} kbps",
+        "codebooks": codebooks(header),
     }
     if header.segment_samples is not None:
         lines["segments"] = f"{header.num_segments}, {segments(header)}"
@@ -50,16 +49,20 @@ def describe_tokens(header: TokenHeader) -> dict[str, str]:
 def describe_shards(path: Path) -> dict[str, str]:
     """A folder of token shards."""
     reader = ShardReader(path)
-    spec = reader.spec
-    hours = sum(reader.num_samples) / spec.sample_rate / 3600
-    kbps = bandwidth_kbps(spec, spec.num_codebooks)
+    hours = sum(reader.num_samples) / reader.spec.sample_rate / 3600
     return {
-        "codec": f"{spec.codec} ({spec.identity})",
-        "sample rate": f"{spec.sample_rate} Hz",
+        "codec": f"{reader.spec.codec} ({reader.spec.identity})",
+        "sample rate": f"{reader.spec.sample_rate} Hz",
         "clips": f"{len(reader)}, {hours:.3f} hours, {sum(reader.num_frames)} frames",
-        "codebooks": f"{spec.num_codebooks} of {spec.codebook_size} codes, {kbps:g} kbps",
+        "codebooks": codebooks(reader.spec),
         "unreadable": str(len(reader.unreadable)),
     }
+
+
+def codebooks(tokens: TokenHeader | TokenSpec) -> str:
+    """How many, and what they take."""
+    kbps = bandwidth_kbps(tokens, tokens.num_codebooks)
+    return f"{tokens.num_codebooks} of {tokens.codebook_size} codes, {kbps:g} kbps"
 
 
 def describe_codec(name: str) -> dict[str, str]:

@@ -16,13 +16,15 @@ from audiogen.audio import mel_filterbank
 
 AdversarialKind = Literal["hinge", "lsgan"]
 
-# Of `log_magnitude_distance`.
+# Of `log_magnitude_distance` (docs/LOG.md has the trials).
 BIN_WEIGHT = 0.3
 TILES = ((1, 5), (4, 1), (4, 5), (12, 3))  # frames and bins that are averaged together
+LOG_FLOOR = 1e-3  # -60 dB: added to magnitudes before the logarithm, so that silence does not dominate
+MEL_FLOOR = 1e-5  # -100 dB
 
 
 def adversarial_generator(logits: Sequence[Tensor], kind: AdversarialKind = "hinge") -> Tensor:
-    """The generator wants every score of its output to reach 1: mean over the discriminators."""
+    """Scores of the generator's output, any shapes, towards 1 -> scalar: mean over the discriminators."""
     return _mean([_generator_term(score.float(), kind) for score in logits])
 
 
@@ -33,7 +35,7 @@ def _generator_term(score: Tensor, kind: AdversarialKind) -> Tensor:
 def adversarial_discriminator(
     real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor], kind: AdversarialKind = "hinge"
 ) -> Tensor:
-    """Real scores towards 1, fake ones towards -1 (hinge) or 0 (least squares): mean over the discriminators."""
+    """Real scores towards 1, fake ones towards -1 (hinge) or 0 (least squares) -> scalar, mean over discriminators."""
     terms = []
     for real, fake in zip(real_logits, fake_logits, strict=True):
         real, fake = real.float(), fake.float()
@@ -45,12 +47,14 @@ def adversarial_discriminator(
 
 
 def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Mean over discriminators and layers of |real - fake| relative to the mean |real|; real is a constant."""
+    """Mean over discriminators and layers of |real - fake| relative to the mean |real| -> scalar; real is detached."""
     terms = []
     for real_layers, fake_layers in zip(real, fake, strict=True):
         for r, f in zip(real_layers, fake_layers, strict=True):
             r = r.detach().float()
-            terms.append((r - f.float()).abs().mean() / r.abs().mean().clamp(min=1e-6))
+            terms.append(
+                (r - f.float()).abs().mean() / r.abs().mean().clamp(min=1e-6)
+            )  # 1e-6: all features 0
     return _mean(terms)
 
 
@@ -96,20 +100,20 @@ def multi_scale_mel(
     sample_rate: int,
     n_ffts: Sequence[int] = (64, 128, 256, 512, 1024),
     num_mels: int = 64,
-    floor: float = 1e-5,
+    floor: float = MEL_FLOOR,
 ) -> Tensor:
-    """Mean over window lengths of L1 on mel magnitudes plus L1 and root-mean-square error on their logarithms.
+    """Distance of audio [B, C, N] from a target -> scalar: L1 of mel magnitudes, and L1 and RMS error of their logs.
 
-    The root of the mean square is taken per frame over the mel bands (spectral convergence of the log spectrum).
-    Short windows get n_fft / 4 bands at most: more than that would be empty.
+    Mean over the window lengths. The root of the mean square is per frame over the mel bands (spectral convergence of
+    the log spectrum). Short windows have n_fft / 4 bands at most: of more, some would be empty.
     """
     terms = []
     for n_fft in n_ffts:
         mels = min(num_mels, n_fft // 4)
-        a = mel_magnitude(audio, sample_rate, n_fft, mels)
+        a = mel_magnitude(audio, sample_rate, n_fft, mels)  # [B, C, M, time]
         b = mel_magnitude(target, sample_rate, n_fft, mels)
         gap = torch.log(a.clamp(min=floor)) - torch.log(b.clamp(min=floor))
-        rms = torch.sqrt(gap.square().mean(-2) + 1e-8).mean()
+        rms = torch.sqrt(gap.square().mean(-2) + 1e-8).mean()  # 1e-8: the root's gradient is infinite at 0
         terms.append((a - b).abs().mean() + gap.abs().mean() + rms)
     return _mean(terms)
 
@@ -117,16 +121,18 @@ def multi_scale_mel(
 def log_magnitude_distance(
     log_magnitude: Tensor, target: Tensor, sample_rate: int, num_mels: int = 80
 ) -> Tensor:
-    """How far log magnitudes [B, C, T, F] are off, as L1 of logs: bin by bin, in mel bands, and in `TILES`.
+    """L1 between log magnitudes [B, C, T, F] -> scalar: bin by bin, in mel bands, and in `TILES`.
 
-    Bin by bin has the harmonics, but most of it is the chance of noise: a few kbit/s cannot carry that, and spend
-    themselves on it where it is all they are asked for. Tiles average the chance out and leave what lasts: partials,
-    envelopes, beats. Mel bands have the level: the best log magnitude of noise bin by bin is its median, below its
-    power. docs/LOG.md has the figures.
+    Single bins show harmonics, but most of their variance is the randomness of noise, which a few kbit/s cannot carry;
+    with this loss alone a codec spends its bits on it. Tiles average the randomness out and keep partials, envelopes
+    and beats. Mel bands keep the level: the best log magnitude of noise in a single bin is its median, which is below
+    its power. docs/LOG.md has the figures.
     """
     _, basis = _mel_basis(sample_rate, 2 * (target.shape[-1] - 1), num_mels, str(target.device))
     magnitude, wanted = torch.exp(log_magnitude), torch.exp(target)
-    loss = BIN_WEIGHT * (log_magnitude - target).abs().mean() + _log_l1(magnitude @ basis, wanted @ basis)
+    loss = BIN_WEIGHT * (log_magnitude - target).abs().mean() + _log_l1(
+        magnitude @ basis, wanted @ basis
+    )  # [.., M]
     for frames, bins in TILES:
         tile = min(frames, target.shape[-2]), bins
         loss = loss + _log_l1(*(F.avg_pool2d(x.flatten(0, 1)[:, None], tile) for x in (magnitude, wanted)))
@@ -134,21 +140,21 @@ def log_magnitude_distance(
 
 
 def _log_l1(a: Tensor, b: Tensor) -> Tensor:
-    return (torch.log(a + 1e-3) - torch.log(b + 1e-3)).abs().mean()
+    return (torch.log(a + LOG_FLOOR) - torch.log(b + LOG_FLOOR)).abs().mean()
 
 
 def mel_distance(audio: Tensor, target: Tensor, sample_rate: int) -> Tensor:
-    """Log-mel distance per item [B]: mean |difference| of natural-log mel magnitudes.
+    """Log-mel distance of audio [B, C, N] per item [B]: mean |difference| of natural-log mel magnitudes.
 
-    Floor 1e-5 (-100 dB), 80 bands, windows of 1024 samples with hop 256.
+    80 bands, windows of 1024 samples with hop 256, floor -100 dB.
     """
-    a = mel_magnitude(audio, sample_rate, 1024, 80).clamp(min=1e-5).log()
-    b = mel_magnitude(target, sample_rate, 1024, 80).clamp(min=1e-5).log()
+    a = mel_magnitude(audio, sample_rate, 1024, 80).clamp(min=MEL_FLOOR).log()
+    b = mel_magnitude(target, sample_rate, 1024, 80).clamp(min=MEL_FLOOR).log()
     return (a - b).abs().mean((1, 2, 3))
 
 
 def si_sdr(audio: Tensor, target: Tensor) -> Tensor:
-    """Scale-invariant signal-to-distortion ratio per item [B], dB (Le Roux et al., arXiv:1811.02508)."""
+    """Scale-invariant signal-to-distortion ratio of audio [B, C, N], dB per item [B] (arXiv:1811.02508)."""
     a = audio.float() - audio.float().mean(-1, keepdim=True)
     t = target.float() - target.float().mean(-1, keepdim=True)
     scale = (a * t).sum((1, 2), keepdim=True) / t.square().sum((1, 2), keepdim=True).clamp(min=1e-8)

@@ -103,9 +103,7 @@ class Codec(nn.Module):
         self.hop_length = config.hop_length
         self.num_codebooks, self.codebook_size = config.num_codebooks, config.codebook_size
         self.name, self.identity = "", ""  # set by the function that opens a codec
-        self.dtype: torch.dtype | None = (
-            None  # of packed weights, see `freeze`; None computes with its own weights
-        )
+        self.dtype: torch.dtype | None = None  # of packed weights, see `freeze`; None: it has none
         self.packed: set[nn.Module] = set()  # which of encoder and decoder have packed weights already
         # With dual_mono two streams, the channels, pass through the same weights as rows of a batch.
         self.streams = 2 if config.dual_mono else 1

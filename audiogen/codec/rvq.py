@@ -16,6 +16,7 @@ from audiogen import distributed
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the closest codeword: [n, D], [V, D] -> int64 [n]. Needs an [n, V] product, never [n, V, D]."""
     vectors, codebook = vectors.float(), codebook.float()
+    # |v - c|^2 without |v|^2, which is the same for every codeword.
     return (codebook.square().sum(1) - 2.0 * vectors @ codebook.T).argmin(1)
 
 
@@ -93,14 +94,14 @@ class Codebook(nn.Module):
         if fresh is not None:
             self.sums.copy_(torch.where(dead[:, None], fresh * self.dead_below, self.sums))
             self.usage.copy_(torch.where(dead, torch.full_like(self.usage, self.dead_below), self.usage))
-        self.codewords.copy_(self.sums / self.usage.clamp(min=1e-5)[:, None])
+        self.codewords.copy_(self.sums / self.usage.clamp(min=1e-5)[:, None])  # never by 0, with dead_below 0
 
     @torch.no_grad()
     def initialise(self, vectors: Tensor) -> None:
         """K-means on the first training batch [n, D]."""
         means, counts = kmeans(vectors, self.codewords.shape[0], self.kmeans_iterations)
         self.codewords.copy_(means)
-        self.usage.copy_(counts.clamp(min=self.dead_below))
+        self.usage.copy_(counts.clamp(min=self.dead_below))  # an empty cluster is not replaced at once
         self.sums.copy_(means * self.usage[:, None])
         self.initialised.fill_(True)
 
@@ -131,10 +132,9 @@ class ResidualQuantizer(nn.Module):
         kmeans_iterations: int = 50,
     ) -> None:
         super().__init__()
-        books = (
+        self.codebooks = nn.ModuleList(
             Codebook(codebook_size, dim, decay, dead_below, kmeans_iterations) for _ in range(num_codebooks)
         )
-        self.codebooks = nn.ModuleList(books)
         self.learning = True  # False freezes the codebooks in training mode too (decoder fine-tuning)
 
     @property
@@ -172,15 +172,14 @@ class ResidualQuantizer(nn.Module):
             residual = residual - chosen
             codes.append(code)
         if self.training:
-            quantised = (
-                x + (quantised - x).detach()
-            )  # straight-through: the decoder's gradient skips the rounding
+            # Straight-through: the decoder's gradient skips the rounding.
+            quantised = x + (quantised - x).detach()
         commitment = torch.stack(losses).mean()
         return Quantised(quantised.transpose(1, 2), torch.stack(codes, 1), commitment)
 
     def encode(self, latents: Tensor, num_codebooks: int) -> Tensor:
         """[B, D, T] -> int64 codes [B, num_codebooks, T]."""
-        residual = latents.float().transpose(1, 2)
+        residual = latents.float().transpose(1, 2)  # [B, T, D]
         codes = []
         for book in self.books[:num_codebooks]:
             code = nearest(residual.reshape(-1, residual.shape[-1]), book.codewords).view(residual.shape[:2])

@@ -19,7 +19,7 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Codec
 
 BODY_S = 20.0  # seconds of audio per window
-FADE_FRAMES = 1  # from one window into the next, where a window hears less than its context
+FADE_FRAMES = 1  # from one window into the next, where a window sees less than its context
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def encode_stream(
         return
     for window, left, length in _windows(blocks, body, codec.context_frames * hop):
         codes = codec.encode(window, num_codebooks)
-        yield codes[..., left // hop : -(-(left + length) // hop)]
+        yield codes[..., left // hop : -(-(left + length) // hop)]  # of the body
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def decode_stream(codec: Codec, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         for window, last in _mark_last(window for window, _, _ in _windows(blocks, body, 0)):
             yield from _unless_empty(codec.decode_block(window, state, last))
         return
-    done = 0
+    done = 0  # frames whose audio came out
     for window, left, length in _windows(blocks, body, codec.context_frames):
         yield codec.decode(window, first_frame=done - left)[..., left * hop : (left + length) * hop]
         done += length
@@ -61,10 +61,10 @@ def decode_live(
 ) -> Iterator[Tensor]:
     """Code blocks [B, K, t], each as it comes -> audio [B, C, n] as soon as it is determined, joined that of all.
 
-    Audio of a frame is determined `codec.lookahead_frames` after it; what is left comes when the blocks end.
-    body_frames: so many frames at least are decoded at a time. Windows of a codec without state cost their context each
-    time, whatever their body. lookahead_frames: for such a codec, fewer than it has give audio sooner that is not quite
-    that of the whole: the end of a window does not hear what follows, and is faded into the next.
+    Audio of a frame is determined `codec.lookahead_frames` after it; the rest comes when the blocks end.
+    body_frames: the least number of frames that are decoded at a time. Windows of a codec without state cost their
+    context each time, whatever their body. lookahead_frames: for such a codec, fewer than it has give audio sooner that
+    is not quite that of the whole: the end of a window lacks what follows, and is faded into the next window.
     """
     if body_frames < 1 or (lookahead_frames is not None and lookahead_frames < 0):
         raise InputError(
@@ -77,16 +77,17 @@ def decode_live(
         return
     hop, context = codec.hop_length, codec.context_frames
     ahead = context if lookahead_frames is None else min(lookahead_frames, context)
-    fade = min(FADE_FRAMES, ahead) * hop if ahead < context else 0
-    held: Tensor | None = None
-    tail: Tensor | None = None  # the window before, from the end of its body on
-    left = done = 0  # frames of `held` that were played already; of all
+    fade = min(FADE_FRAMES, ahead) * hop if ahead < context else 0  # samples
+    buffer: Tensor | None = None  # [B, K, left + t]
+    tail: Tensor | None = None  # [B, C, fade]: audio of the window before, from the end of its body on
+    left = done = 0  # frames of `buffer` whose audio came out already; frames of the signal
     for block, last in _append_empty(blocks):
-        held = block if held is None else torch.cat([held, block], -1)
-        length = held.shape[-1] - left - (0 if last else ahead)  # of the body
+        buffer = block if buffer is None else torch.cat([buffer, block], -1)
+        length = buffer.shape[-1] - left - (0 if last else ahead)  # of the body
         if length < (1 if last else body_frames):
             continue
-        audio = codec.decode(held, first_frame=done - left)[..., left * hop : (left + length) * hop + fade]
+        audio = codec.decode(buffer, first_frame=done - left)
+        audio = audio[..., left * hop : (left + length) * hop + fade]
         if tail is not None:
             rising = torch.linspace(0, 1, tail.shape[-1], device=audio.device)
             audio[..., : tail.shape[-1]] = torch.lerp(tail, audio[..., : tail.shape[-1]], rising)
@@ -94,7 +95,7 @@ def decode_live(
         tail = audio[..., length * hop :]
         done += length
         keep = min(context, left + length)
-        held, left = held[..., left + length - keep :], keep
+        buffer, left = buffer[..., left + length - keep :], keep
 
 
 def _is_stateful(codec: Codec) -> TypeGuard[OwnCodec]:
@@ -108,7 +109,7 @@ def _unless_empty(block: Tensor) -> Iterator[Tensor]:
 
 
 def _mark_last(blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Every block and whether it is the last, known when the next has come."""
+    """Every block and whether it is the last; each waits for the next one."""
     coming = iter(blocks)
     for block in islice(coming, 1):
         for following in coming:
@@ -127,30 +128,30 @@ def _append_empty(blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
 
 
 def _at_least(blocks: Iterable[Tensor], length: int) -> Iterator[Tensor]:
-    """Blocks joined until they are so long; what is left at the end."""
-    held: Tensor | None = None
+    """Blocks joined until they are so long; the rest at the end."""
+    buffer: Tensor | None = None
     for block in blocks:
-        held = block if held is None else torch.cat([held, block], -1)
-        if held.shape[-1] >= length:
-            yield held
-            held = None
-    if held is not None and held.shape[-1] > 0:
-        yield held
+        buffer = block if buffer is None else torch.cat([buffer, block], -1)
+        if buffer.shape[-1] >= length:
+            yield buffer
+            buffer = None
+    if buffer is not None and buffer.shape[-1] > 0:
+        yield buffer
 
 
 def _windows(blocks: Iterable[Tensor], body: int, context: int) -> Iterator[tuple[Tensor, int, int]]:
-    """Regroup blocks along their last axis into (window, left, length).
+    """Regroup blocks [B, D, n] along their last axis into (window, left, length).
 
     A window is `left` items of earlier context, `length` items of body (`body`, less at the end), then up to
     `context` items of what follows.
     """
-    held: Tensor | None = None
+    buffer: Tensor | None = None
     left = 0
     for block in blocks:
-        held = block if held is None else torch.cat([held, block], -1)
-        while held.shape[-1] - left >= body + context:
-            yield held[..., : left + body + context], left, body
+        buffer = block if buffer is None else torch.cat([buffer, block], -1)
+        while buffer.shape[-1] - left >= body + context:
+            yield buffer[..., : left + body + context], left, body
             keep = min(context, left + body)
-            held, left = held[..., left + body - keep :], keep
-    if held is not None and held.shape[-1] > left:
-        yield held, left, held.shape[-1] - left
+            buffer, left = buffer[..., left + body - keep :], keep
+    if buffer is not None and buffer.shape[-1] > left:
+        yield buffer, left, buffer.shape[-1] - left

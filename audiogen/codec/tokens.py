@@ -167,12 +167,16 @@ def pack(codes: np.ndarray, bits_per_code: int) -> bytes:
     return np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
 
 
-def unpack(data: bytes, num_codebooks: int, num_frames: int, bits_per_code: int) -> NDArray[np.int64]:
-    """The inverse of `pack`: -> int64 [K, T]."""
-    count = num_frames * num_codebooks
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits_per_code, bitorder="little")
+def unpack(
+    data: np.ndarray | bytes, num_codebooks: int, num_frames: int, bits_per_code: int, first: int = 0
+) -> NDArray[np.int64]:
+    """The inverse of `pack`, of `num_frames` from frame `first` on: -> int64 [K, T]."""
+    frame_bits = num_codebooks * bits_per_code
+    start, end = first * frame_bits, (first + num_frames) * frame_bits
+    packed = np.frombuffer(data, np.uint8)[start // 8 : -(-end // 8)]
+    bits = np.unpackbits(packed, bitorder="little")[start % 8 : start % 8 + num_frames * frame_bits]
     weights = 1 << np.arange(bits_per_code, dtype=np.int64)
-    values = bits.reshape(count, bits_per_code) @ weights
+    values = bits.reshape(num_frames * num_codebooks, bits_per_code) @ weights  # [T * K]
     return np.ascontiguousarray(values.reshape(num_frames, num_codebooks).T)
 
 
@@ -255,40 +259,28 @@ def read_tokens(path: str | Path) -> tuple[TokenHeader, Iterator[Segment]]:
     The whole file is checked before this returns (errors as `read_header`): no code is from a damaged file.
     """
     header, start = _open(path)
-    blocks = _blocks(path, header, start)
-    if header.segment_samples is None:
-        return header, (Segment(codes[None]) for codes in blocks)
-    return header, _segments(path, header, blocks)
+    return header, _segments(path, header, start)
 
 
-def _blocks(path: str | Path, header: TokenHeader, start: int) -> Iterator[Tensor]:
-    """int64 codes [K, t], t = BLOCK_FRAMES but for the last block."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        for frame in range(0, header.num_frames, BLOCK_FRAMES):
-            num_frames = min(BLOCK_FRAMES, header.num_frames - frame)
-            data = file.read(-(-num_frames * header.num_codebooks * header.bits_per_code // 8))
-            codes = unpack(data, header.num_codebooks, num_frames, header.bits_per_code)
-            if codes.max() >= header.codebook_size:
-                raise InputError(f"{path}: code {codes.max()} in a codebook of {header.codebook_size}")
-            yield torch.from_numpy(codes)
-
-
-def _segments(path: str | Path, header: TokenHeader, blocks: Iterator[Tensor]) -> Iterator[Segment]:
-    """Blocks [K, t] cut into the segments of a file."""
-    scales = None
-    if header.normalised:
-        offset = os.path.getsize(path) - CHECKSUM.size - header.num_scale_bytes
-        scales = torch.from_numpy(np.fromfile(path, SCALE, header.num_segments, offset=offset).astype("f4"))
-        if not bool((torch.isfinite(scales) & (scales > 0)).all()):
-            raise InputError(f"{path}: a scale is not a positive number; encode the clip again")
-    held = torch.empty(header.num_codebooks, 0, dtype=torch.int64)
+def _segments(path: str | Path, header: TokenHeader, start: int) -> Iterator[Segment]:
+    """The codes and scales of a checked file, which start at byte `start`."""
+    codes = np.fromfile(path, np.uint8, header.num_bytes, offset=start)
+    scales = np.fromfile(
+        path, SCALE, header.num_scale_bytes // SCALE.itemsize, offset=start + header.num_bytes
+    )
+    if not (np.isfinite(scales) & (scales > 0)).all():
+        raise InputError(f"{path}: a scale is not a positive number; encode the clip again")
+    first = 0
     for index in range(header.num_segments):
-        num_frames = header.segment_frames(index)
-        while held.shape[1] < num_frames:
-            held = torch.cat([held, next(blocks)], 1)
-        yield Segment(held[None, :, :num_frames], None if scales is None else scales[index : index + 1])
-        held = held[:, num_frames:]
+        end = first + header.segment_frames(index)
+        while first < end:
+            num_frames = end - first if header.segment_samples else min(BLOCK_FRAMES, end - first)
+            block = unpack(codes, header.num_codebooks, num_frames, header.bits_per_code, first)
+            if block.max() >= header.codebook_size:
+                raise InputError(f"{path}: code {block.max()} in a codebook of {header.codebook_size}")
+            scale = torch.from_numpy(scales[index : index + 1].astype("f4")) if header.normalised else None
+            yield Segment(torch.from_numpy(block)[None], scale)
+            first += num_frames
 
 
 def _open(path: str | Path) -> tuple[TokenHeader, int]:

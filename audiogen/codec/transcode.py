@@ -30,6 +30,16 @@ R = TypeVar("R")
 WORKERS = 4  # threads that read files ahead
 LONG_S = 30.0  # a longer clip goes through the codec as a stream: memory does not grow with its length
 BLOCK_S = 10.0
+# What a codec and the header of its tokens have in common.
+SIZES = (
+    "sample_rate",
+    "channels",
+    "codebook_size",
+    "hop_length",
+    "segment_samples",
+    "stride_samples",
+    "normalised",
+)
 
 
 class UnreadableError(InputError):
@@ -52,13 +62,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Codes to decode: `read` gives their header and segments as those of `Encoded`, or raises InputError.
-
-    peek: gives the header alone, or raises InputError.
-    """
+    """Codes to decode: `read` gives their header and segments as those of `Encoded`, or raises InputError."""
 
     key: str
-    peek: Callable[[], TokenHeader]
     read: Callable[[], tuple[TokenHeader, Iterable[Segment]]]
 
 
@@ -197,8 +203,7 @@ def check_codec(codec: SegmentedCodec, header: TokenHeader, name: str) -> None:
             f"{name}: made by codec {header.codec} ({header.identity}); "
             f"this is {codec.name} ({codec.identity}): give the right one with --codec"
         )
-    sizes = ("sample_rate", "channels", "codebook_size", "hop_length", "segment_samples", "stride_samples")
-    for field in sizes:
+    for field in SIZES:
         if getattr(header, field) != getattr(codec, field):
             raise InputError(
                 f"{name}: {field} is {getattr(header, field)}, the codec's is {getattr(codec, field)}"
@@ -218,17 +223,11 @@ def header_for(
     return TokenHeader(
         codec=codec.name,
         identity=codec.identity,
-        sample_rate=codec.sample_rate,
-        channels=codec.channels,
         num_samples=num_samples,
         num_codebooks=num_codebooks,
-        codebook_size=codec.codebook_size,
-        hop_length=codec.hop_length,
         source_sample_rate=source_sample_rate,
         source_num_samples=source_num_samples,
-        segment_samples=codec.segment_samples,
-        stride_samples=codec.stride_samples,
-        normalised=codec.normalised,
+        **{name: getattr(codec, name) for name in SIZES},
     )
 
 

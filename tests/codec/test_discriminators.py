@@ -1,4 +1,4 @@
-"""Discriminators learn to tell real from fake: the one of audio hears phase, the one of spectra sees their grain."""
+"""Discriminators separate real from fake: the one of audio by phase, the one of spectra by their grain."""
 
 import torch
 
@@ -98,5 +98,5 @@ def test_the_one_of_spectra_judges_patches():
     logits, _ = discriminator(spectra)
     logits[0][0, 0, 0, 0].backward()
     assert spectra.grad is not None
-    heard = spectra.grad.abs().sum((0, 1))
-    assert heard[:8].sum() > 0 and heard[20:].sum() == 0 and heard[:, 320:].sum() == 0
+    reached = spectra.grad.abs().sum((0, 1))
+    assert reached[:8].sum() > 0 and reached[20:].sum() == 0 and reached[:, 320:].sum() == 0

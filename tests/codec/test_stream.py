@@ -87,7 +87,7 @@ def test_blocks_of_any_lengths_give_what_one_call_gives(name: str, length: int) 
 
 @pytest.mark.parametrize("name", ["constant", "reflect", "causal", "looks-ahead", "ratios"])
 def test_audio_comes_as_soon_as_the_look_ahead_says(name: str) -> None:
-    """By gradient: what came first does not depend on later frames, and what is held back does."""
+    """By gradient: what came first does not depend on later frames, and what comes next does."""
     codec = make(replace(SEANET, seanet=replace(SHAPES[name], lstm=0)))
     given, ahead = 20, codec.lookahead_frames
     latents = torch.randn(1, 12, 40, requires_grad=True)
@@ -106,7 +106,7 @@ def test_the_state_does_not_grow(name: str) -> None:
     codec = make(replace(SEANET, seanet=replace(SHAPES[name], lstm=2)))
 
     def num_bytes(state: StreamState) -> int:
-        tensors = [part for held in state.values() for part in held if isinstance(part, Tensor)]
+        tensors = [part for kept in state.values() for part in kept if isinstance(part, Tensor)]
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     with torch.no_grad():
@@ -160,11 +160,11 @@ def test_live_audio_is_that_of_the_whole_and_comes_at_once(config: CodecConfig, 
             given += 1
             yield frame
 
-    parts, heard = [], 0
+    parts, num_samples = [], 0
     for part in decode_live(codec, one_by_one(), body_frames):
         parts.append(part)
-        heard += part.shape[-1]
-        assert given == 90 or (given - codec.lookahead_frames) * HOP <= heard
+        num_samples += part.shape[-1]
+        assert given == 90 or (given - codec.lookahead_frames) * HOP <= num_samples
         if given < 90:
             assert given % body_frames == (0 if codec.stateful else codec.lookahead_frames % body_frames)
     assert len(parts) >= (90 - codec.lookahead_frames) // body_frames
