@@ -17,6 +17,12 @@ from audiogen.errors import InputError
 Seconds = Annotated[float, Range(0, 86_400, above=True)]  # of sound or of time, up to a day
 
 
+def check_distinct(option: str, values: Sequence[object]) -> None:
+    """InputError where an option names something twice."""
+    if len(set(values)) < len(values):
+        raise InputError(f"{option} names one twice: {', '.join(map(str, values))}; name each once")
+
+
 class Prompt(NamedTuple):
     """A text to generate from, and the real clip that it describes. number: its place in the choice."""
 

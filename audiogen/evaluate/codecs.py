@@ -23,7 +23,7 @@ from audiogen.data.manifest import Clip
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.evaluate import coding, opus, scores
-from audiogen.evaluate.clips import choose
+from audiogen.evaluate.clips import check_distinct, choose
 from audiogen.evaluate.coding import Cells
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
 from audiogen.evaluate.metrics import frechet_distance, label_kl
@@ -100,15 +100,10 @@ class CodecEvaluation:
         check_ranges(self)
         if not self.codecs:
             raise InputError("no codec is given; name one with --codec, such as codec_tiny")
-        lists = {
-            "codec": self.codecs,
-            "embedder": self.embedders,
-            "opus": self.opus_kbps,
-            "metrics": self.metrics,
-        }
-        for option, values in lists.items():
-            if len(set(values)) < len(values):
-                raise InputError(f"--{option} names one twice: {', '.join(map(str, values))}; name each once")
+        check_distinct("--codec", self.codecs)
+        check_distinct("--embedder", self.embedders)
+        check_distinct("--opus", self.opus_kbps)
+        check_distinct("--metrics", self.metrics)
 
 
 def run(evaluation: CodecEvaluation, warn: Warn = lambda message: None) -> Outcome:

@@ -38,15 +38,8 @@ Cells = dict[str, Any]  # of a row: figures by the keys of columns, and what onl
 EMBED_CLIPS = 16  # decoded clips held for the embedders at a time
 CACHE_MB = 512  # of decoded originals, for each sample rate
 
-
-SYSTEM, CODEBOOKS, KBPS, CARRIED, ENCODE, DECODE = (
-    "system",
-    "codebooks",
-    "kbps",
-    "carried",
-    "encode",
-    "decode",
-)
+SYSTEM, CODEBOOKS, KBPS = "system", "codebooks", "kbps"
+CARRIED, ENCODE, DECODE = "carried", "encode", "decode"
 DISTANCES = (
     Column("mel", "Log-mel distance", "lower", 2),
     Column("multi_scale_mel", "Multi-scale mel", "lower", 2),
@@ -207,12 +200,12 @@ def send(
         except InputError as error:
             raise InputError(f"{system.title}, {clip.key}: {error}") from None
         measured.add({name: float(value) for name, value in distances.items()})
-        measured.add({"duration_s": wave.shape[-1] / system.sample_rate})
-        measured.add({"encode_s": coded.encode_s, "decode_s": coded.decode_s})
+        duration_s = wave.shape[-1] / system.sample_rate
+        measured.add({"duration_s": duration_s, "encode_s": coded.encode_s, "decode_s": coded.decode_s})
         if coded.counts is not None:
             measured.counts.append(coded.counts)
         if coded.num_bytes is not None:
-            measured.add(dict(zip(("file_bytes", "packet_bytes"), coded.num_bytes, strict=True)))
+            measured.add({"file_bytes": coded.num_bytes[0], "packet_bytes": coded.num_bytes[1]})
         yield decoded
 
 

@@ -193,7 +193,6 @@ def real_entries(material: Material) -> tuple[Entry, Entry]:
 
 def system_entries(name: str, system: System, comparison: Comparison, material: Material) -> list[Entry]:
     """Rows of a system: real clips through its codec, and what it generated."""
-    seeds, budget_s, clip_s = comparison.seeds, comparison.budget_s, system.cost.clip_s
 
     def entry(row: dict[str, Cell], takes: Sequence[int | str]) -> Entry:
         clips, order_clips = (
@@ -204,25 +203,12 @@ def system_entries(name: str, system: System, comparison: Comparison, material: 
             ]
             for order, prompts in ((False, material.prompts), (True, material.order_clips))
         )
-        return Entry(
-            row | {"latent_rate": system.latent_rate, "n": len(clips)}, clips, order_clips, len(takes)
-        )
+        return Entry(row | {"n": len(clips)}, clips, order_clips, len(takes))
 
-    row: dict[str, Cell] = {
-        SYSTEM: name,
-        "family": system.family,
-        "seeds": ",".join(map(str, seeds)),
-        "identity": system.identity,
-        "guidance": comparison.guidance,
-        "steps": system.steps,
-        **system.cost._asdict(),
-    }
-    if budget_s is not None:
-        row["budget_used"] = 100 * clip_s / budget_s
-        if clip_s / budget_s > 1.05:
-            row["remark"] = "over the budget" + ("" if system.steps else ", and has no steps to save")
     codec: dict[str, Cell] = {SYSTEM: f"{name}, codec alone", "family": "real clips", REFERENCE: True}
-    return [entry(codec, [RECONSTRUCTION]), entry(row, seeds)]
+    codec["latent_rate"] = system.cells["latent_rate"]
+    row = {SYSTEM: name, "seeds": ",".join(map(str, comparison.seeds)), **system.cells}
+    return [entry(codec, [RECONSTRUCTION]), entry(row, comparison.seeds)]
 
 
 def judge_entries(
@@ -335,11 +321,7 @@ def describe_run(comparison: Comparison, material: Material, finished: Mapping[s
             f"Equal time: {comparison.budget_s:g} s a clip. A system that has steps takes as many as fit, by two timed "
             "runs; one without runs as it is, and its row says how much of the budget it used."
         )
-    for name, system in finished.items():
-        steps = f", {system.steps} steps" if system.steps else ""
-        remarks = "".join(f"; {note}" for note in system.notes)
-        lines.append(f"System {name}: weights {system.identity}, {system.sample_rate} Hz{steps}{remarks}.")
-    return lines
+    return [*lines, *(f"System {name}: {system.note}" for name, system in finished.items())]
 
 
 def in_words(where: Mapping[str, Sequence[str]]) -> str:

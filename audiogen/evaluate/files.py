@@ -17,7 +17,7 @@ from audiogen.data.seeds import seed_for
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.evaluate import scores
-from audiogen.evaluate.clips import Seconds
+from audiogen.evaluate.clips import Seconds, check_distinct
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
 from audiogen.evaluate.report import REFERENCE, Cell, Column, Outcome, write_report
 from audiogen.evaluate.scores import Warn
@@ -43,8 +43,7 @@ class FilesEvaluation:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if len(set(self.embedders)) != len(self.embedders):
-            raise InputError(f"--embedder is given twice for one embedder: {', '.join(self.embedders)}")
+        check_distinct("--embedder", self.embedders)
 
 
 class Folder(NamedTuple):

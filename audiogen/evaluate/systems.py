@@ -23,9 +23,10 @@ from audiogen.config import NotNegative, Positive, check_ranges
 from audiogen.data.manifest import Clip, read_manifest, select
 from audiogen.errors import InputError
 from audiogen.evaluate import cost
-from audiogen.evaluate.clips import Prompt, Seconds, ceiling_split, choose, read
+from audiogen.evaluate.clips import Prompt, Seconds, ceiling_split, check_distinct, choose, read
 from audiogen.evaluate.cost import Clock, Cost
 from audiogen.evaluate.order import OrderPrompt, order_prompts, real_clip
+from audiogen.evaluate.report import Cell
 from audiogen.evaluate.scores import Warn
 from audiogen.files import checkpoint
 from audiogen.interfaces import Generator, Sampling
@@ -77,12 +78,12 @@ class Comparison:
             raise InputError(f"--guidance is {self.guidance}; it must be a number, 1 for none")
         if self.budget_s is not None and self.steps is not None:
             raise InputError("--budget-s and --steps exclude each other: equal time or equal steps")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"--seeds {list(self.seeds)}; give at least one, each once")
-        if not self.models or not self.embedders:
-            raise InputError("nothing to compare; give at least one --model and one --embedder")
-        if len(set(self.embedders)) != len(self.embedders):
-            raise InputError(f"--embedder is given twice for one embedder: {', '.join(self.embedders)}")
+        check_distinct("--seeds", self.seeds)
+        if not self.models or not self.embedders or not self.seeds:
+            raise InputError(
+                "nothing to compare; give at least one --model, one --embedder and one of --seeds"
+            )
+        check_distinct("--embedder", self.embedders)
         system_names(self.models)
 
     @property
@@ -118,15 +119,10 @@ class Material(NamedTuple):
 
 
 class System(NamedTuple):
-    """A system whose sounds are made. steps: None where it has none. notes: as of `Generator`."""
+    """A system whose sounds are made: the cells of its row that need no embedder, and a note for the report."""
 
-    identity: str
-    family: str
-    latent_rate: str
-    sample_rate: int
-    steps: int | None
-    cost: Cost
-    notes: tuple[str, ...]
+    cells: dict[str, Cell]
+    note: str
 
 
 def sound_path(folder: Path, number: int, seed: int | str, order: bool = False) -> Path:
@@ -208,21 +204,22 @@ def run_system(
     if duration_s > generator.max_duration_s:
         limit_s = generator.max_duration_s
         raise InputError(f"generates at most {limit_s:g} s; give a --duration that all models can make")
-    system = prepare(generator, comparison, folder, [prompt.text for prompt in material.prompts], clock)
-    codec_settings = {"identity": system.identity, "duration_s": duration_s}
-    settings = codec_settings | {"steps": system.steps, "guidance": comparison.guidance}
+    identity, rate = generator.identity(), generator.sample_rate
+    texts = [prompt.text for prompt in material.prompts]
+    steps, measured = prepare(generator, identity, comparison, folder, texts, clock)
+    codec_settings = {"identity": identity, "duration_s": duration_s}
+    settings = codec_settings | {"steps": steps, "guidance": comparison.guidance}
     make = partial(
         generator.generate,
         duration_s=duration_s,
         guidance=comparison.guidance,
-        sampling=Sampling(steps=system.steps),
+        sampling=Sampling(steps=steps),
     )
     for order, each in ((False, material.prompts), (True, material.order_clips)):
         for prompt in each:
             path = sound_path(folder, prompt.number, RECONSTRUCTION, order)
-            if not is_kept(path, made_with := codec_settings | {"clip": prompt.clip.key}):
-                real = read(prompt.clip, generator.sample_rate, generator.channels, duration_s)
-                keep(path, generator.reconstruct(real[None])[0], generator.sample_rate, made_with)
+            made_with = codec_settings | {"clip": prompt.clip.key}
+            keep_once(path, made_with, rate, partial(reconstruct, generator, prompt.clip, duration_s))
             advance(1)
         for seed in comparison.seeds:
             first_seed = seed * SEED_STRIDE + order * ORDER_OFFSET
@@ -234,14 +231,38 @@ def run_system(
                 # row b has the seed of the first + b
                 sounds = make([each[number].text for number in numbers], seed=first_seed + numbers[0]).cpu()
                 for number, sound in zip(numbers, sounds, strict=True):
-                    keep(paths[number], sound, generator.sample_rate, made[number])
+                    keep(paths[number], sound, rate, made[number])
                 advance(len(numbers))
-    return system
+    cells: dict[str, Cell] = {
+        "family": generator.family,
+        "latent_rate": generator.latent_rate,
+        "identity": identity,
+        "guidance": comparison.guidance,
+        "steps": steps,
+        **measured._asdict(),
+    }
+    if comparison.budget_s is not None:
+        used = measured.clip_s / comparison.budget_s
+        cells["budget_used"] = 100 * used
+        if used > 1.05:
+            cells["remark"] = "over the budget" + ("" if steps else ", and has no steps to save")
+    choices = [f"{rate} Hz" + (f", {steps} steps" if steps else ""), *generator.notes]
+    return System(cells, f"weights {identity}, {'; '.join(choices)}.")
+
+
+def reconstruct(generator: Generator, clip: Clip, duration_s: float) -> Tensor:
+    """A real clip through the generator's codec or autoencoder [C, N]."""
+    return generator.reconstruct(read(clip, generator.sample_rate, generator.channels, duration_s)[None])[0]
 
 
 def prepare(
-    generator: Generator, comparison: Comparison, folder: Path, texts: list[str], clock: Clock
-) -> System:
+    generator: Generator,
+    identity: str,
+    comparison: Comparison,
+    folder: Path,
+    texts: list[str],
+    clock: Clock,
+) -> tuple[int | None, Cost]:
     """Choose the steps and measure the cost, or read from `system.json` what an earlier run found.
 
     Timing again would give other steps, and with them other sounds.
@@ -249,7 +270,7 @@ def prepare(
     path = folder / "system.json"
     facts: dict[str, Any] = {
         "machine": cost.machine(),
-        "identity": generator.identity(),
+        "identity": identity,
         "duration_s": comparison.duration_s,
         "guidance": comparison.guidance,
         "budget_s": comparison.budget_s,
@@ -257,25 +278,16 @@ def prepare(
     }
     found = checkpoint.read_json(path) if path.is_file() else {}
     if found.get("facts") == facts:
-        steps, measured = found["steps"], Cost(**found["cost"])
-    else:
-        job = cost.Job(generator, texts, comparison.duration_s, comparison.guidance, clock)
-        steps = generator.steps_at_most(None)
-        if comparison.budget_s is not None:
-            steps = cost.fit_steps(job, comparison.budget_s)
-        elif steps is not None and comparison.steps is not None:
-            steps = comparison.steps  # as asked: the generator refuses what its sampler cannot take
-        measured = cost.measure(job, steps)
-        checkpoint.write_json(path, {"facts": facts, "steps": steps, "cost": measured._asdict()})
-    return System(
-        facts["identity"],
-        generator.family,
-        generator.latent_rate,
-        generator.sample_rate,
-        steps,
-        measured,
-        generator.notes,
-    )
+        return found["steps"], Cost(**found["cost"])
+    job = cost.Job(generator, texts, comparison.duration_s, comparison.guidance, clock)
+    steps = generator.steps_at_most(None)
+    if comparison.budget_s is not None:
+        steps = cost.fit_steps(job, comparison.budget_s)
+    elif steps is not None and comparison.steps is not None:
+        steps = comparison.steps  # as asked: the generator refuses what its sampler cannot take
+    measured = cost.measure(job, steps)
+    checkpoint.write_json(path, {"facts": facts, "steps": steps, "cost": measured._asdict()})
+    return steps, measured
 
 
 def keep_once(path: Path, settings: Mapping[str, Any], sample_rate: int, make: Callable[[], Tensor]) -> None:

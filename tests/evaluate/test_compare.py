@@ -495,9 +495,9 @@ def test_bad_data_is_said_before_anything_is_generated(comparison: Comparison, t
         ({"order_prompts": -1}, "order_prompts is -1; it must be at least 0"),
         ({"seeds": ()}, "--seeds"),
         ({"seeds": (0, -1)}, r"seeds\[1\] is -1; it must be at least 0"),
-        ({"seeds": (1, 1)}, "each once"),
+        ({"seeds": (1, 1)}, "--seeds names one twice"),
         ({"models": ()}, "at least one --model"),
-        ({"embedders": ("tagger_tiny", "tagger_tiny")}, "--embedder is given twice"),
+        ({"embedders": ("tagger_tiny", "tagger_tiny")}, "--embedder names one twice"),
     ],
 )
 def test_settings_that_make_no_sense_are_said(

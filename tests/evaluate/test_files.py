@@ -198,7 +198,7 @@ def test_bad_settings_are_said(compare, real: Path, tmp_path: Path) -> None:
         compare(real, real, duration_s=-1.0)
     with pytest.raises(InputError, match="no embedder is called 'tagger_big'"):
         run(FilesEvaluation(real, real, ("tagger_big",), out=tmp_path / "out"), print)
-    with pytest.raises(InputError, match="--embedder is given twice"):
+    with pytest.raises(InputError, match="--embedder names one twice"):
         FilesEvaluation(real, real, ("tagger_tiny", "tagger_tiny"))
 
 
