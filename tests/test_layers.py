@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "models": MODELS - {"data"},
     "generators": MODELS,
     **dict.fromkeys({"generate", "serve", "convert", "evaluate", "train"}, MODELS | {"generators"}),
-    "__init__": {"generators"},  # the public names, imported with their first use
+    "__init__": {"generators", "models"},  # the public names, imported with their first use
     # the commands of audiogen.codec open models, read manifests and write token shards
     **dict.fromkeys(
         {"codec/__main__", "codec/decode", "codec/encode", "codec/info"}, CORE | {"data", "models"}

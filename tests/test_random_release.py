@@ -13,8 +13,7 @@ import torch
 
 from audiogen import audio
 from audiogen.generate.__main__ import main as generate
-from audiogen.models.codec_pretrained import load_codec
-from audiogen.models.lm_pretrained import load_lm
+from audiogen.models.build import load_codec, load_lm
 from tools import random_release
 from tools.random_release import SIZES, Size
 

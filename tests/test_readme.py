@@ -20,8 +20,8 @@ import pytest
 import soundfile
 
 from audiogen.errors import run_command
-from audiogen.models.codec_pretrained import load_codec
-from audiogen.models.codec_public import save_transformers
+from audiogen.models.build import load_codec
+from audiogen.models.export import save_codec_transformers as save_transformers
 from tools import random_release
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,7 +23,7 @@ from transformers import EncodecConfig, EncodecModel
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError, run_command
-from audiogen.models.codec_public import transformers_parts
+from audiogen.models.export import encodec_parts
 
 SHAPES = {
     "audiogen": CodecConfig(),  # recipes/codec.yaml
@@ -48,7 +48,7 @@ class Candidate(NamedTuple):
 
 def transformers_model(codec: Codec, dtype: torch.dtype) -> Candidate:
     """EncodecModel."""
-    config, tensors = transformers_parts(codec)
+    config, tensors = encodec_parts(codec)
     model = EncodecModel(EncodecConfig(**{key: config[key] for key in config if key != "model_type"}))
     model.load_state_dict(tensors)
     model.eval().to(dtype)

@@ -32,7 +32,7 @@ from audiogen.interfaces import Condition
 from audiogen.lm.kernels import graph, library, native
 from audiogen.lm.kernels.packed import PackedLM
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.models.lm_layouts import transformers_parts
+from audiogen.models.export import decoder_parts
 from audiogen.text.condition import null, stack
 
 SHAPES = {
@@ -129,7 +129,7 @@ def transformers_model(
     lm: TokenLM, text: Condition, steps: Tensor, dtype: torch.dtype, num_bytes: int
 ) -> Candidate:
     """MusicgenForCausalLM, as its `generate` calls it: the pairs as a batch."""
-    config, tensors = transformers_parts(lm)
+    config, tensors = decoder_parts(lm)
     model = MusicgenForCausalLM._from_config(MusicgenDecoderConfig(**config), dtype=dtype)
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     missing = model.load_state_dict(tensors, strict=False, assign=True)

@@ -24,7 +24,7 @@ from audiogen.errors import InputError, run_command
 from audiogen.files import checkpoint
 from audiogen.lm.kernels import library, native, packed
 from audiogen.lm.model import ROWS, LMConfig, TokenLM
-from audiogen.models.lm_layouts import transformers_parts
+from audiogen.models.export import decoder_parts
 
 NUM_STEPS = 8
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -48,7 +48,7 @@ def decode(config: LMConfig, kind: str, dtype: str) -> None:
 
     steps = torch.zeros(2, config.num_codebooks, 1, dtype=torch.int64)
     if kind == "transformers":
-        settings, _ = transformers_parts(skeleton)
+        settings, _ = decoder_parts(skeleton)
         model = MusicgenForCausalLM._from_config(
             MusicgenDecoderConfig(**settings), dtype=getattr(torch, dtype)
         ).eval()

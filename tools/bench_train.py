@@ -50,8 +50,8 @@ from audiogen.data.dataset import DataConfig, parse_sources
 from audiogen.errors import InputError, run_command
 from audiogen.interfaces import AudioBatch, CodeBatch, Condition
 from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing
-from audiogen.models.lm_layouts import transformers_parts
-from audiogen.models.lm_pretrained import CodecReference, PretrainedLM
+from audiogen.models.export import decoder_parts
+from audiogen.models.parts import CodecReference, PretrainedLM
 from audiogen.text.t5 import TextConfig
 from audiogen.train.codec import CodecRecipe, CodecTask, make_discriminator
 from audiogen.train.lm import LMRecipe, LMTask
@@ -152,7 +152,7 @@ def lm_transformers(
     lm: TokenLM, text: Condition, codes: Tensor, precision: str, device: torch.device
 ) -> Candidate:
     """MusicgenForCausalLM trained as its documentation has it."""
-    config, tensors = transformers_parts(lm)
+    config, tensors = decoder_parts(lm)
     model = MusicgenForCausalLM(MusicgenDecoderConfig(**config))
     unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
     assert not unexpected, unexpected

@@ -19,10 +19,11 @@ import torch
 from audiogen.errors import InputError, run_command
 from audiogen.files import checkpoint
 from audiogen.generators.latent import LatentGenerator
-from audiogen.models.codec_pretrained import KIND as CODEC_KIND
-from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.build import load_codec, load_lm
 from audiogen.models.diffusers import INDEX, save_diffusers
-from audiogen.models.lm_pretrained import CodecReference, load_lm, save_lm
+from audiogen.models.find import CODEC as CODEC_KIND
+from audiogen.models.own import save_codec, save_lm
+from audiogen.models.parts import CodecReference
 from audiogen.models.released import load_released
 from audiogen.tagger.pretrained import KIND as TAGGER_KIND
 from audiogen.tagger.pretrained import load_tagger, save_tagger

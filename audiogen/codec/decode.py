@@ -19,7 +19,7 @@ from audiogen.data.shards import ShardReader, is_shard_directory
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.interfaces import Segment
-from audiogen.models.codec_pretrained import freeze, load_codec
+from audiogen.models.build import freeze, load_codec
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from audiogen.data.shards import CodeClip, ShardWriter, TokenSpec
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.interfaces import Segment
-from audiogen.models.codec_pretrained import load_codec
+from audiogen.models.build import load_codec
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from audiogen.codec.token_files import read_header
 from audiogen.codec.tokens import TokenHeader, bandwidth_kbps
 from audiogen.codec.transcode import header_for
 from audiogen.data.shards import ShardReader, TokenSpec, is_shard_directory
-from audiogen.errors import InputError
-from audiogen.files.checkpoint import PICKLES, read_config, resolve
-from audiogen.models.codec_pretrained import KIND, load_codec
+from audiogen.files.checkpoint import PICKLES, read_config
+from audiogen.models.build import open_codec
+from audiogen.models.find import CODEC, OWN, find
 
 CODEC_FILES = (*PICKLES, ".safetensors")
 
@@ -67,12 +67,13 @@ def codebooks(tokens: TokenHeader | TokenSpec) -> str:
 
 def describe_codec(name: str) -> dict[str, str]:
     """A codec, with what its directory records of its training; the recipe stays in config.json."""
-    codec = in_segments(load_codec(name))
+    found = find(name, CODEC)
+    codec = in_segments(open_codec(found))
     bandwidths = [bandwidth_kbps(codec, count) for count in range(1, codec.num_codebooks + 1)]
     lines = {"codec": f"{codec.name} ({codec.identity})"}
     record: dict[str, object] = {}
-    if own := own_directory(name):
-        lines["directory"], record = str(own), read_config(own)["info"]
+    if found.layout == OWN:
+        lines["directory"], record = str(found.path), read_config(found.path)["info"]
     architecture = getattr(getattr(codec.codec, "config", None), "arch", "dac")
     lines |= {
         "architecture": f"{architecture}, {sum(p.numel() for p in codec.codec.parameters())} parameters",
@@ -85,14 +86,6 @@ def describe_codec(name: str) -> dict[str, str]:
     if codec.segment_samples is not None:
         lines["segments"] = segments(header_for(codec, 1, 1))
     return lines | {key: str(value) for key, value in record.items() if not isinstance(value, (dict, list))}
-
-
-def own_directory(name: str) -> Path | None:
-    """Where a bundled codec or one in our own layout lies; None for the released layouts."""
-    try:
-        return resolve(name, KIND)
-    except InputError:
-        return None
 
 
 def segments(header: TokenHeader) -> str:

@@ -31,7 +31,7 @@ from audiogen.evaluate.reconstruction import check_metrics
 from audiogen.evaluate.report import REFERENCE, Column, Outcome, Plot, Sound, draw, write_report
 from audiogen.evaluate.scores import Warn
 from audiogen.files import checkpoint
-from audiogen.models.codec_pretrained import load_codec
+from audiogen.models.build import load_codec
 
 TRUTH = "Ground truth"
 PLOTTED = ("mel", "multi_resolution_stft", "visqol")  # against kbps; and, of every embedder:

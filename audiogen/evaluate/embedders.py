@@ -26,7 +26,7 @@ from audiogen.errors import InputError
 from audiogen.evaluate.panns import load_cnn14
 from audiogen.evaluate.vggish import load_vggish
 from audiogen.files import checkpoint, hub
-from audiogen.models.codec_pretrained import load_codec
+from audiogen.models.build import load_codec
 from audiogen.tagger.pretrained import load_tagger
 from audiogen.text.clap import LAYOUTS, Clap, cut_windows, first_line, open_model
 

@@ -60,7 +60,7 @@ def read_json(path: str | Path) -> Any:
     """A JSON file; a missing or damaged one is an `InputError` that names it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a huge number
         raise InputError(f"{path} cannot be read: {error}; copy it or train again") from None
 
 

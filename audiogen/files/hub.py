@@ -1,25 +1,34 @@
 """Models of the Hugging Face hub: from `org/name` or `org/name@revision` to a directory of this machine.
 
-Files lie in the cache that all programs share (HF_HOME, HF_HUB_CACHE). With HF_HUB_OFFLINE, or while the hub cannot
-be reached, what the cache holds is used.
+    directory = hub.fetch(name_or_directory, layouts)         # all of a model whose layout its file names decide
+    repository = hub.Repository(name)                         # or in steps, for one request to the hub all the same
+    config = repository.fetch(["config.json"]) / "config.json"
+    directory = repository.fetch(["*.safetensors"])
+
+Files lie in the cache that all programs share (HF_HOME, HF_HUB_CACHE). A model whose files are all in it costs one
+request, for the commit that its revision names now. With HF_HUB_OFFLINE, or where the hub does not answer within
+`TIMEOUT_S`, the files in the cache are used.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 import huggingface_hub  # its functions come when they are first named, and most models are not from the hub
 from huggingface_hub import constants
 
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 
-TIMEOUT_S = 10.0  # for the hub's first answer; after it, the cache is used
+TIMEOUT_S = 5.0  # for the hub's answer; after it, the cache is used
 _ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w.-]*(?:/\w[\w.-]*)*))?", re.ASCII)
 
 
@@ -43,60 +52,132 @@ def is_hub_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None and not Path(name).exists()
 
 
-def fetch(name: str, layouts: Sequence[Layout]) -> Path:
-    """The directory with the files of a hub id, downloaded as far as they are not in the cache.
+def fetch(name_or_directory: str, layouts: Sequence[Layout]) -> Path:
+    """The directory with the files of a hub id, downloaded as far as they are not in the cache; a directory as it is.
 
     layouts: in order of preference; the first one whose required files the repository has decides what is downloaded.
-    The revision is a branch, tag or commit, "main" where none is given. Whatever fails is an `InputError`: no such
-    repository or revision, no access, no network and nothing in the cache, files of no layout.
     """
-    match = _ID.fullmatch(name)
-    if match is None:
-        raise InputError(f"{name!r} is not a hub id; give org/name or org/name@revision, or a directory")
-    repository, revision = match["name"], match["revision"] or constants.DEFAULT_REVISION
-    try:
-        with _quiet():
+    if Path(name_or_directory).is_dir():
+        return Path(name_or_directory)
+    repository = Repository(name_or_directory)
+    layout = next((layout for layout in layouts if layout.fits(repository.files)), None)
+    if layout is None:
+        raise repository.lacks(layouts)
+    return repository.fetch(layout.patterns)
+
+
+class Repository:
+    """A model of the hub: the names of its files, and its files as they are asked for.
+
+    The revision is a branch, tag or commit, "main" where none is given. Whatever fails is an `InputError`: no such
+    repository or revision, no access, no network and nothing in the cache, a download that breaks off.
+
+    files: of the revision's newest commit; where the hub does not answer, those of it that the cache has.
+    """
+
+    def __init__(self, name: str) -> None:
+        match = _ID.fullmatch(name)
+        if match is None:
+            raise InputError(f"{name!r} is not a hub id; give org/name or org/name@revision, or a directory")
+        self.name, self._id = name, match["name"]
+        self._revision = match["revision"] or constants.DEFAULT_REVISION
+        self._folder = Path(constants.HF_HUB_CACHE) / f"models--{self._id.replace('/', '--')}"
+        answer: _Listing | Exception | None = None  # of which the last is that nothing is to be asked
+        if not constants.is_offline_mode():
+            try:
+                answer = _ask(self._id, self._revision)
+            except Exception as error:  # the hub's refusals, which another try may not give
+                answer = error
+        self._reason = None if isinstance(answer, _Listing) else _reason(answer, self._revision)
+        if isinstance(answer, _Listing):
+            self._commit, self.files = answer
+            return
+        reference = self._folder / "refs" / self._revision
+        self._commit = reference.read_text().strip() if reference.is_file() else self._revision
+        snapshot = self._snapshot
+        self.files = [f.relative_to(snapshot).as_posix() for f in snapshot.rglob("*") if f.is_file()]
+        if not self.files:
+            _ask.cache_clear()  # the network may be back when the next model is asked for
+            raise InputError(f"{name} cannot be fetched: {self._reason}")
+
+    @property
+    def _snapshot(self) -> Path:
+        """Where the cache keeps the files of a commit, by its documented layout."""
+        return self._folder / "snapshots" / self._commit
+
+    def fetch(self, patterns: Sequence[str]) -> Path:
+        """The directory with all files of these glob patterns, those that the cache lacks downloaded."""
+        wanted = [file for file in self.files if any(fnmatch(file, pattern) for pattern in patterns)]
+        if missing := [file for file in wanted if not (self._snapshot / file).exists()]:
+            try:
+                with _quiet():
+                    for file in missing:
+                        huggingface_hub.hf_hub_download(self._id, file, revision=self._commit)
+            except (
+                Exception
+            ) as error:  # with network errors of whichever client this huggingface_hub is built on
+                raise InputError(f"{self.name} cannot be fetched: {_reason(error, self._revision)}") from None
+        reference = self._folder / "refs" / self._revision
+        if self._reason is None and self._revision != self._commit:
+            if not reference.is_file() or reference.read_text().strip() != self._commit:
+                checkpoint.write_bytes_atomic(reference, self._commit.encode())
+        return self._snapshot
+
+    def lacks(self, layouts: Sequence[Layout]) -> InputError:
+        """The error for a repository that has none of these layouts."""
+        some = ", ".join(sorted(self.files)[:6]) + (", ..." if len(self.files) > 6 else "")
+        if self._reason is not None:
+            return InputError(
+                f"{self.name} cannot be fetched: {self._reason}; the cache holds only {some} of it"
+            )
+        wanted = "; or ".join(f"{' and '.join(layout.required)} ({layout.name})" for layout in layouts)
+        return InputError(f"{self.name} holds {some or 'no files'}; what can be read needs {wanted}")
+
+
+class _Listing(NamedTuple):
+    """What a revision holds: the commit that it names now, and the names of its files."""
+
+    commit: str
+    files: list[str]
+
+
+@functools.cache
+def _ask(repository: str, revision: str) -> _Listing | Exception:
+    """The hub's answer, asked for once in a process; an exception where there was none.
+
+    A refusal of the hub is raised, and so asked for again. The client's own limit is one for each address that it
+    tries, so that a thread waits for it.
+    """
+    from huggingface_hub import errors  # late: it imports the whole client
+
+    found: list[_Listing | Exception] = []
+
+    def ask() -> None:
+        try:
             # not list_repo_files, which tries six times, over half a minute, before the cache's turn comes
-            found = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_S)
-            files = [file.rfilename for file in found.siblings or ()]
-            layout = next((layout for layout in layouts if layout.fits(files)), None)
-            if layout is not None:
-                return Path(
-                    huggingface_hub.snapshot_download(
-                        repository, revision=revision, allow_patterns=list(layout.patterns)
-                    )
-                )
-    except Exception as error:  # with network errors of whichever client this huggingface_hub is built on
-        cached = _cached(repository, revision)
-        files = [] if cached is None else _files(cached)
-        if cached is not None and any(layout.fits(files) for layout in layouts):
-            return cached
-        held = f"; the cache holds only {_some(files)} of it" if files else ""
-        raise InputError(f"{name} cannot be fetched: {_reason(error, revision)}{held}") from None
-    wanted = "; or ".join(f"{' and '.join(layout.required)} ({layout.name})" for layout in layouts)
-    raise InputError(f"{name} holds {_some(files)}; what can be read needs {wanted}")
+            with _quiet():
+                info = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_S)
+            files = [file.rfilename for file in info.siblings or ()]
+            found.append(_Listing(info.sha or revision, files))
+        except Exception as error:  # with network errors of whichever client this huggingface_hub is built on
+            found.append(error)
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_S)
+    answer = found[0] if found else TimeoutError(f"no answer within {TIMEOUT_S:g} s")
+    if isinstance(answer, (errors.HfHubHTTPError, errors.HFValidationError)):
+        raise answer
+    return answer
 
 
-def _some(files: Sequence[str]) -> str:
-    return (", ".join(sorted(files)[:6]) or "no files") + (", ..." if len(files) > 6 else "")
+def _reason(error: Exception | None, revision: str) -> str:
+    """Why the hub gave nothing, and what to do, in one line; the special cases of an error come before it.
 
-
-def _cached(repository: str, revision: str) -> Path | None:
-    """The snapshot of an earlier download, as the cache's documented folders have it."""
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    reference = folder / "refs" / revision
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    snapshot = folder / "snapshots" / commit
-    return snapshot if commit and snapshot.is_dir() else None
-
-
-def _files(folder: Path) -> list[str]:
-    """Names below `folder`; a link whose file is gone is none."""
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-
-
-def _reason(error: Exception, revision: str) -> str:
-    """Why the hub gave nothing, and what to do, in one line; the special cases of an error come before it."""
+    None stands for HF_HUB_OFFLINE.
+    """
+    if error is None:
+        return "it is no directory here and not in the cache, and HF_HUB_OFFLINE is set; unset it to download"
     from huggingface_hub import errors  # late: it imports the whole client
 
     if isinstance(error, errors.GatedRepoError):
@@ -105,8 +186,6 @@ def _reason(error: Exception, revision: str) -> str:
         return "it is no directory here, and no model of the hub that you have access to; check the name"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"it has no revision {revision!r}; give a branch, tag or commit after the @"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "it is no directory here and not in the cache, and HF_HUB_OFFLINE is set; unset it to download"
     first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     if isinstance(error, errors.HFValidationError):
         return f"{first}; check the name"

@@ -23,6 +23,7 @@ from audiogen.generate.jobs import Job, plan
 from audiogen.generate.options import refuse_others
 from audiogen.generators import load as generators
 from audiogen.interfaces import Edit, Generator, Sampling
+from audiogen.models.find import SYSTEM, find
 
 BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} s of sound [{elapsed}<{remaining}]"
 
@@ -34,15 +35,17 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     with warnings.catch_warnings():
         setattr(warnings, "showwarning", _show_warning)  # noqa: B010 (a plain assignment does not pass mypy)
         warnings.filterwarnings("ignore", message="Glyph")  # emoji in the title of a picture
-        _refuse_others(args)
+        found = find(args.model)
+        generators.check_generates(found)
+        refuse_others(args, found.kind == SYSTEM)
         prompt = None if args.continue_from is None else audio.load(args.continue_from)
         edit = None
         if args.init is not None:
             edit = Edit(*audio.load(args.init), args.strength, args.inpaint, args.upsample)
             jobs = plan(args, edit.duration_s)
         packed = True if args.cuda_graph else None
-        generator = generators.load(
-            args.model,
+        generator = generators.open_generator(
+            found,
             args.device,
             args.dtype,
             args.text_encoder,
@@ -114,16 +117,6 @@ def write(job: Job, sound: Tensor, sample_rate: int) -> Path:
     except OSError as error:
         raise InputError(f"{job.path}: cannot be written ({error.strerror or error})") from error
     return picture
-
-
-def _refuse_others(args: argparse.Namespace) -> None:
-    """Raise InputError where an option is given that the model's family does not have, or where there is no model."""
-    latent = generators.is_latent(args.model)
-    try:
-        refuse_others(args, latent)
-    except InputError:
-        generators.find(args.model)
-        raise
 
 
 def stream(

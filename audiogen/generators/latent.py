@@ -31,6 +31,7 @@ from audiogen.generators import request as requests
 from audiogen.generators.request import Request
 from audiogen.interfaces import Edit, Progress, Sampling
 from audiogen.models.diffusers import save_diffusers
+from audiogen.models.find import SYSTEM, Found, find
 from audiogen.models.released import load_released
 from audiogen.models.systems import Released
 from audiogen.text.clap import Clap
@@ -100,10 +101,24 @@ class LatentGenerator:
         see `load_released`; `notes` says what was used. clap: a CLAP model with an audio branch, directory or
         hub id, that ranks candidates.
         """
+        return cls.open(find(name_or_dir, SYSTEM), device, dtype, text_encoder, heads, ema, clap)
+
+    @classmethod
+    def open(
+        cls,
+        found: Found,
+        device: str = "auto",
+        dtype: str = "auto",
+        text_encoder: str | None = None,
+        heads: tuple[int, ...] | None = None,
+        ema: bool | None = None,
+        clap: str | None = None,
+    ) -> LatentGenerator:
+        """`from_pretrained` of what `find` found."""
         with _quiet():
-            released = load_released(name_or_dir, heads, ema)
+            released = load_released(found.check(SYSTEM).path, heads, ema)
         if text_encoder is not None:
-            _replace_text(released, text_encoder, name_or_dir)
+            _replace_text(released, text_encoder, found.name)
         scorer = None if clap is None else Clap(clap)
         return cls(released, device, dtype, scorer)
 

@@ -25,8 +25,10 @@ from audiogen.lm import decoders, lora
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.sample import Decoder, TokenSampling, generate_tokens, num_decoded
 from audiogen.lm.stream import stream_tokens
-from audiogen.models.codec_pretrained import load_codec, save_codec
-from audiogen.models.lm_pretrained import CODEC_FOLDER, CodecReference, OpenLM, open_lm, save_lm
+from audiogen.models.build import load_codec, read_lm
+from audiogen.models.find import LM, Found, bundled, find
+from audiogen.models.own import CODEC_FOLDER, save_codec, save_lm
+from audiogen.models.parts import CodecReference, LMParts
 from audiogen.text.condition import pad_like_peers, stack
 from audiogen.text.t5 import T5Conditioner
 
@@ -48,7 +50,7 @@ class AudioGen:
 
     def __init__(
         self,
-        lm: TokenLM | OpenLM,
+        lm: TokenLM | LMParts,
         conditioner: T5Conditioner,
         codec: Codec | SegmentedCodec,
         max_frames: int,
@@ -105,31 +107,45 @@ class AudioGen:
         PyTorch module, `lm`, is read when it is first asked for. False runs that instead. None is True on a CPU; on
         CUDA, where the packed form has been tested without a GPU only, it is False but for int8.
         """
+        return cls.open(find(name_or_dir, LM), device, dtype, text_encoder, adapter, packed)
+
+    @classmethod
+    def open(
+        cls,
+        found: Found,
+        device: str = "auto",
+        dtype: str = "auto",
+        text_encoder: str | None = None,
+        adapter: str | Path | None = None,
+        packed: bool | None = None,
+    ) -> AudioGen:
+        """`from_pretrained` of what `find` found."""
         where = choose_device(device)
         dtype = decoders.choose_dtype(dtype, where)
         if packed is None:
             packed = where.type == "cpu" or dtype == "int8"
         packed = packed and decoders.is_packed(dtype, where)
-        found = open_lm(name_or_dir, where, text_encoder)
-        codec = load_codec(found.codec.location, where, found.codec.dual_mono)
+        parts = read_lm(found, text_encoder)
+        conditioner = parts.open_text(where)
+        codec = load_codec(parts.codec.location, where, parts.codec.dual_mono)
         # A public release is one with its codec: it has no identity to compare.
-        if found.codec.identity and codec.identity != found.codec.identity:
+        if parts.codec.identity and codec.identity != parts.codec.identity:
             raise InputError(
-                f"{name_or_dir} was trained on the tokens of codec {found.codec.identity}, but {found.codec.location} "
+                f"{found.name} was trained on the tokens of codec {parts.codec.identity}, but {parts.codec.location} "
                 f"is {codec.identity}; put the codec it was trained with there"
             )
-        lm: TokenLM | OpenLM = found
+        lm: TokenLM | LMParts = parts
         if adapter is not None or not packed:
-            lm = found.load(where, torch.float32 if packed else decoders.torch_dtype(dtype))
+            lm = parts.load(where, torch.float32 if packed else decoders.torch_dtype(dtype))
         if adapter is not None and isinstance(lm, TokenLM):
             lora.load_adapter(adapter, lm)
             lora.merge(lm)
         decoder = None
-        if isinstance(lm, OpenLM):
+        if isinstance(lm, LMParts):
             decoder = decoders.pack(lm.skeleton(), dtype, where, lm.read)
         elif packed:
             decoder = decoders.pack(lm, dtype, where)
-        return cls(lm, found.conditioner, codec, found.max_frames, found.info, decoder)
+        return cls(lm, conditioner, codec, parts.max_frames, parts.info, decoder)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a model directory that `from_pretrained` opens; a codec that is not bundled is copied into it.
@@ -139,7 +155,7 @@ class AudioGen:
         """
         directory = Path(directory)
         location = self.codec.name
-        if location not in checkpoint.bundled_names() or not _equal(load_codec(location), self.codec):
+        if location not in bundled() or not _equal(load_codec(location), self.codec):
             location = str(directory / CODEC_FOLDER)
             save_codec(location, self.codec)
         reference = CodecReference(location, load_codec(location).identity)
@@ -157,7 +173,7 @@ class AudioGen:
     @property
     def lm(self) -> TokenLM:
         """The language model as a PyTorch module; where a packed copy runs it, its weights are read now, in float32."""
-        if isinstance(self._lm, OpenLM):
+        if isinstance(self._lm, LMParts):
             self._lm = self._lm.load(self.device)
         return self._lm
 
@@ -170,7 +186,7 @@ class AudioGen:
         """16 hex digits that change with any weight, and with the number type they are rounded to."""
         lm = (
             self._lm.identity()
-            if isinstance(self._lm, OpenLM)
+            if isinstance(self._lm, LMParts)
             else checkpoint.identity(self._lm.state_dict())
         )
         text = checkpoint.identity(self.conditioner.state_dict())

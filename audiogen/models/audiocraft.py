@@ -1,7 +1,10 @@
-"""Language models in the layout of AudioGen and MusicGen releases: state_dict.bin, beside compression_state_dict.bin.
+"""Language models and codecs in the layout of AudioGen and MusicGen releases.
+
+state_dict.bin              the language model; compression_state_dict.bin lies beside it
+compression_state_dict.bin  the codec, or {"pretrained": name}, a pointer to it
 
 Each file is what `torch.save` made of {"best_state": tensors by name, "xp.cfg": the training's configuration as YAML}.
-The architecture is read from that configuration; a value that `TokenLM` does not have is refused, with its key.
+Sizes are read from that configuration; a value that our models do not compute is refused, with its key.
 """
 
 from __future__ import annotations
@@ -9,22 +12,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
-from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaconf
 
+from audiogen.config import Range, build
 from audiogen.errors import InputError
-from audiogen.files import pickles
-from audiogen.lm.model import LMConfig
-from audiogen.models.release import Release, Shapes, check_count, check_tensors, lm_config, whole
+from audiogen.files import hub, pickles
+from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.models import encodec
+from audiogen.models.find import CODEC, CODEC_FILE, LM_FILE, Found, find
+from audiogen.models.parts import CodecParts, CodecReference, LMParts, release_parts
+from audiogen.models.settings import RATE, Settings, parse_yaml, resolve, short
+from audiogen.models.tensors import Source, check_sizes, empty, match, shaped
 from audiogen.text import encoder
 from audiogen.text.t5 import TextConfig
 
-WEIGHTS_FILE = "state_dict.bin"
-CODEC_FILE = "compression_state_dict.bin"
 PROJECTION = "condition_provider.conditioners.description.output_proj."
 # Hz of the codecs that a compression file may name instead of holding one.
 POINTED_RATES = {
@@ -34,6 +37,7 @@ POINTED_RATES = {
     "dac_24khz": 75.0,
     "dac_44khz": 44100 / 512,
 }
+DAC_NAMES = {f"dac_{rate}khz": f"descript/dac_{rate}khz" for rate in (16, 24, 44)}  # hub ids of its pointers
 
 # key -> (the only value that TokenLM computes, what audiocraft takes where the key is absent).
 REQUIRED: dict[str, tuple[Any, Any]] = {
@@ -54,298 +58,304 @@ REQUIRED: dict[str, tuple[Any, Any]] = {
     "qk_layer_norm_cross": (False, False),
     "xpos": (False, False),
 }
-SIZES = ("dim", "num_heads", "num_layers", "hidden_scale", "n_q", "card")
 # How it was trained, initialised and run fast: nothing that the weights compute depends on these. There is
-# cross-attention wherever fuser.cross names something to hear, whatever cross_attention says.
-FREE = {
-    *(
-        "attention_as_float32",
-        "attention_dropout",
-        "checkpointing",
-        "cross_attention",
-        "custom",
-        "depthwise_init",
-    ),
-    *(
-        "dropout",
-        "emb_lr",
-        "lr",
-        "memory_efficient",
-        "q_modeling",
-        "two_step_cfg",
-        "weight_decay",
-        "weight_init",
-    ),
-    "zero_bias_init",
-}
+# cross-attention wherever fuser.cross names a condition, whatever cross_attention says.
+HARMLESS = (
+    *("attention_as_float32", "attention_dropout", "checkpointing", "cross_attention", "custom"),
+    *("depthwise_init", "dropout", "emb_lr", "lr", "memory_efficient", "q_modeling", "two_step_cfg"),
+    *("weight_decay", "weight_init", "zero_bias_init"),
+)
+# The same for conditions: `args` merges and drops captions in training; the scale is of position embeddings that the
+# released models do not add.
+HARMLESS_CONDITIONS = (
+    "conditioners.args*",
+    *(f"conditioners.description.t5.{key}" for key in ("word_dropout", "autocast_dtype", "device")),
+    "fuser.cross_attention_pos_emb_scale",
+)
 MELODY = ("chroma_stem", "style", "self_wav")
+# our name of a layer's tensor -> theirs, and which thirds of it where queries, keys and values are joined
+LAYER = {
+    "self_attention.in_proj.weight": Source(("self_attn.in_proj_weight",)),
+    "self_attention.out_proj.weight": Source(("self_attn.out_proj.weight",)),
+    "cross_attention.query_proj.weight": Source(("cross_attention.in_proj_weight",), 0, 1, 3),
+    "cross_attention.text_proj.weight": Source(("cross_attention.in_proj_weight",), 1, 3, 3),
+    "cross_attention.out_proj.weight": Source(("cross_attention.out_proj.weight",)),
+    "ff_in.weight": Source(("linear1.weight",)),
+    "ff_out.weight": Source(("linear2.weight",)),
+    "norm_self": Source(("norm1",)),
+    "norm_cross": Source(("norm_cross",)),
+    "norm_ff": Source(("norm2",)),
+}
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # of transformers
 
 
-def read(directory: Path, text_encoder: str | None = None) -> Release:
-    """The language model of a release, its tensors still in the file.
+class Release(NamedTuple):
+    """One file: its tensors by name, and its configuration, whose `${...}` are filled in where a key is read."""
 
-    text_encoder: directory or hub id of the T5 to use in place of the one that the release names.
-    """
-    path = directory / WEIGHTS_FILE
-    contents = _contents(path)
-    xp = _configuration(contents, path)
-    state = contents.get("best_state")
-    if not isinstance(state, Mapping):
-        raise InputError(f"{path}: best_state is missing; a released language model has it, so copy it again")
-    name = _text_encoder(xp, path)
-    settings = _section(xp, "transformer_lm", path)
-    for key, pattern in {"num_layers": r"transformer\.layers\.(\d+)\.", "n_q": r"emb\.(\d+)\."}.items():
-        check_count(state, pattern, settings.get(key), f"transformer_lm.{key}", path)
-    lm = _architecture(xp, path)
-    dual_mono = _stereo(xp, lm, path)
-    projection = state.get(f"{PROJECTION}weight")
-    width = projection.shape[-1] if isinstance(projection, Tensor) and projection.dim() == 2 else 0
-    check_tensors(state, _shapes(lm, width), path)
-    seconds = _positive(_get(xp, "dataset.segment_duration", path), "dataset.segment_duration", path)
-    guidance = _get(xp, "classifier_free_guidance.inference_coef", path)
-    return Release(
-        lm,
-        TextConfig(encoder=text_encoder or name, width=lm.dim),
-        encoder.named(text_encoder or name, width, directory, now=text_encoder is not None),
-        _our_names(state, lm),
-        {part: state[PROJECTION + part] for part in ("weight", "bias")},
-        dual_mono,
-        max(1, int(seconds * _frame_rate(directory / CODEC_FILE))),
-        None if guidance is None else _positive(guidance, "classifier_free_guidance.inference_coef", path, 0),
-    )
+    state: dict[str, Tensor]
+    xp: Any
+    where: str
+
+    def settings(self, *keys: str) -> Settings:
+        """The values at these dotted keys; the rest may name variables of the machine where the file was written."""
+        contents: dict[str, Any] = {}
+        for key in keys:
+            *path, last = key.split(".")
+            part = contents
+            for name in path:
+                part = part.setdefault(name, {})
+            value = resolve(self.xp, key, self.where, None)
+            if value is not None:
+                part[last] = value
+        return Settings(contents, self.where)
 
 
-def _contents(path: Path) -> Mapping[str, Any]:
+def read_contents(path: Path) -> dict[Any, Any]:
+    """What is in a file of either kind."""
     contents = pickles.read_pickle(path)
-    if not isinstance(contents, Mapping):
+    if not isinstance(contents, dict):
         raise InputError(
             f"{path} holds a {type(contents).__name__}; a release's file holds best_state and xp.cfg"
         )
     return contents
 
 
-def _configuration(contents: Mapping[str, Any], path: Path) -> DictConfig:
-    """The training's configuration; its interpolations are resolved where a key is read."""
-    text = contents.get("xp.cfg")
-    if not isinstance(text, str):
-        raise InputError(f"{path}: xp.cfg is missing; a release's file holds its configuration there as text")
-    try:
-        config = OmegaConf.create(text)
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: xp.cfg cannot be read as YAML ({reason}); copy the file again") from None
-    if not isinstance(config, DictConfig):
-        raise InputError(f"{path}: xp.cfg holds no `key: value` mapping; copy the file again")
-    return config
-
-
-def _get(xp: DictConfig, key: str, path: Path, default: Any = None) -> Any:
-    """A value of the configuration as plain Python; `default` where it is absent."""
-    try:
-        value = OmegaConf.select(xp, key, default=default)
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    except (OmegaConfBaseException, ValueError) as error:
-        raise InputError(f"{path}: {key} cannot be resolved: {' '.join(str(error).split())[:200]}") from None
-
-
-def _section(xp: DictConfig, key: str, path: Path) -> dict[str, Any]:
-    value = _get(xp, key, path, {})
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: {key} is {value!r}; a mapping is needed")
-    return {str(name): item for name, item in value.items()}
-
-
-def _refuse(path: Path, key: str, value: Any, allowed: str) -> InputError:
-    return InputError(
-        f"{path}: {key} is {value!r}; only {allowed} is implemented, so this model cannot be run"
+def release(contents: Mapping[Any, Any], path: Path) -> Release:
+    """A file's contents, checked to be a release's."""
+    for key in ("best_state", "xp.cfg"):
+        if key not in contents:
+            raise InputError(f"{path}: {key} is missing; a released model has it, so copy or export it again")
+    where = f"{path}: xp.cfg"
+    return Release(
+        named_tensors(contents["best_state"], f"best_state of {path}"),
+        parse_yaml(contents["xp.cfg"], where),
+        where,
     )
 
 
-def _text_encoder(xp: DictConfig, path: Path) -> str:
-    """The hub id of its T5; models that hear something else than text are refused."""
-    model = _get(xp, "lm_model", path, "transformer_lm")
-    if model != "transformer_lm":
-        raise _refuse(path, "lm_model", model, "'transformer_lm'")
-    conditioners = _section(xp, "conditioners", path)
-    conditioners.pop("args", None)  # merging and dropping captions in training
-    for name, settings in conditioners.items():
-        kind = settings.get("model") if isinstance(settings, Mapping) else settings
-        if name in MELODY or kind in MELODY:
+def named_tensors(state: Any, where: str) -> dict[str, Tensor]:
+    """A flat state dict, checked to be one."""
+    if not isinstance(state, dict):
+        raise InputError(f"{where} is a {type(state).__name__}; tensors by name are needed")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(
-                f"{path}: conditioners.{name} is {kind!r}: this model follows a melody or a style beside text, which "
-                "is not implemented; choose a model that hears text alone"
+                f"{where}: {short(name)} is a {type(value).__name__}; names with tensors are needed: a training "
+                "checkpoint of audiocraft must be exported first"
+            )
+    return state
+
+
+# ------------------------------------------------------------------------------------------ the language model
+
+
+def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
+    """The language model of a release. text_encoder: directory or hub id of the T5 in place of the one it names."""
+    path = directory / LM_FILE
+    found = release(read_contents(path), path)
+    settings = found.settings(
+        *("lm_model", "compression_model_n_q", "interleave_stereo_codebooks", "transformer_lm"),
+        *("codebooks_pattern", "conditioners", "fuser"),
+        *("dataset.segment_duration", "classifier_free_guidance.inference_coef"),
+    )
+    settings.choice("lm_model", ["transformer_lm"], "transformer_lm")
+    name = _text_encoder(settings)
+    lm = _architecture(settings)
+    dual_mono = _stereo(settings, lm)
+    seconds = settings.number("dataset.segment_duration", within=Range(1e-9))
+    guidance = settings.number("classifier_free_guidance.inference_coef", None, Range(0))
+    off = [key for key, value in settings.section("transformer_lm").contents.items() if value is False]
+    settings.done([*(f"transformer_lm.{key}" for key in (*HARMLESS, *off)), *HARMLESS_CONDITIONS])
+    check_sizes(path, len(found.state), lm.num_layers + lm.num_codebooks, [lm.dim, lm.ff_mult * lm.dim])
+    projection = found.state.get(f"{PROJECTION}weight")
+    width = projection.shape[-1] if projection is not None and projection.dim() == 2 else 0
+    own = empty(lambda: TokenLM(lm), path).state_dict()
+    own |= shaped({f"{PROJECTION}weight": (lm.dim, width), f"{PROJECTION}bias": (lm.dim,)})
+    matches = match(own, found.state, lambda ours: _their_name(ours, lm.num_codebooks), path)
+    return release_parts(
+        lm,
+        TextConfig(encoder=text_encoder or name, width=lm.dim),
+        encoder.named(text_encoder or name, width, directory, now=text_encoder is not None),
+        {ours: part.tensors for ours, part in matches.items() if not ours.startswith(PROJECTION)},
+        {part: matches[PROJECTION + part].tensors for part in ("weight", "bias")},
+        CodecReference(str(directory), "", dual_mono),
+        max(1, int(seconds * _frame_rate(directory / CODEC_FILE))),
+        guidance,
+    )
+
+
+def _their_name(ours: str, num_codebooks: int) -> Source:
+    """TokenLM's name of a tensor -> the release's: ours has one embedding and one head for all codebooks."""
+    for stem, theirs in (("embedding.weight", "emb"), ("heads.weight", "linears")):
+        if ours == stem:
+            return Source(tuple(f"{theirs}.{k}.weight" for k in range(num_codebooks)))
+    if not ours.startswith("layers."):
+        return Source((ours,))
+    _, layer, name = ours.split(".", 2)
+    stem, _, part = name.partition(".")
+    source = LAYER[stem if stem.startswith("norm") else name]
+    their = f"transformer.layers.{layer}.{source.names[0]}" + (f".{part}" if stem.startswith("norm") else "")
+    return source._replace(names=(their,))
+
+
+def _text_encoder(settings: Settings) -> str:
+    """The hub id of its T5; models with another condition than a text are refused."""
+    conditioners = settings.section("conditioners", {})
+    names = [name for name in conditioners.contents if name != "args"]
+    for name in names:
+        item = conditioners.contents[name]
+        kind = item.get("model") if isinstance(item, Mapping) else item
+        if name in MELODY or (isinstance(kind, str) and kind in MELODY):
+            raise InputError(
+                f"{settings.where}: conditioners.{name} is {short(kind)}: this model follows a melody or a style "
+                "beside text, which is not implemented; choose a model that is conditioned on text alone"
             )
         if name != "description" or kind != "t5":
-            raise _refuse(path, f"conditioners.{name}.model", kind, "a 't5' named description")
-    if not conditioners:
-        raise InputError(
-            f"{path}: conditioners is empty; only models that hear a description are implemented"
-        )
-    for method, heard in _section(xp, "fuser", path).items():
-        if method == "cross_attention_pos_emb" and heard:
-            raise _refuse(path, "fuser.cross_attention_pos_emb", heard, "False")
-        wanted = ["description"] if method == "cross" else []
-        if isinstance(heard, list) and heard != wanted:
-            raise _refuse(path, f"fuser.{method}", heard, str(wanted))
-    if _get(xp, "fuser.cross", path) is None:
-        raise InputError(f"{path}: fuser.cross is missing; it must be ['description']")
-    t5 = _section(xp, "conditioners.description.t5", path)
-    for key in ("finetune", "normalize_text"):
-        if t5.get(key, False):
-            raise _refuse(path, f"conditioners.description.t5.{key}", t5[key], "False")
-    if t5.get("name") not in encoder.RELEASED_NAMES:
-        raise InputError(
-            f"{path}: conditioners.description.t5.name is {t5.get('name')!r}; allowed: "
-            f"{', '.join(encoder.RELEASED_NAMES)}"
-        )
-    return encoder.hub_name(str(t5["name"]))
-
-
-def _architecture(xp: DictConfig, path: Path) -> LMConfig:
-    settings = _section(xp, "transformer_lm", path)
-    for key, (wanted, absent) in REQUIRED.items():
-        value = settings.get(key, absent)
-        if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
-            raise _refuse(path, f"transformer_lm.{key}", value, repr(wanted))
-    for key, value in settings.items():
-        if key not in (*REQUIRED, *SIZES) and key not in FREE and value not in (None, False):
             raise InputError(
-                f"{path}: transformer_lm.{key} is {value!r}, which is unknown here, so this model cannot be run"
+                f"{settings.where}: conditioners.{name}.model is {short(kind)}; only a 't5' named description is "
+                "implemented, so this model cannot be run"
             )
-    size = {key: whole(settings.get(key), f"transformer_lm.{key}", path) for key in SIZES}
-    pattern, delays = _pattern(xp, size["n_q"], settings.get("q_modeling"), path)
+        conditioners.take(f"{name}.model")
+    if not names:
+        raise InputError(
+            f"{settings.where}: conditioners is empty; only models with a description are implemented"
+        )
+    fuser = settings.section("fuser", {})
+    fuser.choice("cross_attention_pos_emb", [False, None], False)
+    fuser.choice("cross", [["description"]])
+    for method, names in fuser.contents.items():
+        if method != "cross" and isinstance(names, list):
+            fuser.choice(method, [[]])
+    t5 = conditioners.section("description.t5", {})
+    for key in ("finetune", "normalize_text"):
+        t5.choice(key, [False, None], False)
+    return encoder.hub_name(t5.choice("name", encoder.RELEASED_NAMES))
+
+
+def _architecture(settings: Settings) -> LMConfig:
+    model = settings.section("transformer_lm", {})
+    for key, (wanted, absent) in REQUIRED.items():
+        model.choice(key, [wanted], absent)
+    num_codebooks = model.whole("n_q")
+    pattern, delays = _pattern(settings, num_codebooks)
     values = {
-        "num_codebooks": size["n_q"],
-        "codebook_size": size["card"],
-        "dim": size["dim"],
-        "num_layers": size["num_layers"],
-        "num_heads": size["num_heads"],
-        "ff_mult": size["hidden_scale"],
-        "dropout": settings.get("dropout") or 0.0,
+        "num_codebooks": num_codebooks,
+        "codebook_size": model.whole("card"),
+        "dim": model.whole("dim"),
+        "num_layers": model.whole("num_layers"),
+        "num_heads": model.whole("num_heads"),
+        "ff_mult": model.whole("hidden_scale"),
+        "dropout": model.number("dropout", None) or 0.0,
         "pattern": pattern,
         "delays": delays,
     }
-    return lm_config(values, path)
+    return build(LMConfig, values, where=str(settings.where))
 
 
-def _pattern(xp: DictConfig, num_codebooks: int, q_modeling: Any, path: Path) -> tuple[str, tuple[int, ...]]:
+def _pattern(settings: Settings, num_codebooks: int) -> tuple[str, tuple[int, ...]]:
     """Name and delays of the interleaving. Releases of before codebooks_pattern.modeling have q_modeling instead."""
-    modeling = _get(xp, "codebooks_pattern.modeling", path)
-    settings = _section(xp, f"codebooks_pattern.{modeling}", path) if modeling else {}
-    modeling = modeling or q_modeling
+    patterns = settings.section("codebooks_pattern", {})
+    modeling = patterns.take("modeling", None) or settings.take("transformer_lm.q_modeling", None)
     if modeling not in ("delay", "parallel"):
-        raise _refuse(path, "codebooks_pattern.modeling", modeling, "'delay' or 'parallel'")
-    for key in ("flatten_first", "empty_initial"):
-        if settings.get(key, 0):
-            raise _refuse(path, f"codebooks_pattern.{modeling}.{key}", settings[key], "0")
-    if modeling == "parallel":
-        return "parallel", ()
-    delays = settings.get("delays")
-    if delays is None:
-        delays = list(range(num_codebooks))
-    key = "codebooks_pattern.delay.delays"
-    if not isinstance(delays, list) or len(delays) != num_codebooks:
         raise InputError(
-            f"{path}: {key} is {delays!r}; {num_codebooks} are needed, one for each codebook (n_q)"
+            f"{settings.where}: codebooks_pattern.modeling is {short(modeling)}; only 'delay' or 'parallel' is "
+            "implemented"
         )
-    return "delay", tuple(whole(delay, key, path, 0) for delay in delays)
-
-
-def _stereo(xp: DictConfig, lm: LMConfig, path: Path) -> bool:
-    """Whether the codebooks are those of the left and the right channel in turn."""
-    stereo = bool(_get(xp, "interleave_stereo_codebooks.use", path, False))
-    key = "compression_model_n_q"
-    num_used = _get(xp, key, path)  # those of the codec, for one channel
-    if num_used is not None and whole(num_used, key, path) * (1 + stereo) != lm.num_codebooks:
+    for name in patterns.contents:
+        if name != modeling:
+            patterns.take(name)  # of patterns that are not used
+    chosen = patterns.section(modeling, {})
+    for key in ("flatten_first", "empty_initial"):
+        chosen.choice(key, [0, None, False], 0)
+    if modeling == "parallel" or chosen.take("delays", None) is None:
+        return modeling, tuple(range(num_codebooks)) if modeling == "delay" else ()
+    delays = chosen.wholes("delays", within=Range(0, 2**18))
+    if len(delays) != num_codebooks:
         raise InputError(
-            f"{path}: {key} is {num_used!r}, but transformer_lm.n_q is {lm.num_codebooks}; "
+            f"{settings.where}: codebooks_pattern.delay.delays is {short(list(delays))}; {num_codebooks} are needed, "
+            "one for each codebook (n_q)"
+        )
+    return modeling, delays
+
+
+def _stereo(settings: Settings, lm: LMConfig) -> bool:
+    """Whether the codebooks are those of the left and the right channel in turn."""
+    interleave = settings.section("interleave_stereo_codebooks", {})
+    stereo, per_timestep = interleave.flag("use", False), interleave.flag("per_timestep", False)
+    codec = settings.whole("compression_model_n_q", None)  # codebooks of the codec, for one channel
+    if codec is not None and codec * (1 + stereo) != lm.num_codebooks:
+        raise InputError(
+            f"{settings.where}: compression_model_n_q is {codec}, but transformer_lm.n_q is {lm.num_codebooks}; "
             + ("that must be twice as many, for two channels" if stereo else "they must be equal")
         )
-    if not stereo:
-        return False
-    if _get(xp, "interleave_stereo_codebooks.per_timestep", path, False):
-        raise _refuse(path, "interleave_stereo_codebooks.per_timestep", True, "False")
-    if lm.num_codebooks % 2:
+    if stereo and per_timestep:
+        interleave.choice("per_timestep", [False])
+    if stereo and lm.num_codebooks % 2:
         raise InputError(
-            f"{path}: interleave_stereo_codebooks.use is true, but transformer_lm.n_q is {lm.num_codebooks}; "
+            f"{settings.where}: interleave_stereo_codebooks.use is true, but transformer_lm.n_q is {lm.num_codebooks}; "
             "two channels have an even number of codebooks"
         )
-    return True
+    return stereo
 
 
 def _frame_rate(path: Path) -> float:
-    """Hz, from the compression file: that of the codec in it or of the one that it names."""
-    contents = _contents(path)
-    pointer = contents.get("pretrained")
-    if pointer is not None:
-        beside = path.parent / Path(str(pointer)).name
-        if pointer == beside.name and beside != path and beside.is_file():
-            path, contents = beside, _contents(beside)
-        elif pointer in POINTED_RATES:
-            return POINTED_RATES[pointer]
-        else:
+    """Hz of the codec in a compression file, or of the one that it names."""
+    path, contents, target = follow(path)
+    if target is not None:
+        if target not in POINTED_RATES:
             raise InputError(
-                f"{path}: pretrained is {pointer!r}; allowed: a file beside it, or as the codec of a language model "
-                f"{', '.join(POINTED_RATES)}"
+                f"{path}: pretrained is {short(contents['pretrained'])}; allowed: a file beside it, or as the codec of "
+                f"a language model {', '.join(POINTED_RATES)}"
             )
-    xp = _configuration(contents, path)
-    ratios = _get(xp, "seanet.ratios", path)
-    if not isinstance(ratios, list) or not ratios:
-        raise InputError(f"{path}: seanet.ratios is {ratios!r}; a list of strides is needed")
-    rate = whole(_get(xp, "sample_rate", path), "sample_rate", path)
-    return rate / math.prod(whole(ratio, "seanet.ratios", path) for ratio in ratios)
+        return POINTED_RATES[str(target)]
+    settings = release(contents, path).settings("seanet.ratios", "sample_rate")
+    return float(settings.whole("sample_rate", within=RATE) / math.prod(settings.wholes("seanet.ratios")))
 
 
-def _positive(value: Any, key: str, path: Path, least: float = 1e-9) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
-        raise InputError(f"{path}: {key} is {value!r}; it must be a number above 0")
-    return float(value)
+# --------------------------------------------------------------------------------------------------- the codec
 
 
-def _shapes(lm: LMConfig, encoder_width: int) -> Shapes:
-    """Names and shapes of a release of this architecture."""
-    dim = lm.dim
-    shapes: Shapes = {f"{PROJECTION}weight": (dim, encoder_width), f"{PROJECTION}bias": (dim,)}
-    for k in range(lm.num_codebooks):
-        shapes[f"emb.{k}.weight"] = (lm.codebook_size + 1, dim)
-        shapes[f"linears.{k}.weight"] = (lm.codebook_size, dim)
-    norms = ["out_norm."]
-    for i in range(lm.num_layers):
-        layer = f"transformer.layers.{i}."
-        for attention in ("self_attn", "cross_attention"):
-            shapes[f"{layer}{attention}.in_proj_weight"] = (3 * dim, dim)
-            shapes[f"{layer}{attention}.out_proj.weight"] = (dim, dim)
-        shapes[f"{layer}linear1.weight"] = (lm.ff_mult * dim, dim)
-        shapes[f"{layer}linear2.weight"] = (dim, lm.ff_mult * dim)
-        norms += [f"{layer}{norm}." for norm in ("norm1", "norm_cross", "norm2")]
-    return shapes | {f"{norm}{part}": (dim,) for norm in norms for part in ("weight", "bias")}
+def follow(path: Path) -> tuple[Path, dict[Any, Any], str | Path | None]:
+    """A compression file -> (file, its contents, None), of itself or of the file that it points to.
+
+    Where no such file lies beside it, the last is a directory beside it or else the name it points to.
+    """
+    contents = read_contents(path)
+    if "pretrained" not in contents:
+        return path, contents, None
+    name = contents["pretrained"]
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path}: pretrained is {short(name)}; the name of a codec is needed")
+    inside, beside = Path(name), path.parent / name
+    if inside.is_absolute() or ".." in inside.parts or beside == path or not beside.exists():
+        return path, contents, name
+    if beside.is_dir():
+        if not (beside / CODEC_FILE).is_file():
+            return path, contents, beside
+        beside = beside / CODEC_FILE
+    contents = read_contents(beside)
+    if "pretrained" in contents:
+        raise InputError(f"{beside} is a pointer that another one led to; give the codec itself")
+    return beside, contents, None
 
 
-def _our_names(state: Mapping[str, Tensor], lm: LMConfig) -> dict[str, Tensor | list[Tensor]]:
-    """TokenLM's names: its embedding and heads are one matrix for all codebooks, its text's keys and values another."""
-    ours: dict[str, Tensor | list[Tensor]] = {
-        "embedding.weight": [state[f"emb.{k}.weight"] for k in range(lm.num_codebooks)],
-        "heads.weight": [state[f"linears.{k}.weight"] for k in range(lm.num_codebooks)],
-        "out_norm.weight": state["out_norm.weight"],
-        "out_norm.bias": state["out_norm.bias"],
-    }
-    for i in range(lm.num_layers):
-        theirs, mine = f"transformer.layers.{i}.", f"layers.{i}."
-        cross = state[f"{theirs}cross_attention.in_proj_weight"]  # queries, keys, values
-        ours |= {
-            f"{mine}self_attention.in_proj.weight": state[f"{theirs}self_attn.in_proj_weight"],
-            f"{mine}self_attention.out_proj.weight": state[f"{theirs}self_attn.out_proj.weight"],
-            f"{mine}cross_attention.query_proj.weight": cross[: lm.dim],
-            f"{mine}cross_attention.text_proj.weight": cross[lm.dim :],
-            f"{mine}cross_attention.out_proj.weight": state[f"{theirs}cross_attention.out_proj.weight"],
-            f"{mine}ff_in.weight": state[f"{theirs}linear1.weight"],
-            f"{mine}ff_out.weight": state[f"{theirs}linear2.weight"],
-        }
-        for our_norm, their_norm in (
-            ("norm_self", "norm1"),
-            ("norm_cross", "norm_cross"),
-            ("norm_ff", "norm2"),
-        ):
-            for part in ("weight", "bias"):
-                ours[f"{mine}{our_norm}.{part}"] = state[f"{theirs}{their_norm}.{part}"]
-    return ours
+def read_codec(path: Path) -> CodecParts | Found:
+    """The codec in a file, in audiocraft's or in the encodec package's form; for a pointer where the codec lies."""
+    path, contents, target = follow(path)
+    if isinstance(target, Path):
+        return find(target, CODEC)
+    if target is not None:
+        directory = path.parent
+        if (directory / "config.json").is_file() and any((directory / name).is_file() for name in WEIGHTS):
+            return Found(CODEC, "transformers", directory, str(directory))  # the release's other layout
+        name = DAC_NAMES.get(target, target)
+        if not hub.is_hub_id(name):
+            raise InputError(
+                f"{path} points to the codec {short(name)}, which is neither beside it nor a hub id"
+            )
+        return find(name, CODEC)
+    if any(str(key).startswith("encoder.model.") for key in contents):
+        return encodec.read_codec(named_tensors(contents, str(path)), path)
+    found = release(contents, path)
+    settings = found.settings("compression_model", "encodec", "seanet", "rvq")
+    return CodecParts(encodec.audiocraft_config(settings), found.state, "audiocraft", path)

@@ -1,4 +1,4 @@
-"""A generator as a model directory of `transformers`: what `MusicgenForConditionalGeneration.from_pretrained` opens.
+"""Generators and codecs as directories of `transformers`: MusicgenForConditionalGeneration, EncodecModel, DacModel.
 
 config.json               model_type musicgen, with a configuration each for text_encoder, audio_encoder and decoder
 model.safetensors         text_encoder.*, enc_to_dec_proj.*, decoder.*, audio_encoder.*
@@ -11,6 +11,7 @@ width is projected to the decoder's unless they are equal. A model that is somet
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,19 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from audiogen.codec import dac
+from audiogen.codec.conv import plain_weights
+from audiogen.codec.dac import DacCodec
+from audiogen.codec.model import Codec, CodecConfig
+from audiogen.codec.segmented import SegmentedCodec
+from audiogen.config import to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.interfaces import Codec
-from audiogen.lm.model import TokenLM
-from audiogen.models import codec_public as public_codec
-from audiogen.models import lm_layouts as public_lm
+from audiogen.interfaces import Codec as AnyCodec
+from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.models.encodec import their_name
+from audiogen.models.tensors import length
+from audiogen.models.transformers import decoder_names
 from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import Vocabulary
 
@@ -37,7 +45,7 @@ def save(
     directory: str | Path,
     lm: TokenLM,
     conditioner: T5Conditioner,
-    codec: Codec,
+    codec: AnyCodec,
     max_frames: int,
     guidance: float,
     dtype: torch.dtype = torch.float32,
@@ -81,14 +89,14 @@ def save(
 
 
 def parts(
-    lm: TokenLM, conditioner: T5Conditioner, codec: Codec, dtype: torch.dtype = torch.float32
+    lm: TokenLM, conditioner: T5Conditioner, codec: AnyCodec, dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """MusicgenConfig as a dict, and the tensors of MusicgenForConditionalGeneration by name."""
     encoder = conditioner.encoder_stack()
     name = "" if conditioner.config.embedded else conditioner.config.encoder
     projection = _projection(conditioner)
-    audio_config, audio = public_codec.transformers_parts(codec)
-    decoder_config, decoder = public_lm.transformers_parts(lm)
+    audio_config, audio = encodec_parts(codec)
+    decoder_config, decoder = decoder_parts(lm)
     text = {_text_name(name): tensor for name, tensor in encoder.state_dict().items()}
     learned = text | projection | {f"decoder.{name}": tensor for name, tensor in decoder.items()}
     tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in learned.items()}
@@ -121,6 +129,187 @@ def _projection(conditioner: T5Conditioner) -> dict[str, Tensor]:
 def _text_name(name: str) -> str:
     """The name in T5EncoderModel of a weight of its stack; the embedding it shares is stored once."""
     return "text_encoder.shared.weight" if name == "embed_tokens.weight" else f"text_encoder.encoder.{name}"
+
+
+def decoder_parts(lm: TokenLM) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """MusicgenDecoderConfig as a dict, and the tensors of MusicgenForCausalLM (views of the model's).
+
+    Its delays are 0, 1, 2 ... for one channel and 0, 0, 1, 1 ... for two; other patterns are an InputError.
+    """
+    config = lm.config
+    decoder = {
+        "model_type": "musicgen_decoder",
+        "vocab_size": config.codebook_size,
+        "hidden_size": config.dim,
+        "ffn_dim": config.ff_mult * config.dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_codebooks": config.num_codebooks,
+        "audio_channels": _channels_of(config),
+        "max_position_embeddings": 2048,  # length of a table that transformers extends where needed
+        "activation_function": "gelu",
+        "dropout": config.dropout,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "layerdrop": 0.0,
+        "scale_embedding": False,
+        "tie_word_embeddings": False,
+        "pad_token_id": lm.special,
+        "bos_token_id": lm.special,
+        "eos_token_id": None,
+    }
+    tensors = {
+        their: part
+        for ours, tensor in lm.state_dict().items()
+        for theirs in [decoder_names(ours, config.num_codebooks)]
+        for their, part in zip(theirs, tensor.chunk(len(theirs)), strict=True)
+    }
+    return decoder, tensors
+
+
+def _channels_of(config: LMConfig) -> int:
+    """Channels of the model of transformers whose delays are those of this one."""
+    if config.pattern == "delay":
+        delays = list(config.delays or range(config.num_codebooks))
+        for channels in (1, 2):
+            if (
+                delays == [k // channels for k in range(config.num_codebooks)]
+                and not config.num_codebooks % channels
+            ):
+                return channels
+    shown = list(config.delays) or config.pattern
+    raise InputError(
+        f"the model interleaves its codebooks by {config.pattern} ({shown}); transformers has only the delays "
+        "0, 1, 2 ... and, in stereo, 0, 0, 1, 1 ..., so it stays in the audiogen layout"
+    )
+
+
+def encodec_parts(
+    codec: AnyCodec, num_codebooks: tuple[int, ...] = ()
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A codec as (config.json, tensors) of `transformers.EncodecModel`.
+
+    num_codebooks: those that it offers as bandwidths, the last one all; by default all alone, which is what MusicGen
+    encodes with. Of a `dual_mono` codec it is the mono model, as in a stereo MusicGen. InputError where transformers
+    has nothing for the codec.
+    """
+    if not isinstance(codec, Codec):
+        raise InputError(
+            f"codec {codec.name or 'given'} is no EnCodec; only an EnCodec can be written as one"
+        )
+    config = codec.config
+    seanet = config.seanet
+    streams = 2 if config.dual_mono else 1
+    for key, value, allowed in (
+        ("arch", config.arch, config.arch == "seanet"),
+        ("seanet.lstm", seanet.lstm, seanet.lstm > 0),
+        ("codebook_size", config.codebook_size, config.codebook_size & (config.codebook_size - 1) == 0),
+        ("channels", config.channels, config.channels <= 2),
+    ):
+        if not allowed:
+            raise InputError(
+                f"codec {codec.name or 'given'} has {key} {value!r}; EncodecModel of transformers has SEANet layers "
+                "with an LSTM, codebooks of a power of 2, and one or two channels"
+            )
+    contents: dict[str, Any] = {
+        "model_type": "encodec",
+        "target_bandwidths": bandwidths(config, num_codebooks or (config.num_codebooks // streams,)),
+        "sampling_rate": config.sample_rate,
+        "audio_channels": config.channels // streams,
+        "normalize": config.normalise,
+        "chunk_length_s": config.segment_s,
+        "overlap": None if config.segment_s is None else config.segment_overlap,
+        "hidden_size": config.latent_dim,
+        "codebook_size": config.codebook_size,
+        "codebook_dim": config.latent_dim,
+        "num_filters": seanet.num_filters,
+        "num_residual_layers": seanet.num_residual_layers,
+        "upsampling_ratios": list(seanet.ratios),
+        "norm_type": "time_group_norm" if seanet.norm == "group" else "weight_norm",
+        "kernel_size": seanet.kernel_size,
+        "last_kernel_size": seanet.last_kernel_size,
+        "residual_kernel_size": seanet.residual_kernel_size,
+        "dilation_growth_rate": seanet.dilation_base,
+        "use_causal_conv": seanet.causal,
+        "pad_mode": seanet.pad_mode,
+        "compress": seanet.compress,
+        "num_lstm_layers": seanet.lstm,
+        "trim_right_ratio": seanet.trim_right_ratio,
+        "use_conv_shortcut": not seanet.true_skip,
+    }
+    return contents, _encodec_tensors(codec)
+
+
+def _encodec_tensors(codec: Codec) -> dict[str, Tensor]:
+    """Its tensors under the names of transformers, with weight norm where EncodecModel has it."""
+    own = plain_weights(codec)
+    tensors = {}
+    for name, tensor in own.items():
+        theirs, tensor = their_name(name, "transformers", own), tensor.detach().cpu()
+        if codec.config.seanet.norm == "none" and name.endswith((".conv.weight", ".convtr.weight")):
+            stem = theirs.removesuffix(".weight") + ".parametrizations.weight.original"
+            tensors[f"{stem}0"] = length(tensor)
+            tensors[f"{stem}1"] = tensor
+        else:
+            tensors[theirs] = tensor.reshape(1).float() if name.endswith(".initialised") else tensor
+    return tensors
+
+
+def save_codec_transformers(directory: str | Path, codec: AnyCodec | SegmentedCodec) -> None:
+    """Write the directory that `EncodecModel.from_pretrained` opens, or for a DAC `DacModel`'s.
+
+    An EnCodec offers 2, 4, 8 ... codebooks and all of them. config.json comes last, so that a new directory is whole
+    or no model.
+    """
+    directory = Path(directory)
+    if isinstance(codec, SegmentedCodec):
+        codec = codec.codec
+    if isinstance(codec, DacCodec):
+        sizes = codec.config
+        ratios = list(sizes.downsampling_ratios)
+        contents = {"model_type": dac.MODEL_TYPE, "architectures": ["DacModel"], **to_plain(sizes)}
+        contents |= {"upsampling_ratios": ratios[::-1], "hop_length": sizes.hop_length}
+        contents["hidden_size"] = sizes.encoder_hidden_size * 2 ** len(ratios)
+        tensors, extractor, more = (
+            dict(codec.state_dict()),
+            "DacFeatureExtractor",
+            {"hop_length": codec.hop_length},
+        )
+    else:
+        total = codec.num_codebooks // (1 + (isinstance(codec, Codec) and codec.config.dual_mono))
+        counts = (*(2**power for power in range(1, 16) if 2**power < total), total)
+        contents, tensors = encodec_parts(codec, counts)
+        contents["architectures"] = ["EncodecModel"]
+        extractor = "EncodecFeatureExtractor"
+        more = {key: contents[key] for key in ("chunk_length_s", "overlap")}
+    checkpoint.write_tensors(directory / "model.safetensors", tensors, {"format": "pt"})
+    checkpoint.write_json(
+        directory / "preprocessor_config.json",
+        {
+            "feature_extractor_type": extractor,
+            "feature_size": contents.get("audio_channels", 1),
+            "sampling_rate": codec.sample_rate,
+            "padding_value": 0.0,
+            "return_attention_mask": True,
+            **more,
+        },
+    )
+    checkpoint.write_json(directory / "config.json", contents)
+
+
+def bandwidths(config: CodecConfig, counts: tuple[int, ...]) -> list[float]:
+    """kbit/s that transformers takes for that many codebooks: the inverse of what its reader computes."""
+    bits = math.ceil(math.log2(config.codebook_size))
+    bits_per_s = math.ceil(config.sample_rate / config.hop_length) * bits
+    values = [count * bits_per_s / 1000 for count in counts]
+    # It divides again and rounds down, so that a value which rounding made too small would lose a codebook.
+    return [
+        value if 1000 * value // bits_per_s == count else math.nextafter(value, math.inf)
+        for value, count in zip(values, counts, strict=True)
+    ]
+
+
+# ------------------------------------------------------------------------------------------- the tokenizer
 
 
 def save_tokenizer(directory: Path, conditioner: T5Conditioner) -> None:

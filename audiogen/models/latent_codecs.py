@@ -19,8 +19,9 @@ from audiogen.diffusion.autoencoders import (
     WaveformAutoencoderConfig,
 )
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, hub
+from audiogen.files import checkpoint
 from audiogen.interfaces import AudioBatch
+from audiogen.models.find import SYSTEM, find
 from audiogen.models.released import load_released
 
 Autoencoder = MelAutoencoder | WaveformAutoencoder
@@ -68,18 +69,15 @@ def load_autoencoder(name_or_directory: str) -> Autoencoder:
 
     A system: a directory of ours or a released one, or a hub id.
     """
-    path = Path(name_or_directory)
-    ours = name_or_directory in checkpoint.bundled_names() or (path / "model.safetensors").is_file()
-    on_hub = hub.is_hub_id(name_or_directory) and path.parts[0] != "runs"  # where runs of ours would be
-    system = name_or_directory in checkpoint.bundled_systems()
-    if not ours and (path.is_dir() or on_hub or system):
-        return load_released(name_or_directory).system.autoencoder.eval().requires_grad_(False)
     try:
-        directory = checkpoint.resolve(name_or_directory)
+        found = find(name_or_directory, SYSTEM)
     except InputError as error:
         raise InputError(
             f"autoencoder={name_or_directory}: {error}; train one first, as the recipe's header says"
         ) from None
+    directory = found.path
+    if found.kind == SYSTEM:
+        return load_released(directory).system.autoencoder.eval().requires_grad_(False)
     contents = checkpoint.read_config(directory)
     if contents["kind"] not in KINDS:
         raise InputError(

@@ -5,33 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, hub
 from audiogen.models import audioldm, diffusers, lafma, stable_audio, tango
+from audiogen.models.find import SYSTEM, find
 from audiogen.models.systems import Released, SystemParts, build_system
-
-# What a repository of the hub may hold; the first that it has is fetched.
-LAYOUTS = (
-    hub.Layout(
-        "diffusers",
-        (diffusers.INDEX,),
-        (
-            "*.json",
-            "*.txt",
-            "*/*.json",
-            "*/*.txt",
-            "*/*.model",
-            "*/model*.safetensors",
-            "*/diffusion*.safetensors",
-        ),
-    ),
-    hub.Layout(
-        "stable-audio-tools",
-        (stable_audio.CONFIG, "model.safetensors"),
-        (stable_audio.CONFIG, "model.safetensors"),
-    ),
-    hub.Layout("Tango", tango.TANGO, ("*.json", *tango.TANGO[:2])),
-    hub.Layout("TangoFlux", tango.TANGOFLUX, tango.TANGOFLUX),
-)
 
 
 def load_released(
@@ -43,11 +19,9 @@ def load_released(
     say. ema: whether to take the averaged UNet of the authors' AudioLDM and AudioLDM 2 checkpoints. The notes of what
     is returned say what was used.
     """
-    directory = checkpoint.system_folder(name_or_directory)
-    if hub.is_hub_id(str(name_or_directory)):
-        directory = hub.fetch(str(name_or_directory), LAYOUTS)
+    directory = Path(name_or_directory)
     if not directory.is_dir():
-        raise InputError(f"{directory} is no directory; give one with a released model, or a hub id")
+        directory = find(name_or_directory, SYSTEM).check(SYSTEM).path
     return build_system(read_released(directory, heads, ema))
 
 

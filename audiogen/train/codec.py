@@ -27,7 +27,8 @@ from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import AudioBatch
-from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.build import load_codec
+from audiogen.models.own import save_codec
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.optim import OptimConfig
 from audiogen.train.task import Prepared, Run, Totals, Trained, means

@@ -25,7 +25,10 @@ from audiogen.lm.lora import LoraConfig
 from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing, token_loss
 from audiogen.lm.sample import generate_tokens
 from audiogen.lm.training import Recompute
-from audiogen.models.lm_pretrained import CodecReference, PretrainedLM, describe_lm, save_lm
+from audiogen.models.build import read_lm
+from audiogen.models.find import LM, find
+from audiogen.models.own import save_lm
+from audiogen.models.parts import CodecReference, PretrainedLM
 from audiogen.text.condition import drop
 from audiogen.text.t5 import TextConfig
 from audiogen.train.cache import pretokenize
@@ -80,9 +83,9 @@ INHERITED = ("model", "text", "codec", "dual_mono")  # keys that init_from decid
 
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The inherited keys of a recipe that trains a model further, own or released; no weights are read."""
-    found = describe_lm(recipe["init_from"], recipe.get("text_encoder"))
+    found = read_lm(find(recipe["init_from"], LM), recipe.get("text_encoder"))
     return {
-        "model": to_plain(found.lm),
+        "model": to_plain(found.config),
         "text": to_plain(found.text),
         "codec": found.codec.location,
         "dual_mono": found.codec.dual_mono,

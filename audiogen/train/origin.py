@@ -19,8 +19,10 @@ from audiogen.interfaces import Codec
 from audiogen.lm import lora
 from audiogen.lm.lora import LoraConfig
 from audiogen.lm.model import LMConfig
-from audiogen.models.codec_pretrained import load_codec, save_codec
-from audiogen.models.lm_pretrained import CODEC_FOLDER, CodecReference, PretrainedLM, load_lm
+from audiogen.models.build import load_codec, load_lm
+from audiogen.models.find import bundled
+from audiogen.models.own import CODEC_FOLDER, save_codec
+from audiogen.models.parts import CodecReference, PretrainedLM
 from audiogen.text.t5 import T5Conditioner, TextConfig
 from audiogen.text.vocabulary import Vocabulary, train_vocabulary
 
@@ -85,7 +87,7 @@ def keep_codec(name_or_directory: str, codec: Codec, dual_mono: bool, run: Path)
             f"{run} was trained on tokens of another codec than {name_or_directory}; choose another out="
         )
     source = Path(name_or_directory)
-    if not source.exists() and name_or_directory in checkpoint.bundled_names():
+    if not source.exists() and name_or_directory in bundled():
         return CodecReference(name_or_directory, codec.identity, dual_mono)
     if distributed.rank() == 0 and source.resolve() != target.resolve():
         if is_own(source) and not dual_mono:

@@ -20,7 +20,8 @@ from audiogen.codec.tokens import TokenHeader, bandwidth_kbps, read_header, read
 from audiogen.codec.transcode import Batches, Encoded, Source, encode_clips
 from audiogen.data.shards import ShardReader
 from audiogen.errors import run_command
-from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.build import load_codec
+from audiogen.models.own import save_codec
 
 RATE = 4000
 SPECTRAL = SpectralConfig(n_fft=160, hop_length=40, width=8, num_encoder_blocks=1, num_decoder_blocks=1)

@@ -16,8 +16,8 @@ from audiogen.codec.dac import DacCodec, DacSizes, identity, read_dac
 from audiogen.codec.tokens import read_tokens
 from audiogen.data.shards import ShardReader
 from audiogen.errors import InputError, run_command
-from audiogen.models.codec_pretrained import load_codec, save_codec
-from audiogen.models.lm_pretrained import load_lm
+from audiogen.models.build import load_codec, load_lm
+from audiogen.models.own import save_codec
 from audiogen.train.__main__ import main as train
 
 # Rates and ratios of the released models, and two odd ones; the widths are tiny.

@@ -14,7 +14,7 @@ from audiogen.codec.segmented import SegmentedCodec, in_segments
 from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.codec.transcode import header_for
 from audiogen.interfaces import Segment
-from audiogen.models.codec_pretrained import load_codec
+from audiogen.models.build import load_codec
 from tests import encodec_package
 
 BANDWIDTHS_KBPS = (3.0, 12.0)

@@ -10,7 +10,8 @@ from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.errors import InputError
-from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.build import load_codec
+from audiogen.models.own import save_codec
 
 SEANET = CodecConfig(
     sample_rate=8000,

@@ -15,7 +15,8 @@ from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.codec.stream import decode_live, encode_stream
 from audiogen.errors import InputError
-from audiogen.models.codec_pretrained import freeze, load_codec, save_codec
+from audiogen.models.build import freeze, load_codec
+from audiogen.models.own import save_codec
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="PyTorch without oneDNN")

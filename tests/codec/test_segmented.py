@@ -12,7 +12,8 @@ from audiogen.codec.segmented import SegmentedCodec, as_configured, in_segments,
 from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.errors import InputError
 from audiogen.interfaces import Segment
-from audiogen.models.codec_pretrained import identity, load_codec, save_codec
+from audiogen.models.build import identity, load_codec
+from audiogen.models.own import save_codec
 
 WHOLE = CodecConfig(  # 100 Hz; a hop of 10
     sample_rate=1000,

@@ -18,7 +18,8 @@ from audiogen.codec.segmented import SegmentedCodec, as_configured, in_segments
 from audiogen.codec.tokens import read_header, read_tokens
 from audiogen.errors import run_command
 from audiogen.interfaces import Segment
-from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.build import load_codec
+from audiogen.models.own import save_codec
 
 RATE, HOP = 2000, 20
 SEANET = SeanetConfig(num_filters=4, ratios=(5, 4), lstm=1, norm="group")

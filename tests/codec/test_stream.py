@@ -16,7 +16,7 @@ from audiogen.codec.spectral import SpectralConfig
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.data import synth
 from audiogen.errors import InputError
-from audiogen.models.codec_pretrained import load_codec
+from audiogen.models.build import load_codec
 
 HOP = 40
 SEANET = CodecConfig(

@@ -25,7 +25,8 @@ from audiogen.evaluate.coding import Measured, Originals, codec_systems, send
 from audiogen.evaluate.embedders import embed_clips, load_embedder
 from audiogen.evaluate.metrics import accuracy, frechet_distance, label_kl
 from audiogen.evaluate.opus import decode, encode, level_of
-from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.build import load_codec
+from audiogen.models.own import save_codec
 
 
 def make_codec(folder: Path, rate: int, channels: int = 1, num_codebooks: int = 2) -> str:

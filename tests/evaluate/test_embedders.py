@@ -13,7 +13,7 @@ from audiogen.errors import InputError
 from audiogen.evaluate.embedders import Embedder, embed_clips, load_embedder, mono
 from audiogen.evaluate.panns import Cnn14, Cnn14Config
 from audiogen.evaluate.vggish import EXAMPLE, Vggish
-from audiogen.models.codec_pretrained import save_codec
+from audiogen.models.own import save_codec
 from audiogen.tagger.model import Tagger, TaggerConfig
 from audiogen.tagger.pretrained import save_tagger
 

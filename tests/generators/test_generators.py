@@ -21,8 +21,8 @@ from audiogen.lm import decoders, lora
 from audiogen.lm.kernels import library, native
 from audiogen.lm.kernels.packed import PackedLM
 from audiogen.lm.sample import TokenSampling, generate_tokens
-from audiogen.models.codec_pretrained import load_codec
-from audiogen.models.lm_pretrained import OpenLM, load_lm
+from audiogen.models.build import load_codec, load_lm
+from audiogen.models.parts import LMParts
 from audiogen.tagger.pretrained import load_tagger
 from audiogen.text.condition import pad_like_peers
 from tests import random_t5
@@ -346,19 +346,19 @@ def test_the_weights_are_read_when_they_are_asked_for_and_not_before(
 ) -> None:
     """Opening packs one weight after the other: the module is never whole in memory."""
     reads: list[str] = []
-    read, load = OpenLM.read, OpenLM.load
+    read, load = LMParts.read, LMParts.load
 
-    def counted(self: OpenLM, name: str) -> Iterator[torch.Tensor]:
+    def counted(self: LMParts, name: str) -> Iterator[torch.Tensor]:
         reads.append(name)
         return read(self, name)
 
-    monkeypatch.setattr(OpenLM, "read", counted)
-    monkeypatch.setattr(OpenLM, "load", lambda *_: pytest.fail("loaded whole"))
+    monkeypatch.setattr(LMParts, "read", counted)
+    monkeypatch.setattr(LMParts, "load", lambda *_: pytest.fail("loaded whole"))
     fast = AudioGen.from_pretrained(tiny_model, "cpu", "bfloat16")
     assert sorted(reads) == sorted(model.lm.state_dict())
     fast.generate(["rain"], 0.1)
     assert fast.num_parameters == model.num_parameters and fast.latent_rate == model.latent_rate
-    monkeypatch.setattr(OpenLM, "load", load)
+    monkeypatch.setattr(LMParts, "load", load)
     assert all(
         torch.equal(fast.lm.state_dict()[name], weight) for name, weight in model.lm.state_dict().items()
     )

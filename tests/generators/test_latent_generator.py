@@ -17,6 +17,7 @@ from audiogen.files import checkpoint
 from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
 from audiogen.interfaces import Edit, Sampling
+from audiogen.models.find import find
 from audiogen.models.latent_codecs import load_autoencoder
 from audiogen.models.released import load_released
 from audiogen.models.systems import Released
@@ -238,7 +239,7 @@ def test_bfloat16_computes_the_same_sound_roughly(systems) -> None:
 def test_saved_and_opened_it_makes_the_same_sound(name: str, systems, tmp_path: Path) -> None:
     systems[name].save_pretrained(tmp_path / "model")
     again = generators.load(tmp_path / "model", "cpu")
-    assert isinstance(again, LatentGenerator) and generators.find(tmp_path / "model") == tmp_path / "model"
+    assert isinstance(again, LatentGenerator) and find(tmp_path / "model").path == tmp_path / "model"
     assert again.identity() == systems[name].identity()
     expected = systems[name].generate(["rain"], 0.1, sampling=Sampling(steps=2))
     assert torch.equal(again.generate(["rain"], 0.1, sampling=Sampling(steps=2)), expected)
@@ -276,7 +277,7 @@ def test_a_bundled_system_is_opened_by_its_name(tmp_path: Path, monkeypatch) -> 
     stored = [path.stat().st_size for path in (tmp_path / "small").rglob("*.safetensors")]
     assert sum(stored) < 0.6 * sum(path.stat().st_size for path in run.rglob("*.safetensors"))
     opened = generators.load("small", device="cpu")
-    assert isinstance(opened, LatentGenerator) and generators.find("small") == tmp_path / "small"
+    assert isinstance(opened, LatentGenerator) and find("small").path == tmp_path / "small"
     expected, found = (
         each.generate(CAPTIONS[:1], 0.1, sampling=Sampling(steps=3)) for each in (system, opened)
     )
@@ -348,11 +349,11 @@ def test_models_of_the_hub_of_either_family(
         shutil.copytree(folder, repository / "snapshots" / "abc")
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text("abc")
-    assert generators.is_latent("org/latent") and not generators.is_latent("org/tokens")
+    assert (find("org/latent").kind, find("org/tokens").kind) == ("system", "token_lm")
     for name, folder in (("org/latent", tiny_latent), ("org/tokens", tiny_model)):
         model = generators.load(name, "cpu")
         assert model.identity() == generators.load(folder, "cpu").identity()
-        assert generators.find(name).name == "abc"
+        assert find(name).path.name == "abc"
     with pytest.raises(InputError, match="^org/nothing cannot be fetched"):
         generators.load("org/nothing", "cpu")
 

@@ -19,7 +19,7 @@ from transformers import (
 from audiogen import AudioGen
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
-from audiogen.convert import main
+from audiogen.convert.__main__ import main
 from audiogen.errors import InputError, run_command
 from audiogen.files import checkpoint
 from audiogen.generators import load as generators
@@ -28,7 +28,8 @@ from audiogen.lm import lora
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.sample import TokenSampling, generate_tokens
 from audiogen.models import export
-from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.build import load_codec
+from audiogen.models.own import save_codec
 from audiogen.text.condition import stack
 from audiogen.text.t5 import T5Conditioner, TextConfig
 from audiogen.text.vocabulary import Vocabulary, train_vocabulary

@@ -12,7 +12,7 @@ from audiogen.interfaces import Condition
 from audiogen.lm.model import TokenLM, teacher_forcing
 from audiogen.lm.patterns import deinterleave, interleave
 from audiogen.lm.sample import TokenSampling, generate_tokens
-from audiogen.models.lm_pretrained import load_lm
+from audiogen.models.build import load_lm
 from audiogen.text.condition import null
 
 GREEDY = TokenSampling(temperature=0)

@@ -12,7 +12,10 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.sample import generate_tokens
-from audiogen.models.lm_pretrained import CodecReference, describe_lm, load_lm, save_lm
+from audiogen.models.build import load_lm, read_lm
+from audiogen.models.find import LM, find
+from audiogen.models.own import save_lm
+from audiogen.models.parts import CodecReference
 from audiogen.text.t5 import T5Conditioner, TextConfig
 from audiogen.text.vocabulary import train_vocabulary
 
@@ -123,11 +126,11 @@ def test_described_without_its_weights(
     assert loaded.codec == CodecReference(str(tmp_path / "model" / "codec"), codec.identity, dual_mono=True)
     for path in (tmp_path / "model").rglob("model.safetensors"):
         path.write_bytes(b"")
-    description = describe_lm(tmp_path / "model")
-    assert (description.lm, description.text) == (parts[0].config, parts[1].config)
+    description = read_lm(find(tmp_path / "model", LM))
+    assert (description.config, description.text) == (parts[0].config, parts[1].config)
     assert (description.codec, description.max_frames) == (loaded.codec, 250)
     with pytest.raises(InputError, match="'other' cannot replace that of .*text, which was trained"):
-        describe_lm(tmp_path / "model", "other")
+        read_lm(find(tmp_path / "model", LM), "other")
 
 
 def hub_cache(root: Path, hub_id: str, files: Mapping[str, Path | str]) -> None:

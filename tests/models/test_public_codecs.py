@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,30 @@ from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.segmented import SegmentedCodec, as_configured, in_segments
 from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.errors import InputError
-from audiogen.models.codec_configs import audiocraft_config, bandwidths, encodec_config, transformers_config
-from audiogen.models.codec_pretrained import load_codec, save_codec
-from audiogen.models.codec_public import save_transformers, transformers_parts
-from audiogen.models.codec_weights import public_name
+from audiogen.models import encodec as readers
+from audiogen.models import transformers
+from audiogen.models.audiocraft import Release
+from audiogen.models.build import load_codec
+from audiogen.models.encodec import package_config, their_name
+from audiogen.models.export import bandwidths, encodec_parts
+from audiogen.models.export import save_codec_transformers as save_transformers
+from audiogen.models.own import save_codec
+from audiogen.models.settings import Settings, parse_yaml
+
+
+def audiocraft_config(text: str, where: str) -> CodecConfig:
+    found = Release({}, parse_yaml(text, where), where)
+    return readers.audiocraft_config(found.settings("compression_model", "encodec", "seanet", "rvq"))
+
+
+def transformers_config(contents: dict[str, Any], where: str) -> CodecConfig:
+    return transformers.codec_config(Settings(contents, where))
+
+
+def inner(codec: Any) -> Codec:
+    """A codec, or the one that a codec of segments wraps."""
+    return getattr(codec, "codec", codec)
+
 
 # Small, and no two sizes alike. In the words of transformers' EncodecConfig.
 CAUSAL = {  # as at 24 kHz
@@ -178,7 +199,7 @@ def write_compression_file(path: Path, codec: Codec, settings: dict) -> None:
     """Weights as audiocraft stores them: weight norm under the old names, flags as vectors of one."""
     own, state = codec.state_dict(), {}
     for name, tensor in own.items():
-        public = public_name(name, "audiocraft", own)
+        public = their_name(name, "audiocraft", own)
         if name.endswith(("conv.weight", "convtr.weight")):
             state[f"{public}_g"] = 2 * torch.norm_except_dim(tensor, 2, 0) / 2
             state[f"{public}_v"] = 3.0 * tensor  # its length does not count
@@ -245,11 +266,11 @@ def test_group_norm_of_an_audiocraft_codec_is_read():
         ("seanet.activation_params", {"alpha": 0.5}, "seanet.activation_params"),
         ("seanet.decoder.final_activation", "Tanh", "seanet.decoder.final_activation is 'Tanh'; only None"),
         ("seanet.encoder.n_filters", 7, "seanet.encoder.n_filters is 7; only 4"),
-        ("seanet.encoder.bottleneck", 7, "seanet.encoder.bottleneck is 7, a key"),
+        ("seanet.encoder.bottleneck", 7, "seanet.encoder.bottleneck is 7, which is not implemented"),
         ("seanet.causal", False, "seanet.causal is False; only True"),
-        ("seanet.snake", True, "seanet.snake is True, a key that this version does not know"),
-        ("seanet.ratios", [5, "x"], r"seanet.ratios is \[5, 'x'\]"),
-        ("seanet.n_filters", 4.5, "seanet.n_filters is 4.5; a int is needed"),
+        ("seanet.snake", True, "seanet.snake is True, which is not implemented"),
+        ("seanet.ratios", [5, "x"], "seanet.ratios.1 is 'x'"),
+        ("seanet.n_filters", 4.5, "seanet.n_filters is 4.5; it must be a whole number"),
         ("seanet.compress", 3, "compress=3"),
         ("seanet.lstm", -1, "lstm is -1"),
         ("encodec.renormalize", True, "encodec.renormalize is True; only False"),
@@ -257,13 +278,14 @@ def test_group_norm_of_an_audiocraft_codec_is_read():
         ("encodec.autoencoder", "dac", "encodec.autoencoder is 'dac'"),
         ("compression_model", "dac", "compression_model is 'dac'"),
         ("rvq.bins", 0, "rvq.bins is 0"),
-        ("rvq.codebook_dim", 8, "rvq.codebook_dim is 8, a key"),
-        ("seanet.dimension", "${nowhere}", "seanet of xp.cfg cannot be resolved"),
-        ("rvq.n_q", 10**9, "do not belong together"),
-        ("seanet.n_filters", 10**9, "do not belong together"),
+        ("rvq.codebook_dim", 8, "rvq.codebook_dim is 8, which is not implemented"),
+        ("seanet.dimension", "${nowhere}", "xp.cfg: seanet cannot be resolved"),
+        ("rvq.n_q", 10**9, "rvq.n_q is 1000000000; it must"),
+        ("seanet.n_filters", 10**9, "seanet.n_filters is 1000000000; it must"),
+        ("rvq.n_q", 10**5, "do not belong together"),
         ("rvq.n_q", 4, "missing quantizer.vq.layers.3._codebook.embed"),
-        ("seanet.dimension", 7, r"weight_g is \[6, 1, 1\], should be \[7, 1, 1\]"),
-        ("rvq.bins", 12, r"_codebook.embed is \[11, 6\], should be \[12, 6\]"),
+        ("seanet.dimension", 7, r"weight_g is \[6, 1, 1\] and \[6, 16, 7\], should make \[7, 16, 7\]"),
+        ("rvq.bins", 12, r"_codebook.embed is \[11, 6\], should make \[12, 6\]"),
         ("seanet.true_skip", False, "missing encoder.model.1.shortcut.conv.conv.weight"),
         ("seanet.lstm", 0, "missing|unexpected"),
     ],
@@ -286,7 +308,7 @@ def test_a_missing_key_is_named(section, key):
     del settings[section][key]
     if key == "causal":
         settings["seanet"]["causal"] = True
-    with pytest.raises(InputError, match=rf"{section}\.{key} is missing"):
+    with pytest.raises(InputError, match=rf"lacks {section}\.{key}"):
         audiocraft_config(OmegaConf.to_yaml(settings), "file")
 
 
@@ -302,16 +324,19 @@ CONV = "encoder.model.0.conv.conv"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("xp.cfg"), "holds no xp.cfg"),
-        (lambda c: c.update({"xp.cfg": {"seanet": 1}}), "xp.cfg is a dict"),
+        (lambda c: c.pop("xp.cfg"), "xp.cfg is missing"),
+        (lambda c: c.update({"xp.cfg": {"seanet": 1}}), "a text in YAML is needed"),
         (lambda c: c.update({"xp.cfg": "a: [1"}), "xp.cfg cannot be read as YAML"),
-        (lambda c: c.update({"xp.cfg": "transformer_lm: {dim: 4}"}), "xp.cfg has no encodec"),
-        (lambda c: c.pop("best_state"), "holds xp.cfg, version, exported; a codec's file has best_state"),
-        (lambda c: c.update(best_state={"model": c["best_state"]}), "model is a dict, not a tensor"),
+        (lambda c: c.update({"xp.cfg": "transformer_lm: {dim: 4}"}), "xp.cfg lacks encodec"),
+        (lambda c: c.pop("best_state"), "best_state is missing"),
+        (
+            lambda c: c.update(best_state={"model": c["best_state"]}),
+            "'model' is a dict; names with tensors are needed",
+        ),
         (lambda c: c["best_state"].pop(f"{CONV}.bias"), f"missing {CONV}.bias"),
         (
             lambda c: c["best_state"].pop(f"{CONV}.weight_g"),
-            rf"missing {CONV}.weight \({CONV}.weight_v is there",
+            f"missing {CONV}.weight_g",
         ),
         (lambda c: c["best_state"].update(more=torch.zeros(2)), "unexpected more"),
         (lambda c: c["best_state"][f"{CONV}.bias"].fill_(torch.nan), f"damaged: {CONV}.bias holds"),
@@ -434,8 +459,8 @@ def test_what_is_saved_for_transformers_opens_there_and_says_the_same(tmp_path, 
     assert not any(report.values()), report
     assert_same_results(ours, opened.eval())
     again = load_codec(tmp_path / "b")
-    assert again.config == ours.config
-    torch.testing.assert_close(again.state_dict(), ours.state_dict())
+    assert inner(again).config == inner(ours).config
+    torch.testing.assert_close(inner(again).state_dict(), inner(ours).state_dict())
     encodec.EncodecFeatureExtractor.from_pretrained(tmp_path / "b")
 
 
@@ -452,7 +477,7 @@ def test_a_trained_codec_opens_in_transformers(tmp_path):
     with torch.no_grad():
         two = opened.encode(audio).audio_codes[0]  # the smallest bandwidth
     assert torch.equal(two, codec.encode(audio, 2))
-    config, _ = transformers_parts(codec)
+    config, _ = encodec_parts(codec)
     assert len(config["target_bandwidths"]) == 1 and transformers_config(config, "").num_codebooks == 5
 
 
@@ -508,11 +533,11 @@ def test_the_codec_within_a_musicgen_loads_alone(tmp_path):
         ("upsampling_ratios", [], r"upsampling_ratios is \[\]"),
         ("target_bandwidths", [], r"target_bandwidths is \[\]"),
         ("target_bandwidths", [0.01], "too little for one codebook"),
-        ("num_residual_layers", 10**30, "do not belong together"),  # at once
+        ("num_residual_layers", 10**30, "num_residual_layers is 10+; it must be"),  # at once
         ("hidden_size", 11, "codebook_dim is 10; only 11"),
         ("num_filters", 5, "compress=2"),
-        ("num_filters", 6, r"should be \[6, 1, 1\]"),
-        ("normalize", True, "model.segment_s"),
+        ("num_filters", 6, r"should make \[6, 1, 7\]"),
+        ("normalize", True, "segment_s"),
         ("chunk_length_s", 1.0, "overlap is"),
         ("trim_right_ratio", 2.0, "trim_right_ratio is 2"),
         ("model_type", "mimi", "model_type is 'mimi'"),
@@ -552,12 +577,12 @@ def test_what_transformers_has_nothing_for_is_not_written(tmp_path):
 
 @pytest.mark.parametrize("stereo", [False, True], ids=["24 kHz", "48 kHz"])
 def test_the_files_of_encodec_load_by_their_tensors(tmp_path, stereo):
-    config = encodec_config({"encoder.model.0.conv.norm.weight": None} if stereo else {})
+    config = package_config({"encoder.model.0.conv.norm.weight": None} if stereo else {})
     torch.manual_seed(7)
     codec = Codec(config).eval()
     own, state = codec.state_dict(), {}
     for name, tensor in own.items():
-        public = public_name(name, "audiocraft", own)
+        public = their_name(name, "audiocraft", own)
         if not stereo and name.endswith(("conv.weight", "convtr.weight")):
             state |= {f"{public}_g": torch.norm_except_dim(tensor, 2, 0), f"{public}_v": tensor}
         else:
@@ -614,7 +639,7 @@ def test_a_dac_opens_in_transformers_again(tmp_path):
     assert load_codec(tmp_path / "b").identity == codec.identity
     dac.DacFeatureExtractor.from_pretrained(tmp_path / "b")
     with pytest.raises(InputError, match="no EnCodec"):
-        transformers_parts(codec)
+        encodec_parts(codec)
     with pytest.raises(InputError, match="only a mono EnCodec"):
         load_codec(tmp_path / "a", dual_mono=True)
 
@@ -666,8 +691,8 @@ def test_a_public_codec_saved_as_ours_is_the_same_codec(tmp_path, settings):
     codec = load_codec(tmp_path / "theirs")
     save_codec(tmp_path / "ours", codec)
     loaded = load_codec(tmp_path / "ours")
-    assert loaded.config == codec.config and loaded.identity == codec.identity
-    assert not any(weight.requires_grad for weight in loaded.parameters())
+    assert inner(loaded).config == inner(codec).config and loaded.identity == codec.identity
+    assert not any(weight.requires_grad for weight in inner(loaded).parameters())
 
 
 def test_the_bundled_codec_keeps_its_identity():

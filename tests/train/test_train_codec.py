@@ -23,7 +23,8 @@ from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.models.codec_pretrained import load_codec, save_codec
+from audiogen.models.build import load_codec
+from audiogen.models.own import save_codec
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.codec import CodecTask
 from audiogen.train.log import read_log

@@ -20,8 +20,8 @@ from audiogen.data.captions import meanings, shuffle_captions
 from audiogen.data.shards import ShardReader
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.models.codec_pretrained import load_codec, save_codec
-from audiogen.models.lm_pretrained import load_lm
+from audiogen.models.build import load_codec, load_lm
+from audiogen.models.own import save_codec
 from audiogen.train.log import read_log
 from tests import random_t5
 

@@ -16,7 +16,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generate.__main__ import main
 from audiogen.lm import lora
-from audiogen.models.lm_pretrained import load_lm
+from audiogen.models.build import load_lm
 from audiogen.train.log import read_log
 from tests import random_t5
 

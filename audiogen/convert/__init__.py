@@ -1,0 +1,1 @@
+"""Models from one layout to another."""

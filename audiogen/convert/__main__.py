@@ -1,0 +1,95 @@
+"""`python -m audiogen.convert`: a generator or a codec, in the layout of this package or of `transformers`.
+
+    python -m audiogen.convert facebook/audiogen-medium --to audiogen -o models/audiogen_medium
+    python -m audiogen.convert runs/lm --to transformers -o runs/lm_transformers
+    python -m audiogen.convert facebook/encodec_24khz --to audiogen -o models/encodec_24khz
+
+Its files say whether it is a generator or a codec. The directory appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from audiogen.errors import InputError, run_command
+
+LAYOUTS = ("audiogen", "transformers")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m audiogen.convert",
+        description="Write a generator or a codec in the layout of audiogen or of transformers.",
+    )
+    parser.add_argument(
+        "model",
+        help="bundled name, model directory, public release (its directory, or a hub id such as "
+        "facebook/audiogen-medium) or a codec's file",
+    )
+    parser.add_argument(
+        "--to",
+        choices=LAYOUTS,
+        required=True,
+        help="audiogen: every command here opens it; transformers: MusicgenForConditionalGeneration or EncodecModel "
+        "do, and the commands here, too",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory to write; it must not exist yet",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        metavar="T5",
+        help="of a generator: directory or hub id of the T5 to use in place of the one that the model names",
+    )
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="of a generator: what LoRA fine-tuning of it wrote, added to its weights",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="how the weights of a generator are stored; float16 halves the files, and the codec in it stays float32 "
+        "(default: float32)",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Open, write beside the destination, and move there. What the user got wrong is an InputError."""
+    args = parse_arguments(argv)
+    if args.out.exists():
+        raise InputError(f"--out {args.out} exists already; choose another, or remove it")
+    # Here and not at the top: it imports torch, and --help should answer at once.
+    from audiogen.convert import run
+
+    write = run.open_model(args)
+    temporary = args.out.with_name(f"{run.TEMPORARY}{args.out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # what a killed conversion left, gigabytes perhaps
+    try:
+        write(temporary)
+        os.replace(temporary, args.out)
+    except OSError as error:
+        raise InputError(f"--out {args.out}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    print(f"{args.out}  {size / 1e6:.1f} MB, layout of {args.to}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

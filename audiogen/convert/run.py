@@ -1,0 +1,62 @@
+"""What `audiogen.convert` does: open a model, and give the function that writes it in another layout."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from audiogen.errors import InputError
+from audiogen.files.checkpoint import TEMPORARY as TEMPORARY
+from audiogen.generators.load import AudioGen, open_generator
+from audiogen.models.build import open_codec
+from audiogen.models.find import CODEC, LM, SYSTEM, Found, find
+from audiogen.models.own import save_codec
+
+
+def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
+    """Read the model, a generator or a codec -> what writes it to a directory."""
+    found = find(args.model)
+    if found.kind not in (LM, CODEC, SYSTEM):
+        raise InputError(
+            f"{found.name} holds a model of kind {found.kind!r}; allowed: {LM!r}, {CODEC!r}, {SYSTEM!r}"
+        )
+    if found.kind == CODEC:
+        return _open_codec(found, args)
+    # An adapter is added in float32 and rounded once.
+    latent = found.kind == SYSTEM
+    read_as = "float32" if args.adapter is not None or latent else args.dtype
+    packed = None if latent else False
+    model = open_generator(found, "cpu", read_as, args.text_encoder, args.adapter, packed)
+    if not isinstance(model, AudioGen):
+        if (args.to, args.dtype) != ("audiogen", "float32"):
+            raise InputError(
+                f"{found.name} is a latent-diffusion system, which is written in float32, in the layout of diffusers; "
+                "give --to audiogen without --dtype"
+            )
+        return model.save_pretrained
+    text = model.conditioner.config
+    if args.text_encoder is not None and Path(args.text_encoder).is_dir() and not text.trains_encoder:
+        # A directory of this machine means nothing to who gets the model.
+        model.conditioner.config = dataclasses.replace(text, stored=True)
+    save = model.save_pretrained if args.to == "audiogen" else model.save_transformers
+    dtype = torch.float16 if args.dtype == "float16" else torch.float32
+    return lambda folder: save(folder, dtype)
+
+
+def _open_codec(found: Found, args: argparse.Namespace) -> Callable[[Path], None]:
+    if unused := [name for name in ("text_encoder", "adapter") if getattr(args, name) is not None]:
+        raise InputError(f"{found.name} is a codec; --{unused[0].replace('_', '-')} is for generators")
+    if args.dtype != "float32":
+        raise InputError(
+            f"{found.name} is a codec, whose tokens would change with --dtype {args.dtype}; drop it"
+        )
+    codec = open_codec(found)
+    if args.to == "audiogen":
+        return lambda folder: save_codec(folder, codec)
+    from audiogen.models import export  # sentencepiece, tokenizers and transformers
+
+    return lambda folder: export.save_codec_transformers(folder, codec)

@@ -1,0 +1,162 @@
+"""From names and parts to models: language models and codecs, ready for inference.
+
+A codec's identity is the hash of its encoder and codebooks: what its codes mean. A codec whose decoder alone was
+trained further keeps its identity and still decodes the codes made before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from audiogen.codec import dac
+from audiogen.codec.dac import DacCodec
+from audiogen.codec.model import Codec
+from audiogen.codec.segmented import SegmentedCodec, as_configured
+from audiogen.errors import InputError
+from audiogen.files import checkpoint, hub
+from audiogen.interfaces import Codec as AnyCodec
+from audiogen.models import audiocraft, encodec, own, transformers
+from audiogen.models.find import CODEC, CODEC_FILE, LM, OWN, Found, find
+from audiogen.models.parts import LMParts, PretrainedLM
+from audiogen.text.t5 import local_or_hub
+
+LM_READERS: dict[str, Callable[[Path, str | None], LMParts]] = {
+    OWN: own.read_lm,
+    "audiocraft": audiocraft.read_lm,
+    "transformers": transformers.read_lm,
+}
+
+
+def read_lm(found: Found, text_encoder: str | None = None) -> LMParts:
+    """A language model, its weights still in its files; what this package does not run is an InputError.
+
+    text_encoder: directory or hub id of the T5 to use in place of a frozen one, which is opened with the first text.
+    """
+    if found.kind == CODEC and found.layout == "audiocraft":
+        raise InputError(
+            f"{found.name} holds a codec, which does not generate; beside the codec of a released language model lies "
+            "its state_dict.bin: copy that, too, or choose a language model"
+        )
+    text = None if text_encoder is None else local_or_hub(text_encoder)
+    return LM_READERS[found.check(LM).layout](found.path, text)
+
+
+def load_lm(
+    name: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    text_encoder: str | None = None,
+) -> PretrainedLM:
+    """Open a language model: bundled, a model directory, or a release (its directory, or a hub id[@revision]).
+
+    dtype: of the LM; the text encoder stays float32. Each weight goes to its device and dtype by itself.
+    text_encoder: as in `read_lm`.
+    """
+    parts = read_lm(find(name, LM), text_encoder)
+    lm, text = parts.load(device, dtype), parts.open_text(device)
+    return PretrainedLM(lm, text, parts.codec, parts.max_frames, parts.info)
+
+
+def load_codec(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dual_mono: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> AnyCodec | SegmentedCodec:
+    """Open a codec: bundled, a model directory, a public one or its hub id[@revision]; frozen, in evaluation mode.
+
+    A codec of overlapping segments (EnCodec at 48 kHz) is a `SegmentedCodec`, which is no `interfaces.Codec`.
+    dual_mono: a mono codec is to encode stereo, each channel by itself (see `CodecConfig`). dtype: what it computes in
+    (see `Codec.freeze`). Raises InputError where the codec is missing, damaged, of another kind, or has not that dtype.
+    """
+    return open_codec(find(name, CODEC), device, dual_mono, dtype)
+
+
+def open_codec(
+    found: Found,
+    device: str | torch.device = "cpu",
+    dual_mono: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> AnyCodec | SegmentedCodec:
+    """`load_codec` of what `find` found."""
+    codec = _open(found.check(CODEC), device)
+    codec.name = found.name if hub.is_hub_id(found.name) else _name_of(found)
+    if dual_mono:
+        codec = _as_dual_mono(codec)
+    codec.identity = identity(codec)
+    freeze(codec, dtype)
+    return as_configured(codec) if isinstance(codec, Codec) else codec
+
+
+def _open(found: Found, device: str | torch.device, pointed: bool = False) -> AnyCodec:
+    """pointed: a compression file led here, and none may lead on."""
+    if found.layout == OWN:
+        return own.open_codec(found, device)
+    if found.layout == "transformers":
+        parts = transformers.read_codec(found.path)
+        return parts.to(device) if isinstance(parts, DacCodec) else encodec.open_codec(parts, device)
+    path = found.path
+    if path.is_dir():
+        files = (
+            [path / CODEC_FILE]
+            if found.layout == "audiocraft"
+            else sorted(path.glob("encodec_[0-9]*khz*.th"))
+        )
+        if len(files) > 1:
+            raise InputError(f"{path} holds {' and '.join(file.name for file in files)}; give one of them")
+        path = files[0]
+    codec = audiocraft.read_codec(path)
+    if not isinstance(codec, Found):
+        return encodec.open_codec(codec, device)
+    if pointed:
+        raise InputError(f"{path} is a pointer that another one led to; give the codec itself")
+    return _open(codec.check(CODEC), device, pointed=True)
+
+
+def _name_of(found: Found) -> str:
+    """What to call a codec of this machine: the folder's name, for all compression files have one name."""
+    path = found.path.resolve()
+    if path.is_dir():
+        return path.name
+    return path.parent.name if path.name == CODEC_FILE else path.stem
+
+
+def identity(codec: AnyCodec) -> str:
+    """16 hex digits over the encoder's weights and the codewords (plain weights: no weight norm)."""
+    if isinstance(codec, DacCodec):
+        return dac.identity(codec)
+    kept = {
+        k: v for k, v in codec.state_dict().items() if k.startswith("encoder.") or k.endswith(".codewords")
+    }
+    if isinstance(codec, Codec) and codec.config.dual_mono:  # the same weights, and codes of two channels
+        kept["dual_mono"] = torch.tensor(True)
+    return checkpoint.identity(kept)
+
+
+def freeze(codec: AnyCodec, dtype: torch.dtype) -> None:
+    """Let a codec compute in `dtype` from now on: `Codec.freeze`; a DAC has float32 alone."""
+    if isinstance(codec, Codec):
+        codec.freeze(dtype)
+    elif dtype != torch.float32:
+        raise InputError(
+            f"codec {codec.name or 'given'} does not compute in {str(dtype)[6:]}: a DAC has float32 alone"
+        )
+
+
+def _as_dual_mono(codec: AnyCodec) -> AnyCodec:
+    """The same weights, which encode two channels each by itself."""
+    if not isinstance(codec, Codec) or not (codec.config.dual_mono or codec.channels == 1):
+        raise InputError(
+            f"codec {codec.name} cannot code two channels each by itself: only a mono EnCodec can"
+        )
+    if codec.config.dual_mono:
+        return codec
+    stereo = replace(codec.config, channels=2, num_codebooks=2 * codec.num_codebooks, dual_mono=True)
+    twin = Codec(stereo)
+    twin.load_state_dict(codec.state_dict(), assign=True)
+    twin.name = codec.name
+    return twin.eval().requires_grad_(False)

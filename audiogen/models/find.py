@@ -1,0 +1,209 @@
+"""The one door: a name becomes files on this machine, and what they hold, once per command.
+
+    found = find("facebook/audiogen-medium")         # or a bundled name, a directory, a codec's file
+    found.kind, found.layout, found.path             # "token_lm", "audiocraft", Path(...)
+
+Everything below takes a `Found`, or a directory. A layout is a line in `LAYOUTS`; to read another package's files, add
+one and write its reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from audiogen.config import did_you_mean
+from audiogen.errors import InputError
+from audiogen.files import checkpoint, hub
+
+LM, CODEC, SYSTEM = "token_lm", "codec", "system"  # of our own model directories there are more kinds
+OWN = "audiogen"  # the layout of our own model directories, whose config.json has their kind
+CONFIG = "config.json"
+LM_FILE, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"  # audiocraft's
+CODEC_SUFFIXES = (".bin", ".th", ".pt", ".pth")  # of files that hold one codec
+TOKENIZER = ("tokenizer*", "spiece.model", "special_tokens_map.json")
+TANGO = ("pytorch_model_main.bin", "pytorch_model_vae.bin", "main_config.json", "vae_config.json")
+TANGOFLUX = ("tangoflux.safetensors", "vae.safetensors", CONFIG)
+# model_type in the config.json of transformers -> what such a model holds
+MODEL_TYPES = {"musicgen": (LM, CODEC), "encodec": (CODEC,), "dac": (CODEC,)}
+
+
+class Found(NamedTuple):
+    """A model's files. kind: what they hold. layout: how. path: their directory, or a codec's one file.
+
+    name: as the user gave it, for messages.
+    """
+
+    kind: str
+    layout: str
+    path: Path
+    name: str
+
+    def check(self, *kinds: str) -> Found:
+        """Itself; InputError unless it is of one of these kinds."""
+        if self.kind not in kinds:
+            raise InputError(
+                f"{self.name} holds a model of kind {self.kind!r}; {' or '.join(map(repr, kinds))} is needed here"
+            )
+        return self
+
+
+class Layout(NamedTuple):
+    """Files in which a model of a kind may be published; all are glob patterns.
+
+    name: of the package that wrote them. required: in a repository of the hub; the first alone marks a directory, whose
+    reader says what else is missing. patterns: what is downloaded.
+    """
+
+    kind: str
+    name: str
+    required: tuple[str, ...]
+    patterns: tuple[str, ...]
+
+
+# In order of preference. Releases in both layouts of a language model carry their text encoder in that of transformers;
+# some have a second copy in another precision, as model.fp32.safetensors. A codec's smallest file comes first: beside
+# the one of audiocraft lies a whole MusicGen.
+_SAFETENSORS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+_TEXTS = ("generation_config.json", "preprocessor_config.json", *TOKENIZER)
+LAYOUTS = (
+    Layout(LM, "transformers", (CONFIG, "model*.safetensors"), (CONFIG, *_TEXTS, *_SAFETENSORS)),
+    Layout(LM, "audiocraft", (LM_FILE, CODEC_FILE), (LM_FILE, CODEC_FILE)),
+    Layout(
+        SYSTEM,
+        "diffusers",
+        ("model_index.json",),
+        (
+            *("*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.model"),
+            *("*/model*.safetensors", "*/diffusion*.safetensors"),
+        ),
+    ),
+    Layout(SYSTEM, "diffusers", ("system.json", "model_index.json"), ()),  # one of ours that is not whole
+    Layout(
+        SYSTEM,
+        "stable-audio-tools",
+        ("model_config.json", "model.safetensors"),
+        ("model_config.json", "model.safetensors"),
+    ),
+    Layout(SYSTEM, "Tango", TANGO, ("*.json", *TANGO[:2])),
+    Layout(SYSTEM, "TangoFlux", TANGOFLUX, TANGOFLUX),
+    *(
+        Layout(SYSTEM, "checkpoint", (f"*{suffix}", CONFIG), ()) for suffix in (".ckpt", ".pth")
+    ),  # no hub has them
+    Layout(CODEC, "audiocraft", (CODEC_FILE,), (CODEC_FILE,)),
+    Layout(CODEC, "encodec", ("encodec_[0-9]*khz*.th",), ("encodec_[0-9]*khz*.th",)),
+    Layout(CODEC, "transformers", (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors")),
+    Layout(
+        CODEC,
+        "transformers",
+        (CONFIG, "model.safetensors.index.json"),
+        (CONFIG, "model.safetensors.index.json", "model-*.safetensors"),
+    ),
+    Layout(CODEC, "transformers", (CONFIG, "pytorch_model.bin"), (CONFIG, "pytorch_model.bin")),
+)
+_OWN = hub.Layout(OWN, (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors", "text/*", "codec/*"))
+
+
+def find(name: str | Path, prefer: str = "") -> Found:
+    """What a bundled name, a directory, a codec's file or a hub id[@revision] holds; a hub id is downloaded.
+
+    prefer: the kind that is wanted of files that hold several, as the release of a language model holds its codec. What
+    is there may still be of another kind (`Found.check`). InputError where there is nothing, or nothing that is read.
+    """
+    text, path = str(name), Path(name)
+    if not path.exists():
+        if path.parts[1:] or not (weights_folder() / path).is_dir():
+            if path.parts[0] == "runs" or not hub.is_hub_id(text):  # runs/name is where our own runs lie
+                raise InputError(_nothing(text))
+            return _find_on_hub(text, prefer)
+        path = weights_folder() / path
+    if path.is_file() and path.suffix in CODEC_SUFFIXES:
+        return Found(CODEC, "file", path, text)
+    if not path.is_dir():
+        checkpoint.read_config(path)
+    files = [entry.name for entry in path.iterdir()]
+    config = checkpoint.read_json(path / CONFIG) if (path / CONFIG).is_file() else None
+    if kind := _own_kind(config):
+        return Found(kind, OWN, path, text)
+    fitting = [layout for layout in LAYOUTS if _marks(layout, files, config)]
+    if layout := _choose(fitting, prefer, config, path):
+        return Found(layout.kind, layout.name, path, text)
+    checkpoint.read_config(path)  # says what a model directory lacks
+    raise AssertionError("config.json without a kind was accepted")
+
+
+def _find_on_hub(name: str, prefer: str) -> Found:
+    """As `find`. config.json comes first, so that what is not read here is refused before its weights come."""
+    repository = hub.Repository(name)
+    config, path = None, Path(name)
+    if CONFIG in repository.files:
+        path = repository.fetch([CONFIG])
+        config = checkpoint.read_json(path / CONFIG)
+    if kind := _own_kind(config):
+        return Found(kind, OWN, repository.fetch(_OWN.patterns), name)
+    there = [hub.Layout(*layout[1:]).fits(repository.files) and bool(layout.patterns) for layout in LAYOUTS]
+    fitting = [
+        layout
+        for layout, fits in zip(LAYOUTS, there, strict=True)
+        if fits and _marks(layout, repository.files, config)
+    ]
+    if layout := _choose(fitting, prefer, config, path):
+        return Found(layout.kind, layout.name, repository.fetch(layout.patterns), name)
+    raise repository.lacks([_OWN, *(hub.Layout(*layout[1:]) for layout in LAYOUTS if layout.patterns)])
+
+
+def _own_kind(config: Any) -> str | None:
+    kind = config.get("kind") if isinstance(config, dict) else None
+    return str(kind) if kind is not None else None
+
+
+def _marks(layout: Layout, files: Sequence[str], config: Any) -> bool:
+    """Whether files show a layout: by the first file that it requires, for transformers by model_type as well."""
+    if layout.name != "transformers":
+        return any(fnmatch(file, layout.required[0]) for file in files)
+    # beside audiocraft's weights, a config.json without weights of its own says nothing
+    alone = LM_FILE not in files or any(fnmatch(file, "model*.safetensors") for file in files)
+    return isinstance(config, dict) and "model_type" in config and (alone or layout.kind == CODEC)
+
+
+def _choose(fitting: Sequence[Layout], prefer: str, config: Any, where: Path) -> Layout | None:
+    """The first layout of the wanted kind, else the first; InputError for a model of transformers that is not read."""
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    kinds = MODEL_TYPES.get(model_type, ()) if isinstance(model_type, str) else ()
+    read = [layout for layout in fitting if layout.name != "transformers" or layout.kind in kinds]
+    if fitting and not read:
+        if model_type == "musicgen_melody":
+            raise InputError(
+                f"{where / CONFIG}: model_type is 'musicgen_melody': this model follows a melody beside text, which is "
+                "not implemented; choose a model that is conditioned on text alone"
+            )
+        raise InputError(
+            f"{where / CONFIG}: model_type is {model_type!r}; allowed: 'musicgen' (a generator), 'encodec', 'dac' "
+            "(codecs)"
+        )
+    return next((layout for layout in read if layout.kind == prefer), next(iter(read), None))
+
+
+# ------------------------------------------------------------------------------------------ bundled models
+
+
+def weights_folder() -> Path:
+    """Where the bundled models lie."""
+    return checkpoint.weights_folder()
+
+
+def bundled() -> list[str]:
+    """Models that travel with the package, sorted."""
+    marks = [*weights_folder().glob("*/config.json"), *weights_folder().glob("*/model_index.json")]
+    return sorted({path.parent.name for path in marks})
+
+
+def _nothing(name: str) -> str:
+    """The message for a name that is nothing at all."""
+    hint = did_you_mean(name, bundled())
+    return (
+        f"{name!r} is neither a directory nor a bundled model (bundled models: {', '.join(bundled()) or 'none'}); "
+        f"{hint if 'mean' in hint else 'give the path of a model directory'}"
+    )

@@ -1,0 +1,115 @@
+"""Our own model directories: language models and codecs, written and read.
+
+config.json         kind token_lm; config: {"lm": LMConfig, "codec": CodecReference, "max_frames": int}
+model.safetensors   the LM's weights
+text/               the text encoder (`T5Conditioner.save`)
+codec/              a copy of the codec's model directory, unless the codec is a bundled one
+
+A codec's own directory has kind codec, and in config a CodecConfig, or {"dac": DacSizes}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiogen.codec import dac
+from audiogen.codec.conv import plain_weights
+from audiogen.codec.dac import DacCodec
+from audiogen.codec.model import Codec, CodecConfig
+from audiogen.codec.segmented import SegmentedCodec
+from audiogen.config import build, to_plain
+from audiogen.errors import InputError
+from audiogen.files import checkpoint
+from audiogen.interfaces import Codec as AnyCodec
+from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.models.find import CODEC, LM, Found, find
+from audiogen.models.parts import CodecReference, LMParts
+from audiogen.text.t5 import T5Conditioner, read_config
+
+CODEC_FOLDER = "codec"
+DAC = "dac"  # the key under which config.json of a codec has the sizes of one
+
+
+def save_lm(
+    directory: str | Path,
+    lm: TokenLM,
+    conditioner: T5Conditioner,
+    codec: CodecReference,
+    max_frames: int,
+    info: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a model directory that `load_lm` reads, complete in itself. A new one is whole or no model.
+
+    dtype: how the weights of LM and text encoder are stored; float16 halves the files.
+    """
+    directory = Path(directory)
+    conditioner.save(directory / "text", dtype)
+    found = find(codec.location, CODEC)
+    checkpoint.read_config(found.path, CODEC)
+    if Path(codec.location).is_dir():
+        checkpoint.copy_model(found.path, directory / CODEC_FOLDER)
+        codec = dataclasses.replace(codec, location=CODEC_FOLDER)
+    config = {"lm": to_plain(lm.config), "codec": to_plain(codec), "max_frames": max_frames}
+    tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in lm.state_dict().items()}
+    checkpoint.save_model(directory, LM, config, tensors, info)
+
+
+def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
+    """What `save_lm` wrote. text_encoder: directory or hub id of the T5 to use in place of a frozen one."""
+    contents = checkpoint.read_config(directory, LM)
+    config = contents["config"]
+    for key in ("lm", "codec", "max_frames"):
+        if key not in config:
+            raise InputError(f"{directory / 'config.json'} lacks config.{key}; copy or train the model again")
+    codec = build(CodecReference, config["codec"], where="codec")
+    if codec.location == CODEC_FOLDER:
+        codec = dataclasses.replace(codec, location=str(directory / CODEC_FOLDER))
+    return LMParts(
+        build(LMConfig, config["lm"], where="lm"),
+        read_config(directory / "text", text_encoder),
+        codec,
+        config["max_frames"],
+        contents["info"],
+        directory,
+        lambda: checkpoint.open_tensors(directory / "model.safetensors"),
+        lambda device: T5Conditioner.load(directory / "text", text_encoder, device),
+    )
+
+
+def save_codec(
+    directory: str | Path,
+    codec: AnyCodec | SegmentedCodec,
+    info: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a model directory with plain (folded) weights; `info` is a free record of how it was trained.
+
+    dtype: float16 halves the file; weights are float32 again once loaded.
+    """
+    if isinstance(codec, SegmentedCodec):
+        codec = codec.codec
+    if not isinstance(codec, Codec | DacCodec):
+        raise TypeError(f"cannot save a {type(codec).__name__}")
+    settings = to_plain(codec.config)
+    contents = {DAC: settings} if isinstance(codec, DacCodec) else settings
+    tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in plain_weights(codec).items()}
+    checkpoint.save_model(Path(directory), CODEC, contents, tensors, dict(info or {}))
+
+
+def open_codec(found: Found, device: str | torch.device) -> AnyCodec:
+    """What `save_codec` wrote, frozen, in evaluation mode."""
+    contents = checkpoint.read_config(found.path, CODEC)["config"]
+    tensors = checkpoint.load_tensors(found.path)
+    if isinstance(contents, Mapping) and DAC in contents:
+        sizes = build(dac.DacSizes, contents[DAC], where=f"config.{DAC}")
+        return dac.from_tensors(sizes, tensors, found.path, device)
+    codec = Codec(build(CodecConfig, contents, where="config"))
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    checkpoint.load_into(codec, floats, str(found.path))
+    return codec.eval().requires_grad_(False).to(device)

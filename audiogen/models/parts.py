@@ -1,0 +1,136 @@
+"""What a reader makes of files: our configuration, and tensors by our names that still lie in the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from audiogen.codec.model import CodecConfig
+from audiogen.files import checkpoint
+from audiogen.lm.model import ROWS, LMConfig, TokenLM
+from audiogen.models.tensors import empty
+from audiogen.text.encoder import FrozenEncoder
+from audiogen.text.t5 import T5Conditioner, TextConfig
+
+Tensors = Mapping[str, Tensor | Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class CodecReference:
+    """The codec whose codes a language model predicts.
+
+    location: a bundled codec's name or a codec's model directory; "codec" in a saved model is the copy inside. That
+        of a release is the release's own directory.
+    identity: the codec's own `identity`, a hash of the weights that decide what its codes mean; "" for the codec in
+        the same release, with nothing to compare.
+    dual_mono: a mono codec encodes the two channels each by itself, and the codebooks are left 0, right 0, left 1 ...
+    """
+
+    location: str
+    identity: str
+    dual_mono: bool = False
+
+
+@dataclass(frozen=True)
+class LMParts:
+    """A language model whose weights still lie in its files, with its text encoder and the name of its codec.
+
+    open_tensors: the tensors by TokenLM's names, as `checkpoint.assign` takes them. directory: where they come from.
+    open_text: the text encoder on a device, in evaluation mode; its own weights are float32.
+    codec: its location is a directory or bundled name that can be opened from anywhere.
+    max_frames: the longest sequence to generate in one piece: that of training.
+    info: of a model of ours what was recorded; "generation" of a release holds what it generates with by default.
+    """
+
+    config: LMConfig
+    text: TextConfig
+    codec: CodecReference
+    max_frames: int
+    info: dict[str, Any]
+    directory: Path
+    open_tensors: Callable[[], Tensors]
+    open_text: Callable[[torch.device | str], T5Conditioner]
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """Views of the mapped files; they are opened for it."""
+        return self.open_tensors()
+
+    def skeleton(self) -> TokenLM:
+        """The model without memory for its weights, on the meta device; InputError where the files do not fit it."""
+        lm = self._empty()
+        checkpoint.check_parts(lm, self.tensors, self.directory)
+        return lm
+
+    def read(self, name: str) -> Iterator[Tensor]:
+        """One weight from its file, as `model.Read` gives it."""
+        return checkpoint.read_rows(self.tensors, name, self.directory, ROWS)
+
+    def identity(self) -> str:
+        """16 hex digits that change with any weight; one weight at a time is in memory."""
+        digests = {
+            name: torch.tensor(list(checkpoint.identity({name: torch.cat(list(self.read(name)))}).encode()))
+            for name in self.tensors
+        }
+        return checkpoint.identity(digests)
+
+    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TokenLM:
+        """The model with its weights; beside them there is never more than one of the file's in memory."""
+        lm = self._empty()
+        checkpoint.assign(lm, self.tensors, self.directory, device, dtype)
+        return lm
+
+    def _empty(self) -> TokenLM:
+        return empty(lambda: TokenLM(self.config).eval(), self.directory)
+
+
+class PretrainedLM(NamedTuple):
+    """A language model with its weights; lm and conditioner are in evaluation mode, the rest is as in `LMParts`."""
+
+    lm: TokenLM
+    conditioner: T5Conditioner
+    codec: CodecReference
+    max_frames: int
+    info: dict[str, Any]
+
+
+class CodecParts(NamedTuple):
+    """An EnCodec whose weights still lie in its file. layout: whose names they have (`encodec.their_name`)."""
+
+    config: CodecConfig
+    tensors: Mapping[str, Tensor]
+    layout: Literal["audiocraft", "transformers"]
+    where: Path
+
+
+def release_parts(
+    lm: LMConfig,
+    text: TextConfig,
+    frozen: FrozenEncoder,
+    tensors: Tensors,
+    projection: Tensors,
+    codec: CodecReference,
+    max_frames: int,
+    guidance: float | None,
+) -> LMParts:
+    """A released language model, whose directory is that of its codec.
+
+    projection: weight [D, E] and bias [D] from the text encoder's width to the model's; empty where both are equal.
+    guidance: what it generates with by default; None where the release does not say.
+    """
+    directory = Path(codec.location)
+    projection = projection or {"weight": torch.eye(lm.dim), "bias": torch.zeros(lm.dim)}
+
+    def open_text(device: torch.device | str) -> T5Conditioner:
+        conditioner = empty(lambda: T5Conditioner(text, frozen=frozen).eval(), directory)
+        checkpoint.assign(conditioner.output_proj, projection, directory, device, torch.float32)
+        return conditioner
+
+    info = {"generation": {} if guidance is None else {"guidance": guidance}}
+    return LMParts(lm, text, codec, max_frames, info, directory, lambda: tensors, open_text)
