@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from audiogen.errors import InputError, run_command
+from audiogen.errors import run_command
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run its command."""
     parser = argparse.ArgumentParser(
         prog="python -m audiogen.data", description="Prepare sounds for training."
     )
@@ -23,38 +23,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     scan.add_argument("-o", "--out", help="manifest to write (default: FOLDER/manifest.jsonl)")
     scan.add_argument("--overwrite", action="store_true", help="replace a manifest that exists")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command."""
-    arguments = parse(argv)
-    from tqdm import tqdm
-
-    from audiogen.data.manifest import scan_folder, sound_files, write_manifest
+    arguments = parser.parse_args(argv)
+    from audiogen.data.scan import scan as run
 
     out = Path(arguments.out or Path(arguments.folder, "manifest.jsonl"))
-    if out.suffix != ".jsonl":
-        raise InputError(f"--out is {out}; a manifest that scan writes ends in .jsonl")
-    if out.exists() and not arguments.overwrite:
-        raise InputError(f"{out} exists; give --overwrite to replace it, or another name with -o")
-    with tqdm(total=len(sound_files(arguments.folder)), unit="file", disable=None) as bar:
-        clips, bad = scan_folder(arguments.folder, progress=bar.update)
-    for path, reason in bad:
-        print(f"left out: {path}: {reason}", file=sys.stderr)
-    if not clips:
-        raise InputError(
-            f"{arguments.folder}: none of its {len(bad)} sound files can be read; nothing was written"
-        )
-    try:
-        write_manifest(out, clips)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
-    seconds = sum(clip.duration_s or 0.0 for clip in clips)
-    silent = sum(not clip.captions for clip in clips)
-    print(
-        f"{out}: {len(clips)} clips, {seconds / 3600:.2f} h; {len(bad)} bad files, {silent} clips without a caption"
-    )
+    run(arguments.folder, out, arguments.overwrite)
     return 0
 
 

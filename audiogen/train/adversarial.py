@@ -50,7 +50,7 @@ class Adversary:
         """Whether the discriminator is updated at this step."""
         return step >= self.config.start and (step - self.config.start) % self.config.every == 0
 
-    def play(
+    def losses(
         self, real: Tensor, fake: Tensor, step: int, scale: float
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses of real and fake [B, ...] at `step`: the generator's, and the discriminator's where it learns.

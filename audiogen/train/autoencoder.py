@@ -37,7 +37,7 @@ from audiogen.models import latent_codecs
 from audiogen.models.latent_codecs import Autoencoder, load_autoencoder, reconstruct, save_autoencoder
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.optim import OptimConfig
-from audiogen.train.task import Prepared, Run, Totals, Trained, means
+from audiogen.train.task import Prepared, Run, Totals, TrainingTask, means
 
 MEL_STRIDES = ((2, 2), (2, 2), (1, 1))  # (time, mel) of the layers that judge log-mels
 
@@ -160,7 +160,7 @@ def start(recipe: AutoencoderRecipe) -> Autoencoder:
     return autoencoder
 
 
-class AutoencoderTask(Trained[AutoencoderRecipe]):
+class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
     """Generator (VAE or vocoder) and discriminator, each with its optimiser. `task.Task`."""
 
     def __init__(self, recipe: AutoencoderRecipe, train: AudioDataset, device: torch.device):
@@ -221,7 +221,7 @@ class AutoencoderTask(Trained[AutoencoderRecipe]):
             losses = self.distances(fake, real) | {"kl": made.kl}
             found: dict[str, Tensor] = {}
             if adversary:
-                judged, found = adversary.play(real, fake, step, 1 / len(parts))
+                judged, found = adversary.losses(real, fake, step, 1 / len(parts))
                 losses |= judged
             weighted = [getattr(self.recipe.loss, name) * value for name, value in losses.items()]
             loss = torch.stack(weighted).sum()

@@ -27,7 +27,7 @@ from audiogen.interfaces import AudioBatch
 from audiogen.text.clap import MAX_TOKENS, Clap, ClapParts, clap_features, embedding
 from audiogen.text.clap_model import ClapModelConfig, describe, learn_vocabulary, new_clap, save_clap
 from audiogen.train.augment import mask
-from audiogen.train.task import Prepared, Run, Trained
+from audiogen.train.task import Prepared, Run, TrainingTask
 
 MAX_SCALE = 100.0  # of similarities, as in CLIP (arXiv:2103.00020, section 2.5)
 VOCABULARY_FILE = "vocabulary.json"
@@ -101,7 +101,7 @@ def captioned(dataset: AudioDataset) -> list[Sequence[str]]:
     return found
 
 
-class ClapTask(Trained[ClapRecipe]):
+class ClapTask(TrainingTask[ClapRecipe]):
     """The model with its tokenizer and features, and which captions mean the same. `task.Task`."""
 
     def __init__(self, recipe: ClapRecipe, clap: ClapParts, meaning: Mapping[str, str], device: torch.device):

@@ -31,7 +31,7 @@ from audiogen.models.build import load_codec
 from audiogen.models.own import save_codec
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.optim import OptimConfig
-from audiogen.train.task import Prepared, Run, Totals, Trained, means
+from audiogen.train.task import Prepared, Run, Totals, TrainingTask, means
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def make_discriminator(recipe: CodecRecipe) -> nn.Module:
     return MultiScaleSTFTDiscriminator(config, model.channels)
 
 
-class CodecTask(Trained[CodecRecipe]):
+class CodecTask(TrainingTask[CodecRecipe]):
     """Generator (the codec) and discriminator, each with its optimiser. `task.Task`."""
 
     def __init__(self, recipe: CodecRecipe, device: torch.device):
@@ -191,7 +191,7 @@ class CodecTask(Trained[CodecRecipe]):
                 self.optimizer.backward(apart / len(parts))
             else:
                 if adversary:
-                    judged, found = adversary.play(real, fake, step, 1 / len(parts))
+                    judged, found = adversary.losses(real, fake, step, 1 / len(parts))
                     losses |= judged
                 besides = apart / len(parts) if apart.requires_grad else None
                 shares = self.balancer.backward(losses, fake, apart=besides)

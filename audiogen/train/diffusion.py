@@ -43,7 +43,7 @@ from audiogen.text.clap import Clap
 from audiogen.train.cache import Feature, cache_latents
 from audiogen.train.loa import LoaTraining, true_vectors
 from audiogen.train.origin import freeze_text, new_system
-from audiogen.train.task import Prepared, Run, Totals, Trained, means
+from audiogen.train.task import Prepared, Run, Totals, TrainingTask, means
 
 CHECKED_CLIPS = 8  # that go through the autoencoder before training
 VALID_DRAWS = 2  # times and noises for each validation clip
@@ -165,7 +165,7 @@ def make_features(
     return features
 
 
-class DiffusionTask(Trained[DiffusionRecipe]):
+class DiffusionTask(TrainingTask[DiffusionRecipe]):
     """The denoiser with its conditioner's projections; autoencoder and pretrained encoders are frozen. `task.Task`."""
 
     def __init__(

@@ -33,7 +33,7 @@ from audiogen.text.condition import drop
 from audiogen.text.t5 import TextConfig
 from audiogen.train.cache import pretokenize
 from audiogen.train.origin import keep_codec, new_text, open_codec, open_model
-from audiogen.train.task import Prepared, Run, Trained, autocast
+from audiogen.train.task import Prepared, Run, TrainingTask, autocast
 
 SAMPLES = 4  # sounds generated at `fit.sample_every`
 SAMPLE_GUIDANCE = 3.0  # AudioGen's and MusicGen's default
@@ -139,7 +139,7 @@ def product_dtype(device: torch.device, precision: str) -> torch.dtype:
     return torch.float32
 
 
-class LMTask(Trained[LMRecipe]):
+class LMTask(TrainingTask[LMRecipe]):
     """The token LM with its text encoder; the codec is frozen. `task.Task`."""
 
     def __init__(

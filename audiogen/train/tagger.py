@@ -32,7 +32,7 @@ from audiogen.interfaces import AudioBatch
 from audiogen.tagger.model import Tagger, TaggerConfig, TaggerOutput
 from audiogen.tagger.pretrained import KIND, save_tagger
 from audiogen.train.augment import mask, recolour, roll
-from audiogen.train.task import Prepared, Run, Totals, Trained
+from audiogen.train.task import Prepared, Run, Totals, TrainingTask
 
 BUILT_IN = "synth"  # the group whose labels are kinds of the built-in corpus
 IN_FRAME_S = 0.015  # a frame holds a sound if this much of the sound lies in it: half of the shortest click
@@ -146,7 +146,7 @@ class Targets(NamedTuple):
     frames: Tensor
 
 
-class TaggerTask(Trained[TaggerRecipe]):
+class TaggerTask(TrainingTask[TaggerRecipe]):
     """The tagger, its targets by clip key, augmentation. `task.Task`."""
 
     def __init__(self, recipe: TaggerRecipe, clips: Iterable[AnyClip], device: torch.device):

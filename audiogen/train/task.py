@@ -90,7 +90,7 @@ class Prepared(NamedTuple):
 R = TypeVar("R", bound=Run)
 
 
-class Trained(Generic[R]):
+class TrainingTask(Generic[R]):
     """A module that learns, its optimiser and its moving average.
 
     A task adds `sample_rate`, `step`, `evaluate` and `export`; `samples` if it makes sound.

@@ -366,7 +366,7 @@ def test_one_pass_of_the_discriminator_serves_both_players() -> None:
     expected, num_passes = gradients(apart, fake), len(passes)
 
     passes.clear()
-    losses, own = adversary.play(real, fake, 0, scale=1.0)
+    losses, own = adversary.losses(real, fake, 0, scale=1.0)
     assert own.keys() == {"discriminator"}
     ours = gradients(losses, fake)
     assert len(passes) == num_passes // 2 > 0
@@ -374,8 +374,8 @@ def test_one_pass_of_the_discriminator_serves_both_players() -> None:
         assert torch.equal(a, b)
     assert sum(bool(a.any()) for a in ours) > len(ours) // 2
     adversary = Adversary(judge, AdversarialConfig(start=1, every=2), OptimConfig(), FitConfig(steps=10))
-    assert [set(losses) for losses in adversary.play(real, fake, 0, 1.0)] == [set(), set()]
-    assert [set(losses) for losses in adversary.play(real, fake, 2, 1.0)] == [set(apart), set()]
+    assert [set(losses) for losses in adversary.losses(real, fake, 0, 1.0)] == [set(), set()]
+    assert [set(losses) for losses in adversary.losses(real, fake, 2, 1.0)] == [set(apart), set()]
     assert all(p.grad is None for p in judge.parameters())
 
 

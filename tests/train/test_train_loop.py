@@ -15,6 +15,7 @@ from torch import nn
 
 from audiogen.device import choose_device
 from audiogen.errors import InputError, run_command
+from audiogen.files import checkpoint
 from audiogen.train.__main__ import main
 from audiogen.train.log import Log, read_log
 from audiogen.train.loop import StopRequest, due
@@ -250,6 +251,21 @@ def test_the_command_runs(codec_run: Train, tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert json.loads((tmp_path / "out" / "config.json").read_text())["kind"] == "codec"
+
+
+def test_checkpoints_keep_their_names(codec_run: Train, lm_run: Train) -> None:
+    """Those that runs have written since the first version: else they could not be resumed."""
+    once = ("fit.steps=1", "fit.valid_every=0")
+    shared = {"optimizer", "average"}
+    for run, own in (
+        (codec_run("codec", *once), {"codec", "balancer", "adversary"}),
+        (lm_run("lm", *once), {"model"}),
+    ):
+        state = checkpoint.load_state(checkpoint.step_dir(run, 1))
+        assert state.keys() == {"best", "validated", "task"}
+        assert state["task"].keys() == shared | own
+        assert state["task"]["optimizer"].keys() == {"adamw", "scaler"}
+        assert state["task"]["average"].keys() == {"averages", "num_updates"}
 
 
 def test_auto_precision_is_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
