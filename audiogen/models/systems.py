@@ -158,6 +158,7 @@ def _compare(settings: Settings, module: Any, free: tuple[str, ...]) -> None:
     built = _UNET_DEFAULTS | dict(found.to_dict() if hasattr(found, "to_dict") else found)
     # The second is the class of AudioLDM's UNet, which computes the same.
     kinds = [type(module).__name__, "UNet2DConditionModel"]
+    settings = Settings(settings.contents, settings.where)  # what was read is compared as well
     settings.choice("_class_name", kinds, kinds[0])
     for key, value in settings.contents.items():
         if key in free or _plain(value) == _plain(built.get(key)):

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
 from audiogen.errors import InputError
@@ -18,6 +17,7 @@ from audiogen.files import checkpoint
 from audiogen.files.pickles import read_pickle
 from audiogen.models import audioldm, lafma, latent_diffusion, pipelines, stable_audio, systems, tango
 from audiogen.models.released import read_released
+from audiogen.models.settings import read_settings
 from audiogen.models.systems import SystemParts, without_weights
 
 # For each format its files of settings, and what changes nothing in each.
@@ -128,7 +128,7 @@ def check_every_setting(folder: Path, files: dict[str, tuple[str, ...]]) -> None
     for file, harmless in files.items():
         path = folder / file
         text = path.read_text()
-        contents = together = yaml.safe_load(text)
+        contents = together = read_settings(path).contents
         for key, value in leaves(contents):
             if is_harmless(key, harmless):
                 together = changed(together, key, changes(value)[0])
@@ -159,7 +159,7 @@ def test_a_value_of_another_kind_or_size_is_one_line(name: str, shared: Path, tm
     folder, count = folder_of(shared, name, tmp_path), 0
     for file, harmless in FILES[name].items():
         path = folder / file
-        contents = yaml.safe_load(path.read_text())
+        contents = read_settings(path).contents
         for key, _ in leaves(contents):
             if is_harmless(key, harmless):
                 continue
