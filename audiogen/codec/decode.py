@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from audiogen import audio
-from audiogen.codec.report import Report, check_distinct
+from audiogen.codec.report import Report, check_distinct, choose_targets
 from audiogen.codec.segmented import SegmentedCodec, in_segments
 from audiogen.codec.token_files import FORMATS, read
 from audiogen.codec.tokens import TokenHeader
@@ -21,12 +21,15 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Segment
 from audiogen.models.build import freeze, load_codec
 
+SOUNDS = {name: f".{name}" for name in audio.SAVE_FORMATS}  # the suffix of each format
+
 
 def run(arguments: argparse.Namespace) -> None:
     """Decode token files and shards to sounds of their exact length."""
     clips = find_tokens(arguments.inputs)
     tokens = [clip for _, clip in clips]
-    targets, format = choose_targets(Path(arguments.out), arguments.format, [name for name, _ in clips])
+    names = [name for name, _ in clips]
+    targets = choose_targets(Path(arguments.out), names, SOUNDS, arguments.format, "sound")
     check_distinct(targets, [clip.key for clip in tokens])
     if existing := [target for target in targets if target.exists() and not arguments.overwrite]:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
@@ -40,24 +43,10 @@ def run(arguments: argparse.Namespace) -> None:
             if isinstance(result, Failed):
                 report.failed(result.reason)
                 continue
-            rate = result.sample_rate
+            rate, target = result.sample_rate, target_of[result.key]
             blocks = report.watch(result.audio, result.duration_s, lambda block: block.shape[-1] / rate)  # noqa: B023
-            audio.save(target_of[result.key], blocks, rate, format)
+            audio.save(target, blocks, rate)
             report.done(result.duration_s)
-
-
-def choose_targets(out: Path, format: str | None, names: Sequence[Path]) -> tuple[list[Path], str]:
-    """The paths of the sounds, and their format; InputError where options contradict."""
-    suffix = out.suffix.lower().lstrip(".")
-    one_file = suffix in audio.SAVE_FORMATS and not out.is_dir()
-    chosen = format or (suffix if one_file else "wav")
-    if not one_file:
-        return [out / name.with_suffix(f".{chosen}") for name in names], chosen
-    if len(names) > 1:
-        raise InputError(f"--out {out} names one sound, for {len(names)} clips: give a folder")
-    if suffix != chosen:
-        raise InputError(f"--out {out} ends in .{suffix}, --format is {chosen}: make them agree")
-    return [out], chosen
 
 
 def find_tokens(inputs: Iterable[str]) -> list[tuple[Path, Tokens]]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from audiogen.codec import ecdc, tokens
-from audiogen.codec.report import Report, check_distinct
+from audiogen.codec import ecdc
+from audiogen.codec.report import Report, check_distinct, choose_targets
 from audiogen.codec.segmented import SegmentedCodec, in_segments
 from audiogen.codec.token_files import FORMATS, is_ecdc, read_header, write
 from audiogen.codec.tokens import bandwidth_kbps
@@ -41,7 +41,12 @@ class Item:
 def run(arguments: argparse.Namespace) -> None:
     """Encode to token files, or to shards with --shards."""
     items = find_sounds(arguments.inputs, captions=arguments.shards is not None)
-    targets = choose_targets(Path(arguments.out), arguments.format, items, bool(arguments.shards))
+    names = [item.name for item in items]
+    targets = choose_targets(Path(arguments.out), names, FORMATS, arguments.format, "token file")
+    if not arguments.shards:
+        check_distinct(targets, [str(item.source.path) for item in items])
+    elif targets[0] == Path(arguments.out) or is_ecdc(targets[0]):
+        raise InputError("--shards writes a folder of shards: give --out a folder, and no --format")
     device = choose_device(arguments.device)
     codec = load_codec(arguments.codec, device, dtype=getattr(torch, arguments.dtype))
     num_codebooks = choose_codebooks(in_segments(codec), arguments.bandwidth)
@@ -54,22 +59,6 @@ def run(arguments: argparse.Namespace) -> None:
         encode_shards(arguments, in_segments(codec), num_codebooks, items)
     else:
         encode_files(arguments, in_segments(codec), num_codebooks, dict(zip(targets, items, strict=True)))
-
-
-def choose_targets(out: Path, format: str | None, items: Sequence[Item], shards: bool) -> list[Path]:
-    """The paths of the token files, all different; InputError where options contradict."""
-    named = out.suffix if out.suffix in FORMATS.values() and not out.is_dir() else None
-    suffix = FORMATS[format] if format else named or tokens.SUFFIX
-    if shards and (named or suffix != tokens.SUFFIX):
-        raise InputError("--shards writes a folder of shards: give --out a folder, and no --format")
-    if named and len(items) > 1:
-        raise InputError(f"--out {out} names one token file, for {len(items)} sounds: give a folder")
-    if named and named != suffix:
-        raise InputError(f"--out {out} ends in {named}, --format is {format}: make them agree")
-    targets = [out] if named else [out / item.name.with_suffix(suffix) for item in items]
-    if not shards:
-        check_distinct(targets, [str(item.source.path) for item in items])
-    return targets
 
 
 def encode_files(

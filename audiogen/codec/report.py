@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -75,6 +75,25 @@ class Report:
             raise InputError(
                 f"{self.num_failed} of {self.num_clips} clips could not be {self.verb}: named above"
             )
+
+
+def choose_targets(
+    out: Path, names: Sequence[Path], formats: Mapping[str, str], format: str | None, kind: str
+) -> list[Path]:
+    """The path that each clip's name has below the folder `out`, or `out` itself where that names a file.
+
+    formats: the suffix of each format, the default one first; `kind` says what the files are. InputError where options
+    contradict.
+    """
+    named = out.suffix.lower() if out.suffix.lower() in formats.values() and not out.is_dir() else None
+    suffix = formats[format] if format else named or next(iter(formats.values()))
+    if not named:
+        return [out / name.with_suffix(suffix) for name in names]
+    if len(names) > 1:
+        raise InputError(f"--out {out} names one {kind}, for {len(names)} clips: give a folder")
+    if named != suffix:
+        raise InputError(f"--out {out} ends in {named}, --format is {format}: make them agree")
+    return [out]
 
 
 def check_distinct(targets: Sequence[Path | str], sources: Sequence[str]) -> None:

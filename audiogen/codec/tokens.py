@@ -23,7 +23,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from struct import Struct
 from typing import Protocol
@@ -34,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from audiogen.config import Positive, build, check_ranges
 from audiogen.errors import InputError
 from audiogen.interfaces import Segment
 
@@ -64,37 +65,29 @@ class TokenHeader:
 
     codec: str
     identity: str
-    sample_rate: int
-    channels: int
-    num_samples: int
-    num_codebooks: int
-    codebook_size: int
-    hop_length: int
-    source_sample_rate: int | None = None
-    source_num_samples: int | None = None
-    segment_samples: int | None = None
-    stride_samples: int | None = None
+    sample_rate: Positive
+    channels: Positive
+    num_samples: Positive
+    num_codebooks: Positive
+    codebook_size: Positive
+    hop_length: Positive
+    source_sample_rate: Positive | None = None
+    source_num_samples: Positive | None = None
+    segment_samples: Positive | None = None
+    stride_samples: Positive | None = None
     normalised: bool = False
 
-    def __post_init__(self) -> None:  # of any types: the values may come from a file
-        for name in ("codec", "identity"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(f"token header: {name} is {getattr(self, name)!r}; it must be text")
-        for field in fields(self)[2:-1]:
-            value = getattr(self, field.name)
-            if not (value is None and field.default is None or type(value) is int and value >= 1):
-                raise InputError(f"token header: {field.name} is {value!r}; it must be an integer from 1")
-        if type(self.normalised) is not bool:
-            raise InputError(f"token header: normalised is {self.normalised!r}; it must be true or false")
+    def __post_init__(self) -> None:
+        check_ranges(self)
         segment, stride = self.segment_samples or 1, self.stride_samples or 1
         paired = (self.segment_samples is None) == (self.stride_samples is None)
         if not paired or not stride <= segment <= 2 * stride + 1:  # half of an odd number is rounded down
             raise InputError(
-                f"token header: segment_samples is {self.segment_samples}, stride_samples {self.stride_samples}; "
-                "allowed: both or neither, a stride of half a segment to a whole one"
+                f"segment_samples is {self.segment_samples}, stride_samples {self.stride_samples}; allowed: both or "
+                "neither, a stride of half a segment to a whole one"
             )
         if self.normalised and self.segment_samples is None:
-            raise InputError("token header: normalised goes with segment_samples only")
+            raise InputError("normalised goes with segment_samples only")
 
     @property
     def version(self) -> int:
@@ -311,8 +304,8 @@ def _open(path: str | Path) -> tuple[TokenHeader, int]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        header = TokenHeader(**json.loads(header_json))
-    except (ValueError, TypeError) as error:  # InputError is a ValueError
+        header = build(TokenHeader, json.loads(header_json))
+    except ValueError as error:  # InputError is one
         raise InputError(f"{path}: bad header: {error}") from error
     if header.version != version:
         raise InputError(

@@ -375,7 +375,7 @@ def test_mistakes_of_encode_are_one_line(tmp_path: Path, codec: str, run: Run) -
     status, _, err = run("encode", tmp_path / "in", "-o", out, "--codec", codec)
     assert status == 2 and "a.flac" in err and "a.wav would both become" in err
     status, _, err = run("encode", tmp_path / "in", "-o", tmp_path / "x.agtok", "--codec", codec)
-    assert status == 2 and "names one token file, for 2 sounds" in err
+    assert status == 2 and "names one token file, for 2 clips" in err
     status, _, err = run("encode", wav, "-o", wav / "out", "--codec", codec)
     assert status == 2 and err.count("\n") == 1
     assert not out.exists() and tree(tmp_path) == ["in/a.flac", "in/a.wav"]
