@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import logging as transformers_log
@@ -40,7 +41,7 @@ class ClapParts(NamedTuple):
 class Clap:
     """A CLAP model of a directory or the hub; its embeddings [B, E] have length 1 and are on the CPU.
 
-    Texts and sounds go through one by one, so that an embedding does not depend on its batch.
+    Texts and the middles of sounds go through one by one, so that an embedding does not depend on its batch.
     """
 
     def __init__(
@@ -61,9 +62,7 @@ class Clap:
             assert self.name is not None
             try:
                 self._parts = self._open(self.name)
-            except (
-                Exception
-            ) as error:  # transformers and tokenizers raise a dozen kinds for what a file lacks
+            except Exception as error:  # transformers and tokenizers raise a dozen kinds
                 raise InputError(
                     f"CLAP model {self.name!r} cannot be opened ({first_line(error)}); give a directory with a "
                     "ClapModel, its tokenizer and feature extractor, or a hub id such as laion/clap-htsat-unfused"
@@ -127,17 +126,19 @@ class Clap:
         rate = self.sample_rate  # says whether there is an audio branch
         model, _, extractor = self.parts()
         fused = model.config.audio_config.enable_fusion
-        rows = []
-        for sound in audio.float().cpu().mean(dim=1, keepdim=True):  # [1, N]
-            mono = resample(sound, sample_rate, rate)[0]  # [N]
-            pieces = [mono] if windows == "middle" else cut_windows(mono, extractor.nb_max_samples)
+        embeddings = []
+        for batch in [audio] if windows == "all" else audio.split(1):
+            mono = resample(batch.float().cpu().mean(dim=1), sample_rate, rate)  # [b, N]
+            pieces = [
+                [row] if windows == "middle" else cut_windows(row, extractor.nb_max_samples) for row in mono
+            ]
             # float64, in which the extractor works: float32 features move the figures of an evaluation
-            features = clap_features(pieces, extractor, torch.float64, fused).to(self._device)
+            features = clap_features(sum(pieces, []), extractor, torch.float64, fused).to(self._device)
             is_longer = torch.zeros(len(features), 1, dtype=torch.bool, device=self._device)  # no fusion
             found = embedding(model.get_audio_features(input_features=features, is_longer=is_longer))
-            unit = F.normalize(found, dim=-1)  # [W, E]
-            rows.append((unit if len(unit) == 1 else F.normalize(unit.mean(0, keepdim=True), dim=-1)).cpu())
-        return torch.cat(rows)
+            mean = rearrange(found, "(b w) e -> b w e", b=len(batch)).mean(1)  # over w windows of length 1
+            embeddings.append(F.normalize(mean, dim=-1).cpu())
+        return torch.cat(embeddings)
 
     def save(self, directory: Path) -> dict[str, list[str]]:
         """Write it in diffusers' folders below `directory`; returns the class of each folder."""

@@ -54,7 +54,7 @@ def test_all_windows_of_a_long_sound_give_their_mean_direction(folder: Path) -> 
     torch.testing.assert_close(found, parts / parts.norm(dim=-1, keepdim=True))
     assert (found - clap.embed_audio(audio, 8000)).norm() > 1e-3
     short = audio[..., :5000]
-    assert torch.equal(clap.embed_audio(short, 8000, windows="all"), clap.embed_audio(short, 8000))
+    torch.testing.assert_close(clap.embed_audio(short, 8000, windows="all"), clap.embed_audio(short, 8000))
 
 
 def test_a_model_that_lacks_weights_or_is_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> None:
