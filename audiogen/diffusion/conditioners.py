@@ -107,18 +107,16 @@ class ConditionerConfig:
     @property
     def vector_dim(self) -> int | None:
         """E of the vector; None for none."""
-        widths = {"clap": self.clap_dim, "pooled": self.pooled_dim}
         seconds = 0 if self.seconds is None else self.seconds.width
+        widths = {"clap": self.clap_dim, "pooled": self.pooled_dim}
         return sum(widths.get(piece, seconds) for piece in self.vector) or None
 
     @property
     def cross_dims(self) -> tuple[int, ...]:
         """D of each stream; InputError where its pieces differ."""
-        seconds = 0 if self.seconds is None else self.seconds.width
-        text = 0 if self.text is None else self.text.width
+        text, seconds, loa = (0 if c is None else c.width for c in (self.text, self.seconds, self.loa))
         if "seconds_start" in self.uses:
             text = seconds  # projected with them
-        loa = 0 if self.loa is None else self.loa.width
         widths = {"text": text, "loa": loa, "seconds_start": seconds, "seconds_total": seconds}
         for stream in self.cross:
             if len({widths[piece] for piece in stream}) != 1:

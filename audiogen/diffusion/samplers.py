@@ -24,6 +24,10 @@ SAMPLERS = {
     "flow": ("euler", "heun"),
 }
 
+# Share of the training times at which a grid must begin: there 0.2 % (AudioLDM's betas) to 2.4 % (Tango's) of the
+# variance is data, which sampling from noise alone lacks.
+EARLIEST_START = 0.85
+
 
 @dataclass
 class Sampler:
@@ -116,8 +120,10 @@ def _check_coverage(name: str, steps: int, num_train_steps: int) -> None:
     if steps >= num_train_steps:
         raise InputError(f"{steps} steps of {name}; the process has {num_train_steps} and it must be fewer")
     first = steps * (num_train_steps // steps)
-    if first < 0.85 * num_train_steps:
-        better = max(n for n in range(1, steps) if n * (num_train_steps // n) >= 0.85 * num_train_steps)
+    if first < EARLIEST_START * num_train_steps:
+        better = max(
+            n for n in range(1, steps) if n * (num_train_steps // n) >= EARLIEST_START * num_train_steps
+        )
         raise InputError(
             f"{steps} steps of {name} would begin at time {first} of {num_train_steps}, where noise is not yet all; "
             f"use {better}, or the sampler dpm++"
@@ -126,9 +132,11 @@ def _check_coverage(name: str, steps: int, num_train_steps: int) -> None:
 
 def _cosine_ddim(process: Process, steps: int, eta: float) -> Sampler:
     """t = 1, 1 - 1/steps, ..., 1/steps: a discrete process of just these times."""
-    t = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
-    share = torch.cos(t.flip(0) * math.pi / 2) ** 2  # of the data, rising in time
-    betas = 1.0 - share / torch.cat([torch.ones(1, dtype=torch.float64), share[:-1]])
+    t = torch.arange(steps, 0, -1, dtype=torch.float64) / steps  # [steps]
+    share = torch.cos(t.flip(0) * math.pi / 2) ** 2  # of the data in the variance of x_t, from data to noise
+    betas = 1.0 - share / torch.cat(
+        [torch.ones(1, dtype=torch.float64), share[:-1]]
+    )  # whose product is the share
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=steps,
         trained_betas=betas.numpy(),
@@ -176,13 +184,13 @@ def _flow(process: Process, name: str, steps: int) -> Sampler:
     else:
         scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
         scheduler.set_timesteps(steps)
-    noise = scheduler.timesteps / scheduler.config.num_train_timesteps
+    noise = scheduler.timesteps / scheduler.config.num_train_timesteps  # [n], the share of noise, from 1 down
     progress = 1.0 - noise if config.one_is == "data" else noise
     # The network gets times within its t_min..1 while the path is walked whole, as LAFMA's authors do.
     t = config.t_min + (1.0 - config.t_min) * progress
     alphas, sigmas = process.coefficients(progress)
     sampler = _sampler(scheduler, process.model_time(t), noise, alphas, sigmas, scheduler.step)
-    sampler.sign = -1.0 if config.one_is == "data" else 1.0
+    sampler.sign = -1.0 if config.one_is == "data" else 1.0  # the velocity towards data is -d x_t / d noise
     sampler.order = scheduler.order
     return sampler
 

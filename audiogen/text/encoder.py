@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import string
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,9 +29,9 @@ RELEASED_NAMES = (
     *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
 )
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-TOKENIZER_PATTERNS = ("tokenizer*", "spiece.model", "special_tokens_map.json")  # all that one may consist of
+TOKENIZER_PATTERNS = ("tokenizer*", "spiece.model", "special_tokens_map.json")  # all files of a tokenizer
 _SMALL = ("config.json", *TOKENIZER_PATTERNS)
-# What a T5 of the hub may hold; the first that it has is fetched.
+# The files of a T5 of the hub, in one of these layouts; the first that fits is fetched.
 LAYOUTS = (
     hub.Layout("safetensors", ("config.json", "model.safetensors"), (*_SMALL, "model.safetensors")),
     hub.Layout(
@@ -102,20 +103,16 @@ def named(
     """
     directory: Path | None = None
     if now or width is None:
-        try:
+        with _opening(name_or_directory):
             directory = _here(name_or_directory, LAYOUTS)
             found = read_shape(checkpoint.read_json(directory / "config.json"), directory).d_model
-        except Exception as error:  # the hub client raises a dozen kinds
-            raise _cannot_open(name_or_directory, error) from error
         width = found if width is None else width
         check_width(found, width, name_or_directory, where)
     needed = width
 
     def open_() -> TextEncoder:
-        try:
+        with _opening(name_or_directory):
             encoder = _read(directory or _here(name_or_directory, LAYOUTS))
-        except Exception as error:  # of the tokenizer, and of the hub client
-            raise _cannot_open(name_or_directory, error) from error
         check_width(encoder.stack.config.d_model, needed, name_or_directory, where)
         return encoder
 
@@ -178,10 +175,8 @@ def stack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def open_tokenizer(name_or_directory: str) -> PretrainedTokenizer:
     """A tokenizer of a directory or the hub; a missing or damaged one is an InputError."""
-    try:
+    with _opening(name_or_directory, "tokenizer"):
         return _read_tokenizer(_here(name_or_directory, TOKENIZERS))
-    except Exception as error:  # tokenizers raises plain Exception for a damaged file
-        raise _cannot_open(name_or_directory, error, "tokenizer") from error
 
 
 def _read_tokenizer(directory: Path) -> PretrainedTokenizer:
@@ -234,9 +229,14 @@ def check_width(found: int, needed: int, name: str, where: str | Path) -> None:
         )
 
 
-def _cannot_open(name: str, error: Exception, what: str = "text encoder") -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(
-        f"{what} {name!r} cannot be opened ({reason}); "
-        "give a directory with a T5 model and its tokenizer, or a T5 hub id while the hub can be reached"
-    )
+@contextmanager
+def _opening(name: str, what: str = "text encoder") -> Iterator[None]:
+    """Whatever fails inside is an InputError: the hub client and tokenizers raise a dozen kinds."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{what} {name!r} cannot be opened ({reason}); "
+            "give a directory with a T5 model and its tokenizer, or a T5 hub id while the hub can be reached"
+        ) from error
