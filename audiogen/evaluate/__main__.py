@@ -111,6 +111,8 @@ def add_files_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command -> its exit status: 1 where a system failed and the others finished."""
     settings = {name: value for name, value in vars(parse(argv)).items() if value is not None}
+    if settings["name"] == "codec":
+        settings.setdefault("codecs", ["codec_tiny"])
     words = sys.argv[1:] if argv is None else argv
     settings["command"] = shlex.join(["python", "-m", "audiogen.evaluate", *words])
     for name in ("where", "reference_where"):
@@ -124,6 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (option, kind) in lists.items():
         if name in settings:
             settings[name] = read_list(option, settings[name], kind)
+    for name in {"codecs", "models", "embedders"} & settings.keys():
+        settings[name] = tuple(settings[name])
     check_out(settings["out"])
     from audiogen.evaluate import run  # here: it imports torch
 

@@ -91,6 +91,7 @@ def test_codecs(run, labelled: Path, tiny_tagger: str, tiny_model: Path) -> None
         ("compare --model lm_tiny --data a.jsonl --seeds 0,x", "--seeds 0,x: give int values"),
         ("compare --model lm_tiny --data a.jsonl --where fold", "--where fold: give a field and its values"),
         ("compare --model lm_tiny --data a.jsonl --budget-s 1 --steps 2", "exclude each other"),
+        ("codec --data absent.jsonl", "no such manifest"),
         ("codec --data a.jsonl --opus loud", "--opus loud: give float values"),
         ("files --reference . --generated . --out file/inside", "is not a folder that can be written to"),
     ],
