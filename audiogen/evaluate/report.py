@@ -1,7 +1,4 @@
-"""A report in three files: `report.md` to read, `report.json` to compute with, `report.html` to listen to.
-
-The page, filled into the template `report.html` beside this file, holds its sounds, spectrograms and plots.
-"""
+"""A report in three files: `report.md`, `report.json`, and `report.html`, one page by the template beside this file."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool1d
 
@@ -250,9 +248,8 @@ def render_page(
         image = f'<img class="plots" alt="Plots of the table" src="{_data("image/png", drawn)}">'
         sections.append(f"<section><h2>Plots</h2>{image}</section>")
     if sounds:
-        prompts = dict.fromkeys(sound.prompt for sound in sounds)
         articles = []
-        for prompt in prompts:
+        for prompt in dict.fromkeys(sound.prompt for sound in sounds):
             takes = "\n".join(_figure(sound) for sound in sounds if sound.prompt == prompt)
             articles.append(f'<article><h3>{escape(prompt)}</h3><div class="takes">{takes}</div></article>')
         key = (
@@ -324,15 +321,18 @@ def spectrogram(clip: Tensor, sample_rate: int) -> bytes:
 
     `audiogen.audio.save_spectrogram` draws the large one with axes, of ten times the bytes.
     """
-    from matplotlib.image import imsave  # slow to import, and only pictures need it
+    from matplotlib import colormaps  # slow to import, and only pictures need it
+    from PIL import Image  # of matplotlib's own dependencies: it writes a palette, a third of the bytes
 
     mel = audio.log_mel(clip[None], sample_rate, n_mels=PICTURE_BANDS)[0, 0]  # [M, T]
     mel = adaptive_max_pool1d(mel, min(mel.shape[1], PICTURE_COLUMNS))
     low, high = LEVELS_DB
     level = (mel * (20 / np.log(10)) - low) / (high - low)  # natural log of a magnitude to dB, then to 0..1
-    shades = (level.clamp(0, 1) * (SHADES - 1)).round()
+    shades = (level.clamp(0, 1) * (SHADES - 1)).round().to(torch.uint8).flip(0)
+    image = Image.fromarray(shades.numpy())
+    image.putpalette(colormaps["magma"](np.linspace(0, 1, SHADES), bytes=True)[:, :3].tobytes())
     file = io.BytesIO()
-    imsave(file, shades.numpy(), vmin=0, vmax=SHADES - 1, cmap="magma", origin="lower", format="png")
+    image.save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
@@ -340,12 +340,10 @@ def draw(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence[Row]) 
     """All plots as one PNG; nothing where no row has both values. Raises KeyError for a key without a column."""
     from matplotlib import rc_context
 
+    file = io.BytesIO()
     with rc_context({"text.parse_math": False}):  # a dollar in a name is a dollar
-        figure = draw_figure(plots, columns, rows)
-        if figure is None:
-            return b""
-        file = io.BytesIO()
-        figure.savefig(file, dpi=120, format="png")
+        if figure := draw_figure(plots, columns, rows):
+            figure.savefig(file, dpi=120, format="png")
     return file.getvalue()
 
 
