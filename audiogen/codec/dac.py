@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,11 @@ from torch.nn import functional as F
 
 from audiogen.codec.conv import reach
 from audiogen.codec.model import check_codebooks, check_codes
+from audiogen.config import Range, check_ranges
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 
-LARGEST = 1 << 18  # of any one size: a product of three does not overflow 64 bits
+Size = Annotated[int, Range(1, 1 << 18)]  # a product of three does not overflow 64 bits
 MODEL_TYPE = "dac"  # in config.json of transformers
 
 
@@ -29,30 +30,25 @@ MODEL_TYPE = "dac"  # in config.json of transformers
 class DacSizes:
     """The keys of `transformers.DacConfig` that determine the architecture, under their names there."""
 
-    sampling_rate: int = 16000
-    encoder_hidden_size: int = 64
-    downsampling_ratios: tuple[int, ...] = (2, 4, 5, 8)
-    decoder_hidden_size: int = 1536
-    n_codebooks: int = 12
-    codebook_size: int = 1024
-    codebook_dim: int = 8
+    sampling_rate: Size = 16000
+    encoder_hidden_size: Size = 64
+    downsampling_ratios: tuple[Size, ...] = (2, 4, 5, 8)
+    decoder_hidden_size: Size = 1536
+    n_codebooks: Size = 12
+    codebook_size: Size = 1024
+    codebook_dim: Size = 8
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            several = field.name == "downsampling_ratios"
-            values = value if several else (value,)
-            if not isinstance(values, tuple) or not values:
-                raise InputError(f"{field.name} is {value!r}: a list of positive integers is allowed")
-            if any(type(item) is not int or not 1 <= item <= LARGEST for item in values):
-                raise InputError(f"{field.name} is {value!r}: integers from 1 to {LARGEST} are allowed")
+        check_ranges(self)
+        if not self.downsampling_ratios:
+            raise InputError("downsampling_ratios is (); it must list at least one factor")
         if self.codebook_size & (self.codebook_size - 1):
-            raise InputError(f"codebook_size is {self.codebook_size}: a power of 2 is allowed")
+            raise InputError(f"codebook_size is {self.codebook_size}; it must be a power of 2")
         halvings = 2 ** len(self.downsampling_ratios)
         if self.decoder_hidden_size % halvings:
             raise InputError(
-                f"decoder_hidden_size is {self.decoder_hidden_size}: a multiple of {halvings} is allowed, "
-                "as each of downsampling_ratios halves it"
+                f"decoder_hidden_size is {self.decoder_hidden_size}; it must be a multiple of {halvings}, as each of "
+                "downsampling_ratios halves it"
             )
 
     @property
@@ -124,34 +120,6 @@ def identity(codec: DacCodec) -> str:
     return checkpoint.identity({k: v for k, v in codec.state_dict().items() if not k.startswith("decoder.")})
 
 
-def sizes_from_transformers(config: Mapping[str, Any], where: str | Path) -> DacSizes:
-    """The sizes in a config.json of `transformers`; its derived keys, where given, must agree with them.
-
-    All but hop_length: the released 16 and 24 kHz models say 512 there, and have the ratios of 320.
-    """
-    if config.get("model_type") != MODEL_TYPE:
-        raise InputError(f"{where}: model_type is {config.get('model_type')!r}: {MODEL_TYPE!r} is needed")
-    given = {field.name: config[field.name] for field in fields(DacSizes) if field.name in config}
-    missing = [field.name for field in fields(DacSizes) if field.name not in config]
-    if missing:
-        raise InputError(f"{where}: {', '.join(missing)} missing: the file is not whole, copy it again")
-    if isinstance(given["downsampling_ratios"], list):
-        given["downsampling_ratios"] = tuple(given["downsampling_ratios"])
-    try:
-        sizes = DacSizes(**given)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    derived = {
-        "upsampling_ratios": list(reversed(sizes.downsampling_ratios)),
-        "hidden_size": sizes.encoder_hidden_size * 2 ** len(sizes.downsampling_ratios),
-    }
-    for key, value in derived.items():
-        stated = config.get(key, value)
-        if (list(stated) if isinstance(stated, (list, tuple)) else stated) != value:
-            raise InputError(f"{where}: {key} is {stated!r}: {value!r} follows from its other keys")
-    return sizes
-
-
 def from_tensors(
     sizes: DacSizes, tensors: Mapping[str, Tensor], where: str | Path, device: str | torch.device = "cpu"
 ) -> DacCodec:
@@ -162,19 +130,4 @@ def from_tensors(
         codec = DacCodec(sizes)
     checkpoint.assign(codec, tensors, str(where), device, torch.float32)
     codec.requires_grad_(False).identity = identity(codec)
-    return codec
-
-
-def read_dac(directory: str | Path, device: str | torch.device = "cpu") -> DacCodec:
-    """A directory that `transformers.DacModel.save_pretrained` wrote: config.json with model.safetensors."""
-    directory = Path(directory)
-    where = directory / "config.json"
-    contents = checkpoint.read_json(where)
-    if not isinstance(contents, dict):
-        raise InputError(f"{where} holds no object: it is not the configuration of a codec")
-    weights = directory / "model.safetensors"
-    codec = from_tensors(
-        sizes_from_transformers(contents, where), checkpoint.open_tensors(weights), weights, device
-    )
-    codec.name = directory.resolve().name
     return codec

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from audiogen.codec import dac
 from audiogen.codec.model import CodecConfig
 from audiogen.config import Range, build
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models import encodec
 from audiogen.models.parts import CodecParts, CodecReference, LMParts, release_parts
@@ -81,6 +83,8 @@ DECODER_HARMLESS = (
     *("attention_dropout", "activation_dropout", "layerdrop", "initializer_factor", "initializer_range"),
     *("max_position_embeddings", "classifier_dropout"),
 )
+# Of DacConfig: what its training uses, and what follows from the ratios.
+DAC_HARMLESS = ("codebook_loss_weight", "commitment_loss_weight", "quantizer_dropout", "hop_length")
 # our name of a layer's tensor -> theirs, under model.decoder.layers.N
 LAYER = {
     "self_attention.in_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -239,7 +243,10 @@ def read_codec(directory: Path) -> CodecParts | dac.DacCodec:
     settings = read_settings(directory / "config.json")
     kind = settings.choice("model_type", ("encodec", "musicgen", dac.MODEL_TYPE))
     if kind == dac.MODEL_TYPE:
-        return dac.read_dac(directory)
+        file = directory / SINGLE
+        codec = dac.from_tensors(dac_sizes(settings), checkpoint.open_tensors(file), file)
+        codec.name = directory.resolve().name
+        return codec
     weights = next(
         (directory / name for name in (SINGLE, INDEX, PICKLED) if (directory / name).is_file()), None
     )
@@ -251,6 +258,22 @@ def read_codec(directory: Path) -> CodecParts | dac.DacCodec:
         settings.choice("model_type", ["encodec"], "encodec")
         tensors = under(tensors, AUDIO)
     return CodecParts(codec_config(settings), tensors, "transformers", weights)
+
+
+def dac_sizes(settings: Settings) -> dac.DacSizes:
+    """The sizes of a DacModel. hop_length is not compared: released models say 512 and have the ratios of 320."""
+    names = [field.name for field in fields(dac.DacSizes) if field.name != "downsampling_ratios"]
+    given = {name: settings.whole(name) for name in names}
+    ratios = settings.wholes("downsampling_ratios")
+    try:
+        sizes = dac.DacSizes(downsampling_ratios=ratios, **given)
+    except InputError as error:
+        raise InputError(f"{settings.where}: {error}") from None
+    upsampling, width = list(ratios[::-1]), sizes.encoder_hidden_size * 2 ** len(ratios)
+    settings.choice("upsampling_ratios", [upsampling], upsampling)
+    settings.choice("hidden_size", [width], width)
+    settings.done((*GENERIC, *DAC_HARMLESS))
+    return sizes
 
 
 def codec_config(settings: Settings) -> CodecConfig:

@@ -12,7 +12,7 @@ from transformers import DacConfig, DacModel
 from audiogen import audio
 from audiogen.codec import stream
 from audiogen.codec.__main__ import main
-from audiogen.codec.dac import DacCodec, DacSizes, identity, read_dac
+from audiogen.codec.dac import DacCodec, DacSizes, identity
 from audiogen.codec.tokens import read_tokens
 from audiogen.data.shards import ShardReader
 from audiogen.errors import InputError, run_command
@@ -54,7 +54,7 @@ def sound(num_samples: int, batch: int = 2, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("name", SHAPES)
 def test_parity_with_transformers(tmp_path: Path, name: str) -> None:
     theirs = make(tmp_path, sizes := SHAPES[name])
-    ours = read_dac(tmp_path)
+    ours = load_codec(tmp_path)
     x = sound(7 * sizes.hop_length)
     for count in (1, sizes.n_codebooks):
         codes = theirs.encode(x, count).audio_codes
@@ -74,7 +74,7 @@ def test_parity_with_transformers(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_lengths_are_those_of_the_interface(tmp_path: Path, frames: int, extra: int) -> None:
     make(tmp_path, sizes := SHAPES["odd"])
-    codec = read_dac(tmp_path)
+    codec = load_codec(tmp_path)
     num_samples = frames * sizes.hop_length + extra
     codes = codec.encode(sound(num_samples))
     assert codes.dtype == torch.int64 and codes.shape == (2, 3, -(-num_samples // sizes.hop_length))
@@ -86,7 +86,7 @@ def test_streaming_gives_what_one_call_gives(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path, sizes := SHAPES[name])
-    codec = read_dac(tmp_path)
+    codec = load_codec(tmp_path)
     monkeypatch.setattr(stream, "BODY_S", 7 / codec.frame_rate)
     num_samples = (3 * codec.context_frames + 20) * sizes.hop_length - 5
     x = sound(num_samples, batch=1)
@@ -99,7 +99,7 @@ def test_streaming_gives_what_one_call_gives(
 
 def test_it_does_not_train(tmp_path: Path) -> None:
     make(tmp_path, SHAPES["odd"])
-    codec = read_dac(tmp_path)
+    codec = load_codec(tmp_path)
     assert not any(parameter.requires_grad for parameter in codec.parameters())
     x = sound(150)
     assert not codec.train().training and not any(module.training for module in codec.modules())
@@ -108,10 +108,10 @@ def test_it_does_not_train(tmp_path: Path) -> None:
 
 def test_identity_is_what_the_codes_mean(tmp_path: Path) -> None:
     make(tmp_path, SHAPES["odd"])
-    codec = read_dac(tmp_path)
+    codec = load_codec(tmp_path)
     assert codec.identity == identity(codec) and len(codec.identity) == 16
     for part, changes in (("decoder", False), ("encoder", True), ("quantizer", True)):
-        other = read_dac(tmp_path)
+        other = load_codec(tmp_path)
         parameter = next(iter(other.get_submodule(part).parameters()))
         with torch.no_grad():
             parameter[0] += 1
@@ -135,19 +135,20 @@ def test_it_is_loaded_by_its_directory_and_saved_as_ours(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"codebook_size": 12}, "codebook_size is 12: a power of 2"),
-        ({"downsampling_ratios": [3, 0]}, "downsampling_ratios is (3, 0)"),
-        ({"downsampling_ratios": [5, 3]}, "upsampling_ratios is [5, 3]: [3, 5]"),
-        ({"hidden_size": 17}, "hidden_size is 17: "),
-        ({"decoder_hidden_size": 10}, "decoder_hidden_size is 10: a multiple of 4"),
+        ({"codebook_size": 12}, "codebook_size is 12; it must be a power of 2"),
+        ({"downsampling_ratios": [3, 0]}, "downsampling_ratios.1 is 0"),
+        ({"downsampling_ratios": [5, 3]}, "upsampling_ratios is [5, 3]; only [3, 5]"),
+        ({"hidden_size": 17}, "hidden_size is 17; only 16"),
+        ({"decoder_hidden_size": 10}, "decoder_hidden_size is 10; it must be a multiple of 4"),
         ({"n_codebooks": "3"}, "n_codebooks is '3'"),
         ({"n_codebooks": 4}, "missing quantizer.quantizers.3"),
         ({"n_codebooks": 2}, "unexpected quantizer.quantizers.2"),
         ({"codebook_dim": 3}, "quantizer.quantizers.0"),
         ({"codebook_dim": None}, "codebook_dim is None"),
-        ({"codebook_dim": 10**9}, "codebook_dim is 1000000000: integers from 1 to 262144"),
-        ({"downsampling_ratios": 3}, "downsampling_ratios is 3: a list"),
+        ({"codebook_dim": 10**9}, "codebook_dim is 1000000000; it must be a whole number in [1, 262144]"),
+        ({"downsampling_ratios": 3}, "downsampling_ratios is 3; it must be a list"),
         ({"n_codebooks": 10**5}, "n_codebooks 100000 needs more"),
+        ({"snake_alpha": 1}, "snake_alpha"),
     ],
 )
 def test_a_config_that_does_not_fit_is_one_line(
@@ -157,7 +158,7 @@ def test_a_config_that_does_not_fit_is_one_line(
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError) as error:
-        read_dac(tmp_path)
+        load_codec(tmp_path)
     assert message in str(error.value) and "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
@@ -172,7 +173,7 @@ def test_the_hop_follows_from_the_ratios_whatever_the_config_says(tmp_path: Path
 
 def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     make(tmp_path, SHAPES["odd"])
-    codec = read_dac(tmp_path)
+    codec = load_codec(tmp_path)
     for bad in (torch.zeros(1, 2, 10), torch.zeros(1, 10), torch.zeros(1, 1, 0)):
         with pytest.raises(InputError, match="audio has shape"):
             codec.encode(bad)
@@ -184,13 +185,16 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(InputError, match="model.safetensors"):
-        read_dac(tmp_path)
+        load_codec(tmp_path)
+    config = tmp_path / "config.json"
+    text = config.read_text()
+    config.write_text("[]")
+    with pytest.raises(InputError, match="config.json"):
+        load_codec(tmp_path)
+    config.write_text(text)
     weights.unlink()
     with pytest.raises(InputError, match="model.safetensors"):
-        read_dac(tmp_path)
-    (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(InputError, match="config.json"):
-        read_dac(tmp_path)
+        load_codec(tmp_path)
 
 
 def write_sounds(folder: Path, rate: int) -> Path:
