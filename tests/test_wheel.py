@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from audiogen.config import recipe_names
-from audiogen.files.checkpoint import bundled_names, bundled_systems
+from audiogen.models.find import bundled as bundled_names
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,10 +46,9 @@ def test_metadata_carries_both_licences(site: Path) -> None:
 
 def test_recipes_and_models_are_found_outside_the_checkout(site: Path, tmp_path: Path) -> None:
     code = (
-        "import json, audiogen.files.checkpoint as checkpoint, audiogen.config as config;"
-        "print(json.dumps([config.__file__, config.recipe_names(), checkpoint.bundled_names(),"
-        " checkpoint.bundled_systems(),"
-        " str(checkpoint.resolve('lm_tiny')), config.load_recipe('lm_tiny') is not None]))"
+        "import json, audiogen.models.find as find, audiogen.config as config;"
+        "print(json.dumps([config.__file__, config.recipe_names(), find.bundled(),"
+        " str(find.find('lm_tiny').path), config.load_recipe('lm_tiny') is not None]))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -60,10 +59,9 @@ def test_recipes_and_models_are_found_outside_the_checkout(site: Path, tmp_path:
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    module, recipes, bundled, systems, model, loaded = json.loads(run.stdout)
+    module, recipes, bundled, model, loaded = json.loads(run.stdout)
     assert Path(module).is_relative_to(site)
     assert Path(model).is_relative_to(site)
     assert recipes == recipe_names()
     assert bundled == bundled_names()
-    assert systems == bundled_systems()
     assert loaded

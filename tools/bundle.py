@@ -25,8 +25,8 @@ from audiogen.models.find import CODEC as CODEC_KIND
 from audiogen.models.own import save_codec, save_lm
 from audiogen.models.parts import CodecReference
 from audiogen.models.released import load_released
-from audiogen.tagger.pretrained import KIND as TAGGER_KIND
-from audiogen.tagger.pretrained import load_tagger, save_tagger
+from audiogen.models.tagger import KIND as TAGGER_KIND
+from audiogen.models.tagger import load_tagger, save_tagger
 
 WEIGHTS = Path(__file__).parent.parent / "audiogen" / "weights"
 CODEC = "codec_tiny"

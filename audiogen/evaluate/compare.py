@@ -39,8 +39,8 @@ from audiogen.evaluate.systems import (
     sound_path,
 )
 from audiogen.generators import load as generators
+from audiogen.models.tagger import load_tagger
 from audiogen.tagger.model import Tagger
-from audiogen.tagger.pretrained import load_tagger
 
 SYSTEM, CLIP_S, SETS = "system", "clip_s", "sets"
 FACTS = (

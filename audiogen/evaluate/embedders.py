@@ -27,7 +27,7 @@ from audiogen.evaluate.panns import load_cnn14
 from audiogen.evaluate.vggish import load_vggish
 from audiogen.files import checkpoint, hub
 from audiogen.models.build import load_codec
-from audiogen.tagger.pretrained import load_tagger
+from audiogen.models.tagger import load_tagger
 from audiogen.text.clap import LAYOUTS, Clap, cut_windows, first_line, open_model
 
 SPECS = (

@@ -1,8 +1,7 @@
-"""Model directories and training checkpoints: safetensors and JSON, never pickle; whole or absent.
+"""Weights and model directories: safetensors and JSON, never pickle; whole or absent.
 
 A model directory is `config.json` ({"kind", "format", "config", "info"}) with `model.safetensors`, plus
-folders its owner names (`text/`, `codec/`). A training run is one too, with `checkpoints/step_00001000/`
-beside, each a `state.json` (structure and scalars) and a `state.safetensors` (tensors).
+folders its owner names (`text/`, `codec/`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from audiogen.config import did_you_mean
 from audiogen.errors import InputError
 
 FORMAT = 1
@@ -43,12 +40,12 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> None:
     """Write a file so that readers, and we after a crash, see all of it or what was there before."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     with open(temporary, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    _publish(temporary, path)
+    publish(temporary, path)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -70,20 +67,31 @@ def write_tensors(
     """Write a safetensors file atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     temporary.touch()
     mode = temporary.stat().st_mode  # what the umask allows; save_file's own files are for their owner only
     save_file(_storable(tensors), temporary, metadata)
     temporary.chmod(mode)
     _fsync(temporary)
-    _publish(temporary, path)
+    publish(temporary, path)
 
 
-def _temporary(path: Path) -> Path:
+def clean(folder: str | Path) -> None:
+    """Remove what interrupted writes left in a folder and the folders in it."""
+    for path in list(Path(folder).rglob(f"{TEMPORARY}*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where to write what `publish` then puts in the place of `path`."""
     return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
 
 
-def _publish(temporary: Path, path: Path) -> None:
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished file or directory its name, at once and for good."""
     os.replace(temporary, path)
     _fsync(path.parent)
 
@@ -144,7 +152,7 @@ def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any
     """
     directory = Path(directory)
     if not directory.exists():
-        raise InputError(f"model directory {directory} does not exist; bundled models: {_bundled_list()}")
+        raise InputError(f"model directory {directory} does not exist")
     if not directory.is_dir():
         raise InputError(
             f"{directory} is a file; a model is a directory with config.json and model.safetensors"
@@ -379,53 +387,6 @@ def release(tensor: Tensor) -> None:
             return
 
 
-# ------------------------------------------------------------------------------------------ bundled models
-
-
-def weights_folder() -> Path:
-    """Where the bundled models lie."""
-    return Path(__file__).parents[1] / "weights"
-
-
-def bundled_names() -> list[str]:
-    """Models that travel with the package, sorted."""
-    folder = weights_folder()
-    return sorted(path.parent.name for path in folder.glob("*/config.json")) if folder.is_dir() else []
-
-
-def bundled_systems() -> list[str]:
-    """Latent-diffusion systems that travel with the package, which are directories of another layout, sorted."""
-    folder = weights_folder()
-    return sorted(path.parent.name for path in folder.glob("*/model_index.json")) if folder.is_dir() else []
-
-
-def system_folder(name_or_directory: str | Path) -> Path:
-    """The directory of a bundled latent-diffusion system (`lafma_tiny`); any other name as it is given."""
-    path = Path(name_or_directory)
-    if not path.exists() and str(name_or_directory) in bundled_systems():
-        return weights_folder() / path
-    return path
-
-
-def _bundled_list() -> str:
-    return ", ".join(sorted(bundled_names() + bundled_systems())) or "none"
-
-
-def resolve(name_or_directory: str | Path, kind: str | None = None) -> Path:
-    """The directory of a bundled name (`codec_tiny`) or the one given; checked as `read_config` does."""
-    path = Path(name_or_directory)
-    if not path.exists():
-        if str(name_or_directory) not in bundled_names():
-            hint = did_you_mean(str(name_or_directory), bundled_names() + bundled_systems())
-            raise InputError(
-                f"{str(name_or_directory)!r} is neither a directory nor a bundled model (bundled models: "
-                f"{_bundled_list()}); {hint if 'mean' in hint else 'give the path of a model directory'}"
-            )
-        path = weights_folder() / name_or_directory
-    read_config(path, kind)
-    return path
-
-
 def identity(tensors: Mapping[str, Tensor]) -> str:
     """16 hex digits that change with any name, dtype, shape or value of the tensors."""
     digest = hashlib.sha256()
@@ -434,102 +395,3 @@ def identity(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()[:16]
-
-
-# --------------------------------------------------------------------------------------- training checkpoints
-
-
-def save_state(directory: str | Path, state: Any) -> None:
-    """Write nested dicts, lists, tuples of tensors and plain scalars; the directory appears whole or never.
-
-    Dict keys are str or int. The write goes to a temporary directory beside, which is renamed at the end; a
-    `kill -9` leaves at most that, and the next `save_state` removes it.
-    """
-    directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    clean(directory.parent)
-    tensors: dict[str, Tensor] = {}
-    temporary = _temporary(directory)
-    temporary.mkdir()
-    write_json(temporary / "state.json", _pack(state, "", tensors))
-    write_tensors(temporary / "state.safetensors", tensors)
-    if directory.exists():  # saved twice at one step: the old one may only go once the new one is whole
-        old = _temporary(directory.with_name(f"old-{directory.name}"))
-        os.replace(directory, old)
-        _publish(temporary, directory)
-        shutil.rmtree(old)
-    else:
-        _publish(temporary, directory)
-
-
-def load_state(directory: str | Path) -> Any:
-    """What `save_state` wrote: equal values, dtypes, key types; tensors on the CPU."""
-    directory = Path(directory)
-    return _unpack(read_json(directory / "state.json"), read_tensors(directory / "state.safetensors"))
-
-
-def clean(folder: str | Path) -> None:
-    """Remove what interrupted writes left in a folder and the folders in it."""
-    for path in list(Path(folder).rglob(f"{TEMPORARY}*")):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for `value`; its tensors go into `tensors` under their path."""
-    if isinstance(value, Tensor):
-        tensors[path] = value
-        return {"tensor": path}
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, (str, int)) for key in value):
-            raise TypeError(f"state{path}: keys must be str or int")
-        return {"dict": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
-        items = [_pack(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
-        return {"tuple" if isinstance(value, tuple) else "list": items}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"state{path}: cannot be stored without pickle: {type(value).__name__}")
-
-
-def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if not isinstance(packed, dict):
-        return packed
-    ((tag, value),) = packed.items()
-    if tag == "tensor":
-        return tensors[value]
-    if tag == "dict":
-        return {key: _unpack(item, tensors) for key, item in value}
-    items = [_unpack(item, tensors) for item in value]
-    return tuple(items) if tag == "tuple" else items
-
-
-def step_dir(run: str | Path, step: int) -> Path:
-    """Where a run keeps its state after `step` optimiser steps."""
-    return Path(run) / "checkpoints" / f"step_{step:08d}"
-
-
-def step_dirs(run: str | Path) -> list[tuple[int, Path]]:
-    """(step, directory) of every whole checkpoint of a run, oldest first."""
-    folder = Path(run) / "checkpoints"
-    if not folder.is_dir():
-        return []
-    found = [(re.fullmatch(r"step_(\d+)", path.name), path) for path in folder.iterdir()]
-    return sorted((int(match[1]), path) for match, path in found if match)
-
-
-def latest(run: str | Path) -> tuple[int, Path] | None:
-    """(step, directory) of the newest checkpoint, or None."""
-    found = step_dirs(run)
-    return found[-1] if found else None
-
-
-def prune(run: str | Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints."""
-    found = step_dirs(run)
-    for _, path in found[: max(0, len(found) - keep_last)]:
-        doomed = _temporary(path)  # renamed first, so that a kill in the deletion leaves no half checkpoint
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)

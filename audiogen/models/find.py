@@ -191,7 +191,7 @@ def _choose(fitting: Sequence[Layout], prefer: str, config: Any, where: Path) ->
 
 def weights_folder() -> Path:
     """Where the bundled models lie."""
-    return checkpoint.weights_folder()
+    return Path(__file__).parents[1] / "weights"
 
 
 def bundled() -> list[str]:

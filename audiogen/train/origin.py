@@ -14,13 +14,13 @@ from audiogen.data.captions import Captioned, wordings
 from audiogen.data.seeds import seed_for
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, checkpoints
 from audiogen.interfaces import Codec
 from audiogen.lm import lora
 from audiogen.lm.lora import LoraConfig
 from audiogen.lm.model import LMConfig
 from audiogen.models.build import load_codec, load_lm
-from audiogen.models.find import bundled
+from audiogen.models.find import LM, bundled, find
 from audiogen.models.own import CODEC_FOLDER, save_codec
 from audiogen.models.parts import CodecReference, PretrainedLM
 from audiogen.text.t5 import T5Conditioner, TextConfig
@@ -82,7 +82,7 @@ def open_model(
 def keep_codec(name_or_directory: str, codec: Codec, dual_mono: bool, run: Path) -> CodecReference:
     """A bundled codec by its name; of any other a copy in the run directory, which is then complete in itself."""
     target = run / CODEC_FOLDER
-    if target.exists() and checkpoint.latest(run) and load_codec(target).identity != codec.identity:
+    if target.exists() and checkpoints.latest(run) and load_codec(target).identity != codec.identity:
         raise InputError(
             f"{run} was trained on tokens of another codec than {name_or_directory}; choose another out="
         )
@@ -144,7 +144,7 @@ def new_system(
 
 def given_text(config: SystemConfig, text_from: str) -> T5Conditioner:
     """The text encoder of text_from; InputError where it is not the one that the system's config describes."""
-    given = T5Conditioner.load(checkpoint.resolve(text_from) / "text")
+    given = T5Conditioner.load(find(text_from, LM).path / "text")
     if given.config != config.conditioner.text:
         raise InputError(
             f"system.conditioner.text is not that of text_from={text_from}; make it {to_plain(given.config)}"

@@ -29,8 +29,9 @@ from audiogen.data.synth.scene import SynthEvent, compose
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import AudioBatch
+from audiogen.models.find import find
+from audiogen.models.tagger import KIND, save_tagger
 from audiogen.tagger.model import Tagger, TaggerConfig, TaggerOutput
-from audiogen.tagger.pretrained import KIND, save_tagger
 from audiogen.train.augment import mask, recolour, roll
 from audiogen.train.task import Prepared, Run, Totals, TrainingTask
 
@@ -71,7 +72,7 @@ INHERITED = ("model",)  # keys that init_from decides
 
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The inherited keys of a recipe that trains the tagger of a model directory further."""
-    source = checkpoint.resolve(recipe["init_from"], KIND)
+    source = find(recipe["init_from"]).check(KIND).path
     return {"model": checkpoint.read_config(source, KIND)["config"]}
 
 
@@ -155,7 +156,7 @@ class TaggerTask(TrainingTask[TaggerRecipe]):
         self.clips = {clip.key: clip for clip in clips}
         self.tagger = Tagger(recipe.model)
         if recipe.init_from:
-            source = checkpoint.resolve(recipe.init_from, KIND)
+            source = find(recipe.init_from).check(KIND).path
             checkpoint.load_into(self.tagger, checkpoint.load_tensors(source), source)
         self.tagger.to(device)
         super().__init__(recipe, self.tagger, device, "tagger")

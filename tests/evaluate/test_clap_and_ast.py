@@ -19,7 +19,7 @@ from transformers import (
 
 from audiogen.errors import InputError
 from audiogen.evaluate.embedders import embed_clips, load_embedder
-from audiogen.files import checkpoint
+from audiogen.models.find import weights_folder
 
 RATE = 8000  # of the tiny CLAP of conftest.py, whose window is 1 s
 AST_WINDOW = 400 + 160 * 23  # of the tiny AST: 24 frames
@@ -190,7 +190,7 @@ def test_another_kind_of_model_is_refused(clap, ast, tmp_path):
     refused(f"clap:{ast}", "type 'audio-spectrogram-transformer'; 'clap' is needed")
     refused(f"ast:{clap}", "type 'clap'; 'audio-spectrogram-transformer' is needed")
     refused(f"ast:{tmp_path}", "it holds no model that transformers wrote")
-    refused(f"clap:{checkpoint.weights_folder() / 'codec_tiny'}", "it holds no model that transformers wrote")
+    refused(f"clap:{weights_folder() / 'codec_tiny'}", "it holds no model that transformers wrote")
     (tmp_path / "config.json").write_text("{not json")
     refused(f"ast:{tmp_path}", "cannot be opened")
 

@@ -14,8 +14,8 @@ from audiogen.evaluate.embedders import Embedder, embed_clips, load_embedder, mo
 from audiogen.evaluate.panns import Cnn14, Cnn14Config
 from audiogen.evaluate.vggish import EXAMPLE, Vggish
 from audiogen.models.own import save_codec
+from audiogen.models.tagger import save_tagger
 from audiogen.tagger.model import Tagger, TaggerConfig
-from audiogen.tagger.pretrained import save_tagger
 
 KINDS = ("tagger", "codec", "panns", "vggish")
 GROUPS = {"synth": ("bell", "siren"), "esc10": ("dog", "rain", "crow")}

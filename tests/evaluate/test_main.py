@@ -9,6 +9,7 @@ import pytest
 
 from audiogen.errors import InputError, run_command
 from audiogen.evaluate.__main__ import main, read_filters, read_list
+from audiogen.models.find import bundled
 
 
 @pytest.fixture
@@ -119,9 +120,8 @@ def test_words_of_the_user_are_read() -> None:
 
 
 def test_a_bundled_model_and_real_recordings(run, shared: Path) -> None:
-    from audiogen.files import checkpoint
 
-    if not {"lm_tiny", "tagger_tiny"} <= set(checkpoint.bundled_names()):
+    if not {"lm_tiny", "tagger_tiny"} <= set(bundled()):
         pytest.skip("the bundled weights are not there")
     manifest = shared / "data" / "esc10" / "manifest.jsonl"
     words = ["--where", "fold=4", "--num-clips", "2", "--duration", "1", "--num-sounds", "1"]

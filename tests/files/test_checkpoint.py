@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, checkpoints
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -76,25 +76,25 @@ def test_state_comes_back_with_its_types(tmp_path: Path) -> None:
         "values": [1, 2.5, float("inf"), 0.1 + 0.2, True, "x/y", ("tuple",)],
         "a/b": torch.tensor(True),
     }
-    checkpoint.save_state(tmp_path / "run" / "s", state)
-    assert equal(checkpoint.load_state(tmp_path / "run" / "s"), state)
+    checkpoints.save_state(tmp_path / "run" / "s", state)
+    assert equal(checkpoints.load_state(tmp_path / "run" / "s"), state)
 
 
 def test_state_refuses_what_would_need_pickle(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"state/a: cannot be stored without pickle: set"):
-        checkpoint.save_state(tmp_path / "s", {"a": {1, 2}})
+        checkpoints.save_state(tmp_path / "s", {"a": {1, 2}})
 
 
 def test_steps_are_listed_and_pruned(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path) is None
+    assert checkpoints.latest(tmp_path) is None
     for step in (5, 100, 20):
-        checkpoint.save_state(checkpoint.step_dir(tmp_path, step), {"step": step})
+        checkpoints.save_state(checkpoints.step_dir(tmp_path, step), {"step": step})
     (tmp_path / "checkpoints" / "notes.txt").touch()
-    assert [step for step, _ in checkpoint.step_dirs(tmp_path)] == [5, 20, 100]
-    checkpoint.prune(tmp_path, keep_last=2)
-    assert [step for step, _ in checkpoint.step_dirs(tmp_path)] == [20, 100]
-    found = checkpoint.latest(tmp_path)
-    assert found is not None and checkpoint.load_state(found[1]) == {"step": 100}
+    assert [step for step, _ in checkpoints.step_dirs(tmp_path)] == [5, 20, 100]
+    checkpoints.prune(tmp_path, keep_last=2)
+    assert [step for step, _ in checkpoints.step_dirs(tmp_path)] == [20, 100]
+    found = checkpoints.latest(tmp_path)
+    assert found is not None and checkpoints.load_state(found[1]) == {"step": 100}
 
 
 def die_while_writing(directory: Path, when: int) -> None:
@@ -108,7 +108,7 @@ def die_while_writing(directory: Path, when: int) -> None:
         fsync(descriptor)
 
     os.fsync = killer  # type: ignore[assignment]
-    checkpoint.save_state(directory, {"step": 2, "w": torch.full((1000,), 2.0)})
+    checkpoints.save_state(directory, {"step": 2, "w": torch.full((1000,), 2.0)})
 
 
 @pytest.mark.parametrize("when", range(5))
@@ -117,16 +117,16 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(
     tmp_path: Path, when: int, name: str
 ) -> None:
     folder = tmp_path / "checkpoints"
-    checkpoint.save_state(folder / "step_00000001", {"step": 1, "w": torch.full((1000,), 1.0)})
+    checkpoints.save_state(folder / "step_00000001", {"step": 1, "w": torch.full((1000,), 1.0)})
     process = get_context("fork").Process(target=die_while_writing, args=(folder / name, when))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    for _, path in checkpoint.step_dirs(tmp_path):
-        state = checkpoint.load_state(path)
+    for _, path in checkpoints.step_dirs(tmp_path):
+        state = checkpoints.load_state(path)
         assert torch.equal(state["w"], torch.full((1000,), float(state["step"])))
-    assert checkpoint.latest(tmp_path) is not None
-    checkpoint.save_state(folder / "step_00000003", {"step": 3})
+    assert checkpoints.latest(tmp_path) is not None
+    checkpoints.save_state(folder / "step_00000003", {"step": 3})
     assert not [path for path in os.listdir(folder) if not path.startswith("step_")], "leftovers are cleaned"
 
 
@@ -385,20 +385,6 @@ def test_release_leaves_ordinary_memory_alone() -> None:
     for tensor in (torch.ones(100_000), torch.ones(300, 400)[:, 1], torch.ones(()), torch.ones(0)):
         checkpoint.release(tensor)
         assert bool((tensor == 1).all())
-
-
-def test_names_resolve_to_bundled_models_or_directories(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    good(tmp_path / "weights" / "tiny")
-    monkeypatch.setattr(checkpoint, "weights_folder", lambda: tmp_path / "weights")
-    assert checkpoint.bundled_names() == ["tiny"]
-    assert checkpoint.resolve("tiny", "codec") == tmp_path / "weights" / "tiny"
-    assert checkpoint.resolve(tmp_path / "weights" / "tiny") == tmp_path / "weights" / "tiny"
-    with pytest.raises(InputError, match=r"bundled models: tiny.*did you mean 'tiny'\?"):
-        checkpoint.resolve("tinny")
-    with pytest.raises(InputError, match="kind 'codec'; 'token_lm' is needed"):
-        checkpoint.resolve("tiny", "token_lm")
 
 
 def test_identity_changes_with_every_difference() -> None:

@@ -22,8 +22,9 @@ from audiogen.lm.kernels import library, native
 from audiogen.lm.kernels.packed import PackedLM
 from audiogen.lm.sample import TokenSampling, generate_tokens
 from audiogen.models.build import load_codec, load_lm
+from audiogen.models.find import bundled
 from audiogen.models.parts import LMParts
-from audiogen.tagger.pretrained import load_tagger
+from audiogen.models.tagger import load_tagger
 from audiogen.text.condition import pad_like_peers
 from tests import random_t5
 
@@ -199,7 +200,7 @@ def test_a_saved_model_is_complete_and_generates_the_same(model: AudioGen, tmp_p
 def test_a_bundled_codec_is_named_not_copied(
     model: AudioGen, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "weights_folder", lambda: tmp_path / "weights")
+    monkeypatch.setattr("audiogen.models.find.weights_folder", lambda: tmp_path / "weights")
     shutil.copytree(tiny_model / "codec", tmp_path / "weights" / "codec_x")
     codec = load_codec("codec_x")
     named = AudioGen(model.lm, model.conditioner, codec, model.max_frames)
@@ -546,7 +547,7 @@ def test_what_cannot_be_opened_is_said(tiny_model: Path, tmp_path: Path) -> None
 
 
 def test_the_bundled_model_sounds() -> None:
-    if "lm_tiny" not in checkpoint.bundled_names():
+    if "lm_tiny" not in bundled():
         pytest.skip("the bundled weights are not there")
     model = AudioGen.from_pretrained()
     dog, rain = model.generate(["a dog barks", "rain falls"], 2.0)
@@ -556,7 +557,7 @@ def test_the_bundled_model_sounds() -> None:
 
 
 def test_the_bundled_latent_system_makes_what_it_is_told() -> None:
-    if "lafma_tiny" not in checkpoint.bundled_systems() or "tagger_tiny" not in checkpoint.bundled_names():
+    if "lafma_tiny" not in bundled() or "tagger_tiny" not in bundled():
         pytest.skip("the bundled weights are not there")
     texts = {"a dog barks": "dog bark", "rain falls": "rain", "a clock ticks": "clock tick"}
     model, tagger = generators.load("lafma_tiny", "cpu"), load_tagger("tagger_tiny").eval()

@@ -17,7 +17,7 @@ from audiogen.files import checkpoint
 from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
 from audiogen.interfaces import Edit, Sampling
-from audiogen.models.find import find
+from audiogen.models.find import bundled, find
 from audiogen.models.latent_codecs import load_autoencoder
 from audiogen.models.released import load_released
 from audiogen.models.systems import Released
@@ -267,12 +267,12 @@ def test_its_own_sampling_is_the_default_and_travels(tmp_path: Path) -> None:
 def test_a_bundled_system_is_opened_by_its_name(tmp_path: Path, monkeypatch) -> None:
     """In half precision, with everything it needs, from every place that takes a model."""
     monkeypatch.setattr(bundle, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(checkpoint, "weights_folder", lambda: tmp_path)
+    monkeypatch.setattr("audiogen.models.find.weights_folder", lambda: tmp_path)
     run, system = tmp_path / "runs" / "best", LatentGenerator(make("lafma"))
     system.save_pretrained(run)
     checkpoint.write_json(run / "info.json", {"step": 7, "valid/loss": 0.5, "host": "mine"})
     assert bundle.main([str(run), "small"]) == 0
-    assert checkpoint.bundled_systems() == ["small"]
+    assert bundled() == ["small"]
     assert checkpoint.read_json(tmp_path / "small" / "info.json") == {"step": 7, "valid/loss": 0.5}
     stored = [path.stat().st_size for path in (tmp_path / "small").rglob("*.safetensors")]
     assert sum(stored) < 0.6 * sum(path.stat().st_size for path in run.rglob("*.safetensors"))

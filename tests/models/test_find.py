@@ -19,7 +19,7 @@ from audiogen.evaluate.embedders import load_embedder
 from audiogen.files import hub
 from audiogen.generate.__main__ import main as generate
 from audiogen.models import build
-from audiogen.models.find import CODEC, LM, find
+from audiogen.models.find import CODEC, LM, bundled, find
 from audiogen.models.latent_codecs import load_autoencoder
 from audiogen.train.lm import inherit
 
@@ -87,6 +87,23 @@ def test_what_is_nothing_or_not_read_is_named(tmp_path: Path, monkeypatch: pytes
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="holds a model of kind 'codec'; 'token_lm' is needed here"):
         find("codec_tiny").check(LM)
+
+
+def test_names_resolve_to_bundled_models_or_directories(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model / "codec", tmp_path / "weights" / "tiny")
+    monkeypatch.setattr("audiogen.models.find.weights_folder", lambda: tmp_path / "weights")
+    assert bundled() == ["tiny"]
+    assert (
+        find("tiny").check(CODEC).path
+        == find(tmp_path / "weights" / "tiny").path
+        == tmp_path / "weights" / "tiny"
+    )
+    with pytest.raises(InputError, match=r"bundled models: tiny.*did you mean 'tiny'\?"):
+        find("tinny")
+    with pytest.raises(InputError, match="kind 'codec'; 'token_lm' is needed"):
+        find("tiny").check(LM)
 
 
 # -------------------------------------------------------------------------------------------------- the hub
@@ -204,7 +221,7 @@ def test_a_hub_that_does_not_answer_leaves_the_cache(server: Hub, monkeypatch: p
     monkeypatch.setattr(hub, "TIMEOUT_S", 0.2)
     server.awake.clear()
     first, second = audiogen.load_codec("org/codec"), audiogen.load_codec("org/codec")
-    assert first.identity == second.identity and len(server.asked) == 1
+    assert first.identity == second.identity and hub._ask.cache_info().misses == 1
     with pytest.raises(InputError, match="org/none cannot be fetched: .*no answer within 0.2 s"):
         find("org/none")
 

@@ -70,7 +70,7 @@ def test_the_directory_holds_its_codec_and_can_be_moved(
 def test_a_bundled_codec_is_kept_by_name(
     tmp_path: Path, parts: tuple[TokenLM, T5Conditioner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "weights_folder", lambda: tmp_path / "weights")
+    monkeypatch.setattr("audiogen.models.find.weights_folder", lambda: tmp_path / "weights")
     checkpoint.save_model(tmp_path / "weights" / "codec_b", "codec", {}, {"w": torch.zeros(1)})
     save_lm(tmp_path / "model", *parts, CodecReference("codec_b", "ab"), max_frames=250)
     assert load_lm(tmp_path / "model").codec == CodecReference("codec_b", "ab")

@@ -13,9 +13,8 @@ from audiogen import audio
 from audiogen.data import synth
 from audiogen.data.manifest import read_manifest, select
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.models.tagger import load_tagger, save_tagger
 from audiogen.tagger.model import Tagger, TaggerConfig
-from audiogen.tagger.pretrained import load_tagger, save_tagger
 
 CONFIG = TaggerConfig(
     groups={"animals": ("cat", "dog", "owl"), "synth": ("bell", "rain")},
@@ -158,7 +157,7 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, object], messa
 
 
 def bundled() -> Tagger:
-    if "tagger_tiny" not in checkpoint.bundled_names():
+    if "tagger_tiny" not in bundled():
         pytest.skip("this checkout holds no weights of tagger_tiny")
     return load_tagger()
 

@@ -11,6 +11,7 @@ import torch
 
 from audiogen import config
 from audiogen.files import checkpoint
+from audiogen.models.find import find
 from audiogen.tagger.model import Tagger, TaggerConfig
 
 KIND = "tagger"
@@ -21,7 +22,7 @@ def load_tagger(name_or_dir: str | Path = "tagger_tiny", device: str | torch.dev
 
     Raises InputError where the directory is missing, damaged, or of another kind.
     """
-    path = checkpoint.resolve(str(name_or_dir), KIND)
+    path = find(name_or_dir).check(KIND).path
     tagger = Tagger(config.build(TaggerConfig, checkpoint.read_config(path, KIND)["config"], where="config"))
     checkpoint.load_into(tagger, checkpoint.load_tensors(path), path)
     tagger.name, tagger.identity = path.name, checkpoint.identity(tagger.state_dict())
