@@ -22,8 +22,8 @@ LOUDEST = 8.0  # log-mel magnitude, above that of sound at full scale; a denoise
 def magnitudes(mel: Tensor, config: MelConfig) -> Tensor:
     """Log-mel [B, T, M] -> magnitudes [B, F, T], none below 0, whose mel comes near.
 
-    Every band's mean is spread over its bins, then corrected by multiplications that cannot change signs (non-negative
-    least squares; Lee and Seung, 2001).
+    Every band's mean is spread over its bins, then corrected by multiplications that cannot change signs (Lee and
+    Seung, 2001, equation 5: the update that lowers the KL divergence).
     """
     filters = mel_filterbank(config.sample_rate, config.n_fft, config.num_mels, config.f_min, config.f_max)
     filters = filters.to(mel.device)  # [F, M]
@@ -32,7 +32,7 @@ def magnitudes(mel: Tensor, config: MelConfig) -> Tensor:
         filters / filters.sum(1, keepdim=True).clamp(min=1e-8)
     ).T
     for _ in range(MAGNITUDE_STEPS):
-        ratio = wanted / (found @ filters).clamp(min=1e-9)  # multiplicative update of the KL divergence
+        ratio = wanted / (found @ filters).clamp(min=1e-9)
         found = found * (ratio @ filters.T) / filters.sum(1).clamp(min=1e-9)
     return found.transpose(1, 2)
 
