@@ -7,11 +7,13 @@ UNets, 0 to 1 for the two transformers. The process defines what is predicted: n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.transformers.stable_audio_transformer import StableAudioDiTModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.audioldm2.modeling_audioldm2 import AudioLDM2UNet2DConditionModel
@@ -21,6 +23,8 @@ from audiogen.config import NotNegative, Positive, check_ranges
 from audiogen.diffusion.conditioning import Conditioning
 from audiogen.errors import InputError
 
+MOST_LAYERS = 16  # attention layers at one place
+
 
 @dataclass(frozen=True)
 class AudioUNetConfig:
@@ -28,9 +32,9 @@ class AudioUNetConfig:
 
     channels, heads: of each level; heads is the number of attention heads, and of the middle the last. attention: which
     levels attend; the middle always does. layers: the attention layers after each residual block, in order, null for
-    one of self-attention alone and a width for one with cross-attention to tokens that wide: the first two attend to
-    the first stream, the others to the second, if there is one. depth: transformer blocks of each layer. vector_dim: E
-    of the vector joined to the time embedding, null for none. extra_channels: D' of what is joined to the latents.
+    one of self-attention alone and a width for one with cross-attention to tokens that wide; see `streams`. depth:
+    transformer blocks of each layer. vector_dim: E of the vector joined to the time embedding, null for none.
+    extra_channels: D' of what is joined to the latents.
     norm_groups: of channels, each normalised by itself; a group of one loses what time and vector add to it.
     """
 
@@ -48,22 +52,41 @@ class AudioUNetConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         _check_levels(self)
-        if not 1 <= len(self.layers) <= 4:
+        if not 1 <= len(self.layers) <= MOST_LAYERS or len(self.cross_dims) > 2:
             raise InputError(
-                f"layers is {self.layers}; one to four entries are allowed, null for self-attention"
+                f"layers is {self.layers}; 1 to {MOST_LAYERS} entries are allowed, null for self-attention, and "
+                "streams of two widths"
             )
-        _ = self.cross_dims  # which refuses widths that do not go together
+
+    @property
+    def streams(self) -> tuple[int | None, ...]:
+        """The stream of tokens that each layer attends to, null for self-attention.
+
+        The first two attend to the first and the others to the second, as in diffusers; where the widths do not fit
+        that, each width is a stream, in order.
+        """
+        halves = [{width for width in half if width} for half in (self.layers[:2], self.layers[2:])]
+        if max(map(len, halves)) > 1:
+            widths = list(dict.fromkeys(width for width in self.layers if width))
+            return tuple(None if width is None else widths.index(width) for width in self.layers)
+        second = 1 if halves[0] else 0  # the only stream may be that of the later layers
+        return tuple(
+            None if width is None else (second if index > 1 else 0) for index, width in enumerate(self.layers)
+        )
 
     @property
     def cross_dims(self) -> tuple[int, ...]:
         """Width of each stream of tokens that the network attends to."""
-        streams = ({width for width in half if width} for half in (self.layers[:2], self.layers[2:]))
-        found = [widths for widths in streams if widths]
-        if any(len(widths) > 1 for widths in found):
-            raise InputError(
-                f"layers is {self.layers}; the first two attend to one stream, the others to another"
-            )
-        return tuple(widths.pop() for widths in found)
+        widths = {s: width for s, width in zip(self.streams, self.layers, strict=True) if width is not None}
+        return tuple(widths[stream] for stream in sorted(key for key in widths if key is not None))
+
+    @property
+    def beyond_diffusers(self) -> bool:
+        """Whether diffusers' blocks cannot run these layers: more than four, or streams that it would swap."""
+        theirs = [int(index > 1) for index in range(len(self.layers))]
+        pairs = zip(self.streams, theirs, strict=True)
+        mixed = any(own is not None and own != other for own, other in pairs)
+        return len(self.layers) > 4 or (mixed and len(self.cross_dims) > 1)
 
 
 class _OneStream:
@@ -205,19 +228,28 @@ class AudioUNet(Denoiser):
     config: AudioUNetConfig
 
     def __init__(self, config: AudioUNetConfig):
-        vector = config.vector_dim is not None
+        vector, layers = config.vector_dim is not None, list(config.layers)
         network = AudioLDM2UNet2DConditionModel(
             **_unet_sizes(config),
-            cross_attention_dim=[list(config.layers)] * len(config.channels),
+            cross_attention_dim=[layers[:1] if config.beyond_diffusers else layers] * len(config.channels),
             transformer_layers_per_block=config.depth,
             class_embed_type="simple_projection" if vector else None,
             projection_class_embeddings_input_dim=config.vector_dim,
             class_embeddings_concat=vector,
         )
+        if config.beyond_diffusers:
+            for block in (*network.down_blocks, network.mid_block, *network.up_blocks):
+                if hasattr(block, "attentions"):
+                    _replace_attention(block, config)
+            network.register_to_config(cross_attention_dim=[layers] * len(config.channels))
         super().__init__(config, network)
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """x_t [B, D, T, M], t [B] -> prediction [B, D, T, M]."""
+        if self.config.beyond_diffusers:  # each layer takes its stream out of the tuple
+            return self.network(
+                x_t, t, encoder_hidden_states=conditioning.streams, class_labels=conditioning.vector
+            ).sample
         first, second = (*conditioning.streams, None, None)[:2]
         return self.network(
             x_t,
@@ -228,6 +260,33 @@ class AudioUNet(Denoiser):
             encoder_attention_mask_1=None if second is None else second.mask,
             class_labels=conditioning.vector,
         ).sample
+
+
+def _replace_attention(block: Any, config: AudioUNetConfig) -> None:
+    """Give a block of one attention layer a place those of `config.layers`, each with the stream that is its own."""
+    layers = []
+    for usual in block.attentions:
+        for width, stream in zip(config.layers, config.streams, strict=True):
+            layer = Transformer2DModel(
+                usual.config.num_attention_heads,
+                usual.config.attention_head_dim,
+                in_channels=usual.config.in_channels,
+                num_layers=config.depth,
+                cross_attention_dim=width,
+                norm_num_groups=config.norm_groups,
+                double_self_attention=width is None,
+            )
+            if stream is not None:
+                layer.register_forward_pre_hook(partial(_take_stream, stream), with_kwargs=True)
+            layers.append(layer)
+    block.attentions = nn.ModuleList(layers)
+    block.cross_attention_dim = config.layers
+
+
+def _take_stream(stream: int, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Before a layer runs: the tokens [B, L, D] and mask [B, L] of its stream, out of all that the block was given."""
+    found = named["encoder_hidden_states"][stream]
+    return inputs, named | {"encoder_hidden_states": found.tokens, "encoder_attention_mask": found.mask}
 
 
 class TextUNet(Denoiser):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from audiogen.diffusion.conditioning import Conditioning
-from audiogen.diffusion.denoisers import denoiser
+from audiogen.diffusion.denoisers import AudioUNet, AudioUNetConfig, denoiser
 from audiogen.interfaces import Condition
 from tests.diffusion.tiny_systems import RECIPES, tiny
 
@@ -87,3 +87,70 @@ def test_conditioning_that_the_network_lacks_are_refused(name: str) -> None:
         network(x, t, extra)
     with pytest.raises(ValueError, match="vector of 7"):
         network(x, t, Conditioning(conditioning.streams, torch.zeros(2, 7)))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (None, 12, None, 10),
+        (None, None, 12, 10),
+        (None, None, None, 12, None, 10),
+        (None, 12, 10, None, None),
+    ],
+)
+def test_attention_layers_without_text_anywhere_leave_the_two_streams_as_they_are(layers) -> None:
+    """Each stream changes the prediction, masked tokens do not, and self-attention takes no text."""
+    torch.manual_seed(0)
+    config = AudioUNetConfig(
+        latent_dim=4,
+        channels=(32, 32),
+        heads=(2, 2),
+        attention=(False, True),
+        layers=layers,
+        num_res_blocks=1,
+        vector_dim=None,
+    )
+    assert config.cross_dims == (12, 10)
+    network = AudioUNet(config).eval()
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
+    first, second = torch.randn(2, 5, 12), torch.randn(2, 6, 10)
+    mask = torch.arange(6)[None] < torch.tensor([[6], [3]])
+
+    def prediction(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+        streams = (Condition(one, torch.ones(2, 5, dtype=torch.bool)), Condition(two, mask))
+        with torch.no_grad():
+            return network(x, t, Conditioning(streams))
+
+    usual = prediction(first, second)
+    assert not torch.allclose(prediction(first + 1, second), usual, atol=1e-4)
+    assert not torch.allclose(prediction(first, second + 1), usual, atol=1e-4)
+    hidden = second.clone()
+    hidden[1, 3:] += 100
+    torch.testing.assert_close(prediction(first, hidden), usual)
+
+
+def test_layers_beyond_those_of_diffusers_compute_what_its_own_would() -> None:
+    """Layers that diffusers can run, run by our routing of streams: the same network, the same prediction."""
+    torch.manual_seed(0)
+    sizes = {
+        "latent_dim": 4,
+        "channels": (32, 32),
+        "heads": (2, 2),
+        "attention": (False, True),
+        "num_res_blocks": 1,
+    }
+    config = AudioUNetConfig(**sizes, layers=(None, 12, None, 10), vector_dim=None)
+
+    class Ours(AudioUNetConfig):
+        beyond_diffusers = True
+
+    theirs, ours = (
+        AudioUNet(config).eval(),
+        AudioUNet(Ours(**sizes, layers=config.layers, vector_dim=None)).eval(),
+    )
+    ours.load_state_dict(theirs.state_dict())
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
+    mask = torch.arange(6)[None] < torch.tensor([[6], [3]])
+    streams = Condition(torch.randn(2, 6, 12), mask), Condition(torch.randn(2, 6, 10), mask)
+    with torch.no_grad():
+        assert torch.equal(ours(x, t, Conditioning(streams)), theirs(x, t, Conditioning(streams)))

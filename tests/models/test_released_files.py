@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
 from audiogen.diffusion.denoisers import AudioUNet
 from audiogen.diffusion.systems import released
 from audiogen.errors import InputError
+from audiogen.files.pickles import read_pickle
 from audiogen.models import latent_diffusion
 from audiogen.models.audioldm import standard_config
-from audiogen.models.released import load_released
+from audiogen.models.released import load_released, read_released
+from audiogen.models.settings import read_settings
+from audiogen.models.systems import without_weights
 
 
 def copied(shared: Path, name: str, tmp_path: Path) -> Path:
@@ -111,3 +116,83 @@ def test_no_two_tensors_of_a_full_size_unet_have_one_public_name(name: str) -> N
         "output_blocks.11.0.in_layers.0.weight" in public
         and "output_blocks.12.0.in_layers.0.weight" not in public
     )
+
+
+@pytest.mark.parametrize("context", [[32, 24, None], [None, 32, 24], [32, None, None, 24]])
+def test_audioldm2_opens_with_attention_layers_without_text_at_any_place(
+    shared: Path, tmp_path: Path, context: list[int | None]
+) -> None:
+    """`context_dim: [768, 1024, null]` is how its authors write the large model."""
+    folder = copied(shared, "audioldm2", tmp_path)
+    contents = read_settings(folder / "config.yaml").contents
+    contents["model"]["params"]["unet_config"]["params"]["context_dim"] = context
+    (folder / "config.yaml").write_text(json.dumps(contents))
+    parts = read_released(folder)
+    unet = parts.components[0]
+    tensors = {
+        f"model.diffusion_model.{unet.source(name)}": 0.05 * torch.randn(tensor.shape)
+        for name, tensor in without_weights(parts).denoiser.network.state_dict().items()
+    }
+    state = read_pickle(folder / "audioldm2-tiny.pth")["state_dict"]
+    others = {name: tensor for name, tensor in state.items() if not name.startswith("model.diffusion_model.")}
+    whole = {name: tensor.clone() for name, tensor in (others | tensors).items()}  # no views of the file
+    torch.save({"state_dict": whole}, folder / "audioldm2-tiny.pth")
+    system = load_released(folder).system
+    assert system.config.audio_unet.layers == (None, *context)
+    assert system.config.audio_unet.cross_dims == (32, 24)
+    del whole[next(name for name in tensors if ".3.transformer_blocks.0.attn2.to_k" in name)]
+    torch.save({"state_dict": whole}, folder / "audioldm2-tiny.pth")
+    with pytest.raises(InputError, match=r"missing \w+\.\d+\.3\.transformer_blocks.0.attn2.to_k.weight"):
+        load_released(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "value", "said"),
+    [
+        ("stable_audio", "model.model.transformer.layers.0.self_attn.to_qkv.weight", 1.0, "to_qkv.weight is"),
+        ("stable_audio", "model.model.to_cond_embed.2.weight", 1.0, "without a matrix"),
+        ("stable_audio", "model.model.to_cond_embed.2.weight", [], "without a matrix"),
+        ("stable_audio", "pretransform.model.encoder.layers.0.weight_g", 1.0, "layers.0.weight_g is"),
+        ("audioldm2", "cond_stage_models.0.start_of_sequence_tokens.weight", 1.0, "sequence_tokens.weight is"),
+        ("audioldm2", "scale_factor", [1.0, 2.0], r"has \[2\] values for scale_factor"),
+        ("audioldm2", "scale_factor", float("nan"), "scale_factor is nan"),
+        ("audioldm2", "first_stage_model.encoder.conv_in.weight", [], "encoder.conv_in.weight is"),
+        ("audioldm2", "model.diffusion_model.input_blocks.0.0.weight", 1.0, "input_blocks.0.0.weight is"),
+    ],
+)  # fmt: skip
+def test_a_tensor_of_another_shape_is_named_in_one_line(
+    shared: Path, tmp_path: Path, name: str, tensor: str, value: object, said: str
+) -> None:
+    folder = copied(shared, name, tmp_path)
+    if name == "stable_audio":
+        state = load_file(folder / "model.safetensors")
+        assert tensor in state
+        save_file(state | {tensor: torch.tensor(value)}, folder / "model.safetensors")
+    else:
+        state = read_pickle(folder / "audioldm2-tiny.pth")["state_dict"]
+        assert tensor in state
+        torch.save({"state_dict": state | {tensor: torch.tensor(value)}}, folder / "other.pth")
+        (folder / "other.pth").replace(folder / "audioldm2-tiny.pth")  # the first is mapped into memory
+    with pytest.raises(InputError, match=said) as caught:
+        load_released(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_tango_without_its_main_file_says_which(shared: Path, tmp_path: Path) -> None:
+    folder = copied(shared, "tango", tmp_path)
+    (folder / "pytorch_model_main.bin").unlink()
+    with pytest.raises(InputError, match="lacks pytorch_model_main.bin; the release has"):
+        load_released(folder)
+
+
+def test_sizes_that_overflow_are_refused_at_once(shared: Path, tmp_path: Path) -> None:
+    """Numbers of layers and widths that would run for minutes, or take all memory, in a few places each."""
+    folder = copied(shared, "tangoflux", tmp_path)
+    small = WaveformAutoencoder(WaveformAutoencoderConfig(width=4, multiples=(1, 2), strides=(4, 2)))
+    save_file(small.vae.state_dict(), folder / "vae.safetensors")
+    for key, value in (("num_layers", 200_000), ("num_layers", 10**9), ("num_attention_heads", 200_000)):
+        contents = (folder / "config.json").read_text()
+        edited(folder / "config.json", **{key: value})
+        with pytest.raises(InputError, match="asks for .* layers|must be a whole number"):
+            load_released(folder)
+        (folder / "config.json").write_text(contents)
