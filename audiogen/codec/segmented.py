@@ -105,16 +105,18 @@ class SegmentedCodec:
             for codes in stream.encode_stream(self.codec, blocks, num_codebooks):
                 yield Segment(codes)
             return
-        count, held = self._segments_at_a_time(), None
+        count, buffer = self._segments_at_a_time(), None
         for block in blocks:
-            held = block if held is None else torch.cat([held, block], -1)
-            # A segment that ends within what is held is whole. What is encoded ends with such a one; where the next
+            buffer = block if buffer is None else torch.cat([buffer, block], -1)
+            # A segment that ends within the buffer is whole. What is encoded ends with such a one; where the next
             # begins in its tail there is one more, which is left out.
-            while held.shape[-1] >= (num_samples := (count - 1) * self.stride_samples + self.segment_samples):
-                yield from self.encode(held[..., :num_samples], num_codebooks)[:count]
-                held = held[..., count * self.stride_samples :]
-        if held is not None and held.shape[-1] > 0:
-            yield from self.encode(held, num_codebooks)
+            while buffer.shape[-1] >= (
+                num_samples := (count - 1) * self.stride_samples + self.segment_samples
+            ):
+                yield from self.encode(buffer[..., :num_samples], num_codebooks)[:count]
+                buffer = buffer[..., count * self.stride_samples :]
+        if buffer is not None and buffer.shape[-1] > 0:
+            yield from self.encode(buffer, num_codebooks)
 
     @torch.no_grad()
     def decode_stream(self, segments: Iterable[Segment], num_samples: int) -> Iterator[Tensor]:
@@ -123,13 +125,12 @@ class SegmentedCodec:
             yield from stream.decode_stream(self.codec, (segment.codes for segment in segments))
             return
         stride, count, coming = self.stride_samples, self._segments_at_a_time(), iter(segments)
-        held = list(islice(coming, count))
-        left = done = (
-            0  # how many of `held` are decoded already, as context of the next; samples that came out
-        )
-        while held:
+        buffer = list(islice(coming, count))
+        # How many of the buffer came out already and are context of the next ones; samples that came out.
+        left = done = 0
+        while buffer:
             following = list(islice(coming, 1))  # it fades into the last of these
-            group = [*held, *following]
+            group = [*buffer, *following]
             start = done - left * stride  # of the group, in the signal
             end = num_samples - start if not following else (len(group) - 1) * stride
             whole = min(num_samples - start, (len(group) - 1) * stride + self.segment_samples)
@@ -143,8 +144,8 @@ class SegmentedCodec:
             done += audio.shape[-1]
             # One that came out fades into the next; another, because the first of a group sets the shape of all fades
             # and must not be short, as the last two may be.
-            kept = held[-2:]
-            left, held = len(kept), [*kept, *following, *islice(coming, count - 1)] if following else []
+            kept = buffer[-2:]
+            left, buffer = len(kept), [*kept, *following, *islice(coming, count - 1)] if following else []
 
     def _segments_at_a_time(self) -> int:
         return max(1, round(stream.BODY_S * self.sample_rate / (self.stride_samples or 1)))
