@@ -39,6 +39,7 @@ from audiogen.evaluate.systems import (
     sound_path,
 )
 from audiogen.generators import load as generators
+from audiogen.interfaces import Generator
 from audiogen.models.tagger import load_tagger
 from audiogen.tagger.model import Tagger
 
@@ -85,9 +86,13 @@ def run(
     a row that says so, and the others finish.
     """
     if open_generator is None:
-        for model in comparison.models:
-            generators.find(model)  # one that is missing is named before any work
-        open_generator = partial(generators.load, dtype=comparison.dtype)
+        # One that is missing is named before any work, and the hub is asked once.
+        found = {model: generators.find(model) for model in comparison.models}
+
+        def open_found(model: str, device: str) -> Generator:
+            return generators.open_generator(found[model], device, comparison.dtype)
+
+        open_generator = open_found
     warnings, note = scores.once(warn)
     material = gather(comparison, note)
     if material.order:
