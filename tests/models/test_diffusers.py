@@ -11,6 +11,7 @@ import torch
 
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.errors import InputError
+from audiogen.models import pipelines, systems
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.released import load_released
 from audiogen.text.t5 import TextConfig
@@ -18,6 +19,7 @@ from audiogen.text.vocabulary import train_vocabulary
 from tests import random_t5
 from tests.diffusion.tiny_encoders import write_clap
 from tests.diffusion.tiny_systems import CAPTIONS, RECIPES, tiny
+from tests.models.test_every_setting import check_every_setting
 
 TEXTS = ["a dog, a dog", None]
 
@@ -240,3 +242,12 @@ def test_what_is_no_released_system_is_refused_with_what_is_read(tmp_path: Path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(InputError, match="_class_name is 'FluxPipeline'; read are AudioLDMPipeline"):
         load_released(tmp_path)
+
+
+def test_a_setting_of_a_released_pipeline_is_never_ignored(audioldm2, tmp_path: Path) -> None:
+    shutil.copytree(audioldm2[1], tmp_path / "copy")
+    (tmp_path / "copy" / "system.json").unlink()
+    folders = ("vae", "vocoder", "unet", "projection_model", "language_model")
+    files = {f"{folder}/config.json": systems.HARMLESS for folder in folders}
+    files["scheduler/scheduler_config.json"] = pipelines.SAMPLERS
+    check_every_setting(tmp_path / "copy", files)
