@@ -85,7 +85,7 @@ def _starts_as_zip(path: Path) -> bool:
 
 
 def _check_records(path: Path) -> _Records | None:
-    """Compare every record with its checksum, which torch itself does not; None where torch was told to write none."""
+    """Compare every record with its checksum, which torch itself does not; None where the file was written without."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)

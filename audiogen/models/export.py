@@ -53,7 +53,7 @@ def save(
     """Write the directory; config.json comes last, so that a new one is whole or no model.
 
     max_frames, guidance: what it generates by default. dtype: of language model and text encoder; the codec's
-    weights stay float32, though `transformers` opens all in this one type unless told otherwise.
+    weights stay float32, though `transformers` opens all in this one type by default.
     """
     directory = Path(directory)
     config, tensors = parts(lm, conditioner, codec, dtype)
@@ -322,7 +322,7 @@ def save_tokenizer(directory: Path, conditioner: T5Conditioner) -> None:
 
 
 def from_vocabulary(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
-    """A SentencePiece vocabulary as a tokenizer of `transformers`: the same ids for every text it knows.
+    """A SentencePiece vocabulary as a tokenizer of `transformers`: the same ids for every text whose characters it has.
 
     Unknown characters become <unk>, which the embedded text encoder leaves out: it was not trained with it.
     """

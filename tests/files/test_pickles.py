@@ -137,7 +137,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, zipped: bool) -> None:
     for length in range(0, len(data), 41):
         cut = tmp_path / "cut.bin"
         cut.write_bytes(data[:length])
-        # without checksums, a name that was cut short is one that is not known
+        # without checksums, a name that was cut short is an unknown one
         assert "damaged" in refusal(cut) or not zipped, length
 
 

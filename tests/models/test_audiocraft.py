@@ -278,6 +278,7 @@ def put(key: str, value: Any) -> Change:
             "transformer_lm.subcodes_context is 5, which is not implemented",
         ),
         ("transformer_lm.dim", 25, "dim is 25"),
+        ("transformer_lm.num_layers", -1, "num_layers is -1; it must be a whole number"),
         ("transformer_lm.dim", 48, "should make"),
         ("transformer_lm.card", None, "transformer_lm.card is None; it must be a whole number"),
         ("transformer_lm.num_layers", 10**12, "num_layers is 1000000000000; it must be a whole number"),
@@ -339,6 +340,10 @@ def edit(name: str, value: Tensor | None) -> Callable[[dict[str, Any]], None]:
         (edit("out_norm.bias", None), "missing out_norm.bias"),
         (edit("emb.9.weight", torch.zeros(2)), "unexpected emb.9.weight"),
         (edit("extra", torch.zeros(2)), "unexpected extra"),
+        (
+            lambda contents: contents["best_state"].update({3: torch.zeros(1)}),
+            "3 is a Tensor; names with tensors",
+        ),
         (
             edit("emb.1.weight", torch.zeros(21, 23)),
             r"emb.0.weight is .*\[21, 23\].*, should make \[63, 24\]",

@@ -388,6 +388,8 @@ def changed(folder: Path, target: Path, key: str, value: Any) -> Path:
         ("decoder.scale_embedding", True, "decoder.scale_embedding is True"),
         ("decoder.cross_attention_hidden_size", 12, "decoder.cross_attention_hidden_size is 12"),
         ("decoder.audio_channels", 3, "decoder.audio_channels is 3; only 1 or 2"),
+        ("decoder.hidden_size", -24, "decoder.hidden_size is -24; it must be a whole number"),
+        ("text_encoder.d_kv", -4, "do not belong together|not that of a T5"),
         ("decoder.ffn_dim", 73, "decoder.ffn_dim is 73; only multiples of decoder.hidden_size"),
         ("decoder.ffn_dim", 48, r"fc1.weight is \[72, 24\], should make \[48, 24\]"),
         ("decoder.num_attention_heads", 5, "multiple of lm.num_heads"),

@@ -278,6 +278,8 @@ def test_group_norm_of_an_audiocraft_codec_is_read():
         ("encodec.autoencoder", "dac", "encodec.autoencoder is 'dac'"),
         ("compression_model", "dac", "compression_model is 'dac'"),
         ("rvq.bins", 0, "rvq.bins is 0"),
+        ("rvq.n_q", -3, "rvq.n_q is -3; it must be"),
+        ("seanet.kernel_size", 2**70, "seanet.kernel_size is 11805"),
         ("rvq.codebook_dim", 8, "rvq.codebook_dim is 8, which is not implemented"),
         ("seanet.dimension", "${nowhere}", "xp.cfg: seanet cannot be resolved"),
         ("rvq.n_q", 10**9, "rvq.n_q is 1000000000; it must"),
@@ -339,6 +341,14 @@ CONV = "encoder.model.0.conv.conv"
             f"missing {CONV}.weight_g",
         ),
         (lambda c: c["best_state"].update(more=torch.zeros(2)), "unexpected more"),
+        (
+            lambda c: c["best_state"].update({7: torch.zeros(2)}),
+            "7 is a Tensor; names with tensors are needed",
+        ),
+        (
+            lambda c: c["best_state"].update({f"{CONV}.weight_g": torch.ones(())}),
+            rf"{CONV}.weight_g is \[\] and .*, should make",
+        ),
         (lambda c: c["best_state"][f"{CONV}.bias"].fill_(torch.nan), f"damaged: {CONV}.bias holds"),
         (lambda c: c["best_state"][f"{CONV}.weight_v"].zero_(), f"damaged: {CONV}.weight_v holds"),
         (
@@ -403,7 +413,7 @@ def test_a_pointer_leads_to_a_file_or_directory_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["nobody/knows_this", "dac_44khz", "compression_state_dict.bin", "../x", "/etc", "", 3]
+    "name", ["nobody/knows_this", "dac_44khz", "compression_state_dict.bin", "../x", "/etc", "", 3, ["a"]]
 )
 def test_a_pointer_to_nowhere_or_in_a_circle_is_named(tmp_path, name):
     torch.save({"pretrained": name}, tmp_path / "compression_state_dict.bin")
