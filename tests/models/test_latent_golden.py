@@ -112,7 +112,7 @@ def test_stable_audio_parts(stable_audio) -> None:
     close(posterior.std, golden["vae_std"])
     close(system.autoencoder.encode(golden["audio"]), golden["vae_mean"])
     close(system.autoencoder.decode(golden["latent"]), golden["decoded"])
-    inputs = stable_audio_known(golden)
+    inputs = stable_audio_inputs(golden)
     text = system.conditioner._text(inputs.text)
     close(text.tokens, golden["prompt_cond"])
     conditioning = system.conditioner(inputs)
@@ -124,7 +124,7 @@ def test_stable_audio_parts(stable_audio) -> None:
     close(unasked + 6 * (asked - unasked), golden["v_cfg6"])
 
 
-def stable_audio_known(golden: dict[str, Tensor]) -> ConditionerInputs:
+def stable_audio_inputs(golden: dict[str, Tensor]) -> ConditionerInputs:
     return ConditionerInputs(
         text=tokens(golden["text_features"], golden["text_mask"]),
         seconds_start=golden["seconds_start"],
@@ -135,7 +135,7 @@ def stable_audio_known(golden: dict[str, Tensor]) -> ConditionerInputs:
 def test_stable_audio_generation(stable_audio) -> None:
     released, golden = stable_audio
     system = released.system
-    inputs = stable_audio_known(golden)
+    inputs = stable_audio_inputs(golden)
     one = ConditionerInputs(
         text=Condition(inputs.text.tokens[:1], inputs.text.mask[:1]),
         seconds_start=inputs.seconds_start[:1],
