@@ -197,7 +197,7 @@ def bandwidth(memory: Tensor, num_threads: int) -> float:
     kernels = library.library()
     if kernels is None:
         raise InputError("the bandwidth is measured by the native kernels: install g++ or clang++")
-    threads = native.Threads(kernels, num_threads)
+    threads = native.ThreadPool(kernels, num_threads)
     times = []
     for _ in range(2):
         begin = time.perf_counter()

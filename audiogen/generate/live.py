@@ -10,7 +10,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-UNKNOWN = 0xFFFFFFFF  # as the length of a WAV file whose end is not known: players read on
+UNKNOWN = 0xFFFFFFFF  # as the length of a WAV file without an end: players read on
 
 
 class Clock:
@@ -44,7 +44,7 @@ def until_interrupted(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
 def below_full_scale(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     """Blocks [C, n] turned down where a peak is past full scale; the level falls up to that peak and stays down.
 
-    What comes cannot be known, so this is not the one level of `audio.below_full_scale`; nothing is cut off.
+    The blocks to come may be louder, so this is not the one level of `audio.below_full_scale`; nothing is cut off.
     """
     level = 1.0
     for block in blocks:

@@ -78,8 +78,8 @@ class LatentGenerator:
             self.system.autoencoder.channels,
         )
         seconds = self.system.config.conditioner.seconds
-        told_s = MAX_DURATION_S if seconds is None else min(seconds.max_s, MAX_DURATION_S)
-        self.max_duration_s = told_s if window_s is None else window_s
+        longest_s = MAX_DURATION_S if seconds is None else min(seconds.max_s, MAX_DURATION_S)
+        self.max_duration_s = longest_s if window_s is None else window_s
         self.batch_size = ROWS_ON_CPU if where.type == "cpu" else ROWS_ELSEWHERE
 
     @classmethod
@@ -356,7 +356,7 @@ class LatentGenerator:
         return self.system.autoencoder.decode(latents)[0].float().cpu()
 
     def _ranker(self, candidates: int, texts: Sequence[str | None]) -> Clap:
-        """The CLAP model that ranks candidates; InputError where there is none that hears, or nothing to rank by."""
+        """The CLAP model that ranks candidates; InputError without an audio branch, or a text to rank by."""
         if not 1 <= candidates <= MAX_CANDIDATES:
             raise InputError(f"candidates is {candidates}; it must be from 1 to {MAX_CANDIDATES}")
         if None in texts:

@@ -44,8 +44,8 @@ class AudioGen:
     A row's audio is a function of its text, duration, seed and the settings: the same alone, in a batch and in any
     order, to the last bit on one machine. Different batch sizes would call different matrix kernels, which round
     differently, so the language model always runs on `batch_size` rows of one length (the last one repeated to fill
-    up), and a row passes the text encoder and the codec by itself. The kernels of `lm.native` compute every row by
-    itself: they run on at most `batch_size` rows, without filling up.
+    up), and a row passes the text encoder and the codec by itself. The C++ kernels compute every row by itself: they
+    run on at most `batch_size` rows, without filling up.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class AudioGen:
     ):
         """max_frames: the longest sequence the language model runs on at once; longer sounds use a sliding window.
 
-        info: what is known of the model; `info["generation"]["guidance"]` is what it generates with by default.
+        info: facts of the model, from its files; `info["generation"]["guidance"]` is what it generates with by default.
         decoder: something with the language model's weights as they are now, which then runs its steps; `lm` may then
         still lie in its files. All models must be in evaluation mode and on one device.
         """

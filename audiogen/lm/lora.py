@@ -184,7 +184,7 @@ def save_adapter(
     base: str,
     info: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the adapters alone. base: the name the model was opened by, told to who opens it with another."""
+    """Write the adapters alone. base: the name that the model was opened by, for messages."""
     tensors = {**adapter_state(lm), FINGERPRINT: fingerprint(lm)}
     checkpoint.save_model(directory, KIND, {"lora": to_plain(config), "base": base}, tensors, info)
 

@@ -18,8 +18,16 @@ from torch import Tensor, nn
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Condition
-from audiogen.lm.patterns import PATTERNS, Pattern, PatternName, Rhythm, interleave, make_pattern, rhythm
-from audiogen.lm.training import Recompute, cross_entropy, run_layer
+from audiogen.lm.efficient import Recompute, cross_entropy, run_layer
+from audiogen.lm.patterns import (
+    PATTERNS,
+    Pattern,
+    PatternName,
+    PatternSchedule,
+    interleave,
+    make_pattern,
+    schedule,
+)
 from audiogen.lm.transformer import Block, KeysValues, KVCache, sinusoidal_positions
 
 # What gives a weight, by its name in TokenLM, to those that pack it: float32, ROWS of its rows at a time.
@@ -35,7 +43,7 @@ class LMConfig:
     ff_mult: width of the feed-forward layer in multiples of dim. dropout: on each residual update, in training.
     pattern: delay, parallel, flatten or coarse_first. delays: for delay, one per codebook; () is 0 .. K-1.
     embedding_scale: of the initial code embeddings, 1 as AudioGen. Their sum then has a standard deviation of
-    sqrt(K / D), beside positions of 0.7, so that what was heard begins as a whisper: short trainings want more.
+    sqrt(K / D), beside positions of 0.7, so at first codes weigh less than positions: short trainings want more.
     """
 
     num_codebooks: int
@@ -76,9 +84,9 @@ class LMConfig:
         """The interleaving of `num_frames` frames."""
         return make_pattern(self.pattern, self.num_codebooks, num_frames, self.delays or None)
 
-    def rhythm(self) -> Rhythm:
-        """The interleaving of any number of frames; InputError for a pattern that has to know it."""
-        return rhythm(self.pattern, self.num_codebooks, self.delays or None)
+    def schedule(self) -> PatternSchedule:
+        """The interleaving without an end; InputError for a pattern that depends on the number of frames."""
+        return schedule(self.pattern, self.num_codebooks, self.delays or None)
 
 
 class TokenLM(nn.Module):
@@ -151,7 +159,7 @@ class TokenLM(nn.Module):
         condition: text with D-wide tokens; None is no text, which equals a condition of zeros. A cache from
         `new_cache` holds the condition; `steps` then continue those seen, and the cache advances by S.
         checkpoint_layers: recompute each layer in the backward pass instead of keeping its activations; "selective"
-        keeps the products, see `training.run_layer`.
+        keeps the products, see `efficient.run_layer`.
         """
         return self.logits(self.features(steps, condition, cache, checkpoint_layers))
 

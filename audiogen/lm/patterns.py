@@ -88,8 +88,8 @@ def make_pattern(
     raise InputError(f"pattern {name!r} is unknown; allowed: {', '.join(PATTERNS)}")
 
 
-class Rhythm(NamedTuple):
-    """A pattern that goes on for ever: every frame lies as the one before it, some steps later.
+class PatternSchedule(NamedTuple):
+    """A pattern without an end: every frame lies as the one before it, some steps later.
 
     first: the step of frame 0 in each of the K codebooks. steps_per_frame: from one frame to the next.
     """
@@ -98,7 +98,7 @@ class Rhythm(NamedTuple):
     steps_per_frame: int
 
     def frames(self, step: int) -> list[int]:
-        """The frame of each codebook whose code is at this step, below 0 where there is none: [K]."""
+        """The frame of each codebook whose code is at this step, below 0 where there is no code: [K]."""
         found = []
         for first in self.first:
             frame, rest = divmod(step - first, self.steps_per_frame)
@@ -114,14 +114,14 @@ class Rhythm(NamedTuple):
         return max(0, (step - max(self.first)) // self.steps_per_frame + 1)
 
 
-def rhythm(name: str, num_codebooks: int, delays: Sequence[int] | None = None) -> Rhythm:
-    """That of the pattern of this name, arguments as in `make_pattern`; InputError where it has none."""
+def schedule(name: str, num_codebooks: int, delays: Sequence[int] | None = None) -> PatternSchedule:
+    """The schedule of the pattern of this name; arguments as in `make_pattern`. InputError for coarse_first."""
     if name == "coarse_first":
         raise InputError(
             "pattern coarse_first plans all frames at once and cannot be streamed; generate the sound whole"
         )
     step = make_pattern(name, num_codebooks, 2, delays).step
-    return Rhythm(tuple(step[:, 0].tolist()), int(step[0, 1] - step[0, 0]))
+    return PatternSchedule(tuple(step[:, 0].tolist()), int(step[0, 1] - step[0, 0]))
 
 
 def stack(each: Sequence[Pattern]) -> Pattern:

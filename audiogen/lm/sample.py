@@ -1,9 +1,9 @@
-"""Generation: prefill the cache with what is known, then decode step by step, with classifier-free guidance.
+"""Generation: prefill the cache with the steps that are given, then decode step by step, with classifier-free guidance.
 
 All randomness is one uniform number per code, drawn before decoding from a generator of the item's own seed and
 laid out by frame. So an item's codes do not depend on its neighbours in the batch, on the device, or on the number
 of frames: a longer clip begins like a shorter one with the same seed (under delay but for the last max(delays)
-frames, which know that the end is near; not under coarse_first, which plans all frames at once). What remains is
+frames, whose steps hold special tokens; not under coarse_first, which plans all frames at once). What remains is
 rounding: another batch size may take other matrix kernels, whose last bit can tip a draw that falls on the border
 of two codes, about one in a million in float32 and more in bfloat16.
 """
@@ -107,10 +107,10 @@ def guide(logits: Tensor, guidance: float) -> Tensor:
 
 
 class Window(NamedTuple):
-    """Frames [begin, end) seen as one sequence, of which [begin, known) are there already."""
+    """Frames [begin, end) seen as one sequence, of which [begin, given) are there already."""
 
     begin: int
-    known: int
+    given: int
     end: int
 
 
@@ -119,16 +119,16 @@ def default_stride(max_frames: int) -> int:
     return max(1, max_frames // 5)
 
 
-def plan_windows(known: int, num_frames: int, max_frames: int, stride: int) -> list[Window]:
+def plan_windows(given: int, num_frames: int, max_frames: int, stride: int) -> list[Window]:
     """Cover `num_frames` by sequences of at most `max_frames`, after the first each adding `stride` frames.
 
     A later window sees the last max_frames - stride frames before it, at positions counted from its own start.
     """
     windows = []
-    while known < num_frames:
-        begin = 0 if known < max_frames else known - (max_frames - stride)
-        windows.append(Window(begin, known, min(begin + max_frames, num_frames)))
-        known = windows[-1].end
+    while given < num_frames:
+        begin = 0 if given < max_frames else given - (max_frames - stride)
+        windows.append(Window(begin, given, min(begin + max_frames, num_frames)))
+        given = windows[-1].end
     return windows
 
 
@@ -163,7 +163,7 @@ def generate_tokens(
     if prompt is None:
         prompt = torch.zeros(len(seeds), config.num_codebooks, 0, dtype=torch.long)
     check(decoder, condition, negative, lengths, prompt, len(seeds))
-    num_known, longest = prompt.shape[2], max(lengths)
+    num_given, longest = prompt.shape[2], max(lengths)
     max_frames = longest if max_frames is None else max_frames
     stride = default_stride(max_frames) if stride is None else stride
     if longest > max_frames and not 1 <= stride < max_frames:
@@ -173,7 +173,7 @@ def generate_tokens(
 
     device = decoder.device
     codes = torch.zeros(len(seeds), config.num_codebooks, longest, dtype=torch.long, device=device)
-    codes[..., :num_known] = prompt
+    codes[..., :num_given] = prompt
     uniform = _noise(seeds, lengths, config.num_codebooks).to(device)
     guided = guidance != 1.0 and (condition is not None or negative is not None)
     if guided:  # the model sees 2 B rows: with the text, then without
@@ -181,8 +181,8 @@ def generate_tokens(
         condition = stack([condition or nothing, negative or nothing])
 
     sequences = []
-    for window in plan_windows(num_known, longest, max_frames, stride):
-        rows = [row for row, length in enumerate(lengths) if length > window.known]
+    for window in plan_windows(num_given, longest, max_frames, stride):
+        rows = [row for row, length in enumerate(lengths) if length > window.given]
         sequences.append((window, rows, _lay_out(config, window, [lengths[row] for row in rows])))
     total = sum(layout.num_decoded for _, _, layout in sequences)
     count = itertools.count(1)
@@ -250,7 +250,7 @@ class _Layout(NamedTuple):
     """A window as a sequence of steps."""
 
     pattern: patterns.Pattern  # one for each row
-    known: int  # frames at the beginning that are there already
+    given: int  # frames at the beginning that are there already
     first: int  # step with the first code that is not
 
     @property
@@ -260,10 +260,10 @@ class _Layout(NamedTuple):
 
 def _lay_out(config: LMConfig, window: Window, lengths: Sequence[int]) -> _Layout:
     """Rows that end inside the window have a pattern of their own length, as they would have alone."""
-    known = window.known - window.begin
+    given = window.given - window.begin
     each = [config.pattern_of(min(length, window.end) - window.begin) for length in lengths]
-    first = min(int(pattern.step[:, known:].min()) for pattern in each)
-    return _Layout(patterns.stack(each), known, first)
+    first = min(int(pattern.step[:, given:].min()) for pattern in each)
+    return _Layout(patterns.stack(each), given, first)
 
 
 def _rows(condition: Condition | None, rows: list[int]) -> Condition | None:
@@ -286,7 +286,7 @@ def _decode(
     pattern = layout.pattern
     steps = patterns.interleave(codes, pattern, decoder.special)
     uniform = patterns.interleave(uniform, pattern, 0)
-    unknown = (pattern.frame >= layout.known).to(codes.device)
+    is_new = (pattern.frame >= layout.given).to(codes.device)
     copies = 1 if guidance is None else 2
     cache = decoder.new_cache(condition, copies * len(codes), pattern.num_steps)
     new = steps[..., : layout.first]
@@ -295,7 +295,7 @@ def _decode(
         if guidance is not None:
             logits = guide(logits, guidance)
         drawn = draw(logits, sampling, uniform[..., step])
-        steps[..., step] = torch.where(unknown[..., step], drawn, steps[..., step])
+        steps[..., step] = torch.where(is_new[..., step], drawn, steps[..., step])
         new = steps[..., step : step + 1]
         advance()
     return _collect(steps, pattern, decoder.special)

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiogen.lm.training import Dropout
+from audiogen.lm.efficient import Dropout
 
 KeysValues = tuple[Tensor, Tensor]  # each [B, heads, positions, D / heads]
 

@@ -21,10 +21,10 @@ from audiogen.data.shards import is_shard_directory
 from audiogen.errors import InputError
 from audiogen.interfaces import AudioBatch, Batch, CodeBatch, Codec
 from audiogen.lm import lora
+from audiogen.lm.efficient import Recompute
 from audiogen.lm.lora import LoraConfig
 from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing, token_loss
 from audiogen.lm.sample import generate_tokens
-from audiogen.lm.training import Recompute
 from audiogen.models.build import read_lm
 from audiogen.models.find import LM, find
 from audiogen.models.own import save_lm

@@ -369,7 +369,7 @@ def test_latent_diffusion_by_the_same_verb(run, tiny_latent: Path) -> None:
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Directories of systems as training leaves them, which between them have every component; random, not to hear."""
+    """Directories of systems as training leaves them, which between them have every component; random."""
     found = {}
     for name in ("audioldm2", "stable_audio", "tangoflux"):
         with torch.random.fork_rng():

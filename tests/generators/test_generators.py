@@ -407,7 +407,7 @@ def test_a_stream_goes_on_for_ever_and_starts_at_once(
     )
     stream = model.stream("a dog barks", seed=1, chunk_s=0.0)
     first = next(stream)
-    # its frame, what the decoder hears beyond it, and the pattern's delays
+    # its frame, what the decoder needs beyond it, and the pattern's delays
     assert sum(steps) <= 1 + model.codec.lookahead_frames + 2
     later = [piece for piece, _ in zip(stream, range(130), strict=False)]  # past three windows of 40 frames
     assert all(piece.isfinite().all() for piece in (first, *later))
@@ -556,12 +556,12 @@ def test_the_bundled_model_sounds() -> None:
         assert 0.001 < sound.square().mean().sqrt() < 0.7 and sound.abs().max() < 4.0
 
 
-def test_the_bundled_latent_system_makes_what_it_is_told() -> None:
+def test_the_bundled_latent_system_makes_what_the_text_says() -> None:
     if "lafma_tiny" not in bundled() or "tagger_tiny" not in bundled():
         pytest.skip("the bundled weights are not there")
     texts = {"a dog barks": "dog bark", "rain falls": "rain", "a clock ticks": "clock tick"}
     model, tagger = generators.load("lafma_tiny", "cpu"), load_tagger("tagger_tiny").eval()
     sounds = model.generate(list(texts), 5.0, sampling=Sampling(steps=10))
     with torch.no_grad():
-        heard = tagger(sounds[:, 0]).logits[:, tagger.group("esc10")].argmax(1)
-    assert [tagger.config.groups["esc10"][index] for index in heard] == list(texts.values())
+        found = tagger(sounds[:, 0]).logits[:, tagger.group("esc10")].argmax(1)
+    assert [tagger.config.groups["esc10"][index] for index in found] == list(texts.values())

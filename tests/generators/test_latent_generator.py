@@ -180,14 +180,14 @@ def test_inpainting_leaves_the_other_latents_as_they_were(name: str, systems, mo
     generator.generate(
         ["rain", "a dog"], 0.2, sampling=Sampling(steps=2), edit=Edit(sound, 44100, inpaint=(0.0512, 0.0987))
     )
-    known, *inpainted = seen
+    kept, *inpainted = seen
     rate = generator.sample_rate / generator.system.autoencoder.hop_length
-    new = torch.arange(known.shape[2])
+    new = torch.arange(kept.shape[2])
     new = (new + 1 > 0.0512 * rate) & (new < 0.0987 * rate)
     assert len(inpainted) == 2 and 0 < new.sum() < len(new)
     for latents in inpainted:
-        assert torch.equal(latents[:, :, ~new], known[:, :, ~new])
-        assert (latents[:, :, new] != known[:, :, new]).all()
+        assert torch.equal(latents[:, :, ~new], kept[:, :, ~new])
+        assert (latents[:, :, new] != kept[:, :, new]).all()
     assert not torch.equal(inpainted[0], inpainted[1])
 
 
@@ -197,8 +197,8 @@ def test_upsampling_makes_the_highest_quarter_of_the_bands_new(systems, monkeypa
     edit = Edit(clip(8000), 8000, upsample=True)
     generator.generate([None], 0.2, edit=dataclasses.replace(edit, strength=0.0, upsample=False))
     generator.generate([None], 0.2, sampling=Sampling(steps=2), edit=edit)
-    known, made = seen
-    assert torch.equal(known[..., :6], made[..., :6]) and (known[..., 6:] != made[..., 6:]).all()
+    kept, made = seen
+    assert torch.equal(kept[..., :6], made[..., :6]) and (kept[..., 6:] != made[..., 6:]).all()
     with pytest.raises(InputError, match="upsample is for systems over mel spectrograms"):
         systems["stable_audio"].generate([None], 0.2, edit=edit)
 

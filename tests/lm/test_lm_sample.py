@@ -50,14 +50,14 @@ def oracle(
         begin = 0 if len(codes) < max_frames else len(codes) - (max_frames - stride)
         end = min(begin + max_frames, num_frames)
         pattern = lm.pattern(end - begin)
-        known = len(codes) - begin
+        given = len(codes) - begin
         sequence = torch.full((K, pattern.num_steps), lm.special)
         for s in range(1, pattern.num_steps):
             for k in range(K):
                 frame = int(pattern.frame[k, s])
                 if frame < 0:
                     continue
-                if frame < known:
+                if frame < given:
                     sequence[k, s] = codes[begin + frame][k]
                     continue
                 conditional = lm(sequence[None, :, :s], text)[0, k, -1]
@@ -65,7 +65,7 @@ def oracle(
                 logits = without + guidance * (conditional - without)
                 sequence[k, s] = draw(logits, sampling, noise[begin + frame, k])
         window = sequence.gather(1, pattern.step).T.tolist()
-        codes += window[known:]
+        codes += window[given:]
     return torch.tensor(codes).T
 
 

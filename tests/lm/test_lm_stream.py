@@ -10,7 +10,7 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm import stream
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.patterns import make_pattern, rhythm
+from audiogen.lm.patterns import make_pattern, schedule
 from audiogen.lm.sample import TokenSampling, draw, generate_tokens, guide
 from audiogen.lm.stream import stream_tokens
 
@@ -80,7 +80,7 @@ def windows_run_afresh(lm: TokenLM, text: Condition, num_frames: int, max_frames
     """The definition: each step by a forward pass over the window that has it, begun at every stride-th frame."""
     places = make_pattern(lm.config.pattern, K, num_frames, lm.config.delays or None)
     longest = lm.config.pattern_of(max_frames).num_steps
-    per_frame = lm.config.rhythm().steps_per_frame
+    per_frame = lm.config.schedule().steps_per_frame
     uniform = torch.stack(
         [torch.rand(num_frames, K, generator=torch.Generator().manual_seed(s)).T for s in (3, 4)]
     )
@@ -89,10 +89,10 @@ def windows_run_afresh(lm: TokenLM, text: Condition, num_frames: int, max_frames
     for step in range(1, places.num_steps):
         if step - begin * per_frame >= longest:
             begin += stride
-        heard = steps[..., begin * per_frame : step].clone()
-        heard[:, places.frame[:, begin * per_frame : step] < begin] = lm.special
+        seen = steps[..., begin * per_frame : step].clone()
+        seen[:, places.frame[:, begin * per_frame : step] < begin] = lm.special
         both = Condition(torch.cat([text.tokens, torch.zeros_like(text.tokens)]), text.mask.repeat(2, 1))
-        logits = guide(lm(heard.repeat(2, 1, 1), both)[:, :, -1], 3.0)
+        logits = guide(lm(seen.repeat(2, 1, 1), both)[:, :, -1], 3.0)
         frame = places.frame[:, step]
         drawn = draw(logits, TokenSampling(), uniform[:, torch.arange(K), frame.clamp(min=0)])
         steps[..., step] = torch.where(frame >= 0, drawn, steps[..., step])
@@ -115,7 +115,7 @@ def test_past_a_window_the_next_one_has_heard_its_frames_and_no_others(
 def test_no_step_hears_more_than_a_block_and_nothing_old_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the long run: the work of a step and what is in memory are bounded, whatever came before."""
     monkeypatch.setattr(stream, "BLOCK", 5)
-    lm, calls, sheets = make_lm(), [], []
+    lm, calls, buffers = make_lm(), [], []
     step = lm.step
 
     def watched(steps: Tensor, cache: object) -> Tensor:
@@ -123,20 +123,20 @@ def test_no_step_hears_more_than_a_block_and_nothing_old_is_kept(monkeypatch: py
         return step(steps, cache)  # type: ignore[arg-type]
 
     lm.step = watched  # type: ignore[method-assign]
-    make = stream._Sheet
+    make = stream.StepBuffer
 
     def kept(*arguments: object) -> object:
-        sheets.append(make(*arguments))  # type: ignore[arg-type]
-        return sheets[-1]
+        buffers.append(make(*arguments))  # type: ignore[arg-type]
+        return buffers[-1]
 
-    monkeypatch.setattr(stream, "_Sheet", kept)
+    monkeypatch.setattr(stream, "StepBuffer", kept)
     frames = stream_tokens(lm, None, seeds=[0], max_frames=20)
     for _ in range(150):
         before = len(calls)
         next(frames)
         assert sum(calls[before:]) <= 2 * 5 + 1 + K
-    (sheet,) = sheets
-    assert len(sheet.steps) < 2 * 20 + 5 and sheet.uniform.shape[2] <= 2 * stream.NOISE_FRAMES
+    (buffer,) = buffers
+    assert len(buffer.steps) < 2 * 20 + 5 and buffer.uniform.shape[2] <= 2 * stream.NOISE_FRAMES
 
 
 def test_a_prompt_longer_than_a_window_is_heard_from_its_end_on() -> None:
@@ -145,14 +145,14 @@ def test_a_prompt_longer_than_a_window_is_heard_from_its_end_on() -> None:
     assert torch.equal(frames[..., :25], prompt)
     again = joined(stream_tokens(lm, None, 26, seeds=[0, 1], max_frames=9, stride=4, prompt=prompt.flip(2)))
     assert not torch.equal(again[..., 25:], frames[..., 25:])
-    other = torch.cat([prompt[..., :20].flip(2), prompt[..., 20:]], -1)  # 5 frames are heard
+    other = torch.cat([prompt[..., :20].flip(2), prompt[..., 20:]], -1)  # 5 frames are seen
     same = joined(stream_tokens(lm, None, 26, seeds=[0, 1], max_frames=9, stride=4, prompt=other))
     assert torch.equal(same[..., 25:], frames[..., 25:])
 
 
-def test_the_rhythm_is_that_of_the_pattern() -> None:
+def test_the_schedule_is_that_of_the_pattern() -> None:
     for pattern in PATTERNS:
-        found, whole = rhythm(pattern, K), make_pattern(pattern, K, 12)
+        found, whole = schedule(pattern, K), make_pattern(pattern, K, 12)
         for step in range(whole.num_steps):
             there = [frame if frame < 12 else -1 for frame in found.frames(step)]
             assert [max(frame, -1) for frame in there] == whole.frame[:, step].tolist()

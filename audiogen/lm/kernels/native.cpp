@@ -36,9 +36,9 @@ template <bool exact> void head_bytes(const Model &m, int64_t positions, int64_t
 
 extern "C" {
 
-void *audiogen_team_new(int64_t num_threads) { return new Team(int(num_threads)); }
+void *audiogen_team_new(int64_t num_threads) { return new ThreadPool(int(num_threads)); }
 
-void audiogen_team_free(void *team) { delete static_cast<Team *>(team); }
+void audiogen_team_free(void *team) { delete static_cast<ThreadPool *>(team); }
 
 void audiogen_pages(char *memory, int64_t bytes) {
 #ifdef __linux__
@@ -54,7 +54,7 @@ void audiogen_head_bytes(const Model *m, int64_t positions, int64_t *bytes) {
 }
 
 void audiogen_text(const Model *m, Cache *cache, int64_t b, const float *tokens, void *team) {
-    Team &threads = *static_cast<Team *>(team);
+    ThreadPool &threads = *static_cast<ThreadPool *>(team);
     if (m->dtype == 0) project_text<Float32>(*m, *cache, b, tokens, threads);
     if (m->dtype == 1) project_text<BFloat16>(*m, *cache, b, tokens, threads);
     if (m->dtype == 2) project_text<Int8>(*m, *cache, b, tokens, threads);
@@ -62,14 +62,14 @@ void audiogen_text(const Model *m, Cache *cache, int64_t b, const float *tokens,
 
 void audiogen_step(const Model *m, Cache *cache, const int64_t *codes, const float *positions, int64_t num_steps,
                    float *logits, void *team) {
-    Team &threads = *static_cast<Team *>(team);
+    ThreadPool &threads = *static_cast<ThreadPool *>(team);
     if (m->dtype == 0) Step<Float32>(*m, *cache, codes, positions, num_steps, logits, threads).run();
     if (m->dtype == 1) Step<BFloat16>(*m, *cache, codes, positions, num_steps, logits, threads).run();
     if (m->dtype == 2) Step<Int8>(*m, *cache, codes, positions, num_steps, logits, threads).run();
 }
 
 int64_t audiogen_read(const char *from, int64_t bytes, void *team) {
-    Team &threads = *static_cast<Team *>(team);
+    ThreadPool &threads = *static_cast<ThreadPool *>(team);
     std::atomic<int64_t> result{0};
     const int64_t piece = 1 << 16;
     threads.run(1, [&](int) {

@@ -31,8 +31,8 @@ LANES = 16  # outputs in a panel of weights, positions in one of keys
 MAX_STEPS = 128  # steps in one call: a longer prefill goes in pieces, which bounds the memory of activations
 
 
-class Threads:
-    """Threads that share the work of a call. They belong to this process: a fork of it starts its own."""
+class ThreadPool:
+    """ThreadPool that share the work of a call. They belong to this process: a fork of it starts its own."""
 
     def __init__(self, native: ctypes.CDLL, num_threads: int):
         self.num_threads, self.process = num_threads, os.getpid()
@@ -73,7 +73,7 @@ class NativeLM:
     dtype: of the weights. bfloat16 rounds weights and inputs of products; int8 has a scale for every output of a
     matrix and quantises inputs by groups of 64 as they come. The rest is float32: embeddings, norms, softmax, logits.
     native: from `library()` unless given. read: gives a weight by its name in `lm`, which may then be on the meta
-    device: so weights go from a file into their packed form, and are never in memory twice. Threads are those of
+    device: so weights go from a file into their packed form, and are never in memory twice. ThreadPool are those of
     torch.get_num_threads() at each call, which begins as OMP_NUM_THREADS.
     """
 
@@ -97,7 +97,7 @@ class NativeLM:
         self.config, self.special, self.dtype = lm.config, lm.special, dtype
         self._native = native
         self._lock = threading.Lock()  # the threads and their buffers serve one call at a time
-        self._pool = Threads(native, torch.get_num_threads())
+        self._pool = ThreadPool(native, torch.get_num_threads())
         self._tensors: list[Tensor] = []  # what the structures point into
         self._positions = sinusoidal_positions(torch.arange(0), lm.config.dim)
         self._model = self._fill(lm, read or reader(lm))
@@ -183,10 +183,10 @@ class NativeLM:
                 cache.struct.length += part.shape[2]
         return logits
 
-    def _threads(self) -> Threads:
+    def _threads(self) -> ThreadPool:
         """The threads, started anew where the number of threads was changed, or in another process."""
         if (self._pool.num_threads, self._pool.process) != (torch.get_num_threads(), os.getpid()):
-            self._pool = Threads(self._native, torch.get_num_threads())
+            self._pool = ThreadPool(self._native, torch.get_num_threads())
         return self._pool
 
     def _sinusoids(self, length: int) -> Tensor:

@@ -76,7 +76,7 @@ template <class Type> struct Reader {
 
 // Buffers that the threads share: the residual stream, a product's output, attention's, the feed-forward layer's.
 struct Buffers {
-    Buffers(const Model &m, const Cache &cache, Team &team, int64_t num_rows) {
+    Buffers(const Model &m, const Cache &cache, ThreadPool &team, int64_t num_rows) {
         const int64_t dim = stride_of(m.dim), ff = stride_of(m.layers[0].ff_in.outputs);
         const int64_t outputs = stride_of(std::max(3 * m.dim, m.heads.outputs));
         scores_of = up(std::max(cache.max_steps, cache.max_text), LANES);
@@ -100,12 +100,12 @@ template <class Type> struct Step {
     const float *positions;
     int64_t num_steps;
     float *logits;
-    Team &team;
+    ThreadPool &team;
     std::vector<int64_t> with_text;  // rows: step s of batch row b is row b * num_steps + s
     Buffers buffers;
 
     Step(const Model &m, Cache &cache, const int64_t *codes, const float *positions, int64_t num_steps, float *logits,
-         Team &team)
+         ThreadPool &team)
         : m(m), cache(cache), codes(codes), positions(positions), num_steps(num_steps), logits(logits), team(team),
           buffers(m, cache, team, cache.batch * num_steps) {
         for (int64_t row = 0; row < cache.batch * num_steps; ++row)
@@ -197,7 +197,7 @@ template <class Type> struct Step {
     }
 };
 
-template <class Type> void project_text(const Model &m, Cache &cache, int64_t b, const float *tokens, Team &team) {
+template <class Type> void project_text(const Model &m, Cache &cache, int64_t b, const float *tokens, ThreadPool &team) {
     constexpr bool exact = std::is_same<Type, Float32>::value;
     const int64_t length = cache.text_lengths[b], dim = m.dim, width = dim / m.num_heads;
     const int64_t stride = stride_of(2 * dim);

@@ -24,12 +24,12 @@ INLINE void pause() {
 
 constexpr int SPINS = 4000;  // tens of microseconds: longer than a phase of a step, shorter than a time slice
 
-class Team {
+class ThreadPool {
   public:
-    explicit Team(int size) : size(size) {
+    explicit ThreadPool(int size) : size(size) {
         for (int i = 1; i < size; ++i) threads.emplace_back([this, i] { serve(i); });
     }
-    ~Team() {
+    ~ThreadPool() {
         {
             std::lock_guard<std::mutex> lock(mutex);
             stopping = true;
@@ -102,7 +102,7 @@ class Team {
 
 // One of the threads in a call, with its place in the sequence of phases.
 struct Worker {
-    Team &team;
+    ThreadPool &team;
     int index;
     int64_t phase = 0;
 

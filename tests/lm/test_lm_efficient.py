@@ -15,9 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from audiogen.interfaces import Condition
-from audiogen.lm import training
+from audiogen.lm import efficient
+from audiogen.lm.efficient import Dropout, Recompute, cross_entropy, fast_attention
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.training import Dropout, Recompute, cross_entropy, fast_attention
 
 CONFIG = LMConfig(num_codebooks=3, codebook_size=11, dim=32, num_layers=3, num_heads=4, dropout=0.2)
 STEPS = torch.randint(0, 12, (2, 3, 21), generator=torch.Generator().manual_seed(0))
@@ -38,7 +38,7 @@ def plain_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def test_cross_entropy_in_chunks_is_the_plain_one(
     dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(training.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(efficient.CHUNK, "cpu", chunk)
     random = torch.Generator().manual_seed(0)
     start = (5 * torch.randn(23, 7, generator=random)).to(dtype)
     start[0, 3] = 300.0  # no overflow
@@ -141,7 +141,7 @@ def test_fast_attention_is_attention() -> None:
         leaf = start.clone().requires_grad_()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), Products() as operators:
             parts = leaf.to(dtype).unbind()
-            with fast_attention(CPU, 9 if fast else training.MOST_STEPS + 1):
+            with fast_attention(CPU, 9 if fast else efficient.MOST_STEPS + 1):
                 out = F.scaled_dot_product_attention(
                     *parts, attn_mask=None if causal else mask, is_causal=causal
                 )
