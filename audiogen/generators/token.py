@@ -23,7 +23,7 @@ from audiogen.generators.request import Request
 from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling
 from audiogen.lm import decoders, lora
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.sample import Decoder, TokenSampling, generate_tokens, num_decoded
+from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling, generate_tokens, num_decoded
 from audiogen.lm.stream import stream_tokens
 from audiogen.models.build import load_codec, read_lm
 from audiogen.models.find import LM, Found, bundled, find
@@ -325,17 +325,11 @@ class AudioGen:
             if not 0 <= value <= MAX_DURATION_S:
                 raise InputError(f"{name} is {value}; it must be from 0 to {MAX_DURATION_S:g} s")
         (condition,) = self._conditions(request.texts, sampling.peer_padding)
-        frames = stream_tokens(
-            self.decoder,
-            condition,
-            num_frames,
-            draws,
-            seeds=request.seeds,
-            max_frames=self.max_frames,
-            guidance=self.guidance if guidance is None else guidance,
-            negative=None if sampling.negative is None else self.conditioner([sampling.negative]),
-            prompt=codes,
-        )
+        wanted = TokenRequest(
+            condition, num_frames, request.seeds, self.guidance if guidance is None else guidance,
+            self._negative(sampling), codes,
+        )  # fmt: skip
+        frames = stream_tokens(self.decoder, wanted, draws, max_frames=self.max_frames)
         lookahead = None if lookahead_s is None else round(lookahead_s * self.frame_rate)
         sound = decode_live(self.codec, frames, max(1, round(chunk_s * self.frame_rate)), lookahead)
         return self._until(sound, None if duration_s is None else self.num_samples(duration_s))
@@ -386,7 +380,7 @@ class AudioGen:
                 "counts it in; give a longer one"
             )
         conditions = self._conditions(texts, sampling.peer_padding)
-        without = None if sampling.negative is None else self.conditioner([sampling.negative])
+        without = self._negative(sampling)
         result = torch.zeros(len(texts), self.channels, max(map(self.num_samples, durations)))
         share_done = 0.0
         lengths = [condition.mask.shape[1] for condition in conditions]
@@ -401,17 +395,17 @@ class AudioGen:
             missing = 0 if self.decoder.independent_rows else self.batch_size - len(rows)
             filled = rows + rows[-1:] * missing
             share = len(rows) / len(texts)
-            codes = generate_tokens(
-                self.decoder,
+            wanted = TokenRequest(
                 stack([conditions[row] for row in filled]),
                 [frames[row] for row in filled],
-                draws,
-                seeds=[seeds[row] for row in filled],
-                guidance=guidance,
-                negative=None if without is None else stack([without] * len(filled)),
-                prompt=None if prompt is None else prompt[filled],
-                max_frames=self.max_frames,
-                callback=requests.part_of(progress, share_done, share),
+                [seeds[row] for row in filled],
+                guidance,
+                None if without is None else stack([without] * len(filled)),
+                None if prompt is None else prompt[filled],
+            )
+            callback = requests.part_of(progress, share_done, share)
+            codes = generate_tokens(
+                self.decoder, wanted, draws, max_frames=self.max_frames, callback=callback
             )
             for row, row_codes in zip(rows, codes, strict=False):
                 length = self.num_samples(durations[row])
@@ -427,6 +421,10 @@ class AudioGen:
             pairs = zip(together.tokens.split(1), together.mask.split(1), strict=True)
             alone = [Condition(tokens, mask) for tokens, mask in pairs]
         return [_pad(condition) for condition in alone]
+
+    def _negative(self, sampling: Sampling) -> Condition | None:
+        """What guidance moves away from, one row."""
+        return None if sampling.negative is None else self.conditioner([sampling.negative])
 
     def _encode_prompt(self, prompt: Tensor, sample_rate: int, num_texts: int) -> Tensor:
         """Audio [C, N] for all texts, or [B, C, N] -> codes [num_texts, K, P] of its whole frames."""

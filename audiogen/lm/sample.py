@@ -132,53 +132,109 @@ def plan_windows(given: int, num_frames: int, max_frames: int, stride: int) -> l
     return windows
 
 
+@dataclass(frozen=True)
+class TokenRequest:
+    """Rows of codes to generate, B of each.
+
+    condition: the text, B rows on the decoder's device; None generates without. num_frames: length of every row, or
+    one per row, the prompt included; None is a stream without an end. seeds: one per row. guidance: 1 turns it off
+    and halves the work. negative: what guidance moves away from, B rows; None is no text. prompt: codes [B, K, P]
+    to continue; the result begins with them.
+    """
+
+    condition: Condition | None
+    num_frames: int | Sequence[int] | None
+    seeds: Sequence[int]
+    guidance: float = 3.0
+    negative: Condition | None = None
+    prompt: Tensor | None = None
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the model runs on 2 B rows: with the text, then without."""
+        return self.guidance != 1.0 and (self.condition is not None or self.negative is not None)
+
+    def lengths(self, num_given: int) -> list[int]:
+        """Frames of each row [B]; without an end one more than the prompt's."""
+        if self.num_frames is None:
+            return [num_given + 1] * len(self.seeds)
+        frames = self.num_frames
+        return [frames] * len(self.seeds) if isinstance(frames, int) else list(frames)
+
+    def codes(self, num_codebooks: int) -> Tensor:
+        """The prompt, or no frames, int64 [B, K, P]."""
+        nothing = torch.zeros(len(self.seeds), num_codebooks, 0, dtype=torch.long)
+        return nothing if self.prompt is None else self.prompt
+
+    def model_condition(self, decoder: Decoder) -> Condition | None:
+        """The condition of the rows that the model runs on, B or 2 B."""
+        if not self.is_guided:
+            return self.condition
+        nothing = null(len(self.seeds), decoder.config.dim, decoder.device)
+        return stack([self.condition or nothing, self.negative or nothing])
+
+    def check(self, decoder: Decoder) -> None:
+        """Refuse rows that do not fit one another or the model."""
+        if getattr(decoder, "training", False):
+            raise ValueError("the model is in training mode, where dropout is active; call lm.eval() first")
+        num_codebooks, codebook_size = decoder.config.num_codebooks, decoder.config.codebook_size
+        prompt = self.codes(num_codebooks)
+        lengths = self.lengths(prompt.shape[2])
+        counts = {"num_frames": len(lengths), "prompt": len(prompt)}
+        counts |= {"condition": len(self.condition.mask)} if self.condition is not None else {}
+        counts |= {"negative": len(self.negative.mask)} if self.negative is not None else {}
+        for name, count in counts.items():
+            if count != len(self.seeds) or not count:
+                raise ValueError(
+                    f"{name} has {count} rows and there are {len(self.seeds)} seeds; one a row is needed"
+                )
+        if prompt.shape[1] != num_codebooks:
+            raise InputError(f"the prompt has {prompt.shape[1]} codebooks; this model has {num_codebooks}")
+        if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < codebook_size:
+            raise InputError(
+                f"the prompt's codes go from {prompt.min()} to {prompt.max()}; "
+                f"this model's from 0 to {codebook_size - 1}"
+            )
+        if min(lengths) <= prompt.shape[2]:
+            raise InputError(
+                f"{min(lengths)} frames asked for, with a prompt of {prompt.shape[2]}: the length includes the "
+                "prompt and must be longer"
+            )
+
+
 def generate_tokens(
     decoder: Decoder,
-    condition: Condition | None,
-    num_frames: int | Sequence[int],
+    request: TokenRequest,
     sampling: TokenSampling = TokenSampling(),  # noqa: B008 (frozen)
     *,
-    seeds: Sequence[int],
-    guidance: float = 3.0,
-    negative: Condition | None = None,
-    prompt: Tensor | None = None,
     max_frames: int | None = None,
     stride: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Generate codes int64 [B, K, T], one row per seed.
+    """Generate codes int64 [B, K, T], T the longest row's frames; past a shorter row's end they are 0.
 
     decoder: a TokenLM, or something faster with its weights.
-    condition: the text, B rows on the decoder's device; None generates without.
-    num_frames: length of every row, or one per row, the prompt included; T is the longest. Past a shorter row's
-        end the codes are 0.
-    guidance: 1 turns it off and halves the work. negative: what to move away from, B rows; None is no text.
-    prompt: codes [B, K, P] to continue; the result begins with them.
     max_frames: longest sequence to run the model on, in general the one it was trained on; None is no limit.
         Longer clips are made in windows that each add `stride` frames (by default a fifth of max_frames, as
         audiocraft's AudioGen does) to those before.
     """
-    config = decoder.config
-    lengths = [num_frames] * len(seeds) if isinstance(num_frames, int) else list(num_frames)
-    if prompt is None:
-        prompt = torch.zeros(len(seeds), config.num_codebooks, 0, dtype=torch.long)
-    check(decoder, condition, negative, lengths, prompt, len(seeds))
-    num_given, longest = prompt.shape[2], max(lengths)
+    request.check(decoder)
+    config, device, seeds = decoder.config, decoder.device, request.seeds
+    prompt = request.codes(config.num_codebooks)
+    num_given = prompt.shape[2]
+    lengths = request.lengths(num_given)
+    longest = max(lengths)
     max_frames = longest if max_frames is None else max_frames
     stride = default_stride(max_frames) if stride is None else stride
     if longest > max_frames and not 1 <= stride < max_frames:
         raise InputError(
             f"stride is {stride} frames; it must be from 1 to {max_frames - 1}, below max_frames"
         )
-
-    device = decoder.device
     codes = torch.zeros(len(seeds), config.num_codebooks, longest, dtype=torch.long, device=device)
     codes[..., :num_given] = prompt
     uniform = _noise(seeds, lengths, config.num_codebooks).to(device)
-    guided = guidance != 1.0 and (condition is not None or negative is not None)
-    if guided:  # the model sees 2 B rows: with the text, then without
-        nothing = null(len(seeds), config.dim, device)
-        condition = stack([condition or nothing, negative or nothing])
+    condition = request.model_condition(decoder)
+    guidance = request.guidance if request.is_guided else None
 
     sequences = []
     for window in plan_windows(num_given, longest, max_frames, stride):
@@ -193,9 +249,9 @@ def generate_tokens(
 
     for window, rows, layout in sequences:
         part = torch.tensor(rows, device=device), slice(None), slice(window.begin, window.end)
-        text = _rows(condition, [*rows, *(len(seeds) + row for row in rows)] if guided else rows)
-        strength = guidance if guided else None
-        codes[part] = _decode(decoder, text, codes[part], uniform[part], layout, sampling, strength, advance)
+        model_rows = rows if guidance is None else [*rows, *(len(seeds) + row for row in rows)]
+        text = _rows(condition, model_rows)
+        codes[part] = _decode(decoder, text, codes[part], uniform[part], layout, sampling, guidance, advance)
     return codes
 
 
@@ -203,38 +259,6 @@ def num_decoded(config: LMConfig, num_frames: int, max_frames: int) -> int:
     """Decoding steps that `generate_tokens` takes for one clip without a prompt, at its default stride."""
     windows = plan_windows(0, num_frames, max_frames, default_stride(max_frames))
     return sum(_lay_out(config, window, [num_frames]).num_decoded for window in windows)
-
-
-def check(
-    decoder: Decoder,
-    condition: Condition | None,
-    negative: Condition | None,
-    lengths: Sequence[int],
-    prompt: Tensor,
-    num_rows: int,
-) -> None:
-    """Refuse arguments of `generate_tokens` that do not fit one another."""
-    if getattr(decoder, "training", False):
-        raise ValueError("the model is in training mode, where dropout is active; call lm.eval() first")
-    counts = {"num_frames": len(lengths), "prompt": len(prompt)}
-    counts |= {"condition": len(condition.mask)} if condition is not None else {}
-    counts |= {"negative": len(negative.mask)} if negative is not None else {}
-    for name, count in counts.items():
-        if count != num_rows or not count:
-            raise ValueError(f"{name} has {count} rows and there are {num_rows} seeds; one a row is needed")
-    num_codebooks, codebook_size = decoder.config.num_codebooks, decoder.config.codebook_size
-    if prompt.shape[1] != num_codebooks:
-        raise InputError(f"the prompt has {prompt.shape[1]} codebooks; this model has {num_codebooks}")
-    if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < codebook_size:
-        raise InputError(
-            f"the prompt's codes go from {prompt.min()} to {prompt.max()}; "
-            f"this model's from 0 to {codebook_size - 1}"
-        )
-    if min(lengths) <= prompt.shape[2]:
-        raise InputError(
-            f"{min(lengths)} frames asked for, with a prompt of {prompt.shape[2]}: the length includes the prompt "
-            "and must be longer"
-        )
 
 
 def _noise(seeds: Sequence[int], lengths: Sequence[int], num_codebooks: int) -> Tensor:

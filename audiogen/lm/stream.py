@@ -12,7 +12,7 @@ absolute: with any numbering of them, what such a cache generates decays (docs/L
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,8 +21,7 @@ from torch import Tensor
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.patterns import PatternSchedule
-from audiogen.lm.sample import Decoder, TokenSampling, check, draw, guide
-from audiogen.text.condition import null, stack
+from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling, draw, guide
 
 BLOCK = 16  # steps that the next window runs on in one call
 NOISE_FRAMES = 64  # whose random numbers are drawn at a time
@@ -30,54 +29,40 @@ NOISE_FRAMES = 64  # whose random numbers are drawn at a time
 
 def stream_tokens(
     decoder: Decoder,
-    condition: Condition | None,
-    num_frames: int | None = None,
+    request: TokenRequest,
     sampling: TokenSampling = TokenSampling(),  # noqa: B008 (frozen)
     *,
-    seeds: Sequence[int],
     max_frames: int,
-    guidance: float = 3.0,
-    negative: Condition | None = None,
-    prompt: Tensor | None = None,
     stride: int | None = None,
 ) -> Iterator[Tensor]:
     """Codes int64 [B, K, 1], a frame at a time, one row per seed; up to `max_frames` those of `generate_tokens`.
 
-    num_frames: after which it ends, the prompt included; None goes on until the caller stops. prompt: codes [B, K, P]
-    to continue, which come first. stride: frames from one window to the next, by default half of max_frames. The other
-    arguments are those of `generate_tokens`, as are the errors; the pattern must be one that needs no end.
+    request: all rows have one length, or no end; the prompt comes first. stride: frames from one window to the next,
+    by default half of max_frames. Errors are those of `generate_tokens`; the pattern must be one that needs no end.
     """
     stride = max(1, max_frames // 2) if stride is None else stride
     if not 1 <= stride <= max_frames:
         raise InputError(f"stride is {stride} frames; it must be from 1 to max_frames, {max_frames}")
-    if prompt is None:
-        prompt = torch.zeros(len(seeds), decoder.config.num_codebooks, 0, dtype=torch.long)
-    length = prompt.shape[2] + 1 if num_frames is None else num_frames
-    check(decoder, condition, negative, [length] * len(seeds), prompt, len(seeds))
+    request.check(decoder)
     schedule = decoder.config.schedule()
-    guided = guidance != 1.0 and (condition is not None or negative is not None)
-    if guided:  # the model sees 2 B rows: with the text, then without
-        nothing = null(len(seeds), decoder.config.dim, decoder.device)
-        condition = stack([condition or nothing, negative or nothing])
-    buffer = StepBuffer(decoder, schedule, seeds, prompt.to(decoder.device), num_frames)
-    return _frames(decoder, condition, buffer, sampling, guidance if guided else None, max_frames, stride)
+    return _frames(decoder, request, StepBuffer(decoder, schedule, request), sampling, max_frames, stride)
 
 
 @torch.inference_mode()
 def _frames(
     decoder: Decoder,
-    condition: Condition | None,
+    request: TokenRequest,
     buffer: StepBuffer,
     sampling: TokenSampling,
-    guidance: float | None,
     max_frames: int,
     stride: int,
 ) -> Iterator[Tensor]:
     """The loop of `stream_tokens`; with guidance, condition and model have 2 B rows."""
     longest = decoder.config.pattern_of(max_frames).num_steps
+    condition, copies = request.model_condition(decoder), 2 if request.is_guided else 1
 
     def window(begin: int) -> StreamWindow:
-        return StreamWindow(decoder, condition, buffer, begin, longest, 1 if guidance is None else 2)
+        return StreamWindow(decoder, condition, buffer, begin, longest, copies)
 
     num_given = buffer.prompt.shape[2]
     current = window(0 if num_given < max_frames else num_given - (max_frames - stride))
@@ -91,8 +76,8 @@ def _frames(
         if step - current.start >= longest:
             current, following = following, window(following.begin + stride)
         logits = current.step(step)
-        if guidance is not None:
-            logits = guide(logits, guidance)
+        if request.is_guided:
+            logits = guide(logits, request.guidance)
         buffer.write(step, draw(logits, sampling, buffer.noise(step)))
         following.catch_up(step)
         while num_out < buffer.schedule.complete(step):
@@ -144,19 +129,14 @@ class StreamWindow:
 class StepBuffer:
     """The last steps of the stream, and the uniform numbers that codes are drawn with, by frames."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        schedule: PatternSchedule,
-        seeds: Sequence[int],
-        prompt: Tensor,
-        num_frames: int | None,
-    ):
-        self.schedule, self.prompt, self.num_frames = schedule, prompt, num_frames
+    def __init__(self, decoder: Decoder, schedule: PatternSchedule, request: TokenRequest):
+        prompt = request.codes(decoder.config.num_codebooks).to(decoder.device)
+        self.schedule, self.prompt = schedule, prompt
+        self.num_frames = None if request.num_frames is None else max(request.lengths(prompt.shape[2]))
         self.device, self.special = decoder.device, decoder.special
         self.books = torch.arange(prompt.shape[1], device=self.device)
         self.steps = {0: torch.full(prompt.shape[:2], self.special, device=self.device)}  # of [B, K]
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
         # float32 [B, K, frames], of the frames from `uniform_begin` on
         self.uniform = torch.zeros(*prompt.shape[:2], 0, device=self.device)
         self.uniform_begin = 0

@@ -24,7 +24,7 @@ from audiogen.lm import lora
 from audiogen.lm.efficient import Recompute
 from audiogen.lm.lora import LoraConfig
 from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing, token_loss
-from audiogen.lm.sample import generate_tokens
+from audiogen.lm.sample import TokenRequest, generate_tokens
 from audiogen.models.build import read_lm
 from audiogen.models.find import LM, find
 from audiogen.models.own import save_lm
@@ -50,7 +50,7 @@ class LMRecipe(Run):
     small matrices beside those of init_from, and save them alone; null trains all. condition_dropout: share of the
     clips trained without their text, for guidance; drawn per clip. pretokenize_epochs: passes over the data stored as
     tokens before training, in the run directory; 0 encodes each batch as it comes. gradient_checkpointing: recompute
-    layers in the backward pass, for memory; selective: only what is cheap, see `lm.training.run_layer`. data: sounds,
+    layers in the backward pass, for memory; selective: only what is cheap, see `lm.efficient.run_layer`. data: sounds,
     or folders of token shards made by `audiogen.codec encode --shards`.
     """
 
@@ -266,9 +266,9 @@ class LMTask(TrainingTask[LMRecipe]):
         with self.averaged():
             condition = self.conditioner(captions)
             with autocast(self.device, precision):
-                codes = generate_tokens(
-                    self.lm, condition, self.max_frames, seeds=range(len(captions)), guidance=SAMPLE_GUIDANCE
-                )  # [B, K, T]
+                seeds = range(len(captions))
+                request = TokenRequest(condition, self.max_frames, seeds, SAMPLE_GUIDANCE)
+                codes = generate_tokens(self.lm, request)  # [B, K, T]
             audio = self.codec.decode(codes)  # [B, C, N]
         return dict(zip(file_names(captions), audio, strict=True))
 

@@ -20,7 +20,7 @@ from audiogen.interfaces import Condition, Edit, Generator, Sampling
 from audiogen.lm import decoders, lora
 from audiogen.lm.kernels import library, native
 from audiogen.lm.kernels.packed import PackedLM
-from audiogen.lm.sample import TokenSampling, generate_tokens
+from audiogen.lm.sample import TokenRequest, TokenSampling, generate_tokens
 from audiogen.models.build import load_codec, load_lm
 from audiogen.models.find import bundled
 from audiogen.models.parts import LMParts
@@ -85,7 +85,7 @@ def test_peer_padding_puts_zero_rows_into_the_softmax_and_is_off_by_default(mode
 
     greedy, peers = Sampling(temperature=0.0), Sampling(temperature=0.0, peer_padding=True)
     together = model.generate(texts, 0.2, guidance=3.0, sampling=peers)
-    codes = generate_tokens(model.lm, padded, 20, TokenSampling(0.0), seeds=[0, 1, 2], guidance=3.0)
+    codes = generate_tokens(model.lm, TokenRequest(padded, 20, [0, 1, 2], guidance=3.0), TokenSampling(0.0))
     torch.testing.assert_close(together, model.codec.decode(codes), atol=1e-5, rtol=0)
     default = model.generate(texts, 0.2, guidance=3.0, sampling=greedy)
     assert torch.equal(default[:1], model.generate(texts[:1], 0.2, guidance=3.0, sampling=greedy))
@@ -122,7 +122,7 @@ def test_a_release_generates_what_the_public_implementation_did(shared: Path, tm
     assert (model.sample_rate, model.channels, model.lm.config.num_codebooks) == (16000, 1, 4)
     tokens = model.conditioner.output_proj(expected["text_features"])
     text = Condition(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
-    codes = generate_tokens(model.lm, text, 12, TokenSampling(0.0), seeds=[0], guidance=3.0)
+    codes = generate_tokens(model.lm, TokenRequest(text, 12, [0], guidance=3.0), TokenSampling(0.0))
     assert torch.equal(codes, expected["greedy_codes"])
     assert torch.equal(model.codec.encode(expected["audio"]), expected["codes"])
     torch.testing.assert_close(model.codec.decode(expected["codes"]), expected["decoded"], atol=1e-4, rtol=0)
@@ -303,9 +303,9 @@ def test_native_kernels_in_float32_give_pytorchs_greedy_codes(model: AudioGen) -
     decoder, text = native.NativeLM(model.lm), model.conditioner(["a dog barks", "rain"])
     prompt = torch.tensor([[[1, 2], [3, 4], [5, 6]]]).repeat(2, 1, 1)
     for guidance in (1.0, 3.0):
-        settings = {"seeds": [0, 1], "guidance": guidance, "prompt": prompt, "max_frames": 40}
+        request = TokenRequest(text, [90, 70], [0, 1], guidance, prompt=prompt)
         slow, fast = (
-            generate_tokens(chosen, text, [90, 70], TokenSampling(0.0), **settings)  # type: ignore[arg-type]
+            generate_tokens(chosen, request, TokenSampling(0.0), max_frames=40)
             for chosen in (model.lm, decoder)
         )
         assert torch.equal(slow, fast)

@@ -17,7 +17,7 @@ from audiogen.lm.kernels import graph, library
 from audiogen.lm.kernels.graph import GraphLM
 from audiogen.lm.model import LMConfig, TokenLM, quantise
 from audiogen.lm.patterns import PATTERNS
-from audiogen.lm.sample import TokenSampling, generate_tokens
+from audiogen.lm.sample import TokenRequest, TokenSampling, generate_tokens
 from audiogen.lm.stream import stream_tokens
 
 K, V, D = 3, 21, 24
@@ -54,9 +54,9 @@ def random_codes(batch: int, num_frames: int) -> Tensor:
     return torch.randint(0, V, (batch, K, num_frames), generator=torch.Generator().manual_seed(3))
 
 
-def assert_same(lm: TokenLM, fast: GraphLM, text: Condition | None, *args: Any, **kwargs: Any) -> Tensor:
-    expected = generate_tokens(lm, text, *args, **kwargs)
-    assert torch.equal(generate_tokens(fast, text, *args, **kwargs), expected)
+def assert_same(lm: TokenLM, fast: GraphLM, request: TokenRequest, **windows: int) -> Tensor:
+    expected = generate_tokens(lm, request, TokenSampling(0.7), **windows)  # type: ignore[arg-type]
+    assert torch.equal(generate_tokens(fast, request, TokenSampling(0.7), **windows), expected)  # type: ignore[arg-type]
     return expected
 
 
@@ -68,11 +68,11 @@ def test_codes_are_those_of_the_module(pattern: str, guidance: float) -> None:
     fast = GraphLM(lm)
     settings: dict[str, Any] = {"seeds": [4, 5, 6], "guidance": guidance}
     for lengths in (9, [7, 16, 5]):
-        assert_same(lm, fast, text, lengths, **settings)
-    assert_same(lm, fast, text, [7, 13, 5], **settings, max_frames=6, stride=2)
-    assert_same(lm, fast, text, [7, 16, 5], **settings, prompt=random_codes(3, 4))
-    assert_same(lm, fast, None, 9, **settings, negative=text)
-    assert_same(lm, fast, None, 9, **settings)
+        assert_same(lm, fast, TokenRequest(text, lengths, **settings))
+    assert_same(lm, fast, TokenRequest(text, [7, 13, 5], **settings), max_frames=6, stride=2)
+    assert_same(lm, fast, TokenRequest(text, [7, 16, 5], **settings, prompt=random_codes(3, 4)))
+    assert_same(lm, fast, TokenRequest(None, 9, **settings, negative=text))
+    assert_same(lm, fast, TokenRequest(None, 9, **settings))
 
 
 @pytest.mark.parametrize(("dim", "num_heads"), [(70, 14), (130, 2), (6, 1)])
@@ -82,8 +82,8 @@ def test_odd_sizes_and_batches(dim: int, num_heads: int) -> None:
     for batch in (1, 2, 5):
         text, seeds = random_text(range(1, batch + 1), dim), list(range(batch))
         negative = Condition(-text.tokens, text.mask)
-        codes = assert_same(lm, fast, text, 7, TokenSampling(0.7), seeds=seeds, negative=negative)
-        assert not torch.equal(codes, generate_tokens(lm, text, 7, TokenSampling(0.7), seeds=seeds))
+        codes = assert_same(lm, fast, TokenRequest(text, 7, seeds, negative=negative))
+        assert not torch.equal(codes, generate_tokens(lm, TokenRequest(text, 7, seeds), TokenSampling(0.7)))
 
 
 def test_logits_are_those_of_the_module_however_the_steps_come() -> None:
@@ -104,7 +104,8 @@ def test_logits_are_those_of_the_module_however_the_steps_come() -> None:
 def test_streamed_codes_are_those_of_the_module() -> None:
     lm, text = make_lm(), random_text([3, 1])
     frames = [
-        list(stream_tokens(decoder, text, 23, seeds=[1, 2], max_frames=8)) for decoder in (lm, GraphLM(lm))
+        list(stream_tokens(decoder, TokenRequest(text, 23, [1, 2]), max_frames=8))
+        for decoder in (lm, GraphLM(lm))
     ]
     assert len(frames[0]) == 23 and all(map(torch.equal, *frames))
 
@@ -114,7 +115,7 @@ def test_memory_serves_again_but_never_two_at_once() -> None:
     lm = make_lm()
     fast, steps = GraphLM(lm), random_codes(1, 3)
     for length in (3, 9, 2):
-        assert_same(lm, fast, random_text([length]), 6, seeds=[length])
+        assert_same(lm, fast, TokenRequest(random_text([length]), 6, [length]))
     first = fast.new_cache(random_text([3]), 1, 7)
     second = fast.new_cache(random_text([2]), 1, 7)
     assert first.self_keys.data_ptr() != second.self_keys.data_ptr()
@@ -183,10 +184,10 @@ def test_torch_compile_takes_the_step_whole_and_once() -> None:
     fast, plain = GraphLM(lm, "int8", mode="compile"), GraphLM(lm, "int8")
     before = counters["stats"]["unique_graphs"]
     for seed in (1, 2):
-        codes = generate_tokens(plain, text, 7, seeds=[seed, 5])
-        assert torch.equal(generate_tokens(fast, text, 7, seeds=[seed, 5]), codes)
-    frames = list(stream_tokens(plain, text, 9, seeds=[1, 2], max_frames=8))
-    assert all(map(torch.equal, frames, stream_tokens(fast, text, 9, seeds=[1, 2], max_frames=8)))
+        codes = generate_tokens(plain, TokenRequest(text, 7, [seed, 5]))
+        assert torch.equal(generate_tokens(fast, TokenRequest(text, 7, [seed, 5])), codes)
+    frames = list(stream_tokens(plain, TokenRequest(text, 9, [1, 2]), max_frames=8))
+    assert all(map(torch.equal, frames, stream_tokens(fast, TokenRequest(text, 9, [1, 2]), max_frames=8)))
     assert counters["stats"]["unique_graphs"] == before + 1
 
 
@@ -223,7 +224,7 @@ def test_number_types_are_as_near_as_they_can_be(dtype: str) -> None:
     torch.testing.assert_close(found, expected, atol=rounding, rtol=0)
     limit = {"float32": 1e-5, "bfloat16": 0.06, "float16": 0.006, "int8": 0.06}[dtype]
     assert (found - exact).abs().max() < limit
-    codes = generate_tokens(fast, text, 9, seeds=[1, 2])
+    codes = generate_tokens(fast, TokenRequest(text, 9, [1, 2]))
     assert codes.shape == (2, K, 9) and 0 <= codes.min() and codes.max() < V
 
 
@@ -238,9 +239,9 @@ def test_the_bytes_of_a_step_are_counted() -> None:
 def test_weights_come_by_their_names_and_the_model_may_have_none() -> None:
     lm, text = make_lm(), random_text([5, 2])
     weights = {name: weight.split(5) for name, weight in lm.state_dict().items()}
-    expected = generate_tokens(GraphLM(lm, "bfloat16"), text, 9, seeds=[1, 2])
+    expected = generate_tokens(GraphLM(lm, "bfloat16"), TokenRequest(text, 9, [1, 2]))
     fast = GraphLM(lm.to("meta"), "bfloat16", torch.device("cpu"), weights.__getitem__)
-    assert torch.equal(generate_tokens(fast, text, 9, seeds=[1, 2]), expected)
+    assert torch.equal(generate_tokens(fast, TokenRequest(text, 9, [1, 2])), expected)
 
 
 def test_bad_arguments_are_named() -> None:

@@ -10,7 +10,7 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.patterns import PATTERNS
-from audiogen.lm.sample import TokenSampling, Window, draw, generate_tokens, guide, plan_windows
+from audiogen.lm.sample import TokenRequest, TokenSampling, Window, draw, generate_tokens, guide, plan_windows
 from audiogen.text.condition import null
 
 K, V, D = 3, 11, 24
@@ -75,7 +75,7 @@ def test_equals_plain_recomputation(pattern: str, guidance: float) -> None:
     lm, text = make_lm(pattern), random_text([5, 2])
     prompt = torch.randint(0, V, (2, K, 2), generator=torch.Generator().manual_seed(3))
     codes = generate_tokens(
-        lm, text, 7, TokenSampling(top_k=5), seeds=[4, 5], guidance=guidance, prompt=prompt
+        lm, TokenRequest(text, 7, [4, 5], guidance=guidance, prompt=prompt), TokenSampling(top_k=5)
     )
     assert torch.equal(codes[..., :2], prompt)
     for b in range(2):
@@ -88,7 +88,7 @@ def test_equals_plain_recomputation(pattern: str, guidance: float) -> None:
 def test_windows_past_the_trained_length_equal_plain_recomputation(pattern: str, prompt_frames: int) -> None:
     lm, text = make_lm(pattern), random_text([4])
     prompt = torch.randint(0, V, (1, K, prompt_frames), generator=torch.Generator().manual_seed(3))
-    codes = generate_tokens(lm, text, 13, seeds=[9], prompt=prompt, max_frames=6, stride=2)
+    codes = generate_tokens(lm, TokenRequest(text, 13, [9], prompt=prompt), max_frames=6, stride=2)
     assert torch.equal(codes[0], oracle(lm, text, 13, TokenSampling(), 9, 3.0, prompt[0], 6, 2))
 
 
@@ -104,24 +104,25 @@ def test_same_seed_same_codes_alone_in_a_batch_in_any_order(pattern: str) -> Non
     """Also with a length for each, and windows that some rows never reach."""
     lm, text = make_lm(pattern), random_text([5, 2, 3, 1])
     lengths, seeds = [7, 13, 4, 6], [10, 3, 10, -8]
-    batch = generate_tokens(lm, text, lengths, seeds=seeds, max_frames=6, stride=2)
+    batch = generate_tokens(lm, TokenRequest(text, lengths, seeds), max_frames=6, stride=2)
     assert batch.shape == (4, K, 13)
     for b in range(4):
-        alone = generate_tokens(lm, row(text, b), lengths[b], seeds=[seeds[b]], max_frames=6, stride=2)
+        alone = generate_tokens(
+            lm, TokenRequest(row(text, b), lengths[b], [seeds[b]]), max_frames=6, stride=2
+        )
         assert torch.equal(batch[b, :, : lengths[b]], alone[0])
         assert (batch[b, :, lengths[b] :] == 0).all()
     order = [2, 0, 3, 1]
-    shuffled = generate_tokens(
-        lm, Condition(text.tokens[order], text.mask[order]), [lengths[b] for b in order],
-        seeds=[seeds[b] for b in order], max_frames=6, stride=2,
-    )  # fmt: skip
+    text = Condition(text.tokens[order], text.mask[order])
+    request = TokenRequest(text, [lengths[b] for b in order], [seeds[b] for b in order])
+    shuffled = generate_tokens(lm, request, max_frames=6, stride=2)
     assert torch.equal(shuffled, batch[order])
 
 
 def test_other_seeds_give_other_codes_and_the_global_generator_is_left_alone() -> None:
     lm, text = make_lm(), random_text([5])
     before = torch.random.get_rng_state()
-    one, two = (generate_tokens(lm, text, 7, seeds=[seed]) for seed in (1, 2))
+    one, two = (generate_tokens(lm, TokenRequest(text, 7, [seed])) for seed in (1, 2))
     assert not torch.equal(one, two)
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -129,7 +130,7 @@ def test_other_seeds_give_other_codes_and_the_global_generator_is_left_alone() -
 @pytest.mark.parametrize("pattern", ["delay", "parallel", "flatten"])
 def test_a_longer_clip_begins_like_a_shorter_one(pattern: str) -> None:
     lm, text = make_lm(pattern), random_text([5])
-    short, long = (generate_tokens(lm, text, n, seeds=[1]) for n in (20, 33))
+    short, long = (generate_tokens(lm, TokenRequest(text, n, [1])) for n in (20, 33))
     same = 20 - (K - 1 if pattern == "delay" else 0)  # the last codes see whether codebook 0 goes on
     assert torch.equal(long[..., :same], short[..., :same])
 
@@ -140,7 +141,7 @@ def test_temperature_zero_is_argmax_whatever_the_seed() -> None:
     tiny = TokenSampling(temperature=1e-42)  # and its neighbourhood is no trap
     assert torch.equal(draw(logits, tiny, torch.full((2, K), 0.99)), logits.argmax(-1))
     lm, text = make_lm(), random_text([5])
-    assert torch.equal(*(generate_tokens(lm, text, 7, GREEDY, seeds=[seed]) for seed in (1, 2)))
+    assert torch.equal(*(generate_tokens(lm, TokenRequest(text, 7, [seed]), GREEDY) for seed in (1, 2)))
 
 
 def shares(probability: Sequence[float], sampling: TokenSampling) -> list[float]:
@@ -189,31 +190,31 @@ def test_guidance_formula() -> None:
 
 def test_generation_without_text() -> None:
     lm, text = make_lm(), random_text([5, 2])
-    none = generate_tokens(lm, None, 7, seeds=[1, 2])
-    assert torch.equal(none, generate_tokens(lm, null(2, D), 7, seeds=[1, 2]))
+    none = generate_tokens(lm, TokenRequest(None, 7, [1, 2]))
+    assert torch.equal(none, generate_tokens(lm, TokenRequest(null(2, D), 7, [1, 2])))
     mixed = Condition(text.tokens * torch.tensor([1.0, 0.0])[:, None, None], text.mask)  # row 1 has no text
-    assert torch.equal(generate_tokens(lm, mixed, 7, seeds=[1, 2])[1], none[1])
-    assert not torch.equal(generate_tokens(lm, text, 7, seeds=[1, 2]), none)
+    assert torch.equal(generate_tokens(lm, TokenRequest(mixed, 7, [1, 2]))[1], none[1])
+    assert not torch.equal(generate_tokens(lm, TokenRequest(text, 7, [1, 2])), none)
 
 
 def test_negative_prompt_takes_the_place_of_no_text() -> None:
     lm, text, negative = make_lm(), random_text([5]), random_text([3])
     negative = Condition(-negative.tokens, negative.mask)
-    codes = generate_tokens(lm, text, 7, seeds=[1], negative=negative)
+    codes = generate_tokens(lm, TokenRequest(text, 7, [1], negative=negative))
     nothing = torch.zeros(K, 0, dtype=torch.long)
     assert torch.equal(codes[0], oracle(lm, text, 7, TokenSampling(), 1, 3.0, nothing, 7, 1, negative))
-    assert not torch.equal(codes, generate_tokens(lm, text, 7, seeds=[1]))
-    unguided = generate_tokens(lm, text, 7, seeds=[1], guidance=1.0)
-    assert torch.equal(generate_tokens(lm, text, 7, seeds=[1], negative=text), unguided)
+    assert not torch.equal(codes, generate_tokens(lm, TokenRequest(text, 7, [1])))
+    unguided = generate_tokens(lm, TokenRequest(text, 7, [1], guidance=1.0))
+    assert torch.equal(generate_tokens(lm, TokenRequest(text, 7, [1], negative=text)), unguided)
 
 
 def test_callback_counts_up_to_the_total() -> None:
     lm, calls = make_lm(), []
     prompt = torch.zeros(2, K, 2, dtype=torch.long)
+    request = TokenRequest(None, [5, 13], [0, 1], prompt=prompt)
     generate_tokens(
-        lm, None, [5, 13], seeds=[0, 1], prompt=prompt, max_frames=6, stride=3,
-        callback=lambda done, total: calls.append((done, total)),
-    )  # fmt: skip
+        lm, request, max_frames=6, stride=3, callback=lambda done, total: calls.append((done, total))
+    )
     # windows [0, 6) from frame 2, [3, 9) from 6, [6, 12) from 9, [9, 13) from 12; two more steps each for the delays
     total = (4 + 2) + (3 + 2) + (3 + 2) + (1 + 2)
     assert calls == [(done, total) for done in range(1, total + 1)]
@@ -223,19 +224,21 @@ def test_bad_arguments_are_named() -> None:
     lm, text = make_lm(), random_text([5, 2])
     prompt = torch.zeros(2, K, 4, dtype=torch.long)
     with pytest.raises(InputError, match="4 frames asked for, with a prompt of 4"):
-        generate_tokens(lm, text, [7, 4], seeds=[1, 2], prompt=prompt)
+        generate_tokens(lm, TokenRequest(text, [7, 4], [1, 2], prompt=prompt))
     with pytest.raises(InputError, match="0 frames asked for"):
-        generate_tokens(lm, text, 0, seeds=[1, 2])
+        generate_tokens(lm, TokenRequest(text, 0, [1, 2]))
     with pytest.raises(InputError, match="from 0 to 11; this model's from 0 to 10"):
-        generate_tokens(lm, text, 7, seeds=[1, 2], prompt=torch.where(torch.arange(4) == 2, V, prompt))
+        generate_tokens(
+            lm, TokenRequest(text, 7, [1, 2], prompt=torch.where(torch.arange(4) == 2, V, prompt))
+        )
     with pytest.raises(InputError, match="the prompt has 2 codebooks; this model has 3"):
-        generate_tokens(lm, text, 7, seeds=[1, 2], prompt=prompt[:, :2])
+        generate_tokens(lm, TokenRequest(text, 7, [1, 2], prompt=prompt[:, :2]))
     with pytest.raises(InputError, match=r"stride is 6 frames; it must be from 1 to 5"):
-        generate_tokens(lm, text, 7, seeds=[1, 2], max_frames=6, stride=6)
+        generate_tokens(lm, TokenRequest(text, 7, [1, 2]), max_frames=6, stride=6)
     with pytest.raises(ValueError, match="condition has 2 rows and there are 3 seeds"):
-        generate_tokens(lm, text, 7, seeds=[1, 2, 3])
+        generate_tokens(lm, TokenRequest(text, 7, [1, 2, 3]))
     with pytest.raises(ValueError, match=r"call lm.eval\(\) first"):
-        generate_tokens(make_lm().train(), text, 7, seeds=[1, 2])
+        generate_tokens(make_lm().train(), TokenRequest(text, 7, [1, 2]))
     for wrong in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 1.5}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             TokenSampling(**wrong)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from audiogen.interfaces import Condition
 from audiogen.lm import stream
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.patterns import make_pattern, schedule
-from audiogen.lm.sample import TokenSampling, draw, generate_tokens, guide
+from audiogen.lm.sample import TokenRequest, TokenSampling, draw, generate_tokens, guide
 from audiogen.lm.stream import stream_tokens
 
 B, K, V, D = 2, 3, 11, 16
@@ -46,10 +46,13 @@ def joined(frames: object) -> Tensor:
     ],
 )
 def test_within_one_window_it_is_the_whole_sound_frame_by_frame(pattern: str, settings: dict) -> None:
+    settings = dict(settings)
     lm, text = make_lm(pattern), random_text()
-    whole = generate_tokens(lm, text, 17, seeds=[3, 4], **settings)
+    sampling = settings.pop("sampling", TokenSampling())
+    request = TokenRequest(text, 17, [3, 4], **settings)
+    whole = generate_tokens(lm, request, sampling)
     for max_frames in (17, 40):
-        frames = list(stream_tokens(lm, text, 17, seeds=[3, 4], max_frames=max_frames, **settings))
+        frames = list(stream_tokens(lm, request, sampling, max_frames=max_frames))
         assert [frame.shape for frame in frames] == [(B, K, 1)] * 17
         assert torch.equal(joined(frames), whole)
 
@@ -63,7 +66,7 @@ def test_a_frame_comes_as_soon_as_its_last_code_is_drawn() -> None:
         return step(steps, cache)  # type: ignore[arg-type]
 
     lm.step = watched  # type: ignore[method-assign]
-    frames = stream_tokens(lm, None, seeds=[0], max_frames=40)
+    frames = stream_tokens(lm, TokenRequest(None, None, [0]), max_frames=40)
     for count in range(5):
         next(frames)
         assert sum(seen) == 3 + count  # the largest delay, and itself
@@ -71,8 +74,8 @@ def test_a_frame_comes_as_soon_as_its_last_code_is_drawn() -> None:
 
 def test_a_stream_without_an_end_begins_like_every_sound_of_its_seed() -> None:
     lm, text = make_lm("parallel"), random_text()
-    endless = joined(islice(stream_tokens(lm, text, seeds=[3, 4], max_frames=20), 20))
-    assert torch.equal(endless, generate_tokens(lm, text, 20, seeds=[3, 4]))
+    endless = joined(islice(stream_tokens(lm, TokenRequest(text, None, [3, 4]), max_frames=20), 20))
+    assert torch.equal(endless, generate_tokens(lm, TokenRequest(text, 20, [3, 4])))
 
 
 @torch.no_grad()
@@ -108,7 +111,7 @@ def test_past_a_window_the_next_one_has_heard_its_frames_and_no_others(
     expected = windows_run_afresh(lm, text, 40, 9, stride)
     for block in (1, 3, 16):
         monkeypatch.setattr(stream, "BLOCK", block)
-        frames = stream_tokens(lm, text, 40, seeds=[3, 4], max_frames=9, stride=stride)
+        frames = stream_tokens(lm, TokenRequest(text, 40, [3, 4]), max_frames=9, stride=stride)
         assert torch.equal(joined(frames), expected)
 
 
@@ -130,7 +133,7 @@ def test_no_step_hears_more_than_a_block_and_nothing_old_is_kept(monkeypatch: py
         return buffers[-1]
 
     monkeypatch.setattr(stream, "StepBuffer", kept)
-    frames = stream_tokens(lm, None, seeds=[0], max_frames=20)
+    frames = stream_tokens(lm, TokenRequest(None, None, [0]), max_frames=20)
     for _ in range(150):
         before = len(calls)
         next(frames)
@@ -141,12 +144,14 @@ def test_no_step_hears_more_than_a_block_and_nothing_old_is_kept(monkeypatch: py
 
 def test_a_prompt_longer_than_a_window_is_heard_from_its_end_on() -> None:
     lm, prompt = make_lm("parallel"), torch.randint(0, V, (B, K, 25))
-    frames = joined(stream_tokens(lm, None, 26, seeds=[0, 1], max_frames=9, stride=4, prompt=prompt))
+    frames = joined(stream_tokens(lm, TokenRequest(None, 26, [0, 1], prompt=prompt), max_frames=9, stride=4))
     assert torch.equal(frames[..., :25], prompt)
-    again = joined(stream_tokens(lm, None, 26, seeds=[0, 1], max_frames=9, stride=4, prompt=prompt.flip(2)))
+    again = joined(
+        stream_tokens(lm, TokenRequest(None, 26, [0, 1], prompt=prompt.flip(2)), max_frames=9, stride=4)
+    )
     assert not torch.equal(again[..., 25:], frames[..., 25:])
     other = torch.cat([prompt[..., :20].flip(2), prompt[..., 20:]], -1)  # 5 frames are seen
-    same = joined(stream_tokens(lm, None, 26, seeds=[0, 1], max_frames=9, stride=4, prompt=other))
+    same = joined(stream_tokens(lm, TokenRequest(None, 26, [0, 1], prompt=other), max_frames=9, stride=4))
     assert torch.equal(same[..., 25:], frames[..., 25:])
 
 
@@ -164,8 +169,8 @@ def test_the_schedule_is_that_of_the_pattern() -> None:
 
 def test_what_cannot_be_streamed_is_said() -> None:
     with pytest.raises(InputError, match="coarse_first plans all frames at once and cannot be streamed"):
-        stream_tokens(make_lm("coarse_first"), None, seeds=[0], max_frames=9)
+        stream_tokens(make_lm("coarse_first"), TokenRequest(None, None, [0]), max_frames=9)
     with pytest.raises(InputError, match="stride is 10 frames; it must be from 1 to max_frames, 9"):
-        stream_tokens(make_lm(), None, seeds=[0], max_frames=9, stride=10)
+        stream_tokens(make_lm(), TokenRequest(None, None, [0]), max_frames=9, stride=10)
     with pytest.raises(ValueError, match="condition has 2 rows and there are 1 seeds"):
-        stream_tokens(make_lm(), random_text(), seeds=[0], max_frames=9)
+        stream_tokens(make_lm(), TokenRequest(random_text(), None, [0]), max_frames=9)

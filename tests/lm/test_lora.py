@@ -15,7 +15,7 @@ from audiogen.interfaces import Condition
 from audiogen.lm import lora
 from audiogen.lm.lora import LoraConfig
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.sample import generate_tokens
+from audiogen.lm.sample import TokenRequest, generate_tokens
 
 CONFIG = LMConfig(num_codebooks=3, codebook_size=11, dim=24, num_layers=2, num_heads=4, dropout=0.1)
 STEPS = torch.arange(2 * 3 * 7).reshape(2, 3, 7) % 12
@@ -104,10 +104,12 @@ def test_taken_off_the_model_is_what_it_was() -> None:
 
 def test_generation_with_a_cache_uses_them() -> None:
     lm = adapted()
-    unmerged = generate_tokens(lm, text(), 6, seeds=range(2), guidance=3.0)
+    unmerged = generate_tokens(lm, TokenRequest(text(), 6, range(2), guidance=3.0))
     lora.merge(lm)
-    assert torch.equal(generate_tokens(lm, text(), 6, seeds=range(2), guidance=3.0), unmerged)
-    assert not torch.equal(generate_tokens(model(), text(), 6, seeds=range(2), guidance=3.0), unmerged)
+    assert torch.equal(generate_tokens(lm, TokenRequest(text(), 6, range(2), guidance=3.0)), unmerged)
+    assert not torch.equal(
+        generate_tokens(model(), TokenRequest(text(), 6, range(2), guidance=3.0)), unmerged
+    )
 
 
 def test_recomputed_layers_give_the_same_gradients() -> None:

@@ -26,7 +26,7 @@ from audiogen.generators import load as generators
 from audiogen.interfaces import Sampling
 from audiogen.lm import lora
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.sample import TokenSampling, generate_tokens
+from audiogen.lm.sample import TokenRequest, TokenSampling, generate_tokens
 from audiogen.models import export
 from audiogen.models.build import load_codec
 from audiogen.models.own import save_codec
@@ -82,7 +82,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], AudioGen]
 def greedy(model: AudioGen, texts: list[str | None], num_frames: int, guidance: float) -> torch.Tensor:
     conditions = stack([model.conditioner([text]) for text in texts])
     seeds = [0] * len(texts)
-    return generate_tokens(model.lm, conditions, num_frames, GREEDY, seeds=seeds, guidance=guidance)
+    return generate_tokens(model.lm, TokenRequest(conditions, num_frames, seeds, guidance=guidance), GREEDY)
 
 
 @torch.no_grad()

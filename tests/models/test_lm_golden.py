@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from audiogen.interfaces import Condition
 from audiogen.lm.model import TokenLM, teacher_forcing
 from audiogen.lm.patterns import deinterleave, interleave
-from audiogen.lm.sample import TokenSampling, generate_tokens
+from audiogen.lm.sample import TokenRequest, TokenSampling, generate_tokens
 from audiogen.models.build import load_lm
 from audiogen.text.condition import null
 
@@ -67,9 +67,8 @@ def test_training_logits_are_ours_before_the_tail(
 
 def test_greedy_generation_and_continuation(golden: tuple[TokenLM, Condition, dict[str, Tensor]]) -> None:
     lm, text, expected = golden
-    codes = generate_tokens(lm, text, 12, GREEDY, guidance=3.0, seeds=[0])
+    codes = generate_tokens(lm, TokenRequest(text, 12, guidance=3.0, seeds=[0]), GREEDY)
     assert torch.equal(codes, expected["greedy_codes"])
-    continued = generate_tokens(
-        lm, text, 12, GREEDY, guidance=3.0, seeds=[0], prompt=expected["prompt_codes"]
-    )
+    request = TokenRequest(text, 12, [0], guidance=3.0, prompt=expected["prompt_codes"])
+    continued = generate_tokens(lm, request, GREEDY)
     assert torch.equal(continued, expected["continued_codes"])

@@ -11,7 +11,7 @@ import torch
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.sample import generate_tokens
+from audiogen.lm.sample import TokenRequest, generate_tokens
 from audiogen.models.build import load_lm, read_lm
 from audiogen.models.find import LM, find
 from audiogen.models.own import save_lm
@@ -39,7 +39,7 @@ def codec(tmp_path: Path) -> CodecReference:
 
 def codes_of(lm: TokenLM, conditioner: T5Conditioner) -> torch.Tensor:
     with torch.no_grad():
-        return generate_tokens(lm, conditioner([*CAPTIONS, None]), 7, seeds=range(4))
+        return generate_tokens(lm, TokenRequest(conditioner([*CAPTIONS, None]), 7, range(4)))
 
 
 def test_a_loaded_model_generates_what_the_saved_one_did(

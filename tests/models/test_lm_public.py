@@ -27,7 +27,7 @@ from audiogen.files.hub import Layout
 from audiogen.interfaces import Condition
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.patterns import interleave
-from audiogen.lm.sample import TokenSampling, generate_tokens
+from audiogen.lm.sample import TokenRequest, TokenSampling, generate_tokens
 from audiogen.models.build import load_lm, read_lm
 from audiogen.models.export import decoder_parts
 from audiogen.models.find import LAYOUTS, LM, find
@@ -167,10 +167,10 @@ def test_greedy_codes_are_those_of_transformers(
     model, folder = pair
     loaded = load_lm(folder)
     condition = loaded.conditioner(list(TEXTS))
-    ours = generate_tokens(loaded.lm, condition, FRAMES, GREEDY, seeds=[0, 1], guidance=guidance)
+    ours = generate_tokens(loaded.lm, TokenRequest(condition, FRAMES, [0, 1], guidance=guidance), GREEDY)
     assert torch.equal(ours, their_codes(model, encoded(folder, TEXTS), guidance))
     nothing = vars(model.get_unconditional_inputs(1))
-    ours = generate_tokens(loaded.lm, None, FRAMES, GREEDY, seeds=[0], guidance=guidance)
+    ours = generate_tokens(loaded.lm, TokenRequest(None, FRAMES, [0], guidance=guidance), GREEDY)
     assert torch.equal(ours, their_codes(model, nothing, guidance))
 
 
