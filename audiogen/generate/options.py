@@ -173,7 +173,7 @@ def add_lm_options(parser: argparse.ArgumentParser) -> None:
     lm.add_argument(
         "--cuda-graph",
         action="store_true",
-        help="on CUDA, run the whole decoding step as one recorded graph of fused kernels (always so for int8)",
+        help="on CUDA, compile the decoding step as a whole and replay it as a CUDA graph (always so for int8)",
     )
 
 

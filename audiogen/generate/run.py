@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
             jobs = plan(args, edit.duration_s)
         packed = True if args.cuda_graph else None
         generator = generators.open_generator(
-            found,
-            args.device,
-            args.dtype,
-            args.text_encoder,
-            args.adapter,
-            packed,
-            args.heads,
-            args.clap,
+            found, args.device, args.dtype, args.text_encoder, args.adapter, packed, args.heads, args.clap
         )
         if edit is not None and edit.sample_rate != generator.sample_rate:
             warnings.warn(
@@ -60,17 +54,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
                 stacklevel=1,
             )
         _check_durations(jobs, generator, prompt, edit, args.stream)
-        names = (
-            "negative",
-            "temperature",
-            "top_k",
-            "top_p",
-            "peer_padding",
-            "steps",
-            "sampler",
-            "candidates",
-        )
-        sampling = Sampling(**{name: getattr(args, name) for name in names})
+        sampling = Sampling(**{field.name: getattr(args, field.name) for field in fields(Sampling)})
         if args.stream:
             return stream(args, jobs[0], generator, prompt, sampling)
         make = partial(
