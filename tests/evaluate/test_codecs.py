@@ -15,6 +15,7 @@ import torch
 from audiogen import audio
 from audiogen.codec.losses import mel_distance
 from audiogen.codec.model import Codec, CodecConfig
+from audiogen.codec.segmented import in_segments
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.data.manifest import read_manifest, select
@@ -189,7 +190,7 @@ def test_a_long_clip_goes_through_in_windows_unchanged(codec: str, tmp_path: Pat
     """45 s: more than the codec's window of 20 s, for codes and audio of the whole."""
     sound = 0.1 * torch.randn(1, 45 * 8000, generator=torch.Generator().manual_seed(0))
     model = load_codec(codec)
-    coded = codec_systems("tiny", model)[1].code(sound)
+    coded = codec_systems("tiny", in_segments(model))[1].code(sound)
     codes = model.encode(sound[None])
     assert torch.allclose(coded.audio, model.decode(codes)[0], atol=1e-4)
     counts = torch.stack([row.bincount(minlength=16) for row in codes[0]])
@@ -322,7 +323,7 @@ def test_a_codec_that_breaks_down_is_named_with_the_clip(codec: str, labelled: P
     with torch.no_grad():
         for weight in model.decoder.parameters():
             weight.fill_(math.nan)
-    system = codec_systems("broken", model)[0]
+    system = codec_systems("broken", in_segments(model))[0]
     with pytest.raises(
         InputError, match=r"broken, 1 codebook, .*tone_0.wav: the audio holds samples that are not finite"
     ):

@@ -13,6 +13,7 @@ from audiogen import audio
 from audiogen.data import synth
 from audiogen.data.manifest import read_manifest, select
 from audiogen.errors import InputError
+from audiogen.models.find import bundled
 from audiogen.models.tagger import load_tagger, save_tagger
 from audiogen.tagger.model import Tagger, TaggerConfig
 
@@ -61,7 +62,7 @@ def test_frames_lie_where_they_say() -> None:
     assert tagger.hop_s == HOP / 8000
 
 
-def test_the_bundled_size_hears_about_a_second_around_a_frame() -> None:
+def test_the_bundled_size_covers_about_a_second_around_a_frame() -> None:
     tagger = Tagger(TaggerConfig(groups={"synth": ("rain",)})).eval()
     mel = tagger.features(torch.randn(2, 51200)).requires_grad_()
     tagger.tag(mel).frame_logits[:, 10].sum().backward()
@@ -156,15 +157,15 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, object], messa
         replace(CONFIG, **changes)
 
 
-def bundled() -> Tagger:
+def tagger_tiny() -> Tagger:
     if "tagger_tiny" not in bundled():
         pytest.skip("this checkout holds no weights of tagger_tiny")
     return load_tagger()
 
 
-def test_the_bundled_tagger_hears_events_of_the_built_in_corpus_when_they_sound() -> None:
+def test_the_bundled_tagger_finds_events_of_the_built_in_corpus_when_they_sound() -> None:
     """Where it is sure (0.5), it is right; at 0.15 it misses few of the events that are there."""
-    tagger = bundled()
+    tagger = tagger_tiny()
     kinds, columns = tagger.config.groups["synth"], tagger.group("synth")
     caught = total = sure = right = 0
     for number in range(2_000_000, 2_000_040):
@@ -184,7 +185,7 @@ def test_the_bundled_tagger_hears_events_of_the_built_in_corpus_when_they_sound(
 
 
 def test_the_bundled_tagger_recognises_recordings_it_was_not_trained_on(shared: Path) -> None:
-    tagger = bundled()
+    tagger = tagger_tiny()
     clips = read_manifest(shared / "data" / "esc10" / "manifest.jsonl")
     held_out = select(clips, {"fold": (4,), "license": ("CC0", "CC-BY")})
     labels, right = tagger.config.groups["esc10"], 0

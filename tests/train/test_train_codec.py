@@ -339,7 +339,7 @@ def test_one_pass_of_the_discriminator_serves_both_players() -> None:
     torch.manual_seed(0)
     judge = MultiScaleSTFTDiscriminator(DiscriminatorConfig(n_ffts=(64, 32), num_filters=3, dilations=(1, 2)))
     for module in judge.modules():
-        if isinstance(module, nn.LeakyReLU):
+        if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(lambda layer, inputs: passes.append(layer))
     passes: list[nn.Module] = []
     adversary = Adversary(judge, AdversarialConfig(), OptimConfig(), FitConfig(steps=10))
