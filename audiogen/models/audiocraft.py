@@ -23,7 +23,7 @@ from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models import encodec
 from audiogen.models.find import CODEC, CODEC_FILE, LM_FILE, Found, find
 from audiogen.models.parts import CodecParts, CodecReference, LMParts, release_parts
-from audiogen.models.settings import RATE, Settings, parse_yaml, resolve, short
+from audiogen.models.settings import RATE, Settings, formats, parse_yaml, resolve, short
 from audiogen.models.tensors import Source, check_sizes, empty, match, shaped
 from audiogen.text import encoder
 from audiogen.text.t5 import TextConfig
@@ -58,20 +58,6 @@ REQUIRED: dict[str, tuple[Any, Any]] = {
     "qk_layer_norm_cross": (False, False),
     "xpos": (False, False),
 }
-# How it was trained, initialised and run fast: nothing that the weights compute depends on these. There is
-# cross-attention wherever fuser.cross names a condition, whatever cross_attention says.
-HARMLESS = (
-    *("attention_as_float32", "attention_dropout", "checkpointing", "cross_attention", "custom"),
-    *("depthwise_init", "dropout", "emb_lr", "lr", "memory_efficient", "q_modeling", "two_step_cfg"),
-    *("weight_decay", "weight_init", "zero_bias_init"),
-)
-# The same for conditions: `args` merges and drops captions in training; the scale is of position embeddings that the
-# released models do not add.
-HARMLESS_CONDITIONS = (
-    "conditioners.args*",
-    *(f"conditioners.description.t5.{key}" for key in ("word_dropout", "autocast_dtype", "device")),
-    "fuser.cross_attention_pos_emb_scale",
-)
 MELODY = ("chroma_stem", "style", "self_wav")
 # our name of a layer's tensor -> theirs, and which thirds of it where queries, keys and values are joined
 LAYER = {
@@ -165,7 +151,13 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
     seconds = settings.number("dataset.segment_duration", within=Range(1e-9))
     guidance = settings.number("classifier_free_guidance.inference_coef", None, Range(0))
     off = [key for key, value in settings.section("transformer_lm").contents.items() if value is False]
-    settings.done([*(f"transformer_lm.{key}" for key in (*HARMLESS, *off)), *HARMLESS_CONDITIONS])
+    harmless = formats()["audiocraft"]["harmless"]
+    settings.done(
+        [
+            *(f"transformer_lm.{key}" for key in (*harmless, *off)),
+            *formats()["audiocraft"]["harmless_conditions"],
+        ]
+    )
     check_sizes(path, len(found.state), lm.num_layers + lm.num_codebooks, [lm.dim, lm.ff_mult * lm.dim])
     projection = found.state.get(f"{PROJECTION}weight")
     width = projection.shape[-1] if projection is not None and projection.dim() == 2 else 0
@@ -236,19 +228,9 @@ def _architecture(settings: Settings) -> LMConfig:
     model = settings.section("transformer_lm", {})
     for key, (wanted, absent) in REQUIRED.items():
         model.choice(key, [wanted], absent)
-    num_codebooks = model.whole("n_q")
-    pattern, delays = _pattern(settings, num_codebooks)
-    values = {
-        "num_codebooks": num_codebooks,
-        "codebook_size": model.whole("card"),
-        "dim": model.whole("dim"),
-        "num_layers": model.whole("num_layers"),
-        "num_heads": model.whole("num_heads"),
-        "ff_mult": model.whole("hidden_scale"),
-        "dropout": model.number("dropout", None) or 0.0,
-        "pattern": pattern,
-        "delays": delays,
-    }
+    values = model.values(LMConfig, formats()["audiocraft"]["lm"])
+    values["dropout"] = model.number("dropout", None) or 0.0
+    values["pattern"], values["delays"] = _pattern(settings, values["num_codebooks"])
     return build(LMConfig, values, where=str(settings.where))
 
 

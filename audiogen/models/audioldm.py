@@ -19,15 +19,16 @@ from typing import Any
 
 from torch import Tensor
 
-from audiogen.config import Range
+from audiogen.config import build
 from audiogen.diffusion.conditioners import ConditionerConfig
 from audiogen.diffusion.loa import LoaConfig
 from audiogen.diffusion.mel import MelConfig
+from audiogen.diffusion.process import ProcessConfig
 from audiogen.diffusion.systems import SystemConfig, released
 from audiogen.diffusion.vocoder import VocoderConfig
 from audiogen.errors import InputError
 from audiogen.models import latent_diffusion as parts
-from audiogen.models.settings import RATE, SIZE, Settings, read_settings, short
+from audiogen.models.settings import Settings, formats, read_settings, short
 from audiogen.models.systems import Component, SystemParts
 from audiogen.models.tensors import Source, is_whole, read_weights, under
 from audiogen.text.t5 import TextConfig
@@ -40,21 +41,6 @@ LOA_PARTS = ("start_of_sequence_tokens.", "end_of_sequence_tokens.", "input_sequ
 LOA_INPUTS = ["film_clap_cond1", "crossattn_flan_t5"]  # what GPT-2 begins from, in this order
 TOKEN_ROWS = 32  # of the tables of start and end tokens, of which rows 0 and 1 are used
 _PARAMS, _LOA = "model.params", f"model.params.cond_stage_config.{LOA}.params"
-# Training, paths of the authors' machine, the default length of a sound, and settings of CLAP and AudioMAE: the first
-# comes from the hub, the second is a target of training.
-HARMLESS = (
-    *("metadata_root", "log_directory", "wave_file_save_path", "precision", "id.*", "data.*", "variables.*"),
-    *("step.*", "augmentation.*", "preprocessing.audio.max_wav_value", "preprocessing.audio.duration"),
-    *(f"preprocessing.mel.{key}" for key in ("freqm", "timem", "blur", "mean", "std", "target_length")),
-    *("*.base_learning_rate", "*.batchsize", "*.monitor", "*.image_key", "*.lossconfig.*", "*.dropout"),
-    *("*.device", "*.cond_stage_key", "*.ddconfig.resolution", "*.image_size", "*.use_checkpoint"),
-    *(f"{_PARAMS}.{key}" for key in ("warmup_steps", "optimize_ddpm_parameter", "num_timesteps_cond")),
-    *(f"{_PARAMS}.{key}" for key in ("log_every_t", "unconditional_prob_cfg", "first_stage_key")),
-    *(f"{_PARAMS}.{key}" for key in ("latent_t_size", "cond_stage_trainable", "evaluation_params.*")),
-    *(f"{_PARAMS}.cond_stage_config.params.*", f"{_PARAMS}.vocoder_config.target"),
-    *(f"{_LOA}.{key}" for key in ("learnable", "use_gt_mae_*", "use_warmup")),
-    *(f"{_LOA}.cond_stage_config.{key}.*" for key in ("film_clap_cond1.params", "crossattn_audiomae_pooled")),
-)
 
 
 def is_audioldm(directory: Path) -> bool:
@@ -87,7 +73,7 @@ def read_audioldm(
     if (directory / CONFIG).is_file():
         settings = read_settings(directory / CONFIG)
         config, process = _config(settings, vae, scale_factor), _process(settings.section(_PARAMS))
-        settings.done(HARMLESS)
+        settings.done(formats()["audioldm"]["harmless"])
         origin = f"channels / num_head_channels of {CONFIG}"
     else:
         config = standard_config(tensors, scale_factor, files[0])
@@ -216,50 +202,34 @@ def _conditioner_2(settings: Settings, context: tuple[int | None, ...]) -> Condi
         (f"{inner}.{LOA_INPUTS[1]}", "crossattn"),
     ):
         settings.choice(f"{key}.conditioning_key", [kind], kind)
-    gpt2, usual = settings.section(f"{_PARAMS}.gpt2_config", {}), LoaConfig()
+    gpt2 = settings.section(f"{_PARAMS}.gpt2_config", {})
     gpt2.expect(n_embd=widths[0], activation_function="gelu_new", layer_norm_epsilon=1e-5)
+    values = gpt2.values(LoaConfig, formats()["audioldm"]["gpt2"])
+    values |= {"width": widths[0], "clap_dim": dims[0], "text_dim": dims[1]}
+    values["length"] = loa.whole("sequence_gen_length")
     return ConditionerConfig(
         cross=(("loa",), ("text",)),
         unconditional="empty",
         text=TextConfig(TEXT_ENCODER, width=widths[1]),
         clap=CLAP,
         clap_dim=dims[0],
-        loa=LoaConfig(
-            width=widths[0],
-            length=loa.whole("sequence_gen_length"),
-            num_layers=gpt2.whole("n_layer", usual.num_layers),
-            num_heads=gpt2.whole("n_head", usual.num_heads),
-            max_positions=gpt2.whole("n_positions", usual.max_positions),
-            vocab_size=gpt2.whole("vocab_size", usual.vocab_size),
-            clap_dim=dims[0],
-            text_dim=dims[1],
-        ),
+        loa=build(LoaConfig, values, where=str(settings.where)),
     )
 
 
 def _mel(settings: Settings) -> MelConfig:
     section = settings.section("preprocessing")
-    n_fft = section.whole("stft.filter_length")
-    section.choice("stft.win_length", [n_fft], n_fft)
-    return MelConfig(
-        sample_rate=section.whole("audio.sampling_rate", within=RATE),
-        n_fft=n_fft,
-        hop_length=section.whole("stft.hop_length"),
-        num_mels=section.whole("mel.n_mel_channels"),
-        f_min=section.number("mel.mel_fmin", within=Range(0)),
-        f_max=section.number("mel.mel_fmax", within=Range(0)),
-    )
+    values = section.values(MelConfig, formats()["audioldm"]["mel"])
+    section.choice("stft.win_length", [values["n_fft"]], values["n_fft"])
+    return build(MelConfig, values, where=str(settings.where))
 
 
 def _process(params: Settings) -> dict[str, Any]:
     kind = params.choice("parameterization", ["eps", "v"], "eps")
-    return {
+    return params.values(ProcessConfig, formats()["audioldm"]["process"]) | {
         "kind": "ddpm",
         "prediction": {"eps": "epsilon", "v": "v"}[kind],
-        "num_train_steps": params.whole("timesteps", within=SIZE),
         "beta_schedule": "scaled_linear",  # the authors' "linear" is so in the square root
-        "beta_start": params.number("linear_start"),
-        "beta_end": params.number("linear_end"),
     }
 
 

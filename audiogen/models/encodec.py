@@ -24,19 +24,14 @@ from torch import Tensor
 
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
-from audiogen.config import Range
-from audiogen.errors import InputError
+from audiogen.config import build
 from audiogen.models.parts import CodecParts
-from audiogen.models.settings import RATE, Settings
+from audiogen.models.settings import Settings, formats
 from audiogen.models.tensors import check_sizes, empty, fill
 
 Layout = Literal["audiocraft", "transformers"]
 NORMS = {"none": "none", "weight_norm": "none", "time_group_norm": "group"}
 UNITS = {"wide": "block.1", "point": "block.3", "shortcut": "shortcut"}
-TRAINING = (
-    *("q_dropout", "kmeans_init", "orthogonal_reg_weight"),
-    *("orthogonal_reg_active_codes_only", "orthogonal_reg_max_codes"),
-)
 BUFFERS = {"codewords": "embed", "usage": "cluster_size", "sums": "embed_avg", "initialised": "inited"}
 
 
@@ -79,38 +74,18 @@ def open_codec(parts: CodecParts, device: str | torch.device) -> Codec:
     return codec.requires_grad_(False)
 
 
-def make_config(values: Mapping[str, Any], seanet: Mapping[str, Any], where: str | Path) -> CodecConfig:
-    """The configuration of a codec under our names; one that is impossible names the file."""
-    try:
-        return CodecConfig(seanet=SeanetConfig(**seanet), **values)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-
-
 def audiocraft_config(settings: Settings) -> CodecConfig:
     """Sections `encodec`, `seanet` and `rvq` of a compression file's `xp.cfg` -> ours."""
     settings.choice("compression_model", ["encodec"], "encodec")
-    codec, rvq = settings.section("encodec"), settings.section("rvq")
+    keys, codec = formats()["audiocraft"], settings.section("encodec")
     codec.expect(autoencoder="seanet", quantizer="rvq")
     codec.choice("renormalize", [False, None], None)
-    channels, causal = codec.whole("channels"), codec.flag("causal")
-    values: dict[str, Any] = {
-        "sample_rate": codec.whole("sample_rate", within=RATE),
-        "channels": channels,
-        "latent_dim": settings.whole("seanet.dimension"),
-        "num_codebooks": rvq.whole("n_q"),
-        "codebook_size": rvq.whole("bins"),
-        "codebook_decay": rvq.number("decay", 0.99),
-        "kmeans_iterations": rvq.whole("kmeans_iters", 50),
-        "dead_below": rvq.number("threshold_ema_dead_code", 2.0),
-    }
-    seanet = settings.section("seanet")
-    seanet.expect(causal=causal, channels=channels)
-    fields = _seanet(seanet) | {"causal": causal}
-    # the original drops renorm, of the first releases, too; the activation whose parameters these are is None
-    harmless = [f"rvq.{key}" for key in TRAINING]
-    settings.done([*harmless, "encodec.renorm", "seanet.decoder.final_activation_params"])
-    return make_config(values, fields, settings.where)
+    values = settings.values(CodecConfig, keys["codec"])
+    seanet, causal = settings.section("seanet"), codec.flag("causal")
+    seanet.expect(causal=causal, channels=values["channels"])
+    values["seanet"] = _seanet(seanet) | {"causal": causal}
+    settings.done(keys["harmless_codec"])
+    return build(CodecConfig, values, where=str(settings.where))
 
 
 def _seanet(seanet: Settings) -> dict[str, Any]:
@@ -129,21 +104,7 @@ def _seanet(seanet: Settings) -> dict[str, Any]:
         seanet.choice("disable_norm_outer_blocks", [0], 0)
     else:
         seanet.take("disable_norm_outer_blocks", 0)
-    return {
-        "num_filters": seanet.whole("n_filters"),
-        "num_residual_layers": seanet.whole("n_residual_layers", within=Range(0, 2**18)),
-        "ratios": seanet.wholes("ratios"),
-        "kernel_size": seanet.whole("kernel_size"),
-        "residual_kernel_size": seanet.whole("residual_kernel_size"),
-        "last_kernel_size": seanet.whole("last_kernel_size"),
-        "dilation_base": seanet.whole("dilation_base"),
-        "compress": seanet.whole("compress"),
-        "true_skip": seanet.flag("true_skip"),
-        "lstm": seanet.whole("lstm", within=Range(0, 2**18)),
-        "pad_mode": seanet.choice("pad_mode", ("constant", "reflect", "replicate")),
-        "trim_right_ratio": seanet.number("decoder.trim_right_ratio", 1.0),
-        "norm": norm,
-    }
+    return seanet.values(SeanetConfig, formats()["audiocraft"]["seanet"]) | {"norm": norm}
 
 
 def read_codec(tensors: Mapping[str, Tensor], path: Path) -> CodecParts:

@@ -33,8 +33,9 @@ from audiogen.files import checkpoint
 from audiogen.interfaces import Codec as AnyCodec
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models.encodec import their_name
+from audiogen.models.settings import formats
 from audiogen.models.tensors import length
-from audiogen.models.transformers import decoder_names
+from audiogen.models.transformers import COMPUTED, decoder_names
 from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import Vocabulary
 
@@ -137,23 +138,15 @@ def decoder_parts(lm: TokenLM) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Its delays are 0, 1, 2 ... for one channel and 0, 0, 1, 1 ... for two; other patterns are an InputError.
     """
     config = lm.config
+    keys, plain = formats()["transformers"]["decoder"], to_plain(config)
     decoder = {
         "model_type": "musicgen_decoder",
-        "vocab_size": config.codebook_size,
-        "hidden_size": config.dim,
+        **{key[0]: plain[field] for field, key in keys.items()},
         "ffn_dim": config.ff_mult * config.dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_codebooks": config.num_codebooks,
         "audio_channels": _channels_of(config),
         "max_position_embeddings": 2048,  # length of a table that transformers extends where needed
-        "activation_function": "gelu",
-        "dropout": config.dropout,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "layerdrop": 0.0,
-        "scale_embedding": False,
-        "tie_word_embeddings": False,
+        **{key: value for key, value in COMPUTED.items() if value is not None},
+        **dict.fromkeys(("attention_dropout", "activation_dropout", "layerdrop"), 0.0),
         "pad_token_id": lm.special,
         "bos_token_id": lm.special,
         "eos_token_id": None,
@@ -211,30 +204,17 @@ def encodec_parts(
                 f"codec {codec.name or 'given'} has {key} {value!r}; EncodecModel of transformers has SEANet layers "
                 "with an LSTM, codebooks of a power of 2, and one or two channels"
             )
+    keys, plain = formats()["transformers"], to_plain(config)
     contents: dict[str, Any] = {
+        **{key[0]: plain[field] for field, key in keys["codec"].items()},
+        **{key[0]: plain["seanet"][field] for field, key in keys["seanet"].items()},
         "model_type": "encodec",
         "target_bandwidths": bandwidths(config, num_codebooks or (config.num_codebooks // streams,)),
-        "sampling_rate": config.sample_rate,
         "audio_channels": config.channels // streams,
-        "normalize": config.normalise,
         "chunk_length_s": config.segment_s,
         "overlap": None if config.segment_s is None else config.segment_overlap,
-        "hidden_size": config.latent_dim,
-        "codebook_size": config.codebook_size,
         "codebook_dim": config.latent_dim,
-        "num_filters": seanet.num_filters,
-        "num_residual_layers": seanet.num_residual_layers,
-        "upsampling_ratios": list(seanet.ratios),
         "norm_type": "time_group_norm" if seanet.norm == "group" else "weight_norm",
-        "kernel_size": seanet.kernel_size,
-        "last_kernel_size": seanet.last_kernel_size,
-        "residual_kernel_size": seanet.residual_kernel_size,
-        "dilation_growth_rate": seanet.dilation_base,
-        "use_causal_conv": seanet.causal,
-        "pad_mode": seanet.pad_mode,
-        "compress": seanet.compress,
-        "num_lstm_layers": seanet.lstm,
-        "trim_right_ratio": seanet.trim_right_ratio,
         "use_conv_shortcut": not seanet.true_skip,
     }
     return contents, _encodec_tensors(codec)

@@ -16,28 +16,12 @@ from audiogen.diffusion.sample import SAMPLINGS, Sampling
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
 from audiogen.models import latent_diffusion as parts
-from audiogen.models.settings import Settings, read_settings
+from audiogen.models.settings import Settings, formats, read_settings
 from audiogen.models.systems import SystemParts
 from audiogen.models.tensors import read_weights, under
 from audiogen.text.t5 import TextConfig
 
 TEXT_ENCODER = "google/flan-t5-large"
-# Training, paths of the authors' machine, and the length and folders of their examples.
-HARMLESS = (
-    *("base_config", "dataset", "root_dir", "checkpoint_*", "test_*", "num_workers", "seed"),
-    *("preprocess.*_dir", "preprocess.use_*", "preprocess.target_length", "preprocess.duration"),
-    *(
-        "warmup_steps",
-        "gamma",
-        "resume",
-        "infer",
-        "infer_text",
-        "train.*",
-        "logger.*",
-        "model.audioldm.image_size",
-    ),
-    "model.audioldm.use_checkpoint",
-)
 
 
 def is_lafma(directory: Path) -> bool:
@@ -70,7 +54,7 @@ def read_lafma(directory: Path, heads: tuple[int, ...] | None = None) -> SystemP
         settings.whole("num_steps", usual.steps),
         settings.number("guidance_scale", usual.guidance, Range(0)),
     )
-    settings.done(HARMLESS)
+    settings.done(formats()["lafma"]["harmless"])
     origin = "as given" if heads else f"num_heads of {Path(settings.where).name}"
     return SystemParts(
         config,
@@ -88,7 +72,7 @@ def read_lafma(directory: Path, heads: tuple[int, ...] | None = None) -> SystemP
 def _config(settings: Settings, hifigan: Settings, vae: dict, heads: tuple[int, ...] | None) -> SystemConfig:
     vocoder = parts.vocoder_config(hifigan)
     mel = parts.mel_of_vocoder(hifigan, vocoder)
-    hifigan.done(parts.VOCODER_HARMLESS)
+    hifigan.done(formats()["hifigan"]["harmless"])
     spectrogram = settings.section("preprocess", {})
     spectrogram.expect(n_mel=mel.num_mels, hop_size=mel.hop_length, sample_rate=mel.sample_rate)
     spectrogram.expect(n_fft=mel.n_fft, win_size=mel.n_fft, filter_length=mel.n_fft)

@@ -13,29 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audiogen.config import build
 from audiogen.diffusion.autoencoders import MelAutoencoderConfig
 from audiogen.diffusion.denoisers import AudioUNetConfig
 from audiogen.diffusion.mel import MelConfig
 from audiogen.diffusion.vocoder import VocoderConfig
-from audiogen.models.settings import RATE, Settings
+from audiogen.models.settings import Settings, formats
 from audiogen.models.systems import Component
 from audiogen.models.tensors import under
-
-# Of HiFi-GAN's settings: training, and sizes of its examples.
-VOCODER_HARMLESS = (
-    *(
-        "segment_size",
-        "num_freq",
-        "fmax_for_loss",
-        "batch_size",
-        "learning_rate",
-        "adam_b*",
-        "lr_decay",
-        "seed",
-    ),
-    *("num_gpus", "num_workers", "dist_config.*"),
-)
-
 
 # ------------------------------------------------------------------------------------------- configurations
 
@@ -43,29 +28,15 @@ VOCODER_HARMLESS = (
 def vocoder_config(settings: Settings) -> VocoderConfig:
     """From HiFi-GAN's own settings."""
     settings.choice("resblock", ["1"], "1")
-    return VocoderConfig(
-        channels=settings.whole("upsample_initial_channel"),
-        rates=settings.wholes("upsample_rates"),
-        kernels=settings.wholes("upsample_kernel_sizes"),
-        resblock_kernels=settings.wholes("resblock_kernel_sizes"),
-        resblock_dilations=settings.rows("resblock_dilation_sizes"),
-    )
+    values = settings.values(VocoderConfig, formats()["hifigan"]["vocoder"])
+    return build(VocoderConfig, values, where=str(settings.where))
 
 
 def mel_of_vocoder(settings: Settings, vocoder: VocoderConfig) -> MelConfig:
     """The spectrogram that HiFi-GAN's settings describe, where they do; else that of the released models."""
-    usual = MelConfig()
-    n_fft = settings.whole("n_fft", usual.n_fft)
-    settings.choice("win_size", [n_fft], n_fft)
-    settings.choice("hop_size", [vocoder.hop_length], vocoder.hop_length)
-    return MelConfig(
-        sample_rate=settings.whole("sampling_rate", within=RATE),
-        n_fft=n_fft,
-        hop_length=vocoder.hop_length,
-        num_mels=settings.whole("num_mels"),
-        f_min=settings.number("fmin", usual.f_min),
-        f_max=settings.number("fmax", usual.f_max),
-    )
+    values = settings.values(MelConfig, formats()["hifigan"]["mel"])
+    settings.expect(win_size=values["n_fft"], hop_size=vocoder.hop_length)
+    return build(MelConfig, values | {"hop_length": vocoder.hop_length}, where=str(settings.where))
 
 
 def autoencoder_config(

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from audiogen.config import build
 from audiogen.diffusion.autoencoders import MelAutoencoderConfig, WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import ConditionerConfig, SecondsConfig
 from audiogen.diffusion.denoisers import AudioUNetConfig, DiTConfig, TextUNetConfig
 from audiogen.diffusion.loa import LoaConfig
 from audiogen.diffusion.mel import MelConfig
+from audiogen.diffusion.process import ProcessConfig
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
 from audiogen.models import latent_diffusion as parts
-from audiogen.models.settings import RATE, Settings, read_settings, short
+from audiogen.models.settings import RATE, Settings, formats, read_settings, short
 from audiogen.text.t5 import TextConfig
 
 PIPELINES = {
@@ -22,17 +24,6 @@ PIPELINES = {
     "AudioLDM2Pipeline": "audioldm2",
     "StableAudioPipeline": "stable_audio",
 }
-# What a scheduler does in a way of its own: which way back it goes is ours to choose, and the process is the same.
-SAMPLERS = (
-    *("_*", "solver_*", "rho", "lower_order_final", "euler_at_final", "final_sigmas_type", "sigma_schedule"),
-    *(
-        "skip_prk_steps",
-        "variance_type",
-        "dynamic_thresholding_ratio",
-        "sample_max_value",
-        "clip_sample_range",
-    ),
-)
 
 
 def denoiser_folder(config: SystemConfig) -> str:
@@ -83,20 +74,14 @@ def component_settings(directory: Path, component: str) -> Settings:
 def _audioldm(directory: Path, name: str) -> SystemConfig:
     vae, vocoder, unet = (component_settings(directory, part) for part in ("vae", "vocoder", "unet"))
     hifigan = parts.vocoder_config(vocoder)
-    autoencoder = MelAutoencoderConfig(
-        channels=vae.wholes("block_out_channels"),
-        num_res_blocks=vae.whole("layers_per_block"),
-        latent_dim=vae.whole("latent_channels"),
-        mid_attention=vae.flag("mid_block_add_attention", True),
-        norm_groups=vae.whole("norm_num_groups", 32),
-        scale_factor=vae.number("scaling_factor"),
-        mel=MelConfig(
-            sample_rate=vocoder.whole("sampling_rate", within=RATE),
-            hop_length=hifigan.hop_length,
-            num_mels=vocoder.whole("model_in_dim"),
-        ),
-        vocoder=hifigan,
+    keys, where = formats()["diffusers"], str(directory)
+    mel = MelConfig(
+        sample_rate=vocoder.whole("sampling_rate", within=RATE),
+        hop_length=hifigan.hop_length,
+        num_mels=vocoder.whole("model_in_dim"),
     )
+    values = vae.values(MelAutoencoderConfig, keys["vae"]) | {"mel": mel, "vocoder": hifigan}
+    autoencoder = build(MelAutoencoderConfig, values, where=where)
     if name == "audioldm":
         dim = unet.whole("projection_class_embeddings_input_dim")
         conditioner = ConditionerConfig(
@@ -105,16 +90,8 @@ def _audioldm(directory: Path, name: str) -> SystemConfig:
         return SystemConfig(conditioner, autoencoder, audio_unet=_audio_unet(unet, (None,), dim))
     projection = component_settings(directory, "projection_model")
     gpt2 = component_settings(directory, "language_model")
-    loa = LoaConfig(
-        width=projection.whole("langauge_model_dim"),  # their spelling
-        length=gpt2.whole("max_new_tokens", 8),
-        num_layers=gpt2.whole("n_layer"),
-        num_heads=gpt2.whole("n_head"),
-        max_positions=gpt2.whole("n_positions"),
-        vocab_size=gpt2.whole("vocab_size"),
-        clap_dim=projection.whole("text_encoder_dim"),
-        text_dim=projection.whole("text_encoder_1_dim"),
-    )
+    values = gpt2.values(LoaConfig, keys["gpt2"]) | projection.values(LoaConfig, keys["loa"])
+    loa = build(LoaConfig, values, where=where)
     conditioner = ConditionerConfig(
         cross=(("loa",), ("text",)),
         unconditional="empty",
@@ -133,43 +110,27 @@ def _audioldm(directory: Path, name: str) -> SystemConfig:
 
 
 def _audio_unet(unet: Settings, layers: tuple[int | None, ...], vector_dim: int | None) -> AudioUNetConfig:
-    channels, heads, attention = unet_levels(unet)
-    return AudioUNetConfig(
-        latent_dim=unet.whole("out_channels"),
-        channels=channels,
-        heads=heads,
-        attention=attention,
-        layers=layers,
-        depth=unet.whole("transformer_layers_per_block", 1),
-        num_res_blocks=unet.whole("layers_per_block"),
-        vector_dim=vector_dim,
-        norm_groups=unet.whole("norm_num_groups", 32),
-    )
+    values = unet_sizes(unet) | {"layers": layers, "vector_dim": vector_dim}
+    values["depth"] = unet.whole("transformer_layers_per_block", 1)
+    return build(AudioUNetConfig, values, where=str(unet.where))
 
 
-def text_unet(settings: Settings) -> TextUNetConfig:
+def text_unet(unet: Settings) -> TextUNetConfig:
     """From the settings of a UNet2DConditionModel."""
-    channels, heads, attention = unet_levels(settings)
-    return TextUNetConfig(
-        latent_dim=settings.whole("out_channels"),
-        channels=channels,
-        heads=heads,
-        attention=attention,
-        cross_dim=settings.whole("cross_attention_dim"),
-        num_res_blocks=settings.whole("layers_per_block"),
-        norm_groups=settings.whole("norm_num_groups", 32),
-    )
+    values = unet_sizes(unet) | {"cross_dim": unet.whole("cross_attention_dim")}
+    return build(TextUNetConfig, values, where=str(unet.where))
 
 
-def unet_levels(unet: Settings) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...]]:
-    """Channels, heads and whether there is attention, of each level of a UNet of diffusers."""
+def unet_sizes(unet: Settings) -> dict[str, Any]:
+    """What our configurations of both UNets of diffusers share: above all, what each level has."""
     channels = unet.wholes("block_out_channels")
     key = "attention_head_dim"  # diffusers' name for the number of heads
-    if isinstance(unet.take(key, 8), list):
-        heads = unet.wholes(key)
-    else:
-        heads = (unet.whole(key, 8),) * len(channels)
-    return channels, heads, tuple(kind.startswith("CrossAttn") for kind in unet.texts("down_block_types"))
+    several = isinstance(unet.take(key, 8), list)
+    return unet.values(AudioUNetConfig, formats()["diffusers"]["unet"]) | {
+        "channels": channels,
+        "heads": unet.wholes(key) if several else (unet.whole(key, 8),) * len(channels),
+        "attention": [kind.startswith("CrossAttn") for kind in unet.texts("down_block_types")],
+    }
 
 
 def _stable_audio(directory: Path) -> SystemConfig:
@@ -177,36 +138,25 @@ def _stable_audio(directory: Path) -> SystemConfig:
         component_settings(directory, part) for part in ("vae", "transformer", "projection_model")
     )
     length = component_settings(directory, "tokenizer").whole("model_max_length", 128)
-    width = projection.whole("conditioning_dim")
-    seconds = ("seconds_start", "seconds_total")
+    keys, where = formats()["diffusers"], str(directory)
+    pieces = ("seconds_start", "seconds_total")
+    seconds = projection.values(SecondsConfig, keys["seconds"])
+    codec, network = (
+        vae.values(WaveformAutoencoderConfig, keys["oobleck"]),
+        dit.values(DiTConfig, keys["dit"]),
+    )
     return SystemConfig(
         ConditionerConfig(
-            cross=(("text", *seconds),),
-            vector=seconds,
+            cross=(("text", *pieces),),
+            vector=pieces,
             text=TextConfig(
                 str(directory / "text_encoder"), width=projection.whole("text_encoder_dim"), max_tokens=length
             ),
             text_length=length,
-            seconds=SecondsConfig(width, projection.number("min_value"), projection.number("max_value")),
+            seconds=build(SecondsConfig, seconds, where=where),
         ),
-        waveform_autoencoder=WaveformAutoencoderConfig(
-            sample_rate=vae.whole("sampling_rate", within=RATE),
-            channels=vae.whole("audio_channels"),
-            latent_dim=vae.whole("decoder_input_channels"),
-            width=vae.whole("decoder_channels"),
-            multiples=vae.wholes("channel_multiples"),
-            strides=vae.wholes("downsampling_ratios"),
-        ),
-        dit=DiTConfig(
-            latent_dim=dit.whole("out_channels"),
-            num_layers=dit.whole("num_layers"),
-            num_heads=dit.whole("num_attention_heads"),
-            head_dim=dit.whole("attention_head_dim"),
-            kv_heads=dit.whole("num_key_value_attention_heads"),
-            cross_dim=dit.whole("cross_attention_input_dim"),
-            cross_width=dit.whole("cross_attention_dim"),
-            vector_dim=dit.whole("global_states_input_dim"),
-        ),
+        waveform_autoencoder=build(WaveformAutoencoderConfig, codec, where=where),
+        dit=build(DiTConfig, network, where=where),
     )
 
 
@@ -218,15 +168,9 @@ def scheduler_process(settings: Settings) -> dict[str, Any]:
     settings.expect(trained_betas=None, thresholding=False, rescale_betas_zero_snr=False)
     settings.expect(clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
     kind = settings.choice("prediction_type", ["epsilon", "v_prediction"], "epsilon")
-    process = {
-        "kind": "ddpm",
-        "prediction": {"epsilon": "epsilon", "v_prediction": "v"}[kind],
-        "num_train_steps": settings.whole("num_train_timesteps"),
-        "beta_schedule": settings.text("beta_schedule"),
-        "beta_start": settings.number("beta_start"),
-        "beta_end": settings.number("beta_end"),
-    }
-    settings.done(SAMPLERS)
+    process = {"kind": "ddpm", "prediction": kind.removesuffix("_prediction")}
+    process |= settings.values(ProcessConfig, formats()["diffusers"]["scheduler"])
+    settings.done(formats()["diffusers"]["harmless_scheduler"])
     return process
 
 
@@ -237,7 +181,7 @@ def _cosine_process(settings: Settings) -> dict[str, Any]:
         "lowest_sigma": settings.number("sigma_min", 0.3),
         "highest_sigma": settings.number("sigma_max", 500.0),
     }
-    settings.done((*SAMPLERS, "num_train_timesteps"))
+    settings.done([*formats()["diffusers"]["harmless_scheduler"], "num_train_timesteps"])
     return process
 
 

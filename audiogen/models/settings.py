@@ -2,7 +2,8 @@
 
 A reader asks for every key that decides about the result, with its type and range, and calls `done` at the end, which
 refuses each key that was neither read nor is on the reader's list of harmless ones. So no setting is ignored silently.
-Every error is one line with the file, the dotted key, the value, and what is allowed.
+Every error is one line with the file, the dotted key, the value, and what is allowed. `formats.yaml` has the keys of
+each format that our configurations take as they are, and those that are harmless.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaconf
 
 from audiogen.config import Range
 from audiogen.errors import InputError
@@ -25,6 +27,7 @@ from audiogen.errors import InputError
 REQUIRED: Any = object()  # the default of a key without which a file cannot be read
 SIZE = Range(1, 2**18)  # of one size of a network; a product of three such sizes is below 2**63
 RATE = Range(1, 768_000)  # Hz
+RATES = ("sample_rate", "sampling_rate")
 ANY = Range()
 LONGEST = 256  # values in a list
 
@@ -144,13 +147,29 @@ class Settings:
         for key, value in wanted.items():
             self.choice(key, [value], value if default is REQUIRED else default)
 
+    def values(self, cls: type, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """Values for the fields of a dataclass, each by its type. keys: a table of `formats.yaml`."""
+        hints = get_type_hints(cls, include_extras=True)
+        return {field: self._typed(field, hints[field], *key) for field, key in keys.items()}
+
+    def _typed(self, field: str, hint: Any, key: str, default: Any = REQUIRED) -> Any:
+        hint, limit = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, SIZE)
+        if get_origin(hint) is Literal:
+            return self.choice(key, get_args(hint), default)
+        if get_origin(hint) is tuple:
+            nested = get_origin(get_args(hint)[0]) is tuple
+            return self.rows(key) if nested else self.wholes(key, default)
+        if hint is int:
+            return self.whole(key, default, RATE if field in RATES else Range(limit.low, SIZE.high))
+        return {float: self.number, bool: self.flag, str: self.text}[hint](key, default)
+
     def done(self, harmless: Iterable[str] = ()) -> None:
         """Refuse the first key that was not read, here or in any section.
 
-        harmless: full dotted keys, or patterns with * (which matches dots, too), of what does not change the result.
+        harmless: dotted keys, or patterns with * (which matches dots, too), of what does not change the result.
         Null, an empty list and an empty mapping set nothing.
         """
-        patterns = tuple(harmless)
+        patterns = [self._full(pattern) for pattern in harmless]
         for key, value in _leaves(self.contents, self.key, self._used):
             if not any(fnmatchcase(key, pattern) for pattern in patterns):
                 raise InputError(
@@ -210,6 +229,12 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+@cache
+def formats() -> dict[str, dict[str, Any]]:
+    """`formats.yaml`: for each format, our fields' keys by the part of a model, and the harmless keys."""
+    return yaml.safe_load(Path(__file__).with_name("formats.yaml").read_text())
+
+
 # ---------------------------------------------------------------------------------------------------- files
 
 
@@ -234,7 +259,7 @@ def parse_yaml(text: Any, where: str | Path) -> DictConfig:
         raise InputError(f"{where} is {short(text)}; a text in YAML is needed")
     try:
         top = OmegaConf.create(text)
-    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{where} cannot be read as YAML: {_line(error)}; copy it again") from None
     if not isinstance(top, DictConfig):
         raise InputError(f"{where} holds no `key: value` mapping; copy it again")

@@ -14,7 +14,7 @@ from audiogen.diffusion.conditioners import ConditionerConfig, SecondsConfig
 from audiogen.diffusion.denoisers import DiTConfig
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
-from audiogen.models.settings import RATE, Settings, read_settings
+from audiogen.models.settings import RATE, Settings, formats, read_settings
 from audiogen.models.systems import Component, SystemParts
 from audiogen.models.tensors import Source, read_weights, under
 from audiogen.text.t5 import TextConfig
@@ -23,7 +23,6 @@ CONFIG = "model_config.json"
 WEIGHTS = ("model.safetensors", "model.ckpt")
 TEXT_WIDTHS = {"t5-small": 512, "t5-base": 768, "t5-large": 1024, "google/flan-t5-large": 1024}
 PIECES = {"prompt": "text", "seconds_start": "seconds_start", "seconds_total": "seconds_total"}
-HARMLESS = ("training.*", "model.pretransform.iterate_batch", "*.requires_grad", "*.enable_grad")
 COND_EMBED = "model.model.to_cond_embed.2.weight"
 
 
@@ -48,7 +47,7 @@ def read_stable_audio(directory: Path) -> SystemParts:
     )
     window_s = settings.whole("sample_size", within=Range(1, 2**31)) / codec.sample_rate
     settings.choice("model.io_channels", [codec.latent_dim], codec.latent_dim)
-    settings.done(HARMLESS)
+    settings.done(formats()["stable_audio"]["harmless"])
     numbers, levels = under(tensors, "conditioner.conditioners."), len(codec.strides)
     components = [
         Component(

@@ -16,27 +16,11 @@ from audiogen.diffusion.autoencoders import MelAutoencoderConfig
 from audiogen.diffusion.process import process_of
 from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
-from audiogen.models.settings import Settings
+from audiogen.models.settings import Settings, formats
 from audiogen.models.tensors import Source, check_sizes, empty, fill, whole_numbers
 from audiogen.text.clap import Clap
 from audiogen.text.encoder import FrozenEncoder
 
-# Settings of diffusers' and transformers' components that change no sound: who wrote the file, sizes of examples,
-# training, and GPT-2's output layer and summary, which are not used.
-HARMLESS = (
-    *(
-        "_diffusers_version",
-        "_name_or_path",
-        "_commit_hash",
-        "architectures",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-    ),
-    *("sample_size", "force_upcast", "initializer_range", "use_cache", "task_specific_params", "n_ctx"),
-    *("*_pdrop", "dropout", "summary_*", "*_token_id", "tie_word_embeddings", "gradient_checkpointing"),
-    *("return_dict", "output_*", "id2label", "label2id", "is_encoder_decoder", "chunk_size_feed_forward"),
-)
 # AudioLDM's releases have diffusers' other UNet, with more settings than ours; of these, what is usual is implemented.
 _UNET_DEFAULTS = {
     key: parameter.default for key, parameter in signature(UNet2DConditionModel).parameters.items()
@@ -163,7 +147,7 @@ def _compare(settings: Settings, module: Any, free: tuple[str, ...]) -> None:
     for key, value in settings.contents.items():
         if key in free or _plain(value) == _plain(built.get(key)):
             settings.take(key)
-    settings.done(HARMLESS)
+    settings.done(formats()["diffusers"]["harmless"])
 
 
 def _plain(value: Any) -> Any:

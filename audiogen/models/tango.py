@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from audiogen.config import Range
+from audiogen.config import Range, build
 from audiogen.diffusion.autoencoders import WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import ConditionerConfig, SecondsConfig
 from audiogen.diffusion.denoisers import FluxConfig, TextUNetConfig
@@ -24,7 +24,7 @@ from audiogen.diffusion.vocoder import VocoderConfig
 from audiogen.errors import InputError
 from audiogen.models import latent_diffusion as parts
 from audiogen.models.pipelines import scheduler_process, text_unet
-from audiogen.models.settings import Settings, read_settings
+from audiogen.models.settings import Settings, formats, read_settings
 from audiogen.models.systems import Component, SystemParts
 from audiogen.models.tensors import read_weights, under
 from audiogen.text.t5 import TextConfig
@@ -32,8 +32,6 @@ from audiogen.text.t5 import TextConfig
 TANGO = ("pytorch_model_main.bin", "pytorch_model_vae.bin", "main_config.json", "vae_config.json")
 TANGOFLUX = ("tangoflux.safetensors", "vae.safetensors", "config.json")
 UNET_CONFIG, SCHEDULER = "diffusion_model_config.json", "stabilityai/stable-diffusion-2-1"
-VAE_HARMLESS = ("image_key", "lossconfig.*", "ddconfig.resolution", "ddconfig.dropout")
-TRAINING = ("snr_gamma", "freeze_text_encoder", "uncondition")
 OOBLECK_RATE = 44100  # Hz; the files of an autoencoder alone do not say
 
 
@@ -70,8 +68,8 @@ def read_tango(directory: Path) -> SystemParts:
         mel_autoencoder=codec,
         text_unet=unet,
     )
-    main.done(TRAINING)
-    settings.done(VAE_HARMLESS)
+    main.done(formats()["tango"]["harmless"])
+    settings.done(formats()["tango"]["harmless_vae"])
     scheduler = directory / "scheduler_config.json"
     denoiser = Component(
         "denoiser.network",
@@ -98,16 +96,10 @@ def read_tangoflux(directory: Path) -> SystemParts:
     _check_whole(directory, TANGOFLUX)
     path, settings = directory / TANGOFLUX[0], read_settings(directory / TANGOFLUX[2])
     tensors, vae = read_weights(path), read_weights(directory / TANGOFLUX[1])
-    width = settings.whole("joint_attention_dim")
-    flux = FluxConfig(
-        latent_dim=settings.whole("in_channels"),
-        num_layers=settings.whole("num_layers"),
-        num_single_layers=settings.whole("num_single_layers"),
-        num_heads=settings.whole("num_attention_heads"),
-        head_dim=settings.whole("attention_head_dim"),
-        cross_dim=width,
-        vector_dim=width,
+    flux = build(
+        FluxConfig, settings.values(FluxConfig, formats()["tango"]["flux"]), where=str(settings.where)
     )
+    width = flux.cross_dim
     codec = oobleck_config(vae, directory / TANGOFLUX[1])
     config = SystemConfig(
         conditioner=ConditionerConfig(
@@ -122,7 +114,7 @@ def read_tangoflux(directory: Path) -> SystemParts:
         flux=flux,
     )
     window_s = settings.whole("audio_seq_len") * codec.hop_length / codec.sample_rate
-    settings.done(TRAINING)
+    settings.done(formats()["tango"]["harmless"])
     components = [
         Component("denoiser.network", under(tensors, "transformer."), str, path),
         Component("conditioner.pooled", under(tensors, "fc.0."), str, path),
@@ -169,5 +161,5 @@ def _mel_and_vocoder(directory: Path) -> tuple[MelConfig, VocoderConfig]:
     settings = read_settings(path)
     vocoder = parts.vocoder_config(settings)
     mel = parts.mel_of_vocoder(settings, vocoder)
-    settings.done(parts.VOCODER_HARMLESS)
+    settings.done(formats()["hifigan"]["harmless"])
     return mel, vocoder

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from audiogen.codec import dac
 from audiogen.codec.model import CodecConfig
+from audiogen.codec.seanet import SeanetConfig
 from audiogen.config import Range, build
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models import encodec
 from audiogen.models.parts import CodecParts, CodecReference, LMParts, release_parts
-from audiogen.models.settings import RATE, Settings, read_settings, short
+from audiogen.models.settings import RATE, Settings, formats, read_settings, short
 from audiogen.models.tensors import Source, check_sizes, empty, match, read_weights, shaped, under
 from audiogen.text import encoder
 from audiogen.text.encoder import FrozenEncoder
@@ -43,48 +44,6 @@ COMPUTED: dict[str, Any] = {
     "scale_embedding": False,
     "tie_word_embeddings": False,
 }
-# Keys that every configuration of transformers has, or had: how to call the model, label its output and generate.
-GENERIC = (
-    *("_name_or_path", "model_type", "architectures", "transformers_version", "torch_dtype", "dtype"),
-    *("_attn_implementation_autoset", "_commit_hash", "attn_implementation", "task_specific_params"),
-    *("add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "eos_token_id"),
-    *(
-        "sep_token_id",
-        "pad_token_id",
-        "decoder_start_token_id",
-        "chunk_size_feed_forward",
-        "diversity_penalty",
-    ),
-    *("do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty"),
-    *("finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label*", "label2id*"),
-    *(
-        "is_decoder",
-        "is_encoder_decoder",
-        "length_penalty",
-        "max_length",
-        "min_length",
-        "no_repeat_ngram_size",
-    ),
-    *("num_beam_groups", "num_beams", "num_return_sequences", "output_attentions", "output_hidden_states"),
-    *(
-        "output_scores",
-        "prefix",
-        "problem_type",
-        "pruned_heads*",
-        "remove_invalid_values",
-        "repetition_penalty",
-    ),
-    *("return_dict", "return_dict_in_generate", "suppress_tokens", "temperature", "tf_legacy_loss"),
-    *("tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torchscript", "typical_p", "use_bfloat16"),
-    *("tie_word_embeddings", "cross_attention_hidden_size", "use_cache", "use_return_dict", "output_past"),
-)
-# Of the decoder: training, initial values, and the length of a table that transformers extends where needed.
-DECODER_HARMLESS = (
-    *("attention_dropout", "activation_dropout", "layerdrop", "initializer_factor", "initializer_range"),
-    *("max_position_embeddings", "classifier_dropout"),
-)
-# Of DacConfig: what its training uses, and what follows from the ratios.
-DAC_HARMLESS = ("codebook_loss_weight", "commitment_loss_weight", "quantizer_dropout", "hop_length")
 # our name of a layer's tensor -> theirs, under model.decoder.layers.N
 LAYER = {
     "self_attention.in_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -126,7 +85,8 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
     decoder = settings.section("decoder")
     channels = decoder.choice("audio_channels", (1, 2), 1)
     lm = lm_config(decoder, generation, channels)
-    decoder.done([f"decoder.{key}" for key in (*GENERIC, *DECODER_HARMLESS)])
+    harmless = formats()["transformers"]
+    decoder.done([*harmless["harmless"], *harmless["harmless_decoder"]])
     weights = directory / (
         INDEX if not (directory / SINGLE).is_file() and (directory / INDEX).is_file() else SINGLE
     )
@@ -170,8 +130,9 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
 def lm_config(decoder: Settings, generation: Settings, channels: int) -> LMConfig:
     """Absent keys have the defaults of `transformers.MusicgenDecoderConfig`."""
     decoder.expect(**COMPUTED)
-    num_codebooks, size = decoder.whole("num_codebooks", 4), decoder.whole("vocab_size", 2048)
-    width, ff_width = decoder.whole("hidden_size", 1024), decoder.whole("ffn_dim", 4096)
+    values = decoder.values(LMConfig, formats()["transformers"]["decoder"])
+    num_codebooks, size, width = (values[key] for key in ("num_codebooks", "codebook_size", "dim"))
+    ff_width = decoder.whole("ffn_dim", 4096)
     if num_codebooks % channels:
         raise InputError(
             f"{decoder.where}: decoder.num_codebooks is {num_codebooks} with decoder.audio_channels 2; two channels "
@@ -188,16 +149,7 @@ def lm_config(decoder: Settings, generation: Settings, channels: int) -> LMConfi
             f"{decoder.where}: the special token is {short(special)} (pad_token_id, decoder_start_token_id); only "
             f"{size}, the one after the codes (decoder.vocab_size), is implemented"
         )
-    values = {
-        "num_codebooks": num_codebooks,
-        "codebook_size": size,
-        "dim": width,
-        "num_layers": decoder.whole("num_hidden_layers", 24),
-        "num_heads": decoder.whole("num_attention_heads", 16),
-        "ff_mult": ff_width // width,
-        "dropout": decoder.number("dropout", 0.1),
-        "delays": [k // channels for k in range(num_codebooks)],
-    }
+    values |= {"ff_mult": ff_width // width, "delays": [k // channels for k in range(num_codebooks)]}
     return build(LMConfig, values, where=str(decoder.where))
 
 
@@ -262,70 +214,39 @@ def read_codec(directory: Path) -> CodecParts | dac.DacCodec:
 
 def dac_sizes(settings: Settings) -> dac.DacSizes:
     """The sizes of a DacModel. hop_length is not compared: released models say 512 and have the ratios of 320."""
-    names = [field.name for field in fields(dac.DacSizes) if field.name != "downsampling_ratios"]
-    given = {name: settings.whole(name) for name in names}
-    ratios = settings.wholes("downsampling_ratios")
-    try:
-        sizes = dac.DacSizes(downsampling_ratios=ratios, **given)
-    except InputError as error:
-        raise InputError(f"{settings.where}: {error}") from None
-    upsampling, width = list(ratios[::-1]), sizes.encoder_hidden_size * 2 ** len(ratios)
-    settings.choice("upsampling_ratios", [upsampling], upsampling)
-    settings.choice("hidden_size", [width], width)
-    settings.done((*GENERIC, *DAC_HARMLESS))
+    names = {field.name: [field.name] for field in fields(dac.DacSizes)}
+    sizes = build(dac.DacSizes, settings.values(dac.DacSizes, names), where=str(settings.where))
+    upsampling = list(sizes.downsampling_ratios[::-1])
+    settings.expect(
+        upsampling_ratios=upsampling, hidden_size=sizes.encoder_hidden_size * 2 ** len(upsampling)
+    )
+    settings.done([*formats()["transformers"]["harmless"], *formats()["transformers"]["harmless_dac"]])
     return sizes
 
 
 def codec_config(settings: Settings) -> CodecConfig:
-    """config.json of `transformers.EncodecModel`, or the audio_encoder in that of MusicGen.
-
-    A key that is missing has the default of `transformers.EncodecConfig`, which leaves such keys out of the part.
-    """
-    ratios = settings.wholes("upsampling_ratios", [8, 5, 4, 2])
-    latent_dim = settings.whole("hidden_size", 128)
+    """config.json of `transformers.EncodecModel`, or the audio_encoder in that of MusicGen."""
+    keys = formats()["transformers"]
+    values = settings.values(CodecConfig, keys["codec"])
+    seanet = settings.values(SeanetConfig, keys["seanet"])
     # transformers has no projection between the two either
-    settings.choice("codebook_dim", [latent_dim, None], None)
-    chunk_s, overlap = settings.number("chunk_length_s", None), settings.number("overlap", None)
-    if chunk_s is not None and overlap is None:
-        settings.number("overlap")
-    sample_rate, codebook_size = (
-        settings.whole("sampling_rate", 24000, RATE),
-        settings.whole("codebook_size", 1024),
-    )
-    values: dict[str, Any] = {
-        "sample_rate": sample_rate,
-        "channels": settings.whole("audio_channels", 1),
-        "latent_dim": latent_dim,
-        "codebook_size": codebook_size,
-        "num_codebooks": _count_codebooks(settings, math.prod(ratios), sample_rate, codebook_size),
-        "segment_s": chunk_s,
-        "segment_overlap": 0.0 if chunk_s is None else overlap,
-        "normalise": settings.flag("normalize", False),
-    }
-    seanet = {
-        "num_filters": settings.whole("num_filters", 32),
-        "num_residual_layers": settings.whole("num_residual_layers", 1, Range(0, 2**18)),
-        "ratios": ratios,
-        "kernel_size": settings.whole("kernel_size", 7),
-        "residual_kernel_size": settings.whole("residual_kernel_size", 3),
-        "last_kernel_size": settings.whole("last_kernel_size", 7),
-        "dilation_base": settings.whole("dilation_growth_rate", 2),
-        "compress": settings.whole("compress", 2),
-        "true_skip": not settings.flag("use_conv_shortcut", True),
-        "lstm": settings.whole("num_lstm_layers", 2),
-        "causal": settings.flag("use_causal_conv", True),
-        "pad_mode": settings.choice("pad_mode", ("constant", "reflect", "replicate"), "reflect"),
-        "trim_right_ratio": settings.number("trim_right_ratio", 1.0),
-        "norm": encodec.NORMS[
-            settings.choice("norm_type", ("weight_norm", "time_group_norm"), "weight_norm")
-        ],
-    }
-    prefix = f"{settings.key}." if settings.key else ""
-    settings.done([prefix + key for key in GENERIC])
-    return encodec.make_config(values, seanet, settings.where)
+    settings.choice("codebook_dim", [values["latent_dim"], None], None)
+    segment_s, overlap = settings.number("chunk_length_s", None), settings.number("overlap", None)
+    if segment_s is not None:
+        values |= {
+            "segment_s": segment_s,
+            "segment_overlap": settings.number("overlap") if overlap is None else overlap,
+        }
+    frame_rate = math.ceil(values["sample_rate"] / math.prod(seanet["ratios"]))
+    values["num_codebooks"] = _count_codebooks(settings, frame_rate, values["codebook_size"])
+    seanet["true_skip"] = not settings.flag("use_conv_shortcut", True)
+    norm = settings.choice("norm_type", ("weight_norm", "time_group_norm"), "weight_norm")
+    values["seanet"] = seanet | {"norm": encodec.NORMS[norm]}
+    settings.done(keys["harmless"])
+    return build(CodecConfig, values, where=str(settings.where))
 
 
-def _count_codebooks(settings: Settings, hop_length: int, sample_rate: int, codebook_size: int) -> int:
+def _count_codebooks(settings: Settings, frame_rate: int, codebook_size: int) -> int:
     """transformers says how many codebooks there are by the largest bandwidth in kbit/s."""
     kbps = settings.take("target_bandwidths", [1.5, 3.0, 6.0, 12.0, 24.0])
     if (
@@ -335,7 +256,7 @@ def _count_codebooks(settings: Settings, hop_length: int, sample_rate: int, code
     ):
         raise InputError(f"{settings.where}: target_bandwidths is {short(kbps)}; a list of kbit/s is needed")
     bits = max(1, math.ceil(math.log2(codebook_size)))
-    count = int(1000 * kbps[-1] // (math.ceil(sample_rate / hop_length) * bits))
+    count = int(1000 * kbps[-1] // (frame_rate * bits))
     if count < 1:
         raise InputError(f"{settings.where}: target_bandwidths is {short(kbps)}: too little for one codebook")
     return count

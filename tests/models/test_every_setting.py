@@ -15,28 +15,28 @@ from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoenc
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.files.pickles import read_pickle
-from audiogen.models import audioldm, lafma, latent_diffusion, pipelines, stable_audio, systems, tango
 from audiogen.models.released import read_released
-from audiogen.models.settings import read_settings
+from audiogen.models.settings import formats, read_settings
 from audiogen.models.systems import SystemParts, without_weights
 
+HARMLESS = formats()
 # For each format its files of settings, and what changes nothing in each.
-FILES: dict[str, dict[str, tuple[str, ...]]] = {
-    "audioldm": {"config.yaml": audioldm.HARMLESS},
-    "audioldm2": {"config.yaml": audioldm.HARMLESS},
+FILES: dict[str, dict[str, list[str]]] = {
+    "audioldm": {"config.yaml": HARMLESS["audioldm"]["harmless"]},
+    "audioldm2": {"config.yaml": HARMLESS["audioldm"]["harmless"]},
     "lafma": {
-        "exp_config_lfm.json": lafma.HARMLESS,
-        "hifigan_16k_64bins.json": latent_diffusion.VOCODER_HARMLESS,
+        "exp_config_lfm.json": HARMLESS["lafma"]["harmless"],
+        "hifigan_16k_64bins.json": HARMLESS["hifigan"]["harmless"],
     },
-    "stable_audio": {"model_config.json": stable_audio.HARMLESS},
+    "stable_audio": {"model_config.json": HARMLESS["stable_audio"]["harmless"]},
     "tango": {
-        "main_config.json": tango.TRAINING,
-        "vae_config.json": tango.VAE_HARMLESS,
-        "vocoder_config.json": latent_diffusion.VOCODER_HARMLESS,
-        "scheduler_config.json": pipelines.SAMPLERS,
-        "diffusion_model_config.json": systems.HARMLESS,
+        "main_config.json": HARMLESS["tango"]["harmless"],
+        "vae_config.json": HARMLESS["tango"]["harmless_vae"],
+        "vocoder_config.json": HARMLESS["hifigan"]["harmless"],
+        "scheduler_config.json": HARMLESS["diffusers"]["harmless_scheduler"],
+        "diffusion_model_config.json": HARMLESS["diffusers"]["harmless"],
     },
-    "tangoflux": {"config.json": tango.TRAINING},
+    "tangoflux": {"config.json": HARMLESS["tango"]["harmless"]},
 }
 
 
@@ -121,7 +121,7 @@ def accepted(folder: Path) -> tuple[Any, ...] | None:
     return result(parts)
 
 
-def check_every_setting(folder: Path, files: dict[str, tuple[str, ...]]) -> None:
+def check_every_setting(folder: Path, files: dict[str, list[str]]) -> None:
     """Each setting, changed, is refused or means another system; all harmless ones, changed at once, the same."""
     expected = accepted(folder)
     assert expected is not None
@@ -141,7 +141,7 @@ def check_every_setting(folder: Path, files: dict[str, tuple[str, ...]]) -> None
         path.write_text(text)
 
 
-def is_harmless(key: tuple[Any, ...], harmless: tuple[str, ...]) -> bool:
+def is_harmless(key: tuple[Any, ...], harmless: list[str]) -> bool:
     return any(fnmatchcase(".".join(map(str, key)), item) for item in harmless)
 
 

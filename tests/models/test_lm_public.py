@@ -33,8 +33,8 @@ from audiogen.models.export import decoder_parts
 from audiogen.models.find import LAYOUTS, LM, find
 from audiogen.models.own import save_lm
 from audiogen.models.parts import CodecReference
-from audiogen.models.settings import Settings
-from audiogen.models.transformers import DECODER_HARMLESS, GENERIC, codec_config, lm_config
+from audiogen.models.settings import Settings, formats
+from audiogen.models.transformers import codec_config, lm_config
 from audiogen.text.condition import pad_like_peers, stack
 
 GREEDY = TokenSampling(temperature=0)
@@ -48,7 +48,7 @@ def test_absent_keys_have_the_defaults_of_transformers() -> None:
     absent, whole = Settings({}, "config.json"), Settings(MusicgenDecoderConfig().to_dict(), "config.json")
     assert lm_config(absent, nothing, 1) == lm_config(whole, nothing, 1)
     whole.choice("audio_channels", (1, 2))
-    whole.done([*GENERIC, *DECODER_HARMLESS])
+    whole.done([*formats()["transformers"]["harmless"], *formats()["transformers"]["harmless_decoder"]])
     assert codec_config(Settings({}, "")) == codec_config(Settings(EncodecConfig().to_dict(), ""))
 
 
