@@ -9,9 +9,12 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from audiogen.errors import InputError, run_command
 
@@ -129,9 +132,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in {"codecs", "models", "embedders"} & settings.keys():
         settings[name] = tuple(settings[name])
     check_out(settings["out"])
-    from audiogen.evaluate import run  # here: it imports torch
+    return run(settings.pop("name"), settings)
 
-    return run.run(settings.pop("name"), settings)
+
+def run(name: str, settings: Mapping[str, Any]) -> int:
+    """Run a command, print its table and where the rest is -> 1 where a system failed and the others finished."""
+    from audiogen.evaluate import codecs, compare, files, systems  # here: they import torch
+
+    commands: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+        "codec": (codecs.CodecEvaluation, codecs.run),
+        "compare": (systems.Comparison, compare.run),
+        "files": (files.FilesEvaluation, files.run),
+    }
+    make_settings, evaluate = commands[name]
+    try:
+        with warnings.catch_warnings():
+            setattr(warnings, "showwarning", show_warning)  # noqa: B010 (a plain assignment does not pass mypy)
+            report = evaluate(make_settings(**settings), warn)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, say: what cannot be read is an InputError by now
+        raise InputError(f"{error.filename or 'the output'}: {error.strerror or error}") from error
+    path = settings["out"] / "report.md"
+    print(*(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")), sep="\n")
+    print(f"{path}, with report.html to listen to and report.json to compute with")
+    for system, reason in report.failures.items():
+        print(f"error: {system} failed: {reason}", file=sys.stderr)
+    return 1 if report.failures else 0
+
+
+def warn(message: str) -> None:
+    """A warning in one line, below the progress bar if there is one."""
+    tqdm.write(f"warning: {' '.join(message.split())}", file=sys.stderr)
+
+
+def show_warning(message: Warning | str, *_: Any) -> None:
+    """Python's own warnings, as of a text that is too long, without the place in our code."""
+    warn(str(message))
 
 
 def read_filters(option: str, given: Sequence[str]) -> dict[str, tuple[str, ...]]:

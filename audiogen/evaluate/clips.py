@@ -14,6 +14,10 @@ from audiogen.data.manifest import Clip, group_of, held_out
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 
+ORDER_OFFSET = (
+    500_000  # order prompt `number` is generated with a seed that much higher than another prompt's
+)
+
 Seconds = Annotated[float, Range(0, 86_400, above=True)]  # of sound or of time, up to a day
 
 
@@ -24,17 +28,30 @@ def check_distinct(option: str, values: Sequence[object]) -> None:
 
 
 class Prompt(NamedTuple):
-    """A text to generate from, and the real clip that it describes. number: its place in the choice."""
+    """A text to generate from, and the real clip that it describes.
+
+    number: its place in the choice. order: it is one of those for two events in order, which have numbers of their own.
+    """
 
     number: int
     text: str
     clip: Clip
+    order: bool = False
 
     @property
     def label(self) -> str | None:
         """The class of the clip, if the manifest says one."""
         label = self.clip.fields.get("label")
         return None if label is None else str(label)
+
+    @property
+    def seed(self) -> int:
+        """Of its sound, with seed 0 of the comparison."""
+        return self.number + self.order * ORDER_OFFSET
+
+    def path(self, folder: Path, take: int | str) -> Path:
+        """Where the sound of a seed, or what `take` says, lies."""
+        return folder / f"{'order_' if self.order else ''}{self.number:04d}_{take}.wav"
 
 
 def choose(clips: Sequence[Clip], num_clips: int | None = None) -> list[Prompt]:
@@ -56,10 +73,9 @@ def choose(clips: Sequence[Clip], num_clips: int | None = None) -> list[Prompt]:
         by_label.setdefault(str(clip.fields.get("label", "")), []).append(clip)
     turns = [(turn, label, clip) for label in by_label for turn, clip in enumerate(by_label[label])]
     turns.sort(key=lambda entry: entry[:2])
-    chosen = [clip for _, _, clip in turns[:num_clips]]
     return [
         Prompt(number, clip.captions[seed_for("wording", _place(clip)) % len(clip.captions)], clip)
-        for number, clip in enumerate(chosen)
+        for number, (_, _, clip) in enumerate(turns[:num_clips])
     ]
 
 

@@ -1,11 +1,17 @@
-"""`evaluate codec`: what codecs do to real sounds at every bitrate, beside Opus and the originals, and how fast."""
+"""`evaluate codec`: what codecs do to real sounds at every bitrate, beside Opus and the originals, and how fast.
+
+Every system gets the clips at its own rate and channels, as it would in use. What comes out is compared with the
+originals at one common rate, in mono.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,64 +28,40 @@ from audiogen.data.dataset import AnyClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip
 from audiogen.device import choose_device
 from audiogen.errors import InputError
-from audiogen.evaluate import coding, opus, scores
+from audiogen.evaluate import scores
 from audiogen.evaluate.clips import check_distinct, choose
-from audiogen.evaluate.coding import Cells
-from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
-from audiogen.evaluate.metrics import frechet_distance, label_kl
-from audiogen.evaluate.reconstruction import check_metrics
-from audiogen.evaluate.report import REFERENCE, Column, Outcome, Plot, Sound, draw, write_report
-from audiogen.evaluate.scores import Warn
+from audiogen.evaluate.coding import (
+    Counts,
+    OpusRate,
+    Originals,
+    System,
+    codec_systems,
+    find_level,
+    opus_rate,
+    opus_system,
+)
+from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips, join, load_embedder
+from audiogen.evaluate.metrics import Interval, bootstrap, frechet_distance
+from audiogen.evaluate.reconstruction import check_metrics, code_entropy, measure
+from audiogen.evaluate.report import REFERENCE, Plot, Report, Sound, columns_of, draw, filled, notes_on
+from audiogen.evaluate.scores import Array, Index, Warn, mean_of_defined
 from audiogen.files import checkpoint
 from audiogen.models.build import load_codec
+
+Cells = dict[str, Any]  # of a row: figures by the keys of columns, and what only the JSON has
 
 TRUTH = "Ground truth"
 PLOTTED = ("mel", "multi_resolution_stft", "visqol")  # against kbps; and, of every embedder:
 PLOTTED_OF_EMBEDDERS = ("accuracy", "kl", "fad")
-COLUMNS = (
-    Column(coding.SYSTEM, "System"),
-    Column(coding.CODEBOOKS, "Codebooks"),
-    Column(coding.KBPS, "kbps"),
-    Column(coding.CARRIED, "kbps carried"),
-    Column("codes_used", "Codes used (%)", digits=0),
-    *coding.DISTANCES,
-)
-SPEEDS = (
-    Column(coding.ENCODE, "Encoded (s a second)", "higher", 0),
-    Column(coding.DECODE, "Decoded (s a second)", "higher", 0),
-)
-DEFINITIONS = (
-    "kbps: of a codec, codebooks times bits a code times frames a second, without a container; of Opus, measured from "
-    "its Ogg files, of which pages and headers are a good part where clips are short. kbps carried: of a codec, the "
-    "entropy of its codes, each codebook by itself (an estimate that lacks (V - 1) / (2 n ln 2) bits a code for n "
-    "frames and V codewords); of Opus, its packets alone. Codes used: of all codewords of the codebooks in use, those "
-    "that occur in these clips.",
-    "Log-mel distance: mean absolute difference of natural-log magnitudes, 80 bands, floor -100 dB. Multi-scale mel: "
-    "the same over windows of 64 to 1024 samples, with magnitudes and rms error. Multi-resolution STFT: spectral "
-    "convergence plus log-magnitude L1, windows of 512 to 2048. Log-spectral distance: rms over bins of the dB "
-    "difference. SI-SDR compares waveforms: a codec that keeps spectra and not phases scores below 0 dB however it "
-    "sounds.",
-    "FAD and KL compare the decoded clips with the same clips undecoded, so they do not compare with figures against "
-    "other clips. Ground truth has no distance to itself: all are 0.",
-    "In brackets: 95 % intervals over clips. Means and speeds: bootstrap. Entropy and FAD: half samples, the same "
-    "clips on both sides.",
-)
-OPTIONAL_DEFINITIONS = {
-    "visqol": "ViSQOL: version 3 in audio mode, at 48 kHz.",
-    "pesq": "PESQ: wide-band at 16 kHz, or narrow-band at 8 kHz where the comparison is below 16 kHz; made for speech.",
-    "stoi": "STOI: made for speech.",
-}
+EMBED_CLIPS = 16  # decoded clips held for the embedders at a time
 
 
 @dataclass(frozen=True)
 class CodecEvaluation:
-    """What to evaluate, on what, and how.
+    """What to evaluate, on what, and how: the options of the command line, one of each.
 
-    codecs: bundled names or model directories. data: a manifest, folder or synth:COUNT; where: allowed values of its
-    fields. num_clips: a choice that is always the same; None is all. embedders: specs. opus_kbps: wanted bitrates.
-    metrics: optional ones, `reconstruction.OPTIONAL`. sample_rate: of the comparison, Hz; None is the lowest of the
-    codecs. threads: of torch. num_sounds: clips to listen to in report.html. out: a folder. command: what to quote in
-    the report.
+    data: a manifest, folder or synth:COUNT. where: allowed values of its fields. sample_rate: of the comparison, Hz;
+    None is the lowest of the codecs. command: what to quote in the report.
     """
 
     codecs: tuple[str, ...]
@@ -106,7 +88,7 @@ class CodecEvaluation:
         check_distinct("--metrics", self.metrics)
 
 
-def run(evaluation: CodecEvaluation, warn: Warn = lambda message: None) -> Outcome:
+def run(evaluation: CodecEvaluation, warn: Warn = lambda message: None) -> Report:
     """Evaluate and write report.md, report.json, report.html, quality.png and sounds.
 
     Everything is measured before anything is written. warn gets what is odd but no error, as the notes do. Sets
@@ -123,13 +105,13 @@ def run(evaluation: CodecEvaluation, warn: Warn = lambda message: None) -> Outco
         torch.set_num_threads(threads)
 
 
-def _run(evaluation: CodecEvaluation, warn: Warn) -> Outcome:
+def _run(evaluation: CodecEvaluation, warn: Warn) -> Report:
     """`run`, once the settings are checked."""
     device = choose_device(evaluation.device)
     codecs = open_codecs(evaluation.codecs, device)
     embedders = [load_embedder(spec, device) for spec in evaluation.embedders]
     rate = evaluation.sample_rate or min(codec.sample_rate for codec in codecs.values())
-    originals = coding.Originals(choose_clips(evaluation), rate)
+    originals = Originals(choose_clips(evaluation), rate)
     warnings, note = scores.once(warn)
     if constant := originals.check():
         note(
@@ -138,18 +120,29 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Outcome:
         )
     tried: dict[float, float] = {}
     wanted = tqdm(evaluation.opus_kbps, "Opus: searching levels", leave=False, disable=None)
-    levels = {kbps: opus.find_level(originals, rate, kbps, tried) for kbps in wanted}
-    systems = [system for name, codec in codecs.items() for system in coding.codec_systems(name, codec)]
-    systems += [coding.opus_system(kbps, found.level, rate) for kbps, found in levels.items()]
+    levels = {kbps: find_level(originals, rate, kbps, tried) for kbps in wanted}
+    systems = [system for name, codec in codecs.items() for system in codec_systems(name, codec)]
+    systems += [opus_system(kbps, found.level, rate) for kbps, found in levels.items()]
     rows, sounds = measure_all(evaluation, systems, originals, embedders, note)
     notes = [
         *notes_of(evaluation, codecs, originals, levels),
         *map(scores.describe, embedders),
-        *DEFINITIONS,
-        *(OPTIONAL_DEFINITIONS[name] for name in evaluation.metrics),
-        *(f"Warning: {message}" for message in warnings),
+        *notes_on("codec"),
+        *(line for name in evaluation.metrics for line in notes_on(name)),
+        *warnings,
+        "`quality.png` has the plots.",
     ]
-    return write(evaluation.out, notes, rows, sounds, originals, embedders)
+    own = [column for embedder in embedders for column in scores.embedder_columns(embedder)]
+    columns = [*columns_of("codec"), *columns_of("distances"), *own, *columns_of("speeds")]
+    columns = filled(columns, rows)
+    of_embedders = [scores.key_of(embedder, name) for embedder in embedders for name in PLOTTED_OF_EMBEDDERS]
+    keys = {column.key for column in columns}
+    plots = [Plot("kbps", key) for key in (*PLOTTED, *of_embedders) if key in keys]
+    picture = draw(plots, columns, rows)
+    report = Report("Codecs", notes, columns, rows, write_sounds(evaluation.out, sounds, originals), plots)
+    checkpoint.write_bytes_atomic(evaluation.out / "quality.png", picture)
+    report.write(evaluation.out)
+    return report
 
 
 def open_codecs(names: Sequence[str], device: torch.device) -> dict[str, SegmentedCodec]:
@@ -184,8 +177,8 @@ def choose_clips(evaluation: CodecEvaluation) -> list[AnyClip]:
 
 def measure_all(
     evaluation: CodecEvaluation,
-    systems: Sequence[coding.System],
-    originals: coding.Originals,
+    systems: Sequence[System],
+    originals: Originals,
     embedders: Sequence[Embedder],
     warn: Warn,
 ) -> tuple[list[Cells], dict[str, list[Tensor]]]:
@@ -194,77 +187,133 @@ def measure_all(
     keys = [clip.key for clip in originals.clips]
     fields = [clip.fields if isinstance(clip, Clip) else {} for clip in originals.clips]
     labels = [str(each["label"]) if "label" in each else None for each in fields]
-    real, first = coding.embed(iter(originals), rate, embedders, num_sounds)
+    real, first = embed(iter(originals), rate, embedders, num_sounds)
     sounds = {TRUTH: first}
 
-    def row_with(row: Cells, values: dict[str, list[float]], decoded: Sequence[Embedded]) -> Cells:
+    def row_with(row: Cells, values: dict[str, Any], decoded: Sequence[Embedded]) -> Cells:
         for embedder, of_real, embedded in zip(embedders, real, decoded, strict=True):
             target = None if decoded is real else of_real
-            cells, of_clips = embedder_cells(embedder, labels, target, embedded, warn)
-            row, values = row | cells, values | of_clips
+            of_clips = scores.clip_values(embedder, embedded, 1, target, labels)
+            values = values | of_clips
+            row = row | {key: mean_of_defined(each) for key, each in of_clips.items()}
+            if target is not None:
+                row[scores.key_of(embedder, "fad")] = paired_fad(embedder, target, embedded, warn)
+            scores.warn_of_labels(embedder, labels, "clips", warn)
         per_clip = {  # JSON has no NaN
             key: [None if math.isnan(value) else value for value in each] for key, each in values.items()
         }
         return row | {"n": len(keys), "clips": keys, "per_clip": per_clip}
 
-    rows = [row_with({coding.SYSTEM: TRUTH, REFERENCE: True}, {}, real)]
+    rows = [row_with({"system": TRUTH, REFERENCE: True}, {}, real)]
     for system in systems:
-        measured = coding.Measured()
-        clips = tqdm(
-            coding.send(system, originals, evaluation.metrics, measured),
-            system.title,
-            len(keys),
-            unit="clip",
-            disable=None,
-            leave=False,
-        )
-        decoded, sounds[system.title] = coding.embed(iter(clips), rate, embedders, num_sounds)
+        values: dict[str, list[float]] = defaultdict(list)
+        counts: list[Counts] = []
+        sent = send(system, originals, evaluation.metrics, values, counts)
+        clips = tqdm(sent, system.title, len(keys), unit="clip", disable=None, leave=False)
+        decoded, sounds[system.title] = embed(iter(clips), rate, embedders, num_sounds)
         for name in evaluation.metrics:
-            if undefined := sum(map(math.isnan, measured.values[name])):
+            if undefined := sum(map(math.isnan, values[name])):
                 warn(f"{name}: not defined on {undefined} of {len(keys)} clips, which its mean leaves out")
-        rows.append(row_with(coding.row_of(system, measured), measured.values, decoded))
+        rows.append(row_with(row_of(system, values, counts), values, decoded))
     return rows, sounds
 
 
-def embedder_cells(
-    embedder: Embedder,
-    labels: Sequence[str | None],
-    real: Embedded | None,
-    decoded: Embedded,
-    warn: Warn,
-) -> tuple[Cells, dict[str, list[float]]]:
-    """(cells, values by clip): label accuracy and, against the originals (None for themselves), KL and FAD.
+def send(
+    system: System,
+    originals: Originals,
+    optional: Sequence[str],
+    values: dict[str, list[float]],
+    counts: list[Counts],
+) -> Iterator[Tensor]:
+    """Every clip through the system -> the decoded clips [1, N] at the common rate.
 
-    No kernel distance: it takes the two sets for independent, and a clip and its own copy bring it far below 0.
+    values gets what was measured: distances by name, duration_s, encode_s, decode_s, sizes. counts: of codes [K, V].
     """
-    values: dict[str, list[float]] = {}
-    labelled = np.flatnonzero([label in embedder.labels for label in labels])
-    if len(labelled):
-        right = np.full(len(labels), math.nan)
-        right[labelled] = scores.label_accuracy(embedder, labels, labelled, decoded)
-        values["accuracy"] = right.tolist()
-        scores.warn_of_labels(embedder, labels, "clips", warn)
-    if real is not None and real.probabilities is not None and decoded.probabilities is not None:
-        values["kl"] = label_kl(real.probabilities, decoded.probabilities).tolist()
-    cells: Cells = {name: coding.mean_of_defined(np.asarray(each)) for name, each in values.items()}
-    if real is not None:
-        a, b = real.embeddings.astype(np.float64), decoded.embeddings.astype(np.float64)
-        n, dim = a.shape
+    system.code(originals.read(0, system.sample_rate, system.channels))  # the first call sets up: not counted
+    for index, clip in enumerate(originals.clips):
+        wave = originals.read(index, system.sample_rate, system.channels)
+        target = originals.target(index)
+        coded = system.code(wave)
+        decoded = audio.convert_channels(coded.audio[:, : wave.shape[-1]], 1)
+        decoded = audio.resample(decoded, system.sample_rate, originals.sample_rate)[:, : target.shape[-1]]
+        decoded = torch.nn.functional.pad(decoded, (0, target.shape[-1] - decoded.shape[-1]))
         try:
-            cells["fad"] = scores.set_figure(
-                lambda clips: frechet_distance(a[clips], b[clips]),
-                (n,),
-                dim + 1,
-                scores.frechet_rounds(dim),
-                scores.RANGES["fad"],
-            )
-        except InputError as error:  # too few clips
-            warn(f"no FAD by {embedder.name}: {error}")
-            cells["fad"] = None
-    return (
-        {scores.key_of(embedder, name): cell for name, cell in cells.items()},
-        {scores.key_of(embedder, name): each for name, each in values.items()},
-    )
+            distances = measure(decoded[None], target[None], originals.sample_rate, optional)
+        except InputError as error:
+            raise InputError(f"{system.title}, {clip.key}: {error}") from None
+        figures = {name: float(value) for name, value in distances.items()} | dict(coded.sizes)
+        figures["duration_s"] = wave.shape[-1] / system.sample_rate
+        for name, value in (figures | {"encode_s": coded.encode_s, "decode_s": coded.decode_s}).items():
+            values[name].append(value)
+        if coded.counts is not None:
+            counts.append(coded.counts)
+        yield decoded
+
+
+def embed(
+    clips: Iterator[Tensor], sample_rate: int, embedders: Sequence[Embedder], num_sounds: int
+) -> tuple[list[Embedded], list[Tensor]]:
+    """Clips [1, N] as they come -> their embeddings by each embedder, and the first few of them."""
+    sounds: list[Tensor] = []
+    parts: list[list[Embedded]] = [[] for _ in embedders]
+    while some := list(islice(clips, EMBED_CLIPS)):
+        sounds += some[: num_sounds - len(sounds)]
+        for embedder, part in zip(embedders, parts, strict=True):
+            part.append(embed_clips(embedder, some, sample_rate))
+    return [join(part) for part in parts], sounds
+
+
+def row_of(system: System, measured: Mapping[str, Sequence[float]], counts: Sequence[Counts]) -> Cells:
+    """The cells of a system that need no embedder; beside the columns bits_per_s carried and a codec's use of codes."""
+    values = {key: np.asarray(each, dtype=np.float64) for key, each in measured.items()}
+    row: Cells = {"system": system.name, "codebooks": system.codebooks, "kbps": system.kbps}
+    row |= {c.key: mean_of_defined(values[c.key]) for c in columns_of("distances") if c.key in values}
+    row |= {key: ratio(values["duration_s"], values[f"{key}_s"]) for key in ("encode", "decode")}
+    if counts:
+        of_clips = np.stack(counts)  # [n, K, V]
+        use = code_entropy(of_clips.sum(0), system.frame_rate)
+
+        def kbps(clips: Index) -> float:
+            return code_entropy(of_clips[clips].sum(0), system.frame_rate).bits_per_s / 1000
+
+        most = system.kbps or math.inf
+        row["carried"] = scores.set_figure(kbps, (len(counts),), 1, scores.ROUNDS, (0.0, most))
+        row["codes_used"] = 100 * float(use.used.mean()) / of_clips.shape[-1]
+        row |= {"perplexity": use.perplexity.tolist(), "used": use.used.tolist()}
+    else:
+        row["kbps"] = ratio(values["file_bytes"] * 8 / 1000, values["duration_s"]).value
+        row["carried"] = ratio(values["packet_bytes"] * 8 / 1000, values["duration_s"])
+        row[REFERENCE] = True
+    return row | {"bits_per_s": 1000 * row["carried"].value}
+
+
+def ratio(a: Array, b: Array) -> Interval:
+    """Sum of a over sum of b, [n] each, with the interval over clips; without one for a single clip."""
+
+    def of(clips: Index) -> float:
+        return float(a[clips].sum() / b[clips].sum())
+
+    return bootstrap(of, len(a)) if len(a) > 1 else Interval(of(np.arange(1)), math.nan, math.nan)
+
+
+def paired_fad(embedder: Embedder, real: Embedded, decoded: Embedded, warn: Warn) -> Interval | None:
+    """FAD of decoded clips and their originals, the same half samples of both; None where clips are too few.
+
+    There is no kernel distance: it takes the two sets for independent, and a clip and its own copy bring it far below
+    0.
+    """
+    a, b = real.embeddings.astype(np.float64), decoded.embeddings.astype(np.float64)
+    n, dim = a.shape
+
+    def distance(clips: Index) -> float:
+        return frechet_distance(a[clips], b[clips])
+
+    try:
+        rounds = scores.frechet_rounds(dim)
+        return scores.set_figure(distance, (n,), dim + 1, rounds, scores.RANGES["fad"])
+    except InputError as error:
+        warn(f"no FAD by {embedder.name}: {error}")
+        return None
 
 
 # --------------------------------------------------------------------------------------------------- the report
@@ -273,8 +322,8 @@ def embedder_cells(
 def notes_of(
     evaluation: CodecEvaluation,
     codecs: Mapping[str, SegmentedCodec],
-    originals: coding.Originals,
-    levels: Mapping[float, opus.OpusRate],
+    originals: Originals,
+    levels: Mapping[float, OpusRate],
 ) -> list[str]:
     """What was compared with what, and on what."""
     rate, n = originals.sample_rate, len(originals.clips)
@@ -286,11 +335,10 @@ def notes_of(
         "another rate is resampled, and the embedders get the clips after that."
     )
     for name, codec in codecs.items():
-        tensors = codec.codec.state_dict()
         notes.append(
-            f"Codec {name}: weights {checkpoint.identity(tensors)}, {codec.sample_rate} Hz, {codec.channels} "
-            f"channel{'s' if codec.channels > 1 else ''}, {codec.frame_rate:g} frames a second, {codec.num_codebooks} "
-            f"codebooks of {codec.codebook_size}."
+            f"Codec {name}: weights {checkpoint.identity(codec.codec.state_dict())}, {codec.sample_rate} Hz, "
+            f"{codec.channels} channel{'s' if codec.channels > 1 else ''}, {codec.frame_rate:g} frames a second, "
+            f"{codec.num_codebooks} codebooks of {codec.codebook_size}."
         )
     if levels:
         found = "; ".join(
@@ -298,7 +346,7 @@ def notes_of(
             for kbps, level in levels.items()
         )
         notes.append(
-            f"Opus: libsndfile {soundfile.__libsndfile_version__}, mono at {opus.opus_rate(rate)} Hz, variable "
+            f"Opus: libsndfile {soundfile.__libsndfile_version__}, mono at {opus_rate(rate)} Hz, variable "
             f"bitrate, the compression level whose files over all these clips come nearest to the kbps asked: {found}."
         )
     device = next(iter(codecs.values())).device
@@ -309,21 +357,8 @@ def notes_of(
     return notes
 
 
-def write(
-    out: Path,
-    notes: Sequence[str],
-    rows: list[Cells],
-    sounds: Mapping[str, Sequence[Tensor]],
-    originals: coding.Originals,
-    embedders: Sequence[Embedder],
-) -> Outcome:
-    """Write sounds, picture and report, each file whole."""
-    own = [column for embedder in embedders for column in scores.embedder_columns(embedder)]
-    columns = scores.filled([*COLUMNS, *own, *SPEEDS], rows)
-    keys = {column.key for column in columns}
-    of_embedders = [scores.key_of(embedder, name) for embedder in embedders for name in PLOTTED_OF_EMBEDDERS]
-    plots = [Plot(coding.KBPS, key) for key in (*PLOTTED, *of_embedders) if key in keys]
-    picture = draw(plots, columns, rows)
+def write_sounds(out: Path, sounds: Mapping[str, Sequence[Tensor]], originals: Originals) -> list[Sound]:
+    """The clips to listen to [1, N], written, clip by clip."""
     listed = []
     for number in range(max(map(len, sounds.values()))):
         clip = originals.clips[number]
@@ -333,6 +368,4 @@ def write(
             sound = audio.below_full_scale(kept[number])
             path = audio.save(out / "sounds" / name, sound, originals.sample_rate)
             listed.append(Sound(title, f"{number + 1}. {caption or Path(clip.key).name}", path))
-    checkpoint.write_bytes_atomic(out / "quality.png", picture)
-    notes = [*notes, "`quality.png` has the plots."]
-    return write_report(out, "Codecs", notes, columns, rows, listed, plots)
+    return listed

@@ -1,131 +1,40 @@
-"""Codecs and Opus as rows of one table: clips go through each, timed, measured and embedded.
+"""What clips go through, one system a row of the table: a codec at a number of codebooks, or Opus at a level.
 
-Every system gets the clips at its own rate and channels, as it would in use. What comes out is compared with the
-originals at one common rate, in mono.
+Opus is the reference of the codec tables. libsndfile writes it, as Ogg files in memory. It takes no bitrate but a
+compression level: 0 aims at 256 kbps a channel, 1 at 6. The encoder's variable bitrate then spends what the sound
+needs, often much less. So the bitrate is measured from the files, and the level for a wanted one searched.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audiogen import audio
+from audiogen.audio import resample
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.data.dataset import AnyClip, AudioDataset
 from audiogen.errors import InputError
-from audiogen.evaluate import opus
-from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips, join
-from audiogen.evaluate.metrics import Interval, bootstrap, prompt_interval
-from audiogen.evaluate.reconstruction import LONGEST_WINDOW, code_entropy, count_codes, measure
-from audiogen.evaluate.report import REFERENCE, Column
-from audiogen.evaluate.scores import ROUNDS, set_figure
+from audiogen.evaluate.reconstruction import LONGEST_WINDOW, count_codes
 
 T = TypeVar("T")
-Counts = NDArray[np.int64]
-Array = NDArray[np.float64]
-Cells = dict[str, Any]  # of a row: figures by the keys of columns, and what only the JSON has
+Counts = NDArray[np.int64]  # of codes [K, V]
 
-EMBED_CLIPS = 16  # decoded clips held for the embedders at a time
 CACHE_MB = 512  # of decoded originals, for each sample rate
-
-SYSTEM, CODEBOOKS, KBPS = "system", "codebooks", "kbps"
-CARRIED, ENCODE, DECODE = "carried", "encode", "decode"
-DISTANCES = (
-    Column("mel", "Log-mel distance", "lower", 2),
-    Column("multi_scale_mel", "Multi-scale mel", "lower", 2),
-    Column("multi_resolution_stft", "Multi-resolution STFT", "lower", 2),
-    Column("log_spectral_db", "Log-spectral distance (dB)", "lower", 1),
-    Column("si_sdr_db", "SI-SDR (dB)", "higher", 1),
-    Column("visqol", "ViSQOL", "higher", 2),
-    Column("pesq", "PESQ", "higher", 2),
-    Column("stoi", "STOI", "higher", 2),
-)
-
-
-# ---------------------------------------------------------------------------------------------------- systems
-
-
-class Coded(NamedTuple):
-    """A clip after a system. audio [C, n] at the system's rate, n at least that of the clip; wall times in s.
-
-    counts: of its codes [K, V]. num_bytes: of its file and of the packets in it. None where there are none.
-    """
-
-    audio: Tensor
-    encode_s: float
-    decode_s: float
-    counts: Counts | None = None
-    num_bytes: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class System:
-    """One row: clips [C, N] at `sample_rate` with `channels` go through `code`. kbps, frame_rate: of a codec."""
-
-    name: str
-    title: str
-    sample_rate: int
-    channels: int
-    code: Callable[[Tensor], Coded]
-    codebooks: int | None = None
-    kbps: float | None = None
-    frame_rate: float = 0.0
-
-
-def codec_systems(name: str, codec: SegmentedCodec) -> list[System]:
-    """A codec at every number of codebooks."""
-    device = codec.device
-
-    def system(count: int) -> System:
-        def code(wave: Tensor) -> Coded:
-            sound = wave[None].to(device)
-            segments, encode_s = timed(lambda: list(codec.encode_stream([sound], count)), device)
-            blocks, decode_s = timed(lambda: list(codec.decode_stream(segments, sound.shape[-1])), device)
-            codes = torch.cat([segment.codes for segment in segments], -1)  # [1, K, T]
-            decoded = torch.cat(blocks, -1)
-            return Coded(decoded[0].cpu(), encode_s, decode_s, count_codes(codes, codec.codebook_size))
-
-        title = f"{name}, {count} codebook{'s' if count > 1 else ''}"
-        kbps = bandwidth_kbps(codec, count)
-        return System(name, title, codec.sample_rate, codec.channels, code, count, kbps, codec.frame_rate)
-
-    return [system(count) for count in range(1, codec.num_codebooks + 1)]
-
-
-def opus_system(wanted_kbps: float, level: float, sample_rate: int) -> System:
-    """Opus at a compression level."""
-    cpu = torch.device("cpu")
-
-    def code(wave: Tensor) -> Coded:
-        sound, encode_s = timed(lambda: opus.encode(wave, sample_rate, level), cpu)
-        decoded, decode_s = timed(lambda: opus.decode(sound, sample_rate, wave.shape[-1]), cpu)
-        return Coded(decoded, encode_s, decode_s, None, (len(sound.data), sound.payload_bytes))
-
-    return System("Opus", f"Opus, {wanted_kbps:g} kbps", sample_rate, 1, code)
-
-
-def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
-    """The result and the wall seconds it took, a GPU's queue included."""
-    began = time.perf_counter()
-    result = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return result, time.perf_counter() - began
-
-
-# ------------------------------------------------------------------------------------------------------ clips
+OPUS_RATES = (8000, 12000, 16000, 24000, 48000)  # that Opus takes, Hz
+LOWEST_KBPS, HIGHEST_KBPS = 6.0, 256.0  # a channel, at compression levels 1 and 0
+NEAR = 0.01  # a bitrate within this share of the wanted one is good enough
+MOST_TRIES = 8
+WRITE_SAMPLES = 1 << 16  # at a time: libsndfile's Ogg encoders crash on much longer blocks
 
 
 class Originals:
@@ -163,105 +72,168 @@ class Originals:
         return constant
 
 
-# -------------------------------------------------------------------------------------------------- measuring
+# ---------------------------------------------------------------------------------------------------- systems
 
 
-@dataclass
-class Measured:
-    """What a system did to each of n clips.
+class Coded(NamedTuple):
+    """A clip after a system. audio [C, n] at the system's rate, n at least that of the clip; wall times in s.
 
-    values: by metric [n], with duration_s, encode_s, decode_s, and of Opus file_bytes and packet_bytes. counts: of a
-    codec's codes [K, V].
+    counts: of a codec's codes [K, V]. sizes: of Opus, file_bytes and packet_bytes.
     """
 
-    values: dict[str, list[float]] = field(default_factory=dict)
-    counts: list[Counts] = field(default_factory=list)
-
-    def add(self, figures: Mapping[str, float]) -> None:
-        """The next clip's values."""
-        for name, value in figures.items():
-            self.values.setdefault(name, []).append(value)
+    audio: Tensor
+    encode_s: float
+    decode_s: float
+    counts: Counts | None = None
+    sizes: Mapping[str, int] = {}
 
 
-def send(
-    system: System, originals: Originals, optional: Sequence[str], measured: Measured
-) -> Iterator[Tensor]:
-    """Every clip through the system, measured -> the decoded clips [1, N] at the common rate."""
-    system.code(originals.read(0, system.sample_rate, system.channels))  # the first call sets up: not counted
-    for index, clip in enumerate(originals.clips):
-        wave = originals.read(index, system.sample_rate, system.channels)
-        target = originals.target(index)
-        coded = system.code(wave)
-        decoded = audio.convert_channels(coded.audio[:, : wave.shape[-1]], 1)
-        decoded = audio.resample(decoded, system.sample_rate, originals.sample_rate)[:, : target.shape[-1]]
-        decoded = torch.nn.functional.pad(decoded, (0, target.shape[-1] - decoded.shape[-1]))
-        try:
-            distances = measure(decoded[None], target[None], originals.sample_rate, optional)
-        except InputError as error:
-            raise InputError(f"{system.title}, {clip.key}: {error}") from None
-        measured.add({name: float(value) for name, value in distances.items()})
-        duration_s = wave.shape[-1] / system.sample_rate
-        measured.add({"duration_s": duration_s, "encode_s": coded.encode_s, "decode_s": coded.decode_s})
-        if coded.counts is not None:
-            measured.counts.append(coded.counts)
-        if coded.num_bytes is not None:
-            measured.add({"file_bytes": coded.num_bytes[0], "packet_bytes": coded.num_bytes[1]})
-        yield decoded
+class System(NamedTuple):
+    """One row: clips [C, N] at `sample_rate` with `channels` go through `code`. kbps, frame_rate: of a codec."""
+
+    name: str
+    title: str
+    sample_rate: int
+    channels: int
+    code: Callable[[Tensor], Coded]
+    codebooks: int | None = None
+    kbps: float | None = None
+    frame_rate: float = 0.0
 
 
-def embed(
-    clips: Iterator[Tensor], sample_rate: int, embedders: Sequence[Embedder], num_sounds: int
-) -> tuple[list[Embedded], list[Tensor]]:
-    """Clips [1, N] as they come -> their embeddings by each embedder, and the first few of them."""
-    sounds: list[Tensor] = []
-    parts: list[list[Embedded]] = [[] for _ in embedders]
-    while some := list(islice(clips, EMBED_CLIPS)):
-        sounds += some[: num_sounds - len(sounds)]
-        for embedder, part in zip(embedders, parts, strict=True):
-            part.append(embed_clips(embedder, some, sample_rate))
-    return [join(part) for part in parts], sounds
+def codec_systems(name: str, codec: SegmentedCodec) -> list[System]:
+    """A codec at every number of codebooks."""
+    device = codec.device
+
+    def system(count: int) -> System:
+        def code(wave: Tensor) -> Coded:
+            sound = wave[None].to(device)
+            segments, encode_s = timed(lambda: list(codec.encode_stream([sound], count)), device)
+            blocks, decode_s = timed(lambda: list(codec.decode_stream(segments, sound.shape[-1])), device)
+            codes = torch.cat([segment.codes for segment in segments], -1)  # [1, K, T]
+            decoded = torch.cat(blocks, -1)
+            return Coded(decoded[0].cpu(), encode_s, decode_s, count_codes(codes, codec.codebook_size))
+
+        title = f"{name}, {count} codebook{'s' if count > 1 else ''}"
+        kbps = bandwidth_kbps(codec, count)
+        return System(name, title, codec.sample_rate, codec.channels, code, count, kbps, codec.frame_rate)
+
+    return [system(count) for count in range(1, codec.num_codebooks + 1)]
 
 
-# ----------------------------------------------------------------------------------------------------- a row
+def opus_system(wanted_kbps: float, level: float, sample_rate: int) -> System:
+    """Opus at a compression level."""
+    cpu = torch.device("cpu")
+
+    def code(wave: Tensor) -> Coded:
+        file, encode_s = timed(lambda: encode_opus(wave, sample_rate, level), cpu)
+        decoded, decode_s = timed(lambda: decode_opus(file, sample_rate, wave.shape[-1]), cpu)
+        sizes = {"file_bytes": len(file), "packet_bytes": payload_bytes(file)}
+        return Coded(decoded, encode_s, decode_s, sizes=sizes)
+
+    return System("Opus", f"Opus, {wanted_kbps:g} kbps", sample_rate, 1, code)
 
 
-def row_of(system: System, measured: Measured) -> Cells:
-    """The cells of a system that need no embedder; beside the columns bits_per_s carried and a codec's use of codes."""
-    values = {key: np.asarray(each, dtype=np.float64) for key, each in measured.values.items()}
-    row: Cells = {SYSTEM: system.name, CODEBOOKS: system.codebooks, KBPS: system.kbps}
-    for column in DISTANCES:
-        if column.key in values:
-            row[column.key] = mean_of_defined(values[column.key])
-    row[ENCODE] = ratio(values["duration_s"], values["encode_s"])
-    row[DECODE] = ratio(values["duration_s"], values["decode_s"])
-    if measured.counts:
-        counts = np.stack(measured.counts)  # [n, K, V]
-        use = code_entropy(counts.sum(0), system.frame_rate)
-
-        def kbps(clips: Counts) -> float:
-            return code_entropy(counts[clips].sum(0), system.frame_rate).bits_per_s / 1000
-
-        row[CARRIED] = set_figure(kbps, (len(counts),), 1, ROUNDS, (0.0, system.kbps or math.inf))
-        row["codes_used"] = 100 * float(use.used.mean()) / counts.shape[-1]
-        row |= {"perplexity": use.perplexity.tolist(), "used": use.used.tolist()}
-    else:
-        kilobits = {key: values[key] * 8 / 1000 for key in ("file_bytes", "packet_bytes")}
-        row[KBPS] = ratio(kilobits["file_bytes"], values["duration_s"]).value
-        row[CARRIED] = ratio(kilobits["packet_bytes"], values["duration_s"])
-        row[REFERENCE] = True
-    return row | {"bits_per_s": 1000 * row[CARRIED].value}
+def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """The result and the wall seconds it took, a GPU's queue included."""
+    began = time.perf_counter()
+    result = function()
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+    return result, time.perf_counter() - began
 
 
-def mean_of_defined(values: Array) -> Interval | None:
-    """Mean of the values that are not NaN, with its interval; None where all are."""
-    defined = values[~np.isnan(values)]
-    return prompt_interval(defined) if len(defined) else None
+# ------------------------------------------------------------------------------------------------------- Opus
 
 
-def ratio(a: Array, b: Array) -> Interval:
-    """Sum of a over sum of b, [n] each, with the interval over clips; without one for a single clip."""
+class OpusRate(NamedTuple):
+    """A compression level and what it was measured to give over a set of sounds: bits of the files a second / 1000."""
 
-    def of(clips: Counts) -> float:
-        return float(a[clips].sum() / b[clips].sum())
+    level: float
+    kbps: float
 
-    return bootstrap(of, len(a)) if len(a) > 1 else Interval(of(np.arange(1)), math.nan, math.nan)
+
+def encode_opus(wave: Tensor, sample_rate: int, level: float) -> bytes:
+    """A sound [C, N] as an Opus file. A rate that Opus does not take is raised to the next one that it does."""
+    rate = opus_rate(sample_rate)
+    if not wave.isfinite().all() or wave.dim() != 2 or 0 in wave.shape:
+        raise InputError(f"audio of shape {list(wave.shape)} for Opus must be [C, N], N >= 1, and finite")
+    samples = resample(wave, sample_rate, rate).detach().cpu().float()
+    file = io.BytesIO()
+    with soundfile.SoundFile(
+        file, "w", rate, samples.shape[0], subtype="OPUS", format="OGG", compression_level=level
+    ) as writer:
+        for block in samples.split(WRITE_SAMPLES, -1):
+            writer.write(block.T.numpy())
+    return file.getvalue()
+
+
+def decode_opus(file: bytes, sample_rate: int, num_samples: int) -> Tensor:
+    """The audio [C, num_samples] of an Opus file, at sample_rate (Hz)."""
+    samples, rate = soundfile.read(io.BytesIO(file), dtype="float32", always_2d=True)
+    audio = resample(torch.from_numpy(samples.T.copy()), rate, sample_rate)[:, :num_samples]
+    return torch.nn.functional.pad(audio, (0, num_samples - audio.shape[-1]))
+
+
+def opus_rate(sample_rate: int) -> int:
+    """The lowest rate (Hz) that Opus takes and that loses nothing of sample_rate; 48 kHz above that."""
+    return next((rate for rate in OPUS_RATES if rate >= sample_rate), OPUS_RATES[-1])
+
+
+def payload_bytes(data: bytes) -> int:
+    """Bytes of the audio packets of an Ogg Opus file (RFC 3533, RFC 7845): pages of headers have granule position 0."""
+    total, place = 0, 0
+    while place < len(data):
+        if data[place : place + 4] != b"OggS":
+            raise InputError(f"not an Ogg file: no page begins at byte {place}")
+        num_segments = data[place + 26]
+        size = sum(data[place + 27 : place + 27 + num_segments])
+        if data[place + 6 : place + 14] != bytes(8):
+            total += size
+        place += 27 + num_segments + size
+    return total
+
+
+def find_level(
+    waves: Iterable[Tensor], sample_rate: int, kbps: float, tried: dict[float, float] | None = None
+) -> OpusRate:
+    """The compression level whose files come nearest to `kbps` over all the sounds [C, N], by up to 8 tries.
+
+    waves is gone through once a try, so it may read its sounds anew. tried: what earlier searches over the same
+    sounds measured, kbps by the bitrate that libsndfile asked of the encoder; this one uses it and adds to it.
+    """
+    if not 0 < kbps < math.inf:
+        raise InputError(f"Opus at {kbps:g} kbps: give a bitrate above 0, such as 12")
+    tried = {} if tried is None else tried
+    asked = min(HIGHEST_KBPS, max(LOWEST_KBPS, kbps))
+    for _ in range(MOST_TRIES):
+        if asked not in tried:
+            tried[asked] = _kbps(waves, sample_rate, level_of(asked))
+        best = min(tried, key=lambda rate: (abs(tried[rate] - kbps), rate))
+        if abs(tried[best] - kbps) <= NEAR * kbps:
+            break
+        above = min((rate for rate in tried if tried[rate] >= kbps), default=None)
+        below = max((rate for rate in tried if tried[rate] < kbps), default=None)
+        if above is not None and below is not None:
+            share = (kbps - tried[below]) / (tried[above] - tried[below])
+            asked = below + min(0.9, max(0.1, share)) * (above - below)
+        else:  # a little further than in proportion: the encoder spends less and less of what it may
+            asked = min(HIGHEST_KBPS, max(LOWEST_KBPS, best * (kbps / tried[best]) ** 1.25))
+        if asked in tried:
+            break  # an end of the scale
+    return OpusRate(level_of(best), tried[best])
+
+
+def level_of(kbps: float) -> float:
+    """The compression level at which libsndfile asks the encoder for that bitrate a channel."""
+    return 1 - (kbps - LOWEST_KBPS) / (HIGHEST_KBPS - LOWEST_KBPS)
+
+
+def _kbps(waves: Iterable[Tensor], sample_rate: int, level: float) -> float:
+    num_bytes, duration_s = 0, 0.0
+    for wave in waves:
+        num_bytes += len(encode_opus(wave, sample_rate, level))
+        duration_s += wave.shape[-1] / sample_rate
+    if duration_s == 0:
+        raise InputError("there is no sound to code with Opus")
+    return num_bytes * 8 / duration_s / 1000

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,54 +20,25 @@ from audiogen.data.manifest import Clip
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.evaluate import scores, systems
-from audiogen.evaluate.clips import read, shuffled
+from audiogen.evaluate.clips import Prompt, read, shuffled
 from audiogen.evaluate.cost import Clock, machine
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
 from audiogen.evaluate.order import OrderPrompt, check_judge, judge_clips, order_accuracy
-from audiogen.evaluate.report import REFERENCE, Cell, Column, Outcome, Plot, Sound, write_report
-from audiogen.evaluate.scores import Warn
-from audiogen.evaluate.systems import (
-    RECONSTRUCTION,
-    Comparison,
-    Material,
-    Open,
-    System,
-    gather,
-    keep_once,
-    render_order_clips,
-    sound_path,
-)
+from audiogen.evaluate.report import REFERENCE, Column, Plot, Report, Sound, columns_of, filled, notes_on
+from audiogen.evaluate.scores import Cells, Warn
+from audiogen.evaluate.systems import RECONSTRUCTION, Comparison, Material, System, keep_once
 from audiogen.generators import load as generators
 from audiogen.interfaces import Generator
 from audiogen.models.tagger import load_tagger
 from audiogen.tagger.model import Tagger
 
-SYSTEM, CLIP_S, SETS = "system", "clip_s", "sets"
-FACTS = (
-    Column(SYSTEM, "System"),
-    Column("family", "Family"),
-    Column("num_parameters", "Parameters"),
-    Column("latent_rate", "Latent rate"),
-    Column("n", "n"),
-    Column(SETS, "Sets"),
-)
-COSTS = (
-    Column("steps", "Steps"),
-    Column("num_evaluations", "Model evaluations"),
-    Column("guidance", "Guidance", digits=1),
-    Column(CLIP_S, "Time a clip (s)", "lower"),
-    Column("budget_used", "Budget used (%)", digits=0),
-    Column("real_time_factor", "Real-time factor", "lower"),
-    Column("real_time_factor_8", "Real-time factor, batch 8", "lower"),
-    Column("peak_memory_mb", "Peak memory (MB)", "lower", 0),
-    Column("remark", "Remark"),
-)
+Open = Callable[[str, str], Generator]  # (name or directory, device) -> generator
 
 
 class Entry(NamedTuple):
     """A row and the sounds it is about: each prompt's takes, one prompt after another; likewise of order prompts."""
 
-    row: dict[str, Cell]
+    row: Cells
     clips: list[Clip]
     order_clips: list[Clip]
     takes: int = 1
@@ -79,7 +49,7 @@ def run(
     warn: Warn,
     open_generator: Open | None = None,
     clock: Clock = time.perf_counter,
-) -> Outcome:
+) -> Report:
     """Generate what is missing, judge it, write the report.
 
     What is wrong with the data or an embedder is an InputError before anything is generated. A system that fails has
@@ -94,52 +64,38 @@ def run(
 
         open_generator = open_found
     warnings, note = scores.once(warn)
-    material = gather(comparison, note)
+    material = systems.gather(comparison, note)
+    device = choose_device(comparison.device)
     if material.order:
         check_judge(load_tagger(comparison.order_judge), material.order)  # now, not after hours
-    # The embedders are closed again: the memory of generators is measured.
-    real = {spec: embed_real(spec, material, comparison, note) for spec in comparison.embedders}
-    render_order_clips(comparison, material)
+    real = {  # the embedders are closed again: the memory of generators is measured
+        spec: scores.embed_files(load_embedder(spec, device), material.clips, comparison.duration_s, note)
+        for spec in comparison.embedders
+    }
+    systems.render_order_clips(comparison, material)
     finished, failures = run_systems(comparison, material, open_generator, clock)
     ceiling, floor = real_entries(material)
-    entries = [
-        entry
-        for name, system in finished.items()
-        for entry in system_entries(name, system, comparison, material)
-    ]
-    columns, notes = judge_entries(comparison, material, real, [ceiling, floor, *entries], note)
-    references = [entry.row for entry in entries if entry.row.get(REFERENCE)]
-    contestants = [entry.row for entry in entries if not entry.row.get(REFERENCE)]
-    failed: list[dict[str, Cell]] = [
-        {SYSTEM: name, "remark": f"failed: {why}"} for name, why in failures.items()
-    ]
+    entries = [ceiling, floor]
+    for name, system in finished.items():
+        entries += system_entries(name, system, comparison, material)
+    columns, judges = judge_entries(comparison, material, real, entries, note)
+    references = [entry.row for entry in entries[2:] if entry.row.get(REFERENCE)]
+    contestants = [entry.row for entry in entries[2:] if not entry.row.get(REFERENCE)]
+    failed: list[Cells] = [{"system": name, "remark": f"failed: {why}"} for name, why in failures.items()]
     rows = [ceiling.row, *references, *contestants, *failed, floor.row]
-    columns = scores.filled([*FACTS, *columns, *COSTS], rows)
-    quality = [column.key for column in columns if column.better and column not in COSTS]
-    table = write_report(
-        comparison.out,
+    columns, costs = filled(columns, rows), filled(columns_of("costs"), rows)
+    quality = [column.key for column in columns if column.better]
+    report = Report(
         f"Comparison of {', '.join(systems.system_names(comparison.models))}",
-        [
-            *describe_run(comparison, material, finished),
-            *notes,
-            *scores.SET_NOTES,
-            *(f"Warning: {message}" for message in warnings),
-        ],
-        columns,
+        [*describe_run(comparison, material, finished), *judges, *notes_on("sets"), *warnings],
+        [*filled(columns_of("systems"), rows), *columns, *costs],
         rows,
         find_sounds(comparison, material, list(finished)),
-        [Plot(CLIP_S, key) for key in quality] if finished else [],
+        [Plot("clip_s", key) for key in quality] if finished else [],
+        failures,
     )
-    return table._replace(failures=failures)
-
-
-# ------------------------------------------------------------------------------------------------- the systems
-
-
-def embed_real(spec: str, material: Material, comparison: Comparison, warn: Warn) -> Embedded:
-    """All recordings by one embedder, each at most as long as what is generated."""
-    embedder = load_embedder(spec, choose_device(comparison.device))
-    return scores.embed_files(embedder, material.clips, comparison.duration_s, warn)
+    report.write(comparison.out)
+    return report
 
 
 def run_systems(
@@ -151,7 +107,7 @@ def run_systems(
     names = systems.system_names(comparison.models)
     num_sounds = (1 + len(comparison.seeds)) * (len(material.prompts) + len(material.order_clips))
     with tqdm(total=num_sounds * len(names), unit="sound", disable=None) as bar:
-        for place, (name, model) in enumerate(zip(names, comparison.models, strict=True)):
+        for place, (name, model) in enumerate(zip(names, comparison.models, strict=True), 1):
             bar.set_description(name)
             folder = comparison.folder(name)
             log = folder / "failure.txt"
@@ -163,12 +119,11 @@ def run_systems(
                 log.unlink(missing_ok=True)
             except Exception as error:  # whatever it is, it must not take hours of the other systems with it
                 reason = " ".join(str(error).split())
-                failures[name] = (
-                    reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}"
-                )
+                kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+                failures[name] = kind + reason
                 folder.mkdir(parents=True, exist_ok=True)
                 log.write_text(traceback.format_exc())
-                bar.update(num_sounds * (place + 1) - bar.n)
+                bar.update(num_sounds * place - bar.n)
     return finished, failures
 
 
@@ -177,42 +132,33 @@ def run_systems(
 
 def real_entries(material: Material) -> tuple[Entry, Entry]:
     """Ceiling and floor: real clips with their captions, and with those of others, which a single prompt lacks."""
-    clips, order_clips = (
-        [prompt.clip for prompt in side] for side in (material.prompts, material.order_clips)
-    )
-    ceiling: dict[str, Cell] = {
-        SYSTEM: "ground truth",
-        "family": "real clips",
-        "n": len(clips),
-        REFERENCE: True,
-    }
-    floor = ceiling | {SYSTEM: "captions shuffled"}
-    of_others, order_of_others = (
-        [side[other] for other in shuffled(len(side))] if len(side) > 1 else []
-        for side in (clips, order_clips)
-    )
-    if not of_others:
+
+    def others(clips: list[Clip]) -> list[Clip]:
+        return [clips[other] for other in shuffled(len(clips))] if len(clips) > 1 else []
+
+    clips = [prompt.clip for prompt in material.prompts]
+    order_clips = [prompt.clip for prompt in material.order_clips]
+    ceiling: Cells = {"system": "ground truth", "family": "real clips", "n": len(clips), REFERENCE: True}
+    floor = ceiling | {"system": "captions shuffled"}
+    if len(clips) == 1:
         floor |= {"n": 0, "remark": "needs two prompts"}
-    return Entry(ceiling, clips, order_clips), Entry(floor, of_others, order_of_others)
+    return Entry(ceiling, clips, order_clips), Entry(floor, others(clips), others(order_clips))
 
 
 def system_entries(name: str, system: System, comparison: Comparison, material: Material) -> list[Entry]:
     """Rows of a system: real clips through its codec, and what it generated."""
+    folder = comparison.folder(name)
 
-    def entry(row: dict[str, Cell], takes: Sequence[int | str]) -> Entry:
-        clips, order_clips = (
-            [
-                Clip(str(sound_path(comparison.folder(name), prompt.number, seed, order)))
-                for prompt in prompts
-                for seed in takes
-            ]
-            for order, prompts in ((False, material.prompts), (True, material.order_clips))
-        )
-        return Entry(row | {"n": len(clips)}, clips, order_clips, len(takes))
+    def clips(prompts: Sequence[Prompt], takes: Sequence[int | str]) -> list[Clip]:
+        return [Clip(str(prompt.path(folder, take))) for prompt in prompts for take in takes]
 
-    codec: dict[str, Cell] = {SYSTEM: f"{name}, codec alone", "family": "real clips", REFERENCE: True}
+    def entry(row: Cells, takes: Sequence[int | str]) -> Entry:
+        sounds, order_sounds = clips(material.prompts, takes), clips(material.order_clips, takes)
+        return Entry(row | {"n": len(sounds)}, sounds, order_sounds, len(takes))
+
+    codec: Cells = {"system": f"{name}, codec alone", "family": "real clips", REFERENCE: True}
     codec["latent_rate"] = system.cells["latent_rate"]
-    row = {SYSTEM: name, "seeds": ",".join(map(str, comparison.seeds)), **system.cells}
+    row = {"system": name, "seeds": ",".join(map(str, comparison.seeds)), **system.cells}
     return [entry(codec, [RECONSTRUCTION]), entry(row, comparison.seeds)]
 
 
@@ -265,7 +211,7 @@ def fill(
     against, measured = material.split
     for entry in entries:
         is_real = bool(entry.row.get(REFERENCE))
-        warn_of = partial(_warn_of_row, warn, str(entry.row[SYSTEM]))
+        warn_of = partial(_warn_of_row, warn, str(entry.row["system"]))
         if entry is ceiling or entry is floor:
             sounds = of_real(entry.clips)
         else:
@@ -275,21 +221,20 @@ def fill(
             part = scores.take(sounds, [prompt.number for prompt in measured]) if is_real else sounds
             reference = of_real(against if is_real else material.reference)
             sets = f"{len(part.embeddings)} with {len(reference.embeddings)}"
-            cells = {SETS: sets, **scores.set_cells(embedder, reference, part, warn_of, entry.takes)}
-            entry.row.update(cells)
-            if entry is ceiling:
-                floor.row.update(cells)
+            cells = scores.set_cells(embedder, reference, part, warn_of, entry.takes)
+            for of_sets in (ceiling, floor) if entry is ceiling else (entry,):
+                of_sets.row.update(cells | {"sets": sets})
         if entry.clips:
+            values = scores.clip_values(embedder, sounds, entry.takes, originals, labels, texts)
             entry.row.update(scores.inception_cells(embedder, sounds, entry.takes))
-            entry.row.update(scores.paired_cells(embedder, originals, sounds, entry.takes))
-            entry.row.update(scores.text_cells(embedder, texts, labels, sounds, entry.takes))
+            entry.row.update({key: scores.mean_of_defined(each, entry.takes) for key, each in values.items()})
 
 
 def _warn_of_row(warn: Warn, name: str, message: str) -> None:
     warn(f"{name}: {message}")
 
 
-def order_cells(tagger: Tagger, entry: Entry, prompts: Sequence[OrderPrompt]) -> dict[str, Cell]:
+def order_cells(tagger: Tagger, entry: Entry, prompts: Sequence[OrderPrompt]) -> Cells:
     """Share of clips that hold both events in order; for the JSON, that hold both, and of these those in order."""
     sounds = (read(clip, tagger.sample_rate, 1, None) for clip in entry.order_clips)
     asked = [prompt for prompt in prompts for _ in range(entry.takes)]
@@ -312,9 +257,7 @@ def describe_run(comparison: Comparison, material: Material, finished: Mapping[s
         f"every system makes {comparison.duration_s:g} s of each with seeds {', '.join(map(str, comparison.seeds))}. "
         f"Reference of sets: {len(material.reference)} real clips ({of_reference}), at most their first "
         f"{comparison.duration_s:g} s.",
-        "Ground truth: the real clips of the prompts. Codec alone: these through a system's codec or autoencoder, "
-        "the best its generator could do. Captions shuffled: real clips, each with the caption of another: what does "
-        "not follow the text scores no better.",
+        *notes_on("compare"),
         "Sets: how many sounds FAD, KD, density and coverage compare with how many real ones. In the rows of real "
         f"clips these are {len(measured)} prompts' clips and {len(against)} real clips of other recordings.",
         f"Costs: {machine()}, torch {torch.__version__}; one clip after one that warmed up. Model evaluations: a "
@@ -336,21 +279,18 @@ def in_words(where: Mapping[str, Sequence[str]]) -> str:
 
 def find_sounds(comparison: Comparison, material: Material, names: Sequence[str]) -> list[Sound]:
     """The sounds to listen to, prompt by prompt: real, through each codec, of each system with the first seed."""
-    sounds = []
-    for order, prompts in ((False, material.prompts), (True, material.order_clips)):
-        for prompt in prompts[: comparison.num_sounds]:
-            title = f"{prompt.number + 1}{' in order' if order else ''}. {prompt.text}"
-            path = Path(prompt.clip.path)
-            if not order:
-                path = sound_path(comparison.real_folder, prompt.number, "real")
-                settings = {"clip": prompt.clip.key, "duration_s": comparison.duration_s}
-                sample_rate = audio.info(prompt.clip.path).sample_rate
-                make = partial(read, prompt.clip, None, None, comparison.duration_s)
-                keep_once(path, settings, sample_rate, make)
-            sounds.append(Sound("ground truth", title, path))
-            for name in names:
-                for row, seed in ((f"{name}, codec alone", RECONSTRUCTION), (name, comparison.seeds[0])):
-                    sounds.append(
-                        Sound(row, title, sound_path(comparison.folder(name), prompt.number, seed, order))
-                    )
+    sounds, num = [], comparison.num_sounds
+    for prompt in [*material.prompts[:num], *material.order_clips[:num]]:
+        title = f"{prompt.number + 1}{' in order' if prompt.order else ''}. {prompt.text}"
+        path = prompt.path(comparison.folder("real"), "real")
+        if not prompt.order:
+            settings = {"clip": prompt.clip.key, "duration_s": comparison.duration_s}
+            sample_rate = audio.info(prompt.clip.path).sample_rate
+            keep_once(
+                path, settings, sample_rate, partial(read, prompt.clip, None, None, comparison.duration_s)
+            )
+        sounds.append(Sound("ground truth", title, path))
+        for name in names:
+            for row, take in ((f"{name}, codec alone", RECONSTRUCTION), (name, comparison.seeds[0])):
+                sounds.append(Sound(row, title, prompt.path(comparison.folder(name), take)))
     return sounds

@@ -7,9 +7,12 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Generator, Sampling
@@ -47,13 +50,19 @@ class Job(NamedTuple):
     guidance: float
     clock: Clock = time.perf_counter
 
+    def generate(self, texts: list[str], seed: int, steps: int | None) -> Tensor:
+        """Sounds [B, C, N] on the CPU; row b has seed + b."""
+        sampling = Sampling(steps=steps)
+        made = self.generator.generate(
+            texts, self.duration_s, guidance=self.guidance, seed=seed, sampling=sampling
+        )
+        return made.cpu()
+
     def wall_s(self, batch: int, steps: int | None) -> float:
         """Seconds that one batch takes, its sound back on the CPU."""
         rows = [self.texts[row % len(self.texts)] for row in range(batch)]
         began = self.clock()
-        sound = self.generator.generate(
-            rows, self.duration_s, guidance=self.guidance, seed=0, sampling=Sampling(steps=steps)
-        ).cpu()
+        sound = self.generate(rows, 0, steps)
         elapsed = self.clock() - began
         if not sound.isfinite().all():
             raise InputError("the model generates samples that are not finite (NaN or infinity)")
@@ -117,11 +126,8 @@ def reset_peak_memory() -> None:
     if torch.cuda.is_initialized():
         for number in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(number)
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the peak of the resident set, see proc(5)
-    except OSError:
-        pass  # elsewhere the peak is that since the process began
+    with suppress(OSError):  # elsewhere the peak is that since the process began
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set, see proc(5)
 
 
 def peak_memory_mb() -> float | None:
@@ -130,12 +136,9 @@ def peak_memory_mb() -> float | None:
         numbers = range(torch.cuda.device_count())  # a model may be on another one than the first
         if allocated := max(map(torch.cuda.max_memory_allocated, numbers), default=0):
             return allocated / 1e6
-    try:
-        with open("/proc/self/status") as file:
-            lines = dict(line.split(":", 1) for line in file)
+    with suppress(OSError, KeyError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
-    except (OSError, KeyError):
-        pass
     try:
         import resource  # not on Windows
     except ImportError:

@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiogen.audio import resample
 from audiogen.codec.model import Codec
 from audiogen.errors import InputError
-from audiogen.evaluate.panns import load_cnn14
-from audiogen.evaluate.vggish import load_vggish
+from audiogen.evaluate.published import load_cnn14, load_vggish
 from audiogen.files import checkpoint, hub
 from audiogen.models.build import load_codec
 from audiogen.models.tagger import load_tagger
@@ -52,10 +51,10 @@ class Embedded(NamedTuple):
 class Embedder:
     """A network that embeds sounds. A clip's result does not depend on the clips beside it (but for rounding).
 
-    name: the spec it was opened by, without folders. model: the network; its weights give identity, 16 hex digits.
-    sample_rate: Hz. forward: mono audio [B, N] -> embeddings [B, D] and probabilities [B, labels] or None. labels: of
-    the probabilities' columns; empty where the file names none (PANNs) or there are no probabilities. text: texts ->
-    vectors [n, D] of the same space, if the network has such.
+    name: the spec it was opened by, without folders. identity: of its weights, 16 hex digits. sample_rate: Hz. forward:
+    mono audio [B, N] -> embeddings [B, D] and probabilities [B, labels] or None. labels: of the probabilities' columns;
+    empty where the file names none (PANNs) or there are no probabilities. text: texts -> vectors [n, D] of the same
+    space, if the network has such.
     """
 
     name: str
@@ -63,14 +62,9 @@ class Embedder:
     sample_rate: int
     model: Any
     forward: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-    labels: list[str] = field(default_factory=list)
     device: Device = "cpu"
+    labels: list[str] = field(default_factory=list)
     text: Callable[[Sequence[str]], Tensor] | None = None
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether `embed_text` gives vectors of the same space; it is an InputError elsewhere."""
-        return self.text is not None
 
     @torch.inference_mode()
     def embed(self, audio: Tensor) -> Embedded:
@@ -117,7 +111,7 @@ def _tagger(where: str, device: Device) -> Embedder:
         return output.embedding, output.logits[:, columns].softmax(-1)
 
     labels = [label.partition("/")[2] for label in tagger.labels[columns]]
-    return Embedder(tagger.name, tagger.identity, tagger.sample_rate, tagger, forward, labels, device)
+    return Embedder(tagger.name, tagger.identity, tagger.sample_rate, tagger, forward, device, labels)
 
 
 def _codec(where: str, device: Device) -> Embedder:
@@ -132,8 +126,7 @@ def _codec(where: str, device: Device) -> Embedder:
         latents = codec.encoder(audio[:, None].expand(-1, codec.channels, -1))  # [B, latent_dim, T]
         return torch.cat([latents.mean(-1), latents.std(-1, correction=0)], -1), None
 
-    name = f"codec:{codec.name}"
-    return Embedder(name, codec.identity, codec.sample_rate, codec, forward, device=device)
+    return Embedder(f"codec:{codec.name}", codec.identity, codec.sample_rate, codec, forward, device)
 
 
 def _panns(where: str, device: Device) -> Embedder:
@@ -142,29 +135,25 @@ def _panns(where: str, device: Device) -> Embedder:
     The model was trained with a sigmoid a label; KL and the inception score want a distribution, and what papers
     call KL with PANNs is mostly this softmax.
     """
-    model = load_cnn14(where)
-    digest = checkpoint.identity(model.state_dict())
-    model.to(device)
+    model = load_cnn14(where).to(device)
 
     def forward(audio: Tensor) -> tuple[Tensor, Tensor]:
         output = model(audio)
         return output.embedding, output.logits.softmax(-1)
 
-    return Embedder(f"panns:{Path(where).name}", digest, model.sample_rate, model, forward, device=device)
+    return Embedder(f"panns:{Path(where).name}", _identity(model), model.sample_rate, model, forward, device)
 
 
 def _vggish(where: str, device: Device) -> Embedder:
     """The mean over a clip's examples of 0.96 s; for figures over single examples, as in the first FAD, use `model`."""
     path, _, pca_path = where.partition(PCA)
-    model = load_vggish(path, pca_path or None)
-    digest = checkpoint.identity(model.state_dict())
-    model.to(device)
+    model = load_vggish(path, pca_path or None).to(device)
 
     def forward(audio: Tensor) -> tuple[Tensor, None]:
         return model(audio).mean(1), None
 
     name = f"vggish:{Path(path).name}" + (f"{PCA}{Path(pca_path).name}" if pca_path else "")
-    return Embedder(name, digest, model.sample_rate, model, forward, device=device)
+    return Embedder(name, _identity(model), model.sample_rate, model, forward, device)
 
 
 def _clap(where: str, device: Device) -> Embedder:
@@ -180,8 +169,7 @@ def _clap(where: str, device: Device) -> Embedder:
         return clap.embed_audio(audio[:, None], rate, windows="all"), None
 
     text = partial(clap.embed_text, max_tokens=model.config.text_config.max_position_embeddings)
-    digest = checkpoint.identity(model.state_dict())
-    return Embedder(f"clap:{_short(where)}", digest, rate, model, forward, device=device, text=text)
+    return Embedder(f"clap:{_short(where)}", _identity(model), rate, model, forward, device, text=text)
 
 
 def _ast(where: str, device: Device) -> Embedder:
@@ -202,8 +190,8 @@ def _ast(where: str, device: Device) -> Embedder:
             f"AST model {where!r} cannot be opened ({first_line(error)}); give a directory as transformers writes it, "
             "with safetensors weights, or a hub id while the hub can be reached"
         ) from error
-    digest, rate, config = checkpoint.identity(model.state_dict()), extractor.sampling_rate, model.config
     model.to(device)
+    rate, config = extractor.sampling_rate, model.config
     window = AST_FRAME + AST_HOP * (extractor.max_length - 1)  # samples
 
     def forward(audio: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,7 +206,11 @@ def _ast(where: str, device: Device) -> Embedder:
         return embeddings, labels
 
     labels = [config.id2label[number] for number in range(config.num_labels)]
-    return Embedder(f"ast:{_short(where)}", digest, rate, model, forward, labels, device)
+    return Embedder(f"ast:{_short(where)}", _identity(model), rate, model, forward, device, labels)
+
+
+def _identity(model: nn.Module) -> str:
+    return checkpoint.identity(model.state_dict())
 
 
 def _short(name_or_dir: str) -> str:
@@ -232,9 +224,23 @@ def embed_clips(embedder: Embedder, clips: Iterable[Tensor], sample_rate: int, b
     Clips of equal length that follow one another share a batch: none is padded for the sake of another, so a clip's
     result is its own. Raises InputError naming the index of a clip that is empty or not finite.
     """
-    if batch < 1:
-        raise InputError(f"batch is {batch}; it must be at least 1")
-    parts = [embedder.embed(audio) for audio in _batches(clips, sample_rate, embedder.sample_rate, batch)]
+
+    def prepared() -> Iterator[Tensor]:
+        for index, clip in enumerate(clips):
+            if clip.dim() != 2 or clip.numel() == 0:
+                raise InputError(
+                    f"clip {index} has shape {list(clip.shape)}; [channels, samples], at least one of each, is allowed"
+                )
+            if not clip.isfinite().all():
+                raise InputError(
+                    f"clip {index} has samples that are not finite (NaN or infinity); leave it out"
+                )
+            yield resample(clip.float().mean(0, keepdim=True), sample_rate, embedder.sample_rate)
+
+    parts = []
+    for _, alike in itertools.groupby(prepared(), lambda clip: clip.shape[-1]):
+        while rows := list(itertools.islice(alike, batch)):
+            parts.append(embedder.embed(torch.stack(rows)))
     if not parts:
         raise InputError(f"there are no clips for embedder {embedder.name}; give at least one")
     return join(parts)
@@ -247,26 +253,6 @@ def join(parts: Sequence[Embedded]) -> Embedded:
         np.concatenate([part.embeddings for part in parts]),
         np.concatenate(probabilities) if probabilities else None,
     )
-
-
-def _batches(clips: Iterable[Tensor], from_rate: int, to_rate: int, batch: int) -> Iterator[Tensor]:
-    """Checked clips, resampled, averaged to mono -> [B, 1, N] of at most `batch` neighbours of one length."""
-
-    def prepared() -> Iterator[Tensor]:
-        for index, clip in enumerate(clips):
-            if clip.dim() != 2 or clip.numel() == 0:
-                raise InputError(
-                    f"clip {index} has shape {list(clip.shape)}; [channels, samples], at least one of each, is allowed"
-                )
-            if not clip.isfinite().all():
-                raise InputError(
-                    f"clip {index} has samples that are not finite (NaN or infinity); leave it out"
-                )
-            yield resample(clip.float().mean(0, keepdim=True), from_rate, to_rate)
-
-    for _, alike in itertools.groupby(prepared(), lambda clip: clip.shape[-1]):
-        while rows := list(itertools.islice(alike, batch)):
-            yield torch.stack(rows)
 
 
 def mono(audio: Tensor) -> Tensor:

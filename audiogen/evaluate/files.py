@@ -19,19 +19,15 @@ from audiogen.errors import InputError
 from audiogen.evaluate import scores
 from audiogen.evaluate.clips import Seconds, check_distinct
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
-from audiogen.evaluate.report import REFERENCE, Cell, Column, Outcome, write_report
-from audiogen.evaluate.scores import Warn
+from audiogen.evaluate.report import REFERENCE, Report, columns_of, filled, notes_on
+from audiogen.evaluate.scores import Cells, Warn
 
-SET, COUNT = "set", "n"
 ODD_LENGTHS = 1.5  # factor between the median lengths of two folders from which on a warning is due
 
 
 @dataclass(frozen=True)
 class FilesEvaluation:
-    """What to compare: two folders. embedders: specs. duration_s: at most so much of every file. out: a folder.
-
-    command: what to quote in the report.
-    """
+    """What to compare: two folders. duration_s: at most so much of every file. command: what to quote in the report."""
 
     reference: Path
     generated: Path
@@ -60,8 +56,8 @@ class Folder(NamedTuple):
         return found if len(found) == len(self.clips) else {}
 
 
-def run(evaluation: FilesEvaluation, warn: Warn) -> Outcome:
-    """Compare, write the report, return the table; warn gets what is odd but no error."""
+def run(evaluation: FilesEvaluation, warn: Warn) -> Report:
+    """Compare, write the report, return it; warn gets what is odd but no error."""
     warnings, note = scores.once(warn)
     reference, generated = read_folder(evaluation.reference), read_folder(evaluation.generated)
     if reference.path.resolve() == generated.path.resolve():
@@ -73,19 +69,15 @@ def run(evaluation: FilesEvaluation, warn: Warn) -> Outcome:
             f"{generated.median_s:.1f} s in {generated.path}: figures will depend on length; see --duration"
         )
     pairs = pair(reference, generated, note)
-    columns = [Column(SET, "Set"), Column(COUNT, "n")]
+    columns = columns_of("folders")
     num_half = len(reference.clips) - len(reference.clips) // 2
-    ceiling: dict[str, Cell] = {
-        SET: "reference, one half against the other",
-        COUNT: num_half,
-        REFERENCE: True,
-    }
-    row: dict[str, Cell] = {SET: str(generated.path), COUNT: len(generated.clips)}
+    ceiling: Cells = {"set": "reference, one half against the other", "n": num_half, REFERENCE: True}
+    row: Cells = {"set": str(generated.path), "n": len(generated.clips)}
     notes = [f"Command: `{evaluation.command}`"] if evaluation.command else []
-    notes += [
+    notes.append(
         f"Reference: `{reference.path}`, {len(reference.clips)} sounds. Generated: `{generated.path}`, "
         f"{len(generated.clips)} sounds, {len(pairs)} of them paired with the reference of the same name."
-    ]
+    )
     device = choose_device(evaluation.device)
     for spec in evaluation.embedders:
         embedder = load_embedder(spec, device)
@@ -99,12 +91,14 @@ def run(evaluation: FilesEvaluation, warn: Warn) -> Outcome:
         ceiling |= ceiling_cells(embedder, a, num_half)
         row |= scores.set_cells(embedder, a, b, note) | scores.inception_cells(embedder, b)
         if pairs:
-            of_a, of_b = (np.array(side) for side in zip(*pairs, strict=True))
-            row |= scores.paired_cells(embedder, scores.take(a, of_a), scores.take(b, of_b))
+            of_a, of_b = (scores.take(*side) for side in zip((a, b), zip(*pairs, strict=True), strict=True))
+            values = scores.clip_values(embedder, of_b, real=of_a)
+            row |= {key: scores.mean_of_defined(each) for key, each in values.items()}
     rows = [ceiling, row]
-    columns = scores.filled(columns, rows)
-    notes += [*scores.SET_NOTES, *(f"Warning: {message}" for message in warnings)]
-    return write_report(evaluation.out, "Two sets of sounds", notes, columns, rows)
+    notes += [*notes_on("sets"), *warnings]
+    report = Report("Two sets of sounds", notes, filled(columns, rows), rows)
+    report.write(evaluation.out)
+    return report
 
 
 def read_folder(path: Path) -> Folder:
@@ -113,9 +107,8 @@ def read_folder(path: Path) -> Folder:
     if len(clips) < 2:
         raise InputError(f"{path}: one sound is no set; figures of sets need at least 2, better hundreds")
     infos = [audio.info(clip.path) for clip in clips]
-    return Folder(
-        path, clips, median(info.duration_s for info in infos), min(info.sample_rate for info in infos)
-    )
+    median_s, lowest_rate = median(info.duration_s for info in infos), min(info.sample_rate for info in infos)
+    return Folder(path, clips, median_s, lowest_rate)
 
 
 def check_rates(embedder: Embedder, reference: Folder, generated: Folder, warn: Warn) -> None:
@@ -143,13 +136,12 @@ def pair(reference: Folder, generated: Folder, warn: Warn) -> list[tuple[int, in
     return []
 
 
-def ceiling_cells(embedder: Embedder, reference: Embedded, num_half: int) -> dict[str, Cell]:
+def ceiling_cells(embedder: Embedder, reference: Embedded, num_half: int) -> Cells:
     """What real sounds score against other real sounds: a random half of the reference against the rest."""
     order = np.random.default_rng(seed_for("halves")).permutation(len(reference.embeddings))
     one, other = scores.take(reference, order[:num_half]), scores.take(reference, order[num_half:])
     if len(other.embeddings) < 2:
         return {}
     # Half a set may be too small for a figure of which the whole is not: no warning, the cell is empty.
-    return scores.set_cells(embedder, other, one, lambda message: None) | scores.inception_cells(
-        embedder, one
-    )
+    cells = scores.set_cells(embedder, other, one, lambda message: None)
+    return cells | scores.inception_cells(embedder, one)

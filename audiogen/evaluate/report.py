@@ -1,4 +1,7 @@
-"""A report in three files: `report.md`, `report.json`, and `report.html`, one page by the template beside this file."""
+"""A report in three files: `report.md`, `report.json`, and `report.html`, one page by the template beside this file.
+
+`report.yaml` has the columns of all tables and the notes that explain them.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,19 @@ import re
 import string
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+import yaml  # type: ignore[import-untyped]  # comes with omegaconf
+from matplotlib import colormaps, rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from PIL import Image  # of matplotlib's own dependencies: it writes a palette, a third of the bytes
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool1d
 
@@ -32,9 +41,8 @@ Row: TypeAlias = Mapping[str, Cell]
 REFERENCE = "reference"  # key of a row: true for ceilings and floors, which set the scale and do not compete
 MISSING = "–"
 ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
-
+LONG_TEXT = 28  # letters of a cell, from which on its column is broken into lines
 PANELS_WIDE = 3  # plots side by side
-
 LONGEST_S = 30.0  # of a sound; a page has the beginning of a longer one
 PICTURE_COLUMNS, PICTURE_BANDS = 360, 80
 LEVELS_DB = (-75.0, 5.0)  # the same for all pictures, so that a soft sound looks dark; 0 dB: mel magnitude 1
@@ -68,67 +76,80 @@ class Sound(NamedTuple):
     path: Path
 
 
-class Outcome(NamedTuple):
-    """The table of a report, and why which system failed."""
-
-    columns: Sequence[Column]
-    rows: Sequence[Row]
-    failures: Mapping[str, str] = {}
-
-
 class Plot(NamedTuple):
-    """Column y against column x, by their keys; the rows of one series share a colour and are joined by a line.
+    """Column y against column x, by their keys; the rows of one system share a colour and are joined by a line.
 
     A row without x is a level: a dashed line, as for real recordings, which take no time to generate.
     """
 
     x: str
     y: str
-    series: str = "system"
 
 
-def write_report(
-    directory: str | Path,
-    title: str,
-    notes: Sequence[str],
-    columns: Sequence[Column],
-    rows: Sequence[Row],
-    sounds: Sequence[Sound] = (),
-    plots: Sequence[Plot] = (),
-) -> Outcome:
-    """Write the three files, each whole or not at all, and none if a sound cannot be read (InputError).
+@cache
+def _texts() -> Any:
+    return yaml.safe_load(Path(__file__).with_name("report.yaml").read_text(encoding="utf-8"))
+
+
+def columns_of(table: str) -> list[Column]:
+    """Columns by the name of their list in `report.yaml`."""
+    return [Column(key, **entry) for key, entry in _texts()["columns"][table].items()]
+
+
+def notes_on(topic: str) -> list[str]:
+    """Notes by the name of their list in `report.yaml`."""
+    return list(_texts()["notes"][topic])
+
+
+def filled(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """The columns in which some row has a cell."""
+    return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
+
+
+@dataclass
+class Report:
+    """A table, what explains it and what belongs to it.
 
     notes: a line each, such as the command, the embedder with its hash, seeds and number of clips; backticks mark
     code. The first column names the rows. A row is a mapping of the columns' keys, where a missing key is a missing
-    value; with `REFERENCE` true it is a ceiling or floor. Keys without a column are in the JSON alone.
+    value; with `REFERENCE` true it is a ceiling or floor. Keys without a column are in the JSON alone. failures: why
+    which system failed.
     """
-    directory = Path(directory)
-    page = render_page(title, notes, columns, rows, sounds, plots)
-    items = "".join(f"- {escape_markdown(note)}\n" for note in notes)
-    text = f"# {escape_markdown(title)}\n\n{items}\n{write_markdown_table(columns, rows)}"
-    contents = {
-        "title": title,
-        "notes": list(notes),
-        "columns": [vars(column) for column in columns],
-        "rows": [{key: _plain(cell) for key, cell in row.items()} for row in rows],
-        "sounds": [
-            {"row": row, "prompt": prompt, "path": os.path.relpath(path, directory)}
-            for row, prompt, path in sounds
-        ],
-    }
-    write_bytes_atomic(directory / "report.html", page.encode())
-    write_bytes_atomic(directory / "report.md", text.encode())
-    write_json(directory / "report.json", contents)
-    return Outcome(columns, rows)
+
+    title: str
+    notes: Sequence[str]
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    sounds: Sequence[Sound] = ()
+    plots: Sequence[Plot] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, directory: str | Path) -> None:
+        """The three files, each whole or not at all, and none if a sound cannot be read (InputError)."""
+        directory = Path(directory)
+        page = render_page(self)
+        items = "".join(f"- {escape_markdown(note)}\n" for note in self.notes)
+        table = write_markdown_table(self.columns, self.rows)
+        contents = {
+            "title": self.title,
+            "notes": list(self.notes),
+            "columns": [vars(column) for column in self.columns],
+            "rows": [{key: _plain(cell) for key, cell in row.items()} for row in self.rows],
+            "sounds": [
+                sound._asdict() | {"path": os.path.relpath(sound.path, directory)} for sound in self.sounds
+            ],
+        }
+        write_bytes_atomic(directory / "report.html", page.encode())
+        text = f"# {escape_markdown(self.title)}\n\n{items}\n{table}"
+        write_bytes_atomic(directory / "report.md", text.encode())
+        write_json(directory / "report.json", contents)
 
 
 def _plain(cell: Cell) -> Any:
     """What JSON has for a cell: an interval as an object, what is missing or no number as null, infinity as text."""
     if isinstance(cell, Interval):
         return {name: _plain(value) for name, value in cell._asdict().items()}
-    if cell is None or isinstance(cell, str | int):
-        return cell
-    value = cell.item() if hasattr(cell, "item") else cell  # numpy's numbers
+    value: Any = cell.item() if isinstance(cell, np.generic) else cell
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
@@ -155,7 +176,7 @@ def _halves(cell: Cell, digits: int) -> tuple[str, str]:
     if isinstance(cell, str):
         return " ".join(cell.split()) or MISSING, ""
     value = number(cell)
-    if cell is None or value is None:
+    if value is None:
         return MISSING, ""
     if isinstance(cell, Interval):
         has_ends = not math.isnan(cell.low + cell.high)
@@ -175,17 +196,14 @@ def leaders(column: Column, rows: Sequence[Row]) -> set[int]:
 
     Reference rows do not take part; a column without a better end, or with fewer than two contestants, has no leader.
     """
-    values = {
-        place: value
-        for place, row in enumerate(rows)
-        if not row.get(REFERENCE) and (value := number(row.get(column.key))) is not None
-    }
+    cells = {place: row.get(column.key) for place, row in enumerate(rows) if not row.get(REFERENCE)}
+    values = {place: value for place, cell in cells.items() if (value := number(cell)) is not None}
     if not column.better or len(values) < 2:
         return set()
     best = (min if column.better == "lower" else max)(values.values())
 
     def leads(place: int) -> bool:
-        cell = rows[place].get(column.key)
+        cell = cells[place]
         return values[place] == best or (isinstance(cell, Interval) and cell.low <= best <= cell.high)
 
     return {place for place in values if leads(place)}
@@ -222,35 +240,30 @@ def escape_markdown(text: str) -> str:
     pieces = " ".join(text.split()).split("`")
     if len(pieces) % 2 == 0:  # a backtick without its partner is a character
         pieces = ["\\`".join(pieces)]
-    plain = [re.sub(r"([\\|*\[\]<>]|&(?=#?\w+;)|(?<!\w)_|_(?!\w))", r"\\\1", piece) for piece in pieces[::2]]
-    code = [piece.replace("|", "\\|") for piece in pieces[1::2]]
-    return "".join(p + (f"`{code[place]}`" if place < len(code) else "") for place, p in enumerate(plain))
+    pieces[::2] = [
+        re.sub(r"([\\|*\[\]<>]|&(?=#?\w+;)|(?<!\w)_|_(?!\w))", r"\\\1", each) for each in pieces[::2]
+    ]
+    pieces[1::2] = [code.replace("|", "\\|") for code in pieces[1::2]]
+    return "`".join(pieces)
 
 
 # ---------------------------------------------------------------------------------------------------- the page
 
 
-def render_page(
-    title: str,
-    notes: Sequence[str],
-    columns: Sequence[Column],
-    rows: Sequence[Row],
-    sounds: Sequence[Sound],
-    plots: Sequence[Plot],
-) -> str:
+def render_page(report: Report) -> str:
     """The page. All text is escaped; a sound adds about 45 kB for 5 s at 16 kHz.
 
     Raises InputError, which names the file, for a sound that cannot be read.
     """
-    items = [re.sub("`([^`]+)`", r"<code>\1</code>", f"<li>{escape(note)}</li>") for note in notes]
+    items = [re.sub("`([^`]+)`", r"<code>\1</code>", f"<li>{escape(note)}</li>") for note in report.notes]
     sections = []
-    if drawn := draw(plots, columns, rows):
+    if drawn := draw(report.plots, report.columns, report.rows):
         image = f'<img class="plots" alt="Plots of the table" src="{_data("image/png", drawn)}">'
         sections.append(f"<section><h2>Plots</h2>{image}</section>")
-    if sounds:
+    if report.sounds:
         articles = []
-        for prompt in dict.fromkeys(sound.prompt for sound in sounds):
-            takes = "\n".join(_figure(sound) for sound in sounds if sound.prompt == prompt)
+        for prompt in dict.fromkeys(sound.prompt for sound in report.sounds):
+            takes = "\n".join(_figure(sound) for sound in report.sounds if sound.prompt == prompt)
             articles.append(f'<article><h3>{escape(prompt)}</h3><div class="takes">{takes}</div></article>')
         key = (
             "Spectrograms: mel scale from 0 to half the sample rate, one scale of levels for all "
@@ -259,41 +272,32 @@ def render_page(
         sections.append(f'<section><h2>Listen</h2><p class="key">{key}</p>{chr(10).join(articles)}</section>')
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     return string.Template(template).substitute(
-        title=escape(title),
+        title=escape(report.title),
         notes=f"<ul>{''.join(items)}</ul>" if items else "",
-        table=_table(columns, rows),
+        table=_table(report.columns, report.rows),
         sections="\n".join(sections),
     )
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    kinds = [_kind(column, rows) for column in columns]
-    heads = [
-        f'<th scope="col"{kind} data-better="{column.better}"><button>{escape(column.heading)}</button></th>'
-        for column, kind in zip(columns, kinds, strict=True)
-    ]
-    leading = [leaders(column, rows) for column in columns]
-    lines = []
-    for place, row in enumerate(rows):
-        cells = []
-        for at, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
-            cell = row.get(column.key)
+    heads, bodies = [], [""] * len(rows)
+    for at, column in enumerate(columns):
+        cells = [row.get(column.key) for row in rows]
+        longest = max((len(format_cell(cell)) for cell in cells), default=0)
+        kind = ' class="text long"' if longest > LONG_TEXT else ' class="text"'
+        kind = kind if is_text(column, rows) else ""
+        button = f"<button>{escape(column.heading)}</button>"
+        heads.append(f'<th scope="col"{kind} data-better="{column.better}">{button}</th>')
+        tag, scope = ("td", "") if at else ("th", ' scope="row"')
+        best = leaders(column, rows)
+        for place, cell in enumerate(cells):
             key = "" if (plain := number(cell)) is None else f' data-value="{json.dumps(plain)}"'
-            tag, scope = ("th", ' scope="row"') if at == 0 else ("td", "")
             value, ends = (escape(half) for half in _halves(cell, column.digits))
-            value = f"<b>{value}</b>" if place in leading[at] else value
-            cells.append(f"<{tag}{scope}{kind}{key}>{value}{ends and f'<small>{ends}</small>'}</{tag}>")
-        mark = ' class="reference"' if row.get(REFERENCE) else ""
-        lines.append(f"<tr{mark}>{''.join(cells)}</tr>")
-    return f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>\n{chr(10).join(lines)}\n</tbody></table>"
-
-
-def _kind(column: Column, rows: Sequence[Row]) -> str:
-    """Class of a column's cells: text stands to the left, and text above 28 letters into lines."""
-    if not is_text(column, rows):
-        return ""
-    longest = max((len(format_cell(row.get(column.key))) for row in rows), default=0)
-    return ' class="text long"' if longest > 28 else ' class="text"'
+            value = f"<b>{value}</b>" if place in best else value
+            bodies[place] += f"<{tag}{scope}{kind}{key}>{value}{ends and f'<small>{ends}</small>'}</{tag}>"
+    marks = [' class="reference"' if row.get(REFERENCE) else "" for row in rows]
+    lines = "\n".join(f"<tr{mark}>{cells}</tr>" for mark, cells in zip(marks, bodies, strict=True))
+    return f"<table><thead><tr>{''.join(heads)}</tr></thead><tbody>\n{lines}\n</tbody></table>"
 
 
 def _figure(sound: Sound) -> str:
@@ -321,9 +325,6 @@ def spectrogram(clip: Tensor, sample_rate: int) -> bytes:
 
     `audiogen.audio.save_spectrogram` draws the large one with axes, of ten times the bytes.
     """
-    from matplotlib import colormaps  # slow to import, and only pictures need it
-    from PIL import Image  # of matplotlib's own dependencies: it writes a palette, a third of the bytes
-
     mel = audio.log_mel(clip[None], sample_rate, n_mels=PICTURE_BANDS)[0, 0]  # [M, T]
     mel = adaptive_max_pool1d(mel, min(mel.shape[1], PICTURE_COLUMNS))
     low, high = LEVELS_DB
@@ -338,8 +339,6 @@ def spectrogram(clip: Tensor, sample_rate: int) -> bytes:
 
 def draw(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence[Row]) -> bytes:
     """All plots as one PNG; nothing where no row has both values. Raises KeyError for a key without a column."""
-    from matplotlib import rc_context
-
     file = io.BytesIO()
     with rc_context({"text.parse_math": False}):  # a dollar in a name is a dollar
         if figure := draw_figure(plots, columns, rows):
@@ -347,12 +346,8 @@ def draw(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence[Row]) 
     return file.getvalue()
 
 
-def draw_figure(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence[Row]) -> Any:
-    """A panel for each plot, its x axis logarithmic: one line a series, with intervals; rows without x are levels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator
-
+def draw_figure(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence[Row]) -> Figure | None:
+    """A panel for each plot, its x axis logarithmic: one line a system, with intervals; rows without x are levels."""
     headings = {column.key: column.heading for column in columns}
     panels = [(headings[plot.x], headings[plot.y], _curves(plot, rows)) for plot in plots]
     panels = [panel for panel in panels if any(points[0][0] for points in panel[2].values())]
@@ -361,7 +356,6 @@ def draw_figure(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence
     wide = min(PANELS_WIDE, len(panels))
     high = math.ceil(len(panels) / wide)
     figure = Figure(figsize=(4.6 * wide, 3.6 * high), layout="constrained")
-    FigureCanvasAgg(figure)
     for place, (x_name, y_name, curves) in enumerate(panels, 1):
         axes = figure.add_subplot(high, wide, place)
         for name, points in curves.items():
@@ -380,9 +374,9 @@ def draw_figure(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence
 
 
 def _curves(plot: Plot, rows: Sequence[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Of each series its points from left to right: x, y, how far the interval reaches below and above y.
+    """Of each system its points from left to right: x, y, how far the interval reaches below and above y.
 
-    A series without x is a single point at x = 0, which a logarithmic axis does not have.
+    A system without x is a single point at x = 0, which a logarithmic axis does not have.
     """
     curves: dict[str, list[tuple[float, float, float, float]]] = {}
     for row in rows:
@@ -392,7 +386,7 @@ def _curves(plot: Plot, rows: Sequence[Row]) -> dict[str, list[tuple[float, floa
             continue
         ends = (y - cell.low, cell.high - y) if isinstance(cell, Interval) else (0.0, 0.0)
         below, above = (max(0.0, end) if math.isfinite(end) else 0.0 for end in ends)
-        curves.setdefault(str(row[plot.series]), []).append((x, y, below, above))
+        curves.setdefault(str(row["system"]), []).append((x, y, below, above))
     for name, points in curves.items():
         curves[name] = sorted(point for point in points if point[0]) or points[:1]
     return curves

@@ -7,12 +7,13 @@ sounds come prompt by prompt, each with the same number of takes: take t of prom
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from audiogen.data.manifest import Clip
@@ -34,10 +35,12 @@ from audiogen.evaluate.metrics import (
     prompt_interval,
     set_interval,
 )
-from audiogen.evaluate.report import Cell, Column, Row
+from audiogen.evaluate.report import Cell, Column, columns_of
 
+T = TypeVar("T")
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
+Cells = dict[str, Cell]
 Warn = Callable[[str], object]
 
 ROUNDS = 200  # of the intervals of sets
@@ -45,36 +48,13 @@ FRECHET_WORK = 12_800  # rounds times D: wide embeddings take long, so they get 
 INFINITY_ROUNDS, INFINITY_WORK = 40, 2_560  # the same for the extrapolation: a round takes 41 distances
 PAIR_WORK = 4e7  # rounds times the squared number of clips, for figures of all pairs
 FEWEST_ROUNDS = 20  # fewer make no interval
+ANY = (-math.inf, math.inf)
 RANGES = {  # of figures that have one; FAD∞ and KD are unbiased and may pass below 0
     "fad": (0.0, math.inf),
     "is": (1.0, math.inf),
     "density": (0.0, math.inf),
     **dict.fromkeys(("precision", "recall", "coverage"), (0.0, 1.0)),
 }
-
-# The columns of one embedder, in order. Precision and recall are in the JSON alone: density and coverage say the same
-# and suffer less from single odd clips.
-COLUMNS = (
-    Column("fad", "FAD", "lower", 1),
-    Column("fad_inf", "FAD∞", "lower", 1),
-    Column("kd", "KD", "lower", 1),
-    Column("kl", "KL", "lower", 2),
-    Column("is", "IS", "higher", 1),
-    Column("density", "Density", "higher", 2),
-    Column("coverage", "Coverage", "higher", 2),
-    Column("accuracy", "Label accuracy", "higher", 2),
-    Column("clap", "CLAP score", "higher", 2),
-)
-SET_NOTES = (
-    "FAD: Frechet distance of embeddings; it is biased upwards by 1/n, so compare sets of equal n, or FAD∞, which "
-    "extrapolates to infinitely many clips and may pass below 0. KD: kernel distance (x 100), unbiased, so it may pass "
-    "below 0 as well. KL: sum of p log(p / q) over labels, p of the clip's real partner, q of the clip, both raised to "
-    "1e-6. IS: inception score. Density and coverage: by the 5 nearest neighbours.",
-    "In brackets: 95 % intervals. Means over prompts: bootstrap over prompts. Figures of sets: half samples without "
-    "replacement (bootstrap copies would bias them); none where clips are too few, or too many for the time. Where all "
-    "n prompts are right, or all wrong, the bootstrap has nothing to vary and its interval no width: the true share "
-    "may still be off by 3 / n.",
-)
 
 
 def key_of(embedder: Embedder, name: str) -> str:
@@ -87,29 +67,29 @@ def describe(embedder: Embedder) -> str:
     return f"Embedder `{embedder.name}`, weights {embedder.identity}, input at {embedder.sample_rate} Hz."
 
 
+def by_key(embedder: Embedder, cells: Mapping[str, T]) -> dict[str, T]:
+    """Cells, or what they are made of, by the keys of an embedder."""
+    return {key_of(embedder, name): cell for name, cell in cells.items()}
+
+
 def embedder_columns(embedder: Embedder) -> list[Column]:
     """All columns that an embedder could fill; `filled` leaves out those it did not."""
     return [
         replace(column, key=key_of(embedder, column.key), title=f"{column.title} ({embedder.name})")
-        for column in COLUMNS
+        for column in columns_of("embedder")
     ]
 
 
 def once(warn: Warn) -> tuple[list[str], Warn]:
-    """(the warnings so far, for the report's notes; a `warn` that gives every message once)."""
-    warnings: list[str] = []
+    """(the warnings so far, as notes of the report; a `warn` that gives every message once)."""
+    notes: list[str] = []
 
     def warn_once(message: str) -> None:
-        if message not in warnings:
-            warnings.append(message)
+        if (note := f"Warning: {message}") not in notes:
+            notes.append(note)
             warn(message)
 
-    return warnings, warn_once
-
-
-def filled(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
-    """The columns in which some row has a cell."""
-    return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
+    return notes, warn_once
 
 
 def embed_files(embedder: Embedder, clips: Sequence[Clip], duration_s: float | None, warn: Warn) -> Embedded:
@@ -141,7 +121,7 @@ def take(embedded: Embedded, places: Sequence[int] | Index) -> Embedded:
 
 def set_cells(
     embedder: Embedder, reference: Embedded, generated: Embedded, warn: Warn, takes: int = 1
-) -> dict[str, Cell]:
+) -> Cells:
     """Distances and overlap of two sets of embeddings: FAD, FAD∞, KD, precision, recall, density, coverage.
 
     A figure that the sets are too small for is None, with a warning; one for all figures of one cause.
@@ -160,34 +140,36 @@ def set_cells(
     def of_manifold(name: str) -> Callable[[Index, Index], float]:
         return lambda i, j: getattr(manifold(i.tobytes(), j.tobytes()), name)
 
-    by_pairs = round(PAIR_WORK / (len(a) + len(b)) ** 2)
-    figures: list[tuple[str, Callable[[Index, Index], float], int, int]] = [
-        ("fad", of_sets(frechet_distance), dim + 1, frechet_rounds(dim)),
-        (
-            "fad_inf",
-            of_sets(partial(frechet_infinity, seed=0)),
+    by_pairs = max(FEWEST_ROUNDS, round(PAIR_WORK / (len(a) + len(b)) ** 2))
+    at_infinity = of_sets(partial(frechet_infinity, seed=0))
+    figures: dict[
+        str, tuple[Callable[[Index, Index], float], int, int]
+    ] = {  # each with the clips it needs, and rounds
+        "fad": (of_sets(frechet_distance), dim + 1, frechet_rounds(dim)),
+        "fad_inf": (
+            at_infinity,
             math.ceil((dim + 1) / MAX_SHARE),
             min(INFINITY_ROUNDS, INFINITY_WORK // dim),
         ),
-        ("kd", of_sets(kernel_distance), 2, max(FEWEST_ROUNDS, by_pairs)),
-        *((name, of_manifold(name), 6, max(FEWEST_ROUNDS, by_pairs)) for name in Manifold._fields),
-    ]
-    cells: dict[str, Cell] = {}
+        "kd": (of_sets(kernel_distance), 2, by_pairs),
+        **{name: (of_manifold(name), 6, by_pairs) for name in Manifold._fields},
+    }
+    cells: Cells = {}
     lacking: dict[str, list[str]] = {}  # figures by the reason why there are none
-    for name, statistic, needs, rounds in figures:
+    for name, (statistic, needs, rounds) in figures.items():
         least = needs if num_prompts > needs else -(-needs // takes)
         # Half samples keep one share of both sets: with many takes the reference may be the smaller one.
         least = max(least, math.ceil(needs * min(len(a), num_prompts) / len(a)))
+        sizes = (len(a), num_prompts)
         try:
-            cell = set_figure(statistic, (len(a), num_prompts), least, min(ROUNDS, rounds), RANGES.get(name))
+            cells[name] = set_figure(statistic, sizes, least, min(ROUNDS, rounds), RANGES.get(name, ANY))
         except InputError as error:
-            cell = None
-            if name != "fad_inf" or cells[key_of(embedder, "fad")] is not None:  # once is enough
+            cells[name] = None
+            if name != "fad_inf" or cells["fad"] is not None:  # once is enough
                 lacking.setdefault(str(error), []).append(name)
-        cells[key_of(embedder, name)] = cell
     for reason, names in lacking.items():
         warn(f"no {', '.join(names)} by {embedder.name}: {reason}")
-    return cells
+    return by_key(embedder, cells)
 
 
 def frechet_rounds(dim: int) -> int:
@@ -195,52 +177,50 @@ def frechet_rounds(dim: int) -> int:
     return min(ROUNDS, FRECHET_WORK // dim)
 
 
-def inception_cells(embedder: Embedder, generated: Embedded, takes: int = 1) -> dict[str, Cell]:
+def inception_cells(embedder: Embedder, generated: Embedded, takes: int = 1) -> Cells:
     """Inception score of a set; nothing from an embedder without labels."""
     p = generated.probabilities
     if p is None:
         return {}
 
-    def score(of_prompts: Index) -> float:
-        return inception_score(p[take_rows(of_prompts, takes)])
+    def score(prompts: Index) -> float:
+        return inception_score(p[take_rows(prompts, takes)])
 
-    return {key_of(embedder, "is"): set_figure(score, (len(p) // takes,), 2, ROUNDS, RANGES["is"])}
-
-
-def paired_cells(embedder: Embedder, real: Embedded, generated: Embedded, takes: int = 1) -> dict[str, Cell]:
-    """KL of the labels of generated clips from those of the real clips they were to resemble, real [prompts]."""
-    if real.probabilities is None or generated.probabilities is None:
-        return {}
-    values = label_kl(np.repeat(real.probabilities, takes, 0), generated.probabilities)
-    return {key_of(embedder, "kl"): prompt_interval(values, takes)}
+    return by_key(embedder, {"is": set_figure(score, (len(p) // takes,), 2, ROUNDS, RANGES["is"])})
 
 
-def text_cells(
+def clip_values(
     embedder: Embedder,
-    texts: Sequence[str],
-    labels: Sequence[str | None],
     generated: Embedded,
     takes: int = 1,
-) -> dict[str, Cell]:
-    """How well clips follow their prompts: label accuracy, for labels that the embedder has, and CLAP score."""
-    cells: dict[str, Cell] = {}
-    labelled = np.flatnonzero([label in embedder.labels for label in labels])
-    if len(labelled):
-        right = label_accuracy(embedder, labels, labelled, generated, takes)
-        cells[key_of(embedder, "accuracy")] = prompt_interval(right, takes)
-    if embedder.reads_text:
-        wanted = np.repeat(embedder.embed_text(texts), takes, 0)
-        cells[key_of(embedder, "clap")] = prompt_interval(cosine(wanted, generated.embeddings), takes)
-    return cells
+    real: Embedded | None = None,
+    labels: Sequence[str | None] = (),
+    texts: Sequence[str] = (),
+) -> dict[str, Array]:
+    """What can be measured of each generated clip [prompts * takes], by the keys of the figures.
+
+    KL of its labels from those of the real clip of its prompt, label accuracy (1 or 0; NaN for a label that the
+    embedder does not have), and CLAP score with the text of its prompt. real, labels, texts: one a prompt.
+    """
+    values: dict[str, Array] = {}
+    p = generated.probabilities
+    if p is not None and len(places := np.flatnonzero([label in embedder.labels for label in labels])):
+        wanted = [embedder.labels.index(str(labels[place])) for place in places.tolist()]
+        values["accuracy"] = np.full(len(p), math.nan)
+        rows = take_rows(places, takes)
+        values["accuracy"][rows] = accuracy(p[rows], np.repeat(wanted, takes))
+    if p is not None and real is not None and real.probabilities is not None:
+        values["kl"] = label_kl(np.repeat(real.probabilities, takes, 0), p)
+    if texts and embedder.text is not None:
+        values["clap"] = cosine(np.repeat(embedder.embed_text(texts), takes, 0), generated.embeddings)
+    return by_key(embedder, values)
 
 
-def label_accuracy(
-    embedder: Embedder, labels: Sequence[str | None], places: Index, embedded: Embedded, takes: int = 1
-) -> Array:
-    """Whether the takes at some places, all of labels that the embedder has, score their label highest: 1 or 0."""
-    assert embedded.probabilities is not None
-    wanted = [embedder.labels.index(str(labels[place])) for place in places.tolist()]
-    return accuracy(embedded.probabilities[take_rows(places, takes)], np.repeat(wanted, takes))
+def mean_of_defined(values: ArrayLike, takes: int = 1) -> Interval | None:
+    """Mean of values [prompts * takes] over the prompts that have no NaN, with its interval; None where all have."""
+    by_prompt = np.asarray(values, dtype=np.float64).reshape(-1, takes)
+    defined = by_prompt[~np.isnan(by_prompt).any(1)]
+    return prompt_interval(defined, takes) if len(defined) else None
 
 
 def warn_of_labels(embedder: Embedder, labels: Sequence[str | None], what: str, warn: Warn) -> None:
@@ -262,7 +242,7 @@ def set_figure(
     sizes: tuple[int, ...],
     least: int,
     rounds: int,
-    allowed: tuple[float, float] | None = None,
+    allowed: tuple[float, float] = ANY,
 ) -> Interval:
     """The figure with its interval; without one where clips are too few, or too many for more than a few rounds.
 
@@ -271,9 +251,7 @@ def set_figure(
     if rounds >= FEWEST_ROUNDS:
         try:
             found = set_interval(statistic, *sizes, minimum=least, rounds=rounds)
+            return found._replace(low=max(found.low, allowed[0]), high=min(found.high, allowed[1]))
         except InputError:  # there may still be enough for the figure, which says so if not
             pass
-        else:
-            least_value, most = allowed or (-math.inf, math.inf)
-            return found._replace(low=max(found.low, least_value), high=min(found.high, most))
     return Interval(float(statistic(*map(np.arange, sizes))), math.nan, math.nan)

@@ -24,33 +24,25 @@ from audiogen.data.manifest import Clip, read_manifest, select
 from audiogen.errors import InputError
 from audiogen.evaluate import cost
 from audiogen.evaluate.clips import Prompt, Seconds, ceiling_split, check_distinct, choose, read
-from audiogen.evaluate.cost import Clock, Cost
+from audiogen.evaluate.cost import Clock, Cost, Job
 from audiogen.evaluate.order import OrderPrompt, order_prompts, real_clip
-from audiogen.evaluate.report import Cell
-from audiogen.evaluate.scores import Warn
+from audiogen.evaluate.scores import Cells, Warn
 from audiogen.files import checkpoint
-from audiogen.interfaces import Generator, Sampling
+from audiogen.interfaces import Generator
 
 ORDER_RATE = 16000  # Hz, of the built-in corpus as it is rendered for the ceiling of order accuracy
 SHORT = 0.9  # of the generated length: shorter real clips are warned of
 RECONSTRUCTION = "codec"  # stands in a file's name in place of the seed
-SEED_STRIDE = 1_000_000  # clip `number` of seed s is generated with seed s * SEED_STRIDE + number
-ORDER_OFFSET = SEED_STRIDE // 2  # and order prompt `number` with this much more
-
-Advance = Callable[[int], object]  # called with the number of sounds just finished
-Open = Callable[[str, str], Generator]  # (name or directory, device) -> generator
+SEED_STRIDE = 1_000_000  # prompt `number` of seed s is generated with seed s * SEED_STRIDE + number
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare, and on what.
+    """What to compare, and on what: the options of the command line, one of each.
 
-    models: bundled names or model directories. data: a manifest; where: which of its clips prompts come from, values
-    by field; reference_where: which of them sets are compared with, None for the same. num_clips: prompts, None for
-    all. order_prompts: prompts of two events in order. duration_s: of what is generated, and at most of real clips.
-    budget_s, steps: for systems that have steps, wall time a clip or their number. embedders: specs. num_sounds:
-    prompts whose sounds the report holds. dtype: of the systems, as `audiogen.generate` takes it. command: what to
-    quote in the report.
+    where: which clips of the data prompts come from, values by field; reference_where: which of them sets are compared
+    with, None for the same. num_clips: prompts, None for all. budget_s, steps: for systems that have steps, wall time a
+    clip or their number. command: what to quote in the report.
     """
 
     models: tuple[str, ...]
@@ -78,11 +70,11 @@ class Comparison:
             raise InputError(f"--guidance is {self.guidance}; it must be a number, 1 for none")
         if self.budget_s is not None and self.steps is not None:
             raise InputError("--budget-s and --steps exclude each other: equal time or equal steps")
-        check_distinct("--seeds", self.seeds)
         if not self.models or not self.embedders or not self.seeds:
             raise InputError(
                 "nothing to compare; give at least one --model, one --embedder and one of --seeds"
             )
+        check_distinct("--seeds", self.seeds)
         check_distinct("--embedder", self.embedders)
         system_names(self.models)
 
@@ -93,13 +85,8 @@ class Comparison:
         return taggers[0] if taggers else "tagger_tiny"
 
     def folder(self, name: str) -> Path:
-        """Where the sounds of a system are kept."""
+        """Where the sounds of a system are kept; of `real`, the clips for the report's players."""
         return self.out / "clips" / name
-
-    @property
-    def real_folder(self) -> Path:
-        """Where real clips are kept for the report's players."""
-        return self.folder("real")
 
 
 class Material(NamedTuple):
@@ -121,13 +108,8 @@ class Material(NamedTuple):
 class System(NamedTuple):
     """A system whose sounds are made: the cells of its row that need no embedder, and a note for the report."""
 
-    cells: dict[str, Cell]
+    cells: Cells
     note: str
-
-
-def sound_path(folder: Path, number: int, seed: int | str, order: bool = False) -> Path:
-    """Where the sound of a prompt, or order prompt, lies."""
-    return folder / f"{'order_' if order else ''}{number:04d}_{seed}.wav"
 
 
 def system_names(models: Sequence[str]) -> list[str]:
@@ -145,9 +127,8 @@ def system_names(models: Sequence[str]) -> list[str]:
 
 def gather(comparison: Comparison, warn: Warn) -> Material:
     """Choose clips and prompts. Writes nothing: `render_order_clips` does, once all embedders have opened."""
-    everything = read_manifest(comparison.data)
-    chosen = select(everything, comparison.where)
-    reference = chosen
+    everything, duration_s = read_manifest(comparison.data), comparison.duration_s
+    reference = chosen = select(everything, comparison.where)
     if comparison.reference_where is not None:
         reference = select(everything, comparison.reference_where)
     prompts = choose(chosen, comparison.num_clips)
@@ -155,20 +136,18 @@ def gather(comparison: Comparison, warn: Warn) -> Material:
         raise InputError(
             f"{comparison.data}: one clip is chosen as reference; give at least 2, better hundreds"
         )
-    order = []
-    if comparison.order_prompts:
-        order = order_prompts(comparison.order_prompts, duration_s=comparison.duration_s)
-    order_clips = [
-        Prompt(
-            number, prompt.caption, Clip(str(sound_path(comparison.real_folder, number, "real", order=True)))
-        )
-        for number, prompt in enumerate(order)
-    ]
+    num_order = comparison.order_prompts
+    order = order_prompts(num_order, duration_s=duration_s) if num_order else []
+    order_clips = []
+    for number, caption in enumerate(prompt.caption for prompt in order):
+        prompt = Prompt(number, caption, Clip(""), order=True)
+        path = prompt.path(comparison.folder("real"), "real")
+        order_clips.append(prompt._replace(clip=Clip(str(path))))
     material = Material(reference, prompts, ceiling_split(reference, prompts), order, order_clips)
-    short = [clip for clip in material.clips if length_s(clip) < SHORT * comparison.duration_s]
+    short = [clip for clip in material.clips if length_s(clip) < SHORT * duration_s]
     if short:
         warn(
-            f"{len(short)} of {len(material.clips)} real clips are shorter than the {comparison.duration_s:g} s that "
+            f"{len(short)} of {len(material.clips)} real clips are shorter than the {duration_s:g} s that "
             f"are generated, the first is {short[0].key}: figures will depend on length; see --duration"
         )
     return material
@@ -196,48 +175,46 @@ def run_system(
     comparison: Comparison,
     folder: Path,
     material: Material,
-    advance: Advance,
+    advance: Callable[[int], object],
     clock: Clock = time.perf_counter,
 ) -> System:
-    """Make all sounds of a generator that are not in its folder yet."""
-    duration_s = comparison.duration_s
+    """Make all sounds of a generator that are not in its folder yet; advance gets the number of those just finished."""
+    duration_s, guidance = comparison.duration_s, comparison.guidance
     if duration_s > generator.max_duration_s:
         limit_s = generator.max_duration_s
         raise InputError(f"generates at most {limit_s:g} s; give a --duration that all models can make")
     identity, rate = generator.identity(), generator.sample_rate
-    texts = [prompt.text for prompt in material.prompts]
-    steps, measured = prepare(generator, identity, comparison, folder, texts, clock)
+    job = Job(generator, [prompt.text for prompt in material.prompts], duration_s, guidance, clock)
+    steps, measured = prepare(job, identity, comparison, folder)
+    prompts = [*material.prompts, *material.order_clips]
     codec_settings = {"identity": identity, "duration_s": duration_s}
-    settings = codec_settings | {"steps": steps, "guidance": comparison.guidance}
-    make = partial(
-        generator.generate,
-        duration_s=duration_s,
-        guidance=comparison.guidance,
-        sampling=Sampling(steps=steps),
-    )
-    for order, each in ((False, material.prompts), (True, material.order_clips)):
-        for prompt in each:
-            path = sound_path(folder, prompt.number, RECONSTRUCTION, order)
-            made_with = codec_settings | {"clip": prompt.clip.key}
-            keep_once(path, made_with, rate, partial(reconstruct, generator, prompt.clip, duration_s))
-            advance(1)
-        for seed in comparison.seeds:
-            first_seed = seed * SEED_STRIDE + order * ORDER_OFFSET
-            paths = [sound_path(folder, prompt.number, seed, order) for prompt in each]
-            made = [settings | {"text": prompt.text, "seed": first_seed + prompt.number} for prompt in each]
-            pending = [number for number, path in enumerate(paths) if not is_kept(path, made[number])]
-            advance(len(each) - len(pending))
-            for numbers in consecutive(pending, comparison.batch_size):
-                # row b has the seed of the first + b
-                sounds = make([each[number].text for number in numbers], seed=first_seed + numbers[0]).cpu()
-                for number, sound in zip(numbers, sounds, strict=True):
-                    keep(paths[number], sound, rate, made[number])
-                advance(len(numbers))
-    cells: dict[str, Cell] = {
+    for prompt in prompts:
+        made_with = codec_settings | {"clip": prompt.clip.key}
+        make = partial(reconstruct, generator, prompt.clip, duration_s)
+        keep_once(prompt.path(folder, RECONSTRUCTION), made_with, rate, make)
+        advance(1)
+    settings = codec_settings | {"steps": steps, "guidance": guidance}
+    pending: dict[int, tuple[Prompt, Path, dict[str, Any]]] = {}  # by the seed
+    for seed in comparison.seeds:
+        for prompt in prompts:
+            own_seed = seed * SEED_STRIDE + prompt.seed
+            made_with = settings | {"text": prompt.text, "seed": own_seed}
+            if is_kept(path := prompt.path(folder, seed), made_with):
+                advance(1)
+            else:
+                pending[own_seed] = (prompt, path, made_with)
+    for seeds in consecutive(pending, comparison.batch_size):
+        # row b has the seed of the first + b
+        sounds = job.generate([pending[seed][0].text for seed in seeds], seeds[0], steps)
+        for seed, sound in zip(seeds, sounds, strict=True):
+            _, path, made_with = pending[seed]
+            keep(path, sound, rate, made_with)
+        advance(len(seeds))
+    cells: Cells = {
         "family": generator.family,
         "latent_rate": generator.latent_rate,
         "identity": identity,
-        "guidance": comparison.guidance,
+        "guidance": guidance,
         "steps": steps,
         **measured._asdict(),
     }
@@ -255,14 +232,7 @@ def reconstruct(generator: Generator, clip: Clip, duration_s: float) -> Tensor:
     return generator.reconstruct(read(clip, generator.sample_rate, generator.channels, duration_s)[None])[0]
 
 
-def prepare(
-    generator: Generator,
-    identity: str,
-    comparison: Comparison,
-    folder: Path,
-    texts: list[str],
-    clock: Clock,
-) -> tuple[int | None, Cost]:
+def prepare(job: Job, identity: str, comparison: Comparison, folder: Path) -> tuple[int | None, Cost]:
     """Choose the steps and measure the cost, or read from `system.json` what an earlier run found.
 
     Timing again would give other steps, and with them other sounds.
@@ -279,8 +249,7 @@ def prepare(
     found = checkpoint.read_json(path) if path.is_file() else {}
     if found.get("facts") == facts:
         return found["steps"], Cost(**found["cost"])
-    job = cost.Job(generator, texts, comparison.duration_s, comparison.guidance, clock)
-    steps = generator.steps_at_most(None)
+    steps = job.generator.steps_at_most(None)
     if comparison.budget_s is not None:
         steps = cost.fit_steps(job, comparison.budget_s)
     elif steps is not None and comparison.steps is not None:
@@ -299,11 +268,10 @@ def keep_once(path: Path, settings: Mapping[str, Any], sample_rate: int, make: C
 def is_kept(path: Path, settings: Mapping[str, Any]) -> bool:
     """Whether an earlier run finished this sound with these settings."""
     try:
-        return (
-            path.is_file() and json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == settings
-        )
+        made_with = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    return path.is_file() and made_with == settings
 
 
 def keep(path: Path, sound: Tensor, sample_rate: int, settings: Mapping[str, Any]) -> None:

@@ -72,7 +72,7 @@ def test_clap_audio_is_what_transformers_gives(kind, num_samples, request):
     result = model.get_audio_features(**inputs)
     expected = result if isinstance(result, Tensor) else result.pooler_output
     embedded = embedder.embed(audio)
-    assert embedded.probabilities is None and embedder.labels == [] and embedder.reads_text
+    assert embedded.probabilities is None and embedder.labels == [] and embedder.text
     assert (embedder.name, embedder.sample_rate) == (f"clap:{folder.name}", RATE)
     np.testing.assert_allclose(embedded.embeddings, normalize(expected, dim=-1).numpy(), atol=1e-5)
 
@@ -126,7 +126,7 @@ def test_ast_is_what_transformers_gives(ast, num_samples):
     np.testing.assert_allclose(embedded.embeddings, pooled.numpy(), atol=1e-5)
     np.testing.assert_allclose(embedded.probabilities, logits.softmax(-1).numpy(), atol=1e-5)
     assert embedder.labels == ["Dog", "Rain", "Crow"]
-    assert (embedder.name, embedder.sample_rate, embedder.reads_text) == ("ast:tiny-ast", 16000, False)
+    assert (embedder.name, embedder.sample_rate, embedder.text) == ("ast:tiny-ast", 16000, None)
     with pytest.raises(InputError, match="does not read text"):
         embedder.embed_text(["a dog"])
 

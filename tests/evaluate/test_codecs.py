@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,10 @@ from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.data.manifest import read_manifest, select
 from audiogen.errors import InputError
 from audiogen.evaluate import reconstruction
-from audiogen.evaluate.codecs import CodecEvaluation, choose_clips, run
-from audiogen.evaluate.coding import Measured, Originals, codec_systems, send
+from audiogen.evaluate.codecs import CodecEvaluation, choose_clips, run, send
+from audiogen.evaluate.coding import Originals, codec_systems, decode_opus, encode_opus, level_of
 from audiogen.evaluate.embedders import embed_clips, load_embedder
 from audiogen.evaluate.metrics import accuracy, frechet_distance, label_kl
-from audiogen.evaluate.opus import decode, encode, level_of
 from audiogen.models.build import load_codec
 from audiogen.models.own import save_codec
 
@@ -124,7 +124,7 @@ def test_opus_is_measured_from_its_files(evaluation: Any) -> None:
     row = report["rows"][3]
     waves = [audio.load(path, 8000, 1)[0] for path in row["clips"]]
     level = float(next(note for note in report["notes"] if "asked" in note).split("level ")[-1].rstrip("."))
-    sizes = [len(encode(wave, 8000, level).data) for wave in waves]
+    sizes = [len(encode_opus(wave, 8000, level)) for wave in waves]
     duration_s = sum(wave.shape[-1] for wave in waves) / 8000
     assert row["kbps"] == pytest.approx(sum(sizes) * 8 / duration_s / 1000, rel=0.02)
     assert 0 < row["carried"]["value"] < row["kbps"] and "perplexity" not in row
@@ -327,7 +327,7 @@ def test_a_codec_that_breaks_down_is_named_with_the_clip(codec: str, labelled: P
     with pytest.raises(
         InputError, match=r"broken, 1 codebook, .*tone_0.wav: the audio holds samples that are not finite"
     ):
-        list(send(system, Originals(read_manifest(labelled), 8000), (), Measured()))
+        list(send(system, Originals(read_manifest(labelled), 8000), (), defaultdict(list), []))
 
 
 def test_the_number_of_threads_is_set_back_even_after_an_error(labelled: Path) -> None:
@@ -369,5 +369,5 @@ def test_opus_at_full_rate_is_near_the_original() -> None:
     """The reference row itself: a check that nothing is shifted or scaled on its way."""
     time_s = torch.arange(16000) / 16000
     sound = 0.3 * torch.sin(2 * math.pi * 440 * time_s)[None]
-    decoded = decode(encode(sound, 16000, level_of(128)), 16000, 16000)
+    decoded = decode_opus(encode_opus(sound, 16000, level_of(128)), 16000, 16000)
     assert (decoded - sound).abs().mean() < 0.01

@@ -11,11 +11,11 @@ from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError
 from audiogen.evaluate.embedders import Embedder, embed_clips, load_embedder, mono
-from audiogen.evaluate.panns import Cnn14, Cnn14Config
-from audiogen.evaluate.vggish import EXAMPLE, Vggish
+from audiogen.evaluate.published import EXAMPLE, Cnn14Config, Vggish
 from audiogen.models.own import save_codec
 from audiogen.models.tagger import save_tagger
 from audiogen.tagger.model import Tagger, TaggerConfig
+from tests import random_cnn14
 
 KINDS = ("tagger", "codec", "panns", "vggish")
 GROUPS = {"synth": ("bell", "siren"), "esc10": ("dog", "rain", "crow")}
@@ -42,7 +42,7 @@ def specs(tmp_path_factory) -> dict[str, str]:
         num_codebooks=2,
     )
     save_codec(folder / "codec", Codec(codec).eval())
-    cnn14 = Cnn14(Cnn14Config(16000, 512, 160, 50.0, 8000.0, width=2, num_labels=7))
+    cnn14 = random_cnn14.make(Cnn14Config(16000, 512, 160, width=2, num_labels=7))
     for name, tensor in cnn14.state_dict().items():
         if name.startswith("conv_block") and ".conv" in name:
             tensor.mul_(2.4)  # else the signal halves in each of twelve layers
@@ -62,7 +62,7 @@ def test_names_shapes_and_repeatable_identity(kind, specs):
         "panns": ("panns:Cnn14_16k.pth", 16000, 64, 7),
         "vggish": ("vggish:vggish.pth", 16000, 6, None),
     }[kind]
-    assert (embedder.name, embedder.sample_rate, embedder.reads_text) == (name, rate, False)
+    assert (embedder.name, embedder.sample_rate, embedder.text) == (name, rate, None)
     assert len(embedder.identity) == 16 and embedder.identity == load_embedder(specs[kind]).identity
     embeddings, probabilities = embedder.embed(noise(2, 1, EXAMPLE))
     assert embeddings.shape == (2, dim) and embeddings.dtype == np.float32
@@ -198,11 +198,9 @@ def test_a_bad_clip_is_named(bad, message):
         embed_clips(Levels(), [noise(1, 50), bad], 8000)
 
 
-def test_no_clips_and_no_batch_are_refused():
+def test_no_clips_are_refused():
     with pytest.raises(InputError, match="there are no clips"):
         embed_clips(Levels(), [], 8000)
-    with pytest.raises(InputError, match="batch is 0"):
-        embed_clips(Levels(), [noise(1, 9)], 8000, batch=0)
     with pytest.raises(InputError, match=r"\[B, C, N\]"):
         mono(torch.zeros(1, 9))
 

@@ -20,6 +20,7 @@ from audiogen.evaluate.metrics import Interval
 from audiogen.evaluate.report import (
     Column,
     Plot,
+    Report,
     Sound,
     draw,
     draw_figure,
@@ -27,7 +28,6 @@ from audiogen.evaluate.report import (
     leaders,
     spectrogram,
     write_markdown_table,
-    write_report,
 )
 
 HOSTILE = "</script></style><script>alert(1)</script> \"a\" 'b' & <img src=x onerror=alert(1)> | `c`\n*d* &amp; [e](f)"
@@ -100,9 +100,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Sound("real", HOSTILE, tone(clips, "c.ogg", 31.0, 8000)),
     ]
     notes = [f"Command: `compare --x` {HOSTILE}", "1 clip"]
-    write_report(
-        folder, HOSTILE, notes, COLUMNS, ROWS, sounds, [Plot("wall_s", "order"), Plot("fad", "order")]
-    )
+    plots = [Plot("wall_s", "order"), Plot("fad", "order")]
+    Report(HOSTILE, notes, COLUMNS, ROWS, sounds, plots).write(folder)
     return folder
 
 
@@ -247,12 +246,12 @@ def test_a_picture_has_low_frequencies_below_and_time_from_left_to_right(tmp_pat
 def test_a_sound_that_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(InputError, match="lost.wav"):
-        write_report(out, "t", [], COLUMNS, ROWS, [Sound("a", "rain", tmp_path / "lost.wav")])
+        Report("t", [], COLUMNS, ROWS, [Sound("a", "rain", tmp_path / "lost.wav")]).write(out)
     assert not out.exists()
 
 
 def test_a_report_without_rows_sounds_and_plots(tmp_path: Path) -> None:
-    write_report(tmp_path, "empty", [], COLUMNS, [])
+    Report("empty", [], COLUMNS, []).write(tmp_path)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.texts["h2"] == ["Results"] and len(page.all("button")) == 4
 

@@ -1,6 +1,7 @@
 """CNN14: the front end in closed form, the trunk against plain functions on the public names, real sizes."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,15 +10,16 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from audiogen.errors import InputError
-from audiogen.evaluate.panns import FRONT_ENDS, Cnn14, Cnn14Config, load_cnn14
+from audiogen.evaluate.published import FRONT_ENDS, Cnn14, Cnn14Config, load_cnn14
+from tests import random_cnn14
 
-SMALL_16K = Cnn14Config(16000, 512, 160, 50.0, 8000.0, width=2, num_labels=5)
+SMALL_16K = Cnn14Config(16000, 512, 160, width=2, num_labels=5)
 
 
 def small(config: Cnn14Config = SMALL_16K, seed: int = 0) -> Cnn14:
     """Random weights, and batch norms that are not the identity."""
     torch.manual_seed(seed)
-    model = Cnn14(config)
+    model = random_cnn14.make(config)
     for name, tensor in model.state_dict().items():
         if "bn" in name and tensor.is_floating_point():
             tensor.copy_(torch.rand_like(tensor) + 0.5)
@@ -55,18 +57,19 @@ def mel_decibels(
 @pytest.mark.parametrize("bins", FRONT_ENDS)
 def test_log_mel_is_the_definition(bins):
     front = FRONT_ENDS[bins]
-    config = Cnn14Config(front.sample_rate, front.n_fft, front.hop_length, front.f_min, front.f_max, width=1)
+    config = replace(front, width=1)
     audio = torch.randn(2, 3001, generator=torch.Generator().manual_seed(1)) * 0.1
-    mel = Cnn14(config).log_mel(audio).detach().numpy()  # [B, T, M]
+    mel = random_cnn14.make(config).log_mel(audio).detach().numpy()  # [B, T, M]
+    range_hz = {513: (50.0, 14000.0), 257: (50.0, 8000.0), 129: (50.0, 4000.0)}[bins]
     expected = mel_decibels(
-        audio[1].double().numpy(), front.sample_rate, front.n_fft, front.hop_length, front.f_min, front.f_max
+        audio[1].double().numpy(), front.sample_rate, front.n_fft, front.hop_length, *range_hz
     )
     assert mel.shape == (2, 1 + 3001 // front.hop_length, 64)
     np.testing.assert_allclose(mel[1], expected, atol=2e-3)
 
 
 def test_silence_is_at_the_floor_and_level_is_in_decibels():
-    model = Cnn14(SMALL_16K)
+    model = random_cnn14.make(SMALL_16K)
     assert torch.equal(model.log_mel(torch.zeros(1, 4000)), torch.full((1, 26, 64), -100.0))
     audio = torch.randn(1, 4000, generator=torch.Generator().manual_seed(2))
     difference = model.log_mel(audio) - model.log_mel(audio / 10)
@@ -153,9 +156,7 @@ def test_the_public_size_and_names():
 def test_files_tell_their_rate_and_size(tmp_path):
     audio = torch.randn(1, 9000, generator=torch.Generator().manual_seed(5))
     for bins, front in FRONT_ENDS.items():
-        model = small(
-            Cnn14Config(front.sample_rate, front.n_fft, front.hop_length, front.f_min, front.f_max, 2, 7)
-        )
+        model = small(replace(front, width=2, num_labels=7))
         path = tmp_path / f"{bins}.pth"
         torch.save({"iteration": 1, "model": model.state_dict(), "sampler": {"queue": [1, 2]}}, path)
         loaded = load_cnn14(path)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from audiogen.errors import InputError
-from audiogen.evaluate.vggish import EXAMPLE, FRAMES, HOP, Pca, Vggish, load_vggish, read_pca
+from audiogen.evaluate.published import EXAMPLE, FRAMES, HOP, Pca, Vggish, load_vggish, read_pca
 
 
 def small(seed: int = 0) -> Vggish:

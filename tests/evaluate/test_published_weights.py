@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from audiogen.errors import InputError
-from audiogen.evaluate.public_weights import read_weights
+from audiogen.evaluate.published import read_weights
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.0, -1.0])}
 
