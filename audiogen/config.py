@@ -57,7 +57,7 @@ Probability = Annotated[float, Range(0, 1)]
 
 
 def check_ranges(config: Any) -> None:
-    """Call in a dataclass's `__post_init__`: InputError names the first field that is outside of its `Range`."""
+    """Call in a dataclass's `__post_init__`: InputError names the first field outside of its `Range` or `Literal`."""
     for name, hint in _annotations(config.__class__).items():
         _check_range(name, getattr(config, name), hint)
 
@@ -73,6 +73,8 @@ def _check_range(name: str, value: Any, hint: Any) -> None:
         for limit in args[1:]:
             if isinstance(limit, Range) and not limit.holds(value):
                 raise InputError(f"{name} is {value!r}; it must be {limit}")
+    elif origin is Literal and isinstance(value, str) and value not in args:
+        raise InputError(f"{name} is {value!r}; it must be {' or '.join(map(str, args))}")
     elif origin in (Union, types.UnionType):
         for member in args:
             _check_range(name, value, member)

@@ -16,6 +16,16 @@ class InputError(ValueError):
     """
 
 
+@contextmanager
+def opening(what: str, advice: str) -> Iterator[None]:
+    """Whatever fails inside is an InputError, for packages whose functions raise a dozen kinds."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{what} cannot be opened ({reason}); {advice}") from error
+
+
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command-line `main(argv)` and return its exit status: an `InputError` becomes one line and status 2."""
     # Read when torch is imported, which is inside main. Idle OpenMP threads sleep rather than spin: spinning beside

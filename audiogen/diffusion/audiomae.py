@@ -6,8 +6,6 @@ It is timm's `vit_base_patch16_1024_128.audiomae_as2m`: patches of 16 frames x 1
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -130,10 +128,8 @@ def load_audiomae(name_or_directory: str) -> AudioMae:
 
     Raises InputError where it is missing, or holds other tensors than such an encoder's.
     """
-    directory = (
-        Path(name_or_directory) if Path(name_or_directory).is_dir() else hub.fetch(name_or_directory, LAYOUTS)
-    )
-    tensors = {ours(name): tensor for name, tensor in checkpoint.load_tensors(directory).items()}
+    found = checkpoint.load_tensors(hub.fetch(name_or_directory, LAYOUTS))
+    tensors = {ours(name): tensor for name, tensor in found.items()}
     try:
         _, positions, width = tensors["positions"].shape
         hidden = len(tensors["blocks.0.linear1.weight"])

@@ -13,16 +13,13 @@ from typing import Annotated, Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
+from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck, Snake1d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiogen.config import Positive, Range, check_ranges
-from audiogen.diffusion.griffin_lim import griffin_lim
 from audiogen.diffusion.mdct import compress, expand, inverse_mdct, mdct, mdct_basis
-from audiogen.diffusion.mel import MelConfig, log_mel
-from audiogen.diffusion.snake import use_snakes
-from audiogen.diffusion.vocoder import VocoderConfig, vocode, vocoder
+from audiogen.diffusion.mel import MelConfig, VocoderConfig, griffin_lim, log_mel, vocoder
 from audiogen.errors import InputError
 
 Scale = Annotated[float, Range(0, math.inf, above=True, below=True)]  # a number above 0
@@ -113,18 +110,24 @@ class WaveformAutoencoderConfig:
         return self.bands * math.prod(self.strides)
 
 
+AutoencoderConfig = MelAutoencoderConfig | WaveformAutoencoderConfig
+
+
 class LatentAutoencoder(nn.Module):
     """Audio [B, C, N] to latents at unit variance, [B, D, T] or [B, D, T, M] with T = ceil(N / hop_length), and back.
 
-    sample_rate: Hz. channels: C. hop_length: samples for each latent frame.
+    sample_rate: Hz. channels: C. hop_length: samples for each latent frame. bins: (M,) or nothing.
     """
 
+    config: Any
     scale_factor: Tensor
+    bins: tuple[int, ...] = ()
 
-    def __init__(self, sample_rate: int, channels: int, hop_length: int, scale_factor: float):
+    def __init__(self, config: AutoencoderConfig, sample_rate: int, channels: int, hop_length: int):
         super().__init__()
+        self.config = config
         self.sample_rate, self.channels, self.hop_length = sample_rate, channels, hop_length
-        self.register_buffer("scale_factor", torch.tensor(scale_factor))
+        self.register_buffer("scale_factor", torch.tensor(config.scale_factor))
 
     def encode(self, audio: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """[B, C, N] -> latents; the posterior's mean, or a sample of it where a generator is given."""
@@ -149,11 +152,12 @@ class LatentAutoencoder(nn.Module):
         self.scale_factor.div_(spread)
         return float(self.scale_factor)
 
-    def _num_frames(self, duration_s: float) -> int:
-        """T of a sound of that length."""
+    def latent_shape(self, duration_s: float) -> tuple[int, ...]:
+        """(D, T) or (D, T, M) of a sound of that length."""
         if not duration_s > 0:
             raise InputError(f"duration is {duration_s:g} s; it must be above 0")
-        return max(1, math.ceil(round(duration_s * self.sample_rate) / self.hop_length))
+        num_frames = max(1, math.ceil(round(duration_s * self.sample_rate) / self.hop_length))
+        return (self.config.latent_dim, num_frames, *self.bins)
 
     def _whole_frames(self, audio: Tensor) -> Tensor:
         """[B, C, N] with zeros at the end up to a multiple of hop_length."""
@@ -167,11 +171,12 @@ class LatentAutoencoder(nn.Module):
 class MelAutoencoder(LatentAutoencoder):
     """AutoencoderKL on log-mel spectrograms, followed by HiFi-GAN, trained one by one, or by Griffin-Lim."""
 
+    config: MelAutoencoderConfig
+
     def __init__(self, config: MelAutoencoderConfig):
-        hop_length = config.mel.hop_length * config.reduction
-        super().__init__(config.mel.sample_rate, 1, hop_length, config.scale_factor)
-        self.config = config
-        levels = len(config.channels)
+        mel, levels = config.mel, len(config.channels)
+        super().__init__(config, mel.sample_rate, 1, mel.hop_length * config.reduction)
+        self.bins = (mel.num_mels // config.reduction,)
         self.vae: Any = AutoencoderKL(
             in_channels=1,
             out_channels=1,
@@ -186,12 +191,7 @@ class MelAutoencoder(LatentAutoencoder):
         )
         self.vocoder: Any = None
         if config.vocoder is not None:
-            self.vocoder = vocoder(config.vocoder, config.mel.num_mels, config.mel.sample_rate)
-
-    def latent_shape(self, duration_s: float) -> tuple[int, int, int]:
-        """(D, T, M) of a sound of that length."""
-        bins = self.config.mel.num_mels // self.config.reduction
-        return (self.config.latent_dim, self._num_frames(duration_s), bins)
+            self.vocoder = vocoder(config.vocoder, mel.num_mels, mel.sample_rate)
 
     def mel(self, audio: Tensor) -> Tensor:
         """Audio [B, 1, N] -> log-mel [B, 1, T, M] of as many frames as make whole latent frames; the end is padded."""
@@ -202,7 +202,6 @@ class MelAutoencoder(LatentAutoencoder):
         return self.vae.encode(mel).latent_dist
 
     def audio_posterior(self, audio: Tensor) -> Any:
-        """As in `LatentAutoencoder`."""
         return self.posterior(self.mel(audio))
 
     def decode_mel(self, latents: Tensor) -> Tensor:
@@ -217,15 +216,18 @@ class MelAutoencoder(LatentAutoencoder):
         """Log-mel [B, 1, T, M] -> audio [B, 1, T * mel.hop_length]."""
         if self.vocoder is None:
             return griffin_lim(mel[:, 0], self.config.mel)[:, None]
-        return vocode(self.vocoder, mel, self.config.mel.hop_length)
+        # A stage whose kernel exceeds its rate by an odd number makes one sample more than rate times its input: the
+        # end is cut (32 samples of the released vocoder).
+        return self.vocoder(mel[:, 0])[:, None, : mel.shape[2] * self.config.mel.hop_length]
 
 
 class WaveformAutoencoder(LatentAutoencoder):
-    """AutoencoderOobleck on samples or on MDCT bands, its activations by `snake.Snake`."""
+    """AutoencoderOobleck on samples or on MDCT bands, its activations by `Snake`."""
+
+    config: WaveformAutoencoderConfig
 
     def __init__(self, config: WaveformAutoencoderConfig):
-        super().__init__(config.sample_rate, config.channels, config.hop_length, config.scale_factor)
-        self.config = config
+        super().__init__(config, config.sample_rate, config.channels, config.hop_length)
         with warnings.catch_warnings():  # diffusers uses torch's older weight norm
             warnings.simplefilter("ignore", FutureWarning)
             self.vae: Any = AutoencoderOobleck(
@@ -242,12 +244,7 @@ class WaveformAutoencoder(LatentAutoencoder):
         # learns to do without them.
         self.vae.encoder.conv2.bias.data[config.latent_dim :].fill_(-3.0)
 
-    def latent_shape(self, duration_s: float) -> tuple[int, int]:
-        """(D, T) of a sound of that length."""
-        return (self.config.latent_dim, self._num_frames(duration_s))
-
     def audio_posterior(self, audio: Tensor) -> Any:
-        """As in `LatentAutoencoder`; the audio is padded to whole frames."""
         whole = self._whole_frames(audio)
         if self.config.bands > 1:  # [B, C, N] -> [B, C * bands, N / bands]
             whole = compress(mdct(whole, mdct_basis(self.config.bands, str(audio.device))))
@@ -265,3 +262,69 @@ class WaveformAutoencoder(LatentAutoencoder):
         if self.config.bands == 1:
             return made
         return inverse_mdct(expand(made), mdct_basis(self.config.bands, str(latents.device)))
+
+
+def make_autoencoder(config: AutoencoderConfig) -> MelAutoencoder | WaveformAutoencoder:
+    """A new one of this config."""
+    return MelAutoencoder(config) if isinstance(config, MelAutoencoderConfig) else WaveformAutoencoder(config)
+
+
+class Snake(nn.Module):
+    """Oobleck's activation x + sin(alpha x)^2 / beta (arXiv:2006.08195), with the weights of a Snake1d of diffusers.
+
+    In few passes over memory: on a CPU it costs more than convolutions. With sin^2 written as (1 - cos(2 alpha x)) / 2,
+    nothing but x is kept for the backward pass.
+    """
+
+    def __init__(self, original: Snake1d):
+        super().__init__()
+        self.alpha, self.beta, self.logscale = original.alpha, original.beta, original.logscale  # [1, C, 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T] -> [B, C, T] in the input's number type; each channel has its own alpha and beta."""
+        alpha = self.alpha.exp() if self.logscale else self.alpha
+        beta = self.beta.exp() if self.logscale else self.beta
+        return SnakeFunction.apply(x, alpha, (beta + 1e-9).reciprocal())  # as Snake1d, no division by 0
+
+
+class SnakeFunction(torch.autograd.Function):
+    """(x [B, C, T], alpha [1, C, 1], scale [1, C, 1]) -> x + scale sin(alpha x)^2; sums are float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, alpha, scale)
+        made = torch.empty_like(x)
+        for part, out in zip(_parts(x), _parts(made), strict=True):
+            wave = (part.to(alpha.dtype) * (2 * alpha)).cos_().sub_(1.0)  # -2 sin(alpha x)^2
+            out.copy_(torch.addcmul(part.to(alpha.dtype), wave, scale, value=-0.5))
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, alpha, scale = ctx.saved_tensors
+        of_x = torch.empty_like(x)
+        of_alpha, of_scale = torch.zeros_like(alpha), torch.zeros_like(scale)
+        for part, gradient, out in zip(_parts(x), _parts(gradients[0]), _parts(of_x), strict=True):
+            part, gradient = part.to(alpha.dtype), gradient.to(alpha.dtype)
+            angle = part * (2 * alpha)
+            through_sine = angle.sin().mul_(gradient)
+            # d/dx = 1 + alpha scale sin(2 alpha x)
+            out.copy_(torch.addcmul(gradient, through_sine, alpha * scale))
+            of_alpha += through_sine.mul_(part).sum((0, 2), keepdim=True)  # d/dalpha = scale x sin(2 alpha x)
+            # d/dscale = (1 - cos(2 alpha x)) / 2
+            cosine = angle.cos_().mul_(gradient)
+            of_scale += gradient.sum((0, 2), keepdim=True) - cosine.sum((0, 2), keepdim=True)
+        return of_x, of_alpha * scale, 0.5 * of_scale
+
+
+def use_snakes(network: nn.Module) -> None:
+    """Put a `Snake` in the place of every Snake1d inside a network; weights and their names stay."""
+    for parent in list(network.modules()):
+        for name, part in list(parent.named_children()):
+            if isinstance(part, Snake1d):
+                setattr(parent, name, Snake(part))
+
+
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    """Rows one by one on a CPU, where they fit its cache; all at once on a GPU."""
+    return x.split(1) if x.device.type == "cpu" else (x,)

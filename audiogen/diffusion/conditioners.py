@@ -33,8 +33,7 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.text.clap import Clap
 from audiogen.text.encoder import FrozenEncoder
-from audiogen.text.latent_text import TextStates
-from audiogen.text.t5 import TextConfig
+from audiogen.text.t5 import TextConfig, TextStates
 
 TOKEN_PIECES = ("text", "loa", "seconds_start", "seconds_total")
 VECTOR_PIECES = ("clap", "pooled", "seconds_start", "seconds_total")
@@ -226,61 +225,8 @@ class Conditioner(nn.Module):
             return self(given), self.null(given)
         return self(given), self(self.inputs([negative] * len(texts), seconds, device=device))
 
-    def forward(self, inputs: ConditionerInputs) -> Conditioning:
-        """-> the conditioning of B sounds."""
-        return self._conditioning(inputs, zeros=False)
-
-    def null(self, inputs: ConditionerInputs) -> Conditioning:
-        """-> the conditioning without a condition, for B sounds; see `ConditionerConfig.unconditional`."""
-        if self.config.unconditional == "zeros":
-            return self._conditioning(inputs, zeros=True)
-        nothing = self.without_text(inputs, self._empty(inputs, padded=False))
-        if self.config.unconditional == "empty":
-            return nothing
-        # The vector pools the text itself, as it is without padding.
-        return Conditioning(
-            self.without_text(inputs, self._empty(inputs, padded=True)).streams, nothing.vector
-        )
-
-    def without_text(self, inputs: ConditionerInputs, empty: ConditionerInputs) -> Conditioning:
-        """`inputs` with text and CLAP features of `empty`, and a "language of audio" of zeros."""
-        loa = None
-        if self.loa is not None:
-            assert empty.text is not None
-            shape = (len(empty.text.tokens), self.loa.config.length, self.loa.config.width)
-            loa = empty.text.tokens.new_zeros(shape)
-        return self(dataclasses.replace(inputs, text=empty.text, clap=empty.clap, loa=loa))
-
-    def loa_vectors(self, inputs: ConditionerInputs, true: Tensor | None = None) -> Tensor:
-        """The "language of audio" of B sounds [B, length, width], generated; see `LoaGenerator`.
-
-        true: the vectors of these sounds; each of what is returned is then what GPT-2 expects after the true ones
-        before it. Each text goes through without padding: positions would count it.
-        """
-        text = _given(inputs.text, "loa")
-        clap = inputs.clap if self.pooled is None else self._pooled(text)
-        assert self.loa is not None and clap is not None
-        lengths = text.mask.sum(dim=1)
-        # In training those of one length go through at once, which is faster; otherwise a row's rounding is its own.
-        groups = (
-            [lengths == length for length in lengths.unique()]
-            if self.training
-            else torch.eye(len(lengths)).bool()
-        )
-        vectors = clap.new_empty(len(lengths), self.loa.config.length, self.loa.config.width)
-        for rows in groups:
-            length = int(lengths[rows][0])
-            same = Condition(text.tokens[rows, :length], text.mask[rows, :length])
-            found = (
-                self.loa.generate(clap[rows], same)
-                if true is None
-                else self.loa.predict(clap[rows], same, true[rows])
-            )
-            vectors[rows] = found.to(vectors.dtype)
-        return vectors
-
-    def _conditioning(self, inputs: ConditionerInputs, zeros: bool) -> Conditioning:
-        """zeros: in place of all tokens and of the vector's parts but seconds."""
+    def forward(self, inputs: ConditionerInputs, zeros: bool = False) -> Conditioning:
+        """-> the conditioning of B sounds; zeros: in place of all tokens and of the vector's parts but seconds."""
         streams = [_join([self._tokens(piece, inputs) for piece in names]) for names in self.config.cross]
         vector = [self._vector(piece, inputs) for piece in self.config.vector]  # each [B, E of the piece]
         if zeros:
@@ -290,6 +236,48 @@ class Conditioner(nn.Module):
                 for piece, part in zip(self.config.vector, vector, strict=True)
             ]
         return Conditioning(tuple(streams), torch.cat(vector, dim=-1) if vector else None)
+
+    def null(self, inputs: ConditionerInputs) -> Conditioning:
+        """-> the conditioning without a condition, for B sounds; see `ConditionerConfig.unconditional`."""
+        if self.config.unconditional == "zeros":
+            return self(inputs, zeros=True)
+        nothing = self.without_text(inputs, self._empty(inputs, padded=False))
+        if self.config.unconditional == "empty":
+            return nothing
+        padded = self.without_text(inputs, self._empty(inputs, padded=True))
+        return Conditioning(
+            padded.streams, nothing.vector
+        )  # the vector pools the text as it is without padding
+
+    def without_text(self, inputs: ConditionerInputs, empty: ConditionerInputs) -> Conditioning:
+        """`inputs` with text and CLAP features of `empty`, and a "language of audio" of zeros."""
+        loa = None
+        if self.loa is not None:
+            assert empty.text is not None
+            sizes = self.loa.config
+            loa = empty.text.tokens.new_zeros(len(empty.text.tokens), sizes.length, sizes.width)
+        return self(dataclasses.replace(inputs, text=empty.text, clap=empty.clap, loa=loa))
+
+    def loa_vectors(self, inputs: ConditionerInputs, true: Tensor | None = None) -> Tensor:
+        """The "language of audio" of B sounds [B, length, width], generated; see `LoaGenerator`.
+
+        true: the vectors of these sounds; each of what is returned is then what GPT-2 expects after the true ones
+        before it. Each text goes through without padding: positions would count it.
+        """
+        text = _given(inputs, "text")
+        clap = inputs.clap if self.pooled is None else self._pooled(text)
+        assert self.loa is not None and clap is not None
+        lengths = text.mask.sum(dim=1)
+        # In training those of one length go through at once, which is faster; otherwise a row's rounding is its own.
+        alike = [lengths == length for length in lengths.unique()]
+        groups = alike if self.training else torch.eye(len(lengths)).bool()
+        vectors = clap.new_empty(len(lengths), self.loa.config.length, self.loa.config.width)
+        for rows in groups:
+            length = int(lengths[rows][0])
+            given = (clap[rows], Condition(text.tokens[rows, :length], text.mask[rows, :length]))
+            found = self.loa.generate(*given) if true is None else self.loa.predict(*given, true[rows])
+            vectors[rows] = found.to(vectors.dtype)
+        return vectors
 
     def _empty(self, inputs: ConditionerInputs, padded: bool) -> ConditionerInputs:
         """Features of the empty text, for as many rows as `inputs` has; padded: to the length of each row's text."""
@@ -310,7 +298,7 @@ class Conditioner(nn.Module):
     def _tokens(self, piece: str, inputs: ConditionerInputs) -> Condition:
         """Tokens [B, L, D] of one piece of a stream."""
         if piece == "text":
-            return self._text(_given(inputs.text, piece))
+            return self._text(_given(inputs, "text"))
         if piece == "loa":
             return _all_valid(self.loa_vectors(inputs) if inputs.loa is None else inputs.loa)
         return _all_valid(self._seconds(piece, inputs))
@@ -318,9 +306,9 @@ class Conditioner(nn.Module):
     def _vector(self, piece: str, inputs: ConditionerInputs) -> Tensor:
         """[B, E] of one piece of the vector."""
         if piece == "clap":
-            return _given(inputs.clap, piece)
+            return _given(inputs, "clap")
         if piece == "pooled":
-            return self._pooled(_given(inputs.text, piece))
+            return self._pooled(_given(inputs, "text"))
         return self._seconds(piece, inputs)[:, 0]
 
     def _pooled(self, text: Condition) -> Tensor:
@@ -346,7 +334,7 @@ class Conditioner(nn.Module):
 
     def _seconds(self, piece: str, inputs: ConditionerInputs) -> Tensor:
         """Seconds [B] -> Fourier features through a linear layer [B, 1, D]."""
-        seconds = _given(inputs.seconds_start if piece == "seconds_start" else inputs.seconds_total, piece)
+        seconds = _given(inputs, piece)
         if isinstance(self.seconds, StableAudioProjectionModel):
             if piece == "seconds_start":
                 return self.seconds(start_seconds=seconds).seconds_start_hidden_states
@@ -354,9 +342,9 @@ class Conditioner(nn.Module):
         return self.seconds(seconds)
 
 
-def _given(value: Any, piece: str) -> Any:
-    if value is None:
-        raise ValueError(f"the conditioner needs {piece!r}, and its inputs lack it")
+def _given(inputs: ConditionerInputs, name: str) -> Any:
+    if (value := getattr(inputs, name)) is None:
+        raise ValueError(f"the conditioner needs {name!r}, and its inputs lack it")
     return value
 
 
@@ -367,8 +355,5 @@ def _all_valid(tokens: Tensor) -> Condition:
 
 def _join(parts: Sequence[Condition]) -> Condition:
     """Along L."""
-    if len(parts) == 1:
-        return parts[0]
-    return Condition(
-        torch.cat([part.tokens for part in parts], dim=1), torch.cat([part.mask for part in parts], dim=1)
-    )
+    tokens, mask = ([getattr(part, name) for part in parts] for name in ("tokens", "mask"))
+    return Condition(torch.cat(tokens, dim=1), torch.cat(mask, dim=1))

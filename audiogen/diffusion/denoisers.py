@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
@@ -34,8 +34,8 @@ class AudioUNetConfig:
     levels attend; the middle always does. layers: the attention layers after each residual block, in order, null for
     one of self-attention alone and a width for one with cross-attention to tokens that wide; see `streams`. depth:
     transformer blocks of each layer. vector_dim: E of the vector joined to the time embedding, null for none.
-    extra_channels: D' of what is joined to the latents.
-    norm_groups: of channels, each normalised by itself; a group of one loses what time and vector add to it.
+    extra_channels: D' of what is joined to the latents. norm_groups: of channels, each normalised by itself; a group of
+    one loses what time and vector add to it.
     """
 
     latent_dim: Positive = 8
@@ -59,33 +59,32 @@ class AudioUNetConfig:
             )
 
     @property
-    def streams(self) -> tuple[int | None, ...]:
-        """The stream of tokens that each layer attends to, null for self-attention.
+    def streams(self) -> dict[int, int]:
+        """Layer -> the stream of tokens that it attends to, for the layers with cross-attention.
 
-        The first two attend to the first and the others to the second, as in diffusers; where the widths do not fit
-        that, each width is a stream, in order.
+        The first two layers attend to the first stream and the others to the second, as in diffusers; where the widths
+        do not fit that, each width is a stream, in order.
         """
-        halves = [{width for width in half if width} for half in (self.layers[:2], self.layers[2:])]
-        if max(map(len, halves)) > 1:
-            widths = list(dict.fromkeys(width for width in self.layers if width))
-            return tuple(None if width is None else widths.index(width) for width in self.layers)
-        second = 1 if halves[0] else 0  # the only stream may be that of the later layers
-        return tuple(
-            None if width is None else (second if index > 1 else 0) for index, width in enumerate(self.layers)
-        )
+        widths = {layer: width for layer, width in enumerate(self.layers) if width is not None}
+        first = {width for layer, width in widths.items() if layer < 2}
+        later = {width for layer, width in widths.items() if layer >= 2}
+        if len(first) > 1 or len(later) > 1:
+            ordered = list(dict.fromkeys(widths.values()))
+            return {layer: ordered.index(width) for layer, width in widths.items()}
+        second = 1 if first else 0  # the only stream may be that of the later layers
+        return {layer: second if layer > 1 else 0 for layer in widths}
 
     @property
     def cross_dims(self) -> tuple[int, ...]:
         """Width of each stream of tokens that the network attends to."""
-        widths = {s: width for s, width in zip(self.streams, self.layers, strict=True) if width is not None}
-        return tuple(widths[stream] for stream in sorted(key for key in widths if key is not None))
+        streams = self.streams
+        widths = {streams[layer]: width for layer, width in enumerate(self.layers) if width is not None}
+        return tuple(widths[stream] for stream in sorted(widths))
 
     @property
     def beyond_diffusers(self) -> bool:
         """Whether diffusers' blocks cannot run these layers: more than four, or streams that it would swap."""
-        theirs = [int(index > 1) for index in range(len(self.layers))]
-        pairs = zip(self.streams, theirs, strict=True)
-        mixed = any(own is not None and own != other for own, other in pairs)
+        mixed = any(stream != int(layer > 1) for layer, stream in self.streams.items())
         return len(self.layers) > 4 or (mixed and len(self.cross_dims) > 1)
 
 
@@ -96,7 +95,6 @@ class _OneStream:
 
     @property
     def cross_dims(self) -> tuple[int, ...]:
-        """Width of each stream of tokens."""
         return (self.cross_dim,)
 
 
@@ -112,11 +110,7 @@ class TextUNetConfig(_OneStream):
     num_res_blocks: Positive = 2
     extra_channels: NotNegative = 0
     norm_groups: Positive = 32
-
-    @property
-    def vector_dim(self) -> int | None:
-        """It has no vector."""
-        return None
+    vector_dim: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -171,17 +165,13 @@ class FluxConfig(_OneStream):
     cross_dim: Positive = 1024
     vector_dim: Positive = 1024
     rotary: tuple[Positive, Positive, Positive] = (16, 56, 56)
-
-    @property
-    def extra_channels(self) -> int:
-        """It has none."""
-        return 0
+    extra_channels: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if sum(self.rotary) != self.head_dim or any(part % 2 for part in self.rotary):
             raise InputError(
-                f"rotary is {self.rotary}; even numbers that make head_dim ({self.head_dim}) are needed"
+                f"rotary is {self.rotary}; even numbers that make head_dim {self.head_dim} are needed"
             )
 
 
@@ -189,12 +179,11 @@ DenoiserConfig = AudioUNetConfig | TextUNetConfig | DiTConfig | FluxConfig
 
 
 class Denoiser(nn.Module):
-    """A network and its config: what a process trains and a sampler calls."""
+    """A network and its config, one of `DenoiserConfig`: what a process trains and a sampler calls."""
 
-    def __init__(self, config: DenoiserConfig, network: Any):
+    def __init__(self, config: Any, network: Any):
         super().__init__()
-        self.config = config
-        self.network = network
+        self.config, self.network = config, network
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """x_t [B, D, T] or [B, D, T, M], t [B] -> prediction, shaped as x_t.
@@ -202,16 +191,14 @@ class Denoiser(nn.Module):
         A conditioning that the network does not have is refused: diffusers would ignore some of it without a word.
         """
         config, vector, channels = self.config, conditioning.vector, conditioning.channels
+        vector_dim = None if vector is None else vector.shape[-1]
+        num_channels = 0 if channels is None else channels.shape[1]
+        got = (len(conditioning.streams), vector_dim, num_channels)
         needed = (len(config.cross_dims), config.vector_dim, config.extra_channels)
-        got = (
-            len(conditioning.streams),
-            None if vector is None else vector.shape[-1],
-            0 if channels is None else channels.shape[1],
-        )
         if got != needed:
             raise ValueError(
-                f"the conditioning has {got[0]} streams, a vector of {got[1]} and {got[2]} channels; the denoiser has "
-                f"{needed[0]}, {needed[1]} and {needed[2]}"
+                "the conditioning has {} streams, a vector of {} and {} channels; ".format(*got)
+                + "the denoiser has {}, {} and {}".format(*needed)
             )
         if channels is not None:
             x_t = torch.cat([x_t, channels], dim=1)  # [B, D + D', T] or [B, D + D', T, M]
@@ -223,19 +210,17 @@ class Denoiser(nn.Module):
 
 
 class AudioUNet(Denoiser):
-    """AudioLDM2UNet2DConditionModel: x_t [B, D, T, M]."""
-
-    config: AudioUNetConfig
+    """AudioLDM2UNet2DConditionModel: x_t [B, D, T, M], t [B] in 0 to 999."""
 
     def __init__(self, config: AudioUNetConfig):
-        vector, layers = config.vector_dim is not None, list(config.layers)
+        has_vector, layers = config.vector_dim is not None, list(config.layers)
         network = AudioLDM2UNet2DConditionModel(
             **_unet_sizes(config),
             cross_attention_dim=[layers[:1] if config.beyond_diffusers else layers] * len(config.channels),
             transformer_layers_per_block=config.depth,
-            class_embed_type="simple_projection" if vector else None,
+            class_embed_type="simple_projection" if has_vector else None,
             projection_class_embeddings_input_dim=config.vector_dim,
-            class_embeddings_concat=vector,
+            class_embeddings_concat=has_vector,
         )
         if config.beyond_diffusers:
             for block in (*network.down_blocks, network.mid_block, *network.up_blocks):
@@ -245,28 +230,21 @@ class AudioUNet(Denoiser):
         super().__init__(config, network)
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """x_t [B, D, T, M], t [B] -> prediction [B, D, T, M]."""
+        given: dict[str, Any] = {"encoder_hidden_states": None}
         if self.config.beyond_diffusers:  # each layer takes its stream out of the tuple
-            return self.network(
-                x_t, t, encoder_hidden_states=conditioning.streams, class_labels=conditioning.vector
-            ).sample
-        first, second = (*conditioning.streams, None, None)[:2]
-        return self.network(
-            x_t,
-            t,
-            encoder_hidden_states=None if first is None else first.tokens,
-            encoder_attention_mask=None if first is None else first.mask,
-            encoder_hidden_states_1=None if second is None else second.tokens,
-            encoder_attention_mask_1=None if second is None else second.mask,
-            class_labels=conditioning.vector,
-        ).sample
+            given["encoder_hidden_states"] = conditioning.streams
+        else:
+            for suffix, stream in zip(("", "_1"), conditioning.streams, strict=False):
+                given[f"encoder_hidden_states{suffix}"] = stream.tokens
+                given[f"encoder_attention_mask{suffix}"] = stream.mask
+        return self.network(x_t, t, class_labels=conditioning.vector, **given).sample
 
 
 def _replace_attention(block: Any, config: AudioUNetConfig) -> None:
-    """Give a block of one attention layer a place those of `config.layers`, each with the stream that is its own."""
+    """Give a block of one attention layer a place those of `config.layers`, each with its own stream."""
     layers = []
     for usual in block.attentions:
-        for width, stream in zip(config.layers, config.streams, strict=True):
+        for index, width in enumerate(config.layers):
             layer = Transformer2DModel(
                 usual.config.num_attention_heads,
                 usual.config.attention_head_dim,
@@ -276,8 +254,9 @@ def _replace_attention(block: Any, config: AudioUNetConfig) -> None:
                 norm_num_groups=config.norm_groups,
                 double_self_attention=width is None,
             )
-            if stream is not None:
-                layer.register_forward_pre_hook(partial(_take_stream, stream), with_kwargs=True)
+            if width is not None:
+                take = partial(_take_stream, config.streams[index])
+                layer.register_forward_pre_hook(take, with_kwargs=True)
             layers.append(layer)
     block.attentions = nn.ModuleList(layers)
     block.cross_attention_dim = config.layers
@@ -290,7 +269,7 @@ def _take_stream(stream: int, layer: nn.Module, inputs: tuple[Any, ...], named: 
 
 
 class TextUNet(Denoiser):
-    """UNet2DConditionModel: x_t [B, D, T, M]."""
+    """UNet2DConditionModel: x_t [B, D, T, M], t [B] in 0 to 999."""
 
     def __init__(self, config: TextUNetConfig):
         network = UNet2DConditionModel(
@@ -302,17 +281,15 @@ class TextUNet(Denoiser):
         super().__init__(config, network)
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """x_t [B, D, T, M], t [B] -> prediction [B, D, T, M]."""
         (stream,) = conditioning.streams
-        return self.network(
-            x_t, t, encoder_hidden_states=stream.tokens, encoder_attention_mask=stream.mask
-        ).sample
+        return self.network(x_t, t, stream.tokens, encoder_attention_mask=stream.mask).sample
 
 
 class AudioDiT(Denoiser):
-    """StableAudioDiTModel: x_t [B, D, T]. It has no mask: padding is zeros, which take their share of attention."""
+    """StableAudioDiTModel: x_t [B, D, T], t [B] in 0 to 1.
 
-    config: DiTConfig
+    It has no mask: padding is zeros, which take their share of attention.
+    """
 
     def __init__(self, config: DiTConfig):
         network = StableAudioDiTModel(
@@ -329,25 +306,24 @@ class AudioDiT(Denoiser):
         super().__init__(config, network)
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """x_t [B, D, T], t [B] in 0 to 1 -> prediction [B, D, T]."""
         assert conditioning.vector is not None
         # Half of each head is rotated, at least 32 numbers, as in the release. One position more than frames: that of
         # the global token, which comes first.
-        rotated = max(self.config.head_dim // 2, 32)
-        cos, sin = get_1d_rotary_pos_embed(
-            rotated, x_t.shape[-1] + 1, use_real=True, repeat_interleave_real=False
-        )
+        rotated, length = max(self.config.head_dim // 2, 32), x_t.shape[-1] + 1
+        waves = get_1d_rotary_pos_embed(rotated, length, use_real=True, repeat_interleave_real=False)
         return self.network(
             x_t,
             t,
             encoder_hidden_states=conditioning.streams[0].tokens,
             global_hidden_states=conditioning.vector[:, None],  # [B, 1, E]
-            rotary_embedding=(cos.to(x_t.device), sin.to(x_t.device)),
+            rotary_embedding=tuple(
+                wave.to(x_t.device) for wave in waves
+            ),  # cosines and sines [T + 1, rotated]
         ).sample
 
 
 class AudioFlux(Denoiser):
-    """FluxTransformer2DModel: x_t [B, D, T].
+    """FluxTransformer2DModel: x_t [B, D, T], t [B] in 0 to 1.
 
     The network takes no mask. Rows with the same number of valid tokens go through together, without the others, so
     that a row does not depend on the texts beside it.
@@ -367,14 +343,10 @@ class AudioFlux(Denoiser):
         super().__init__(config, network)
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """x_t [B, D, T], t [B] in 0 to 1 -> prediction [B, D, T]."""
         (stream,), vector = conditioning.streams, conditioning.vector
         assert vector is not None
         lengths = stream.mask.sum(dim=1)  # [B]
-        positions = torch.arange(x_t.shape[-1], device=x_t.device)[:, None].expand(
-            -1, 3
-        )  # [T, 3]: time on each axis
-        prediction = torch.empty_like(x_t)
+        prediction, times = torch.empty_like(x_t), torch.arange(x_t.shape[-1], device=x_t.device)
         for length in lengths.unique().tolist():
             rows = lengths == length  # b of them
             tokens = stream.tokens[rows][stream.mask[rows]].reshape(-1, length, stream.tokens.shape[-1])
@@ -383,7 +355,7 @@ class AudioFlux(Denoiser):
                 encoder_hidden_states=tokens,  # [b, L, D]
                 pooled_projections=vector[rows],
                 timestep=t[rows],
-                img_ids=positions,
+                img_ids=times[:, None].expand(-1, 3),  # [T, 3]: time on each axis
                 txt_ids=torch.zeros(length, 3, device=x_t.device),  # text has no position
             ).sample.transpose(1, 2)
             prediction[rows] = found.to(x_t.dtype)  # under autocast it is of another
@@ -392,15 +364,9 @@ class AudioFlux(Denoiser):
 
 def denoiser(config: DenoiserConfig) -> Denoiser:
     """A new network of this config."""
-    match config:
-        case AudioUNetConfig():
-            return AudioUNet(config)
-        case TextUNetConfig():
-            return TextUNet(config)
-        case DiTConfig():
-            return AudioDiT(config)
-        case FluxConfig():
-            return AudioFlux(config)
+    networks: dict[type, Any] = {AudioUNetConfig: AudioUNet, TextUNetConfig: TextUNet}
+    networks |= {DiTConfig: AudioDiT, FluxConfig: AudioFlux}
+    return networks[type(config)](config)
 
 
 def _check_levels(config: AudioUNetConfig | TextUNetConfig) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ class ProcessConfig:
     kind: `ddpm`, integer t below num_train_steps and a beta schedule; `cosine_v`, t in [0, 1], alpha = cos(pi t / 2);
         `flow`, t in [0, 1], straight lines.
     prediction: what the network gives, `epsilon` or `v` (ddpm), `v` (cosine_v), `velocity` = dx_t/dt (flow).
-    beta_schedule: `linear`, or `scaled_linear`, which is linear in the square root.
-    time_sampling: how training draws t, `uniform` or `logit_normal`, the sigmoid of N(0, 1).
+    beta_schedule: `scaled_linear` is linear in the square root.
+    time_sampling: how training draws t; `logit_normal` is the sigmoid of N(0, 1).
     snr_gamma: weights of min-SNR; None weights all times alike.
     one_is: what t = 1 is in a flow, `data` (LAFMA) or `noise` (TangoFlux): direction of time and sign of the velocity.
     t_min: a flow's t is at least this. sigma_min: noise that stays on the data at a flow's end.
@@ -37,15 +37,15 @@ class ProcessConfig:
     lowest_sigma, highest_sigma: ends of the grid, as sigma / alpha, of the DPM-Solvers of cosine_v.
     """
 
-    kind: str = "ddpm"
-    prediction: str = "epsilon"
+    kind: Literal["ddpm", "cosine_v", "flow"] = "ddpm"
+    prediction: Literal["epsilon", "v", "velocity"] = "epsilon"
     num_train_steps: Positive = 1000
-    beta_schedule: str = "scaled_linear"
+    beta_schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
     beta_start: float = 0.0015
     beta_end: float = 0.0195
-    time_sampling: str = "uniform"
+    time_sampling: Literal["uniform", "logit_normal"] = "uniform"
     snr_gamma: PositiveFloat | None = None
-    one_is: str = "noise"
+    one_is: Literal["data", "noise"] = "noise"
     t_min: Annotated[float, Range(0, 1, below=True)] = 0.0
     sigma_min: Annotated[float, Range(0, 1, below=True)] = 0.0
     time_scale: Annotated[float, Range(0, math.inf, above=True, below=True)] = 1.0
@@ -53,12 +53,12 @@ class ProcessConfig:
     highest_sigma: float = 500.0
 
     def __post_init__(self) -> None:
-        _choose("kind", self.kind, tuple(PREDICTIONS))
-        _choose(f"prediction of a {self.kind} process", self.prediction, PREDICTIONS[self.kind])
-        _choose("time_sampling", self.time_sampling, ("uniform", "logit_normal"))
-        _choose("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
-        _choose("one_is", self.one_is, ("data", "noise"))
         check_ranges(self)
+        if self.prediction not in PREDICTIONS[self.kind]:
+            raise InputError(
+                f"prediction of a {self.kind} process is {self.prediction!r}; it must be "
+                f"{' or '.join(PREDICTIONS[self.kind])}"
+            )
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise InputError(
                 f"beta_start to beta_end is {self.beta_start} to {self.beta_end}; it must be rising within 0 to 1"
@@ -72,11 +72,6 @@ class ProcessConfig:
             raise InputError("snr_gamma weights ddpm and cosine_v; set it to null for a flow")
         if self.kind == "ddpm" and self.time_sampling != "uniform":
             raise InputError("a ddpm process draws its integer times uniformly; set time_sampling to uniform")
-
-
-def _choose(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"{name} is {value!r}; it must be {' or '.join(allowed)}")
 
 
 # As released. Tango's code divides its weights by the SNR also for v, where min-SNR divides by SNR + 1, as we do.

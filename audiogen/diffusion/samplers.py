@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,11 @@ SAMPLERS = {
     "flow": ("euler", "heun"),
 }
 
+ALGORITHMS = {
+    "dpm++": "dpmsolver++",
+    "dpm++sde": "sde-dpmsolver++",
+}  # of DPM-Solver++ (2211.01095), in diffusers
+
 # Share of the training times at which a grid must begin: there 0.2 % (AudioLDM's betas) to 2.4 % (Tango's) of the
 # variance is data, which sampling from noise alone lacks.
 EARLIEST_START = 0.85
@@ -34,9 +39,9 @@ class Sampler:
     """One run of a scheduler, of n network evaluations. The state before evaluation i is alphas[i] x + sigmas[i] n.
 
     times: [n], those that the network gets. positions: [n], where in the process's time, 1 being noise.
-    alphas, sigmas: [n + 1], the last for the end. input_scale: [n], state to x_t of the process. advance:
-    (prediction, timestep, state, generator=) -> the scheduler's output. sign: of the prediction, as the scheduler wants
-    it. start_scale: of the noise that a run begins with. order: evaluations a step.
+    alphas, sigmas: [n], and one more for the end, which is the data. advance: (prediction, timestep, state, generator=)
+    -> the scheduler's output. input_scale: [n], state to x_t of the process, 1 where it is x_t. sign: of the
+    prediction, as the scheduler wants it. start_scale: of the noise that a run begins with. order: evaluations a step.
     """
 
     scheduler: Any
@@ -44,11 +49,16 @@ class Sampler:
     positions: Tensor
     alphas: Tensor
     sigmas: Tensor
-    input_scale: Tensor
     advance: Callable[..., Any]
+    input_scale: Tensor = field(init=False)
     sign: float = 1.0
     start_scale: float = 1.0
     order: int = 1
+
+    def __post_init__(self) -> None:
+        self.alphas = torch.cat([self.alphas, torch.ones(1)])
+        self.sigmas = torch.cat([self.sigmas, torch.zeros(1)])
+        self.input_scale = torch.ones(len(self.times))
 
     def begin_at(self, position: float) -> int:
         """Skip the steps that begin beyond that position -> the first evaluation; n where that is all of them."""
@@ -106,13 +116,13 @@ def _ddpm(process: Process, name: str, steps: int, eta: float) -> Sampler:
     elif name == "ddpm":
         scheduler = diffusers.DDPMScheduler(**common)
     else:
-        scheduler = diffusers.DPMSolverMultistepScheduler(**common, algorithm_type=_algorithm(name))
+        scheduler = diffusers.DPMSolverMultistepScheduler(**common, algorithm_type=ALGORITHMS[name])
     scheduler.set_timesteps(steps)
     t = scheduler.timesteps
     alphas, sigmas = process.coefficients(t)
     advance = partial(scheduler.step, eta=eta) if name == "ddim" else scheduler.step
     positions = t / config.num_train_steps
-    return _sampler(scheduler, process.model_time(t), positions, alphas, sigmas, advance)
+    return Sampler(scheduler, process.model_time(t), positions, alphas, sigmas, advance)
 
 
 def _check_coverage(name: str, steps: int, num_train_steps: int) -> None:
@@ -134,9 +144,8 @@ def _cosine_ddim(process: Process, steps: int, eta: float) -> Sampler:
     """t = 1, 1 - 1/steps, ..., 1/steps: a discrete process of just these times."""
     t = torch.arange(steps, 0, -1, dtype=torch.float64) / steps  # [steps]
     share = torch.cos(t.flip(0) * math.pi / 2) ** 2  # of the data in the variance of x_t, from data to noise
-    betas = 1.0 - share / torch.cat(
-        [torch.ones(1, dtype=torch.float64), share[:-1]]
-    )  # whose product is the share
+    before = torch.cat([torch.ones(1, dtype=torch.float64), share[:-1]])
+    betas = 1.0 - share / before  # 1 - betas: factors whose product is the share
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=steps,
         trained_betas=betas.numpy(),
@@ -148,7 +157,7 @@ def _cosine_ddim(process: Process, steps: int, eta: float) -> Sampler:
     alphas, sigmas = process.coefficients(t)
     # At t = 1, where alpha is 0, eta 1 leaves nothing of the prediction, and by rounding a root of less than 0.
     advance = partial(scheduler.step, eta=min(eta, 0.9999))
-    return _sampler(scheduler, process.model_time(t), t, alphas, sigmas, advance)
+    return Sampler(scheduler, process.model_time(t), t, alphas, sigmas, advance)
 
 
 def _cosine_solver(process: Process, name: str, steps: int) -> Sampler:
@@ -160,19 +169,15 @@ def _cosine_solver(process: Process, name: str, steps: int) -> Sampler:
         sigma_data=1.0,
         sigma_schedule="exponential",
         prediction_type="v_prediction",
-        algorithm_type=_algorithm(name),
+        algorithm_type=ALGORITHMS[name],
     )
     scheduler.set_timesteps(steps)
     sigmas = scheduler.sigmas[:-1]  # sigma / alpha of the process = tan(pi t / 2)
     t = torch.atan(sigmas) * (2 / math.pi)
-    sampler = _sampler(scheduler, process.model_time(t), t, torch.ones(steps), sigmas, scheduler.step)
+    sampler = Sampler(scheduler, process.model_time(t), t, torch.ones(steps), sigmas, scheduler.step)
     sampler.input_scale = (1.0 + sigmas**2).rsqrt()  # alpha = cos(pi t / 2): from x_t / alpha to x_t
     sampler.start_scale = scheduler.init_noise_sigma
     return sampler
-
-
-def _algorithm(name: str) -> str:
-    return "sde-dpmsolver++" if name == "dpm++sde" else "dpmsolver++"
 
 
 def _flow(process: Process, name: str, steps: int) -> Sampler:
@@ -189,20 +194,7 @@ def _flow(process: Process, name: str, steps: int) -> Sampler:
     # The network gets times within its t_min..1 while the path is walked whole, as LAFMA's authors do.
     t = config.t_min + (1.0 - config.t_min) * progress
     alphas, sigmas = process.coefficients(progress)
-    sampler = _sampler(scheduler, process.model_time(t), noise, alphas, sigmas, scheduler.step)
+    sampler = Sampler(scheduler, process.model_time(t), noise, alphas, sigmas, scheduler.step)
     sampler.sign = -1.0 if config.one_is == "data" else 1.0  # the velocity towards data is -d x_t / d noise
     sampler.order = scheduler.order
     return sampler
-
-
-def _sampler(
-    scheduler: Any,
-    times: Tensor,
-    positions: Tensor,
-    alphas: Tensor,
-    sigmas: Tensor,
-    advance: Callable[..., Any],
-) -> Sampler:
-    """A sampler whose state is x_t, and which ends at the data."""
-    alphas, sigmas = torch.cat([alphas, torch.ones(1)]), torch.cat([sigmas, torch.zeros(1)])
-    return Sampler(scheduler, times, positions, alphas, sigmas, torch.ones(len(times)), advance)

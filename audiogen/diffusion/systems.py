@@ -11,10 +11,10 @@ from torch import nn
 
 from audiogen.config import build, load_recipe, plain
 from audiogen.diffusion.autoencoders import (
-    MelAutoencoder,
+    AutoencoderConfig,
     MelAutoencoderConfig,
-    WaveformAutoencoder,
     WaveformAutoencoderConfig,
+    make_autoencoder,
 )
 from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig
 from audiogen.diffusion.denoisers import (
@@ -70,7 +70,7 @@ class SystemConfig:
                 )
 
     @property
-    def autoencoder(self) -> MelAutoencoderConfig | WaveformAutoencoderConfig:
+    def autoencoder(self) -> AutoencoderConfig:
         """The one that is given."""
         found = self.mel_autoencoder or self.waveform_autoencoder
         assert found is not None
@@ -128,12 +128,7 @@ class LatentSystem(nn.Module):
         """vocabulary: of the embedded text encoder. frozen, clap: encoders in place of those that are named."""
         super().__init__()
         self.config = config
-        autoencoder = config.autoencoder
-        self.autoencoder: MelAutoencoder | WaveformAutoencoder = (
-            MelAutoencoder(autoencoder)
-            if isinstance(autoencoder, MelAutoencoderConfig)
-            else WaveformAutoencoder(autoencoder)
-        )
+        self.autoencoder = make_autoencoder(config.autoencoder)
         self.conditioner = Conditioner(config.conditioner, vocabulary, frozen, clap)
         self.denoiser = denoiser(config.denoiser)
 

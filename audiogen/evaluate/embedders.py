@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 from audiogen.audio import resample
 from audiogen.codec.model import Codec
-from audiogen.errors import InputError
+from audiogen.errors import InputError, opening
 from audiogen.evaluate.published import load_cnn14, load_vggish
 from audiogen.files import checkpoint, hub
 from audiogen.models.build import load_codec
 from audiogen.models.tagger import load_tagger
-from audiogen.text.clap import LAYOUTS, Clap, cut_windows, first_line, open_model
+from audiogen.text.clap import LAYOUTS, Clap, cut_windows, open_model
 
 SPECS = (
     "tagger_tiny, tagger:NAME_OR_DIR, codec:NAME_OR_DIR, clap:HUB_ID_OR_DIR, ast:HUB_ID_OR_DIR, panns:FILE, "
@@ -181,15 +181,14 @@ def _ast(where: str, device: Device) -> Embedder:
     """
     from transformers import ASTFeatureExtractor, ASTForAudioClassification  # here: it takes seconds
 
-    try:
+    advice = (
+        "give a directory as transformers writes it, with safetensors weights, or a hub id while the hub can be "
+        "reached"
+    )
+    with opening(f"AST model {where!r}", advice):
         path = Path(where) if Path(where).is_dir() else hub.fetch(where, LAYOUTS)
         model = open_model({"audio-spectrogram-transformer": ASTForAudioClassification}, path)
         extractor = ASTFeatureExtractor.from_pretrained(path)
-    except Exception as error:  # transformers raises a dozen kinds for what a file lacks
-        raise InputError(
-            f"AST model {where!r} cannot be opened ({first_line(error)}); give a directory as transformers writes it, "
-            "with safetensors weights, or a hub id while the hub can be reached"
-        ) from error
     model.to(device)
     rate, config = extractor.sampling_rate, model.config
     window = AST_FRAME + AST_HOP * (extractor.max_length - 1)  # samples

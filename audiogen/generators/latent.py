@@ -20,9 +20,16 @@ from audiogen.device import DTYPES, choose_device
 from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.conditioners import Conditioner
 from audiogen.diffusion.conditioning import Conditioning, stack
-from audiogen.diffusion.manipulate import inpaint_mask, super_resolution_mask
 from audiogen.diffusion.process import PROCESSES, Process, process_of
-from audiogen.diffusion.sample import SAMPLINGS, Noise, Reference, rerank, sample
+from audiogen.diffusion.sample import (
+    SAMPLINGS,
+    Noise,
+    Reference,
+    inpaint_mask,
+    rerank,
+    sample,
+    super_resolution_mask,
+)
 from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.samplers import make_sampler
 from audiogen.errors import InputError
@@ -35,7 +42,7 @@ from audiogen.models.find import SYSTEM, Found, find
 from audiogen.models.released import load_released
 from audiogen.models.systems import Released
 from audiogen.text.clap import Clap
-from audiogen.text.latent_text import TextStates
+from audiogen.text.t5 import TextStates
 
 MAX_DURATION_S = 60.0  # of a system without a window: attention's memory grows with the square
 MAX_CANDIDATES = 64
@@ -435,8 +442,8 @@ def _together(references: Sequence[Reference | None]) -> Reference | None:
 
 def _num_frozen_parameters(conditioner: Conditioner) -> int:
     """Of the encoders of text that are no part of the system's weights; they are opened for it."""
-    stack = None if conditioner.text is None else conditioner.text.frozen_stack()
-    count = 0 if stack is None else sum(weight.numel() for weight in stack.parameters())
+    frozen = None if conditioner.text is None else conditioner.text.frozen
+    count = 0 if frozen is None else sum(weight.numel() for weight in frozen.encoder.stack.parameters())
     if conditioner.has_clap:
         weights = conditioner.clap.parts().model.named_parameters()
         count += sum(weight.numel() for name, weight in weights if name.startswith("text_"))

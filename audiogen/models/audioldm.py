@@ -22,10 +22,9 @@ from torch import Tensor
 from audiogen.config import build
 from audiogen.diffusion.conditioners import ConditionerConfig
 from audiogen.diffusion.loa import LoaConfig
-from audiogen.diffusion.mel import MelConfig
+from audiogen.diffusion.mel import MelConfig, VocoderConfig
 from audiogen.diffusion.process import ProcessConfig
 from audiogen.diffusion.systems import SystemConfig, released
-from audiogen.diffusion.vocoder import VocoderConfig
 from audiogen.errors import InputError
 from audiogen.models import latent_diffusion as parts
 from audiogen.models.settings import Settings, formats, read_settings, short

@@ -13,10 +13,12 @@ from audiogen import audio as audio_io
 from audiogen.codec.losses import mel_distance
 from audiogen.config import build, to_plain
 from audiogen.diffusion.autoencoders import (
+    AutoencoderConfig,
     MelAutoencoder,
     MelAutoencoderConfig,
     WaveformAutoencoder,
     WaveformAutoencoderConfig,
+    make_autoencoder,
 )
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
@@ -25,13 +27,7 @@ from audiogen.models.find import SYSTEM, find
 from audiogen.models.released import load_released
 
 Autoencoder = MelAutoencoder | WaveformAutoencoder
-AutoencoderConfig = MelAutoencoderConfig | WaveformAutoencoderConfig
 KINDS = {"mel_autoencoder": MelAutoencoderConfig, "waveform_autoencoder": WaveformAutoencoderConfig}
-
-
-def make(config: AutoencoderConfig) -> Autoencoder:
-    """A new autoencoder of this config."""
-    return MelAutoencoder(config) if isinstance(config, MelAutoencoderConfig) else WaveformAutoencoder(config)
 
 
 def kind_of(config: AutoencoderConfig) -> str:
@@ -85,7 +81,7 @@ def load_autoencoder(name_or_directory: str) -> Autoencoder:
             f"{', '.join(KINDS)}"
         )
     config: Any = build(KINDS[contents["kind"]], contents["config"], str(directory / "config.json"))
-    autoencoder = make(config)
+    autoencoder = make_autoencoder(config)
     tensors = checkpoint.load_tensors(directory) | {"scale_factor": autoencoder.scale_factor}
     checkpoint.load_into(autoencoder, tensors, directory)
     return autoencoder.eval().requires_grad_(False)

@@ -16,8 +16,7 @@ from torch import Tensor
 from audiogen.config import build
 from audiogen.diffusion.autoencoders import MelAutoencoderConfig
 from audiogen.diffusion.denoisers import AudioUNetConfig
-from audiogen.diffusion.mel import MelConfig
-from audiogen.diffusion.vocoder import VocoderConfig
+from audiogen.diffusion.mel import MelConfig, VocoderConfig
 from audiogen.models.settings import Settings, formats
 from audiogen.models.systems import Component
 from audiogen.models.tensors import under

@@ -18,9 +18,8 @@ from audiogen.config import Range, build
 from audiogen.diffusion.autoencoders import WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import ConditionerConfig, SecondsConfig
 from audiogen.diffusion.denoisers import FluxConfig, TextUNetConfig
-from audiogen.diffusion.mel import MelConfig
+from audiogen.diffusion.mel import MelConfig, VocoderConfig
 from audiogen.diffusion.systems import SystemConfig
-from audiogen.diffusion.vocoder import VocoderConfig
 from audiogen.errors import InputError
 from audiogen.models import latent_diffusion as parts
 from audiogen.models.pipelines import scheduler_process, text_unet

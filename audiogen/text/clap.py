@@ -13,17 +13,22 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import transformers  # its models come when they are first named: CLAP's import vision models along
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import logging as transformers_log
 
 from audiogen.audio import resample
-from audiogen.errors import InputError
+from audiogen.errors import InputError, opening
 from audiogen.files import checkpoint, hub
 
 LAYOUTS = (
     hub.Layout("safetensors", ("config.json", "model.safetensors"), ("*.json", "*.txt", "model.safetensors")),
+)
+ADVICE = (
+    "give a directory with a ClapModel, its tokenizer and feature extractor, or a hub id such as "
+    "laion/clap-htsat-unfused"
 )
 MAX_TOKENS = 77  # of a text, in the authors' training; what follows is cut off
 TEXT_ONLY = "clap_text_model"  # model_type of what AudioLDM's directories hold
@@ -58,32 +63,18 @@ class Clap:
 
     def parts(self) -> ClapParts:
         """The model, opened if it is not yet; InputError where that fails."""
-        if self._parts is None:
-            assert self.name is not None
-            try:
-                self._parts = self._open(self.name)
-            except Exception as error:  # transformers and tokenizers raise a dozen kinds
-                raise InputError(
-                    f"CLAP model {self.name!r} cannot be opened ({first_line(error)}); give a directory with a "
-                    "ClapModel, its tokenizer and feature extractor, or a hub id such as laion/clap-htsat-unfused"
-                ) from error
+        if self._parts is not None:
+            return self._parts
+        assert self.name is not None
+        with opening(f"CLAP model {self.name!r}", ADVICE), quiet():
+            path = hub.fetch(self.name, LAYOUTS)
+            kinds = {"clap": transformers.ClapModel, TEXT_ONLY: transformers.ClapTextModelWithProjection}
+            model, extractor = open_model(kinds, path), None
+            if model.config.model_type != TEXT_ONLY:
+                extractor = transformers.ClapFeatureExtractor.from_pretrained(self._extractor or path)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self._tokenizer or path)
+        self._parts = ClapParts(model.to(self._device), tokenizer, extractor)
         return self._parts
-
-    def _open(self, name: str) -> ClapParts:
-        # here, because these three import vision models along
-        from transformers.models.auto.tokenization_auto import AutoTokenizer
-        from transformers.models.clap.feature_extraction_clap import ClapFeatureExtractor
-        from transformers.models.clap.modeling_clap import ClapModel, ClapTextModelWithProjection
-
-        path = Path(name) if Path(name).is_dir() else hub.fetch(name, LAYOUTS)
-        model = open_model({"clap": ClapModel, TEXT_ONLY: ClapTextModelWithProjection}, path)
-        text_only = model.config.model_type == TEXT_ONLY
-        with quiet():
-            return ClapParts(
-                model.to(self._device),
-                AutoTokenizer.from_pretrained(self._tokenizer or path),
-                None if text_only else ClapFeatureExtractor.from_pretrained(self._extractor or path),
-            )
 
     @property
     def reads_audio(self) -> bool:
@@ -174,11 +165,6 @@ def open_model(kinds: dict[str, Any], path: Path) -> Any:
     if lacking:  # transformers would go on with random weights
         raise InputError(f"it lacks {len(lacking)} weights of {kind.__name__}, such as {lacking[0]}")
     return model.eval().requires_grad_(False)
-
-
-def first_line(error: Exception) -> str:
-    """The reason in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def cut_windows(sound: Tensor, length: int) -> list[Tensor]:

@@ -1,27 +1,29 @@
-"""Opening T5 encoders: one of our own to be trained, one named by directory or hub id, one that a model carries."""
+"""T5 encoders: one named by directory or hub id, one that a model carries; a frozen one and the cache of its states."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import string
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from audiogen.config import build
-from audiogen.errors import InputError
+from audiogen.errors import InputError, opening
 from audiogen.files import checkpoint, hub, pickles
 from audiogen.text.t5_stack import T5Shape, T5Stack
-from audiogen.text.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from audiogen.text.tokenizer import PretrainedTokenizer
+from audiogen.text.vocabulary import PAD_ID, Vocabulary
 
 # The names that AudioGen and MusicGen releases write for T5, all from the hub; those with a "/" are hub ids.
 RELEASED_NAMES = (
@@ -29,8 +31,7 @@ RELEASED_NAMES = (
     *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
 )
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-TOKENIZER_PATTERNS = ("tokenizer*", "spiece.model", "special_tokens_map.json")  # all files of a tokenizer
-_SMALL = ("config.json", *TOKENIZER_PATTERNS)
+_SMALL = ("config.json", "tokenizer*", "spiece.model", "special_tokens_map.json")
 # The files of a T5 of the hub, in one of these layouts; the first that fits is fetched.
 LAYOUTS = (
     hub.Layout("safetensors", ("config.json", "model.safetensors"), (*_SMALL, "model.safetensors")),
@@ -44,6 +45,39 @@ LAYOUTS = (
 TOKENIZERS = tuple(hub.Layout("tokenizer", (name,), _SMALL) for name in TOKENIZER_FILES)
 # Names of T5's weights: the stack that is read here, and the embedding that a decoder shares.
 STACK, SHARED = "encoder.", "shared.weight"
+ADVICE = "give a directory with a T5 model and its tokenizer, or a T5 hub id while the hub can be reached"
+
+
+class PretrainedTokenizer:
+    """The tokenizer of a pretrained T5, with the interface of `Vocabulary`."""
+
+    def __init__(self, directory: Path):
+        if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+            # transformers would go on with a tokenizer without words
+            raise InputError(f"it holds no tokenizer, which is {' or '.join(TOKENIZER_FILES)}")
+        from transformers import AutoTokenizer  # here: seconds, which a vocabulary of our own does not need
+        from transformers.utils import logging
+
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # beside a MusicGen's config.json it warns of the special token's id
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(directory)
+        finally:
+            logging.set_verbosity(verbosity)
+        self.eos_id: int = self._tokenizer.eos_token_id
+        self.unk_id: int = self._tokenizer.unk_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids with the end-of-sequence id last."""
+        return self._tokenizer(text, verbose=False).input_ids
+
+    def unknown(self, text: str) -> str:
+        """The characters of the text that the tokenizer lacks."""
+        return "".join(character for character in text if self.unk_id in self.encode(character))
+
+    def save(self, directory: Path) -> None:
+        """Write the files that `PretrainedTokenizer(directory)` reads."""
+        self._tokenizer.save_pretrained(directory)
 
 
 class TextEncoder(NamedTuple):
@@ -80,12 +114,84 @@ class TextEncoder(NamedTuple):
         return ids
 
 
-@dataclass(frozen=True)
+class EmbeddingCache:
+    """Token ids -> float32 embeddings [L, D] on the CPU.
+
+    Memory is bounded: the entries used longest ago leave first. The directory holds a file a text; name it after the
+    identity of the encoder, so that encoders never mix and several runs can share it.
+    """
+
+    def __init__(self) -> None:
+        self.directory: Path | None = None
+        self.memory_bytes = 256 * 2**20
+        self._entries: OrderedDict[str, Tensor] = OrderedDict()
+
+    def get(self, ids: Sequence[int]) -> Tensor | None:
+        """The embeddings stored for these ids, or None."""
+        key = _key(ids)
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        elif self.directory is not None:
+            # absent or damaged: it is computed again and written over
+            with suppress(FileNotFoundError, KeyError, SafetensorError):
+                self._remember(key, load_file(self.directory / f"{key}.safetensors")["embedding"])
+        return self._entries.get(key)
+
+    def put(self, ids: Sequence[int], embedding: Tensor) -> None:
+        """Store the embeddings [L, D] of these ids."""
+        key, embedding = _key(ids), embedding.cpu().contiguous()
+        self._remember(key, embedding)
+        if self.directory is not None:
+            checkpoint.write_tensors(self.directory / f"{key}.safetensors", {"embedding": embedding})
+
+    def _remember(self, key: str, embedding: Tensor) -> None:
+        self._entries[key] = embedding
+        used_bytes = sum(entry.nbytes for entry in self._entries.values())
+        while used_bytes > self.memory_bytes and len(self._entries) > 1:
+            used_bytes -= self._entries.popitem(last=False)[1].nbytes
+
+
+def _key(ids: Sequence[int]) -> str:
+    return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:32]
+
+
+@dataclass
 class FrozenEncoder:
-    """An encoder that is opened when the first text comes. width: of its output, read beforehand."""
+    """A T5 that is not trained. It is no module: it has no weights to train, and none in a checkpoint.
+
+    width: of its output, read beforehand. open: reads it. cache_dir: keeps states between runs, in a folder for each
+    encoder.
+    """
 
     width: int
     open: Callable[[], TextEncoder]
+    cache_dir: str | None = None
+    cache: EmbeddingCache = field(default_factory=EmbeddingCache)
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """Stack and tokenizer; they are opened for it."""
+        found = self.open()
+        found.stack.eval().requires_grad_(False)
+        if self.cache_dir is not None:
+            self.cache.directory = Path(self.cache_dir) / checkpoint.identity(found.stack.state_dict())
+        return found
+
+    @torch.no_grad()
+    def states(self, ids: Sequence[int], padding: int = 0, device: torch.device | str = "cpu") -> Tensor:
+        """Token ids of one text -> its states [L + padding, D]; those of so many masked padding tokens come last.
+
+        Each text goes through by itself, so that its states do not depend on the texts beside it.
+        """
+        row = [*ids, *[PAD_ID] * padding]
+        states = self.cache.get(row)
+        if states is None:
+            mask = (
+                torch.arange(len(row), device=device)[None] < len(ids) if padding else None
+            )  # [1, L + padding]
+            states = self.encoder.stack.to(device)(torch.tensor([row], device=device), mask)[0]
+            self.cache.put(row, states)
+        return states.to(device)
 
 
 def hub_name(released: str) -> str:
@@ -99,24 +205,25 @@ def named(
     """A T5 of a directory or of the hub.
 
     width: what `where` needs, compared once the encoder is opened; None takes the encoder's own. now: read its
-    configuration and compare now, as without a width; the hub is asked for all files at once.
+    configuration and compare now, as without a width.
     """
-    directory: Path | None = None
     if now or width is None:
-        with _opening(name_or_directory):
-            directory = _here(name_or_directory, LAYOUTS)
-            found = read_shape(checkpoint.read_json(directory / "config.json"), directory).d_model
+        with opening(f"text encoder {name_or_directory!r}", ADVICE):
+            found = shape_of(_here(name_or_directory, LAYOUTS)).d_model
         width = found if width is None else width
         check_width(found, width, name_or_directory, where)
-    needed = width
 
     def open_() -> TextEncoder:
-        with _opening(name_or_directory):
-            encoder = _read(directory or _here(name_or_directory, LAYOUTS))
-        check_width(encoder.stack.config.d_model, needed, name_or_directory, where)
-        return encoder
+        with opening(f"text encoder {name_or_directory!r}", ADVICE):
+            directory = _here(name_or_directory, LAYOUTS)
+            tokenizer = PretrainedTokenizer(directory)
+            stack, found = empty_stack(shape_of(directory)), stack_tensors(_weights(directory))
+            needed = {name: found[name] for name in stack.state_dict() if name in found}
+            checkpoint.assign(stack, needed, directory, dtype=torch.float32)
+        check_width(stack.config.d_model, width, name_or_directory, where)
+        return TextEncoder(stack, tokenizer)
 
-    return FrozenEncoder(needed, open_)
+    return FrozenEncoder(width, open_)
 
 
 def carried(
@@ -138,6 +245,11 @@ def carried(
         return TextEncoder(stack, open_tokenizer(tokenizer))
 
     return FrozenEncoder(shape.d_model, open_)
+
+
+def shape_of(directory: Path) -> T5Shape:
+    """The shape in a directory's config.json, see `read_shape`."""
+    return read_shape(checkpoint.read_json(directory / "config.json"), directory)
 
 
 def read_shape(found: Any, where: str | Path) -> T5Shape:
@@ -175,17 +287,8 @@ def stack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def open_tokenizer(name_or_directory: str) -> PretrainedTokenizer:
     """A tokenizer of a directory or the hub; a missing or damaged one is an InputError."""
-    with _opening(name_or_directory, "tokenizer"):
-        return _read_tokenizer(_here(name_or_directory, TOKENIZERS))
-
-
-def _read_tokenizer(directory: Path) -> PretrainedTokenizer:
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        # transformers would go on with a tokenizer without words
-        raise InputError(f"it holds no tokenizer, which is {' or '.join(TOKENIZER_FILES)}")
-    from audiogen.text.tokenizer import PretrainedTokenizer
-
-    return PretrainedTokenizer(str(directory))
+    with opening(f"tokenizer {name_or_directory!r}", ADVICE):
+        return PretrainedTokenizer(_here(name_or_directory, TOKENIZERS))
 
 
 def _here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> Path:
@@ -196,17 +299,6 @@ def _here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> Path:
     if not hub.is_hub_id(name):
         raise InputError("it is no directory and no hub id")
     return hub.fetch(name, layouts)
-
-
-def _read(directory: Path) -> TextEncoder:
-    tokenizer = _read_tokenizer(directory)
-    stack = empty_stack(read_shape(checkpoint.read_json(directory / "config.json"), directory))
-    found, needed = stack_tensors(_weights(directory)), stack.state_dict()
-    for name, own in needed.items():
-        if name not in found or found[name].shape != own.shape:
-            raise InputError(f"its weights lack or misfit {STACK}{name}")
-    checkpoint.assign(stack, {name: found[name] for name in needed}, directory, dtype=torch.float32)
-    return TextEncoder(stack, tokenizer)
 
 
 def _weights(directory: Path) -> dict[str, Tensor]:
@@ -227,16 +319,3 @@ def check_width(found: int, needed: int, name: str, where: str | Path) -> None:
             f"text encoder {name!r} gives features {found} wide, but {where or 'the model'} projects from {needed}; "
             "give the T5 that it was trained with"
         )
-
-
-@contextmanager
-def _opening(name: str, what: str = "text encoder") -> Iterator[None]:
-    """Whatever fails inside is an InputError: the hub client and tokenizers raise a dozen kinds."""
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{what} {name!r} cannot be opened ({reason}); "
-            "give a directory with a T5 model and its tokenizer, or a T5 hub id while the hub can be reached"
-        ) from error

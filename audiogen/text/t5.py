@@ -1,4 +1,4 @@
-"""Text through a T5 encoder: a small one trained with the language model, or a pretrained one."""
+"""Text through a T5 encoder, a small one of our own or a pretrained one: for a language model, for a denoiser."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from audiogen.config import Positive, Range, build, check_ranges, to_plain
 from audiogen.errors import InputError
@@ -18,17 +17,12 @@ from audiogen.files import checkpoint
 from audiogen.interfaces import Condition
 from audiogen.text import encoder
 from audiogen.text.condition import from_rows
-from audiogen.text.encoder import FrozenEncoder, TextEncoder
-from audiogen.text.frozen import FrozenText
+from audiogen.text.encoder import SHARED, STACK, FrozenEncoder, PretrainedTokenizer, TextEncoder
 from audiogen.text.t5_stack import T5Shape, T5Stack
-from audiogen.text.vocabulary import PAD_ID, VOCABULARY_FILE, Vocabulary
-
-if TYPE_CHECKING:
-    from audiogen.text.tokenizer import PretrainedTokenizer
+from audiogen.text.vocabulary import VOCABULARY_FILE, Vocabulary
 
 KIND = "text_encoder"
 TRAINED_FOLDER = "t5"  # shape and tokenizer of a fine-tuned pretrained encoder, as transformers writes them
-ENCODER = "encoder."  # what the names of the encoder's weights begin with
 LONGEST_TEXT = 512  # tokens; T5 was trained on this many
 
 
@@ -108,19 +102,21 @@ class T5Conditioner(nn.Module):
         super().__init__()
         self.config = config
         self.width = config.width
-        self.frozen: FrozenText | None = None
+        self.frozen: FrozenEncoder | None = None
         if config.trains_encoder:
             own = _open_trained(config, vocabulary, trained)
             self.encoder: T5Stack = own.stack.train()
             self._tokenizer = own.tokenizer
+            encoder_width = own.stack.config.d_model
         else:
-            self.frozen = FrozenText(frozen or encoder.named(config.encoder), config.cache_dir)
-        encoder_width = own.stack.config.d_model if self.frozen is None else self.frozen.width
+            self.frozen = frozen or encoder.named(config.encoder)
+            self.frozen.cache_dir = config.cache_dir
+            encoder_width = self.frozen.width
         self.output_proj = nn.Linear(encoder_width, config.width)
 
     def text_encoder(self) -> TextEncoder:
         """Stack (float32, its shape in `.config`) and tokenizer; a frozen encoder is opened for it."""
-        return TextEncoder(self.encoder, self._tokenizer) if self.frozen is None else self.frozen.encoder()
+        return TextEncoder(self.encoder, self._tokenizer) if self.frozen is None else self.frozen.encoder
 
     @property
     def tokenizer(self) -> Vocabulary | PretrainedTokenizer:
@@ -146,33 +142,22 @@ class T5Conditioner(nn.Module):
             return []
         return self.text_encoder().token_ids(text, self.config.max_tokens, self.config.encoder)
 
-    def _embed(self, rows: list[list[int]]) -> list[Tensor]:
+    def _embed(self, rows: list[list[int]]) -> Sequence[Tensor]:
         """Token ids -> projected embeddings, each [L, D]."""
         if not rows:
             return []
         device = self.output_proj.weight.device
         with torch.autocast(device.type, enabled=False):
+            if self.frozen is not None:
+                states = [self.frozen.states(row, device=device) for row in rows]  # each [L, encoder width]
+            elif self.training:  # all at once, padded and masked
+                ids = from_rows([torch.tensor(row, device=device) for row in rows])  # [B, L]; PAD_ID is 0
+                states = [self.encoder(ids.tokens, ids.mask)[ids.mask]]  # [sum of L, encoder width]
+            else:
+                states = [self.encoder(torch.tensor([row], device=device))[0] for row in rows]
             if not self.training:
-                return [self.output_proj(self._encode_one(row)) for row in rows]
-            states = self._encode_batch(rows) if self.frozen is None else map(self._encode_one, rows)
-            projected = self.output_proj(torch.cat(list(states)))  # [sum of L, D]
-            return list(projected.split([len(row) for row in rows]))
-
-    def _encode_one(self, row: list[int]) -> Tensor:
-        """One text by itself -> [L, encoder width]."""
-        device = self.output_proj.weight.device
-        if self.frozen is not None:
-            return self.frozen.states(row, device=device)
-        return self.encoder(torch.tensor([row], device=device))[0]
-
-    def _encode_batch(self, rows: list[list[int]]) -> list[Tensor]:
-        """All texts at once, padded and masked -> each [L, encoder width]."""
-        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD_ID)
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]  # [B, L]
-        device = self.output_proj.weight.device
-        states = self.encoder(ids.to(device), mask.to(device))  # [B, L, encoder width]
-        return [state[: len(row)] for state, row in zip(states, rows, strict=True)]
+                return [self.output_proj(state) for state in states]
+            return self.output_proj(torch.cat(states)).split([len(row) for row in rows])
 
     def save(self, directory: Path | str, dtype: torch.dtype = torch.float32) -> None:
         """Write config.json, weights (stored as `dtype`) and tokenizer; of a frozen encoder only the name.
@@ -187,7 +172,7 @@ class T5Conditioner(nn.Module):
             stack, tokenizer = self.text_encoder()
             checkpoint.write_json(directory / TRAINED_FOLDER / "config.json", stack.config.to_dict())
             tokenizer.save(directory / TRAINED_FOLDER)
-            state |= {f"{ENCODER}{name}": tensor for name, tensor in stack.state_dict().items()}
+            state |= {f"{STACK}{name}": tensor for name, tensor in stack.state_dict().items()}
         tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
         checkpoint.save_model(directory, KIND, to_plain(self.config), tensors)
 
@@ -202,30 +187,72 @@ class T5Conditioner(nn.Module):
         directory = Path(directory)
         config = read_config(directory, text_encoder)
         tensors = checkpoint.open_tensors(directory / "model.safetensors")
-        vocabulary = frozen = None
+        trained, vocabulary, frozen = directory / TRAINED_FOLDER, None, None
         if config.embedded:
             path = directory / VOCABULARY_FILE
             if not path.is_file():
                 raise InputError(f"{path} is missing: the model directory was half-written; copy it again")
             vocabulary = path.read_bytes()
         elif not config.trainable:
-            whole, tensors = tensors, {n: t for n, t in tensors.items() if not n.startswith(ENCODER)}
+            stack = encoder.stack_tensors(tensors)
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(STACK)}
             if "output_proj.weight" not in tensors:
                 raise InputError(
                     f"weights of {directory} do not fit their config: missing output_proj.weight"
                 )
-            width = tensors["output_proj.weight"].shape[-1]
             if config.stored:
-                folder = directory / TRAINED_FOLDER
-                shape = encoder.read_shape(checkpoint.read_json(folder / "config.json"), folder)
-                stack = {n.removeprefix(ENCODER): t for n, t in whole.items() if n not in tensors}
-                frozen = encoder.carried(shape, stack, str(folder), directory)
+                frozen = encoder.carried(encoder.shape_of(trained), stack, str(trained), directory)
             else:
+                width = tensors["output_proj.weight"].shape[-1]
                 frozen = encoder.named(config.encoder, width, directory, now=text_encoder is not None)
         with checkpoint.unfilled():
-            conditioner = cls(config, vocabulary, directory / TRAINED_FOLDER, frozen)
+            conditioner = cls(config, vocabulary, trained, frozen)
         checkpoint.assign(conditioner, tensors, directory, device, torch.float32)
         return conditioner.eval()
+
+
+class TextStates(nn.Module):
+    """Text for a denoiser: B texts -> Condition with tokens [B, L, D], zero where the mask is False.
+
+    config.encoder "embedded" is a small T5 of our own, trained with the denoiser; None and "" are then zero tokens. A
+    frozen encoder gives its states without a projection, so config.width is its width; None is "" to it.
+    """
+
+    def __init__(
+        self, config: TextConfig, vocabulary: bytes | None = None, frozen: FrozenEncoder | None = None
+    ):
+        super().__init__()
+        self.config = config
+        if config.trainable:
+            raise InputError("text.trainable is not for a denoiser's text encoder; set it false")
+        self.embedded = T5Conditioner(config, vocabulary) if config.embedded else None
+        self.frozen: FrozenEncoder | None = None
+        if not config.embedded:
+            self.frozen = frozen or encoder.named(config.encoder, config.width)
+            self.frozen.cache_dir = config.cache_dir
+            encoder.check_width(self.frozen.width, config.width, config.encoder, "the model")
+
+    def save_frozen(self, model: Path, tokenizer: Path) -> None:
+        """Write a frozen encoder, as transformers' T5EncoderModel, and its tokenizer to a folder each."""
+        assert self.frozen is not None
+        stack, words = self.frozen.encoder
+        tensors = {f"{STACK}{name}": tensor for name, tensor in stack.state_dict().items()}
+        tensors[SHARED] = tensors.pop(f"{STACK}embed_tokens.weight")
+        checkpoint.write_tensors(model / "model.safetensors", tensors)
+        config = stack.config.to_dict() | {"architectures": ["T5EncoderModel"]}
+        checkpoint.write_json(model / "config.json", config)
+        words.save(tokenizer)
+
+    def forward(self, texts: Sequence[str | None], padding: Sequence[int] | None = None) -> Condition:
+        """padding: tokens of padding for each text, which count like the others; a frozen encoder only."""
+        if self.frozen is None:
+            assert self.embedded is not None
+            return self.embedded(texts)
+        rows = []
+        for text, more in zip(texts, padding or [0] * len(texts), strict=True):
+            ids = self.frozen.encoder.token_ids(text or "", self.config.max_tokens, self.config.encoder)
+            rows.append(self.frozen.states(ids, more))  # [L, D]
+        return from_rows(rows)
 
 
 def read_config(directory: Path | str, text_encoder: str | None = None) -> TextConfig:
@@ -264,6 +291,6 @@ def _open_trained(config: TextConfig, vocabulary: bytes | None, trained: Path | 
         )
         return TextEncoder(T5Stack(shape), words)
     if trained is not None:
-        shape = encoder.read_shape(checkpoint.read_json(trained / "config.json"), trained)
-        return TextEncoder(encoder.empty_stack(shape), encoder.open_tokenizer(str(trained)))
+        stack = encoder.empty_stack(encoder.shape_of(trained))
+        return TextEncoder(stack, encoder.open_tokenizer(str(trained)))
     return encoder.named(config.encoder).open()

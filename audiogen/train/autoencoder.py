@@ -29,6 +29,7 @@ from audiogen.diffusion.autoencoders import (
     MelAutoencoder,
     MelAutoencoderConfig,
     WaveformAutoencoderConfig,
+    make_autoencoder,
 )
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
@@ -148,7 +149,7 @@ class Made(NamedTuple):
 
 def start(recipe: AutoencoderRecipe) -> Autoencoder:
     """The autoencoder to train, with new weights where init_from gives none."""
-    autoencoder = latent_codecs.make(recipe.autoencoder)
+    autoencoder = make_autoencoder(recipe.autoencoder)
     if recipe.init_from:
         given = load_autoencoder(recipe.init_from)
         checkpoint.load_into(autoencoder.vae, given.vae.state_dict(), recipe.init_from)

@@ -7,8 +7,7 @@ import torch
 
 from audiogen.audio import mel_filterbank
 from audiogen.diffusion.autoencoders import MelAutoencoder
-from audiogen.diffusion.griffin_lim import griffin_lim, magnitudes
-from audiogen.diffusion.mel import MelConfig, log_mel
+from audiogen.diffusion.mel import MelConfig, griffin_lim, log_mel, magnitudes
 from audiogen.diffusion.systems import LatentSystem
 from audiogen.errors import InputError
 from audiogen.models.diffusers import save_diffusers

@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 
 from audiogen.diffusion.conditioning import Conditioning, drop, stack
-from audiogen.diffusion.manipulate import inpaint_mask, super_resolution_mask
 from audiogen.diffusion.process import PROCESSES, Process
-from audiogen.diffusion.sample import Denoise, Noise, Reference, Sampling, rerank, sample
+from audiogen.diffusion.sample import (
+    Denoise,
+    Noise,
+    Reference,
+    Sampling,
+    inpaint_mask,
+    rerank,
+    sample,
+    super_resolution_mask,
+)
 from audiogen.diffusion.samplers import SAMPLERS
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition

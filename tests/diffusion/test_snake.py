@@ -5,8 +5,7 @@ import copy
 import torch
 from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck, Snake1d
 
-from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
-from audiogen.diffusion.snake import Snake, use_snakes
+from audiogen.diffusion.autoencoders import Snake, WaveformAutoencoder, WaveformAutoencoderConfig, use_snakes
 
 
 def _pair() -> tuple[Snake1d, Snake]:

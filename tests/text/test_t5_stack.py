@@ -11,8 +11,9 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from audiogen.errors import InputError
 from audiogen.text.encoder import empty_stack, read_shape
-from audiogen.text.t5_stack import FEED_FORWARDS, T5Shape, T5Stack, buckets
+from audiogen.text.t5_stack import T5Shape, T5Stack, buckets
 
+FEED_FORWARDS = ("relu", "gated-gelu")
 SHAPE = T5Shape(vocab_size=50, d_model=24, d_kv=5, d_ff=40, num_layers=3, num_heads=3)
 
 
@@ -110,7 +111,7 @@ def test_a_shape_is_read_as_transformers_writes_it() -> None:
         ({"d_model": "x"}, "d_model: got 'x', expected a whole number"),
         (
             {"feed_forward_proj": "gated-silu"},
-            "feed_forward_proj is 'gated-silu'; implemented are relu, gated",
+            "feed_forward_proj: got 'gated-silu'; did you mean 'gated-gelu'",
         ),
         ({"relative_attention_num_buckets": 5}, "relative_attention_num_buckets is 5; it must be even"),
         ({"relative_attention_max_distance": 8}, "relative_attention_max_distance is 8; it must be above 8"),

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from audiogen import audio
 from audiogen.config import build, load_recipe, recipe_names, to_plain
 from audiogen.data.encoded import LatentDataset
+from audiogen.diffusion.autoencoders import make_autoencoder
 from audiogen.diffusion.denoisers import denoiser
 from audiogen.diffusion.process import PROCESSES, ProcessConfig
 from audiogen.diffusion.sample import SAMPLINGS, Noise, Sampling, sample
@@ -26,7 +27,7 @@ from audiogen.files import checkpoint, checkpoints
 from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
 from audiogen.models.find import weights_folder
-from audiogen.models.latent_codecs import KINDS, load_autoencoder, make, reconstruct, save_autoencoder
+from audiogen.models.latent_codecs import KINDS, load_autoencoder, reconstruct, save_autoencoder
 from audiogen.models.released import load_released
 from audiogen.train.__main__ import main
 from audiogen.train.log import read_log
@@ -371,7 +372,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for text in (MEL.replace("num_mels: 16", "num_mels: 8"), WAVE):
         ((kind, config),) = OmegaConf.to_container(OmegaConf.create(text)).items()  # type: ignore[union-attr]
         torch.manual_seed(0)
-        autoencoder = make(build(KINDS[kind], config))  # type: ignore[arg-type]
+        autoencoder = make_autoencoder(build(KINDS[kind], config))  # type: ignore[arg-type]
         for name, weight in autoencoder.vae.named_parameters():
             if kind == "waveform_autoencoder" and name.endswith("bias"):
                 weight.data.zero_()  # or they would outweigh the sound
@@ -498,7 +499,9 @@ def test_every_recipe_builds(name: str, capsys: pytest.CaptureFixture[str]) -> N
     recipe = build(cls, normalise(written, module, []))
     with torch.device("meta"):
         model: Any = (
-            make(recipe.autoencoder) if written.task == "autoencoder" else denoiser(recipe.system.denoiser)
+            make_autoencoder(recipe.autoencoder)
+            if written.task == "autoencoder"
+            else denoiser(recipe.system.denoiser)
         )
     if name.endswith("_tiny"):
         assert sum(parameter.numel() for parameter in model.parameters()) < 2e6
