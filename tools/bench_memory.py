@@ -21,7 +21,7 @@ from transformers import MusicgenForCausalLM
 from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
 from audiogen.errors import InputError, run_command
-from audiogen.files import checkpoint
+from audiogen.files.tensors import unfilled
 from audiogen.lm.kernels import library, native, packed
 from audiogen.lm.model import ROWS, LMConfig, TokenLM
 from audiogen.models.export import decoder_parts
@@ -38,7 +38,7 @@ def peak_bytes() -> int:
 
 def decode(config: LMConfig, kind: str, dtype: str) -> None:
     """Open one model with random weights and take some steps with it, a pair of rows."""
-    with checkpoint.unfilled():
+    with unfilled():
         skeleton = TokenLM(config).eval()
 
     def read(name: str) -> Iterator[Tensor]:

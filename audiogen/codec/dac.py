@@ -5,11 +5,9 @@ It encodes and decodes; it is not trained here. Mono, 16, 24 or 44.1 kHz, one se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -23,7 +21,6 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 
 Size = Annotated[int, Range(1, 1 << 18)]  # a product of three does not overflow 64 bits
-MODEL_TYPE = "dac"  # in config.json of transformers
 
 
 @dataclass(frozen=True)
@@ -118,16 +115,3 @@ class DacCodec(nn.Module):
 def identity(codec: DacCodec) -> str:
     """16 hex digits over all weights that the codes depend on: all but the decoder's."""
     return checkpoint.identity({k: v for k, v in codec.state_dict().items() if not k.startswith("decoder.")})
-
-
-def from_tensors(
-    sizes: DacSizes, tensors: Mapping[str, Tensor], where: str | Path, device: str | torch.device = "cpu"
-) -> DacCodec:
-    """A codec with these weights, float32, on `device`; InputError names those that do not fit."""
-    if sizes.n_codebooks > len(tensors):  # to build more modules than there are tensors could take minutes
-        raise InputError(f"{where} holds {len(tensors)} tensors; n_codebooks {sizes.n_codebooks} needs more")
-    with torch.device("meta"):
-        codec = DacCodec(sizes)
-    checkpoint.assign(codec, tensors, str(where), device, torch.float32)
-    codec.requires_grad_(False).identity = identity(codec)
-    return codec

@@ -6,16 +6,11 @@ folders its owner names (`text/`, `codec/`).
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import hashlib
 import json
-import mmap
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +18,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from audiogen.errors import InputError
+from audiogen.files.pickles import read_pickle
+from audiogen.files.tensors import match
 
 FORMAT = 1
 PICKLES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle")
-RELEASED_BYTES = 2**20  # tensors of a file from which on their memory is given back
 TEMPORARY = ".writing-"  # prefix of names that a finished write never has
 
 
@@ -203,25 +198,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
     """Copy tensors into a module, all of them and nothing else; what does not fit is named."""
-    _check_fit(module, {name: list(tensor.shape) for name, tensor in tensors.items()}, where)
+    match(module.state_dict(), tensors, str, where)
     module.load_state_dict(dict(tensors))
 
 
-def _check_fit(module: nn.Module, shapes: Mapping[str, list[int]], where: str | Path) -> None:
-    own = module.state_dict()
-    problems = [f"missing {name}" for name in own if name not in shapes]
-    problems += [f"unexpected {name}" for name in shapes if name not in own]
-    problems += [
-        f"{name} is {shapes[name]}, should be {list(own[name].shape)}"
-        for name in own
-        if name in shapes and shapes[name] != list(own[name].shape)
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise InputError(f"weights of {where} do not fit their config: {'; '.join(problems[:5])}{more}")
-
-
-# ------------------------------------------------------------------------------------------- lean loading
+# ------------------------------------------------------------------------------------------ files of tensors
 
 
 def open_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -246,145 +227,18 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
     return {name: files[file][name] for name, file in index.items()}
 
 
-@contextmanager
-def unfilled() -> Iterator[None]:
-    """Modules that are made inside have no memory for their weights (the meta device), for `assign` to fill."""
-    with torch.device("meta"), _NoInitialValues():
-        yield
-
-
-class _NoInitialValues(TorchFunctionMode):
-    """Leaves out what only draws values: on the meta device, torch imports its compiler for a `normal_`, a second."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def assign(
-    module: nn.Module,
-    parts: Mapping[str, Tensor | Sequence[Tensor]],
-    where: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Fill a module that was made `unfilled`: at most the finished weights and one tensor are in memory.
-
-    parts: for each name of the module's state dict its tensor, or several that are joined along dim 0 in their order;
-        usually views of mapped files, whose pages are given back one tensor after the other.
-    dtype: of the floating-point tensors; None keeps what each has in `parts`.
-
-    The module gets tensors of its own even where device and dtype are the same already: mapped memory is a file's.
-    Names, shapes and kinds (floating or not) are checked before anything is allocated; what does not fit, or holds
-    values that are not finite, is an `InputError` that names it and `where`.
-    """
-    check_parts(module, parts, where)
-    own = module.state_dict(keep_vars=True)
-    filled: dict[str, Tensor] = {}
-    for name, part in parts.items():
-        tensors = _sequence(part)
-        final = own[name].dtype
-        if final.is_floating_point:
-            final = dtype or functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-        filled[name] = _copied(tensors, name, where, torch.empty(own[name].shape, dtype=final, device=device))
-        if isinstance(own[name], nn.Parameter):
-            filled[name] = nn.Parameter(filled[name], own[name].requires_grad)
-    module.load_state_dict(filled, assign=True)
-    for layer in module.modules():
-        if isinstance(layer, nn.RNNBase):
-            layer.flatten_parameters()  # cuDNN wants them in one piece
-
-
-def check_parts(module: nn.Module, parts: Mapping[str, Tensor | Sequence[Tensor]], where: str | Path) -> None:
-    """Raise InputError unless `parts`, as in `assign`, are exactly the tensors of a module on any device."""
-    joined = {name: _sequence(part) for name, part in parts.items()}
-    _check_fit(module, {name: _joined_shape(tensors) for name, tensors in joined.items()}, where)
-    own = module.state_dict(keep_vars=True)
-    for name, tensors in joined.items():
-        for part in tensors:
-            if part.is_floating_point() != own[name].is_floating_point():
-                raise InputError(f"{name} of {where} is {part.dtype}, should be like {own[name].dtype}")
-
-
-def read_rows(
-    parts: Mapping[str, Tensor | Sequence[Tensor]], name: str, where: str | Path, num_rows: int
-) -> Iterator[Tensor]:
-    """One of the parts of `assign`, checked, as float32 copies of `num_rows` rows at a time; the last has the rest.
-
-    No more than these rows is in memory, for mapped pages are given back.
-    """
-    held = torch.empty(0)  # less than a block, where one of several tensors ended
-    for tensor in _sequence(parts[name]):
-        _check_finite(tensor, name, where)
-        first = 0
-        while first < len(tensor):
-            more = tensor.detach()[first : first + num_rows - len(held)].float()
-            first += len(more)
-            held = torch.cat([held, more]) if len(held) else more.clone()
-            if len(held) == num_rows:
-                yield held
-                held = held[:0]
-        release(tensor)
-    if len(held):
-        yield held
-
-
-def _sequence(part: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-    return [part] if isinstance(part, Tensor) else part
-
-
-def _joined_shape(tensors: Sequence[Tensor]) -> list[int]:
-    """The shape along dim 0, [0] where the others differ (no parameter has that shape)."""
-    rest = {tuple(part.shape[1:]) for part in tensors}
-    if len(tensors) == 1:
-        return list(tensors[0].shape)
-    if len(rest) != 1 or any(part.dim() == 0 for part in tensors):
-        return [0]
-    return [sum(part.shape[0] for part in tensors), *rest.pop()]
-
-
-def _copied(tensors: Sequence[Tensor], name: str, where: str | Path, whole: Tensor) -> Tensor:
-    """`whole`, filled with the tensors along dim 0; their mapped pages are given back."""
-    targets = [whole] if len(tensors) == 1 else whole.split([len(part) for part in tensors])
-    for target, part in zip(targets, tensors, strict=True):
-        _check_finite(part, name, where)
-        target.copy_(part.detach())
-        release(part)
-    return whole
-
-
-def _check_finite(tensor: Tensor, name: str, where: str | Path) -> None:
-    """By the smallest and the largest value, where not-a-number wins; unlike `isfinite`, that takes no memory."""
-    if tensor.is_floating_point() and tensor.numel():
-        low, high = tensor.detach().aminmax()
-        if not low.isfinite() & high.isfinite():
-            raise InputError(f"{where} is damaged: {name} holds values that are not finite; copy it again")
-
-
-def release(tensor: Tensor) -> None:
-    """Give back the memory behind a tensor that is a view of a mapped file; it is read again if it is looked at again.
-
-    Only on Linux, and nothing happens to a tensor in memory of its own, or to a small one: looking for its file takes a
-    millisecond, and a model's small ones come to little. What was written to the mapped tensor is lost.
-    """
-    if sys.platform != "linux" or tensor.device.type != "cpu" or tensor.nbytes < RELEASED_BYTES:
-        return
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.data_ptr()
-    end = start + (last + 1) * tensor.element_size()
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        addresses, _, _, _, inode = line.split(maxsplit=5)[:5]
-        first, beyond = (int(address, 16) for address in addresses.split("-"))
-        if first <= start < beyond:
-            if inode != "0":  # anonymous memory would be zeroed: it has no file to come back from
-                start -= start % mmap.PAGESIZE
-                length = min(end, beyond) - start
-                ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
-            return
+def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, its index, or a pickle, there those under `key` where it is given."""
+    if ".safetensors" in path.name:
+        return open_tensors(path)
+    found = read_pickle(path)
+    if key is not None:
+        found = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(found, dict):
+            raise InputError(f"{path} lacks {key!r}; it is no checkpoint of this kind")
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}; names with tensors are needed")
+    return {str(name): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
 
 
 def identity(tensors: Mapping[str, Tensor]) -> str:

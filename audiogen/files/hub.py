@@ -33,15 +33,16 @@ _ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w.-]*(?:/\w
 
 
 class Layout(NamedTuple):
-    """A set of files in which a model may be published.
+    """A set of files in which a model may be published; all are glob patterns.
 
-    required: the files that make it this layout; glob patterns, each with at least one file.
-    patterns: the files to download, glob patterns as well.
+    name: of the package that wrote them. required: the files that make it this layout, at least one of each pattern.
+    patterns: what is downloaded. kind: what such a model holds, where that is not clear from who asks.
     """
 
     name: str
     required: tuple[str, ...]
     patterns: tuple[str, ...]
+    kind: str = ""
 
     def fits(self, files: Sequence[str]) -> bool:
         return all(any(fnmatch(file, pattern) for file in files) for pattern in self.required)

@@ -31,7 +31,7 @@ def read_pickle(path: str | Path, also: Sequence[Any] = ()) -> Any:
     """The contents of a file written by `torch.save`: dicts, lists, tuples, numbers, strings and CPU tensors.
 
     Tensors of a zip file (torch 1.6 and later) are views of the mapped file: nothing is copied, and
-    `checkpoint.release` gives their pages back. The older format, which has no checksums, is read into memory.
+    `tensors.release` gives their pages back. The older format, which has no checksums, is read into memory.
 
     also: further classes and functions that the file may name, as `torch.serialization.add_safe_globals` has them.
 

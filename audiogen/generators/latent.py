@@ -123,7 +123,7 @@ class LatentGenerator:
     ) -> LatentGenerator:
         """`from_pretrained` of what `find` found."""
         with _quiet():
-            released = load_released(found.check(SYSTEM).path, heads, ema)
+            released = load_released(found, heads, ema)
         if text_encoder is not None:
             _replace_text(released, text_encoder, found.name)
         scorer = None if clap is None else Clap(clap)

@@ -18,6 +18,7 @@ from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
+from audiogen.files.tensors import unfilled
 from audiogen.generators import request as requests
 from audiogen.generators.request import Request
 from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling
@@ -223,7 +224,7 @@ class AudioGen:
     def num_parameters(self) -> int:
         """Of language model, text encoder and codec."""
         encoder = self.conditioner.encoder_stack()
-        with checkpoint.unfilled():
+        with unfilled():
             lm = TokenLM(self.config)
         modules = (lm, self.conditioner.output_proj, encoder, self.codec)
         return sum(weight.numel() for module in modules for weight in module.parameters()) + sum(

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files.tensors import unfilled
 from audiogen.interfaces import Condition
 from audiogen.lm.efficient import Recompute, cross_entropy, run_layer
 from audiogen.lm.patterns import (
@@ -221,7 +221,7 @@ def rebuild(
     like: of their device and number type. matrix: makes the module of a product from its weight [outputs, inputs]
     instead, such as one that holds int8.
     """
-    with checkpoint.unfilled():
+    with unfilled():
         lm = TokenLM(config).eval()
     for name, module in list(lm.named_modules()):
         if matrix is not None and isinstance(module, nn.Linear):

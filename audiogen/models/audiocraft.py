@@ -19,12 +19,12 @@ from torch import Tensor
 from audiogen.config import Range, build
 from audiogen.errors import InputError
 from audiogen.files import hub, pickles
+from audiogen.files.tensors import Source, check_sizes, empty, match, shaped, under
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models import encodec
 from audiogen.models.find import CODEC, CODEC_FILE, LM_FILE, Found, find
 from audiogen.models.parts import CodecParts, CodecReference, LMParts, release_parts
 from audiogen.models.settings import RATE, Settings, formats, parse_yaml, resolve, short
-from audiogen.models.tensors import Source, check_sizes, empty, match, shaped
 from audiogen.text import encoder
 from audiogen.text.t5 import TextConfig
 
@@ -168,8 +168,8 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
         lm,
         TextConfig(encoder=text_encoder or name, width=lm.dim),
         encoder.named(text_encoder or name, width, directory, now=text_encoder is not None),
-        {ours: part.tensors for ours, part in matches.items() if not ours.startswith(PROJECTION)},
-        {part: matches[PROJECTION + part].tensors for part in ("weight", "bias")},
+        {ours: part for ours, part in matches.items() if not ours.startswith(PROJECTION)},
+        under(matches, PROJECTION),
         CodecReference(str(directory), "", dual_mono),
         max(1, int(seconds * _frame_rate(directory / CODEC_FILE))),
         guidance,

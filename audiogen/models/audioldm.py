@@ -26,10 +26,11 @@ from audiogen.diffusion.mel import MelConfig, VocoderConfig
 from audiogen.diffusion.process import ProcessConfig
 from audiogen.diffusion.systems import SystemConfig, released
 from audiogen.errors import InputError
+from audiogen.files.checkpoint import read_weights
+from audiogen.files.tensors import Source, is_whole, under
 from audiogen.models import latent_diffusion as parts
 from audiogen.models.settings import Settings, formats, read_settings, short
 from audiogen.models.systems import Component, SystemParts
-from audiogen.models.tensors import Source, is_whole, read_weights, under
 from audiogen.text.t5 import TextConfig
 
 CONFIG = "config.yaml"
@@ -42,12 +43,6 @@ TOKEN_ROWS = 32  # of the tables of start and end tokens, of which rows 0 and 1 
 _PARAMS, _LOA = "model.params", f"model.params.cond_stage_config.{LOA}.params"
 
 
-def is_audioldm(directory: Path) -> bool:
-    """Whether these files are AudioLDM's or AudioLDM 2's: one checkpoint, with settings in YAML or none at all."""
-    settled = (directory / CONFIG).is_file() or not any(directory.glob("*.json"))
-    return settled and len(_checkpoints(directory)) == 1
-
-
 def read_audioldm(
     directory: Path, heads: tuple[int, ...] | None = None, ema: bool | None = None
 ) -> SystemParts:
@@ -57,7 +52,7 @@ def read_audioldm(
     the hub say 8 at every level, which gives other outputs from the same weights (15 % and 44 % of their size).
     ema: take the averaged UNet; by default what the authors generate with, which is the average for AudioLDM alone.
     """
-    files = _checkpoints(directory)
+    files = sorted(path for path in directory.iterdir() if path.suffix in (".ckpt", ".pth"))
     if len(files) != 1:
         raise InputError(
             f"{directory} has {len(files)} checkpoints (.ckpt, .pth); one is needed beside {CONFIG}"
@@ -98,10 +93,6 @@ def read_audioldm(
     )
     name = "audioldm" if loa is None else "audioldm2"
     return SystemParts(config, components, directory, name, process, notes)
-
-
-def _checkpoints(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.iterdir() if path.suffix in (".ckpt", ".pth"))
 
 
 def standard_config(tensors: Mapping[str, Tensor], scale_factor: float, where: Path) -> SystemConfig:

@@ -13,15 +13,16 @@ from pathlib import Path
 import torch
 
 from audiogen.codec import dac
-from audiogen.codec.dac import DacCodec
+from audiogen.codec.dac import DacCodec, DacSizes
 from audiogen.codec.model import Codec
 from audiogen.codec.segmented import SegmentedCodec, as_configured
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub
+from audiogen.files.tensors import check_sizes, empty, fill, whole_numbers
 from audiogen.interfaces import Codec as AnyCodec
 from audiogen.models import audiocraft, encodec, own, transformers
 from audiogen.models.find import CODEC, CODEC_FILE, LM, OWN, Found, find
-from audiogen.models.parts import LMParts, PretrainedLM
+from audiogen.models.parts import CodecParts, LMParts, PretrainedLM
 from audiogen.text.t5 import local_or_hub
 
 LM_READERS: dict[str, Callable[[Path, str | None], LMParts]] = {
@@ -83,7 +84,7 @@ def open_codec(
     dtype: torch.dtype = torch.float32,
 ) -> AnyCodec | SegmentedCodec:
     """`load_codec` of what `find` found."""
-    codec = _open(found.check(CODEC), device)
+    codec: AnyCodec = _build(_read(found.check(CODEC))).to(device)
     codec.name = found.name if hub.is_hub_id(found.name) else _name_of(found)
     if dual_mono:
         codec = _as_dual_mono(codec)
@@ -92,29 +93,47 @@ def open_codec(
     return as_configured(codec) if isinstance(codec, Codec) else codec
 
 
-def _open(found: Found, device: str | torch.device, pointed: bool = False) -> AnyCodec:
+def _read(found: Found, pointed: bool = False) -> CodecParts:
     """pointed: a compression file led here, and none may lead on."""
-    if found.layout == OWN:
-        return own.open_codec(found, device)
-    if found.layout == "transformers":
-        parts = transformers.read_codec(found.path)
-        return parts.to(device) if isinstance(parts, DacCodec) else encodec.open_codec(parts, device)
     path = found.path
+    if found.layout == OWN:
+        return own.read_codec(path)
+    if found.layout == "transformers":
+        return transformers.read_codec(path)
     if path.is_dir():
-        files = (
-            [path / CODEC_FILE]
-            if found.layout == "audiocraft"
-            else sorted(path.glob("encodec_[0-9]*khz*.th"))
-        )
-        if len(files) > 1:
-            raise InputError(f"{path} holds {' and '.join(file.name for file in files)}; give one of them")
-        path = files[0]
-    codec = audiocraft.read_codec(path)
-    if not isinstance(codec, Found):
-        return encodec.open_codec(codec, device)
+        pattern = CODEC_FILE if found.layout == "audiocraft" else "encodec_[0-9]*khz*.th"
+        path, *others = sorted(path.glob(pattern))
+        if others:
+            raise InputError(f"{found.path} holds {path.name} and {others[0].name}; give one of them")
+    parts = audiocraft.read_codec(path)
+    if not isinstance(parts, Found):
+        return parts
     if pointed:
         raise InputError(f"{path} is a pointer that another one led to; give the codec itself")
-    return _open(codec.check(CODEC), device, pointed=True)
+    return _read(parts.check(CODEC), pointed=True)
+
+
+def _build(parts: CodecParts) -> Codec | DacCodec:
+    """A frozen codec with a file's tensors, float32, in evaluation mode; all are checked before any is copied."""
+    config, where = parts.config, parts.where
+    sizes = [*whole_numbers(config)]
+    if isinstance(config, DacSizes):
+        check_sizes(where, len(parts.tensors), config.n_codebooks, sizes)
+        codec: Codec | DacCodec = empty(lambda: DacCodec(config), where)
+        fill(codec, parts.tensors, str, where)
+        return codec.eval().requires_grad_(False)
+    seanet, num_layers = config.seanet, config.num_codebooks
+    if config.arch == "seanet":
+        num_layers += 2 * (len(seanet.ratios) * (1 + seanet.num_residual_layers) + seanet.lstm)
+        sizes.append(seanet.num_filters * 2 ** len(seanet.ratios))  # each level has twice the channels
+        # 2**20 is too large already
+        sizes.append(seanet.dilation_base ** min(seanet.num_residual_layers, 20))
+    check_sizes(where, len(parts.tensors), num_layers, sizes)
+    # spectral layers have windows that no file holds
+    codec = empty(lambda: Codec(config), where) if config.arch == "seanet" else Codec(config)
+    names = codec.state_dict()
+    fill(codec, parts.tensors, lambda name: encodec.their_name(name, parts.layout, names), where)
+    return codec.eval().requires_grad_(False)
 
 
 def _name_of(found: Found) -> str:

@@ -25,6 +25,8 @@ from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import AUTOENCODERS, LatentSystem, SystemConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
+from audiogen.files.checkpoint import read_weights
+from audiogen.files.tensors import under
 from audiogen.models.pipelines import (
     component_settings,
     denoiser_folder,
@@ -34,7 +36,6 @@ from audiogen.models.pipelines import (
 )
 from audiogen.models.settings import RATE, Settings, read_settings
 from audiogen.models.systems import Component, SystemParts
-from audiogen.models.tensors import read_weights, under
 from audiogen.text import encoder
 from audiogen.text.clap import Clap, quiet
 from audiogen.text.encoder import FrozenEncoder

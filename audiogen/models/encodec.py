@@ -17,26 +17,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from audiogen.codec.model import Codec, CodecConfig
+from audiogen.codec.model import CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.config import build
-from audiogen.models.parts import CodecParts
+from audiogen.models.parts import CodecLayout, CodecParts
 from audiogen.models.settings import Settings, formats
-from audiogen.models.tensors import check_sizes, empty, fill
 
-Layout = Literal["audiocraft", "transformers"]
 NORMS = {"none": "none", "weight_norm": "none", "time_group_norm": "group"}
 UNITS = {"wide": "block.1", "point": "block.3", "shortcut": "shortcut"}
 BUFFERS = {"codewords": "embed", "usage": "cluster_size", "sums": "embed_avg", "initialised": "inited"}
 
 
-def their_name(name: str, layout: Layout, own: Collection[str]) -> str:
+def their_name(name: str, layout: CodecLayout, own: Collection[str]) -> str:
     """Our name of a tensor -> that of the layout, with a weight as one tensor. own: all of our names."""
+    if layout == "audiogen":
+        return name
     parts = name.split(".")
     if parts[0] == "quantizer":
         books = "vq.layers.{}._codebook" if layout == "audiocraft" else "layers.{}.codebook"
@@ -53,25 +52,6 @@ def their_name(name: str, layout: Layout, own: Collection[str]) -> str:
     else:
         theirs += ["conv" if role != "norm" else role]
     return ".".join([*theirs, leaf])
-
-
-def open_codec(parts: CodecParts, device: str | torch.device) -> Codec:
-    """A frozen codec with a file's tensors, float32, in evaluation mode; all are checked before any is copied."""
-    config, seanet = parts.config, parts.config.seanet
-    num_layers = config.num_codebooks + 2 * (
-        len(seanet.ratios) * (1 + seanet.num_residual_layers) + seanet.lstm
-    )
-    sizes = (
-        seanet.num_filters * 2 ** len(seanet.ratios),  # each level of the encoder has twice the channels
-        seanet.dilation_base ** min(seanet.num_residual_layers, 20),  # 2**20 is too large already
-        *(config.channels, config.latent_dim, config.codebook_size, *seanet.ratios),
-        *(seanet.kernel_size, seanet.residual_kernel_size, seanet.last_kernel_size),
-    )
-    check_sizes(parts.where, len(parts.tensors), num_layers, sizes)
-    codec = empty(lambda: Codec(config), parts.where)
-    own = codec.state_dict()
-    fill(codec, parts.tensors, lambda name: their_name(name, parts.layout, own), parts.where, device=device)
-    return codec.requires_grad_(False)
 
 
 def audiocraft_config(settings: Settings) -> CodecConfig:

@@ -22,7 +22,6 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from audiogen.codec import dac
 from audiogen.codec.conv import plain_weights
 from audiogen.codec.dac import DacCodec
 from audiogen.codec.model import Codec, CodecConfig
@@ -30,11 +29,11 @@ from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
+from audiogen.files.tensors import length
 from audiogen.interfaces import Codec as AnyCodec
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models.encodec import their_name
 from audiogen.models.settings import formats
-from audiogen.models.tensors import length
 from audiogen.models.transformers import COMPUTED, decoder_names
 from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import Vocabulary
@@ -247,7 +246,7 @@ def save_codec_transformers(directory: str | Path, codec: AnyCodec | SegmentedCo
     if isinstance(codec, DacCodec):
         sizes = codec.config
         ratios = list(sizes.downsampling_ratios)
-        contents = {"model_type": dac.MODEL_TYPE, "architectures": ["DacModel"], **to_plain(sizes)}
+        contents = {"model_type": "dac", "architectures": ["DacModel"], **to_plain(sizes)}
         contents |= {"upsampling_ratios": ratios[::-1], "hop_length": sizes.hop_length}
         contents["hidden_size"] = sizes.encoder_hidden_size * 2 ** len(ratios)
         tensors, extractor, more = (

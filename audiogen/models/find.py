@@ -3,8 +3,9 @@
     found = find("facebook/audiogen-medium")         # or a bundled name, a directory, a codec's file
     found.kind, found.layout, found.path             # "token_lm", "audiocraft", Path(...)
 
-Everything below takes a `Found`, or a directory. A layout is a line in `LAYOUTS`; to read another package's files, add
-one and write its reader.
+Everything below takes a `Found`, or a directory. A layout is a line in `LAYOUTS`, in which the first of the required
+files marks a directory, whose reader says what else is missing; to read another package's files, add one and write its
+reader.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from audiogen.config import did_you_mean
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub
+from audiogen.files.hub import Layout
 
 LM, CODEC, SYSTEM = "token_lm", "codec", "system"  # of our own model directories there are more kinds
 OWN = "audiogen"  # the layout of our own model directories, whose config.json has their kind
@@ -50,60 +52,42 @@ class Found(NamedTuple):
         return self
 
 
-class Layout(NamedTuple):
-    """Files in which a model of a kind may be published; all are glob patterns.
-
-    name: of the package that wrote them. required: in a repository of the hub; the first alone marks a directory, whose
-    reader says what else is missing. patterns: what is downloaded.
-    """
-
-    kind: str
-    name: str
-    required: tuple[str, ...]
-    patterns: tuple[str, ...]
-
-
 # In order of preference. Releases in both layouts of a language model carry their text encoder in that of transformers;
 # some have a second copy in another precision, as model.fp32.safetensors. A codec's smallest file comes first: beside
 # the one of audiocraft lies a whole MusicGen.
 _SAFETENSORS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 _TEXTS = ("generation_config.json", "preprocessor_config.json", *TOKENIZER)
+_STABLE_AUDIO = ("model_config.json", "model.safetensors")
 LAYOUTS = (
-    Layout(LM, "transformers", (CONFIG, "model*.safetensors"), (CONFIG, *_TEXTS, *_SAFETENSORS)),
-    Layout(LM, "audiocraft", (LM_FILE, CODEC_FILE), (LM_FILE, CODEC_FILE)),
+    Layout("transformers", (CONFIG, "model*.safetensors"), (CONFIG, *_TEXTS, *_SAFETENSORS), LM),
+    Layout("audiocraft", (LM_FILE, CODEC_FILE), (LM_FILE, CODEC_FILE), LM),
     Layout(
-        SYSTEM,
         "diffusers",
         ("model_index.json",),
         (
             *("*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.model"),
             *("*/model*.safetensors", "*/diffusion*.safetensors"),
         ),
-    ),
-    Layout(SYSTEM, "diffusers", ("system.json", "model_index.json"), ()),  # one of ours that is not whole
-    Layout(
         SYSTEM,
-        "stable-audio-tools",
-        ("model_config.json", "model.safetensors"),
-        ("model_config.json", "model.safetensors"),
     ),
-    Layout(SYSTEM, "Tango", TANGO, ("*.json", *TANGO[:2])),
-    Layout(SYSTEM, "TangoFlux", TANGOFLUX, TANGOFLUX),
-    *(
-        Layout(SYSTEM, "checkpoint", (f"*{suffix}", CONFIG), ()) for suffix in (".ckpt", ".pth")
-    ),  # no hub has them
-    Layout(CODEC, "audiocraft", (CODEC_FILE,), (CODEC_FILE,)),
-    Layout(CODEC, "encodec", ("encodec_[0-9]*khz*.th",), ("encodec_[0-9]*khz*.th",)),
-    Layout(CODEC, "transformers", (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors")),
+    Layout("diffusers", ("system.json", "model_index.json"), (), SYSTEM),  # one of ours that is not whole
+    Layout("stable-audio-tools", _STABLE_AUDIO, _STABLE_AUDIO, SYSTEM),
+    Layout("Tango", ("pytorch_model_[mv]a*.bin", *TANGO[2:]), ("*.json", *TANGO[:2]), SYSTEM),
+    Layout("TangoFlux", TANGOFLUX, TANGOFLUX, SYSTEM),
+    Layout("checkpoint", ("*.ckpt", CONFIG), (), SYSTEM),  # AudioLDM's or LAFMA's; no hub has them
+    Layout("checkpoint", ("*.pth", CONFIG), (), SYSTEM),
+    Layout("audiocraft", (CODEC_FILE,), (CODEC_FILE,), CODEC),
+    Layout("encodec", ("encodec_[0-9]*khz*.th",), ("encodec_[0-9]*khz*.th",), CODEC),
+    Layout("transformers", (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors"), CODEC),
     Layout(
-        CODEC,
         "transformers",
         (CONFIG, "model.safetensors.index.json"),
         (CONFIG, "model.safetensors.index.json", "model-*.safetensors"),
+        CODEC,
     ),
-    Layout(CODEC, "transformers", (CONFIG, "pytorch_model.bin"), (CONFIG, "pytorch_model.bin")),
+    Layout("transformers", (CONFIG, "pytorch_model.bin"), (CONFIG, "pytorch_model.bin"), CODEC),
 )
-_OWN = hub.Layout(OWN, (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors", "text/*", "codec/*"))
+_OWN = Layout(OWN, (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors", "text/*", "codec/*"))
 
 
 def find(name: str | Path, prefer: str = "") -> Found:
@@ -130,6 +114,12 @@ def find(name: str | Path, prefer: str = "") -> Found:
     fitting = [layout for layout in LAYOUTS if _marks(layout, files, config)]
     if layout := _choose(fitting, prefer, config, path):
         return Found(layout.kind, layout.name, path, text)
+    if config is None and not any(file.endswith((*checkpoint.PICKLES, ".safetensors")) for file in files):
+        marks = dict.fromkeys(layout.required[0] for layout in LAYOUTS)
+        raise InputError(
+            f"{path} is not a model directory or was half-written: model.safetensors is missing, or another package's "
+            f"{', '.join(marks)}"
+        )
     checkpoint.read_config(path)  # says what a model directory lacks
     raise AssertionError("config.json without a kind was accepted")
 
@@ -143,15 +133,14 @@ def _find_on_hub(name: str, prefer: str) -> Found:
         config = checkpoint.read_json(path / CONFIG)
     if kind := _own_kind(config):
         return Found(kind, OWN, repository.fetch(_OWN.patterns), name)
-    there = [hub.Layout(*layout[1:]).fits(repository.files) and bool(layout.patterns) for layout in LAYOUTS]
     fitting = [
         layout
-        for layout, fits in zip(LAYOUTS, there, strict=True)
-        if fits and _marks(layout, repository.files, config)
+        for layout in LAYOUTS
+        if layout.patterns and layout.fits(repository.files) and _marks(layout, repository.files, config)
     ]
     if layout := _choose(fitting, prefer, config, path):
         return Found(layout.kind, layout.name, repository.fetch(layout.patterns), name)
-    raise repository.lacks([_OWN, *(hub.Layout(*layout[1:]) for layout in LAYOUTS if layout.patterns)])
+    raise repository.lacks([_OWN, *(layout for layout in LAYOUTS if layout.patterns)])
 
 
 def _own_kind(config: Any) -> str | None:

@@ -15,27 +15,18 @@ from audiogen.diffusion.conditioners import ConditionerConfig
 from audiogen.diffusion.sample import SAMPLINGS, Sampling
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
+from audiogen.files.checkpoint import read_weights
+from audiogen.files.tensors import under
 from audiogen.models import latent_diffusion as parts
 from audiogen.models.settings import Settings, formats, read_settings
 from audiogen.models.systems import SystemParts
-from audiogen.models.tensors import read_weights, under
 from audiogen.text.t5 import TextConfig
 
 TEXT_ENCODER = "google/flan-t5-large"
 
 
-def is_lafma(directory: Path) -> bool:
-    """Whether these files are LAFMA's."""
-    return _settings(directory) is not None and any(directory.glob("*.ckpt"))
-
-
-def read_lafma(directory: Path, heads: tuple[int, ...] | None = None) -> SystemParts:
-    """Read it; heads: attention heads of each level, in place of those in the settings."""
-    settings = _settings(directory)
-    if settings is None:
-        raise InputError(
-            f"{directory} has no settings file with model.audioldm; copy exp_config_*.json again"
-        )
+def read_lafma(directory: Path, settings: Settings, heads: tuple[int, ...] | None = None) -> SystemParts:
+    """Read it; settings: of `settings_of`. heads: attention heads of each level, in place of those in the settings."""
     vocoder_file = _one(directory, "hifigan*.ckpt")
     vae_file = directory / settings.text("model.autoencoder_path", "vae.ckpt").rpartition("/")[2]
     unet_files = [file for file in directory.glob("*.ckpt") if file not in (vae_file, vocoder_file)]
@@ -91,7 +82,8 @@ def _config(settings: Settings, hifigan: Settings, vae: dict, heads: tuple[int, 
     )
 
 
-def _settings(directory: Path) -> Settings | None:
+def settings_of(directory: Path) -> Settings | None:
+    """Those with `model.audioldm`; None where the files are not LAFMA's."""
     for path in sorted(directory.glob("*.json")):
         settings = read_settings(path)
         if isinstance(settings.contents.get("model"), dict) and "model.audioldm" in settings:

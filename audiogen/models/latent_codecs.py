@@ -73,7 +73,7 @@ def load_autoencoder(name_or_directory: str) -> Autoencoder:
         ) from None
     directory = found.path
     if found.kind == SYSTEM:
-        return load_released(directory).system.autoencoder.eval().requires_grad_(False)
+        return load_released(found).system.autoencoder.eval().requires_grad_(False)
     contents = checkpoint.read_config(directory)
     if contents["kind"] not in KINDS:
         raise InputError(

@@ -17,9 +17,9 @@ from audiogen.config import build
 from audiogen.diffusion.autoencoders import MelAutoencoderConfig
 from audiogen.diffusion.denoisers import AudioUNetConfig
 from audiogen.diffusion.mel import MelConfig, VocoderConfig
+from audiogen.files.tensors import under
 from audiogen.models.settings import Settings, formats
 from audiogen.models.systems import Component
-from audiogen.models.tensors import under
 
 # ------------------------------------------------------------------------------------------- configurations
 

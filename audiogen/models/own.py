@@ -17,18 +17,18 @@ from typing import Any
 
 import torch
 
-from audiogen.codec import dac
 from audiogen.codec.conv import plain_weights
-from audiogen.codec.dac import DacCodec
+from audiogen.codec.dac import DacCodec, DacSizes
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import build, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
+from audiogen.files.tensors import Match, empty, match
 from audiogen.interfaces import Codec as AnyCodec
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.models.find import CODEC, LM, Found, find
-from audiogen.models.parts import CodecReference, LMParts
+from audiogen.models.find import CODEC, LM, find
+from audiogen.models.parts import CodecParts, CodecReference, LMParts
 from audiogen.text.t5 import T5Conditioner, read_config
 
 CODEC_FOLDER = "codec"
@@ -70,14 +70,20 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
     codec = build(CodecReference, config["codec"], where="codec")
     if codec.location == CODEC_FOLDER:
         codec = dataclasses.replace(codec, location=str(directory / CODEC_FOLDER))
+    lm = build(LMConfig, config["lm"], where="lm")
+
+    def tensors() -> dict[str, Match]:
+        stored = checkpoint.open_tensors(directory / "model.safetensors")
+        return match(empty(lambda: TokenLM(lm), directory).state_dict(), stored, str, directory)
+
     return LMParts(
-        build(LMConfig, config["lm"], where="lm"),
+        lm,
         read_config(directory / "text", text_encoder),
         codec,
         config["max_frames"],
         contents["info"],
         directory,
-        lambda: checkpoint.open_tensors(directory / "model.safetensors"),
+        tensors,
         lambda device: T5Conditioner.load(directory / "text", text_encoder, device),
     )
 
@@ -102,14 +108,12 @@ def save_codec(
     checkpoint.save_model(Path(directory), CODEC, contents, tensors, dict(info or {}))
 
 
-def open_codec(found: Found, device: str | torch.device) -> AnyCodec:
-    """What `save_codec` wrote, frozen, in evaluation mode."""
-    contents = checkpoint.read_config(found.path, CODEC)["config"]
-    tensors = checkpoint.load_tensors(found.path)
+def read_codec(directory: Path) -> CodecParts:
+    """What `save_codec` wrote."""
+    contents = checkpoint.read_config(directory, CODEC)["config"]
+    config: CodecConfig | DacSizes
     if isinstance(contents, Mapping) and DAC in contents:
-        sizes = build(dac.DacSizes, contents[DAC], where=f"config.{DAC}")
-        return dac.from_tensors(sizes, tensors, found.path, device)
-    codec = Codec(build(CodecConfig, contents, where="config"))
-    floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    checkpoint.load_into(codec, floats, str(found.path))
-    return codec.eval().requires_grad_(False).to(device)
+        config = build(DacSizes, contents[DAC], where=f"config.{DAC}")
+    else:
+        config = build(CodecConfig, contents, where="config")
+    return CodecParts(config, checkpoint.load_tensors(directory), "audiogen", directory)

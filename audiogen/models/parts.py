@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +11,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from audiogen.codec.dac import DacSizes
 from audiogen.codec.model import CodecConfig
 from audiogen.files import checkpoint
+from audiogen.files.tensors import Match, assign, empty, match
 from audiogen.lm.model import ROWS, LMConfig, TokenLM
-from audiogen.models.tensors import empty
 from audiogen.text.encoder import FrozenEncoder
 from audiogen.text.t5 import T5Conditioner, TextConfig
 
-Tensors = Mapping[str, Tensor | Sequence[Tensor]]
+CodecLayout = Literal["audiogen", "audiocraft", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class CodecReference:
 class LMParts:
     """A language model whose weights still lie in its files, with its text encoder and the name of its codec.
 
-    open_tensors: the tensors by TokenLM's names, as `checkpoint.assign` takes them. directory: where they come from.
+    open_tensors: where the files have each tensor of TokenLM, checked. directory: where they come from.
     open_text: the text encoder on a device, in evaluation mode; its own weights are float32.
     codec: its location is a directory or bundled name that can be opened from anywhere.
     max_frames: the longest sequence to generate in one piece: that of training.
@@ -54,23 +55,22 @@ class LMParts:
     max_frames: int
     info: dict[str, Any]
     directory: Path
-    open_tensors: Callable[[], Tensors]
+    open_tensors: Callable[[], Mapping[str, Match]]
     open_text: Callable[[torch.device | str], T5Conditioner]
 
     @cached_property
-    def tensors(self) -> Tensors:
+    def tensors(self) -> Mapping[str, Match]:
         """Views of the mapped files; they are opened for it."""
         return self.open_tensors()
 
     def skeleton(self) -> TokenLM:
         """The model without memory for its weights, on the meta device; InputError where the files do not fit it."""
-        lm = self._empty()
-        checkpoint.check_parts(lm, self.tensors, self.directory)
-        return lm
+        _ = self.tensors  # which checks them
+        return self._empty()
 
     def read(self, name: str) -> Iterator[Tensor]:
         """One weight from its file, as `model.Read` gives it."""
-        return checkpoint.read_rows(self.tensors, name, self.directory, ROWS)
+        return self.tensors[name].rows(ROWS, self.directory)
 
     def identity(self) -> str:
         """16 hex digits that change with any weight; one weight at a time is in memory."""
@@ -83,7 +83,7 @@ class LMParts:
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TokenLM:
         """The model with its weights; beside them there is never more than one of the file's in memory."""
         lm = self._empty()
-        checkpoint.assign(lm, self.tensors, self.directory, device, dtype)
+        assign(lm, self.tensors, self.directory, device, dtype)
         return lm
 
     def _empty(self) -> TokenLM:
@@ -101,11 +101,11 @@ class PretrainedLM(NamedTuple):
 
 
 class CodecParts(NamedTuple):
-    """An EnCodec whose weights still lie in its file. layout: whose names they have (`encodec.their_name`)."""
+    """A codec whose weights still lie in its file. layout: whose names an EnCodec's have (`encodec.their_name`)."""
 
-    config: CodecConfig
+    config: CodecConfig | DacSizes
     tensors: Mapping[str, Tensor]
-    layout: Literal["audiocraft", "transformers"]
+    layout: CodecLayout
     where: Path
 
 
@@ -113,8 +113,8 @@ def release_parts(
     lm: LMConfig,
     text: TextConfig,
     frozen: FrozenEncoder,
-    tensors: Tensors,
-    projection: Tensors,
+    tensors: Mapping[str, Match],
+    projection: Mapping[str, Match],
     codec: CodecReference,
     max_frames: int,
     guidance: float | None,
@@ -125,11 +125,12 @@ def release_parts(
     guidance: what it generates with by default; None where the release does not say.
     """
     directory = Path(codec.location)
-    projection = projection or {"weight": torch.eye(lm.dim), "bias": torch.zeros(lm.dim)}
+    same = {"weight": torch.eye(lm.dim), "bias": torch.zeros(lm.dim)}
+    projection = projection or match(same, same, str, directory)
 
     def open_text(device: torch.device | str) -> T5Conditioner:
         conditioner = empty(lambda: T5Conditioner(text, frozen=frozen).eval(), directory)
-        checkpoint.assign(conditioner.output_proj, projection, directory, device, torch.float32)
+        assign(conditioner.output_proj, projection, directory, device)
         return conditioner
 
     info = {"generation": {} if guidance is None else {"guidance": guidance}}

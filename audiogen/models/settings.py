@@ -23,9 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from audiogen.config import Range
 from audiogen.errors import InputError
+from audiogen.files.tensors import WIDEST
 
 REQUIRED: Any = object()  # the default of a key without which a file cannot be read
-SIZE = Range(1, 2**18)  # of one size of a network; a product of three such sizes is below 2**63
+SIZE = Range(1, WIDEST)
 RATE = Range(1, 768_000)  # Hz
 RATES = ("sample_rate", "sampling_rate")
 ANY = Range()

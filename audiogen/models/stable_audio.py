@@ -14,9 +14,10 @@ from audiogen.diffusion.conditioners import ConditionerConfig, SecondsConfig
 from audiogen.diffusion.denoisers import DiTConfig
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
+from audiogen.files.checkpoint import read_weights
+from audiogen.files.tensors import Source, under
 from audiogen.models.settings import RATE, Settings, formats, read_settings
 from audiogen.models.systems import Component, SystemParts
-from audiogen.models.tensors import Source, read_weights, under
 from audiogen.text.t5 import TextConfig
 
 CONFIG = "model_config.json"
@@ -24,11 +25,6 @@ WEIGHTS = ("model.safetensors", "model.ckpt")
 TEXT_WIDTHS = {"t5-small": 512, "t5-base": 768, "t5-large": 1024, "google/flan-t5-large": 1024}
 PIECES = {"prompt": "text", "seconds_start": "seconds_start", "seconds_total": "seconds_total"}
 COND_EMBED = "model.model.to_cond_embed.2.weight"
-
-
-def is_stable_audio(directory: Path) -> bool:
-    """Whether these files are of stable-audio-tools."""
-    return (directory / CONFIG).is_file()
 
 
 def read_stable_audio(directory: Path) -> SystemParts:

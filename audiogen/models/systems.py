@@ -16,8 +16,8 @@ from audiogen.diffusion.autoencoders import MelAutoencoderConfig
 from audiogen.diffusion.process import process_of
 from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
+from audiogen.files.tensors import Source, check_sizes, empty, fill, whole_numbers
 from audiogen.models.settings import Settings, formats
-from audiogen.models.tensors import Source, check_sizes, empty, fill, whole_numbers
 from audiogen.text.clap import Clap
 from audiogen.text.encoder import FrozenEncoder
 

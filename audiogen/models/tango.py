@@ -21,27 +21,17 @@ from audiogen.diffusion.denoisers import FluxConfig, TextUNetConfig
 from audiogen.diffusion.mel import MelConfig, VocoderConfig
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
+from audiogen.files.checkpoint import read_weights
+from audiogen.files.tensors import under
 from audiogen.models import latent_diffusion as parts
+from audiogen.models.find import TANGO, TANGOFLUX
 from audiogen.models.pipelines import scheduler_process, text_unet
 from audiogen.models.settings import Settings, formats, read_settings
 from audiogen.models.systems import Component, SystemParts
-from audiogen.models.tensors import read_weights, under
 from audiogen.text.t5 import TextConfig
 
-TANGO = ("pytorch_model_main.bin", "pytorch_model_vae.bin", "main_config.json", "vae_config.json")
-TANGOFLUX = ("tangoflux.safetensors", "vae.safetensors", "config.json")
 UNET_CONFIG, SCHEDULER = "diffusion_model_config.json", "stabilityai/stable-diffusion-2-1"
 OOBLECK_RATE = 44100  # Hz; the files of an autoencoder alone do not say
-
-
-def is_tango(directory: Path) -> bool:
-    """Whether these files are Tango's, whole or not: no other release has such names."""
-    return any((directory / name).is_file() for name in TANGO[:2])
-
-
-def is_tangoflux(directory: Path) -> bool:
-    """Whether these files are TangoFlux's."""
-    return (directory / TANGOFLUX[0]).is_file()
 
 
 def read_tango(directory: Path) -> SystemParts:

@@ -17,17 +17,17 @@ from typing import Any
 
 from torch import Tensor
 
-from audiogen.codec import dac
+from audiogen.codec.dac import DacSizes
 from audiogen.codec.model import CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.config import Range, build
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files.checkpoint import read_weights
+from audiogen.files.tensors import Source, check_sizes, empty, match, shaped, under
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models import encodec
 from audiogen.models.parts import CodecParts, CodecReference, LMParts, release_parts
 from audiogen.models.settings import RATE, Settings, formats, read_settings, short
-from audiogen.models.tensors import Source, check_sizes, empty, match, read_weights, shaped, under
 from audiogen.text import encoder
 from audiogen.text.encoder import FrozenEncoder
 from audiogen.text.t5 import TextConfig
@@ -119,8 +119,8 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
         lm,
         TextConfig(name, lm.dim, stored=text_encoder is None),
         frozen,
-        {name: part.tensors for name, part in under(matches, DECODER).items()},
-        {name: part.tensors for name, part in under(matches, PROJECTION).items()},
+        under(matches, DECODER),
+        under(matches, PROJECTION),
         CodecReference(str(directory), "", channels == 2),
         _max_frames(settings.section("audio_encoder"), generation, lm.num_codebooks // channels),
         generation.number("guidance_scale", None, Range(0)),
@@ -190,32 +190,28 @@ def _max_frames(audio: Settings, generation: Settings, num_codebooks: int) -> in
 # --------------------------------------------------------------------------------------------------- the codec
 
 
-def read_codec(directory: Path) -> CodecParts | dac.DacCodec:
+def read_codec(directory: Path) -> CodecParts:
     """EncodecModel, the codec within a MusicGen, or DacModel."""
     settings = read_settings(directory / "config.json")
-    kind = settings.choice("model_type", ("encodec", "musicgen", dac.MODEL_TYPE))
-    if kind == dac.MODEL_TYPE:
-        file = directory / SINGLE
-        codec = dac.from_tensors(dac_sizes(settings), checkpoint.open_tensors(file), file)
-        codec.name = directory.resolve().name
-        return codec
+    kind = settings.choice("model_type", ("encodec", "musicgen", "dac"))
     weights = next(
         (directory / name for name in (SINGLE, INDEX, PICKLED) if (directory / name).is_file()), None
     )
     if weights is None:
         raise InputError(f"{directory} holds no weights: none of {SINGLE}, {INDEX}, {PICKLED} is there")
     tensors = read_weights(weights)
+    if kind == "dac":
+        return CodecParts(dac_sizes(settings), tensors, "transformers", weights)
     if kind == "musicgen":
-        settings = settings.section("audio_encoder")
+        settings, tensors = settings.section("audio_encoder"), under(tensors, AUDIO)
         settings.choice("model_type", ["encodec"], "encodec")
-        tensors = under(tensors, AUDIO)
     return CodecParts(codec_config(settings), tensors, "transformers", weights)
 
 
-def dac_sizes(settings: Settings) -> dac.DacSizes:
+def dac_sizes(settings: Settings) -> DacSizes:
     """The sizes of a DacModel. hop_length is not compared: released models say 512 and have the ratios of 320."""
-    names = {field.name: [field.name] for field in fields(dac.DacSizes)}
-    sizes = build(dac.DacSizes, settings.values(dac.DacSizes, names), where=str(settings.where))
+    names = {field.name: [field.name] for field in fields(DacSizes)}
+    sizes = build(DacSizes, settings.values(DacSizes, names), where=str(settings.where))
     upsampling = list(sizes.downsampling_ratios[::-1])
     settings.expect(
         upsampling_ratios=upsampling, hidden_size=sizes.encoder_hidden_size * 2 ** len(upsampling)

@@ -22,6 +22,7 @@ from torch import Tensor
 from audiogen.config import build
 from audiogen.errors import InputError, opening
 from audiogen.files import checkpoint, hub, pickles
+from audiogen.files.tensors import fill, unfilled
 from audiogen.text.t5_stack import T5Shape, T5Stack
 from audiogen.text.vocabulary import PAD_ID, Vocabulary
 
@@ -219,7 +220,7 @@ def named(
             tokenizer = PretrainedTokenizer(directory)
             stack, found = empty_stack(shape_of(directory)), stack_tensors(_weights(directory))
             needed = {name: found[name] for name in stack.state_dict() if name in found}
-            checkpoint.assign(stack, needed, directory, dtype=torch.float32)
+            fill(stack, needed, str, directory)
         check_width(stack.config.d_model, width, name_or_directory, where)
         return TextEncoder(stack, tokenizer)
 
@@ -241,7 +242,7 @@ def carried(
                 "name a T5 with its tokenizer as text encoder (--text-encoder), or leave the text out"
             )
         stack = empty_stack(shape)
-        checkpoint.assign(stack, tensors, where, dtype=torch.float32)
+        fill(stack, tensors, str, where)
         return TextEncoder(stack, open_tokenizer(tokenizer))
 
     return FrozenEncoder(shape.d_model, open_)
@@ -267,7 +268,7 @@ def read_shape(found: Any, where: str | Path) -> T5Shape:
 def empty_stack(shape: T5Shape) -> T5Stack:
     """An encoder stack without memory for its weights."""
     try:
-        with checkpoint.unfilled():
+        with unfilled():
             return T5Stack(shape)
     except (RuntimeError, TypeError) as error:  # of torch, for sizes that no memory has
         reason = " ".join(str(error).split())[:200]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from audiogen.config import Positive, Range, build, check_ranges, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
+from audiogen.files.tensors import fill, unfilled
 from audiogen.interfaces import Condition
 from audiogen.text import encoder
 from audiogen.text.condition import from_rows
@@ -205,10 +206,10 @@ class T5Conditioner(nn.Module):
             else:
                 width = tensors["output_proj.weight"].shape[-1]
                 frozen = encoder.named(config.encoder, width, directory, now=text_encoder is not None)
-        with checkpoint.unfilled():
+        with unfilled():
             conditioner = cls(config, vocabulary, trained, frozen)
-        checkpoint.assign(conditioner, tensors, directory, device, torch.float32)
-        return conditioner.eval()
+        fill(conditioner, tensors, str, directory)
+        return conditioner.eval().to(device)
 
 
 class TextStates(nn.Module):

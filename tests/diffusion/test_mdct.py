@@ -8,7 +8,7 @@ import torch
 from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
 from audiogen.diffusion.mdct import compress, expand, inverse_mdct, mdct, mdct_basis
 from audiogen.errors import InputError
-from audiogen.models.tensors import empty
+from audiogen.files.tensors import empty
 
 
 @pytest.mark.parametrize("bands", [2, 6, 64])

@@ -23,7 +23,6 @@ from transformers import (
 )
 
 from audiogen.errors import InputError
-from audiogen.files.hub import Layout
 from audiogen.interfaces import Condition
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.patterns import interleave
@@ -361,7 +360,7 @@ def test_weights_are_downloaded_once_where_a_release_has_them_in_two_precisions(
     weights: list[str], others: list[str]
 ) -> None:
     wanted = ["config.json", "generation_config.json", "spiece.model", "tokenizer.json", *weights]
-    layout = next(layout for layout in LAYOUTS if Layout(*layout[1:]).fits([*wanted, *others]))
+    layout = next(layout for layout in LAYOUTS if layout.fits([*wanted, *others]))
     assert layout.name == "transformers"
     assert list(filter_repo_objects([*wanted, *others], allow_patterns=list(layout.patterns))) == wanted
 

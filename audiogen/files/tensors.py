@@ -1,4 +1,4 @@
-"""Tensors of published files -> a module of ours: whether names, shapes and sizes fit, and filling it.
+"""Tensors of files -> a module: whether names, shapes and sizes fit, and filling it.
 
 Nothing of a network's size is allocated before all names and shapes are found to fit. Modules are made by `empty`, on
 the meta device; `fill` gives them one tensor after the other, so that a file that is mapped into memory is never there
@@ -7,20 +7,24 @@ as a whole beside the finished weights.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import mmap
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
-from audiogen.files.pickles import read_pickle
-from audiogen.models.settings import SIZE
 
 T = TypeVar("T")
+WIDEST = 2**18  # of one size of a network; a product of three such sizes is below 2**63
+RELEASED_BYTES = 2**20  # tensors of a file from which on their memory is given back
 # Weight norm's length g and direction v in place of a name's last part, in torch's two spellings.
 NORMED = (
     (".weight_g", ".weight_v"),
@@ -50,14 +54,31 @@ class Match(NamedTuple):
     tensors: list[Tensor]
     normed: bool = False
 
-    def value(self) -> Tensor:
-        """The tensor in memory of its own; in float32, if it is of floats."""
-        parts = [
-            part.detach().float() if part.is_floating_point() else part.detach() for part in self.tensors
-        ]
+    def value(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The tensor in memory of its own; in `dtype`, if it is of floats."""
+        parts = [part.detach() for part in self.tensors]
         if self.normed:
-            return fold(*parts)
-        return torch.cat(parts) if len(parts) > 1 else parts[0].clone(memory_format=torch.contiguous_format)
+            return fold(*(part.float() for part in parts)).to(dtype)
+        dtype = dtype if parts[0].is_floating_point() else parts[0].dtype
+        if len(parts) > 1:
+            return torch.cat(parts).to(dtype)
+        return parts[0].to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+    def rows(self, num_rows: int, where: str | Path) -> Iterator[Tensor]:
+        """The same as float32 copies of `num_rows` rows at a time; the last has the rest. One tensor is never joined.
+
+        No more than these rows is in memory, for mapped pages are given back.
+        """
+        whole = self.tensors[0].detach() if len(self.tensors) == 1 else torch.cat(self.tensors)
+        _check_finite(whole, self.names[-1], where)
+        for rows in whole.split(num_rows):
+            yield rows.to(torch.float32, copy=True)
+        self.release()
+
+    def release(self) -> None:
+        """Give back the mapped pages."""
+        for part in self.tensors:
+            release(part)
 
 
 # ---------------------------------------------------------------------------------------------------- sizes
@@ -68,11 +89,11 @@ def check_sizes(where: str | Path, num_tensors: int, num_layers: int, sizes: Ite
 
     num_layers: of the network, each of which has at least one tensor. sizes: of layers, products included.
     """
-    wide, allowed = list(sizes), int(SIZE.high)
-    if not 0 <= num_layers <= num_tensors or not all(0 <= size <= allowed for size in wide):
+    wide = list(sizes)
+    if not 0 <= num_layers <= num_tensors or not all(0 <= size <= WIDEST for size in wide):
         raise InputError(
             f"{where}: its configuration asks for {num_layers} layers, {min(wide):g} to {max(wide):g} wide, but it "
-            f"holds {num_tensors} tensors, and {allowed} is the widest; they do not belong together, copy it again"
+            f"holds {num_tensors} tensors, and {WIDEST} is the widest; they do not belong together, copy it again"
         )
 
 
@@ -92,7 +113,7 @@ def whole_numbers(config: Any) -> Iterator[int]:
 def empty(make: Callable[[], T], where: str | Path) -> T:
     """What `make` gives, without memory for its weights; InputError where its sizes make no network."""
     try:
-        with checkpoint.unfilled():
+        with unfilled():
             return make()
     except InputError:
         raise
@@ -101,21 +122,23 @@ def empty(make: Callable[[], T], where: str | Path) -> T:
         raise InputError(f"{where}: no network has the sizes of its configuration: {reason}") from None
 
 
-# ---------------------------------------------------------------------------------------------------- files
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Modules that are made inside have no memory for their weights (the meta device), for `assign` to fill."""
+    with torch.device("meta"), _NoInitialValues():
+        yield
 
 
-def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, its index, or a pickle, there those under `key` where it is given."""
-    if ".safetensors" in path.name:
-        return checkpoint.open_tensors(path)
-    found = read_pickle(path)
-    if key is not None:
-        found = found.get(key) if isinstance(found, dict) else None
-        if not isinstance(found, dict):
-            raise InputError(f"{path} lacks {key!r}; it is no checkpoint of this kind")
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}; names with tensors are needed")
-    return {str(name): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves out what only draws values: on the meta device, torch imports its compiler for a `normal_`, a second."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
@@ -245,30 +268,73 @@ def fill(
     *,
     own: Mapping[str, Tensor] | None = None,
     ignore: Iterable[str] = (),
-    device: str | torch.device = "cpu",
 ) -> None:
-    """Give a module of `empty` the tensors of a published file, checked by `match`; floats become float32.
+    """Give a module of `empty` the tensors of a file, checked by `match`; floats become float32.
 
-    own: what the file has no tensor for, such as a vocoder's mean. One tensor at a time is copied, or folded from
-    weight norm, and its mapped pages are given back. A value that is not finite is an InputError.
+    own: what the file has no tensor for, such as a vocoder's mean.
     """
-    targets, given = module.state_dict(), dict(own or {})
-    wanted = {name: target for name, target in targets.items() if name not in given}
-    filled = {name: tensor.to(device) for name, tensor in given.items()}
-    for name, found in match(wanted, tensors, source, where, ignore).items():
-        value = found.value().reshape(targets[name].shape)
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(
-                f"{where} is damaged: {found.names[-1]} holds values that are not finite; copy it again"
-            )
-        if targets[name].dtype is torch.bool:
-            value = value != 0
+    given = dict(own or {})
+    wanted = {name: target for name, target in module.state_dict().items() if name not in given}
+    assign(module, match(wanted, tensors, source, where, ignore), where, own=given)
+
+
+def assign(
+    module: nn.Module,
+    matches: Mapping[str, Match],
+    where: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    own: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Give a module of `empty` what `match` found; at most the finished weights and one tensor are in memory.
+
+    dtype: of the floating-point tensors. One at a time is copied, joined, or folded from weight norm, and its mapped
+    pages are given back. A value that is not finite is an InputError.
+    """
+    filled, targets = dict(own or {}), module.state_dict()
+    for name, found in matches.items():
+        target = targets[name]
+        value = found.value(dtype).reshape(target.shape)
+        _check_finite(value, found.names[-1], where)
+        if not target.is_floating_point():
+            value = value.to(target.dtype)
         filled[name] = value.to(device)
-        for part in found.tensors:
-            checkpoint.release(part)
+        found.release()
     module.load_state_dict(filled, assign=True)
     assert not any(buffer.is_meta for buffer in module.buffers()), "a buffer outside of the state dict"
-    module.eval()
+    for layer in module.modules():
+        if isinstance(layer, nn.RNNBase):
+            layer.flatten_parameters()  # cuDNN wants them in one piece
+
+
+def _check_finite(tensor: Tensor, name: str, where: str | Path) -> None:
+    """By the smallest and the largest value, where not-a-number wins; unlike `isfinite`, that takes no memory."""
+    if tensor.is_floating_point() and tensor.numel():
+        low, high = tensor.detach().aminmax()
+        if not low.isfinite() & high.isfinite():
+            raise InputError(f"{where} is damaged: {name} holds values that are not finite; copy it again")
+
+
+def release(tensor: Tensor) -> None:
+    """Give back the memory behind a tensor that is a view of a mapped file; it is read again if it is looked at again.
+
+    Only on Linux, and nothing happens to a tensor in memory of its own, or to a small one: looking for its file takes a
+    millisecond, and a model's small ones come to little. What was written to the mapped tensor is lost.
+    """
+    if sys.platform != "linux" or tensor.device.type != "cpu" or tensor.nbytes < RELEASED_BYTES:
+        return
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    end = start + (last + 1) * tensor.element_size()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, _, _, _, inode = line.split(maxsplit=5)[:5]
+        first, beyond = (int(address, 16) for address in addresses.split("-"))
+        if first <= start < beyond:
+            if inode != "0":  # anonymous memory would be zeroed: it has no file to come back from
+                start -= start % mmap.PAGESIZE
+                length = min(end, beyond) - start
+                ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+            return
 
 
 def fold(g: Tensor, v: Tensor) -> Tensor:
