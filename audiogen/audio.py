@@ -34,6 +34,7 @@ MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
 OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # the largest page
 MAX_LOAD_SAMPLES = 1_000_000_000  # 4 GB of float32, 17 hours of 16 kHz mono; longer sounds are for `stream`
+SAVE_SAMPLES = 1 << 16  # written at a time: longer pieces crash the Vorbis encoder
 SAVE_FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
 
 Read = Callable[[int, int], NDArray[np.float32]]  # source frames [start, stop) -> [frames, channels]
@@ -306,6 +307,18 @@ def below_full_scale(sound: Tensor) -> Tensor:
     return sound / max(1.0, float(sound.abs().max()))
 
 
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A file to write beside the target, which takes its place at the end; after an error an older target stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{os.getpid()}-{target.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def save(
     path: str | os.PathLike[str],
     audio: Tensor | Iterable[Tensor],
@@ -329,13 +342,13 @@ def save(
             f"{target}: cannot write {shape}, expected [channels, samples], at least one of each"
         )
     channels = first.shape[0]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}-{target.name}.tmp")
+    coding = {"subtype": SAVE_FORMATS[kind], "format": kind.upper()}
     over = total = 0
     try:
-        with soundfile.SoundFile(
-            temporary, "w", sample_rate, channels, subtype=SAVE_FORMATS[kind], format=kind.upper()
-        ) as file:
+        with (
+            _replacing(target) as temporary,
+            soundfile.SoundFile(temporary, "w", sample_rate, channels, **coding) as file,
+        ):
             for block in itertools.chain([first], blocks):
                 samples = block.detach().to("cpu", torch.float32)
                 if not torch.isfinite(samples).all():
@@ -344,17 +357,12 @@ def save(
                     )
                 over += int((samples.abs() > 1).sum())
                 total += samples.numel()
-                for piece in samples.clamp(-1, 1).split(
-                    1 << 16, dim=-1
-                ):  # longer ones crash the Vorbis encoder
+                for piece in samples.clamp(-1, 1).split(SAVE_SAMPLES, dim=-1):
                     file.write(piece.T.numpy())
-        os.replace(temporary, target)
     except soundfile.SoundFileError as error:
         raise InputError(
             f"{target}: {channels} channels at {sample_rate} Hz cannot be written as {kind} ({_reason(error)})"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     if over:
         log.warning("%s: %d of %d samples beyond full scale were clipped", target, over, total)
     return target
@@ -431,7 +439,6 @@ def save_spectrogram(path: str | os.PathLike[str], audio: Tensor, sample_rate: i
     from matplotlib.figure import Figure
 
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     mono = audio.detach().to("cpu", torch.float32).mean(0)
     n_fft = 1024 if sample_rate >= 16_000 else 512
     hop = max(n_fft // 4, mono.numel() // 2000)  # about 2,000 columns at most: more cannot be seen
@@ -449,15 +456,11 @@ def save_spectrogram(path: str | os.PathLike[str], audio: Tensor, sample_rate: i
         cmap="magma",
         vmin=-100,
         vmax=-20,
-        extent=(0.0, mono.numel() / sample_rate, 0.0, sample_rate / 2000),
+        extent=(0.0, mono.numel() / sample_rate, 0.0, sample_rate / 2000),  # s, kHz
     )
     axes.set(xlabel="time (s)", ylabel="frequency (kHz)")
     axes.set_title(title, fontsize=10, loc="left", wrap=True, parse_math=False)
     figure.colorbar(image, ax=axes, label="level (dB)")
-    temporary = target.with_name(f".{os.getpid()}-{target.name}.tmp")
-    try:
+    with _replacing(target) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return target

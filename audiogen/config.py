@@ -56,10 +56,13 @@ NotNegativeFloat = Annotated[float, Range(0)]
 Probability = Annotated[float, Range(0, 1)]
 
 
-def check_ranges(config: Any) -> None:
-    """Call in a dataclass's `__post_init__`: InputError names the first field outside of its `Range` or `Literal`."""
+def check_ranges(config: Any, where: str = "") -> None:
+    """Call in a dataclass's `__post_init__`: InputError names the first field outside of its `Range` or `Literal`.
+
+    where: the key under which such a dataclass stands in a recipe.
+    """
     for name, hint in _annotations(config.__class__).items():
-        _check_range(name, getattr(config, name), hint)
+        _check_range(_join(where, name), getattr(config, name), hint)
 
 
 @cache

@@ -11,7 +11,7 @@ import torch
 
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import TEMPORARY as TEMPORARY
-from audiogen.generators.load import AudioGen, open_generator
+from audiogen.generators.load import AudioGen, load
 from audiogen.models.build import open_codec
 from audiogen.models.find import CODEC, LM, SYSTEM, Found, find
 from audiogen.models.own import save_codec
@@ -30,7 +30,7 @@ def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
     latent = found.kind == SYSTEM
     read_as = "float32" if args.adapter is not None or latent else args.dtype
     packed = None if latent else False
-    model = open_generator(found, "cpu", read_as, args.text_encoder, args.adapter, packed)
+    model = load(found, "cpu", read_as, args.text_encoder, args.adapter, packed)
     if not isinstance(model, AudioGen):
         if (args.to, args.dtype) != ("audiogen", "float32"):
             raise InputError(

@@ -60,7 +60,7 @@ def run(
         found = {model: generators.find(model) for model in comparison.models}
 
         def open_found(model: str, device: str) -> Generator:
-            return generators.open_generator(found[model], device, comparison.dtype)
+            return generators.load(found[model], device, comparison.dtype)
 
         open_generator = open_found
     warnings, note = scores.once(warn)

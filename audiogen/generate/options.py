@@ -11,27 +11,10 @@ from audiogen.generators.request import FAMILIES, refuse
 
 FORMATS = ("wav", "flac", "ogg", "mp3")
 # By the names in the parsed arguments; their defaults say that nothing was given.
-LM_ONLY = (
-    "continue_from",
-    "adapter",
-    "peer_padding",
-    "temperature",
-    "top_k",
-    "top_p",
-    "cuda_graph",
-    "stream",
-)
-LATENT_ONLY = (
-    "steps",
-    "sampler",
-    "init",
-    "strength",
-    "inpaint",
-    "upsample",
-    "candidates",
-    "clap",
-    "heads",
-)
+LM_DRAWS = ("temperature", "top_k", "top_p", "peer_padding")
+LM_ONLY = ("continue_from", "adapter", *LM_DRAWS, "cuda_graph", "stream")
+LATENT_EDITS = ("init", "strength", "inpaint", "upsample")
+LATENT_ONLY = ("steps", "sampler", *LATENT_EDITS, "candidates", "clap", "heads")
 MAX_THREADS = 1024
 
 

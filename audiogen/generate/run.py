@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
             edit = Edit(*audio.load(args.init), args.strength, args.inpaint, args.upsample)
             jobs = plan(args, edit.duration_s)
         packed = True if args.cuda_graph else None
-        generator = generators.open_generator(
+        generator = generators.load(
             found, args.device, args.dtype, args.text_encoder, args.adapter, packed, args.heads, args.clap
         )
         if edit is not None and edit.sample_rate != generator.sample_rate:

@@ -35,7 +35,6 @@ from audiogen.diffusion.samplers import make_sampler
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import request as requests
-from audiogen.generators.request import Request
 from audiogen.interfaces import Edit, Progress, Sampling
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.find import SYSTEM, Found, find
@@ -92,7 +91,7 @@ class LatentGenerator:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_dir: str | Path,
+        name_or_dir: str | Path | Found,
         device: str = "auto",
         dtype: str = "auto",
         text_encoder: str | None = None,
@@ -102,26 +101,13 @@ class LatentGenerator:
     ) -> LatentGenerator:
         """Open a bundled system, a run's directory, or a release in any format of `models.released`, or its hub id.
 
-        device: as in `AudioGen`. dtype: that the denoiser computes in, its weights staying float32: "float32",
-        "bfloat16", "float16" (CUDA), or "auto" for bfloat16 on CUDA and float32 elsewhere. text_encoder: a T5 (for
-        AudioLDM, which has none, a CLAP), directory or hub id, in place of the one that the system names. heads, ema:
-        see `load_released`; `notes` says what was used. clap: a CLAP model with an audio branch, directory or
-        hub id, that ranks candidates.
+        name_or_dir: one of those, or what `find` found. device: as in `AudioGen`. dtype: that the denoiser computes in,
+        its weights staying float32: "float32", "bfloat16", "float16" (CUDA), or "auto" for bfloat16 on CUDA and float32
+        elsewhere. text_encoder: a T5 (for AudioLDM, which has none, a CLAP), directory or hub id, in place of the one
+        that the system names. heads, ema: see `load_released`; `notes` says what was used. clap: a CLAP model with an
+        audio branch, directory or hub id, that ranks candidates.
         """
-        return cls.open(find(name_or_dir, SYSTEM), device, dtype, text_encoder, heads, ema, clap)
-
-    @classmethod
-    def open(
-        cls,
-        found: Found,
-        device: str = "auto",
-        dtype: str = "auto",
-        text_encoder: str | None = None,
-        heads: tuple[int, ...] | None = None,
-        ema: bool | None = None,
-        clap: str | None = None,
-    ) -> LatentGenerator:
-        """`from_pretrained` of what `find` found."""
+        found = name_or_dir if isinstance(name_or_dir, Found) else find(name_or_dir, SYSTEM)
         with _quiet():
             released = load_released(found, heads, ema)
         if text_encoder is not None:
@@ -231,6 +217,7 @@ class LatentGenerator:
         sounds = [self._decode(self.system.autoencoder.encode(row[None].to(self.device))) for row in audio]
         return torch.stack([sound[:, : audio.shape[-1]] for sound in sounds])
 
+    @torch.no_grad()
     def generate(
         self,
         texts: Sequence[str | None],
@@ -262,7 +249,39 @@ class LatentGenerator:
                 )
             for duration in request.durations_s:
                 edit.check_duration(duration)
-        return self._run(request, chosen, sampling.negative, edit, candidates, clap, progress)
+        durations = request.durations_s
+        shapes = [self._shape(duration) for duration in durations]
+        conditions = [
+            self._conditioning(text, duration, sampling.negative)
+            for text, duration in zip(texts, durations, strict=True)
+        ]
+        pairs = zip(durations, shapes, strict=True)
+        references = [] if edit is None else [self._reference(edit, *pair) for pair in pairs]
+        runs = [(row, candidate) for row in range(len(texts)) for candidate in range(candidates)]
+        sounds: list[list[Tensor]] = [[] for _ in texts]  # [C, n] of each candidate of each row
+        done = 0
+        for group in requests.alike([shapes[row] for row, _ in runs], self.batch_size):
+            members = [runs[index] for index in group]
+            rows = [row for row, _ in members]
+            seeds = [(request.seeds[row] + number * CANDIDATE_STRIDE) % 2**63 for row, number in members]
+            latents = sample(
+                self._denoise,
+                self.process,
+                chosen,
+                stack([conditions[row][0] for row in rows]),
+                Noise(shapes[rows[0]], seeds, self.device),
+                negative=stack([conditions[row][1] for row in rows]),
+                reference=_together([references[row] for row in rows]) if references else None,
+                callback=requests.part_of(progress, done / len(runs), len(group) / len(runs)),
+            )
+            for row, latent in zip(rows, latents, strict=True):
+                sounds[row].append(self._decode(latent[None])[:, : self.num_samples(durations[row])])
+            done += len(group)
+        result = torch.zeros(len(texts), self.channels, max(map(self.num_samples, durations)))
+        for row, made in enumerate(sounds):
+            best = made[0] if clap is None else self._best(torch.stack(made), texts[row], clap)
+            result[row, :, : best.shape[-1]] = best
+        return result
 
     def stream(
         self,
@@ -276,54 +295,6 @@ class LatentGenerator:
     ) -> Iterator[Tensor]:
         """InputError: all of a sound is denoised together, so no piece of it is ready before the others."""
         raise InputError(f"stream is not for {requests.FAMILIES[1]}; use generate")
-
-    @torch.no_grad()
-    def _run(
-        self,
-        request: Request,
-        sampling: LatentSampling,
-        negative: str | None,
-        edit: Edit | None,
-        candidates: int,
-        clap: Clap | None,
-        progress: Progress | None,
-    ) -> Tensor:
-        """Generate group by group -> audio [B, C, N] on the CPU."""
-        texts, durations = request.texts, request.durations_s
-        shapes = [self._shape(duration) for duration in durations]
-        conditions = [
-            self._conditioning(text, duration, negative)
-            for text, duration in zip(texts, durations, strict=True)
-        ]
-        references = [
-            None if edit is None else self._reference(edit, duration, shape)
-            for duration, shape in zip(durations, shapes, strict=True)
-        ]
-        runs = [(row, candidate) for row in range(len(texts)) for candidate in range(candidates)]
-        sounds: list[list[Tensor]] = [[] for _ in texts]  # [C, n] of each candidate of each row
-        done = 0
-        for group in requests.alike([shapes[row] for row, _ in runs], self.batch_size):
-            members = [runs[index] for index in group]
-            rows = [row for row, _ in members]
-            seeds = [(request.seeds[row] + number * CANDIDATE_STRIDE) % 2**63 for row, number in members]
-            latents = sample(
-                self._denoise,
-                self.process,
-                sampling,
-                stack([conditions[row][0] for row in rows]),
-                Noise(shapes[rows[0]], seeds, self.device),
-                negative=stack([conditions[row][1] for row in rows]),
-                reference=_together([references[row] for row in rows]),
-                callback=requests.part_of(progress, done / len(runs), len(group) / len(runs)),
-            )
-            for row, latent in zip(rows, latents, strict=True):
-                sounds[row].append(self._decode(latent[None])[:, : self.num_samples(durations[row])])
-            done += len(group)
-        result = torch.zeros(len(texts), self.channels, max(map(self.num_samples, durations)))
-        for row, made in enumerate(sounds):
-            best = made[0] if clap is None else self._best(torch.stack(made), texts[row], clap)
-            result[row, :, : best.shape[-1]] = best
-        return result
 
     def _denoise(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The prediction for x_t; weights and times stay float32 whatever the products are computed in."""
@@ -427,17 +398,10 @@ def _replace_text(released: Released, text_encoder: str, where: str | Path) -> N
         conditioner.text = TextStates(dataclasses.replace(config, encoder=text_encoder))
 
 
-def _together(references: Sequence[Reference | None]) -> Reference | None:
-    """References of one row each, with one strength, as one; their masks are alike but for the batch."""
-    given = [reference for reference in references if reference is not None]
-    if not given:
-        return None
-    masks = [reference.mask for reference in given if reference.mask is not None]
-    return Reference(
-        torch.cat([reference.latents for reference in given]),
-        given[0].strength,
-        torch.stack(masks) if masks else None,
-    )
+def _together(references: Sequence[Reference]) -> Reference:
+    """References of one row each, made by one edit, as one of several rows."""
+    latents, strengths, masks = zip(*((r.latents, r.strength, r.mask) for r in references), strict=True)
+    return Reference(torch.cat(latents), strengths[0], None if masks[0] is None else torch.stack(masks))
 
 
 def _num_frozen_parameters(conditioner: Conditioner) -> int:

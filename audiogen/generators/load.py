@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    name: str | Path,
+    name: str | Path | Found,
     device: str = "auto",
     dtype: str = "auto",
     text_encoder: str | None = None,
@@ -28,24 +28,11 @@ def load(
 ) -> AudioGen | LatentGenerator:
     """Open a generator of any family: a token language model, or a latent-diffusion system.
 
-    name: a bundled model, a directory of ours or of any release that is read, or a hub id[@revision].
+    name: a bundled model, a directory of ours or of any release that is read, a hub id[@revision], or what `find` gave.
     adapter, packed are for the first, heads, clap for the second; arguments as in `AudioGen.from_pretrained` and
     `LatentGenerator.from_pretrained`.
     """
-    return open_generator(find(name), device, dtype, text_encoder, adapter, packed, heads, clap)
-
-
-def open_generator(
-    found: Found,
-    device: str = "auto",
-    dtype: str = "auto",
-    text_encoder: str | None = None,
-    adapter: str | Path | None = None,
-    packed: bool | None = None,
-    heads: tuple[int, ...] | None = None,
-    clap: str | None = None,
-) -> AudioGen | LatentGenerator:
-    """`load` of what `find` found."""
+    found = name if isinstance(name, Found) else find(name)
     check_generates(found)
     for option, value, kind in (
         ("adapter", adapter, LM),
@@ -60,8 +47,8 @@ def open_generator(
     if found.kind == SYSTEM:
         from audiogen.generators.latent import LatentGenerator
 
-        return LatentGenerator.open(found, device, dtype, text_encoder, heads, clap=clap)
-    return AudioGen.open(found, device, dtype, text_encoder, adapter, packed)
+        return LatentGenerator.from_pretrained(found, device, dtype, text_encoder, heads, clap=clap)
+    return AudioGen.from_pretrained(found, device, dtype, text_encoder, adapter, packed)
 
 
 def check_generates(found: Found) -> None:

@@ -43,7 +43,15 @@ def check(
         raise InputError("the negative text is empty; give words, or None for no text")
     if guidance is not None and not math.isfinite(guidance):
         raise InputError(f"guidance is {guidance}; it must be a number, 1 for none")
-    return Request(list(texts), _durations(duration_s, len(texts)), _seeds(seed, len(texts)))
+    durations = list(duration_s) if isinstance(duration_s, Sequence) else [duration_s] * len(texts)
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed + row for row in range(len(texts))]
+    for name, values in (("durations", durations), ("seeds", seeds)):
+        if len(values) != len(texts):
+            raise InputError(f"{len(values)} {name} for {len(texts)} texts; give one, or one a text")
+    for number in seeds:
+        if not 0 <= number < 2**63:
+            raise InputError(f"seed is {number}; it must be from 0 to {2**63 - 1}")
+    return Request(list(texts), durations, seeds)
 
 
 def refuse(options: Mapping[str, object], what: str) -> None:
@@ -51,25 +59,6 @@ def refuse(options: Mapping[str, object], what: str) -> None:
     for name, value in options.items():
         if value is not None and value is not False:  # 0 is given, and equals False
             raise InputError(f"{name} is not for {what}; drop {name}")
-
-
-def _durations(value: float | Sequence[float], count: int) -> list[float]:
-    """One duration a row."""
-    durations = list(value) if isinstance(value, Sequence) else [value] * count
-    if len(durations) != count:
-        raise InputError(f"{len(durations)} durations for {count} texts; give one, or one a text")
-    return durations
-
-
-def _seeds(value: int | Sequence[int], count: int) -> list[int]:
-    """One seed a row: those given, or counted up from the one given."""
-    seeds = list(value) if isinstance(value, Sequence) else [value + row for row in range(count)]
-    if len(seeds) != count:
-        raise InputError(f"{len(seeds)} seeds for {count} texts; give one, or one a text")
-    for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise InputError(f"seed is {seed}; it must be from 0 to {2**63 - 1}")
-    return seeds
 
 
 def alike(keys: Sequence[Hashable], size: int) -> Iterator[list[int]]:

@@ -20,7 +20,6 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.files.tensors import unfilled
 from audiogen.generators import request as requests
-from audiogen.generators.request import Request
 from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling
 from audiogen.lm import decoders, lora
 from audiogen.lm.model import LMConfig, TokenLM
@@ -48,6 +47,9 @@ class AudioGen:
     up), and a row passes the text encoder and the codec by itself. The C++ kernels compute every row by itself: they
     run on at most `batch_size` rows, without filling up.
     """
+
+    family = "token LM"
+    notes: tuple[str, ...] = ()  # files of language models leave no choice
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class AudioGen:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_dir: str | Path = "lm_tiny",
+        name_or_dir: str | Path | Found = "lm_tiny",
         device: str = "auto",
         dtype: str = "auto",
         text_encoder: str | None = None,
@@ -100,27 +102,16 @@ class AudioGen:
     ) -> AudioGen:
         """Open a bundled model, a model directory, or a public release: its directory or "org/name[@revision]".
 
-        device: "cpu", "cuda", "cuda:1", "mps", or "auto": a CUDA GPU where there is one, else the CPU. dtype: of the
-        language model, "float32", "bfloat16", "float16", "int8" (CPU or CUDA), or "auto" for bfloat16 where the device
-        has it and float32 elsewhere; the text encoder and the codec stay in float32. text_encoder: a T5, directory or
-        hub id, in place of the one that the model names. adapter: a directory that LoRA fine-tuning of this model
-        wrote. packed: weights go from their files into a form that decodes several times faster (`lm.decoders`); the
-        PyTorch module, `lm`, is read when it is first asked for. False runs that instead. None is True on a CPU; on
-        CUDA, where the packed form has been tested without a GPU only, it is False but for int8.
+        name_or_dir: one of those, or what `find` found. device: "cpu", "cuda", "cuda:1", "mps", or "auto": a CUDA GPU
+        where there is one, else the CPU. dtype: of the language model, "float32", "bfloat16", "float16", "int8" (CPU or
+        CUDA), or "auto" for bfloat16 where the device has it and float32 elsewhere; the text encoder and the codec stay
+        in float32. text_encoder: a T5, directory or hub id, in place of the one that the model names. adapter: a
+        directory that LoRA fine-tuning of this model wrote. packed: weights go from their files into a form that
+        decodes several times faster (`lm.decoders`); the PyTorch module, `lm`, is read when it is first asked for.
+        False runs that instead. None is True on a CPU; on CUDA, where the packed form has been tested without a GPU
+        only, it is False but for int8.
         """
-        return cls.open(find(name_or_dir, LM), device, dtype, text_encoder, adapter, packed)
-
-    @classmethod
-    def open(
-        cls,
-        found: Found,
-        device: str = "auto",
-        dtype: str = "auto",
-        text_encoder: str | None = None,
-        adapter: str | Path | None = None,
-        packed: bool | None = None,
-    ) -> AudioGen:
-        """`from_pretrained` of what `find` found."""
+        found = name_or_dir if isinstance(name_or_dir, Found) else find(name_or_dir, LM)
         where = choose_device(device)
         dtype = decoders.choose_dtype(dtype, where)
         if packed is None:
@@ -185,14 +176,10 @@ class AudioGen:
 
     def identity(self) -> str:
         """16 hex digits that change with any weight, and with the number type they are rounded to."""
-        lm = (
-            self._lm.identity()
-            if isinstance(self._lm, LMParts)
-            else checkpoint.identity(self._lm.state_dict())
-        )
-        text = checkpoint.identity(self.conditioner.state_dict())
-        codec = checkpoint.identity(self.codec.state_dict())
-        parts = [lm, text, codec, type(self.decoder).__name__, getattr(self.decoder, "dtype", "")]
+        lm = self._lm
+        lm_identity = lm.identity() if isinstance(lm, LMParts) else checkpoint.identity(lm.state_dict())
+        others = [checkpoint.identity(part.state_dict()) for part in (self.conditioner, self.codec)]
+        parts = [lm_identity, *others, type(self.decoder).__name__, getattr(self.decoder, "dtype", "")]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @property
@@ -201,19 +188,9 @@ class AudioGen:
         return self.decoder.device
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What was chosen where the files leave a choice, a line each: nothing."""
-        return ()
-
-    @property
     def frame_rate(self) -> float:
         """Frames of tokens a second, Hz."""
         return self.codec.sample_rate / self.codec.hop_length
-
-    @property
-    def family(self) -> str:
-        """What kind of system this is, for tables."""
-        return "token LM"
 
     @property
     def latent_rate(self) -> str:
@@ -250,6 +227,7 @@ class AudioGen:
             sounds.append(self._decode(codes[0])[:, : audio.shape[-1]].cpu())
         return torch.stack(sounds)
 
+    @torch.inference_mode()
     def generate(
         self,
         texts: Sequence[str | None],
@@ -270,10 +248,46 @@ class AudioGen:
         requests.refuse({"edit": edit}, requests.FAMILIES[0])
         draws = _draws(sampling)
         request = requests.check(texts, duration_s, seed, guidance, sampling)
-        codes = None if prompt is None else self._encode_prompt(*prompt, len(texts))
-        return self._run(
-            request, self.guidance if guidance is None else guidance, sampling, draws, codes, progress
-        )
+        given = None if prompt is None else self._encode_prompt(*prompt, len(texts))  # [B, K, P]
+        frames = [self.num_frames(duration) for duration in request.durations_s]
+        if given is not None and min(frames) <= given.shape[-1]:
+            raise InputError(
+                f"duration is {min(request.durations_s):g} s, but the sound to continue has "
+                f"{given.shape[-1] / self.frame_rate:g} s and the duration counts it in; give a longer one"
+            )
+        conditions = self._conditions(texts, sampling.peer_padding)
+        without = self._negative(sampling)
+        lengths = [self.num_samples(duration) for duration in request.durations_s]
+        result = torch.zeros(len(texts), self.channels, max(lengths))
+        num_done = 0
+        for rows in self._groups(conditions, frames):
+            missing = 0 if self.decoder.independent_rows else self.batch_size - len(rows)
+            filled = rows + rows[-1:] * missing
+            wanted = TokenRequest(
+                stack([conditions[row] for row in filled]),
+                [frames[row] for row in filled],
+                [request.seeds[row] for row in filled],
+                self.guidance if guidance is None else guidance,
+                None if without is None else stack([without] * len(filled)),
+                None if given is None else given[filled],
+            )
+            callback = requests.part_of(progress, num_done / len(texts), len(rows) / len(texts))
+            codes = generate_tokens(
+                self.decoder, wanted, draws, max_frames=self.max_frames, callback=callback
+            )
+            for row, row_codes in zip(rows, codes, strict=False):
+                sound = self._decode(row_codes[:, : frames[row]])[:, : lengths[row]]
+                result[row, :, : lengths[row]] = sound.cpu()
+            num_done += len(rows)
+        return result
+
+    def _groups(self, conditions: Sequence[Condition], frames: Sequence[int]) -> list[list[int]]:
+        """Rows that run together: alike in lengths, unless they are independent; then the longest go together."""
+        if not self.decoder.independent_rows:
+            text_lengths = [condition.mask.shape[1] for condition in conditions]
+            return list(requests.alike(list(zip(text_lengths, frames, strict=True)), self.batch_size))
+        order = sorted(range(len(frames)), key=lambda row: -frames[row])
+        return [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
 
     def generate_continuation(
         self,
@@ -358,70 +372,18 @@ class AudioGen:
         """Audio samples for a duration."""
         return max(1, round(duration_s * self.sample_rate))
 
-    @torch.inference_mode()
-    def _run(
-        self,
-        request: Request,
-        guidance: float,
-        sampling: Sampling,
-        draws: TokenSampling,
-        prompt: Tensor | None,
-        progress: Progress | None,
-    ) -> Tensor:
-        """Generate group by group -> audio [B, C, N] on the CPU; prompt is codes [B, K, P].
-
-        Rows of a group are alike in lengths, unless they are independent: then the longest go together.
-        """
-        texts, durations, seeds = request.texts, request.durations_s, request.seeds
-        frames = [self.num_frames(duration) for duration in durations]
-        if prompt is not None and min(frames) <= prompt.shape[-1]:
-            given_s = prompt.shape[-1] / self.frame_rate
-            raise InputError(
-                f"duration is {min(durations):g} s, but the sound to continue has {given_s:g} s and the duration "
-                "counts it in; give a longer one"
-            )
-        conditions = self._conditions(texts, sampling.peer_padding)
-        without = self._negative(sampling)
-        result = torch.zeros(len(texts), self.channels, max(map(self.num_samples, durations)))
-        share_done = 0.0
-        lengths = [condition.mask.shape[1] for condition in conditions]
-        if self.decoder.independent_rows:
-            order = sorted(range(len(texts)), key=lambda row: -frames[row])
-            groups = [
-                order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)
-            ]
-        else:
-            groups = list(requests.alike(list(zip(lengths, frames, strict=True)), self.batch_size))
-        for rows in groups:
-            missing = 0 if self.decoder.independent_rows else self.batch_size - len(rows)
-            filled = rows + rows[-1:] * missing
-            share = len(rows) / len(texts)
-            wanted = TokenRequest(
-                stack([conditions[row] for row in filled]),
-                [frames[row] for row in filled],
-                [seeds[row] for row in filled],
-                guidance,
-                None if without is None else stack([without] * len(filled)),
-                None if prompt is None else prompt[filled],
-            )
-            callback = requests.part_of(progress, share_done, share)
-            codes = generate_tokens(
-                self.decoder, wanted, draws, max_frames=self.max_frames, callback=callback
-            )
-            for row, row_codes in zip(rows, codes, strict=False):
-                length = self.num_samples(durations[row])
-                result[row, :, :length] = self._decode(row_codes[:, : frames[row]])[:, :length].cpu()
-            share_done += share
-        return result
-
     def _conditions(self, texts: Sequence[str | None], peer_padding: bool) -> list[Condition]:
-        """Each text as a condition of one row, encoded by itself."""
+        """Each text as a condition of one row, encoded by itself, L padded to a multiple of TEXT_MULTIPLE."""
         alone = [self.conditioner([text]) for text in texts]
         if peer_padding:
             together = pad_like_peers(alone)
             pairs = zip(together.tokens.split(1), together.mask.split(1), strict=True)
             alone = [Condition(tokens, mask) for tokens, mask in pairs]
-        return [_pad(condition) for condition in alone]
+        pads = [(0, -condition.mask.shape[1] % TEXT_MULTIPLE) for condition in alone]
+        return [
+            Condition(F.pad(condition.tokens, (0, 0, *pad)), F.pad(condition.mask, pad))
+            for condition, pad in zip(alone, pads, strict=True)
+        ]
 
     def _negative(self, sampling: Sampling) -> Condition | None:
         """What guidance moves away from, one row."""
@@ -471,9 +433,3 @@ def _draws(sampling: Sampling) -> TokenSampling:
     )
     given = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
     return TokenSampling(**{name: value for name, value in given.items() if value is not None})
-
-
-def _pad(condition: Condition) -> Condition:
-    """Pad L to a multiple of TEXT_MULTIPLE, masked."""
-    more = -condition.mask.shape[1] % TEXT_MULTIPLE
-    return Condition(F.pad(condition.tokens, (0, 0, 0, more)), F.pad(condition.mask, (0, more)))

@@ -14,13 +14,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiogen.config import build, to_plain
+from audiogen.config import Positive, Range, build, check_ranges, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.lm.model import TokenLM
@@ -40,18 +40,13 @@ class LoraConfig:
     cross-attention), out_proj (of both), ff_in, ff_out.
     """
 
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: Positive = 16
+    alpha: Annotated[float, Range(0, math.inf, above=True, below=True)] = 16.0
+    dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError(f"lora.rank is {self.rank}; it must be at least 1")
-        if self.alpha <= 0 or not math.isfinite(self.alpha):
-            raise InputError(f"lora.alpha is {self.alpha}; it must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"lora.dropout is {self.dropout}; it must be in [0, 1)")
+        check_ranges(self, "lora")
         unknown = [target for target in self.targets if target not in TARGETS]
         if unknown or not self.targets:
             raise InputError(

@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from audiogen.config import Positive, PositiveFloat, Range, check_ranges
 from audiogen.errors import InputError
 from audiogen.files.tensors import unfilled
 from audiogen.interfaces import Condition
 from audiogen.lm.efficient import Recompute, cross_entropy, run_layer
 from audiogen.lm.patterns import (
-    PATTERNS,
     Pattern,
     PatternName,
     PatternSchedule,
@@ -46,32 +46,24 @@ class LMConfig:
     sqrt(K / D), beside positions of 0.7, so at first codes weigh less than positions: short trainings want more.
     """
 
-    num_codebooks: int
-    codebook_size: int
+    num_codebooks: Positive
+    codebook_size: Positive
     dim: int
-    num_layers: int
-    num_heads: int
-    ff_mult: int = 4
-    dropout: float = 0.0
+    num_layers: Positive
+    num_heads: Positive
+    ff_mult: Positive = 4
+    dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
     pattern: PatternName = "delay"
     delays: tuple[int, ...] = ()
-    embedding_scale: float = 1.0
+    embedding_scale: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("num_codebooks", "codebook_size", "num_layers", "num_heads", "ff_mult"):
-            if getattr(self, name) < 1:
-                raise InputError(f"lm.{name} is {getattr(self, name)}; it must be at least 1")
+        check_ranges(self, "lm")
         if self.dim < 4 or self.dim % self.num_heads or self.dim % 2:
             raise InputError(
                 f"lm.dim is {self.dim}; it must be even, at least 4, and a multiple of lm.num_heads "
                 f"({self.num_heads})"
             )
-        if self.embedding_scale <= 0:
-            raise InputError(f"lm.embedding_scale is {self.embedding_scale}; it must be above 0")
-        if not 0.0 <= self.dropout < 1.0:
-            raise InputError(f"lm.dropout is {self.dropout}; it must be in [0, 1)")
-        if self.pattern not in PATTERNS:
-            raise InputError(f"lm.pattern is {self.pattern!r}; allowed: {', '.join(PATTERNS)}")
         if self.delays and self.pattern != "delay":
             raise InputError(f"lm.delays is only for pattern delay, not {self.pattern}: leave it empty")
         if self.delays and (len(self.delays) != self.num_codebooks or min(self.delays) != 0):

@@ -13,11 +13,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from audiogen.config import NotNegative, Probability, Range, check_ranges
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm import patterns
@@ -58,17 +59,12 @@ class TokenSampling:
     codes that together reach p.
     """
 
-    temperature: float = 1.0
-    top_k: int = 250
-    top_p: float = 0.0
+    temperature: Annotated[float, Range(0, below=True)] = 1.0
+    top_k: NotNegative = 250
+    top_p: Probability = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}; it must be 0 (most probable code) or above")
-        if self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}; it must be 0 (keep all codes) or above")
-        if not 0.0 <= self.top_p <= 1.0:
-            raise InputError(f"top_p is {self.top_p}; it must be in [0, 1], 0 for top_k instead")
+        check_ranges(self)
 
 
 def draw(logits: Tensor, sampling: TokenSampling, uniform: Tensor) -> Tensor:
@@ -322,10 +318,5 @@ def _decode(
         steps[..., step] = torch.where(is_new[..., step], drawn, steps[..., step])
         new = steps[..., step : step + 1]
         advance()
-    return _collect(steps, pattern, decoder.special)
-
-
-def _collect(steps: Tensor, pattern: patterns.Pattern, special: int) -> Tensor:
-    """Completed steps [B, K, S] -> codes [B, K, T]."""
-    completed = patterns.deinterleave(steps, pattern)
-    return completed.masked_fill(completed == special, 0)  # past the end of a shorter row
+    completed = patterns.deinterleave(steps, pattern)  # [B, K, T]
+    return completed.masked_fill(completed == decoder.special, 0)  # past the end of a shorter row

@@ -32,7 +32,7 @@ MAX_STEPS = 128  # steps in one call: a longer prefill goes in pieces, which bou
 
 
 class ThreadPool:
-    """ThreadPool that share the work of a call. They belong to this process: a fork of it starts its own."""
+    """Threads that share the work of a call. They belong to this process: a fork of it starts its own."""
 
     def __init__(self, native: ctypes.CDLL, num_threads: int):
         self.num_threads, self.process = num_threads, os.getpid()
@@ -73,7 +73,7 @@ class NativeLM:
     dtype: of the weights. bfloat16 rounds weights and inputs of products; int8 has a scale for every output of a
     matrix and quantises inputs by groups of 64 as they come. The rest is float32: embeddings, norms, softmax, logits.
     native: from `library()` unless given. read: gives a weight by its name in `lm`, which may then be on the meta
-    device: so weights go from a file into their packed form, and are never in memory twice. ThreadPool are those of
+    device: so weights go from a file into their packed form, and are never in memory twice. Threads are those of
     torch.get_num_threads() at each call, which begins as OMP_NUM_THREADS.
     """
 
