@@ -20,9 +20,6 @@ from torch.nn.utils import parametrizations, parametrize
 from audiogen.codec.packed import PackedConv1d, PackedConvTranspose1d, PackedLSTM
 from audiogen.errors import InputError
 
-PAD_MODES = ("constant", "reflect", "replicate")
-NORMS = ("none", "group")
-
 
 class PastInput(NamedTuple):
     """Input [B, D, n] that later outputs of a layer need; `padded` where it has had its padding on the left."""

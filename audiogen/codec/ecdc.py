@@ -19,16 +19,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from struct import Struct
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from audiogen.codec.tokens import TokenHeader, pack, unpack
+from audiogen.codec.tokens import TokenHeader, check_segment, pack, unpack
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import write_bytes_atomic
 from audiogen.interfaces import Segment
@@ -87,7 +86,12 @@ def read_ecdc(path: str | Path) -> tuple[TokenHeader, list[Segment]]:
         where, num_frames = f"{path}: segment {index}", header.segment_frames(index)
         scale = None
         if header.normalised:
-            scale, position = _read_scale(data, position, where)
+            if position + SCALE.size > len(data):
+                raise InputError(f"{where}: truncated: the file ends before its scale")
+            (number,) = SCALE.unpack_from(data, position)
+            if not (math.isfinite(number) and number > 0):
+                raise InputError(f"{where}: damaged: its scale is {number}; positive numbers are allowed")
+            scale, position = torch.tensor([number]), position + SCALE.size
         end = position + -(-num_frames * header.num_codebooks * header.bits_per_code // 8)
         if end > len(data):
             raise InputError(
@@ -113,8 +117,15 @@ def write_ecdc(path: str | Path, header: TokenHeader, segments: Iterable[Segment
         pieces = [Segment(torch.cat([piece.codes for piece in pieces], -1), pieces[0].scale)]
     stated = {"m": header.codec, "al": header.num_samples, "nc": header.num_codebooks, "lm": False}
     try:
-        _check_segments(_parse(stated), pieces)
-    except InputError as error:
+        frames = [_parse(stated).segment_frames(index) for index in range(header.num_segments)]
+        if (given := [piece.codes.shape[-1] for piece in pieces]) != frames:
+            raise InputError(
+                f"got {len(given)} segments of {given[:2]} frames; {header.num_samples} samples are {len(frames)}, of "
+                f"{frames[:2]}"
+            )
+        for piece in pieces:
+            check_segment(header, *piece)
+    except ValueError as error:  # InputError is one
         raise InputError(f"{path} cannot be written: {error}") from None
     text = json.dumps(stated).encode()
     parts = [PREFIX.pack(MAGIC, VERSION, len(text)), text]
@@ -169,29 +180,3 @@ def _parse(stated: dict[str, Any]) -> TokenHeader:
     if type(entropy_coded) is not bool:
         raise InputError(f"lm {entropy_coded!r:.40}; allowed: true, false")
     return replace(model, **values)
-
-
-def _read_scale(data: bytes, position: int, where: str) -> tuple[Tensor, int]:
-    if position + SCALE.size > len(data):
-        raise InputError(f"{where}: truncated: the file ends before its scale")
-    (scale,) = SCALE.unpack_from(data, position)
-    if not (math.isfinite(scale) and scale > 0):
-        raise InputError(f"{where}: damaged: its scale is {scale}; positive numbers are allowed")
-    return torch.tensor([scale]), position + SCALE.size
-
-
-def _check_segments(header: TokenHeader, segments: Sequence[Segment]) -> None:
-    shapes = [(1, header.num_codebooks, header.segment_frames(i)) for i in range(header.num_segments)]
-    if [tuple(segment.codes.shape) for segment in segments] != shapes:
-        given = [list(segment.codes.shape) for segment in segments]
-        raise InputError(
-            f"got {len(given)} segments of codes {given[:2]}; {header.num_samples} samples are {len(shapes)}, the "
-            f"first {list(shapes[0])}"
-        )
-    for codes, scale in segments:
-        if codes.min() < 0 or codes.max() >= header.codebook_size:
-            raise InputError(
-                f"codes lie in {int(codes.min())}..{int(codes.max())}; 0..{header.codebook_size - 1} is allowed"
-            )
-        if (scale is not None) != header.normalised:
-            raise InputError(f"a segment's scale is {scale}; at 48 kHz a number is needed, at 24 kHz None")

@@ -53,8 +53,6 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.arch not in ("seanet", "spectral"):
-            raise InputError(f"arch is {self.arch!r}; it must be seanet or spectral")
         if self.arch == "spectral" and self.latent_dim % self.spectral.frames_per_latent:
             raise InputError(
                 f"latent_dim is {self.latent_dim}; it must be a multiple of spectral.frames_per_latent="

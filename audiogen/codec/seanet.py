@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiogen.codec.conv import (
-    NORMS,
-    PAD_MODES,
     PaddedConv1d,
     PaddedConvTranspose1d,
     PastInput,
@@ -56,9 +54,6 @@ class SeanetConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        for name, allowed in (("pad_mode", PAD_MODES), ("norm", NORMS)):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}")
         if self.trim_right_ratio != 1 and not self.causal:
             raise InputError(
                 f"trim_right_ratio is {self.trim_right_ratio}; it must be 1 where causal is false, as here"

@@ -205,7 +205,8 @@ def _encoded(header: TokenHeader, segments: Iterable[Segment]) -> Iterator[bytes
     checksum, num_frames, scales = 0, 0, []
     rest = np.empty((header.num_codebooks, 0), np.int64)  # frames that do not fill a group yet
     for codes, scale in segments:
-        values = _checked(header, codes[0], scale)
+        check_segment(header, codes, scale)
+        values = codes[0].detach().cpu().numpy().astype(np.int64)  # [K, t]
         num_frames += values.shape[1]
         scales += [] if scale is None else [float(scale)]
         for first in range(0, values.shape[1], BLOCK_FRAMES):
@@ -222,20 +223,16 @@ def _encoded(header: TokenHeader, segments: Iterable[Segment]) -> Iterator[bytes
     yield CHECKSUM.pack(zlib.crc32(start, zlib.crc32(data, checksum)))
 
 
-def _checked(header: TokenHeader, codes: Tensor, scale: Tensor | None) -> NDArray[np.int64]:
-    """Codes [K, t] as an array; ValueError where the header says otherwise."""
-    if codes.dim() != 2 or codes.shape[0] != header.num_codebooks:
-        raise ValueError(f"got codes of shape {tuple(codes.shape)}; expected [{header.num_codebooks}, t]")
-    values = codes.detach().cpu().numpy().astype(np.int64)
-    if values.size and not (values.min() >= 0 and values.max() < header.codebook_size):
+def check_segment(header: TokenHeader, codes: Tensor, scale: Tensor | None) -> None:
+    """ValueError for what is not codes [1, K, t] of the header's codebooks, with a scale where it says normalised."""
+    if codes.dim() != 3 or codes.shape[:2] != (1, header.num_codebooks):
+        raise ValueError(f"got codes of shape {tuple(codes.shape)}; expected [1, {header.num_codebooks}, t]")
+    if codes.numel() and not 0 <= codes.min() <= codes.max() < header.codebook_size:
         raise ValueError(
-            f"codes lie in {values.min()}..{values.max()}; allowed is 0..{header.codebook_size - 1}"
+            f"codes lie in {int(codes.min())}..{int(codes.max())}; 0..{header.codebook_size - 1} is allowed"
         )
     if (scale is not None) != header.normalised:
-        raise ValueError(
-            f"scale is {scale}; a number is expected where the header says normalised, else None"
-        )
-    return values
+        raise ValueError(f"scale is {scale}; a number is needed where the codec normalises, else None")
 
 
 def read_header(path: str | Path) -> TokenHeader:
