@@ -7,6 +7,7 @@ two sounds at the same time are in no order.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -27,7 +28,6 @@ from audiogen.tagger.model import Tagger
 
 GROUP = "synth"  # the tagger's labels that are kinds of the built-in corpus
 FIRST_CLIP = 1_000_000  # clip numbers from here on are not trained on
-CLIPS_A_SEED = 100_000  # about 30,000 of them hold two sounds in order
 POOL = 200  # clips to choose the next prompt from
 # Probability from which a sound counts as present. Chosen on other prompts than those reported, where tagger_tiny then
 # finds 97.7 % of the sounds that are there and 3.7 % of those that are not.
@@ -68,32 +68,27 @@ class OrderAccuracy(NamedTuple):
     in_order: Interval
 
 
-def order_prompts(num: int, seed: int = 0, duration_s: float = 5.0) -> list[OrderPrompt]:
+def order_prompts(num: int, duration_s: float = 5.0) -> list[OrderPrompt]:
     """`num` prompts in which all kinds of sound come first, and second, about equally often.
 
-    Always the same for a seed and a duration; the first prompts of a longer list are the shorter list. Each prompt is
+    Always the same for a duration; the first prompts of a longer list are the shorter list. Each prompt is
     the one, of a pool of the next clips with two sounds in order, whose sounds were asked for least in their place.
     """
     if num < 1:
         raise InputError(f"{num} order prompts were asked for; the least is 1")
     if duration_s < 1.2:
         raise InputError(f"clips of {duration_s:g} s have no room for two sounds; order prompts need 1.2 s")
+    scenes = ((clip, compose(SYNTH_SEED, clip, duration_s)) for clip in itertools.count(FIRST_CLIP))
+    ordered = ((clip, *(e.kind for e in scene.events[:2])) for clip, scene in scenes if scene.form == "order")
+    pool = list(itertools.islice(ordered, POOL))
     asked: Counter[tuple[int, str]] = Counter()
-    pool: list[tuple[int, str, str]] = []
-    number = FIRST_CLIP + seed * CLIPS_A_SEED
     prompts: list[OrderPrompt] = []
-    while len(prompts) < num:
-        while len(pool) < POOL:
-            scene = compose(SYNTH_SEED, number, duration_s)
-            if scene.form == "order":
-                pool.append((number, scene.events[0].kind, scene.events[1].kind))
-            number += 1
-        chosen = min(pool, key=lambda clip: (asked[0, clip[1]] + asked[1, clip[2]], clip))
-        pool.remove(chosen)
+    for _ in range(num):
+        chosen = min(pool, key=lambda entry: (asked[0, entry[1]] + asked[1, entry[2]], entry))
+        pool[pool.index(chosen)] = next(ordered)
         clip, first, second = chosen
         asked.update([(0, first), (1, second)])
-        caption = synth.captions(SYNTH_SEED, clip, duration_s)[0]
-        prompts.append(OrderPrompt(caption, first, second, clip))
+        prompts.append(OrderPrompt(synth.captions(SYNTH_SEED, clip, duration_s)[0], first, second, clip))
     return prompts
 
 
@@ -155,22 +150,20 @@ def judge_clips(
     return verdicts
 
 
-def order_accuracy(verdicts: Sequence[OrderVerdict], takes: int = 1, seed: int = 0) -> OrderAccuracy:
+def order_accuracy(verdicts: Sequence[OrderVerdict], takes: int = 1) -> OrderAccuracy:
     """The three shares with bootstrap intervals over the prompts; without them for a single prompt.
 
     takes: clips of each prompt, which stand one after another in `verdicts`.
     """
-    right, both = (
-        np.array(flags, dtype=np.float64).reshape(-1, takes).mean(1)
-        for flags in ([v.in_order for v in verdicts], [v.both_present for v in verdicts])
-    )
+    flags = np.array([(v.in_order, v.both_present) for v in verdicts], dtype=np.float64)
+    right, both = flags.reshape(-1, takes, 2).mean(1).T
     both_found = np.flatnonzero(both)  # other prompts say nothing about the order
 
     def share(index: NDArray[np.int64]) -> float:
         return float(right[both_found[index]].sum() / both[both_found[index]].sum())
 
     if len(both_found) > 1:
-        in_order = bootstrap(share, len(both_found), seed=seed)
+        in_order = bootstrap(share, len(both_found))
     else:  # one prompt has a value without an interval
         in_order = Interval(share(np.arange(1)) if len(both_found) else math.nan, math.nan, math.nan)
-    return OrderAccuracy(prompt_interval(right, seed=seed), prompt_interval(both, seed=seed), in_order)
+    return OrderAccuracy(prompt_interval(right), prompt_interval(both), in_order)

@@ -161,19 +161,11 @@ def test_two_channels_count_alike() -> None:
     assert mel_by_item(decoded, stereo, RATE).item() > 0
 
 
-def test_bad_sounds_are_refused(noise: Tensor) -> None:
-    with pytest.raises(InputError, match="the same"):
-        measure(noise[..., :-1], noise, RATE)
-    with pytest.raises(InputError, match="the same"):
-        measure(noise[0], noise[0], RATE)
-    with pytest.raises(InputError, match="2047 samples.*need 2048"):
-        measure(noise[..., :2047], noise[..., :2047], RATE)
+def test_samples_that_are_not_finite_are_refused(noise: Tensor) -> None:
     broken = noise.clone()
     broken[1, 0, 5] = math.nan
     with pytest.raises(InputError, match="the audio holds samples that are not finite"):
         measure(broken, noise, RATE)
-    with pytest.raises(InputError, match="the target holds samples that are not finite"):
-        measure(noise, broken, RATE)
 
 
 # ------------------------------------------------------------------------------------------- optional packages
@@ -231,10 +223,3 @@ def test_counts_of_clips_add_up_whatever_their_lengths() -> None:
     a, b = torch.randint(6, (1, 2, 13), generator=random), torch.randint(6, (1, 2, 7), generator=random)
     together = count_codes(torch.cat([a, b], -1), 6)
     assert (count_codes(a, 6) + count_codes(b, 6) == together).all() and together.sum() == 2 * 20
-
-
-def test_bad_codes_are_refused() -> None:
-    with pytest.raises(InputError, match=r"codes lie in 0\.\.9; allowed: 0\.\.7"):
-        count_codes(torch.tensor([[[0, 9]]]), 8)
-    with pytest.raises(InputError, match="no codes"):
-        code_entropy(np.zeros((2, 8), dtype=int), 50.0)
