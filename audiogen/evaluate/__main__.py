@@ -17,13 +17,11 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from audiogen.errors import InputError, run_command
+from audiogen.evaluate import EMBEDDERS
 
 T = TypeVar("T")
 
-SPECS = (
-    "what embeds and labels: tagger_tiny (default), tagger:NAME_OR_DIR, codec:NAME_OR_DIR, clap:HUB_ID_OR_DIR, "
-    "ast:HUB_ID_OR_DIR, panns:FILE, vggish:FILE or vggish:FILE,pca=FILE; repeat the option for several"
-)
+SPECS = f"what embeds and labels: {EMBEDDERS}; repeat the option for several (default: tagger_tiny)"
 FILTER = "only clips whose field has one of the values, as in fold=1,2; repeat the option for other fields"
 
 
@@ -39,7 +37,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     files = commands.add_parser("files", help="figures of sets on two folders of sounds from any tool")
     add_codec_options(codec)
     add_compare_options(compare)
-    add_files_options(files)
+    files.add_argument("--reference", required=True, type=Path, metavar="DIR", help="real sounds")
+    words = "sounds to judge; those with the name of a real one are paired with it, for KL"
+    files.add_argument("--generated", required=True, type=Path, metavar="DIR", help=words)
+    words = "use the first S seconds of every file"
+    files.add_argument("--duration", type=float, dest="duration_s", metavar="S", help=words)
     for command, sounds in ((codec, 3), (compare, 10)):
         add = command.add_argument
         add("--where", action="append", metavar="KEY=VALUE,..", help=FILTER)
@@ -59,13 +61,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def add_codec_options(parser: argparse.ArgumentParser) -> None:
     """Of `codec` alone."""
     add = parser.add_argument
-    add(
-        "--codec",
-        action="append",
-        dest="codecs",
-        metavar="CODEC",
-        help="name or directory; repeat for several",
-    )
+    words = "name or directory; repeat for several"
+    add("--codec", action="append", dest="codecs", metavar="CODEC", help=words)
     add("--data", required=True, help="manifest (.jsonl, .csv), folder, or synth:COUNT")
     words = "bitrates of Opus (default: 6,8,12,16)"
     add("--opus", default="6,8,12,16", dest="opus_kbps", metavar="KBPS,..", help=words)
@@ -101,16 +98,6 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=dtypes, default="auto", help=words)
 
 
-def add_files_options(parser: argparse.ArgumentParser) -> None:
-    """Of `files` alone."""
-    add = parser.add_argument
-    add("--reference", required=True, type=Path, metavar="DIR", help="real sounds")
-    words = "sounds to judge; those with the name of a real one are paired with it, for KL"
-    add("--generated", required=True, type=Path, metavar="DIR", help=words)
-    words = "use the first S seconds of every file"
-    add("--duration", type=float, dest="duration_s", metavar="S", help=words)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command -> its exit status: 1 where a system failed and the others finished."""
     settings = {name: value for name, value in vars(parse(argv)).items() if value is not None}
@@ -121,14 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("where", "reference_where"):
         if name in settings:
             settings[name] = read_filters(f"--{name.replace('_', '-')}", settings[name])
-    lists: dict[str, tuple[str, type]] = {
-        "seeds": ("--seeds", int),
-        "opus_kbps": ("--opus", float),
-        "metrics": ("--metrics", str),
-    }
-    for name, (option, kind) in lists.items():
+    for name, kind in (("seeds", int), ("opus_kbps", float), ("metrics", str)):
         if name in settings:
-            settings[name] = read_list(option, settings[name], kind)
+            settings[name] = read_list(f"--{name.removesuffix('_kbps')}", settings[name], kind)
     for name in {"codecs", "models", "embedders"} & settings.keys():
         settings[name] = tuple(settings[name])
     check_out(settings["out"])

@@ -31,8 +31,6 @@ from audiogen.errors import InputError
 from audiogen.evaluate import scores
 from audiogen.evaluate.clips import check_distinct, choose
 from audiogen.evaluate.coding import (
-    Counts,
-    OpusRate,
     Originals,
     System,
     codec_systems,
@@ -43,7 +41,7 @@ from audiogen.evaluate.coding import (
 from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips, join, load_embedder
 from audiogen.evaluate.metrics import Interval, bootstrap, frechet_distance
 from audiogen.evaluate.reconstruction import check_metrics, code_entropy, measure
-from audiogen.evaluate.report import REFERENCE, Plot, Report, Sound, columns_of, draw, filled, notes_on
+from audiogen.evaluate.report import REFERENCE, Report, Sound, columns_of, draw, filled, notes_on
 from audiogen.evaluate.scores import Array, Index, Warn, mean_of_defined
 from audiogen.files import checkpoint
 from audiogen.models.build import load_codec
@@ -122,7 +120,7 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Report:
     wanted = tqdm(evaluation.opus_kbps, "Opus: searching levels", leave=False, disable=None)
     levels = {kbps: find_level(originals, rate, kbps, tried) for kbps in wanted}
     systems = [system for name, codec in codecs.items() for system in codec_systems(name, codec)]
-    systems += [opus_system(kbps, found.level, rate) for kbps, found in levels.items()]
+    systems += [opus_system(kbps, level, rate) for kbps, (level, _) in levels.items()]
     rows, sounds = measure_all(evaluation, systems, originals, embedders, note)
     notes = [
         *notes_of(evaluation, codecs, originals, levels),
@@ -137,7 +135,7 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Report:
     columns = filled(columns, rows)
     of_embedders = [scores.key_of(embedder, name) for embedder in embedders for name in PLOTTED_OF_EMBEDDERS]
     keys = {column.key for column in columns}
-    plots = [Plot("kbps", key) for key in (*PLOTTED, *of_embedders) if key in keys]
+    plots = [("kbps", key) for key in (*PLOTTED, *of_embedders) if key in keys]
     picture = draw(plots, columns, rows)
     report = Report("Codecs", notes, columns, rows, write_sounds(evaluation.out, sounds, originals), plots)
     checkpoint.write_bytes_atomic(evaluation.out / "quality.png", picture)
@@ -206,47 +204,41 @@ def measure_all(
 
     rows = [row_with({"system": TRUTH, REFERENCE: True}, {}, real)]
     for system in systems:
-        values: dict[str, list[float]] = defaultdict(list)
-        counts: list[Counts] = []
-        sent = send(system, originals, evaluation.metrics, values, counts)
+        values: dict[str, list[Any]] = defaultdict(list)
+        sent = send(system, originals, evaluation.metrics, values)
         clips = tqdm(sent, system.title, len(keys), unit="clip", disable=None, leave=False)
         decoded, sounds[system.title] = embed(iter(clips), rate, embedders, num_sounds)
         for name in evaluation.metrics:
             if undefined := sum(map(math.isnan, values[name])):
                 warn(f"{name}: not defined on {undefined} of {len(keys)} clips, which its mean leaves out")
-        rows.append(row_with(row_of(system, values, counts), values, decoded))
+        row = row_of(system, values, values.pop("counts", []))
+        rows.append(row_with(row, values, decoded))
     return rows, sounds
 
 
 def send(
-    system: System,
-    originals: Originals,
-    optional: Sequence[str],
-    values: dict[str, list[float]],
-    counts: list[Counts],
+    system: System, originals: Originals, optional: Sequence[str], values: dict[str, list[Any]]
 ) -> Iterator[Tensor]:
     """Every clip through the system -> the decoded clips [1, N] at the common rate.
 
-    values gets what was measured: distances by name, duration_s, encode_s, decode_s, sizes. counts: of codes [K, V].
+    values gets what was measured of each: distances by name, duration_s, and what `System.code` says.
     """
     system.code(originals.read(0, system.sample_rate, system.channels))  # the first call sets up: not counted
     for index, clip in enumerate(originals.clips):
         wave = originals.read(index, system.sample_rate, system.channels)
         target = originals.target(index)
-        coded = system.code(wave)
-        decoded = audio.convert_channels(coded.audio[:, : wave.shape[-1]], 1)
+        decoded, measured = system.code(wave)
+        decoded = audio.convert_channels(decoded[:, : wave.shape[-1]], 1)
         decoded = audio.resample(decoded, system.sample_rate, originals.sample_rate)[:, : target.shape[-1]]
         decoded = torch.nn.functional.pad(decoded, (0, target.shape[-1] - decoded.shape[-1]))
         try:
             distances = measure(decoded[None], target[None], originals.sample_rate, optional)
         except InputError as error:
             raise InputError(f"{system.title}, {clip.key}: {error}") from None
-        figures = {name: float(value) for name, value in distances.items()} | dict(coded.sizes)
-        figures["duration_s"] = wave.shape[-1] / system.sample_rate
-        for name, value in (figures | {"encode_s": coded.encode_s, "decode_s": coded.decode_s}).items():
+        measured["duration_s"] = wave.shape[-1] / system.sample_rate
+        measured |= {name: float(value) for name, value in distances.items()}
+        for name, value in measured.items():
             values[name].append(value)
-        if coded.counts is not None:
-            counts.append(coded.counts)
         yield decoded
 
 
@@ -263,8 +255,11 @@ def embed(
     return [join(part) for part in parts], sounds
 
 
-def row_of(system: System, measured: Mapping[str, Sequence[float]], counts: Sequence[Counts]) -> Cells:
-    """The cells of a system that need no embedder; beside the columns bits_per_s carried and a codec's use of codes."""
+def row_of(system: System, measured: Mapping[str, Sequence[float]], counts: Sequence[Index]) -> Cells:
+    """The cells of a system that need no embedder; beside the columns bits_per_s carried and a codec's use of codes.
+
+    counts: of a codec's codes [K, V], of each clip.
+    """
     values = {key: np.asarray(each, dtype=np.float64) for key, each in measured.items()}
     row: Cells = {"system": system.name, "codebooks": system.codebooks, "kbps": system.kbps}
     row |= {c.key: mean_of_defined(values[c.key]) for c in columns_of("distances") if c.key in values}
@@ -293,7 +288,7 @@ def ratio(a: Array, b: Array) -> Interval:
     def of(clips: Index) -> float:
         return float(a[clips].sum() / b[clips].sum())
 
-    return bootstrap(of, len(a)) if len(a) > 1 else Interval(of(np.arange(1)), math.nan, math.nan)
+    return bootstrap(of, len(a))
 
 
 def paired_fad(embedder: Embedder, real: Embedded, decoded: Embedded, warn: Warn) -> Interval | None:
@@ -323,7 +318,7 @@ def notes_of(
     evaluation: CodecEvaluation,
     codecs: Mapping[str, SegmentedCodec],
     originals: Originals,
-    levels: Mapping[float, OpusRate],
+    levels: Mapping[float, tuple[float, float]],
 ) -> list[str]:
     """What was compared with what, and on what."""
     rate, n = originals.sample_rate, len(originals.clips)
@@ -342,8 +337,8 @@ def notes_of(
         )
     if levels:
         found = "; ".join(
-            f"{kbps:g} asked, {level.kbps:.2f} found at level {level.level:.4f}"
-            for kbps, level in levels.items()
+            f"{asked:g} asked, {kbps:.2f} found at level {level:.4f}"
+            for asked, (level, kbps) in levels.items()
         )
         notes.append(
             f"Opus: libsndfile {soundfile.__libsndfile_version__}, mono at {opus_rate(rate)} Hz, variable "

@@ -10,13 +10,11 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import soundfile
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from audiogen.audio import resample
@@ -27,7 +25,6 @@ from audiogen.errors import InputError
 from audiogen.evaluate.reconstruction import LONGEST_WINDOW, count_codes
 
 T = TypeVar("T")
-Counts = NDArray[np.int64]  # of codes [K, V]
 
 CACHE_MB = 512  # of decoded originals, for each sample rate
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)  # that Opus takes, Hz
@@ -75,27 +72,18 @@ class Originals:
 # ---------------------------------------------------------------------------------------------------- systems
 
 
-class Coded(NamedTuple):
-    """A clip after a system. audio [C, n] at the system's rate, n at least that of the clip; wall times in s.
-
-    counts: of a codec's codes [K, V]. sizes: of Opus, file_bytes and packet_bytes.
-    """
-
-    audio: Tensor
-    encode_s: float
-    decode_s: float
-    counts: Counts | None = None
-    sizes: Mapping[str, int] = {}
-
-
 class System(NamedTuple):
-    """One row: clips [C, N] at `sample_rate` with `channels` go through `code`. kbps, frame_rate: of a codec."""
+    """One row: clips [C, N] at `sample_rate` with `channels` go through `code`. kbps, frame_rate: of a codec.
+
+    code gives audio [C, n] at the system's rate, n at least that of the clip, and what was measured: wall times
+    encode_s and decode_s, and of a codec the counts of its codes [K, V], of Opus file_bytes and packet_bytes.
+    """
 
     name: str
     title: str
     sample_rate: int
     channels: int
-    code: Callable[[Tensor], Coded]
+    code: Callable[[Tensor], tuple[Tensor, dict[str, Any]]]
     codebooks: int | None = None
     kbps: float | None = None
     frame_rate: float = 0.0
@@ -106,13 +94,14 @@ def codec_systems(name: str, codec: SegmentedCodec) -> list[System]:
     device = codec.device
 
     def system(count: int) -> System:
-        def code(wave: Tensor) -> Coded:
+        def code(wave: Tensor) -> tuple[Tensor, dict[str, Any]]:
             sound = wave[None].to(device)
             segments, encode_s = timed(lambda: list(codec.encode_stream([sound], count)), device)
             blocks, decode_s = timed(lambda: list(codec.decode_stream(segments, sound.shape[-1])), device)
             codes = torch.cat([segment.codes for segment in segments], -1)  # [1, K, T]
-            decoded = torch.cat(blocks, -1)
-            return Coded(decoded[0].cpu(), encode_s, decode_s, count_codes(codes, codec.codebook_size))
+            counts = count_codes(codes, codec.codebook_size)
+            measured = {"encode_s": encode_s, "decode_s": decode_s, "counts": counts}
+            return torch.cat(blocks, -1)[0].cpu(), measured
 
         title = f"{name}, {count} codebook{'s' if count > 1 else ''}"
         kbps = bandwidth_kbps(codec, count)
@@ -125,11 +114,11 @@ def opus_system(wanted_kbps: float, level: float, sample_rate: int) -> System:
     """Opus at a compression level."""
     cpu = torch.device("cpu")
 
-    def code(wave: Tensor) -> Coded:
+    def code(wave: Tensor) -> tuple[Tensor, dict[str, Any]]:
         file, encode_s = timed(lambda: encode_opus(wave, sample_rate, level), cpu)
         decoded, decode_s = timed(lambda: decode_opus(file, sample_rate, wave.shape[-1]), cpu)
         sizes = {"file_bytes": len(file), "packet_bytes": payload_bytes(file)}
-        return Coded(decoded, encode_s, decode_s, sizes=sizes)
+        return decoded, {"encode_s": encode_s, "decode_s": decode_s} | sizes
 
     return System("Opus", f"Opus, {wanted_kbps:g} kbps", sample_rate, 1, code)
 
@@ -146,18 +135,9 @@ def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
 # ------------------------------------------------------------------------------------------------------- Opus
 
 
-class OpusRate(NamedTuple):
-    """A compression level and what it was measured to give over a set of sounds: bits of the files a second / 1000."""
-
-    level: float
-    kbps: float
-
-
 def encode_opus(wave: Tensor, sample_rate: int, level: float) -> bytes:
     """A sound [C, N] as an Opus file. A rate that Opus does not take is raised to the next one that it does."""
     rate = opus_rate(sample_rate)
-    if not wave.isfinite().all() or wave.dim() != 2 or 0 in wave.shape:
-        raise InputError(f"audio of shape {list(wave.shape)} for Opus must be [C, N], N >= 1, and finite")
     samples = resample(wave, sample_rate, rate).detach().cpu().float()
     file = io.BytesIO()
     with soundfile.SoundFile(
@@ -196,8 +176,8 @@ def payload_bytes(data: bytes) -> int:
 
 def find_level(
     waves: Iterable[Tensor], sample_rate: int, kbps: float, tried: dict[float, float] | None = None
-) -> OpusRate:
-    """The compression level whose files come nearest to `kbps` over all the sounds [C, N], by up to 8 tries.
+) -> tuple[float, float]:
+    """(compression level, kbps of its files), nearest to `kbps` over all the sounds [C, N], by up to 8 tries.
 
     waves is gone through once a try, so it may read its sounds anew. tried: what earlier searches over the same
     sounds measured, kbps by the bitrate that libsndfile asked of the encoder; this one uses it and adds to it.
@@ -221,7 +201,7 @@ def find_level(
             asked = min(HIGHEST_KBPS, max(LOWEST_KBPS, best * (kbps / tried[best]) ** 1.25))
         if asked in tried:
             break  # an end of the scale
-    return OpusRate(level_of(best), tried[best])
+    return level_of(best), tried[best]
 
 
 def level_of(kbps: float) -> float:
@@ -234,6 +214,4 @@ def _kbps(waves: Iterable[Tensor], sample_rate: int, level: float) -> float:
     for wave in waves:
         num_bytes += len(encode_opus(wave, sample_rate, level))
         duration_s += wave.shape[-1] / sample_rate
-    if duration_s == 0:
-        raise InputError("there is no sound to code with Opus")
     return num_bytes * 8 / duration_s / 1000

@@ -24,7 +24,7 @@ from audiogen.evaluate.clips import Prompt, read, shuffled
 from audiogen.evaluate.cost import Clock, machine
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
 from audiogen.evaluate.order import OrderPrompt, check_judge, judge_clips, order_accuracy
-from audiogen.evaluate.report import REFERENCE, Column, Plot, Report, Sound, columns_of, filled, notes_on
+from audiogen.evaluate.report import REFERENCE, Column, Report, Sound, columns_of, filled, notes_on
 from audiogen.evaluate.scores import Cells, Warn
 from audiogen.evaluate.systems import RECONSTRUCTION, Comparison, Material, System, keep_once
 from audiogen.generators import load as generators
@@ -78,7 +78,20 @@ def run(
     entries = [ceiling, floor]
     for name, system in finished.items():
         entries += system_entries(name, system, comparison, material)
-    columns, judges = judge_entries(comparison, material, real, entries, note)
+    columns, judges = [], []
+    for spec in comparison.embedders:
+        embedder = load_embedder(spec, device)
+        fill(embedder, material, real[spec], entries, note)
+        columns += scores.embedder_columns(embedder)
+        judges.append(scores.describe(embedder))
+    if material.order:
+        tagger = load_tagger(comparison.order_judge, device)
+        columns.append(judge_order(tagger, entries, material.order))
+        judges.append(
+            f"Order accuracy: of {len(material.order)} prompts for two events of the built-in corpus, one after the "
+            f"other, the share of clips that hold both, in that order, as `{tagger.name}` ({tagger.identity}) labels "
+            "them."
+        )
     references = [entry.row for entry in entries[2:] if entry.row.get(REFERENCE)]
     contestants = [entry.row for entry in entries[2:] if not entry.row.get(REFERENCE)]
     failed: list[Cells] = [{"system": name, "remark": f"failed: {why}"} for name, why in failures.items()]
@@ -91,7 +104,7 @@ def run(
         [*filled(columns_of("systems"), rows), *columns, *costs],
         rows,
         find_sounds(comparison, material, list(finished)),
-        [Plot("clip_s", key) for key in quality] if finished else [],
+        [("clip_s", key) for key in quality] if finished else [],
         failures,
     )
     report.write(comparison.out)
@@ -162,43 +175,13 @@ def system_entries(name: str, system: System, comparison: Comparison, material: 
     return [entry(codec, [RECONSTRUCTION]), entry(row, comparison.seeds)]
 
 
-def judge_entries(
-    comparison: Comparison,
-    material: Material,
-    real: Mapping[str, Embedded],
-    entries: Sequence[Entry],
-    warn: Warn,
-) -> tuple[list[Column], list[str]]:
-    """Fill the rows -> the columns, and notes on who judged.
-
-    real: all recordings by each embedder. entries: ceiling, floor, then those of the systems.
-    """
-    columns: list[Column] = []
-    notes: list[str] = []
-    device = choose_device(comparison.device)
-    for spec in comparison.embedders:
-        embedder = load_embedder(spec, device)
-        fill(embedder, material, real[spec], entries, warn)
-        columns += scores.embedder_columns(embedder)
-        notes.append(scores.describe(embedder))
-    if material.order:
-        tagger = load_tagger(comparison.order_judge, device)
-        for entry in entries:
-            if entry.order_clips:
-                entry.row.update(order_cells(tagger, entry, material.order))
-        columns.append(Column(f"order {tagger.name} {tagger.identity}", "Order accuracy", "higher"))
-        notes.append(
-            f"Order accuracy: of {len(material.order)} prompts for two events of the built-in corpus, one after the "
-            f"other, the share of clips that hold both, in that order, as `{tagger.name}` ({tagger.identity}) labels "
-            "them."
-        )
-    return columns, notes
-
-
 def fill(
     embedder: Embedder, material: Material, real: Embedded, entries: Sequence[Entry], warn: Warn
 ) -> None:
-    """The cells of one embedder in all rows. Ceiling and floor have equal figures of sets: sets have no captions."""
+    """The cells of one embedder in all rows. Ceiling and floor have equal figures of sets: sets have no captions.
+
+    real: all recordings. entries: ceiling, floor, then those of the systems.
+    """
     places = {clip.place: place for place, clip in enumerate(material.clips)}
 
     def of_real(clips: Sequence[Clip]) -> Embedded:
@@ -234,13 +217,16 @@ def _warn_of_row(warn: Warn, name: str, message: str) -> None:
     warn(f"{name}: {message}")
 
 
-def order_cells(tagger: Tagger, entry: Entry, prompts: Sequence[OrderPrompt]) -> Cells:
+def judge_order(tagger: Tagger, entries: Sequence[Entry], prompts: Sequence[OrderPrompt]) -> Column:
     """Share of clips that hold both events in order; for the JSON, that hold both, and of these those in order."""
-    sounds = (read(clip, tagger.sample_rate, 1, None) for clip in entry.order_clips)
-    asked = [prompt for prompt in prompts for _ in range(entry.takes)]
-    found = order_accuracy(judge_clips(tagger, sounds, tagger.sample_rate, asked), entry.takes)
-    figures = {"order": found.right, "both_heard": found.both_present, "in_order": found.in_order}
-    return {f"{name} {tagger.name} {tagger.identity}": figure for name, figure in figures.items()}
+    judge = f"{tagger.name} {tagger.identity}"
+    for entry in entries:
+        if entry.order_clips:
+            sounds = (read(clip, tagger.sample_rate, 1, None) for clip in entry.order_clips)
+            asked = [prompt for prompt in prompts for _ in range(entry.takes)]
+            figures = order_accuracy(judge_clips(tagger, sounds, tagger.sample_rate, asked), entry.takes)
+            entry.row.update({f"{name} {judge}": figure for name, figure in figures.items()})
+    return Column(f"order {judge}", "Order accuracy", "higher")
 
 
 # --------------------------------------------------------------------------------------------------- the report

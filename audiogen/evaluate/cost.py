@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,24 +21,6 @@ BATCH = 8  # the larger batch whose real-time factor is measured
 MOST_STEPS = 1000  # that a budget may buy: the length of the usual training noise schedule
 
 Clock = Callable[[], float]  # seconds, as time.perf_counter
-
-
-class Cost(NamedTuple):
-    """What one clip costs, measured on the machine at hand.
-
-    num_parameters: of all that runs from text to audio. num_evaluations: of the model for one clip; a guided step
-    counts as two. clip_s: wall seconds for one clip alone. real_time_factor, real_time_factor_8: wall seconds for a
-    second of sound, alone and in a batch of 8; below 1 is faster than real time. peak_memory_mb: 10^6 bytes while
-    generating the batch: on a GPU those torch had allocated there, else those of the whole process; None where the
-    system does not say.
-    """
-
-    num_parameters: int
-    num_evaluations: int
-    clip_s: float
-    real_time_factor: float
-    real_time_factor_8: float
-    peak_memory_mb: float | None
 
 
 class Job(NamedTuple):
@@ -69,19 +51,26 @@ class Job(NamedTuple):
         return elapsed
 
 
-def measure(job: Job, steps: int | None = None) -> Cost:
-    """Generate one clip and then a batch of 8 of them, after a clip that warms up and is not counted."""
+def measure(job: Job, steps: int | None = None) -> dict[str, Any]:
+    """What one clip costs on this machine, by one clip and then a batch of 8, after a clip that warms up.
+
+    num_parameters: of all that runs from text to audio. num_evaluations: of the model for one clip; a guided step
+    counts as two. clip_s: wall seconds for one clip alone. real_time_factor, real_time_factor_8: wall seconds for a
+    second of sound, alone and in a batch of 8; below 1 is faster than real time. peak_memory_mb: 10^6 bytes while
+    generating the batch: on a GPU those torch had allocated there, else those of the whole process; None where the
+    system does not say.
+    """
     job.wall_s(1, steps)
     reset_peak_memory()
     alone_s, together_s = job.wall_s(1, steps), job.wall_s(BATCH, steps)
-    return Cost(
-        job.generator.num_parameters,
-        job.generator.num_evaluations(job.duration_s, job.guidance, steps),
-        alone_s,
-        alone_s / job.duration_s,
-        together_s / (BATCH * job.duration_s),
-        peak_memory_mb(),
-    )
+    return {
+        "num_parameters": job.generator.num_parameters,
+        "num_evaluations": job.generator.num_evaluations(job.duration_s, job.guidance, steps),
+        "clip_s": alone_s,
+        "real_time_factor": alone_s / job.duration_s,
+        "real_time_factor_8": together_s / (BATCH * job.duration_s),
+        "peak_memory_mb": peak_memory_mb(),
+    }
 
 
 def fit_steps(job: Job, budget_s: float) -> int | None:

@@ -23,16 +23,13 @@ from torch.nn import functional as F
 from audiogen.audio import resample
 from audiogen.codec.model import Codec
 from audiogen.errors import InputError, opening
+from audiogen.evaluate import EMBEDDERS
 from audiogen.evaluate.published import load_cnn14, load_vggish
 from audiogen.files import checkpoint, hub
 from audiogen.models.build import load_codec
 from audiogen.models.tagger import load_tagger
 from audiogen.text.clap import LAYOUTS, Clap, cut_windows, open_model
 
-SPECS = (
-    "tagger_tiny, tagger:NAME_OR_DIR, codec:NAME_OR_DIR, clap:HUB_ID_OR_DIR, ast:HUB_ID_OR_DIR, panns:FILE, "
-    "vggish:FILE or vggish:FILE,pca=FILE"
-)
 GROUP = "esc10"  # the tagger's labels that probabilities are over: one of them fits each clip
 PCA = ",pca="
 AST_FRAME, AST_HOP = 400, 160  # samples of a frame and between frames, whatever the rate
@@ -69,7 +66,7 @@ class Embedder:
     @torch.inference_mode()
     def embed(self, audio: Tensor) -> Embedded:
         """Audio [B, C, N] at `sample_rate` of any channels, which are averaged, and any length."""
-        embedding, probabilities = self.forward(mono(audio).to(self.device))
+        embedding, probabilities = self.forward(audio.float().mean(1).to(self.device))
         return Embedded(to_numpy(embedding), None if probabilities is None else to_numpy(probabilities))
 
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -84,7 +81,7 @@ class Embedder:
 
 
 def load_embedder(spec: str, device: Device = "cpu") -> Embedder:
-    """Open an embedder by its spec (`SPECS`). Raises InputError for an unknown, missing or damaged one."""
+    """Open an embedder by its spec (`EMBEDDERS`). Raises InputError for an unknown, missing or damaged one."""
     kind, _, where = spec.partition(":")
     if spec == "tagger_tiny":
         kind, where = "tagger", spec
@@ -97,7 +94,7 @@ def load_embedder(spec: str, device: Device = "cpu") -> Embedder:
         "ast": _ast,
     }
     if kind not in loaders or not where:
-        raise InputError(f"no embedder is called {spec!r}; there are {SPECS}")
+        raise InputError(f"no embedder is called {spec!r}; there are {EMBEDDERS}")
     return loaders[kind](where, device)
 
 
@@ -138,8 +135,8 @@ def _panns(where: str, device: Device) -> Embedder:
     model = load_cnn14(where).to(device)
 
     def forward(audio: Tensor) -> tuple[Tensor, Tensor]:
-        output = model(audio)
-        return output.embedding, output.logits.softmax(-1)
+        embedding, logits = model(audio)
+        return embedding, logits.softmax(-1)
 
     return Embedder(f"panns:{Path(where).name}", _identity(model), model.sample_rate, model, forward, device)
 
@@ -252,13 +249,6 @@ def join(parts: Sequence[Embedded]) -> Embedded:
         np.concatenate([part.embeddings for part in parts]),
         np.concatenate(probabilities) if probabilities else None,
     )
-
-
-def mono(audio: Tensor) -> Tensor:
-    """Audio [B, C, N] -> mean over the channels [B, N], float32."""
-    if audio.dim() != 3 or 0 in audio.shape:
-        raise InputError(f"audio has shape {list(audio.shape)}; [B, C, N], at least one of each, is allowed")
-    return audio.float().mean(1)
 
 
 def to_numpy(tensor: Tensor) -> NDArray[np.float32]:

@@ -36,17 +36,10 @@ def frechet_distance(reference: ArrayLike, generated: ArrayLike) -> float:
     """
     reference, generated = _pair(reference, generated)
     _check_frechet(reference, generated, least=reference.shape[1] + 1)
-    return _frechet(reference, generated)
-
-
-def _frechet(reference: Array, generated: Array) -> float:
-    """The distance, unchecked.
-
-    With covariances A'A and B'B the eigenvalues of R G are the squared singular values of A B' [D, D]. Taking those
-    keeps a zero eigenvalue at rounding error; the square root of an eigenvalue would make it 1e-8 of the largest.
-    """
     a, b = _root(reference), _root(generated)
     shift = np.square(reference.mean(0) - generated.mean(0)).sum()
+    # With covariances A'A and B'B the eigenvalues of R G are the squared singular values of A B' [D, D]. Taking those
+    # keeps a zero eigenvalue at rounding error; the square root of an eigenvalue would make it 1e-8 of the largest.
     overlap = np.linalg.svd(a @ b.T, compute_uv=False).sum()
     distance = shift + np.square(a).sum() + np.square(b).sum() - 2 * overlap
     return max(0.0, float(distance))  # equal sets may round to -1e-15
@@ -73,11 +66,11 @@ def frechet_infinity(reference: ArrayLike, generated: ArrayLike, *, seed: int) -
     rng = np.random.default_rng(seed)
     largest_inverse = min(2.0, min(len(reference), len(generated)) / least)
     inverse_shares = np.linspace(1, largest_inverse, SIZES + 1)[1:]
-    full = _frechet(reference, generated)
+    full = frechet_distance(reference, generated)
     rises = []
     for inverse in inverse_shares:
         draws = [_subsamples(rows, 1 / inverse, rng) for rows in (reference, generated)]
-        rises.append(np.mean([_frechet(*draw) for draw in zip(*draws, strict=True)]) - full)
+        rises.append(np.mean([frechet_distance(*draw) for draw in zip(*draws, strict=True)]) - full)
     slope = np.dot(inverse_shares - 1, rises) / np.square(inverse_shares - 1).sum()
     return float(full - slope)
 
@@ -92,29 +85,26 @@ def _subsamples(rows: Array, share: float, rng: np.random.Generator) -> list[Arr
     return [rows[np.roll(order, draw * len(rows) // DRAWS)[:size]] for draw in range(DRAWS)]
 
 
-def kernel_distance(reference: ArrayLike, generated: ArrayLike, bandwidth: float | None = None) -> float:
+def kernel_distance(reference: ArrayLike, generated: ArrayLike) -> float:
     """Kernel audio distance (arXiv:2502.15602): unbiased squared MMD with a Gaussian kernel, times 100.
 
-    bandwidth: sigma of exp(-d^2 / (2 sigma^2)); None takes the median distance within the reference. Unlike the
-    Frechet distance it has no bias at small n and no limit by D; around equal distributions it may be negative.
-    Memory grows as n * m. Raises InputError below 2 clips, or when most of the reference is one and the same.
+    The kernel is exp(-d^2 / (2 sigma^2)), sigma the median distance within the reference. Unlike the Frechet distance
+    it has no bias at small n and no limit by D; around equal distributions it may be negative. Memory grows as n * m.
+    Raises InputError below 2 clips, or when most of the reference is one and the same.
     """
     reference, generated = _pair(reference, generated, least=2)
-    sigma = float(np.median(pdist(reference))) if bandwidth is None else float(bandwidth)
-    if not (sigma > 0 and math.isfinite(sigma)):
-        cause = "the median distance between reference clips" if bandwidth is None else "the bandwidth"
+    sigma = float(np.median(pdist(reference)))
+    if sigma == 0:
         raise InputError(
-            f"{cause} is {sigma:g}; the kernel distance needs it above 0: give different clips or a bandwidth"
+            "the median distance between reference clips is 0; the kernel distance needs different clips"
         )
-    within_r, within_g = (
-        _kernel(pdist(rows, "sqeuclidean"), sigma).mean() for rows in (reference, generated)
-    )
-    between = _kernel(cdist(reference, generated, "sqeuclidean"), sigma).mean()
+
+    def kernel(squared_distance: Array) -> Array:
+        return np.exp(-squared_distance / (2 * sigma**2))
+
+    within_r, within_g = (kernel(pdist(rows, "sqeuclidean")).mean() for rows in (reference, generated))
+    between = kernel(cdist(reference, generated, "sqeuclidean")).mean()
     return KERNEL_SCALE * float(within_r + within_g - 2 * between)
-
-
-def _kernel(squared_distance: Array, sigma: float) -> Array:
-    return np.exp(-squared_distance / (2 * sigma**2))
 
 
 class Manifold(NamedTuple):
@@ -212,23 +202,19 @@ def bootstrap(statistic: Callable[[Index], float], n: int, *, rounds: int = 1000
     """Percentile bootstrap: statistic(indices [n]) of clips drawn with replacement (Efron & Tibshirani 1993, 13.3).
 
     For means and the like; sets need `set_interval`. Clips that share a prompt are not independent: give their mean
-    as one. Too narrow for few clips: at 10 an interval of a mean holds it about 90 % of the time.
+    as one. Too narrow for few clips: at 10 an interval of a mean holds it about 90 % of the time. One clip has a value
+    without an interval.
     """
-    if n < 2:
-        raise InputError(f"an interval needs at least 2 clips, got {n}")
     rng = np.random.default_rng(seed)
-    values = np.array([statistic(rng.integers(n, size=n)) for _ in range(rounds)])
-    return Interval(float(statistic(np.arange(n))), *_ends(values))
+    ends = math.nan, math.nan
+    if n > 1:
+        ends = _ends(np.array([statistic(rng.integers(n, size=n)) for _ in range(rounds)]))
+    return Interval(float(statistic(np.arange(n))), *ends)
 
 
 def prompt_interval(values: ArrayLike, takes: int = 1) -> Interval:
-    """Mean of values [prompts * takes], takes of a prompt side by side; the interval resamples prompts.
-
-    One prompt has a value without an interval.
-    """
+    """Mean of values [prompts * takes], takes of a prompt side by side; the interval resamples prompts."""
     by_prompt = np.asarray(values, dtype=np.float64).reshape(-1, takes).mean(1)
-    if len(by_prompt) == 1:
-        return Interval(float(by_prompt[0]), math.nan, math.nan)
     return bootstrap(lambda prompts: float(by_prompt[prompts].mean()), len(by_prompt))
 
 
@@ -241,19 +227,17 @@ def set_interval(
 ) -> Interval:
     """Interval of a figure of whole sets by half samples: statistic(indices of the first set, of the second, ...).
 
-    The bootstrap draws clips twice and more, which a Frechet or kernel distance and the neighbours of `prdc` take
-    for structure: at n = 2.5 D its Frechet distances lie half as high again as the figure they should surround.
-    Here every round takes half of each set without replacement (delete-d jackknife: Shao & Wu 1989; Politis & Romano
-    1994). Around their own mean, half samples of a smooth figure spread as the figure does over new sets of full
-    size; that spread is laid around the figure. So the interval is of what new clips would give at these sizes: the
-    bias of small sets, which `frechet_infinity` removes, is in the figure and both ends. Intervals of 95 % held that
-    in 92 % of trials or more (Gaussian sets; 30 to 200 clips; every figure above), nearly always around equal
-    distributions, where they are too wide.
+    The bootstrap draws clips twice and more, which a Frechet or kernel distance and the neighbours of `prdc` take for
+    structure: at n = 2.5 D its Frechet distances lie half as high again as the figure they should surround. Here every
+    round takes half of each set without replacement (delete-d jackknife: Shao & Wu 1989; Politis & Romano 1994). Around
+    their own mean, half samples of a smooth figure spread as the figure does over new sets of full size; that spread is
+    laid around the figure. So the interval is of what new clips would give at these sizes: the bias of small sets,
+    which `frechet_infinity` removes, is in the figure and both ends. It held that in 92 % of trials or more (Gaussian
+    sets; 30 to 200 clips; every figure above), nearly always around equal distributions, where it is too wide.
 
-    sizes: clips of each set; any number of sets. minimum: clips that the statistic needs of each, D + 1 for
-    `frechet_distance`, k + 1 for `prdc`; where that is above half, so many are kept and the spread is scaled up to
-    match. What belongs together shares an index: a reconstruction and its original, several clips of one prompt, two
-    systems on the same prompts (for the interval of their difference).
+    sizes: clips of each set. minimum: clips that the statistic needs of each, D + 1 for `frechet_distance`; where that
+    is above half, so many are kept and the spread is scaled up to match. What belongs together shares an index: a
+    reconstruction and its original, several clips of one prompt.
     """
     share = max(0.5, minimum / max(1, min(sizes)))
     kept = [round(share * size) for size in sizes]

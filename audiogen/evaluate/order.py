@@ -51,22 +51,6 @@ class OrderVerdict(NamedTuple):
     has_second: bool
     in_order: bool
 
-    @property
-    def both_present(self) -> bool:
-        """Whether it makes sense to ask for the order."""
-        return self.has_first and self.has_second
-
-
-class OrderAccuracy(NamedTuple):
-    """Shares of all clips: right (both sounds, in order), both_present; and in_order, the share of the latter.
-
-    right = both_present * in_order; where no clip has both, in_order is NaN.
-    """
-
-    right: Interval
-    both_present: Interval
-    in_order: Interval
-
 
 def order_prompts(num: int, duration_s: float = 5.0) -> list[OrderPrompt]:
     """`num` prompts in which all kinds of sound come first, and second, about equally often.
@@ -79,7 +63,9 @@ def order_prompts(num: int, duration_s: float = 5.0) -> list[OrderPrompt]:
     if duration_s < 1.2:
         raise InputError(f"clips of {duration_s:g} s have no room for two sounds; order prompts need 1.2 s")
     scenes = ((clip, compose(SYNTH_SEED, clip, duration_s)) for clip in itertools.count(FIRST_CLIP))
-    ordered = ((clip, *(e.kind for e in scene.events[:2])) for clip, scene in scenes if scene.form == "order")
+    ordered = (
+        (clip, scene.events[0].kind, scene.events[1].kind) for clip, scene in scenes if scene.form == "order"
+    )
     pool = list(itertools.islice(ordered, POOL))
     asked: Counter[tuple[int, str]] = Counter()
     prompts: list[OrderPrompt] = []
@@ -134,36 +120,27 @@ def check_judge(tagger: Tagger, prompts: Sequence[OrderPrompt]) -> None:
 def judge_clips(
     tagger: Tagger, clips: Iterable[Tensor], sample_rate: int, prompts: Sequence[OrderPrompt]
 ) -> list[OrderVerdict]:
-    """A verdict for each clip [C, N], each on its own prompt.
-
-    Raises InputError for a clip with samples that are not finite and as `check_judge` does, ValueError where clips
-    and prompts are not equally many.
-    """
+    """A verdict for each clip [C, N], each on its own prompt. Raises InputError as `check_judge` does."""
     check_judge(tagger, prompts)
     kinds = tagger.config.groups[GROUP]
     verdicts = []
-    for place, (clip, prompt) in enumerate(zip(clips, prompts, strict=True)):
-        if clip.shape[-1] == 0 or not torch.isfinite(clip).all():
-            raise InputError(f"clip {place} is empty or holds samples that are not finite (NaN or infinity)")
+    for clip, prompt in zip(clips, prompts, strict=True):
         frames = frame_probabilities(tagger, clip, sample_rate)
         verdicts.append(judge(frames, kinds.index(prompt.first_kind), kinds.index(prompt.second_kind)))
     return verdicts
 
 
-def order_accuracy(verdicts: Sequence[OrderVerdict], takes: int = 1) -> OrderAccuracy:
-    """The three shares with bootstrap intervals over the prompts; without them for a single prompt.
+def order_accuracy(verdicts: Sequence[OrderVerdict], takes: int = 1) -> dict[str, Interval]:
+    """Shares of all clips: `order` (both sounds, in order), `both_heard`; and `in_order`, the share of the latter.
 
-    takes: clips of each prompt, which stand one after another in `verdicts`.
+    Intervals are over the prompts; takes of one stand side by side. Where no clip has both, in_order is NaN.
     """
-    flags = np.array([(v.in_order, v.both_present) for v in verdicts], dtype=np.float64)
+    flags = np.array([(v.in_order, v.has_first and v.has_second) for v in verdicts], dtype=np.float64)
     right, both = flags.reshape(-1, takes, 2).mean(1).T
-    both_found = np.flatnonzero(both)  # other prompts say nothing about the order
+    found = np.flatnonzero(both)  # other prompts say nothing about the order
 
     def share(index: NDArray[np.int64]) -> float:
-        return float(right[both_found[index]].sum() / both[both_found[index]].sum())
+        return float(right[found[index]].sum() / both[found[index]].sum())
 
-    if len(both_found) > 1:
-        in_order = bootstrap(share, len(both_found))
-    else:  # one prompt has a value without an interval
-        in_order = Interval(share(np.arange(1)) if len(both_found) else math.nan, math.nan, math.nan)
-    return OrderAccuracy(prompt_interval(right), prompt_interval(both), in_order)
+    in_order = bootstrap(share, len(found)) if len(found) else Interval(math.nan, math.nan, math.nan)
+    return {"order": prompt_interval(right), "both_heard": prompt_interval(both), "in_order": in_order}

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +34,11 @@ _NUMPY += [(_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_c
 
 NUM_MELS = 64  # of both
 NUM_BLOCKS = 6  # of CNN14
+RATES = {
+    513: 32000,
+    257: 16000,
+    129: 8000,
+}  # of CNN14, Hz, by the bins of the mel matrix: how a file says its rate
 WINDOW, HOP, N_FFT = 400, 160, 512  # of VGGish, samples at 16 kHz: frames of 25 ms, every 10 ms
 FRAMES = 96  # of one of VGGish's examples
 EXAMPLE = (FRAMES - 1) * HOP + WINDOW  # samples that an example draws on: 0.975 s
@@ -89,61 +93,36 @@ def _sizes(tensors: Mapping[str, Tensor], names: tuple[str, ...], path: str | Pa
 # ------------------------------------------------------------------------------------------------------ PANNs
 
 
-@dataclass(frozen=True)
-class Cnn14Config:
-    """Front end and size. width: channels of the first block, each further one has twice as many."""
-
-    sample_rate: int = 32000
-    n_fft: int = 1024
-    hop_length: int = 320
-    width: int = 64
-    num_labels: int = 527
-
-
-# By the bins of the mel matrix, which is how a file says at which rate it was trained.
-FRONT_ENDS = {
-    513: Cnn14Config(),
-    257: Cnn14Config(sample_rate=16000, n_fft=512, hop_length=160),
-    129: Cnn14Config(sample_rate=8000, n_fft=256, hop_length=80),
-}
-
-
-class Cnn14Output(NamedTuple):
-    """embedding: [B, 32 * width], 2048 of the public files, not negative. logits: [B, labels]."""
-
-    embedding: Tensor
-    logits: Tensor
-
-
 class Cnn14(nn.Module):
     """Audio -> embedding and logits, for inference (the dropout and masking of training are left out)."""
 
-    def __init__(self, config: Cnn14Config) -> None:
+    def __init__(self, sample_rate: int = 32000, width: int = 64, num_labels: int = 527) -> None:
+        """width: channels of the first block, each further one has twice as many."""
         super().__init__()
-        self.config = config
-        self.sample_rate = config.sample_rate
+        self.sample_rate = sample_rate
+        self.n_fft, self.hop_length = sample_rate * 4 // 125, sample_rate // 100  # samples: 32 ms, 10 ms
         # The front end is two convolutions, whose kernels are the windowed cosines and sines, and a matrix.
-        bins = config.n_fft // 2 + 1
-        conv = partial(nn.Conv1d, 1, bins, config.n_fft, stride=config.hop_length, bias=False)
+        bins = self.n_fft // 2 + 1
+        conv = partial(nn.Conv1d, 1, bins, self.n_fft, stride=self.hop_length, bias=False)
         fourier = nn.ModuleDict({"conv_real": conv(), "conv_imag": conv()})
         self.spectrogram_extractor = nn.ModuleDict({"stft": fourier})
         self.logmel_extractor = nn.ParameterDict({"melW": torch.zeros(bins, NUM_MELS)})
         self.bn0 = nn.BatchNorm2d(NUM_MELS)
-        widths = [1, *(config.width * 2**number for number in range(NUM_BLOCKS))]
-        for number, (before, width) in enumerate(itertools.pairwise(widths), 1):
+        widths = [1, *(width * 2**number for number in range(NUM_BLOCKS))]
+        for number, (before, after) in enumerate(itertools.pairwise(widths), 1):
             block = {
-                "conv1": nn.Conv2d(before, width, 3, padding=1, bias=False),
-                "conv2": nn.Conv2d(width, width, 3, padding=1, bias=False),
-                "bn1": nn.BatchNorm2d(width),
-                "bn2": nn.BatchNorm2d(width),
+                "conv1": nn.Conv2d(before, after, 3, padding=1, bias=False),
+                "conv2": nn.Conv2d(after, after, 3, padding=1, bias=False),
+                "bn1": nn.BatchNorm2d(after),
+                "bn2": nn.BatchNorm2d(after),
             }
             self.add_module(f"conv_block{number}", nn.ModuleDict(block))
         self.fc1 = nn.Linear(widths[-1], widths[-1])
-        self.fc_audioset = nn.Linear(widths[-1], config.num_labels)
+        self.fc_audioset = nn.Linear(widths[-1], num_labels)
 
     def log_mel(self, audio: Tensor) -> Tensor:
         """Audio [B, N], N above n_fft / 2 -> mel power in dB, -100 at least, [B, T, M], T = 1 + N // hop_length."""
-        reach = self.config.n_fft // 2  # frames are centred, ends reflected
+        reach = self.n_fft // 2  # frames are centred, ends reflected
         padded = F.pad(audio[:, None], (reach, reach), mode="reflect")
         fourier = self.get_submodule("spectrogram_extractor.stft").children()
         real, imaginary = (conv(padded) for conv in fourier)
@@ -151,12 +130,13 @@ class Cnn14(nn.Module):
         mel = power.transpose(1, 2) @ self.logmel_extractor["melW"]
         return 10 * mel.clamp(min=1e-10).log10()
 
-    def forward(self, audio: Tensor) -> Cnn14Output:
-        """Audio [B, N] at `sample_rate`, of any length: the last pooling is over all of time.
+    def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Audio [B, N] at `sample_rate` -> embedding [B, 32 * width], not negative, and logits [B, labels].
 
-        Five halvings of time need 32 frames (0.31 s); what is shorter is followed by silence.
+        Any N: the last pooling is over all of time. Five halvings of time need 32 frames (0.31 s); what is shorter is
+        followed by silence.
         """
-        least = (2 ** (NUM_BLOCKS - 1) - 1) * self.config.hop_length
+        least = (2 ** (NUM_BLOCKS - 1) - 1) * self.hop_length
         x = self.log_mel(F.pad(audio, (0, max(0, least - audio.shape[-1]))))[:, None]  # [B, 1, T, M]
         x = self.bn0(x.transpose(1, 3)).transpose(1, 3)
         for number in range(1, NUM_BLOCKS + 1):
@@ -166,7 +146,7 @@ class Cnn14(nn.Module):
                 x = F.avg_pool2d(x, 2)
         x = x.mean(3)  # [B, channels, frames]
         embedding = F.relu(self.fc1(x.amax(2) + x.mean(2)))
-        return Cnn14Output(embedding, self.fc_audioset(embedding))
+        return embedding, self.fc_audioset(embedding)
 
 
 def load_cnn14(path: str | Path) -> Cnn14:
@@ -178,11 +158,9 @@ def load_cnn14(path: str | Path) -> Cnn14:
     names = ("logmel_extractor.melW", "conv_block1.conv1.weight", "fc_audioset.weight")
     what = "CNN14 of PANNs: it has no {}; give Cnn14_mAP=0.431.pth or its kin"
     bins, width, num_labels = _sizes(tensors, names, path, what)
-    if bins not in FRONT_ENDS:
-        raise InputError(
-            f"{path} has mel filters over {bins} bins; allowed are {', '.join(map(str, FRONT_ENDS))}"
-        )
-    model = Cnn14(replace(FRONT_ENDS[bins], width=width, num_labels=num_labels))
+    if bins not in RATES:
+        raise InputError(f"{path} has mel filters over {bins} bins; allowed are {', '.join(map(str, RATES))}")
+    model = Cnn14(RATES[bins], width, num_labels)
     checkpoint.load_into(model, tensors, path)
     return model.eval().requires_grad_(False)
 

@@ -140,7 +140,7 @@ def stoi(audio: Tensor, target: Tensor, sample_rate: int) -> Tensor:
 
     NaN where, after the silent frames are left out, less than 30 frames (0.4 s) remain.
     """
-    package = _package("pystoi")
+    package = _package("stoi")
 
     def score(a: Samples, t: Samples) -> float:
         with warnings.catch_warnings(), suppress(RuntimeWarning):
@@ -168,11 +168,10 @@ def _each(
     return torch.tensor(scores, dtype=torch.float32, device=audio.device)
 
 
-def _package(name: str) -> Any:
+def _package(metric: str) -> Any:
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(PACKAGES[metric])
     except ImportError as error:
-        metric = "stoi" if name == "pystoi" else name
         raise InputError(
             f'the metric {metric} needs a package that cannot be imported ({error}): pip install "audiogen[metrics]", '
             "or leave the metric out"
@@ -197,7 +196,7 @@ def check_metrics(names: Sequence[str]) -> None:
     for name in names:
         if name not in OPTIONAL:
             raise InputError(f"no metric is called {name!r}; allowed: {', '.join(OPTIONAL)}")
-        _package(PACKAGES[name])
+        _package(name)
 
 
 def measure(

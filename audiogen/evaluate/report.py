@@ -37,6 +37,7 @@ from audiogen.files.checkpoint import write_bytes_atomic, write_json
 
 Cell: TypeAlias = Interval | float | int | str | None
 Row: TypeAlias = Mapping[str, Cell]
+Plot: TypeAlias = tuple[str, str]  # x and y, by the keys of their columns
 
 REFERENCE = "reference"  # key of a row: true for ceilings and floors, which set the scale and do not compete
 MISSING = "–"
@@ -74,16 +75,6 @@ class Sound(NamedTuple):
     row: str
     prompt: str
     path: Path
-
-
-class Plot(NamedTuple):
-    """Column y against column x, by their keys; the rows of one system share a colour and are joined by a line.
-
-    A row without x is a level: a dashed line, as for real recordings, which take no time to generate.
-    """
-
-    x: str
-    y: str
 
 
 @cache
@@ -347,9 +338,12 @@ def draw(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence[Row]) 
 
 
 def draw_figure(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence[Row]) -> Figure | None:
-    """A panel for each plot, its x axis logarithmic: one line a system, with intervals; rows without x are levels."""
+    """A panel for each plot, its x axis logarithmic: one line a system, with intervals.
+
+    A row without x is a level: a dashed line, as for real recordings, which take no time to generate.
+    """
     headings = {column.key: column.heading for column in columns}
-    panels = [(headings[plot.x], headings[plot.y], _curves(plot, rows)) for plot in plots]
+    panels = [(headings[x], headings[y], _curves(x, y, rows)) for x, y in plots]
     panels = [panel for panel in panels if any(points[0][0] for points in panel[2].values())]
     if not panels:
         return None
@@ -373,14 +367,16 @@ def draw_figure(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence
     return figure
 
 
-def _curves(plot: Plot, rows: Sequence[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
+def _curves(
+    x_key: str, y_key: str, rows: Sequence[Row]
+) -> dict[str, list[tuple[float, float, float, float]]]:
     """Of each system its points from left to right: x, y, how far the interval reaches below and above y.
 
     A system without x is a single point at x = 0, which a logarithmic axis does not have.
     """
     curves: dict[str, list[tuple[float, float, float, float]]] = {}
     for row in rows:
-        cell, x = row.get(plot.y), number(row.get(plot.x)) or 0.0
+        cell, x = row.get(y_key), number(row.get(x_key)) or 0.0
         y = number(cell)
         if y is None or not math.isfinite(x + y):
             continue

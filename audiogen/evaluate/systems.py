@@ -24,7 +24,7 @@ from audiogen.data.manifest import Clip, read_manifest, select
 from audiogen.errors import InputError
 from audiogen.evaluate import cost
 from audiogen.evaluate.clips import Prompt, Seconds, ceiling_split, check_distinct, choose, read
-from audiogen.evaluate.cost import Clock, Cost, Job
+from audiogen.evaluate.cost import Clock, Job
 from audiogen.evaluate.order import OrderPrompt, order_prompts, real_clip
 from audiogen.evaluate.scores import Cells, Warn
 from audiogen.files import checkpoint
@@ -144,6 +144,11 @@ def gather(comparison: Comparison, warn: Warn) -> Material:
         path = prompt.path(comparison.folder("real"), "real")
         order_clips.append(prompt._replace(clip=Clip(str(path))))
     material = Material(reference, prompts, ceiling_split(reference, prompts), order, order_clips)
+
+    def length_s(clip: Clip) -> float:
+        rest_s = audio.info(clip.path).duration_s - clip.start_s  # by the header of the file
+        return rest_s if clip.duration_s is None else min(rest_s, clip.duration_s)
+
     short = [clip for clip in material.clips if length_s(clip) < SHORT * duration_s]
     if short:
         warn(
@@ -151,12 +156,6 @@ def gather(comparison: Comparison, warn: Warn) -> Material:
             f"are generated, the first is {short[0].key}: figures will depend on length; see --duration"
         )
     return material
-
-
-def length_s(clip: Clip) -> float:
-    """Seconds of a clip, by the header of its file."""
-    rest_s = audio.info(clip.path).duration_s - clip.start_s
-    return rest_s if clip.duration_s is None else min(rest_s, clip.duration_s)
 
 
 def render_order_clips(comparison: Comparison, material: Material) -> None:
@@ -190,8 +189,9 @@ def run_system(
     codec_settings = {"identity": identity, "duration_s": duration_s}
     for prompt in prompts:
         made_with = codec_settings | {"clip": prompt.clip.key}
-        make = partial(reconstruct, generator, prompt.clip, duration_s)
-        keep_once(prompt.path(folder, RECONSTRUCTION), made_with, rate, make)
+        if not is_kept(path := prompt.path(folder, RECONSTRUCTION), made_with):
+            real = read(prompt.clip, rate, generator.channels, duration_s)
+            keep(path, generator.reconstruct(real[None])[0], rate, made_with)
         advance(1)
     settings = codec_settings | {"steps": steps, "guidance": guidance}
     pending: dict[int, tuple[Prompt, Path, dict[str, Any]]] = {}  # by the seed
@@ -216,10 +216,10 @@ def run_system(
         "identity": identity,
         "guidance": guidance,
         "steps": steps,
-        **measured._asdict(),
+        **measured,
     }
     if comparison.budget_s is not None:
-        used = measured.clip_s / comparison.budget_s
+        used = measured["clip_s"] / comparison.budget_s
         cells["budget_used"] = 100 * used
         if used > 1.05:
             cells["remark"] = "over the budget" + ("" if steps else ", and has no steps to save")
@@ -227,12 +227,9 @@ def run_system(
     return System(cells, f"weights {identity}, {'; '.join(choices)}.")
 
 
-def reconstruct(generator: Generator, clip: Clip, duration_s: float) -> Tensor:
-    """A real clip through the generator's codec or autoencoder [C, N]."""
-    return generator.reconstruct(read(clip, generator.sample_rate, generator.channels, duration_s)[None])[0]
-
-
-def prepare(job: Job, identity: str, comparison: Comparison, folder: Path) -> tuple[int | None, Cost]:
+def prepare(
+    job: Job, identity: str, comparison: Comparison, folder: Path
+) -> tuple[int | None, dict[str, Any]]:
     """Choose the steps and measure the cost, or read from `system.json` what an earlier run found.
 
     Timing again would give other steps, and with them other sounds.
@@ -248,14 +245,14 @@ def prepare(job: Job, identity: str, comparison: Comparison, folder: Path) -> tu
     }
     found = checkpoint.read_json(path) if path.is_file() else {}
     if found.get("facts") == facts:
-        return found["steps"], Cost(**found["cost"])
+        return found["steps"], found["cost"]
     steps = job.generator.steps_at_most(None)
     if comparison.budget_s is not None:
         steps = cost.fit_steps(job, comparison.budget_s)
     elif steps is not None and comparison.steps is not None:
         steps = comparison.steps  # as asked: the generator refuses what its sampler cannot take
     measured = cost.measure(job, steps)
-    checkpoint.write_json(path, {"facts": facts, "steps": steps, "cost": measured._asdict()})
+    checkpoint.write_json(path, {"facts": facts, "steps": steps, "cost": measured})
     return steps, measured
 
 

@@ -111,14 +111,10 @@ class Tagger(nn.Module):
         )
         self.clip_head = nn.Linear(config.dim, len(self.labels))
         self.frame_head = nn.Linear(config.frame_width, len(self.labels))
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Heads of multi-label groups begin near the rarity of a label: else the first steps learn only that."""
-        for name in self.config.groups:
-            if name in self.config.multi_label:
-                for head in (self.clip_head, self.frame_head):
-                    nn.init.constant_(head.bias[self.group(name)], -4.0)
+        # Heads of multi-label groups begin near the rarity of a label: else the first steps learn only that.
+        for name in config.groups.keys() & set(config.multi_label):
+            for head in (self.clip_head, self.frame_head):
+                nn.init.constant_(head.bias[self.group(name)], -4.0)
 
     @property
     def hop_s(self) -> float:
@@ -127,14 +123,11 @@ class Tagger(nn.Module):
 
     def group(self, name: str) -> slice:
         """The columns of a group's labels in logits. Raises InputError for a group this tagger has not."""
-        first = 0
-        for group, labels in self.config.groups.items():
-            if group == name:
-                return slice(first, first + len(labels))
-            first += len(labels)
-        raise InputError(
-            f"the tagger has no labels {name!r}; its groups: {', '.join(self.config.groups) or 'none'}"
-        )
+        groups = self.config.groups
+        if name not in groups:
+            raise InputError(f"the tagger has no labels {name!r}; its groups: {', '.join(groups) or 'none'}")
+        first = self.labels.index(f"{name}/{groups[name][0]}")
+        return slice(first, first + len(groups[name]))
 
     def features(self, audio: Tensor) -> Tensor:
         """Audio [B, N] -> natural log of mel magnitudes [B, M, T], T a multiple of the frames'; each peak at 1.
@@ -172,8 +165,6 @@ class Tagger(nn.Module):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits [..., labels] -> probabilities: softmax in exclusive groups, sigmoid in multi-label ones."""
-        parts = []
-        for name in self.config.groups:
-            part = logits[..., self.group(name)].float()
-            parts.append(part.sigmoid() if name in self.config.multi_label else part.softmax(-1))
-        return torch.cat(parts, -1)
+        parts = {name: logits[..., self.group(name)].float() for name in self.config.groups}
+        several = self.config.multi_label
+        return torch.cat([x.sigmoid() if name in several else x.softmax(-1) for name, x in parts.items()], -1)

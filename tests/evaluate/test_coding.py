@@ -74,26 +74,26 @@ def test_the_level_found_gives_the_bitrate_of_the_files() -> None:
     duration_s = sum(wave.shape[-1] for wave in waves) / 8000
     tried: dict[float, float] = {}
     for kbps in (12.0, 24.0):
-        found = find_level(waves, 8000, kbps, tried)
-        num_bytes = sum(len(encode_opus(wave, 8000, found.level)) for wave in waves)
-        assert found.kbps == pytest.approx(num_bytes * 8 / duration_s / 1000)
-        assert found.kbps == pytest.approx(kbps, rel=0.05)
-        assert abs(found.kbps - kbps) == min(abs(each - kbps) for each in tried.values())
+        level, found = find_level(waves, 8000, kbps, tried)
+        num_bytes = sum(len(encode_opus(wave, 8000, level)) for wave in waves)
+        assert found == pytest.approx(num_bytes * 8 / duration_s / 1000)
+        assert found == pytest.approx(kbps, rel=0.05)
+        assert abs(found - kbps) == min(abs(each - kbps) for each in tried.values())
 
 
 def test_bitrates_out_of_reach_give_the_nearest() -> None:
     waves = [sound(8000)]
     lowest, highest = find_level(waves, 8000, 0.5), find_level(waves, 8000, 5000.0)
-    assert lowest.level == 1.0 and lowest.kbps > 3
-    assert highest.level == 0.0 and highest.kbps < 300
+    assert lowest[0] == 1.0 and lowest[1] > 3
+    assert highest[0] == 0.0 and highest[1] < 300
 
 
 def test_more_bits_are_nearer_to_the_sound() -> None:
     waves = [sound(16000)]
     found = [find_level(waves, 8000, kbps) for kbps in (8.0, 20.0, 60.0)]
-    rates = [each.kbps for each in found]
+    rates = [kbps for _, kbps in found]
     assert rates == sorted(rates) and rates[0] < 0.5 * rates[2]
-    decoded = [decode_opus(encode_opus(waves[0], 8000, each.level), 8000, 16000) for each in found]
+    decoded = [decode_opus(encode_opus(waves[0], 8000, level), 8000, 16000) for level, _ in found]
     distances = [DISTANCES["mel"](each[None], waves[0][None], 8000).item() for each in decoded]
     assert distances == sorted(distances, reverse=True)
 
@@ -102,13 +102,3 @@ def test_more_bits_are_nearer_to_the_sound() -> None:
 def test_a_bitrate_is_above_0(kbps: float) -> None:
     with pytest.raises(InputError, match="above 0"):
         find_level([sound(800)], 8000, kbps)
-
-
-def test_sounds_that_cannot_be_coded_are_refused() -> None:
-    with pytest.raises(InputError, match="no sound"):
-        find_level([], 8000, 12.0)
-    broken = sound(800)
-    broken[0, 3] = math.nan
-    for wave in (broken, torch.zeros(1, 0), torch.zeros(5)):
-        with pytest.raises(InputError, match="finite"):
-            encode_opus(wave, 8000, 1.0)

@@ -10,8 +10,8 @@ from torch import Tensor
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError
-from audiogen.evaluate.embedders import Embedder, embed_clips, load_embedder, mono
-from audiogen.evaluate.published import EXAMPLE, Cnn14Config, Vggish
+from audiogen.evaluate.embedders import Embedder, embed_clips, load_embedder
+from audiogen.evaluate.published import EXAMPLE, Vggish
 from audiogen.models.own import save_codec
 from audiogen.models.tagger import save_tagger
 from audiogen.tagger.model import Tagger, TaggerConfig
@@ -42,7 +42,7 @@ def specs(tmp_path_factory) -> dict[str, str]:
         num_codebooks=2,
     )
     save_codec(folder / "codec", Codec(codec).eval())
-    cnn14 = random_cnn14.make(Cnn14Config(16000, 512, 160, width=2, num_labels=7))
+    cnn14 = random_cnn14.make(16000, width=2, num_labels=7)
     for name, tensor in cnn14.state_dict().items():
         if name.startswith("conv_block") and ".conv" in name:
             tensor.mul_(2.4)  # else the signal halves in each of twelve layers
@@ -201,8 +201,6 @@ def test_a_bad_clip_is_named(bad, message):
 def test_no_clips_are_refused():
     with pytest.raises(InputError, match="there are no clips"):
         embed_clips(Levels(), [], 8000)
-    with pytest.raises(InputError, match=r"\[B, C, N\]"):
-        mono(torch.zeros(1, 9))
 
 
 # --- specs -----------------------------------------------------------------------------------------------------

@@ -155,9 +155,6 @@ def test_kernel_distance_agrees_with_loops():
     sigma = np.median([math.dist(a, b) for i, a in enumerate(x) for b in x[:i]])
     between = sum(kernel(a, b) for a in x for b in y) / (9 * 7)
     assert kernel_distance(x, y) == pytest.approx(100 * (within(x) + within(y) - 2 * between))
-    sigma = 0.7
-    between = sum(kernel(a, b) for a in x for b in y) / (9 * 7)
-    assert kernel_distance(x, y, 0.7) == pytest.approx(100 * (within(x) + within(y) - 2 * between))
 
 
 def test_kernel_distance_has_no_bias_where_the_frechet_distance_has():
@@ -168,9 +165,9 @@ def test_kernel_distance_has_no_bias_where_the_frechet_distance_has():
 def test_kernel_distance_ignores_scale_and_rotation_and_has_its_limits():
     x, y = normal(20, 4), 1 + normal(15, 4, 1)
     assert kernel_distance(5 * x @ rotation(4), 5 * y @ rotation(4)) == pytest.approx(kernel_distance(x, y))
-    points = np.zeros((3, 4)), np.full((5, 4), 10.0)
-    assert kernel_distance(*points, bandwidth=1) == pytest.approx(200)  # all equal within, nothing between
-    assert kernel_distance(x, y, bandwidth=1e6) == pytest.approx(0, abs=1e-8)
+    far = np.full((5, 4), 1e6)  # all equal within, nothing between
+    within = kernel_distance(x, far) - 100
+    assert 0 < within < 100 and kernel_distance(x, -far) == pytest.approx(100 + within)
     shifts = [kernel_distance(x, x + shift) for shift in (0.5, 1, 2)]
     assert shifts == sorted(shifts)
 
@@ -178,8 +175,6 @@ def test_kernel_distance_ignores_scale_and_rotation_and_has_its_limits():
 def test_kernel_distance_needs_a_reference_that_varies():
     with pytest.raises(InputError, match="median distance between reference clips is 0"):
         kernel_distance(np.ones((4, 2)), normal(4, 2))
-    with pytest.raises(InputError, match="bandwidth is -1"):
-        kernel_distance(normal(4, 2), normal(4, 2), bandwidth=-1)
     with pytest.raises(InputError, match="generated: 1 clips"):
         kernel_distance(normal(4, 2), normal(1, 2))
 
@@ -379,9 +374,7 @@ def test_set_interval_needs_clips_to_leave_out():
 
 
 def test_intervals_refuse_what_has_none():
-    for n in (1, 0):
-        with pytest.raises(InputError, match=f"at least 2 clips, got {n}"):
-            bootstrap(lambda index: 0.0, n)
+    assert bootstrap(lambda index: 3.0, 1) == pytest.approx((3.0, math.nan, math.nan), nan_ok=True)
     with pytest.raises(InputError, match="not a number on some"):
         bootstrap(lambda index: float("nan"), 5)
 

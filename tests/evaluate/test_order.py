@@ -100,11 +100,11 @@ def test_shares() -> None:
         OrderVerdict(False, False, False),
     ]
     found = order_accuracy(verdicts)
-    assert found.right.value == pytest.approx(2 / 5)
-    assert found.both_present.value == pytest.approx(3 / 5)
-    assert found.in_order.value == pytest.approx(2 / 3)
-    assert all(share.low <= share.value <= share.high for share in found)
-    assert found.right.low < found.right.high
+    assert found["order"].value == pytest.approx(2 / 5)
+    assert found["both_heard"].value == pytest.approx(3 / 5)
+    assert found["in_order"].value == pytest.approx(2 / 3)
+    assert all(share.low <= share.value <= share.high for share in found.values())
+    assert found["order"].low < found["order"].high
 
 
 def test_takes_of_a_prompt_count_as_one() -> None:
@@ -115,19 +115,19 @@ def test_takes_of_a_prompt_count_as_one() -> None:
     )
     prompts = [[right, right], [right, lost], [half, lost], [lost, lost]]
     found = order_accuracy([verdict for takes in prompts for verdict in takes], takes=2)
-    assert found.right.value == pytest.approx(3 / 8) and found.both_present.value == pytest.approx(4 / 8)
-    assert found.in_order.value == pytest.approx(3 / 4)
+    assert found["order"].value == pytest.approx(3 / 8) and found["both_heard"].value == pytest.approx(4 / 8)
+    assert found["in_order"].value == pytest.approx(3 / 4)
     alone = order_accuracy([verdict for takes in prompts for verdict in takes])
     assert (
-        found.right.high - found.right.low >= alone.right.high - alone.right.low
+        found["order"].high - found["order"].low >= alone["order"].high - alone["order"].low
     )  # takes are no more prompts
 
 
 def test_shares_where_both_are_never_or_once_present() -> None:
     never = order_accuracy([OrderVerdict(True, False, False)] * 3)
-    assert never.right == never.both_present == (0, 0, 0) and np.isnan(never.in_order).all()
+    assert never["order"] == never["both_heard"] == (0, 0, 0) and np.isnan(never["in_order"]).all()
     once = order_accuracy([OrderVerdict(True, False, False), OrderVerdict(True, True, True)])
-    assert once.in_order.value == 1 and np.isnan(once.in_order.low)
+    assert once["in_order"].value == 1 and np.isnan(once["in_order"].low)
 
 
 def test_clips_that_cannot_be_judged() -> None:
@@ -137,8 +137,6 @@ def test_clips_that_cannot_be_judged() -> None:
     fine = torch.zeros(2, 8000)  # silent, stereo
     assert len(judge_clips(tagger, [fine, fine], 16000, prompts)) == 2
     assert frame_probabilities(tagger, fine, 8000).shape == (13, 2)  # 1 s in frames of 0.08 s
-    with pytest.raises(InputError, match="clip 1 .* not finite"):
-        judge_clips(tagger, [fine, fine.log()], 16000, prompts)
     with pytest.raises(InputError, match="has no label 'rain'"):
         judge_clips(tagger, [fine], 16000, [OrderPrompt("a bell, then rain", "bell", "rain", 0)])
     with pytest.raises(ValueError, match="argument 2"):
@@ -156,6 +154,6 @@ def test_the_bundled_judge_hears_order_in_real_clips() -> None:
         prompt._replace(first_kind=prompt.second_kind, second_kind=prompt.first_kind) for prompt in prompts
     ]
     real = order_accuracy(judge_clips(tagger, clips, 16000, prompts))
-    assert real.right.value >= 0.7 and real.in_order.value >= 0.9
-    assert order_accuracy(judge_clips(tagger, clips, 16000, swapped)).right.value <= 0.1
-    assert order_accuracy(judge_clips(tagger, clips[1:] + clips[:1], 16000, prompts)).right.value <= 0.1
+    assert real["order"].value >= 0.7 and real["in_order"].value >= 0.9
+    assert order_accuracy(judge_clips(tagger, clips, 16000, swapped))["order"].value <= 0.1
+    assert order_accuracy(judge_clips(tagger, clips[1:] + clips[:1], 16000, prompts))["order"].value <= 0.1

@@ -19,7 +19,6 @@ from audiogen.errors import InputError
 from audiogen.evaluate.metrics import Interval
 from audiogen.evaluate.report import (
     Column,
-    Plot,
     Report,
     Sound,
     draw,
@@ -100,7 +99,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Sound("real", HOSTILE, tone(clips, "c.ogg", 31.0, 8000)),
     ]
     notes = [f"Command: `compare --x` {HOSTILE}", "1 clip"]
-    plots = [Plot("wall_s", "order"), Plot("fad", "order")]
+    plots = [("wall_s", "order"), ("fad", "order")]
     Report(HOSTILE, notes, COLUMNS, ROWS, sounds, plots).write(folder)
     return folder
 
@@ -270,7 +269,7 @@ def test_points_lie_where_their_values_say() -> None:
         {"system": "real", "mel": 0.0},
         {"system": "failed", "kbps": 4.0, "mel": None},
     ]
-    (axes,) = draw_figure([Plot("kbps", "mel")], columns, rows).axes
+    (axes,) = draw_figure([("kbps", "mel")], columns, rows).axes
     curves = {each.get_label(): each for each in axes.containers}
     assert list(curves) == ["a", "b", "c"]
     line, _, (bars,) = curves["a"].lines
@@ -292,19 +291,19 @@ def test_points_lie_where_their_values_say() -> None:
 def test_axes_hold_their_values(values: list[float]) -> None:
     columns = [Column("system", "system"), Column("x", "x"), Column("y", "y")]
     rows = [{"system": str(x), "x": x, "y": -x} for x in values]
-    (axes,) = draw_figure([Plot("x", "y")], columns, rows).axes
+    (axes,) = draw_figure([("x", "y")], columns, rows).axes
     (left, right), (below, above) = axes.get_xlim(), axes.get_ylim()
     assert all(left <= x <= right and below <= -x <= above for x in values)
-    assert draw([Plot("x", "y")], columns, rows).startswith(b"\x89PNG")
+    assert draw([("x", "y")], columns, rows).startswith(b"\x89PNG")
 
 
 def test_text_of_a_plot_is_no_markup() -> None:
     rows = [{"system": r"$\broken{$ & <b>", "fad": 1.0, "wall_s": 2.0}]
-    assert draw([Plot("wall_s", "fad")], COLUMNS, rows).startswith(b"\x89PNG")
+    assert draw([("wall_s", "fad")], COLUMNS, rows).startswith(b"\x89PNG")
 
 
 def test_a_plot_without_points_is_left_out() -> None:
-    assert draw([Plot("wall_s", "order")], COLUMNS, ROWS[:1] + ROWS[3:]) == b""
-    assert len(draw_figure([Plot("wall_s", "order"), Plot("wall_s", "fad")], COLUMNS, ROWS[:3]).axes) == 2
+    assert draw([("wall_s", "order")], COLUMNS, ROWS[:1] + ROWS[3:]) == b""
+    assert len(draw_figure([("wall_s", "order"), ("wall_s", "fad")], COLUMNS, ROWS[:3]).axes) == 2
     with pytest.raises(KeyError):
-        draw([Plot("nothing", "order")], COLUMNS, ROWS)
+        draw([("nothing", "order")], COLUMNS, ROWS)
