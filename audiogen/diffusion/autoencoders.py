@@ -162,9 +162,7 @@ class LatentAutoencoder(nn.Module):
     def _whole_frames(self, audio: Tensor) -> Tensor:
         """[B, C, N] with zeros at the end up to a multiple of hop_length."""
         if audio.dim() != 3 or audio.shape[1] != self.channels or not audio.shape[2]:
-            raise InputError(
-                f"audio is {list(audio.shape)}; [B, {self.channels}, N] with at least one sample is needed"
-            )
+            raise InputError(f"audio is {list(audio.shape)}; [B, {self.channels}, N], N above 0, is needed")
         return F.pad(audio, (0, -audio.shape[-1] % self.hop_length))
 
 

@@ -85,9 +85,7 @@ class ConditionerConfig:
             if wrong := [piece for piece in pieces if piece not in allowed]:
                 raise InputError(f"conditioner.{key} names {wrong[0]!r}; allowed: {', '.join(allowed)}")
         if not self.uses or not all(self.cross):
-            raise InputError(
-                "conditioner.cross and conditioner.vector name nothing, or an empty stream; see recipes"
-            )
+            raise InputError("conditioner.cross and .vector name nothing, or an empty stream; see recipes")
         for key, needed in (
             ("text", {"text", "pooled", "loa"}),
             ("seconds", {"seconds_start", "seconds_total"}),
@@ -95,7 +93,7 @@ class ConditionerConfig:
         ):
             if needed & self.uses and getattr(self, key) is None:
                 raise InputError(
-                    f"conditioner.{key} is null, but these need it: {', '.join(sorted(needed & self.uses))}"
+                    f"conditioner.{key} is null; needed by {', '.join(sorted(needed & self.uses))}"
                 )
 
     @property
@@ -164,7 +162,7 @@ class Conditioner(nn.Module):
         super().__init__()
         self.config = config
         self.text = None if config.text is None else TextStates(config.text, vocabulary, frozen)
-        self._clap = clap or (None if config.clap is None else Clap(config.clap))
+        self.clap = clap or (None if config.clap is None else Clap(config.clap))
         width = 0 if config.text is None else config.text.width
         self.seconds: Any = None
         if (seconds := config.seconds) is not None:
@@ -174,40 +172,24 @@ class Conditioner(nn.Module):
                 if "seconds_start" in config.uses
                 else StableAudioNumberConditioner(*limits)
             )
-        pools = "pooled" in config.uses or ("loa" in config.uses and self._clap is None)
+        pools = "pooled" in config.uses or ("loa" in config.uses and self.clap is None)
         self.pooled = nn.Linear(width, config.pooled_dim) if pools else None
         self.loa = None if config.loa is None else LoaGenerator(config.loa)
-
-    @property
-    def has_clap(self) -> bool:
-        """Whether there is a CLAP model."""
-        return self._clap is not None
-
-    @property
-    def clap(self) -> Clap:
-        """The CLAP model; InputError where the config names none."""
-        if self._clap is None:
-            raise InputError("conditioner.clap is null; give the directory or hub id of a CLAP model")
-        return self._clap
 
     def inputs(
         self,
         texts: Sequence[str | None],
-        seconds_total: Tensor | None = None,
-        seconds_start: Tensor | None = None,
+        seconds: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> ConditionerInputs:
-        """Features of B texts, on `device`; seconds [B], for the systems that have them."""
-        if seconds_total is not None and seconds_start is None:
-            seconds_start = torch.zeros_like(seconds_total)
-        needs_clap = "clap" in self.config.uses or ("loa" in self.config.uses and self.pooled is None)
-        found = ConditionerInputs(
-            text=None if self.text is None else self.text(texts),
-            clap=self.clap.embed_text([text or "" for text in texts]) if needs_clap else None,
-            seconds_start=seconds_start,
-            seconds_total=seconds_total,
-        )
-        return found.to(device)
+        """Features of B texts, on `device`; seconds [B] from the start of a sound, for the systems that have them."""
+        clap, start = None, None if seconds is None else torch.zeros_like(seconds)
+        if "clap" in self.config.uses or ("loa" in self.config.uses and self.pooled is None):
+            if self.clap is None:
+                raise InputError("conditioner.clap is null; give the directory or hub id of a CLAP model")
+            clap = self.clap.embed_text([text or "" for text in texts])
+        text = None if self.text is None else self.text(texts)
+        return ConditionerInputs(text, clap, start, seconds).to(device)
 
     def guided(
         self,
@@ -245,9 +227,7 @@ class Conditioner(nn.Module):
         if self.config.unconditional == "empty":
             return nothing
         padded = self.without_text(inputs, self._empty(inputs, padded=True))
-        return Conditioning(
-            padded.streams, nothing.vector
-        )  # the vector pools the text as it is without padding
+        return Conditioning(padded.streams, nothing.vector)  # which pools the text as it is without padding
 
     def without_text(self, inputs: ConditionerInputs, empty: ConditionerInputs) -> Conditioning:
         """`inputs` with text and CLAP features of `empty`, and a "language of audio" of zeros."""
@@ -281,19 +261,17 @@ class Conditioner(nn.Module):
 
     def _empty(self, inputs: ConditionerInputs, padded: bool) -> ConditionerInputs:
         """Features of the empty text, for as many rows as `inputs` has; padded: to the length of each row's text."""
-        text = clap = None
-        if inputs.text is not None:
-            assert self.text is not None
-            padding = None
+        found, padding = ConditionerInputs(), None
+        if inputs.clap is not None and self.clap is not None:
+            clap = self.clap.embed_text([""]).expand(len(inputs.clap), -1)
+            found = ConditionerInputs(clap=clap).to(inputs.clap.device)
+        if inputs.text is not None and self.text is not None:
             if padded:
                 own = len(self.text([""]).tokens[0])
                 padding = [max(0, length - own) for length in inputs.text.mask.sum(dim=1).tolist()]
             text = self.text([""] * len(inputs.text.tokens), padding)
-        if inputs.clap is not None:
-            clap = self.clap.embed_text([""]).expand(len(inputs.clap), -1)
-        like = inputs.clap if inputs.text is None else inputs.text.tokens
-        found = ConditionerInputs(text=text, clap=clap)
-        return found if like is None else found.to(like.device)
+            found = dataclasses.replace(found, text=text).to(inputs.text.tokens.device)
+        return found
 
     def _tokens(self, piece: str, inputs: ConditionerInputs) -> Condition:
         """Tokens [B, L, D] of one piece of a stream."""

@@ -31,9 +31,7 @@ class Conditioning:
         tensors = [tensor for stream in self.streams for tensor in (stream.tokens, stream.mask)]
         counts = {len(tensor) for tensor in (*tensors, self.vector, self.channels) if tensor is not None}
         if len(counts) > 1:
-            raise ValueError(
-                f"the conditioning has {sorted(counts)} rows; all its tensors need the same number"
-            )
+            raise ValueError(f"the conditioning has {sorted(counts)} rows; all tensors need the same number")
         return counts.pop() if counts else None
 
     def rows(self, index: Sequence[int] | Tensor) -> Conditioning:

@@ -54,8 +54,7 @@ class AudioUNetConfig:
         _check_levels(self)
         if not 1 <= len(self.layers) <= MOST_LAYERS or len(self.cross_dims) > 2:
             raise InputError(
-                f"layers is {self.layers}; 1 to {MOST_LAYERS} entries are allowed, null for self-attention, and "
-                "streams of two widths"
+                f"layers is {self.layers}; 1 to {MOST_LAYERS} entries are allowed, null or one of two widths"
             )
 
     @property
@@ -143,9 +142,7 @@ class DiTConfig(_OneStream):
                 f"({self.head_dim}), and num_heads ({self.num_heads}) a multiple of kv_heads"
             )
         if self.head_dim % 2 or self.head_dim < 32:
-            raise InputError(
-                f"head_dim is {self.head_dim}; it must be even and at least 32, the rotated part"
-            )
+            raise InputError(f"head_dim {self.head_dim} must be even and at least 32, the rotated part")
 
 
 @dataclass(frozen=True)
@@ -170,9 +167,7 @@ class FluxConfig(_OneStream):
     def __post_init__(self) -> None:
         check_ranges(self)
         if sum(self.rotary) != self.head_dim or any(part % 2 for part in self.rotary):
-            raise InputError(
-                f"rotary is {self.rotary}; even numbers that make head_dim {self.head_dim} are needed"
-            )
+            raise InputError(f"rotary {self.rotary} must be even and add up to head_dim, {self.head_dim}")
 
 
 DenoiserConfig = AudioUNetConfig | TextUNetConfig | DiTConfig | FluxConfig
@@ -372,9 +367,7 @@ def denoiser(config: DenoiserConfig) -> Denoiser:
 def _check_levels(config: AudioUNetConfig | TextUNetConfig) -> None:
     channels, heads, attention, groups = config.channels, config.heads, config.attention, config.norm_groups
     if not (len(channels) == len(heads) == len(attention) > 0):
-        raise InputError(
-            f"channels {channels}, heads {heads} and attention {attention} must have one entry a level"
-        )
+        raise InputError(f"channels {channels}, heads {heads}, attention {attention} need one entry a level")
     for width, number in zip(channels, heads, strict=True):
         if width % groups or width % number:
             raise InputError(

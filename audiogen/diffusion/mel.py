@@ -47,8 +47,7 @@ class MelConfig:
             )
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise InputError(
-                f"mel bins are from {self.f_min:g} to {self.f_max:g} Hz; they must ascend, up to half of "
-                f"{self.sample_rate} Hz"
+                f"mel bins from {self.f_min:g} to {self.f_max:g} Hz must ascend, up to half of {self.sample_rate} Hz"
             )
 
     def filters(self, device: torch.device) -> Tensor:
@@ -92,9 +91,7 @@ class VocoderConfig:
                 f"vocoder.rates {self.rates} and vocoder.kernels {self.kernels} must be as many, at least one"
             )
         if any(kernel < rate for rate, kernel in zip(self.rates, self.kernels, strict=True)):
-            raise InputError(
-                f"vocoder.kernels {self.kernels}: each must reach at least its rate {self.rates}"
-            )
+            raise InputError(f"vocoder.kernels {self.kernels}: each must be at least its rate {self.rates}")
         if len(self.resblock_kernels) != len(self.resblock_dilations):
             raise InputError("vocoder.resblock_kernels and vocoder.resblock_dilations must be as many")
         if self.channels % 2 ** len(self.rates):

@@ -65,8 +65,7 @@ class ProcessConfig:
             )
         if not 0 < self.lowest_sigma < self.highest_sigma < math.inf:
             raise InputError(
-                f"lowest_sigma to highest_sigma is {self.lowest_sigma} to {self.highest_sigma}; it must be rising, and "
-                "above 0"
+                f"lowest_sigma to highest_sigma is {self.lowest_sigma} to {self.highest_sigma}; it must rise above 0"
             )
         if self.snr_gamma is not None and self.kind == "flow":
             raise InputError("snr_gamma weights ddpm and cosine_v; set it to null for a flow")

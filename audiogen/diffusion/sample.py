@@ -72,9 +72,7 @@ class Reference:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.mask is not None and self.mask.dtype != torch.bool:
-            raise ValueError(
-                f"the mask is {self.mask.dtype}; it must be bool, True where something new is wanted"
-            )
+            raise ValueError(f"the mask is {self.mask.dtype}; it must be bool, True where something is new")
 
 
 def inpaint_mask(shape: Sequence[int], duration_s: float, begin_s: float, end_s: float) -> Tensor:
@@ -83,9 +81,7 @@ def inpaint_mask(shape: Sequence[int], duration_s: float, begin_s: float, end_s:
     bool [1, T] or [1, T, 1], for latents (D, T) or (D, T, M). Frames that the span touches in part are new as a whole.
     """
     if not 0.0 <= begin_s < end_s <= duration_s:
-        raise InputError(
-            f"the part to inpaint is {begin_s} s to {end_s} s; it must lie within 0 to {duration_s} s"
-        )
+        raise InputError(f"the part to inpaint, {begin_s} to {end_s} s, must lie within 0 to {duration_s} s")
     num_frames = shape[1]
     frame = torch.arange(num_frames) * (duration_s / num_frames)
     inside = (frame + duration_s / num_frames > begin_s) & (frame < end_s)
@@ -143,9 +139,7 @@ def sample(
     """
     guided, device = sampling.guidance != 1.0, noise.device
     if guided and negative is None:
-        raise ValueError(
-            "guidance needs a negative conditioning: that of no text, or of what to move away from"
-        )
+        raise ValueError("guidance needs a negative conditioning: of no text, or of what to move away from")
     _check(conditioning, negative, reference, noise)
     if guided and negative is not None:  # the network gets 2 B rows: with the condition, then without
         conditioning = stack([conditioning, negative])
@@ -178,17 +172,9 @@ def sample(
     return state
 
 
-def rerank(candidates: Tensor, scores: Tensor) -> Tensor:
-    """The best of R candidates [B, R, ...] by their scores [B, R], the higher the better -> [B, ...].
-
-    A score that is not a number never wins.
-    """
-    if scores.shape != candidates.shape[:2]:
-        raise ValueError(
-            f"scores are {tuple(scores.shape)}; candidates have [B, R] = {tuple(candidates.shape[:2])}"
-        )
-    best = scores.nan_to_num(nan=-torch.inf).argmax(1)
-    return candidates[torch.arange(len(candidates)), best]
+def best_of(candidates: Tensor, scores: Tensor) -> Tensor:
+    """The one of R candidates [R, ...] with the highest score [R] -> [...]; one that is not a number never wins."""
+    return candidates[scores.nan_to_num(nan=-torch.inf).argmax()]
 
 
 def _draw(generators: list[torch.Generator], noise: Noise) -> Tensor:
@@ -221,9 +207,7 @@ def _check(
     for name, given in {"conditioning": conditioning, "negative conditioning": negative}.items():
         rows = None if given is None else given.num_rows
         if rows is not None and rows != shape[0]:
-            raise ValueError(
-                f"the {name} has {rows} rows and there are {shape[0]} seeds; one a row is needed"
-            )
+            raise ValueError(f"the {name} has {rows} rows, and there are {shape[0]} seeds; give one a row")
     latents = {"reference": None if reference is None else reference.latents, "noise": noise.start}
     for name, tensor in latents.items():
         if tensor is not None and tensor.shape != shape:

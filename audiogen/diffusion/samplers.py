@@ -24,10 +24,7 @@ SAMPLERS = {
     "flow": ("euler", "heun"),
 }
 
-ALGORITHMS = {
-    "dpm++": "dpmsolver++",
-    "dpm++sde": "sde-dpmsolver++",
-}  # of DPM-Solver++ (2211.01095), in diffusers
+ALGORITHMS = {"dpm++": "dpmsolver++", "dpm++sde": "sde-dpmsolver++"}  # DPM-Solver++: 2211.01095
 
 # Share of the training times at which a grid must begin: there 0.2 % (AudioLDM's betas) to 2.4 % (Tango's) of the
 # variance is data, which sampling from noise alone lacks.
@@ -83,9 +80,7 @@ def make_sampler(process: Process, name: str, steps: int, eta: float = 0.0) -> S
     """
     kind = process.config.kind
     if name not in SAMPLERS[kind]:
-        raise InputError(
-            f"the sampler {name!r} does not fit a {kind} process; use {' or '.join(SAMPLERS[kind])}"
-        )
+        raise InputError(f"sampler {name!r} does not fit a {kind} process; use {' or '.join(SAMPLERS[kind])}")
     if steps < 1:
         raise InputError(f"{steps} sampling steps; at least 1 is needed")
     if not 0.0 <= eta <= 1.0:
@@ -129,11 +124,9 @@ def _check_coverage(name: str, steps: int, num_train_steps: int) -> None:
     """These grids are multiples of num_train_steps // steps: some begin far below the noise that training ends with."""
     if steps >= num_train_steps:
         raise InputError(f"{steps} steps of {name}; the process has {num_train_steps} and it must be fewer")
-    first = steps * (num_train_steps // steps)
-    if first < EARLIEST_START * num_train_steps:
-        better = max(
-            n for n in range(1, steps) if n * (num_train_steps // n) >= EARLIEST_START * num_train_steps
-        )
+    first, late = steps * (num_train_steps // steps), EARLIEST_START * num_train_steps
+    if first < late:
+        better = max(n for n in range(1, steps) if n * (num_train_steps // n) >= late)
         raise InputError(
             f"{steps} steps of {name} would begin at time {first} of {num_train_steps}, where noise is not yet all; "
             f"use {better}, or the sampler dpm++"

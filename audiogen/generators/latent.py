@@ -25,8 +25,8 @@ from audiogen.diffusion.sample import (
     SAMPLINGS,
     Noise,
     Reference,
+    best_of,
     inpaint_mask,
-    rerank,
     sample,
     super_resolution_mask,
 )
@@ -341,9 +341,7 @@ class LatentGenerator:
             raise InputError(
                 "candidates are ranked by their text, and there is none; drop candidates or give one"
             )
-        clap = self._clap
-        if clap is None and self.system.conditioner.has_clap:
-            clap = self.system.conditioner.clap
+        clap = self._clap or self.system.conditioner.clap
         if clap is None or not clap.reads_audio:
             raise InputError(
                 "candidates are ranked by a CLAP model with an audio branch, which this system lacks; give one as "
@@ -354,7 +352,7 @@ class LatentGenerator:
     def _best(self, sounds: Tensor, text: str | None, clap: Clap) -> Tensor:
         """The one of R sounds [R, C, n] whose CLAP embedding is nearest to the text's -> [C, n]."""
         scores = clap.embed_audio(sounds, self.sample_rate) @ clap.embed_text([text or ""])[0]  # [R]
-        return rerank(sounds[None], scores[None])[0]
+        return best_of(sounds, scores)
 
 
 @contextmanager
@@ -390,7 +388,7 @@ def _replace_text(released: Released, text_encoder: str, where: str | Path) -> N
     """Read texts by another T5, or CLAP where there is no T5, than the one that the system names."""
     conditioner = released.system.conditioner
     config = released.system.config.conditioner.text
-    if config is None and conditioner.has_clap:
+    if config is None and conditioner.clap is not None:
         conditioner.clap.name = text_encoder
     elif config is None or config.embedded:
         raise InputError(f"{where} has no T5 that could be replaced; drop the text encoder")
@@ -408,7 +406,7 @@ def _num_frozen_parameters(conditioner: Conditioner) -> int:
     """Of the encoders of text that are no part of the system's weights; they are opened for it."""
     frozen = None if conditioner.text is None else conditioner.text.frozen
     count = 0 if frozen is None else sum(weight.numel() for weight in frozen.encoder.stack.parameters())
-    if conditioner.has_clap:
+    if conditioner.clap is not None:
         weights = conditioner.clap.parts().model.named_parameters()
         count += sum(weight.numel() for name, weight in weights if name.startswith("text_"))
     return count

@@ -280,7 +280,7 @@ def _class_of(part: Any) -> list[str]:
 def _save_encoders(directory: Path, system: LatentSystem) -> dict[str, list[str]]:
     """T5, and CLAP before it, with what turns text and sound into their input."""
     classes, conditioner = {}, system.conditioner
-    if conditioner.has_clap:
+    if conditioner.clap is not None:
         classes = conditioner.clap.save(directory)
     if conditioner.text is not None:
         last = "_2" if classes else ""

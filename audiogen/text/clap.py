@@ -23,9 +23,8 @@ from audiogen.audio import resample
 from audiogen.errors import InputError, opening
 from audiogen.files import checkpoint, hub
 
-LAYOUTS = (
-    hub.Layout("safetensors", ("config.json", "model.safetensors"), ("*.json", "*.txt", "model.safetensors")),
-)
+_NEEDED = ("config.json", "model.safetensors")
+LAYOUTS = (hub.Layout("safetensors", _NEEDED, ("*.json", "*.txt", "model.safetensors")),)
 ADVICE = (
     "give a directory with a ClapModel, its tokenizer and feature extractor, or a hub id such as "
     "laion/clap-htsat-unfused"
@@ -120,11 +119,10 @@ class Clap:
         embeddings = []
         for batch in [audio] if windows == "all" else audio.split(1):
             mono = resample(batch.float().cpu().mean(dim=1), sample_rate, rate)  # [b, N]
-            pieces = [
-                [row] if windows == "middle" else cut_windows(row, extractor.nb_max_samples) for row in mono
-            ]
+            length = mono.shape[1] if windows == "middle" else extractor.nb_max_samples
+            pieces = [piece for row in mono for piece in cut_windows(row, length)]
             # float64, in which the extractor works: float32 features move the figures of an evaluation
-            features = clap_features(sum(pieces, []), extractor, torch.float64, fused).to(self._device)
+            features = clap_features(pieces, extractor, torch.float64, fused).to(self._device)
             is_longer = torch.zeros(len(features), 1, dtype=torch.bool, device=self._device)  # no fusion
             found = embedding(model.get_audio_features(input_features=features, is_longer=is_longer))
             mean = rearrange(found, "(b w) e -> b w e", b=len(batch)).mean(1)  # over w windows of length 1
@@ -201,13 +199,10 @@ def clap_features(
 def fit_length(sound: Tensor, extractor: Any) -> Tensor:
     """A sound [N] cut or repeated and padded to the samples of the model's window."""
     wanted, num_samples = extractor.nb_max_samples, len(sound)
-    if num_samples >= wanted:
-        start = (num_samples - wanted) // 2
-        return sound[start : start + wanted]
-    if extractor.padding == "repeatpad":
-        sound = sound.repeat(wanted // num_samples)
-    elif extractor.padding == "repeat":
-        sound = sound.repeat(wanted // num_samples + 1)[:wanted]
+    whole = wanted // num_samples  # times that it fits
+    repeats = {"repeatpad": whole, "repeat": whole + 1}.get(extractor.padding, 1)
+    start = max(0, num_samples - wanted) // 2
+    sound = sound.repeat(repeats if num_samples < wanted else 1)[start : start + wanted]
     return F.pad(sound, (0, wanted - len(sound)))
 
 

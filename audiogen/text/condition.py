@@ -10,16 +10,14 @@ from torch.nn.utils.rnn import pad_sequence
 from audiogen.interfaces import Condition
 
 
-def null(
-    batch: int, width: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> Condition:
+def null(batch: int, width: int, device: torch.device | str = "cpu") -> Condition:
     """No text for `batch` rows: zero tokens [B, 1, D] and one valid position a row.
 
     Cross-attention without biases turns all-zero rows into exactly zero, so this is the unconditional branch
     of classifier-free guidance.
     """
-    tokens = torch.zeros(batch, 1, width, device=device, dtype=dtype)
-    return Condition(tokens, torch.ones(batch, 1, dtype=torch.bool, device=device))
+    mask = torch.ones(batch, 1, dtype=torch.bool, device=device)
+    return Condition(torch.zeros(batch, 1, width, device=device), mask)
 
 
 def from_rows(rows: Sequence[Tensor]) -> Condition:
@@ -38,15 +36,12 @@ def drop(condition: Condition, keep: Tensor) -> Condition:
         raise ValueError(
             f"keep is {keep.dtype} {tuple(keep.shape)}; it must be bool [B] with B = {len(condition.mask)}"
         )
-    keep = keep.to(condition.tokens.device)
-    first = torch.zeros_like(condition.mask)
-    first[:, 0] = True
-    # where, not a product: a dropped row must be zero even if its embedding is not finite
-    tokens = torch.where(keep[:, None, None], condition.tokens, torch.zeros_like(condition.tokens))
-    mask = torch.where(keep[:, None], condition.mask, first)
-    vector = condition.vector
-    if vector is not None:
-        vector = torch.where(keep[:, None], vector, torch.zeros_like(vector))
+    dropped = ~keep.to(condition.tokens.device)
+    # no product: a dropped row must be zero even if its embedding is not finite
+    tokens = condition.tokens.masked_fill(dropped[:, None, None], 0.0)
+    mask = condition.mask & ~dropped[:, None]
+    mask[:, 0] |= dropped
+    vector = None if condition.vector is None else condition.vector.masked_fill(dropped[:, None], 0.0)
     return Condition(tokens, mask, vector)
 
 
@@ -59,9 +54,7 @@ def stack(conditions: Sequence[Condition]) -> Condition:
     masks = [F.pad(c.mask, (0, length - c.mask.shape[1])) for c in conditions]
     vectors = [c.vector for c in conditions if c.vector is not None]
     if vectors and len(vectors) != len(conditions):
-        raise ValueError(
-            f"{len(vectors)} of {len(conditions)} conditions have a vector; all or none of them must have one"
-        )
+        raise ValueError(f"{len(vectors)} of {len(conditions)} conditions have a vector; all or none must")
     return Condition(torch.cat(tokens), torch.cat(masks), torch.cat(vectors) if vectors else None)
 
 

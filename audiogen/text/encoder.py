@@ -187,10 +187,9 @@ class FrozenEncoder:
         row = [*ids, *[PAD_ID] * padding]
         states = self.cache.get(row)
         if states is None:
-            mask = (
-                torch.arange(len(row), device=device)[None] < len(ids) if padding else None
-            )  # [1, L + padding]
-            states = self.encoder.stack.to(device)(torch.tensor([row], device=device), mask)[0]
+            inputs = torch.tensor([row], device=device)  # [1, L + padding]
+            mask = torch.arange(len(row), device=device)[None] < len(ids) if padding else None
+            states = self.encoder.stack.to(device)(inputs, mask)[0]
             self.cache.put(row, states)
         return states.to(device)
 

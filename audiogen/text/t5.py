@@ -58,9 +58,7 @@ class TextConfig:
         if not self.encoder:
             raise InputError('text.encoder is empty; it is "embedded", a T5 hub id or a directory')
         if self.stored and self.trains_encoder:
-            raise InputError(
-                "text.stored is for a frozen encoder; one that is trained always is stored: set it false"
-            )
+            raise InputError("text.stored is for a frozen encoder; a trained one always is: set it false")
         if self.dim % self.num_heads:
             raise InputError(f"text.dim {self.dim} is not a multiple of text.num_heads {self.num_heads}")
 
@@ -198,9 +196,7 @@ class T5Conditioner(nn.Module):
             stack = encoder.stack_tensors(tensors)
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(STACK)}
             if "output_proj.weight" not in tensors:
-                raise InputError(
-                    f"weights of {directory} do not fit their config: missing output_proj.weight"
-                )
+                raise InputError(f"weights of {directory} do not fit its config: missing output_proj.weight")
             if config.stored:
                 frozen = encoder.carried(encoder.shape_of(trained), stack, str(trained), directory)
             else:
@@ -263,8 +259,7 @@ def read_config(directory: Path | str, text_encoder: str | None = None) -> TextC
         return config
     if config.trains_encoder:
         raise InputError(
-            f"text encoder {text_encoder!r} cannot replace that of {directory}, which was trained with its model: "
-            "leave it out"
+            f"text encoder {text_encoder!r} cannot replace that of {directory}, which was trained along: leave it out"
         )
     return dataclasses.replace(config, encoder=local_or_hub(text_encoder), stored=False)
 

@@ -49,8 +49,7 @@ class T5Shape:
             raise InputError(f"relative_attention_num_buckets is {buckets}; it must be even")
         if longest <= buckets // 4:
             raise InputError(
-                f"relative_attention_max_distance is {longest}; it must be above {buckets // 4}, a quarter of the "
-                "buckets"
+                f"relative_attention_max_distance is {longest}; it must be above {buckets // 4}, 1/4 of the buckets"
             )
 
     def to_dict(self) -> dict[str, Any]:

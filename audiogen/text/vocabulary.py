@@ -55,12 +55,12 @@ def train_vocabulary(
 class Vocabulary:
     """Text to token ids with a SentencePiece model, given as its bytes (kept in `.model` for saving)."""
 
-    def __init__(self, model: bytes, where: str = "vocabulary"):
+    def __init__(self, model: bytes):
         self.model = model
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise InputError(f"{where} is not a SentencePiece model ({error}); build it again") from error
+            raise InputError(f"vocabulary is not a SentencePiece model ({error}); build it again") from error
         self.eos_id: int = self._pieces.eos_id()
         self.unk_id: int = self._pieces.unk_id()
 

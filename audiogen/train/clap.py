@@ -24,8 +24,8 @@ from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import AudioBatch
+from audiogen.models.clap import ClapModelConfig, describe, learn_vocabulary, new_clap, save_clap
 from audiogen.text.clap import MAX_TOKENS, Clap, ClapParts, clap_features, embedding
-from audiogen.text.clap_model import ClapModelConfig, describe, learn_vocabulary, new_clap, save_clap
 from audiogen.train.augment import mask
 from audiogen.train.task import Prepared, Run, TrainingTask
 

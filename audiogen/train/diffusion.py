@@ -157,6 +157,7 @@ def make_features(
     conditioner, rate, features = recipe.system.conditioner, autoencoder.sample_rate, {}
     if recipe.clap_of != "text":
         clap = start.conditioner.clap if start else Clap(conditioner.clap)
+        assert clap is not None  # the recipe's system names one
         features["clap"] = Feature(True, lambda audio, _: clap.embed_audio(audio, rate))
     if recipe.loa is not None:
         assert conditioner.loa is not None

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from audiogen.config import PositiveFloat, Probability, check_ranges
-from audiogen.diffusion.audiomae import load_audiomae
 from audiogen.diffusion.conditioners import Conditioner, ConditionerInputs
-from audiogen.diffusion.loa import LoaConfig, pool_latents
+from audiogen.diffusion.loa import LoaConfig, load_audiomae, pool_latents
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.train.cache import Feature

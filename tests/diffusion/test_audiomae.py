@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from audiogen.audio import resample
-from audiogen.diffusion.audiomae import FLOOR, fbank, load_audiomae, mel_triangles, normalised
-from audiogen.diffusion.loa import pool_features
+from audiogen.diffusion.loa import FLOOR, fbank, load_audiomae, mel_triangles, normalised, pool_features
 from audiogen.errors import InputError
 from tests.diffusion.tiny_encoders import write_audiomae
 

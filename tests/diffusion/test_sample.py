@@ -14,8 +14,8 @@ from audiogen.diffusion.sample import (
     Noise,
     Reference,
     Sampling,
+    best_of,
     inpaint_mask,
-    rerank,
     sample,
     super_resolution_mask,
 )
@@ -240,9 +240,8 @@ def test_masks_say_where_something_new_is_wanted() -> None:
 def test_the_best_candidate_of_each_row_is_taken() -> None:
     candidates = torch.arange(24.0).reshape(2, 3, 4)
     scores = torch.tensor([[0.1, 0.9, float("nan")], [2.0, -1.0, 1.0]])
-    assert torch.equal(rerank(candidates, scores), torch.stack([candidates[0, 1], candidates[1, 0]]))
-    with pytest.raises(ValueError, match="scores are"):
-        rerank(candidates, scores[:, :2])
+    assert torch.equal(best_of(candidates[0], scores[0]), candidates[0, 1])
+    assert torch.equal(best_of(candidates[1], scores[1]), candidates[1, 0])
 
 
 @pytest.mark.parametrize(
@@ -257,7 +256,7 @@ def test_the_best_candidate_of_each_row_is_taken() -> None:
                 "lafma", Sampling("euler", 2, 1.0), [1, 2], conditioning=Conditioning(vector=torch.ones(3, 1))
             ),
             ValueError,
-            "the conditioning has 3 rows and there are 2 seeds",
+            "the conditioning has 3 rows, and there are 2 seeds",
         ),
         (
             lambda: draw("lafma", Sampling("euler", 2, 1.0), [1], reference=Reference(torch.zeros(1, 3, 4))),

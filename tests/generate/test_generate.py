@@ -473,8 +473,8 @@ def test_a_sound_made_of_another(run, tiny_latent: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--sampler ddim", "the sampler 'ddim' does not fit a flow process; use euler or heun"),
-        ("--sampler eulr", "the sampler 'eulr' does not fit"),
+        ("--sampler ddim", "sampler 'ddim' does not fit a flow process; use euler or heun"),
+        ("--sampler eulr", "sampler 'eulr' does not fit"),
         ("--steps 0", "0 sampling steps; at least 1 is needed"),
         ("--steps=-3", "-3 sampling steps"),
         ("--init clip.wav --strength 1.2", "strength is 1.2; it must be from 0"),

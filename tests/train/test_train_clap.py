@@ -22,9 +22,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint, checkpoints
 from audiogen.generators.latent import LatentGenerator
 from audiogen.interfaces import AudioBatch, Sampling
-from audiogen.models.latent_codecs import save_autoencoder
-from audiogen.text.clap import Clap, clap_features, fit_length
-from audiogen.text.clap_model import (
+from audiogen.models.clap import (
     AudioTowerConfig,
     ClapModelConfig,
     FeatureConfig,
@@ -32,6 +30,8 @@ from audiogen.text.clap_model import (
     learn_vocabulary,
     new_clap,
 )
+from audiogen.models.latent_codecs import save_autoencoder
+from audiogen.text.clap import Clap, clap_features, fit_length
 from audiogen.train import clap
 from audiogen.train.__main__ import main
 from audiogen.train.clap import ClapTask, chance, contrastive_loss, floor, recall
@@ -314,7 +314,7 @@ def test_a_model_of_ours_or_another_is_trained_on(clap_run: Train, tmp_path: Pat
         ("model.audio.window=5", "window is 5 patches, but the last stage has 4 a side"),
         ("model.audio.spec_size=36", r"2 stages on patches of 4 need a multiple of 8"),
         ("model.audio.num_heads=[3,4]", "stage 0 is 8 wide, no multiple of its 3 num_heads"),
-        ("model.audio.depths=[1]", "must be as many, one a stage"),
+        ("model.audio.depths=[1]", "need one entry a stage"),
         ("model.features.num_mels=24", "spec_size is 32: features.num_mels .24. must divide it"),
         ("model.features.max_length_s=2", "2 s are 101 frames, but audio.spec_size 32 holds 64 of 16"),
         ("model.features.f_max=1001", "up to half of 2000 Hz"),

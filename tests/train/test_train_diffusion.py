@@ -255,7 +255,7 @@ def test_a_run_is_a_model_with_averaged_weights(lafma: Train, autoencoders: dict
     ("setting", "said"),
     [
         ("sampling.steps=0", "sampling: 0 sampling steps"),
-        ("sampling.sampler=ddim", "sampling: the sampler 'ddim' does not fit a flow process"),
+        ("sampling.sampler=ddim", "sampling: sampler 'ddim' does not fit a flow process"),
         ("sampling.eta=0.5", "sampling: eta is 0.5 and the sampler 'euler'"),
         ("sampling.guidance=.inf", "sampling: guidance is inf"),
     ],

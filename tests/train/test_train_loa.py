@@ -12,8 +12,7 @@ import torch
 
 from audiogen.data.dataset import DataConfig, open_data
 from audiogen.data.encoded import LatentDataset, collate_latents
-from audiogen.diffusion.audiomae import load_audiomae
-from audiogen.diffusion.loa import pool_latents
+from audiogen.diffusion.loa import load_audiomae, pool_latents
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.models.released import load_released

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -21,39 +21,12 @@ from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrained
 from audiogen.config import Positive, Probability, build, check_ranges, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
+from audiogen.models.settings import Settings, formats
 from audiogen.text.clap import MAX_TOKENS, ClapParts, quiet
 
-T = TypeVar("T")
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL = (BOS, PAD, EOS, UNK, MASK)  # RoBERTa's first ids
 PAD_ID = SPECIAL.index(PAD)
-# Our names of sizes -> transformers', of ClapTextConfig, ClapAudioConfig and ClapFeatureExtractor.
-TEXT_KEYS = {
-    "vocab_size": "vocab_size",
-    "width": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "ff": "intermediate_size",
-    "dropout": "hidden_dropout_prob",
-}
-AUDIO_KEYS = {
-    "width": "patch_embeds_hidden_size",
-    "depths": "depths",
-    "num_heads": "num_attention_heads",
-    "spec_size": "spec_size",
-    "patch": "patch_size",
-    "window": "window_size",
-    "dropout": "hidden_dropout_prob",
-}
-FEATURE_KEYS = {
-    "sample_rate": "sampling_rate",
-    "n_fft": "fft_window_size",
-    "hop_length": "hop_length",
-    "num_mels": "feature_size",
-    "f_min": "frequency_min",
-    "f_max": "frequency_max",
-    "max_length_s": "max_length_s",
-}
 NUM_BYTES = 256  # every one has a token, so that no text is unknown
 
 
@@ -93,9 +66,7 @@ class AudioTowerConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if not self.depths or len(self.depths) != len(self.num_heads):
-            raise InputError(
-                f"depths {self.depths} and num_heads {self.num_heads} must be as many, one a stage"
-            )
+            raise InputError(f"depths {self.depths} and num_heads {self.num_heads} need one entry a stage")
         for stage, heads in enumerate(self.num_heads):
             if self.width * 2**stage % heads:
                 raise InputError(
@@ -134,8 +105,7 @@ class FeatureConfig:
         check_ranges(self)
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise InputError(
-                f"mel bins from {self.f_min:g} to {self.f_max:g} Hz; they must ascend, up to half of "
-                f"{self.sample_rate} Hz"
+                f"mel bins from {self.f_min:g} to {self.f_max:g} Hz must ascend, up to half of {self.sample_rate} Hz"
             )
 
 
@@ -204,7 +174,7 @@ def new_clap(config: ClapModelConfig, vocabulary: str) -> ClapParts:
         model_max_length=MAX_TOKENS,
         **special,
     )
-    text = _theirs(config.text, TEXT_KEYS) | {
+    text = _theirs(config.text, "text") | {
         "vocab_size": len(tokenizer),
         "attention_probs_dropout_prob": config.text.dropout,
         "max_position_embeddings": MAX_TOKENS + PAD_ID + 1,  # positions are counted from after the padding's
@@ -213,13 +183,13 @@ def new_clap(config: ClapModelConfig, vocabulary: str) -> ClapParts:
         "eos_token_id": SPECIAL.index(EOS),
     }
     audio, num_stages = config.audio, len(config.audio.depths)
-    towers = _theirs(audio, AUDIO_KEYS) | {
+    towers = _theirs(audio, "audio") | {
         "num_mel_bins": config.features.num_mels,
         "patch_stride": [audio.patch, audio.patch],
         "num_hidden_layers": num_stages,
         "hidden_size": audio.width * 2 ** (num_stages - 1),  # D of the last stage
     }
-    extractor = ClapFeatureExtractor(**_theirs(config.features, FEATURE_KEYS), truncation="rand_trunc")
+    extractor = ClapFeatureExtractor(**_theirs(config.features, "features"), truncation="rand_trunc")
     shape = ClapConfig(text_config=text, audio_config=towers, projection_dim=config.projection_dim)
     model = ClapModel(shape)
     initialise(model)
@@ -245,25 +215,22 @@ def describe(parts: ClapParts, name: str) -> ClapModelConfig:
             f"CLAP model {name!r} {'has no audio branch' if extractor is None else 'fuses pieces of long sounds'}; "
             "give a whole, unfused one, such as laion/clap-htsat-unfused"
         )
-    return ClapModelConfig(
-        _ours(TextTowerConfig, whole.text_config, TEXT_KEYS),
-        _ours(AudioTowerConfig, whole.audio_config, AUDIO_KEYS),
-        _ours(FeatureConfig, extractor, FEATURE_KEYS),
-        whole.projection_dim,
-    )
+    audio = whole.audio_config.to_dict()
+    if isinstance(audio["patch_size"], (list, tuple)):
+        audio["patch_size"] = audio["patch_size"][0]  # of the sizes for both axes
+    values: dict[str, Any] = {"projection_dim": whole.projection_dim}
+    for part, cls, found in (
+        ("text", TextTowerConfig, whole.text_config.to_dict()),
+        ("audio", AudioTowerConfig, audio),
+        ("features", FeatureConfig, extractor.to_dict()),
+    ):
+        values[part] = Settings(found, f"CLAP model {name!r}").values(cls, formats()["clap"][part])
+    return build(ClapModelConfig, values, "the CLAP model")
 
 
-def _theirs(config: Any, keys: Mapping[str, str]) -> dict[str, Any]:
+def _theirs(config: Any, part: str) -> dict[str, Any]:
     """Our sizes under transformers' names."""
-    return {theirs: to_plain(getattr(config, ours)) for ours, theirs in keys.items()}
-
-
-def _ours(cls: type[T], found: Any, keys: Mapping[str, str]) -> T:
-    """Transformers' sizes as our config; of a size for both axes (of a patch) the first."""
-    values = {ours: getattr(found, theirs) for ours, theirs in keys.items()}
-    if not isinstance(values.get("patch", 1), int):
-        values["patch"] = values["patch"][0]
-    return build(cls, values, "the CLAP model")
+    return {theirs: to_plain(getattr(config, ours)) for ours, (theirs,) in formats()["clap"][part].items()}
 
 
 def save_clap(directory: str | Path, parts: ClapParts, info: Mapping[str, Any]) -> None:
