@@ -128,9 +128,8 @@ class _Reader:
     def __init__(self, file: soundfile.SoundFile, path: str | os.PathLike[str]) -> None:
         self.file, self.path = file, path
         self.position = 0  # of the file
-        self.kept: NDArray[np.float32] = np.zeros(
-            (0, file.channels), np.float32
-        )  # the frames before position
+        # the frames before position
+        self.kept: NDArray[np.float32] = np.zeros((0, file.channels), np.float32)
 
     def __call__(self, start: int, stop: int) -> NDArray[np.float32]:
         if not self.position - len(self.kept) <= start <= self.position:

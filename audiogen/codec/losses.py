@@ -29,6 +29,7 @@ def adversarial_generator(logits: Sequence[Tensor], kind: AdversarialKind = "hin
 
 
 def _generator_term(score: Tensor, kind: AdversarialKind) -> Tensor:
+    # any shape -> scalar
     return torch.relu(1 - score).mean() if kind == "hinge" else (1 - score).square().mean()
 
 
@@ -52,13 +53,12 @@ def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[T
     for real_layers, fake_layers in zip(real, fake, strict=True):
         for r, f in zip(real_layers, fake_layers, strict=True):
             r = r.detach().float()
-            terms.append(
-                (r - f.float()).abs().mean() / r.abs().mean().clamp(min=1e-6)
-            )  # 1e-6: all features 0
+            # 1e-6: all features 0
+            terms.append((r - f.float()).abs().mean() / r.abs().mean().clamp(min=1e-6))
     return _mean(terms)
 
 
-def _mean(terms: list[Tensor]) -> Tensor:
+def _mean(terms: list[Tensor]) -> Tensor:  # scalars -> scalar
     return torch.stack(terms).mean()
 
 
@@ -130,16 +130,15 @@ def log_magnitude_distance(
     """
     _, basis = _mel_basis(sample_rate, 2 * (target.shape[-1] - 1), num_mels, str(target.device))
     magnitude, wanted = torch.exp(log_magnitude), torch.exp(target)
-    loss = BIN_WEIGHT * (log_magnitude - target).abs().mean() + _log_l1(
-        magnitude @ basis, wanted @ basis
-    )  # [.., M]
+    # [.., M]
+    loss = BIN_WEIGHT * (log_magnitude - target).abs().mean() + _log_l1(magnitude @ basis, wanted @ basis)
     for frames, bins in TILES:
         tile = min(frames, target.shape[-2]), bins
         loss = loss + _log_l1(*(F.avg_pool2d(x.flatten(0, 1)[:, None], tile) for x in (magnitude, wanted)))
     return loss
 
 
-def _log_l1(a: Tensor, b: Tensor) -> Tensor:
+def _log_l1(a: Tensor, b: Tensor) -> Tensor:  # magnitudes of any shape -> scalar
     return (torch.log(a + LOG_FLOOR) - torch.log(b + LOG_FLOOR)).abs().mean()
 
 

@@ -46,7 +46,7 @@ def pack(module: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 class Linear(nn.Linear):
-    """nn.Linear that can be packed."""
+    """nn.Linear that can be packed: [B, T, D_in] -> [B, T, D_out]."""
 
     packed: "PackedLinear | None" = None
 

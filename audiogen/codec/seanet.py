@@ -79,9 +79,8 @@ class ResidualUnit(nn.Module):
     def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
         y = self.wide(F.elu(x), state, last)
         y = self.point(F.elu(y, inplace=True), state, last)
-        if (
-            state is not None
-        ):  # y is as far behind x as `wide` waits for its right context; the shortcut must be, too
+        # y is as far behind x as `wide` waits for its right context; the shortcut must be, too
+        if state is not None:
             past = state.get(self)
             x = join(past.x, x) if isinstance(past, PastInput) else x
             state[self] = PastInput(x[..., y.shape[-1] :].clone(), padded=True)

@@ -135,9 +135,8 @@ class SegmentedCodec:
             end = num_samples - start if not following else (len(group) - 1) * stride
             whole = min(num_samples - start, (len(group) - 1) * stride + self.segment_samples)
             frames = self.segment_frames(whole)
-            if len(frames) > len(
-                group
-            ):  # a segment in the tail of the last one, after `end`: any codes will do
+            # a segment in the tail of the last one, after `end`: any codes will do
+            if len(frames) > len(group):
                 group.append(Segment(group[-1].codes[..., : frames[-1]], group[-1].scale))
             audio = self.decode(group, whole)[..., left * stride : end]
             yield audio

@@ -113,9 +113,8 @@ class Stack(nn.Module):
                     nn.init.zeros_(layer.bias)
         for layer in (self.embed, self.linear):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)  # keeps the variance of its input
-        if (
-            self.linear.out_features > self.linear.in_features
-        ):  # a decoder: neighbouring bins share their energy
+        # a decoder: neighbouring bins share their energy
+        if self.linear.out_features > self.linear.in_features:
             self.linear.weight.data.mul_(0.3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -190,9 +189,8 @@ class SpectralDecoder(nn.Module):
         """
         with torch.autocast(log_magnitude.device.type, enabled=False):
             magnitude = (torch.exp(log_magnitude.float().clamp(max=LOUDEST)) - FLOOR).clamp(min=0)
-            magnitude = magnitude * (
-                self.config.n_fft / 4.0
-            )  # the inverse of `SpectralEncoder.log_magnitude`
+            # the inverse of `SpectralEncoder.log_magnitude`
+            magnitude = magnitude * (self.config.n_fft / 4.0)
             rows = torch.arange(first_frame, first_frame + magnitude.shape[2], device=magnitude.device)
             phase = self.first_phase[rows % PHASE_FRAMES]  # [T, F]
             rotation = torch.polar(torch.ones_like(phase), phase).expand(magnitude.shape)
@@ -224,16 +222,16 @@ class SpectralDecoder(nn.Module):
 
 
 def normalised(log_magnitude: Tensor) -> Tensor:
-    """To about zero mean and unit variance over real recordings."""
+    """To about zero mean and unit variance over real recordings; any shape."""
     return (log_magnitude - MEAN) / STD
 
 
-def _denormalised(x: Tensor) -> Tensor:
+def _denormalised(x: Tensor) -> Tensor:  # any shape
     return x * STD + MEAN
 
 
 def _lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
-    """torch.lerp of complex tensors, by their parts: several times as fast."""
+    """torch.lerp of complex tensors of any shape, by their parts: several times as fast."""
     return torch.view_as_complex(torch.lerp(torch.view_as_real(start), torch.view_as_real(end), weight))
 
 

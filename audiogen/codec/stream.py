@@ -103,13 +103,13 @@ def _is_stateful(codec: Codec) -> TypeGuard[OwnCodec]:
     return isinstance(codec, OwnCodec) and codec.stateful
 
 
-def _unless_empty(block: Tensor) -> Iterator[Tensor]:
+def _unless_empty(block: Tensor) -> Iterator[Tensor]:  # [B, D, n]
     if block.shape[-1] > 0:
         yield block
 
 
 def _mark_last(blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Every block and whether it is the last; each waits for the next one."""
+    """Every block [B, D, n] and whether it is the last; each waits for the next one."""
     coming = iter(blocks)
     for block in islice(coming, 1):
         for following in coming:
@@ -119,7 +119,7 @@ def _mark_last(blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
 
 
 def _append_empty(blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Every block as it comes, and after them all an empty one, marked as the last."""
+    """Every block [B, D, n] as it comes, and after them all an empty one [B, D, 0], marked as the last."""
     block: Tensor | None = None
     for block in blocks:
         yield block, False
@@ -128,7 +128,7 @@ def _append_empty(blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
 
 
 def _at_least(blocks: Iterable[Tensor], length: int) -> Iterator[Tensor]:
-    """Blocks joined until they are so long; the rest at the end."""
+    """Blocks [B, D, n] joined until they are so long; the rest at the end."""
     buffer: Tensor | None = None
     for block in blocks:
         buffer = block if buffer is None else torch.cat([buffer, block], -1)

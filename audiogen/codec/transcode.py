@@ -104,7 +104,7 @@ def encode_clips(
     """
     batch_size = batch_size or default_batch_size(codec)
 
-    def read(source: Source) -> tuple[TokenHeader, Tensor | None]:
+    def read(source: Source) -> tuple[TokenHeader, Tensor | None]:  # [C, N]
         return _read_sound(codec, num_codebooks, source)
 
     def encode(batch: list[tuple[Source, TokenHeader, Tensor]]) -> Iterator[Encoded]:
@@ -153,7 +153,7 @@ def decode_clips(
             )
         return header, segments if header.duration_s > LONG_S else list(segments)
 
-    def finish(key: str, header: TokenHeader, blocks: Iterable[Tensor]) -> Decoded:
+    def finish(key: str, header: TokenHeader, blocks: Iterable[Tensor]) -> Decoded:  # [C, n]
         blocks, rate = _first(header.num_samples, blocks), codec.sample_rate
         if original_rate:
             assert header.source_sample_rate and header.source_num_samples

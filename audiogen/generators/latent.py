@@ -364,9 +364,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            warnings.filterwarnings(
-                "ignore", message="Mismatch dtype between input and weight"
-            )  # a slower kernel
+            # a slower kernel
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
             yield
     finally:
         logger.setLevel(level)

@@ -19,10 +19,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 Recompute = bool | Literal["selective"]
 
-CHUNK = {
-    "cpu": 1 << 17,
-    "cuda": 1 << 25,
-}  # logits taken at a time: half a core's cache; few launches of a GPU
+# logits taken at a time: half a core's cache; few launches of a GPU
+CHUNK = {"cpu": 1 << 17, "cuda": 1 << 25}
 MOST_STEPS = 1024  # of attention as products: past it, the steps x steps weights no longer pay
 
 aten = torch.ops.aten
@@ -69,7 +67,7 @@ class _CrossEntropy(torch.autograd.Function):
         return result, None
 
 
-def _chunks(logits: Tensor) -> Iterator[slice]:
+def _chunks(logits: Tensor) -> Iterator[slice]:  # [n, V]
     size = max(1, CHUNK.get(logits.device.type, CHUNK["cuda"]) // logits.shape[1])
     return (slice(begin, begin + size) for begin in range(0, max(1, len(logits)), size))
 
@@ -86,7 +84,7 @@ class Dropout(nn.Dropout):
     p, below 1, is met to 2^-16. On a GPU, and where it is compiled, PyTorch's own is fused, and is taken.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # any shape
         if not self.training or not self.p or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -113,7 +111,7 @@ def run_layer(layer: nn.Module, recompute: Recompute, x: Tensor, *others: object
     return output
 
 
-def _run_fast(layer: nn.Module, x: Tensor, *others: object) -> Any:
+def _run_fast(layer: nn.Module, x: Tensor, *others: object) -> Any:  # x [B, S, D]
     with fast_attention(x.device, x.shape[1]):  # here, so that recomputing does as was done
         return layer(x, *others)
 
@@ -138,9 +136,8 @@ def fast_attention(device: torch.device, num_steps: int) -> Iterator[None]:
     if not slow:
         yield
         return
-    before = (
-        torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    )  # of all devices, in spite of its name
+    # of all devices, in spite of its name
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:
         with sdpa_kernel(SDPBackend.MATH):

@@ -112,7 +112,7 @@ def remove(lm: TokenLM) -> None:
     _take_off(lm, lambda layer: layer.weight)
 
 
-def _take_off(lm: TokenLM, weight_of: Callable[[LoraLinear], Tensor]) -> None:
+def _take_off(lm: TokenLM, weight_of: Callable[[LoraLinear], Tensor]) -> None:  # [out, in]
     for parent in list(lm.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, LoraLinear):
@@ -167,7 +167,7 @@ def fingerprint(lm: TokenLM) -> Tensor:
 
 
 def same_model(one: Tensor, other: Tensor) -> bool:
-    """Whether two fingerprints are of one model but for rounding to bfloat16 or float16."""
+    """Whether two fingerprints [n] are of one model but for rounding to bfloat16 or float16."""
     # Each rounding moves a value by at most 2^-9 of it (bfloat16), or by 2^-25 (the smallest of float16).
     return one.shape == other.shape and torch.allclose(one, other, rtol=2.0**-8, atol=2.0**-24)
 

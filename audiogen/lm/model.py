@@ -101,7 +101,7 @@ class TokenLM(nn.Module):
     def _init_weights(self) -> None:
         """Initialise as AudioGen was: audiocraft's `LMModel._init_weights`, "gaussian" with "current" depth."""
 
-        def truncated_normal(weight: Tensor, scale: float = 1.0) -> None:
+        def truncated_normal(weight: Tensor, scale: float = 1.0) -> None:  # [outputs, inputs]
             std = scale / math.sqrt(weight.shape[1])  # unit variance out of unit variance in
             nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
 

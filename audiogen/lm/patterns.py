@@ -130,7 +130,7 @@ def stack(each: Sequence[Pattern]) -> Pattern:
     Past the end of a shorter row come special tokens, and its missing frames point at step 0, which holds one.
     """
 
-    def pad(maps: list[Tensor], value: int) -> Tensor:
+    def pad(maps: list[Tensor], value: int) -> Tensor:  # [K, n] each -> [B, K, S]
         length = max(m.shape[1] for m in maps)
         return torch.stack([F.pad(m, (0, length - m.shape[1]), value=value) for m in maps])
 

@@ -47,7 +47,7 @@ class Decoder(Protocol):
 
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> Any: ...
 
-    def step(self, steps: Tensor, cache: Any) -> Tensor: ...
+    def step(self, steps: Tensor, cache: Any) -> Tensor: ...  # [B, K, S] -> [B, K, V]
 
 
 @dataclass(frozen=True)

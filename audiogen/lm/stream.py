@@ -57,7 +57,7 @@ def _frames(
     max_frames: int,
     stride: int,
 ) -> Iterator[Tensor]:
-    """The loop of `stream_tokens`; with guidance, condition and model have 2 B rows."""
+    """The loop of `stream_tokens`: frames [B, K, 1]; with guidance, condition and model have 2 B rows."""
     longest = decoder.config.pattern_of(max_frames).num_steps
     condition, copies = request.model_condition(decoder), 2 if request.is_guided else 1
 

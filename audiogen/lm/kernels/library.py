@@ -64,9 +64,8 @@ def cache_directory() -> Path:
         with tempfile.TemporaryFile(dir=directory):
             return directory
     except OSError:
-        return Path(
-            tempfile.mkdtemp(prefix="audiogen-")
-        )  # only this process writes there: code is loaded from it
+        # only this process writes there: code is loaded from it
+        return Path(tempfile.mkdtemp(prefix="audiogen-"))
 
 
 def build(

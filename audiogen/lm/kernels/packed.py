@@ -68,14 +68,14 @@ class PackedLinear(nn.Module):
 Product = Callable[[Tensor], Tensor]  # float32 [rows, inputs] -> float32 [rows, outputs]
 
 
-def _pack_float(weight: Tensor) -> Product:
+def _pack_float(weight: Tensor) -> Product:  # [outputs, inputs]
     if not onednn.has_packed_products(weight.dtype):
         return lambda x: nn.functional.linear(x, weight)
     packed = onednn.pack_linear(weight, ROWS)
     return lambda x: onednn.linear(x, packed)
 
 
-def _pack_bfloat16(weight: Tensor) -> Product:
+def _pack_bfloat16(weight: Tensor) -> Product:  # [outputs, inputs]
     product = _pack_float(weight.bfloat16())
     return lambda x: product(x.bfloat16()).float()
 
@@ -91,9 +91,8 @@ def _pack_int8(weight: Tensor) -> Product:
         raise InputError(
             "int8 needs a C++ compiler, or a PyTorch with FBGEMM or QNNPACK; choose bfloat16 or float32"
         )
-    torch.backends.quantized.engine = (
-        engine  # also decides who computes later: set to nothing else in this package
-    )
+    # also decides who computes later: set to nothing else in this package
+    torch.backends.quantized.engine = engine
     scales = weight.abs().amax(1).clamp(min=1e-30) / 127
     zeros = torch.zeros(len(weight), dtype=torch.int64)
     with warnings.catch_warnings():
@@ -106,7 +105,7 @@ def _pack_int8(weight: Tensor) -> Product:
     ends[0, :1], ends[0, 1:2] = 1.0, -1.0
 
     def product(x: Tensor) -> Tensor:
-        largest = x.abs().amax(1, keepdim=True).clamp(min=1e-30)
+        largest = x.abs().amax(1, keepdim=True).clamp(min=1e-30)  # [rows, 1]; 1e-30: a row of zeros
         rows = torch.cat([x / largest, ends])
         return torch.ops.quantized.linear_dynamic(rows, packed, reduce_range)[:-1] * largest
 
