@@ -503,7 +503,7 @@ def test_a_sound_made_of_another(run, tiny_latent: Path, tmp_path: Path) -> None
         ("--candidates 2", "CLAP model with an audio branch, which this system lacks"),
         ("--candidates 2 --clap ../nowhere/clap", "CLAP model '../nowhere/clap' cannot be opened"),
         ("--heads two", "--heads is 'two'; give whole numbers"),
-        ("--heads 2", "heads (2,) and attention"),
+        ("--heads 2", "heads (2,), attention"),
         ("--dtype int8", "dtype is 'int8'"),
         ("--text-encoder ../t5", "has no T5 that could be replaced"),
         ("--top-k 5", "--top-k is not for"),
