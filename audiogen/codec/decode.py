@@ -12,9 +12,8 @@ import torch
 from audiogen import audio
 from audiogen.codec.report import Report, check_distinct, choose_targets
 from audiogen.codec.segmented import SegmentedCodec, in_segments
-from audiogen.codec.token_files import FORMATS, read
 from audiogen.codec.tokens import TokenHeader
-from audiogen.codec.transcode import Failed, Tokens, decode_clips
+from audiogen.codec.transcode import FORMATS, Failed, Tokens, decode_clips, read
 from audiogen.data.shards import ShardReader, is_shard_directory
 from audiogen.device import choose_device
 from audiogen.errors import InputError

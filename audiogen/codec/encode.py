@@ -6,18 +6,26 @@ import argparse
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from audiogen.codec import ecdc
 from audiogen.codec.report import Report, check_distinct, choose_targets
 from audiogen.codec.segmented import SegmentedCodec, in_segments
-from audiogen.codec.token_files import FORMATS, is_ecdc, read_header, write
-from audiogen.codec.tokens import bandwidth_kbps
-from audiogen.codec.transcode import Encoded, Failed, Source, UnreadableError, encode_clips, header_for
+from audiogen.codec.tokens import bandwidth_kbps, write_tokens
+from audiogen.codec.transcode import (
+    FORMATS,
+    Encoded,
+    Failed,
+    Source,
+    UnreadableError,
+    encode_clips,
+    header_for,
+    is_ecdc,
+    read_header,
+)
 from audiogen.data import synth
 from audiogen.data.dataset import SYNTH_SEED, BuiltInClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip, find_captions, read_manifest, sound_files
@@ -28,23 +36,13 @@ from audiogen.interfaces import Segment
 from audiogen.models.build import load_codec
 
 
-@dataclass(frozen=True)
-class Item:
-    """A sound to encode; `name` is its path below the input, which the output keeps."""
-
-    name: Path
-    source: Source
-    captions: tuple[str, ...] = ()
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Encode to token files, or to shards with --shards."""
     items = find_sounds(arguments.inputs, captions=arguments.shards is not None)
     names = [item.name for item in items]
     targets = choose_targets(Path(arguments.out), names, FORMATS, arguments.format, "token file")
     if not arguments.shards:
-        check_distinct(targets, [str(item.source.path) for item in items])
+        check_distinct(targets, [str(item.path) for item in items])
     elif targets[0] == Path(arguments.out) or is_ecdc(targets[0]):
         raise InputError("--shards writes a folder of shards: give --out a folder, and no --format")
     device = choose_device(arguments.device)
@@ -62,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def encode_files(
-    arguments: argparse.Namespace, codec: SegmentedCodec, num_codebooks: int, items: Mapping[Path, Item]
+    arguments: argparse.Namespace, codec: SegmentedCodec, num_codebooks: int, items: Mapping[Path, Source]
 ) -> None:
     """One token file a sound; those that an earlier run finished are kept."""
     name, identity = codec.name, codec.identity
@@ -72,9 +70,9 @@ def encode_files(
     pending = {
         target: item
         for target, item in items.items()
-        if arguments.overwrite or not is_encoded(target, item.source.path, wanted)
+        if arguments.overwrite or not is_encoded(target, item.path, wanted)
     }
-    sources = [replace(item.source, key=str(target)) for target, item in pending.items()]
+    sources = [replace(item, key=str(target)) for target, item in pending.items()]
     with Report("encoded", len(sources), kept=len(items) - len(sources)) as report:
         for result in encode_clips(codec, sources, num_codebooks, arguments.batch_size):
             if isinstance(result, Failed):
@@ -82,7 +80,8 @@ def encode_files(
                 continue
             try:
                 header = replace(result.header, codec=name, identity=identity)
-                write(Path(result.key), header, watch(report, result))
+                write = ecdc.write_ecdc if is_ecdc(Path(result.key)) else write_tokens
+                write(result.key, header, watch(report, result))
             except UnreadableError as error:
                 report.failed(str(error))
             else:
@@ -121,7 +120,7 @@ def is_encoded(target: Path, source: Path, wanted: tuple[object, ...]) -> bool:
 
 
 def encode_shards(
-    arguments: argparse.Namespace, codec: SegmentedCodec, num_codebooks: int, items: Sequence[Item]
+    arguments: argparse.Namespace, codec: SegmentedCodec, num_codebooks: int, items: Sequence[Source]
 ) -> None:
     """Token shards in the order of the input; what an earlier run stored is kept.
 
@@ -130,8 +129,8 @@ def encode_shards(
     """
     if arguments.overwrite:
         raise InputError("--overwrite does not go with --shards: delete the folder, or choose another one")
-    by_key = {item.source.key: item for item in items}
-    check_distinct([item.source.key for item in items], [str(item.source.path) for item in items])
+    by_key = {item.key: item for item in items}
+    check_distinct([item.key for item in items], [str(item.path) for item in items])
     spec = replace(TokenSpec.of(codec.codec), num_codebooks=num_codebooks)
     writer = ShardWriter(arguments.out, spec)
     pending = [key for key in by_key if key not in writer.done]
@@ -143,7 +142,7 @@ def encode_shards(
         for keys in shards:
             clips: dict[str, CodeClip] = {}
             unreadable: dict[str, str] = {}
-            sources = [by_key[key].source for key in keys]
+            sources = [by_key[key] for key in keys]
             for result in encode_clips(codec, sources, num_codebooks, arguments.batch_size):
                 try:
                     if isinstance(result, Failed):
@@ -160,32 +159,32 @@ def encode_shards(
             writer.write([clips[key] for key in keys if key in clips], unreadable)
 
 
-def find_sounds(inputs: Iterable[str], captions: bool) -> list[Item]:
+def find_sounds(inputs: Iterable[str], captions: bool) -> list[Source]:
     """The sounds that the inputs name, with captions from beside them if asked; InputError for an empty input."""
 
-    def from_file(clip: Clip, root: Path) -> Item:
+    def from_file(clip: Clip, root: Path) -> Source:
         name = Path(os.path.relpath(clip.path, root))
         folder = Path(os.path.abspath(root)).name
         if ".." in name.parts:  # a manifest may name sounds anywhere
             name, folder = Path(name.name), name.parent.name
         if clip.start_s:
             name = name.with_name(f"{name.stem}@{clip.start_s:g}s{name.suffix}")
-        source = Source((folder / name).as_posix(), Path(clip.path), clip.start_s, clip.duration_s)
-        return Item(name, source, clip.captions, clip.fields)
+        key, part = (folder / name).as_posix(), (clip.start_s, clip.duration_s)
+        return Source(key, Path(clip.path), *part, name=name, captions=clip.captions, fields=clip.fields)
 
-    def from_folder(sound: Path, root: Path) -> Item:
+    def from_folder(sound: Path, root: Path) -> Source:
         texts, fields = find_captions(sound, root) if captions else ((), {})
         return from_file(Clip(str(sound), texts, fields=fields), root)
 
-    def from_corpus(clip: BuiltInClip) -> Item:
+    def from_corpus(clip: BuiltInClip) -> Source:
         def render(sample_rate: int) -> torch.Tensor:  # [1, N]
             return synth.render(SYNTH_SEED, clip.number, sample_rate).audio
 
         name = Path("synth", f"{clip.number:06d}")
         texts = synth.captions(SYNTH_SEED, clip.number) if captions else ()
-        return Item(name, Source(clip.key, name, render=render), texts)
+        return Source(clip.key, name, render=render, name=name, captions=texts)
 
-    items: list[Item] = []
+    items: list[Source] = []
     for given in inputs:
         path = Path(given)
         if path.suffix.lower() in (".jsonl", ".csv"):

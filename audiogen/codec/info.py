@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 
 from audiogen.codec.segmented import in_segments
-from audiogen.codec.token_files import read_header
 from audiogen.codec.tokens import TokenHeader, bandwidth_kbps
-from audiogen.codec.transcode import header_for
+from audiogen.codec.transcode import header_for, read_header
 from audiogen.data.shards import ShardReader, TokenSpec, is_shard_directory
 from audiogen.files.checkpoint import PICKLES, read_config
 from audiogen.models.build import open_codec

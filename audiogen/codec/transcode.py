@@ -8,17 +8,18 @@ the order may differ from the input's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import soxr
 import torch
 from torch import Tensor
 
 from audiogen import audio
+from audiogen.codec import ecdc, tokens
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.codec.tokens import TokenHeader
 from audiogen.errors import InputError
@@ -42,6 +43,24 @@ SIZES = (
 )
 
 
+FORMATS = {"agtok": tokens.SUFFIX, "ecdc-v0": ecdc.SUFFIX}  # of token files: our own, the encodec package's
+
+
+def is_ecdc(path: Path) -> bool:
+    """By the name, so that the message about a damaged file speaks of the format it was meant to have."""
+    return path.suffix.lower() == ecdc.SUFFIX
+
+
+def read(path: Path) -> tuple[TokenHeader, Iterable[Segment]]:
+    """A token file's header, and segments with B = 1, or blocks of a clip in one piece; InputError names a bad file."""
+    return ecdc.read_ecdc(path) if is_ecdc(path) else tokens.read_tokens(path)
+
+
+def read_header(path: Path) -> TokenHeader:
+    """A token file's header; our own files are checked to the last byte."""
+    return ecdc.read_header(path) if is_ecdc(path) else tokens.read_header(path)
+
+
 class UnreadableError(InputError):
     """A clip that streams turned out to be damaged."""
 
@@ -50,7 +69,8 @@ class UnreadableError(InputError):
 class Source:
     """A sound to encode: a file, a part of it (from `start_s` for `duration_s`), or what `render` makes.
 
-    render: sample rate in Hz -> audio [C, N]; then `path` only names the sound.
+    render: sample rate in Hz -> audio [C, N]; then `path` only names the sound. name: its path below the input, which
+    the output keeps. captions, fields: from a manifest or from beside the sound.
     """
 
     key: str
@@ -58,6 +78,9 @@ class Source:
     start_s: float = 0.0
     duration_s: float | None = None
     render: Callable[[int], Tensor] | None = None
+    name: Path = Path()
+    captions: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -203,10 +226,10 @@ def check_codec(codec: SegmentedCodec, header: TokenHeader, name: str) -> None:
             f"{name}: made by codec {header.codec} ({header.identity}); "
             f"this is {codec.name} ({codec.identity}): give the right one with --codec"
         )
-    for field in SIZES:
-        if getattr(header, field) != getattr(codec, field):
+    for size in SIZES:
+        if getattr(header, size) != getattr(codec, size):
             raise InputError(
-                f"{name}: {field} is {getattr(header, field)}, the codec's is {getattr(codec, field)}"
+                f"{name}: {size} is {getattr(header, size)}, the codec's is {getattr(codec, size)}"
             )
     if header.num_codebooks > codec.num_codebooks:
         raise InputError(f"{name}: {header.num_codebooks} codebooks, the codec has {codec.num_codebooks}")
