@@ -28,18 +28,10 @@ from audiogen.data.dataset import AnyClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip
 from audiogen.device import choose_device
 from audiogen.errors import InputError
-from audiogen.evaluate import scores
+from audiogen.evaluate import coding, scores
 from audiogen.evaluate.clips import check_distinct, choose
-from audiogen.evaluate.coding import (
-    Originals,
-    System,
-    codec_systems,
-    find_level,
-    opus_rate,
-    opus_system,
-)
 from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips, join, load_embedder
-from audiogen.evaluate.metrics import Interval, bootstrap, frechet_distance
+from audiogen.evaluate.metrics import Interval, bootstrap, frechet_distance, set_interval
 from audiogen.evaluate.reconstruction import check_metrics, code_entropy, measure
 from audiogen.evaluate.report import REFERENCE, Report, Sound, columns_of, draw, filled, notes_on
 from audiogen.evaluate.scores import Array, Index, Warn, mean_of_defined
@@ -109,7 +101,7 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Report:
     codecs = open_codecs(evaluation.codecs, device)
     embedders = [load_embedder(spec, device) for spec in evaluation.embedders]
     rate = evaluation.sample_rate or min(codec.sample_rate for codec in codecs.values())
-    originals = Originals(choose_clips(evaluation), rate)
+    originals = coding.Originals(choose_clips(evaluation), rate)
     warnings, note = scores.once(warn)
     if constant := originals.check():
         note(
@@ -118,9 +110,9 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Report:
         )
     tried: dict[float, float] = {}
     wanted = tqdm(evaluation.opus_kbps, "Opus: searching levels", leave=False, disable=None)
-    levels = {kbps: find_level(originals, rate, kbps, tried) for kbps in wanted}
-    systems = [system for name, codec in codecs.items() for system in codec_systems(name, codec)]
-    systems += [opus_system(kbps, level, rate) for kbps, (level, _) in levels.items()]
+    levels = {kbps: coding.find_level(originals, rate, kbps, tried) for kbps in wanted}
+    systems = [system for name, codec in codecs.items() for system in coding.codec_systems(name, codec)]
+    systems += [coding.opus_system(kbps, level, rate) for kbps, (level, _) in levels.items()]
     rows, sounds = measure_all(evaluation, systems, originals, embedders, note)
     notes = [
         *notes_of(evaluation, codecs, originals, levels),
@@ -175,8 +167,8 @@ def choose_clips(evaluation: CodecEvaluation) -> list[AnyClip]:
 
 def measure_all(
     evaluation: CodecEvaluation,
-    systems: Sequence[System],
-    originals: Originals,
+    systems: Sequence[coding.System],
+    originals: coding.Originals,
     embedders: Sequence[Embedder],
     warn: Warn,
 ) -> tuple[list[Cells], dict[str, list[Tensor]]]:
@@ -217,11 +209,11 @@ def measure_all(
 
 
 def send(
-    system: System, originals: Originals, optional: Sequence[str], values: dict[str, list[Any]]
+    system: coding.System, originals: coding.Originals, optional: Sequence[str], values: dict[str, list[Any]]
 ) -> Iterator[Tensor]:
     """Every clip through the system -> the decoded clips [1, N] at the common rate.
 
-    values gets what was measured of each: distances by name, duration_s, and what `System.code` says.
+    values gets what was measured of each: distances by name, duration_s, and what `coding.System.code` says.
     """
     system.code(originals.read(0, system.sample_rate, system.channels))  # the first call sets up: not counted
     for index, clip in enumerate(originals.clips):
@@ -255,7 +247,7 @@ def embed(
     return [join(part) for part in parts], sounds
 
 
-def row_of(system: System, measured: Mapping[str, Sequence[float]], counts: Sequence[Index]) -> Cells:
+def row_of(system: coding.System, measured: Mapping[str, Sequence[float]], counts: Sequence[Index]) -> Cells:
     """The cells of a system that need no embedder; beside the columns bits_per_s carried and a codec's use of codes.
 
     counts: of a codec's codes [K, V], of each clip.
@@ -272,7 +264,7 @@ def row_of(system: System, measured: Mapping[str, Sequence[float]], counts: Sequ
             return code_entropy(of_clips[clips].sum(0), system.frame_rate).bits_per_s / 1000
 
         most = system.kbps or math.inf
-        row["carried"] = scores.set_figure(kbps, (len(counts),), 1, scores.ROUNDS, (0.0, most))
+        row["carried"] = set_interval(kbps, len(counts), minimum=1, rounds=scores.ROUNDS, allowed=(0.0, most))
         row["codes_used"] = 100 * float(use.used.mean()) / of_clips.shape[-1]
         row |= {"perplexity": use.perplexity.tolist(), "used": use.used.tolist()}
     else:
@@ -305,7 +297,7 @@ def paired_fad(embedder: Embedder, real: Embedded, decoded: Embedded, warn: Warn
 
     try:
         rounds = scores.frechet_rounds(dim)
-        return scores.set_figure(distance, (n,), dim + 1, rounds, scores.RANGES["fad"])
+        return set_interval(distance, n, minimum=dim + 1, rounds=rounds, allowed=scores.RANGES["fad"])
     except InputError as error:
         warn(f"no FAD by {embedder.name}: {error}")
         return None
@@ -317,7 +309,7 @@ def paired_fad(embedder: Embedder, real: Embedded, decoded: Embedded, warn: Warn
 def notes_of(
     evaluation: CodecEvaluation,
     codecs: Mapping[str, SegmentedCodec],
-    originals: Originals,
+    originals: coding.Originals,
     levels: Mapping[float, tuple[float, float]],
 ) -> list[str]:
     """What was compared with what, and on what."""
@@ -341,7 +333,7 @@ def notes_of(
             for asked, (level, kbps) in levels.items()
         )
         notes.append(
-            f"Opus: libsndfile {soundfile.__libsndfile_version__}, mono at {opus_rate(rate)} Hz, variable "
+            f"Opus: libsndfile {soundfile.__libsndfile_version__}, mono at {coding.opus_rate(rate)} Hz, variable "
             f"bitrate, the compression level whose files over all these clips come nearest to the kbps asked: {found}."
         )
     device = next(iter(codecs.values())).device
@@ -352,7 +344,9 @@ def notes_of(
     return notes
 
 
-def write_sounds(out: Path, sounds: Mapping[str, Sequence[Tensor]], originals: Originals) -> list[Sound]:
+def write_sounds(
+    out: Path, sounds: Mapping[str, Sequence[Tensor]], originals: coding.Originals
+) -> list[Sound]:
     """The clips to listen to [1, N], written, clip by clip."""
     listed = []
     for number in range(max(map(len, sounds.values()))):

@@ -26,7 +26,7 @@ from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
 from audiogen.evaluate.order import OrderPrompt, check_judge, judge_clips, order_accuracy
 from audiogen.evaluate.report import REFERENCE, Column, Report, Sound, columns_of, filled, notes_on
 from audiogen.evaluate.scores import Cells, Warn
-from audiogen.evaluate.systems import RECONSTRUCTION, Comparison, Material, System, keep_once
+from audiogen.evaluate.systems import RECONSTRUCTION, Comparison, Material, System, is_kept, keep
 from audiogen.generators import load as generators
 from audiogen.interfaces import Generator
 from audiogen.models.tagger import load_tagger
@@ -271,10 +271,9 @@ def find_sounds(comparison: Comparison, material: Material, names: Sequence[str]
         path = prompt.path(comparison.folder("real"), "real")
         if not prompt.order:
             settings = {"clip": prompt.clip.key, "duration_s": comparison.duration_s}
-            sample_rate = audio.info(prompt.clip.path).sample_rate
-            keep_once(
-                path, settings, sample_rate, partial(read, prompt.clip, None, None, comparison.duration_s)
-            )
+            if not is_kept(path, settings):
+                sound = read(prompt.clip, None, None, comparison.duration_s)
+                keep(path, sound, audio.info(prompt.clip.path).sample_rate, settings)
         sounds.append(Sound("ground truth", title, path))
         for name in names:
             for row, take in ((f"{name}, codec alone", RECONSTRUCTION), (name, comparison.seeds[0])):

@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 LEVEL = 0.95  # of all intervals
+FEWEST_ROUNDS = 20  # fewer half samples make no interval
 KERNEL_SCALE = 100.0  # of the kernel distance, as published
 KL_FLOOR = 1e-6  # the least probability of a label in label_kl: no clip can cost more than -log of it, 13.8
 SIZES, DRAWS = 5, 8  # of the extrapolation: subsample sizes below the full one, and draws of each
@@ -161,8 +162,7 @@ def label_kl(reference_p: ArrayLike, generated_p: ArrayLike) -> Array:
     the generated clip rules out costs at most -log(KL_FLOOR).
     """
     p, q = _distributions("reference", reference_p), _distributions("generated", generated_p)
-    _check_paired(p, q)
-    p, q = (np.maximum(rows, KL_FLOOR) for rows in (p, q))
+    p, q = (np.maximum(rows, KL_FLOOR) for rows in _pair(p, q, paired=True))
     return rel_entr(p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)).sum(1)
 
 
@@ -177,8 +177,7 @@ def accuracy(scores: ArrayLike, wanted: ArrayLike) -> Array:
 
 def cosine(a: ArrayLike, b: ArrayLike) -> Array:
     """Cosine [n] of paired embeddings [n, D]; of a CLAP model's text and sound it is the CLAP score, -1 to 1."""
-    a, b = _rows("first embeddings", a), _rows("second embeddings", b)
-    _check_paired(a, b)
+    a, b = _pair(a, b, paired=True)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     if not lengths.all():
         raise InputError(
@@ -224,6 +223,7 @@ def set_interval(
     minimum: int = 2,
     rounds: int = 200,
     seed: int = 0,
+    allowed: tuple[float, float] = (-math.inf, math.inf),
 ) -> Interval:
     """Interval of a figure of whole sets by half samples: statistic(indices of the first set, of the second, ...).
 
@@ -237,23 +237,24 @@ def set_interval(
 
     sizes: clips of each set. minimum: clips that the statistic needs of each, D + 1 for `frechet_distance`; where that
     is above half, so many are kept and the spread is scaled up to match. What belongs together shares an index: a
-    reconstruction and its original, several clips of one prompt.
+    reconstruction and its original, several clips of one prompt. allowed: values the figure can take, to which the
+    interval is cut. A figure has no interval where clips are too few, or too many for more than a few rounds.
     """
+    value = float(statistic(*map(np.arange, sizes)))
     share = max(0.5, minimum / max(1, min(sizes)))
     kept = [round(share * size) for size in sizes]
-    if any(size <= keep for size, keep in zip(sizes, kept, strict=True)):
-        raise InputError(
-            f"sets of {' and '.join(map(str, sizes))} clips are too few for an interval of a figure that needs "
-            f"{minimum}; give at least {minimum + 1}"
-        )
-    rng = np.random.default_rng(seed)
     pairs = list(zip(sizes, kept, strict=True))
+    if rounds < FEWEST_ROUNDS or any(size <= keep for size, keep in pairs):
+        return Interval(value, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
     halves = ([rng.permutation(size)[:keep] for size, keep in pairs] for _ in range(rounds))
-    values = np.array([statistic(*half) for half in halves])
-    value = float(statistic(*map(np.arange, sizes)))
     scale = math.sqrt(np.mean([keep / (size - keep) for size, keep in pairs]))
-    low, high = _ends(scale * (values - values.mean()))
-    return Interval(value, value + low, value + high)
+    try:
+        values = np.array([statistic(*half) for half in halves])
+        low, high = _ends(scale * (values - values.mean()))
+    except InputError:  # half the clips may be too few for a figure of which all are not
+        return Interval(value, math.nan, math.nan)
+    return Interval(value, max(value + low, allowed[0]), min(value + high, allowed[1]))
 
 
 def _ends(values: Array) -> tuple[float, float]:
@@ -282,22 +283,21 @@ def _rows(name: str, values: ArrayLike, least: int = 1) -> Array:
     return rows
 
 
-def _pair(reference: ArrayLike, generated: ArrayLike, least: int = 1) -> tuple[Array, Array]:
-    """Both sets, checked, of one width D."""
+def _pair(
+    reference: ArrayLike, generated: ArrayLike, least: int = 1, paired: bool = False
+) -> tuple[Array, Array]:
+    """Both sets, checked, of one width D and, if they are paired, of as many clips."""
     reference, generated = _rows("reference", reference, least), _rows("generated", generated, least)
     if reference.shape[1] != generated.shape[1]:
         raise InputError(
             f"reference has {reference.shape[1]} dimensions, generated {generated.shape[1]}; "
             "embed both with the same embedder"
         )
-    return reference, generated
-
-
-def _check_paired(a: Array, b: Array) -> None:
-    if a.shape != b.shape:
+    if paired and len(reference) != len(generated):
         raise InputError(
-            f"shapes {list(a.shape)} and {list(b.shape)} do not pair; give one row a clip on both sides"
+            f"{len(reference)} and {len(generated)} clips do not pair; give as many on both sides"
         )
+    return reference, generated
 
 
 def _check_frechet(reference: Array, generated: Array, least: int) -> None:

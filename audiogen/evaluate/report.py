@@ -157,13 +157,11 @@ def number(cell: Cell) -> float | None:
     return None if math.isnan(value) else value
 
 
-def format_cell(cell: Cell, digits: int = 2) -> str:
-    """`0.812 [0.75, 0.87]` for an interval, `10,500,000` for an integer, `0.52` for a number, a dash for nothing."""
-    return "".join(_halves(cell, digits))
+def format_cell(cell: Cell, digits: int = 2) -> tuple[str, str]:
+    """A cell in two, its value and the ends of its interval, empty where there are none.
 
-
-def _halves(cell: Cell, digits: int) -> tuple[str, str]:
-    """A formatted cell in two: its value, and the ends of an interval, empty where there are none."""
+    `0.812` and ` [0.75, 0.87]` for an interval, `10,500,000` for an integer, `0.52` for a number, a dash for nothing.
+    """
     if isinstance(cell, str):
         return " ".join(cell.split()) or MISSING, ""
     value = number(cell)
@@ -217,7 +215,7 @@ def write_markdown_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
         cells = []
         for column, best in zip(columns, leading, strict=True):
             cell = row.get(column.key)
-            value, ends = _halves(cell, column.digits)
+            value, ends = format_cell(cell, column.digits)
             value = escape_markdown(value) if isinstance(cell, str) else value
             italic = isinstance(cell, str) and row.get(REFERENCE)
             mark = "**" if place in best else "*" if italic else ""
@@ -274,7 +272,7 @@ def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     heads, bodies = [], [""] * len(rows)
     for at, column in enumerate(columns):
         cells = [row.get(column.key) for row in rows]
-        longest = max((len(format_cell(cell)) for cell in cells), default=0)
+        longest = max((len(format_cell(cell)[0]) for cell in cells), default=0)
         kind = ' class="text long"' if longest > LONG_TEXT else ' class="text"'
         kind = kind if is_text(column, rows) else ""
         button = f"<button>{escape(column.heading)}</button>"
@@ -283,7 +281,7 @@ def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
         best = leaders(column, rows)
         for place, cell in enumerate(cells):
             key = "" if (plain := number(cell)) is None else f' data-value="{json.dumps(plain)}"'
-            value, ends = (escape(half) for half in _halves(cell, column.digits))
+            value, ends = (escape(half) for half in format_cell(cell, column.digits))
             value = f"<b>{value}</b>" if place in best else value
             bodies[place] += f"<{tag}{scope}{kind}{key}>{value}{ends and f'<small>{ends}</small>'}</{tag}>"
     marks = [' class="reference"' if row.get(REFERENCE) else "" for row in rows]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,23 +18,10 @@ from torch import Tensor
 
 from audiogen.data.manifest import Clip
 from audiogen.errors import InputError
+from audiogen.evaluate import metrics
 from audiogen.evaluate.clips import read
 from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips
-from audiogen.evaluate.metrics import (
-    MAX_SHARE,
-    Interval,
-    Manifold,
-    accuracy,
-    cosine,
-    frechet_distance,
-    frechet_infinity,
-    inception_score,
-    kernel_distance,
-    label_kl,
-    prdc,
-    prompt_interval,
-    set_interval,
-)
+from audiogen.evaluate.metrics import Interval
 from audiogen.evaluate.report import Cell, Column, columns_of
 
 T = TypeVar("T")
@@ -42,12 +29,12 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 Cells = dict[str, Cell]
 Warn = Callable[[str], object]
+Statistic = Callable[[Index, Index], float]  # of some clips of the one set and some prompts of the other
 
 ROUNDS = 200  # of the intervals of sets
 FRECHET_WORK = 12_800  # rounds times D: wide embeddings take long, so they get fewer rounds
 INFINITY_ROUNDS, INFINITY_WORK = 40, 2_560  # the same for the extrapolation: a round takes 41 distances
 PAIR_WORK = 4e7  # rounds times the squared number of clips, for figures of all pairs
-FEWEST_ROUNDS = 20  # fewer make no interval
 ANY = (-math.inf, math.inf)
 RANGES = {  # of figures that have one; FAD∞ and KD are unbiased and may pass below 0
     "fad": (0.0, math.inf),
@@ -129,30 +116,25 @@ def set_cells(
     a, b = reference.embeddings.astype(np.float64), generated.embeddings.astype(np.float64)
     dim, num_prompts = a.shape[1], len(b) // takes
 
-    def of_sets(distance: Callable[[Array, Array], float]) -> Callable[[Index, Index], float]:
+    def of_sets(distance: Callable[[Array, Array], float]) -> Statistic:
         return lambda i, j: distance(a[i], b[take_rows(j, takes)])
 
     @cache  # the figures of one part come from one calculation
-    def manifold(i: bytes, j: bytes) -> Manifold:
+    def manifold(i: bytes, j: bytes) -> metrics.Manifold:
         of_reference, of_prompts = (np.frombuffer(index, dtype=np.int64) for index in (i, j))
-        return prdc(a[of_reference], b[take_rows(of_prompts, takes)])
+        return metrics.prdc(a[of_reference], b[take_rows(of_prompts, takes)])
 
-    def of_manifold(name: str) -> Callable[[Index, Index], float]:
+    def of_manifold(name: str) -> Statistic:
         return lambda i, j: getattr(manifold(i.tobytes(), j.tobytes()), name)
 
-    by_pairs = max(FEWEST_ROUNDS, round(PAIR_WORK / (len(a) + len(b)) ** 2))
-    at_infinity = of_sets(partial(frechet_infinity, seed=0))
-    figures: dict[
-        str, tuple[Callable[[Index, Index], float], int, int]
-    ] = {  # each with the clips it needs, and rounds
-        "fad": (of_sets(frechet_distance), dim + 1, frechet_rounds(dim)),
-        "fad_inf": (
-            at_infinity,
-            math.ceil((dim + 1) / MAX_SHARE),
-            min(INFINITY_ROUNDS, INFINITY_WORK // dim),
-        ),
-        "kd": (of_sets(kernel_distance), 2, by_pairs),
-        **{name: (of_manifold(name), 6, by_pairs) for name in Manifold._fields},
+    by_pairs = max(metrics.FEWEST_ROUNDS, round(PAIR_WORK / (len(a) + len(b)) ** 2))
+    at_infinity = of_sets(partial(metrics.frechet_infinity, seed=0))
+    by_extrapolations = min(INFINITY_ROUNDS, INFINITY_WORK // dim)
+    figures: dict[str, tuple[Statistic, int, int]] = {  # each with the clips it needs, and its rounds
+        "fad": (of_sets(metrics.frechet_distance), dim + 1, frechet_rounds(dim)),
+        "fad_inf": (at_infinity, math.ceil((dim + 1) / metrics.MAX_SHARE), by_extrapolations),
+        "kd": (of_sets(metrics.kernel_distance), 2, by_pairs),
+        **{name: (of_manifold(name), 6, by_pairs) for name in metrics.Manifold._fields},
     }
     cells: Cells = {}
     lacking: dict[str, list[str]] = {}  # figures by the reason why there are none
@@ -160,9 +142,9 @@ def set_cells(
         least = needs if num_prompts > needs else -(-needs // takes)
         # Half samples keep one share of both sets: with many takes the reference may be the smaller one.
         least = max(least, math.ceil(needs * min(len(a), num_prompts) / len(a)))
-        sizes = (len(a), num_prompts)
+        options: Any = {"minimum": least, "rounds": min(ROUNDS, rounds), "allowed": RANGES.get(name, ANY)}
         try:
-            cells[name] = set_figure(statistic, sizes, least, min(ROUNDS, rounds), RANGES.get(name, ANY))
+            cells[name] = metrics.set_interval(statistic, len(a), num_prompts, **options)
         except InputError as error:
             cells[name] = None
             if name != "fad_inf" or cells["fad"] is not None:  # once is enough
@@ -184,9 +166,10 @@ def inception_cells(embedder: Embedder, generated: Embedded, takes: int = 1) -> 
         return {}
 
     def score(prompts: Index) -> float:
-        return inception_score(p[take_rows(prompts, takes)])
+        return metrics.inception_score(p[take_rows(prompts, takes)])
 
-    return by_key(embedder, {"is": set_figure(score, (len(p) // takes,), 2, ROUNDS, RANGES["is"])})
+    cell = metrics.set_interval(score, len(p) // takes, rounds=ROUNDS, allowed=RANGES["is"])
+    return {key_of(embedder, "is"): cell}
 
 
 def clip_values(
@@ -208,11 +191,11 @@ def clip_values(
         wanted = [embedder.labels.index(str(labels[place])) for place in places.tolist()]
         values["accuracy"] = np.full(len(p), math.nan)
         rows = take_rows(places, takes)
-        values["accuracy"][rows] = accuracy(p[rows], np.repeat(wanted, takes))
+        values["accuracy"][rows] = metrics.accuracy(p[rows], np.repeat(wanted, takes))
     if p is not None and real is not None and real.probabilities is not None:
-        values["kl"] = label_kl(np.repeat(real.probabilities, takes, 0), p)
+        values["kl"] = metrics.label_kl(np.repeat(real.probabilities, takes, 0), p)
     if texts and embedder.text is not None:
-        values["clap"] = cosine(np.repeat(embedder.embed_text(texts), takes, 0), generated.embeddings)
+        values["clap"] = metrics.cosine(np.repeat(embedder.embed_text(texts), takes, 0), generated.embeddings)
     return by_key(embedder, values)
 
 
@@ -220,7 +203,7 @@ def mean_of_defined(values: ArrayLike, takes: int = 1) -> Interval | None:
     """Mean of values [prompts * takes] over the prompts that have no NaN, with its interval; None where all have."""
     by_prompt = np.asarray(values, dtype=np.float64).reshape(-1, takes)
     defined = by_prompt[~np.isnan(by_prompt).any(1)]
-    return prompt_interval(defined, takes) if len(defined) else None
+    return metrics.prompt_interval(defined, takes) if len(defined) else None
 
 
 def warn_of_labels(embedder: Embedder, labels: Sequence[str | None], what: str, warn: Warn) -> None:
@@ -235,23 +218,3 @@ def warn_of_labels(embedder: Embedder, labels: Sequence[str | None], what: str, 
 def take_rows(prompts: Index, takes: int) -> Index:
     """The rows of all takes of some prompts."""
     return (prompts[:, None] * takes + np.arange(takes)).ravel()
-
-
-def set_figure(
-    statistic: Callable[..., float],
-    sizes: tuple[int, ...],
-    least: int,
-    rounds: int,
-    allowed: tuple[float, float] = ANY,
-) -> Interval:
-    """The figure with its interval; without one where clips are too few, or too many for more than a few rounds.
-
-    allowed: values the figure can take, to which the interval is cut: half samples of a few clips spread beyond them.
-    """
-    if rounds >= FEWEST_ROUNDS:
-        try:
-            found = set_interval(statistic, *sizes, minimum=least, rounds=rounds)
-            return found._replace(low=max(found.low, allowed[0]), high=min(found.high, allowed[1]))
-        except InputError:  # there may still be enough for the figure, which says so if not
-            pass
-    return Interval(float(statistic(*map(np.arange, sizes))), math.nan, math.nan)

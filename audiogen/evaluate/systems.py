@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,9 +160,12 @@ def gather(comparison: Comparison, warn: Warn) -> Material:
 def render_order_clips(comparison: Comparison, material: Material) -> None:
     """Write the real clips of order prompts, which are synthesised, where they are not kept yet."""
     for prompt, rendered in zip(material.order, material.order_clips, strict=True):
-        settings = {"clip": prompt.number, "duration_s": comparison.duration_s}
-        make = partial(real_clip, prompt, ORDER_RATE, comparison.duration_s)
-        keep_once(Path(rendered.clip.path), settings, ORDER_RATE, make)
+        path, settings = (
+            Path(rendered.clip.path),
+            {"clip": prompt.number, "duration_s": comparison.duration_s},
+        )
+        if not is_kept(path, settings):
+            keep(path, real_clip(prompt, ORDER_RATE, comparison.duration_s), ORDER_RATE, settings)
 
 
 # ------------------------------------------------------------------------------------------- one system's sounds
@@ -254,12 +256,6 @@ def prepare(
     measured = cost.measure(job, steps)
     checkpoint.write_json(path, {"facts": facts, "steps": steps, "cost": measured})
     return steps, measured
-
-
-def keep_once(path: Path, settings: Mapping[str, Any], sample_rate: int, make: Callable[[], Tensor]) -> None:
-    """Make a sound [C, N] and keep it, where an earlier run has not."""
-    if not is_kept(path, settings):
-        keep(path, make(), sample_rate, settings)
 
 
 def is_kept(path: Path, settings: Mapping[str, Any]) -> bool:

@@ -19,11 +19,11 @@ LABELS = ("tone", "noise", "pulses")
 @pytest.fixture(autouse=True, scope="session")
 def few_rounds() -> Iterator[None]:
     """Intervals by few resamplings: what they surround is tested here, how well in test_metrics."""
-    from audiogen.evaluate import scores
+    from audiogen.evaluate import metrics, scores
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "ROUNDS", scores.FEWEST_ROUNDS)
-        patch.setattr(scores, "INFINITY_ROUNDS", scores.FEWEST_ROUNDS)
+        patch.setattr(scores, "ROUNDS", metrics.FEWEST_ROUNDS)
+        patch.setattr(scores, "INFINITY_ROUNDS", metrics.FEWEST_ROUNDS)
         yield
 
 

@@ -368,8 +368,8 @@ def test_the_bootstrap_would_put_a_frechet_distance_outside_its_own_interval():
 
 
 def test_set_interval_needs_clips_to_leave_out():
-    with pytest.raises(InputError, match="sets of 21 and 50 clips.*needs 21; give at least 22"):
-        set_interval(lambda i, j: 0.0, 21, 50, minimum=21)
+    few = set_interval(lambda i, j: 0.0, 21, 50, minimum=21)
+    assert few == pytest.approx((0.0, math.nan, math.nan), nan_ok=True)
     assert set_interval(lambda i: 1.0, 3) == (1, 1, 1)
 
 
