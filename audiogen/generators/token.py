@@ -200,7 +200,7 @@ class AudioGen:
     @property
     def num_parameters(self) -> int:
         """Of language model, text encoder and codec."""
-        encoder = self.conditioner.encoder_stack()
+        encoder = self.conditioner.text_encoder().stack
         with unfilled():
             lm = TokenLM(self.config)
         modules = (lm, self.conditioner.output_proj, encoder, self.codec)

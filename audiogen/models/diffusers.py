@@ -302,12 +302,8 @@ def _frozen_text(directory: Path, index: Mapping[str, Any]) -> FrozenEncoder | N
         return None
     where = _required(directory / folder, directory)
     tokenizer = _required(directory / folder.replace("text_encoder", "tokenizer"), directory)
-    shape = encoder.read_shape(checkpoint.read_json(where / "config.json"), where)
-    found = {name.removeprefix("encoder."): tensor for name, tensor in _weights(where).items()}
-    shared = found.pop("shared.weight", None)
-    if shared is not None:
-        found.setdefault("embed_tokens.weight", shared)
-    return encoder.carried(shape, found, str(tokenizer), where)
+    found = encoder.stack_tensors(_weights(where))
+    return encoder.carried(encoder.shape_of(where), found, str(tokenizer), where)
 
 
 def _clap(directory: Path, index: Mapping[str, Any]) -> Clap | None:

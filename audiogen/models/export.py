@@ -92,7 +92,7 @@ def parts(
     lm: TokenLM, conditioner: T5Conditioner, codec: AnyCodec, dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """MusicgenConfig as a dict, and the tensors of MusicgenForConditionalGeneration by name."""
-    encoder = conditioner.encoder_stack()
+    encoder = conditioner.text_encoder().stack
     name = "" if conditioner.config.embedded else conditioner.config.encoder
     projection = _projection(conditioner)
     audio_config, audio = encodec_parts(codec)

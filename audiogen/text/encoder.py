@@ -56,13 +56,13 @@ class PretrainedTokenizer:
         if not any((directory / name).is_file() for name in TOKENIZER_FILES):
             # transformers would go on with a tokenizer without words
             raise InputError(f"it holds no tokenizer, which is {' or '.join(TOKENIZER_FILES)}")
-        from transformers import AutoTokenizer  # here: seconds, which a vocabulary of our own does not need
-        from transformers.utils import logging
+        import transformers  # here: seconds, which a vocabulary of our own does not need
 
+        logging = transformers.utils.logging
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # beside a MusicGen's config.json it warns of the special token's id
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(directory)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
         finally:
             logging.set_verbosity(verbosity)
         self.eos_id: int = self._tokenizer.eos_token_id

@@ -122,10 +122,6 @@ class T5Conditioner(nn.Module):
         """What turns text into token ids; a frozen encoder is opened for it."""
         return self.text_encoder().tokenizer
 
-    def encoder_stack(self) -> T5Stack:
-        """The T5 stack; a frozen one is opened for it."""
-        return self.text_encoder().stack
-
     def forward(self, texts: Sequence[str | None]) -> Condition:
         """B texts -> Condition with tokens [B, L, D]; see the class."""
         if isinstance(texts, str):

@@ -28,7 +28,7 @@ from audiogen.diffusion.sample import Noise, Sampling, sample
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.interfaces import Batch, Condition
+from audiogen.interfaces import Batch
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.latent_codecs import (
     Autoencoder,
@@ -251,12 +251,10 @@ class DiffusionTask(TrainingTask[DiffusionRecipe]):
         """
         seconds = (batch.lengths[rows] / self.sample_rate).to(self.device)
         inputs = self.conditioner.inputs(captions, seconds if self.conditioner.config.seconds else None)
-        clap, text = inputs.clap, inputs.text
+        clap = inputs.clap
         if clap is not None and "clap" in batch.features and from_audio is not None:
             clap = torch.where(from_audio[:, None], batch.features["clap"][rows], clap.cpu())
-        if text is not None:
-            text = Condition(text.tokens.to(self.device), text.mask.to(self.device))
-        return dataclasses.replace(inputs, text=text, clap=None if clap is None else clap.to(self.device))
+        return dataclasses.replace(inputs, clap=clap).to(self.device)
 
     def errors(self, clean: Tensor, noise: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Mean squared error of the prediction for each row [B], float32. clean, noise: [B, D, T] or [B, D, T, M]."""

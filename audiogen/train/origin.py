@@ -65,7 +65,7 @@ def open_model(
             f"{found.codec.location} is {codec.identity}; put the codec it was trained with there"
         )
     try:
-        found.conditioner.encoder_stack()  # opened now, so that nothing is written if it is missing
+        found.conditioner.text_encoder()  # opened now, so that nothing is written if it is missing
     except InputError as error:
         raise InputError(f"{error} (text_encoder= takes the place of the one of init_from)") from error
     found.lm.requires_grad_(adapters is None)

@@ -275,7 +275,7 @@ def test_shards_half_precision_and_names_of_older_versions(tmp_path: Path) -> No
     for name, tensor in loaded.lm.state_dict().items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, expected[name].half().float())
     assert loaded.conditioner(["rain"]).tokens.dtype == torch.float32
-    assert loaded.conditioner.encoder_stack().embed_tokens.weight.dtype == torch.float32
+    assert loaded.conditioner.text_encoder().stack.embed_tokens.weight.dtype == torch.float32
 
 
 @torch.no_grad()
@@ -317,7 +317,7 @@ def test_another_text_encoder_replaces_the_one_carried(tmp_path: Path) -> None:
     loaded = load_lm(folder, text_encoder=str(other))
     assert loaded.conditioner.config.encoder == str(other) and not loaded.conditioner.config.stored
     assert loaded.conditioner.config == read_lm(find(folder, LM), str(other)).text
-    assert len(loaded.conditioner.encoder_stack().block) == 1
+    assert len(loaded.conditioner.text_encoder().stack.block) == 1
     wide = tmp_path / "wide"
     tokenizer(wide)
     T5EncoderModel(

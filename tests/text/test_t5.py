@@ -142,7 +142,7 @@ def test_a_t5_in_any_layout_of_the_hub_is_the_same(pretrained, tmp_path):
         found.load_state_dict(expected.state_dict())
         close = {"atol": 1e-2, "rtol": 1e-2} if layout == "half" else {"atol": 0, "rtol": 0}
         torch.testing.assert_close(found(["a dog"]).tokens, expected(["a dog"]).tokens, **close)
-        assert found.encoder_stack().embed_tokens.weight.dtype == torch.float32
+        assert found.text_encoder().stack.embed_tokens.weight.dtype == torch.float32
     assert (tmp_path / "several" / "model.safetensors.index.json").is_file()
 
 
@@ -177,7 +177,7 @@ def test_embeddings_of_a_frozen_encoder_are_computed_once(pretrained, tmp_path):
 
     def opened() -> T5Conditioner:
         conditioner = T5Conditioner(config).eval()
-        conditioner.encoder_stack().register_forward_hook(lambda *_: calls.append(1))
+        conditioner.text_encoder().stack.register_forward_hook(lambda *_: calls.append(1))
         conditioner.load_state_dict(projection)
         return conditioner
 
@@ -207,8 +207,8 @@ def test_a_frozen_encoder_is_opened_with_the_first_text(pretrained, tmp_path):
         conditioner(["a dog"])
     (moved / "elsewhere").rename(moved / "model.safetensors")
     assert conditioner(["a dog"]).mask.all()  # tried again
-    assert conditioner.encoder_stack().config.d_model == 12
-    assert not any(weight.requires_grad for weight in conditioner.encoder_stack().parameters())
+    assert conditioner.text_encoder().stack.config.d_model == 12
+    assert not any(weight.requires_grad for weight in conditioner.text_encoder().stack.parameters())
 
 
 @torch.no_grad()
@@ -224,7 +224,7 @@ def test_a_stored_encoder_needs_nothing_else(pretrained, tmp_path):
     assert same(T5Conditioner.load(tmp_path / "again")(["a cat"]), conditioner(["a cat"]))
     conditioner.save(tmp_path / "half", torch.float16)
     half = T5Conditioner.load(tmp_path / "half")
-    assert {weight.dtype for weight in half.encoder_stack().parameters()} == {torch.float32}
+    assert {weight.dtype for weight in half.text_encoder().stack.parameters()} == {torch.float32}
     torch.testing.assert_close(half(["a cat"]).tokens, conditioner(["a cat"]).tokens, atol=1e-2, rtol=1e-2)
 
 
