@@ -10,7 +10,7 @@ from audiogen.data import synth
 from audiogen.data.synth.captions import write
 from audiogen.data.synth.corpus import _track
 from audiogen.data.synth.scene import SHARES, Scene, _place, compose
-from audiogen.data.synth.signals import at_speed, harmonic, noise, room, sine
+from audiogen.data.synth.signals import Synth, at_speed
 from audiogen.errors import InputError
 
 RATE = 16000
@@ -144,7 +144,7 @@ def test_every_kind_renders_at_every_rate(rate):
     for name, kind in synth.KINDS.items():
         pitch = kind.pitch_hz[1] if kind.pitch_hz else 0.0
         n = round(kind.length_s[0] * rate)
-        sound = kind.render(np.random.default_rng(0), n, rate, pitch)
+        sound = kind.render(Synth(np.random.default_rng(0), n, rate, pitch))
         assert sound.shape == (n,), name
         assert np.isfinite(sound).all() and np.abs(sound).max() > 1e-4, name
 
@@ -391,8 +391,12 @@ def test_an_overlap_has_its_backdrop_before_and_under_the_foreground():
 # ---- signals
 
 
+def synth_of(num_samples):
+    return Synth(np.random.default_rng(0), num_samples, RATE)
+
+
 def test_harmonic_has_the_given_amplitudes_and_leaves_out_what_would_alias():
-    audio = harmonic(1000.0, [1.0, 0.5, 0.25, 0, 0, 0, 0, 1.0, 1.0], RATE, RATE)
+    audio = synth_of(RATE).harmonic(1000.0, [1.0, 0.5, 0.25, 0, 0, 0, 0, 1.0, 1.0])
     hz, power = spectrum(audio)
     amplitude = np.sqrt(power) / (RATE / 2)
     for order, expected in ((1, 1.0), (2, 0.5), (3, 0.25), (7, 0.0)):
@@ -400,7 +404,7 @@ def test_harmonic_has_the_given_amplitudes_and_leaves_out_what_would_alias():
 
 
 def test_noise_follows_its_curve():
-    audio = noise(np.random.default_rng(0), 8 * RATE, RATE, [(100, 0), (1000, 0), (4000, -20), (8000, -20)])
+    audio = synth_of(8 * RATE).noise([(100, 0), (1000, 0), (4000, -20), (8000, -20)])
     hz, power = spectrum(audio)
     low, high = power[(hz > 200) & (hz < 900)].mean(), power[(hz > 4500) & (hz < 7500)].mean()
     assert 10 * np.log10(low / high) == pytest.approx(20, abs=0.5)
@@ -408,7 +412,7 @@ def test_noise_follows_its_curve():
 
 
 def test_at_speed_shifts_the_pitch():
-    audio = at_speed(sine(500.0, RATE, RATE), 1.1)
+    audio = at_speed(synth_of(RATE).sine(500.0), 1.1)
     assert len(audio) == RATE
     hz, power = spectrum(audio)
     assert hz[power.argmax()] == pytest.approx(550, abs=1)
@@ -419,7 +423,7 @@ def test_at_speed_shifts_the_pitch():
 def test_a_room_adds_a_tail_and_keeps_the_direct_sound():
     dry = np.zeros(RATE, dtype=np.float32)
     dry[100] = 1
-    wet = room(dry, np.random.default_rng(0), RATE, decay_s=0.3, wet_db=-10)
+    wet = synth_of(RATE).room(dry, decay_s=0.3, wet_db=-10)
     assert np.abs(wet[:100]).max() < 1e-5
     assert 10 * np.log10(np.sum((wet - dry) ** 2)) == pytest.approx(-10, abs=0.1)
     assert np.abs(wet[100 + int(0.32 * RATE) :]).max() < 1e-5

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiogen.data.seeds import seed_for
 from audiogen.data.synth.captions import write
 from audiogen.data.synth.kinds import KINDS
 from audiogen.data.synth.scene import Scene, SynthEvent, compose
-from audiogen.data.synth.signals import Signal, at_speed, noise, room
+from audiogen.data.synth.signals import Signal, Synth, at_speed, random_numbers
 from audiogen.errors import InputError
 
 
@@ -37,9 +36,9 @@ def render(seed: int, index: int, sample_rate: int = 16000, duration_s: float = 
     audio: Signal = np.zeros(n, dtype=np.float32)
     for number, event in enumerate(scene.events):
         at = min(n - 1, round(event.start_s * sample_rate))
-        track = _track(event, _generator("sound", seed, index, number), sample_rate, duration_s)[: n - at]
+        track = _track(event, random_numbers("sound", seed, index, number), sample_rate, duration_s)[: n - at]
         audio[at : at + len(track)] += track
-    audio = _place_around(audio, _generator("place", seed, index), sample_rate)
+    audio = _place_around(audio, Synth(random_numbers("place", seed, index), n, sample_rate))
     events, peak = scene.events, float(np.abs(audio).max())
     if peak > 0.99:
         audio = audio * np.float32(0.99 / peak)
@@ -54,7 +53,7 @@ def captions(seed: int, index: int, duration_s: float = 5.0) -> tuple[str, ...]:
 
 
 def _write(scene: Scene, seed: int, index: int) -> tuple[str, ...]:
-    return write(scene, _generator("words", seed, index))
+    return write(scene, random_numbers("words", seed, index))
 
 
 def _check(duration_s: float, sample_rate: int = 16000) -> None:
@@ -64,15 +63,11 @@ def _check(duration_s: float, sample_rate: int = 16000) -> None:
         raise InputError(f"the built-in corpus renders at 8000 to 48000 Hz, got {sample_rate} Hz")
 
 
-def _generator(*parts: int | str) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(seed_for("synth", *parts)))
-
-
 def _track(event: SynthEvent, rng: np.random.Generator, sample_rate: int, duration_s: float) -> Signal:
     """The event alone [N], from its start to its end, at its level."""
     kind = KINDS[event.kind]
     n = max(16, round(event.sound_s * sample_rate))
-    sound = kind.render(rng, n, sample_rate, event.pitch_hz or 0.0).astype(np.float32)
+    sound = kind.render(Synth(rng, n, sample_rate, event.pitch_hz or 0.0)).astype(np.float32)
     if event.count is None:
         track = sound
         ramp_s = rng.uniform(0.1, 0.4) if kind.backdrop else 0.02
@@ -88,15 +83,12 @@ def _track(event: SynthEvent, rng: np.random.Generator, sample_rate: int, durati
         starts = [round((onset - event.start_s) * sample_rate) for onset in event.onsets_s]
         track = np.zeros(starts[-1] + n, dtype=np.float32)
         for at in starts:
-            track[at : at + n] += _again(sound, rng, kind.vary)
+            strike = sound
+            if kind.vary:  # a little higher or lower, louder or softer, as a living source repeats itself
+                strike = at_speed(sound, 1 + kind.vary * rng.uniform(-1, 1))
+                strike = strike * np.float32(10 ** (rng.uniform(-1.5, 1.5) / 20))
+            track[at : at + n] += strike
     return track * np.float32(10 ** (event.gain_db / 20) / _level(track, sample_rate))
-
-
-def _again(sound: Signal, rng: np.random.Generator, vary: float) -> Signal:
-    """`sound` [N] a little higher or lower, a little louder or softer, as a living source repeats itself."""
-    if vary == 0:
-        return sound
-    return at_speed(sound, 1 + vary * rng.uniform(-1, 1)) * np.float32(10 ** (rng.uniform(-1.5, 1.5) / 20))
 
 
 def _level(track: Signal, sample_rate: int) -> float:
@@ -107,11 +99,11 @@ def _level(track: Signal, sample_rate: int) -> float:
     return max(float(np.abs(track).max()), 3 * loudest, 1e-9)
 
 
-def _place_around(audio: Signal, rng: np.random.Generator, sample_rate: int) -> Signal:
+def _place_around(audio: Signal, s: Synth) -> Signal:
     """Some clips sound in a room, most have the faint noise of a recording, some are dry and clean."""
-    if rng.random() < 0.4:
-        audio = room(audio, rng, sample_rate, rng.uniform(0.15, 0.5), rng.uniform(-16, -7))
-    if rng.random() < 0.6:
-        floor = noise(rng, len(audio), sample_rate, [(20, 0), (300, -3), (8000, rng.uniform(-30, -6))])
-        audio = audio + np.float32(10 ** (rng.uniform(-78, -58) / 20)) * floor
+    if s.rng.random() < 0.4:
+        audio = s.room(audio, s.uniform(0.15, 0.5), s.uniform(-16, -7))
+    if s.rng.random() < 0.6:
+        floor = s.noise([(20, 0), (300, -3), (8000, s.uniform(-30, -6))])
+        audio = audio + np.float32(10 ** (s.uniform(-78, -58) / 20)) * floor
     return audio

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import OmegaConf
 
-from audiogen.data.synth import animals, electronics, machines, objects, people, weather
-from audiogen.data.synth.signals import Signal
-
-Render = Callable[[np.random.Generator, int, int, float], Signal]  # (rng, N, sample_rate, pitch_hz) -> [N]
+from audiogen.data.synth import nature, things
+from audiogen.data.synth.signals import Signal, Synth
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Kind:
     name: str
     clauses: tuple[str, ...]
     nouns: tuple[str, ...]
-    render: Render
+    render: Callable[[Synth], Signal]  # -> [N]
     counted: tuple[str, ...] = ()
     once: bool = False
     length_s: tuple[float, float] = (0.4, 30.0)
@@ -62,22 +59,11 @@ class Kind:
 
 def _read_kinds() -> dict[str, Kind]:
     """kinds.yaml in its order, which decides what each seed draws."""
-    families = {
-        "animals": animals,
-        "electronics": electronics,
-        "machines": machines,
-        "objects": objects,
-        "people": people,
-        "weather": weather,
-    }
-    kinds = {}
     table: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("kinds.yaml")))
+    functions, kinds = vars(nature) | vars(things), {}
     for name, fields in table.items():
-        family, function = fields.pop("render").split(".")
-        values: Any = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
-        }
-        kinds[name] = Kind(name, render=getattr(families[family], function), **values)
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        kinds[name] = Kind(name, **values | {"render": functions[fields["render"]]})
     return kinds
 
 

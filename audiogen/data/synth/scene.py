@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from audiogen.data.seeds import seed_for
 from audiogen.data.synth.kinds import KINDS, Kind
+from audiogen.data.synth.signals import random_numbers
 
 Form = Literal["one", "order", "overlap", "emphasis"]
 SHARES: dict[Form, float] = {"one": 0.45, "order": 0.30, "overlap": 0.15, "emphasis": 0.10}
@@ -52,7 +52,7 @@ class Scene:
 
 def compose(seed: int, index: int, duration_s: float) -> Scene:
     """The scene of clip `index`: a pure function of its arguments, whatever the sample rate."""
-    rng = np.random.Generator(np.random.PCG64(seed_for("synth", seed, index)))
+    rng = random_numbers(seed, index)
     form = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     if form == "order" and duration_s >= 1.2:
         return Scene("order", _in_order(rng, duration_s))
