@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     scan.add_argument("-o", "--out", help="manifest to write (default: FOLDER/manifest.jsonl)")
     scan.add_argument("--overwrite", action="store_true", help="replace a manifest that exists")
     arguments = parser.parse_args(argv)
-    from audiogen.data.scan import scan as run
+    from audiogen.data import manifest
 
     out = Path(arguments.out or Path(arguments.folder, "manifest.jsonl"))
-    run(arguments.folder, out, arguments.overwrite)
+    manifest.scan(arguments.folder, out, arguments.overwrite)
     return 0
 
 

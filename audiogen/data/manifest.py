@@ -5,19 +5,22 @@ else}`; a CSV has the columns audio and caption, and optionally start, duration 
 to the manifest's folder.
 """
 
-import csv
-import io
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from audiogen import audio
+from audiogen.data.rows import Row, parse_csv, parse_json_lines, read_text
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import write_bytes_atomic
@@ -69,17 +72,13 @@ def read_manifest(path: str | os.PathLike[str], check_files: bool = True) -> lis
     path = Path(path)
     if path.suffix.lower() not in (".jsonl", ".csv"):
         raise InputError(f"{path}: a manifest ends in .jsonl or .csv")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such manifest") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the manifest cannot be read as UTF-8 text ({error})") from None
-    is_csv = path.suffix.lower() == ".csv"
+    if not path.exists():
+        raise InputError(f"{path}: no such manifest")
+    text, is_csv = read_text(path), path.suffix.lower() == ".csv"
     clips: dict[ClipPart, Clip] = {}
     lines: dict[ClipPart, int] = {}
     problems: list[str] = []
-    for number, row in _csv_rows(text, path) if is_csv else _json_rows(text):
+    for number, row in parse_csv(text, ["audio"]) if is_csv else parse_json_lines(text, "audio"):
         try:
             clip = _clip(row, path.parent)
             earlier = clips.get(clip.place)
@@ -101,59 +100,28 @@ def read_manifest(path: str | os.PathLike[str], check_files: bool = True) -> lis
     return list(clips.values())
 
 
-def _json_rows(text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a caption may hold other separators
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, InputError(f"is not JSON ({error.msg} at column {error.colno})")
-
-
-def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    columns = [name.strip().lower() for name in reader.fieldnames or []]
-    if "audio" not in columns:
-        raise InputError(f"{path} line 1: columns {', '.join(columns) or 'none'}; expected audio and caption")
-    reader.fieldnames = columns
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield reader.line_num, InputError(f"is not CSV ({error})")
-            continue
-        if None in row or None in row.values():
-            yield (
-                reader.line_num,
-                InputError(f"has not {len(columns)} columns; quote captions that hold commas"),
-            )
-        else:
-            yield reader.line_num, {key: value for key, value in row.items() if value != ""}
-
-
-def _clip(row: Any, folder: Path) -> Clip:
-    """One manifest row as a Clip; an InputError in place of the row is raised here, where the line number is added."""
+def _clip(row: Row, folder: Path) -> Clip:
+    """One manifest row as a Clip."""
     if isinstance(row, InputError):
         raise row
-    if not isinstance(row, Mapping):
-        raise InputError(f"is {type(row).__name__}, expected an object with the key audio")
     name = row.get("audio", row.get("path"))
     if not isinstance(name, str) or not name:
         raise InputError("has no key audio that names a file")
-    given = row.get("captions", row.get("caption"))
-    captions = [] if given is None else [given] if isinstance(given, str) else given
-    if not isinstance(captions, Sequence) or not all(isinstance(caption, str) for caption in captions):
-        raise InputError(f"has captions {given!r}, expected a text or a list of texts")
+    captions = _wordings(row.get("captions", row.get("caption")))
     start, duration = _seconds(row, "start"), _seconds(row, "duration")
     if duration == 0:
         raise InputError("has duration 0, expected a positive number of seconds")
-    rest = {
-        k: v for k, v in row.items() if k not in ("audio", "path", "caption", "captions", "start", "duration")
-    }
-    wordings = tuple(dict.fromkeys(caption.strip() for caption in captions if caption.strip()))
-    return Clip(os.path.join(folder, name), wordings, start or 0.0, duration, rest)
+    known = ("audio", "path", "caption", "captions", "start", "duration")
+    fields = {key: value for key, value in row.items() if key not in known}
+    return Clip(os.path.join(folder, name), captions, start or 0.0, duration, fields)
+
+
+def _wordings(given: Any) -> tuple[str, ...]:
+    """The captions that differ of a text, a list of texts, or None."""
+    captions = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(captions, Sequence) or not all(isinstance(caption, str) for caption in captions):
+        raise InputError(f"has captions {given!r}, expected a text or a list of texts")
+    return tuple(dict.fromkeys(caption.strip() for caption in captions if caption.strip()))
 
 
 def _seconds(row: Mapping[str, Any], key: str) -> float | None:
@@ -174,8 +142,8 @@ def write_manifest(path: str | os.PathLike[str], clips: Iterable[Clip]) -> Path:
     path = Path(path)
     lines = []
     for clip in clips:
-        row: dict[str, Any] = {"audio": Path(os.path.relpath(clip.path, path.parent)).as_posix()}
-        row["captions"] = list(clip.captions)
+        name = Path(os.path.relpath(clip.path, path.parent)).as_posix()
+        row: dict[str, Any] = {"audio": name, "captions": list(clip.captions)}
         if clip.start_s:
             row["start"] = clip.start_s
         if clip.duration_s is not None:
@@ -224,9 +192,7 @@ def held_out(groups: Sequence[str], share: float) -> list[bool]:
 
     Always the same for the same groups, whatever their order; at least one group if share > 0, and never all.
     """
-    sizes: dict[str, int] = {}
-    for group in groups:
-        sizes[group] = sizes.get(group, 0) + 1
+    sizes = Counter(groups)
     chosen: set[str] = set()
     count = 0
     for group in sorted(sizes, key=lambda name: (seed_for("holdout", name), name))[:-1]:
@@ -277,16 +243,33 @@ def scan_folder(
         except InputError as error:
             return str(path), str(error).removeprefix(f"{path}: ")
 
-    clips: list[Clip] = []
-    bad: list[tuple[str, str]] = []
+    found = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the decoders release the interpreter lock
         for result in pool.map(look, sound_files(folder)):
             progress()
-            if isinstance(result, Clip):
-                clips.append(result)
-            else:
-                bad.append(result)
-    return clips, bad
+            found.append(result)
+    return [clip for clip in found if isinstance(clip, Clip)], [x for x in found if isinstance(x, tuple)]
+
+
+def scan(folder: str, out: Path, overwrite: bool) -> None:
+    """Write the manifest `out` of the readable sounds of a folder; name the others."""
+    if out.suffix != ".jsonl":
+        raise InputError(f"--out is {out}; a manifest that scan writes ends in .jsonl")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists; give --overwrite to replace it, or another name with -o")
+    with tqdm(total=len(sound_files(folder)), unit="file", disable=None) as bar:
+        clips, bad = scan_folder(folder, progress=bar.update)
+    for path, reason in bad:
+        print(f"left out: {path}: {reason}", file=sys.stderr)
+    if not clips:
+        raise InputError(f"{folder}: none of its {len(bad)} sound files can be read; nothing was written")
+    try:
+        write_manifest(out, clips)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+    hours = sum(clip.duration_s or 0.0 for clip in clips) / 3600
+    silent = sum(not clip.captions for clip in clips)
+    print(f"{out}: {len(clips)} clips, {hours:.2f} h; {len(bad)} bad files, {silent} clips without a caption")
 
 
 def find_captions(path: Path, root: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -297,27 +280,20 @@ def find_captions(path: Path, root: Path) -> tuple[tuple[str, ...], dict[str, An
     text_file, json_file = path.with_suffix(".txt"), path.with_suffix(".json")
     try:
         if json_file.is_file():
-            content = json.loads(json_file.read_text(encoding="utf-8-sig"))
-            fields: dict[str, Any] = {}
+            content, fields = json.loads(json_file.read_text(encoding="utf-8-sig")), {}
             if isinstance(content, dict):
-                key = next(
-                    (k for k in ("captions", "caption", "description", "text") if content.get(k)), None
-                )
-                fields = {
-                    k: v for k, v in content.items() if k not in (key, "audio", "path", "start", "duration")
-                }
+                keys = ("captions", "caption", "description", "text")
+                key = next((key for key in keys if content.get(key)), None)
+                left_out = (key, "audio", "path", "start", "duration")
+                fields = {name: value for name, value in content.items() if name not in left_out}
                 content = content[key] if key else []
-            given = [content] if isinstance(content, str) else content
-            if not isinstance(given, list) or not all(isinstance(caption, str) for caption in given):
-                raise InputError(
-                    f"sidecar {json_file.name} holds no caption, expected a text or a list of texts"
-                )
-            return tuple(dict.fromkeys(caption.strip() for caption in given if caption.strip())), fields
+            return _wordings(content), fields
         if text_file.is_file():
-            lines = (line.strip() for line in text_file.read_text(encoding="utf-8-sig").splitlines())
-            return tuple(dict.fromkeys(line for line in lines if line)), {}
+            return _wordings(text_file.read_text(encoding="utf-8-sig").splitlines()), {}
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"its sidecar cannot be read ({error})") from error
+    except InputError as error:
+        raise InputError(f"its sidecar {json_file.name} {error}") from None
     caption = caption_from_names(path.relative_to(root))
     return ((caption,) if caption else ()), {}
 

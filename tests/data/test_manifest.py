@@ -135,8 +135,8 @@ def test_the_first_bad_line_is_named_and_the_others_counted(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("file,text\na.wav,x\n", "line 1: columns file, text; expected audio and caption"),
-        ("audio,caption\na.wav,rain, wind\n", "line 2: has not 2 columns; quote captions that hold commas"),
+        ("file,text\na.wav,x\n", "line 1: columns file, text; expected one of audio"),
+        ("audio,caption\na.wav,rain, wind\n", "line 2: has not 2 columns; quote texts that hold commas"),
         ("audio,caption\na.wav\n", "line 2: has not 2 columns"),
         ("audio,caption\na.wav,x\na.wav,x\n", "line 3: repeats the clip of line 2"),
         ('audio,caption\na.wav,"never closed\n', "is not CSV"),
@@ -155,7 +155,7 @@ def test_bad_csv(tmp_path: Path, text: str, reason: str) -> None:
 def test_what_is_no_manifest(tmp_path: Path) -> None:
     for name, content, reason in [
         ("m.txt", b"a.wav", "ends in .jsonl or .csv"),
-        ("m.jsonl", b"\xff\xfe\x00broken", "cannot be read as UTF-8"),
+        ("m.jsonl", b"\xff\xfe\x00broken", r"cannot be read \(not UTF-8 text"),
         ("empty.jsonl", b"\n\n", "lists no clips"),
     ]:
         (tmp_path / name).write_bytes(content)

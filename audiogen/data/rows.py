@@ -1,0 +1,57 @@
+"""Rows of CSV and JSON lines files, each with the number of its line. Standard library only, for command lines."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from audiogen.errors import InputError
+
+Row = dict[str, Any] | InputError  # of a broken line, what is wrong with it
+
+
+def read_text(path: Path) -> str:
+    """The contents of a UTF-8 file, with or without a byte order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"{path}: cannot be read ({reason})") from error
+
+
+def parse_json_lines(text: str, key: str) -> Iterator[tuple[int, Row]]:
+    """An object a line; blank lines are left out. key: what objects must have, for messages."""
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a text may hold other separators
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            row = InputError(f"is not JSON ({error.msg} at column {error.colno})")
+        if not isinstance(row, (dict, InputError)):
+            row = InputError(f"is {type(row).__name__}, expected an object with the key {key}")
+        yield number, row
+
+
+def parse_csv(text: str, keys: Sequence[str], lenient: bool = False) -> Iterator[tuple[int, Row]]:
+    """Fields that are not empty, by the names of the first line in lower case, one of which must be in `keys`.
+
+    lenient: rows may lack their last fields, and spaces may follow commas.
+    """
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=lenient)
+    try:
+        columns = [name.strip().lower() for name in reader.fieldnames or []]
+        if not set(columns) & set(keys):
+            yield 1, InputError(f"columns {', '.join(columns) or 'none'}; expected one of {', '.join(keys)}")
+            return
+        reader.fieldnames = columns
+        for row in reader:
+            if None in row or (None in row.values() and not lenient):
+                message = f"has not {len(columns)} columns; quote texts that hold commas"
+                yield reader.line_num, InputError(message)
+            else:
+                yield reader.line_num, {key: value for key, value in row.items() if value}
+    except csv.Error as error:
+        yield reader.line_num, InputError(f"is not CSV ({error})")
