@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from audiogen.errors import InputError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import torch
@@ -164,14 +165,15 @@ class Task(Protocol):
     sample_rate: int
 
     def step(self, batch: Any, step: int) -> Mapping[str, float]:
-        """One optimiser step on a `Batch` of the task's kind, with accumulation inside.
+        """One optimiser step on a `Batch` of the task's kind, accumulation inside -> scalars, `loss` among them."""
+        ...
 
-        Returns scalars named as paths, `train/loss` among them.
-        """
+    def averaged(self) -> AbstractContextManager[None]:
+        """The context of the three methods below: no gradients, no dropout, averaged weights where there are some."""
         ...
 
     def evaluate(self, batches: Iterable[Any]) -> Mapping[str, float]:
-        """Validation scalars, e.g. `valid/mel`; `valid/loss` decides which checkpoint is best (lower)."""
+        """Validation scalars, e.g. `mel`; `loss` decides which checkpoint is best (lower)."""
         ...
 
     def samples(self, batches: Iterable[Any]) -> Mapping[str, Tensor]:
@@ -179,7 +181,7 @@ class Task(Protocol):
         ...
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write the model as it stands (its average where there is one) as a model directory."""
+        """Write the model as it stands as a model directory."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

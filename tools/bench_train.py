@@ -144,7 +144,7 @@ def lm_ours(
     keys = [str(row) for row in range(len(codes))]
     batch = CodeBatch(lengths, list(keys), keys, codes)
     return Candidate(
-        "ours, compiled" if compiled else "ours", lambda number: task.step(batch, number)["train/loss"]
+        "ours, compiled" if compiled else "ours", lambda number: task.step(batch, number)["loss"]
     )
 
 
@@ -196,7 +196,7 @@ def codec_ours(recipe: CodecRecipe, batch: AudioBatch, device: torch.device, com
     """A step of `CodecTask`."""
     task = CodecTask(replace(recipe, fit=replace(recipe.fit, compile=compiled)), device)
     return Candidate(
-        "ours, compiled" if compiled else "ours", lambda number: task.step(batch, number)["train/loss"]
+        "ours, compiled" if compiled else "ours", lambda number: task.step(batch, number)["loss"]
     )
 
 

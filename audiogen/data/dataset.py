@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,10 +14,12 @@ from audiogen import audio
 from audiogen.config import NotNegative, Positive, PositiveFloat, Probability, Range, check_ranges
 from audiogen.data import synth
 from audiogen.data.captions import choose
+from audiogen.data.loader import Item
 from audiogen.data.manifest import Clip, ClipPart, group_of, held_out, read_manifest, scan_folder, select
-from audiogen.data.mix import draw, mix
-from audiogen.data.seeds import seed_for
+from audiogen.data.mix import mix
+from audiogen.data.seeds import draw, generator_for
 from audiogen.errors import InputError
+from audiogen.interfaces import AudioBatch, Batch
 
 log = logging.getLogger(__name__)
 
@@ -55,26 +57,15 @@ def parse_sources(value: Any) -> tuple[SourceConfig, ...]:
     if isinstance(value, (str, os.PathLike)):
         return (SourceConfig(os.fspath(value)),)
     if isinstance(value, Mapping):
-        unknown = set(value) - {"source", "repeat", "where"}
-        if unknown or not isinstance(value.get("source"), str):
+        if set(value) - {"source", "repeat", "where"} or not isinstance(value.get("source"), str):
             raise InputError(f"source {dict(value)!r}: expected the keys source, repeat and where")
-        return (SourceConfig(**{str(key): item for key, item in value.items()}),)
+        return (SourceConfig(**value),)
     if isinstance(value, Iterable):
         return tuple(source for part in value for source in parse_sources(part))
     raise InputError(f"source {value!r}: expected a manifest, a folder, synth:COUNT or a list of these")
 
 
 Pair = tuple[float, float]  # low, high
-
-
-@dataclass(frozen=True)
-class Variation:
-    """How clips are varied, all off by default; see `DataConfig`."""
-
-    mix_probability: float = 0.0
-    mix_snr_db: Pair = (-5.0, 5.0)
-    gain_db: Pair = (0.0, 0.0)
-    speed: Pair = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -106,24 +97,9 @@ class DataConfig:
         check_ranges(self)
         if not 0.25 <= self.speed[0] <= self.speed[1] <= 4:
             raise InputError(f"speed: {list(self.speed)}, expected [low, high] within 0.25 to 4")
-        for name in ("mix_snr_db", "gain_db"):
-            low, high = getattr(self, name)
+        for name, (low, high) in (("mix_snr_db", self.mix_snr_db), ("gain_db", self.gain_db)):
             if low > high:
                 raise InputError(f"{name}: [{low}, {high}], expected [low, high]")
-
-    @property
-    def variation(self) -> Variation:
-        """How training clips are varied."""
-        return Variation(self.mix_probability, self.mix_snr_db, self.gain_db, self.speed)
-
-
-class Item(NamedTuple):
-    """audio [C, N], zero after `length` samples; caption None for a clip without text; key is the clip's name."""
-
-    audio: Tensor
-    caption: str | None
-    key: str
-    length: int
 
 
 @dataclass(frozen=True)
@@ -183,8 +159,10 @@ class AudioDataset:
 
     `item` depends on its arguments alone, so workers, resume and the cache change nothing. The cache holds
     whole decoded, resampled clips up to `cache_mb`, the first ones that fit: in a random order no other choice
-    is better.
+    is better. vary: how clips are mixed and changed, see `DataConfig`; None leaves them as they are.
     """
+
+    batch_type: type[Batch] = AudioBatch
 
     def __init__(
         self,
@@ -192,7 +170,7 @@ class AudioDataset:
         sample_rate: int,
         channels: int = 1,
         segment_s: float | None = None,
-        variation: Variation = Variation(),  # noqa: B008  # frozen
+        vary: DataConfig | None = None,
         cache_mb: int = 0,
     ) -> None:
         if not clips:
@@ -201,7 +179,7 @@ class AudioDataset:
         self.sample_rate = sample_rate
         self.channels = channels
         self.segment = None if segment_s is None else max(1, round(segment_s * sample_rate))
-        self.variation = variation
+        self.vary = vary
         self.cache_mb = cache_mb
         self.cache: dict[ClipPart, Tensor] = {}
         self.cache_bytes = 0
@@ -215,43 +193,36 @@ class AudioDataset:
 
         Raises InputError that names the file when it, or the clip mixed into it, cannot be read.
         """
-        random = torch.Generator().manual_seed(seed_for("item", seed, epoch, index))
-        item, vary = self._segment(index, random), self.variation
+        random = generator_for("item", seed, epoch, index)
+        item, vary = self._segment(index, random), self.vary
+        if vary is None:
+            return item
         if vary.mix_probability and len(self) > 1 and draw(random, 0, 1) < vary.mix_probability:
             partner = int(torch.randint(len(self) - 1, (), generator=random))
             other = self._segment(partner + (partner >= index), random)
-            snr_db, start = draw(random, *vary.mix_snr_db), draw(random, 0, 1)
-            mixture = mix(
-                item.audio, item.length, item.caption, other.audio, other.length, other.caption, snr_db, start
-            )
-            item = Item(mixture.audio, mixture.caption, item.key, mixture.length)
+            item = mix(item, other, draw(random, *vary.mix_snr_db), draw(random, 0, 1))
         if vary.gain_db != (0.0, 0.0):
             gain = 10 ** (draw(random, *vary.gain_db) / 20)
-            peak = float(item.audio.abs().max())
+            peak = float(item.data.abs().max())
             # A gain above 1 stops where the peak reaches full scale.
-            item = item._replace(audio=item.audio * min(gain, max(1.0, 1.0 / max(peak, 1e-9))))
+            item = item._replace(data=item.data * min(gain, max(1.0, 1.0 / max(peak, 1e-9))))
         return item
 
     def _segment(self, index: int, random: torch.Generator) -> Item:
         """One clip's crop, zero-padded to the segment; draws from `random` as often whatever the clip is."""
-        clip = self.clips[index]
+        clip, segment, rate = self.clips[index], self.segment, self.sample_rate
         place, wording = draw(random, 0, 1), draw(random, 0, 1)
-        total, captions = self._length(clip), self._captions(clip)
-        speed = self.variation.speed
-        rate = self.sample_rate
-        if speed != (1.0, 1.0):
-            rate = round(rate * draw(random, *speed))
-        wanted = (
-            total if self.segment is None else audio.resampled_length(self.segment, self.sample_rate, rate)
-        )
+        total, captions = self._length(clip), self.captions(index)
+        if self.vary is not None and self.vary.speed != (1.0, 1.0):
+            rate = round(rate * draw(random, *self.vary.speed))
+        wanted = total if segment is None else audio.resampled_length(segment, self.sample_rate, rate)
         length = min(total, wanted)
         start = int(place * (total - length + 1))
         # Played at `rate` instead of the rate it was recorded at: faster and higher, or slower and lower.
-        part = audio.resample(self._read(clip, start, length), rate, self.sample_rate)[:, : self.segment]
-        length = part.shape[-1]
-        if self.segment is not None and length < self.segment:
-            part = torch.nn.functional.pad(part, (0, self.segment - length))
-        return Item(part, choose(captions, wording), clip.key, length)
+        part = audio.resample(self._read(clip, start, length), rate, self.sample_rate)[:, :segment]
+        padding = 0 if segment is None else segment - part.shape[-1]
+        padded = torch.nn.functional.pad(part, (0, padding)) if padding else part
+        return Item(padded, choose(captions, wording), clip.key, part.shape[-1])
 
     def _length(self, clip: AnyClip) -> int:
         if isinstance(clip, BuiltInClip):
@@ -277,9 +248,7 @@ class AudioDataset:
 
     def captions(self, index: int) -> Sequence[str]:
         """All wordings of a clip, without reading its sound."""
-        return self._captions(self.clips[index])
-
-    def _captions(self, clip: AnyClip) -> Sequence[str]:
+        clip = self.clips[index]
         if isinstance(clip, BuiltInClip):
             return synth.captions(SYNTH_SEED, clip.number, self._built_in_s())
         return clip.captions
@@ -294,10 +263,8 @@ class AudioDataset:
         if whole is None:
             total = self._length(clip)
             size = 4 * self.channels * total
-            if (
-                total > CACHED_CLIP_S * self.sample_rate
-                or self.cache_bytes + size > self.cache_mb * 1_000_000
-            ):
+            fits = self.cache_bytes + size <= self.cache_mb * 1_000_000
+            if total > CACHED_CLIP_S * self.sample_rate or not fits:
                 return self._decode(clip, start, length)
             whole = self._decode(clip, 0, total)
             self.cache[clip.place] = whole
@@ -316,11 +283,14 @@ class AudioDataset:
         return part
 
 
-class Split(NamedTuple):
+D = TypeVar("D")
+
+
+class Split(NamedTuple, Generic[D]):
     """A training set and, if anything is left for it, a validation set."""
 
-    train: AudioDataset
-    valid: AudioDataset | None
+    train: D
+    valid: D | None
 
 
 C = TypeVar("C")
@@ -343,7 +313,7 @@ def split_sources(
     return train, valid
 
 
-def open_data(config: DataConfig, sample_rate: int, channels: int = 1) -> Split:
+def open_data(config: DataConfig, sample_rate: int, channels: int = 1) -> Split[AudioDataset]:
     """The training and validation sets of a recipe; validation is neither mixed nor changed in gain.
 
     Without `valid`, the share `holdout` of every training source is held out, recordings kept together.
@@ -353,6 +323,6 @@ def open_data(config: DataConfig, sample_rate: int, channels: int = 1) -> Split:
     )
     segment_s, cache_mb = config.segment_s, config.cache_mb
     return Split(
-        AudioDataset(train, sample_rate, channels, segment_s, config.variation, cache_mb),
+        AudioDataset(train, sample_rate, channels, segment_s, config, cache_mb),
         AudioDataset(valid, sample_rate, channels, segment_s, cache_mb=cache_mb) if valid else None,
     )

@@ -7,34 +7,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from audiogen.data.captions import choose
-from audiogen.data.dataset import DataConfig, SourceConfig, split_sources
+from audiogen.data.dataset import DataConfig, SourceConfig, Split, split_sources
+from audiogen.data.loader import Item
 from audiogen.data.manifest import group_of, select
-from audiogen.data.mix import draw
-from audiogen.data.seeds import seed_for
+from audiogen.data.seeds import draw, generator_for
 from audiogen.data.shards import OpenFiles, ShardReader, read_rows
 from audiogen.errors import InputError
 from audiogen.interfaces import Batch, CodeBatch
 
 
-class CodeItem(NamedTuple):
-    """codes [K, T], zero after `length` frames; caption None for a clip without text; key is the clip's name."""
-
-    codes: Tensor
-    caption: str | None
-    key: str
-    length: int
-
-
 class CodeDataset:
     """Clips of shard directories, as segments of `segment_frames`; None gives whole clips. Made by `open_codes`."""
+
+    batch_type: type[Batch] = CodeBatch
 
     def __init__(self, clips: Sequence[tuple[ShardReader, int]], segment_frames: int | None = None) -> None:
         if not clips:
@@ -50,9 +42,9 @@ class CodeDataset:
         reader, number = self.clips[index]
         return reader.clips[number].captions
 
-    def item(self, index: int, epoch: int, seed: int) -> CodeItem:
+    def item(self, index: int, epoch: int, seed: int) -> Item:
         """Segment of clip `index` with the crop and wording of (epoch, seed); InputError if its shard is damaged."""
-        random = torch.Generator().manual_seed(seed_for("item", seed, epoch, index))
+        random = generator_for("item", seed, epoch, index)
         place, wording = draw(random, 0, 1), draw(random, 0, 1)
         reader, number = self.clips[index]
         total, clip = reader.num_frames[number], reader.clips[number]
@@ -60,28 +52,10 @@ class CodeDataset:
         length = min(total, segment)
         codes = reader.codes(number, int(place * (total - length + 1)), length)
         codes = torch.nn.functional.pad(codes, (0, segment - length))
-        return CodeItem(codes, choose(clip.captions, wording), clip.path, length)
+        return Item(codes, choose(clip.captions, wording), clip.path, length)
 
 
-def collate_codes(items: Sequence[CodeItem]) -> CodeBatch:
-    """Items -> codes [B, K, T], zero-padded to the longest: the `collate` of `AudioLoader` for tokens."""
-    longest = max(item.codes.shape[1] for item in items)
-    return CodeBatch(
-        lengths=torch.tensor([item.length for item in items]),
-        captions=[item.caption for item in items],
-        keys=[item.key for item in items],
-        codes=torch.stack([torch.nn.functional.pad(i.codes, (0, longest - i.codes.shape[1])) for i in items]),
-    )
-
-
-class CodeSplit(NamedTuple):
-    """Training and validation sets."""
-
-    train: CodeDataset
-    valid: CodeDataset | None
-
-
-def open_codes(config: DataConfig) -> CodeSplit:
+def open_codes(config: DataConfig) -> Split[CodeDataset]:
     """What `dataset.open_data` is for sound: the sets of a recipe whose sources are all shard directories.
 
     The same clips are held out as from the sounds that they were made of. Mixing, gain and speed vary sound, so they
@@ -97,7 +71,7 @@ def open_codes(config: DataConfig) -> CodeSplit:
     if len(specs) > 1:
         raise InputError(f"token shards of different codecs: {'; '.join(sorted(map(str, specs)))}")
     frames = max(1, round(config.segment_s * specs.pop().frame_rate)) if specs else None
-    return CodeSplit(CodeDataset(train, frames), CodeDataset(valid, frames) if valid else None)
+    return Split(CodeDataset(train, frames), CodeDataset(valid, frames) if valid else None)
 
 
 def _read_source(source: SourceConfig) -> list[tuple[ShardReader, int]]:
@@ -117,21 +91,13 @@ class LatentBatch(Batch):
     """
 
     latents: Tensor
-    features: dict[str, Tensor]
-
-
-class LatentItem(NamedTuple):
-    """latents [D, T] or [D, T, M]; caption None for a clip without text; key is the clip's name; length in samples."""
-
-    latents: Tensor
-    features: dict[str, Tensor]
-    caption: str | None
-    key: str
-    length: int
+    features: dict[str, Tensor] = field(default_factory=dict)
 
 
 class LatentDataset:
     """The clips of folders of latent shards."""
+
+    batch_type: type[Batch] = LatentBatch
 
     def __init__(self, folders: Sequence[Path]) -> None:
         paths = [path for folder in folders for path in sorted(folder.glob("shard-*.safetensors"))]
@@ -147,30 +113,12 @@ class LatentDataset:
         """All wordings of a clip."""
         return tuple(self.rows[index][2]["captions"])
 
-    def item(self, index: int, epoch: int, seed: int) -> LatentItem:
+    def item(self, index: int, epoch: int, seed: int) -> Item:
         """Clip `index` with the wording of (epoch, seed)."""
         path, number, row = self.rows[index]
-        random = torch.Generator().manual_seed(seed_for("item", seed, epoch, index))
+        random = generator_for("item", seed, epoch, index)
         caption = choose(row["captions"], draw(random, 0, 1))
         shard = self._files[path]
         arrays = {name: shard.get_slice(name)[number] for name in shard.keys()}  # noqa: SIM118  # it is no dict
         latents = arrays.pop("latents").float()  # stored as float16
-        return LatentItem(latents, arrays, caption, row["key"], row["num_samples"])
-
-
-def collate_latents(items: Sequence[LatentItem]) -> LatentBatch:
-    """Items of one length -> LatentBatch: the `collate` of `AudioLoader` for latents."""
-    return LatentBatch(
-        lengths=torch.tensor([item.length for item in items]),
-        captions=[item.caption for item in items],
-        keys=[item.key for item in items],
-        latents=torch.stack([item.latents for item in items]),
-        features={name: torch.stack([item.features[name] for item in items]) for name in items[0].features},
-    )
-
-
-class LatentSplit(NamedTuple):
-    """Training and validation sets."""
-
-    train: LatentDataset
-    valid: LatentDataset | None
+        return Item(latents, caption, row["key"], row["num_samples"], arrays)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +87,7 @@ class TokenSpec:
     @classmethod
     def of(cls, codec: Codec) -> TokenSpec:
         """Of all codebooks of a codec."""
-        return cls(
-            codec.name,
-            codec.identity,
-            codec.sample_rate,
-            codec.channels,
-            codec.hop_length,
-            codec.num_codebooks,
-            codec.codebook_size,
-        )
+        return cls(codec.name, **{each.name: getattr(codec, each.name) for each in fields(cls)[1:]})
 
     @property
     def frame_rate(self) -> float:
@@ -162,16 +154,10 @@ class ShardWriter:
         codes = torch.cat([clip.codes.cpu() for clip in clips], dim=1).to(dtype)  # [K, sum of T]
         if codes.shape[0] != self.spec.num_codebooks:
             raise ValueError(f"got {codes.shape[0]} codebooks; the shards have {self.spec.num_codebooks}")
-        rows = [
-            {
-                "key": clip.key,
-                "num_frames": clip.codes.shape[1],
-                "num_samples": clip.num_samples,
-                "captions": clip.captions,
-                "fields": dict(clip.fields),
-            }
-            for clip in clips
-        ]
+        rows = []
+        for clip in clips:
+            lengths = {"num_frames": clip.codes.shape[1], "num_samples": clip.num_samples}
+            rows.append({"key": clip.key, **lengths, "captions": clip.captions, "fields": dict(clip.fields)})
         shard = {"file": f"shard-{len(self._shards):05d}.safetensors", "num_clips": len(clips)}
         write_shard(self._path(shard), {"codes": codes}, rows)
         return {**shard, "num_frames": codes.shape[1], "crc32": _crc32(self._path(shard))}
@@ -186,20 +172,18 @@ class ShardReader:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self.spec, shards, self.unreadable = _read_index(self.directory)
-        self.clips: list[Clip] = []
-        self.num_frames: list[int] = []
-        self.num_samples: list[int] = []
+        self._files = OpenFiles({self.directory / shard["file"]: shard["crc32"] for shard in shards})
+        rows: list[dict[str, Any]] = []
         self._starts: list[tuple[Path, int]] = []  # shard, first frame within it
-        paths = [self.directory / shard["file"] for shard in shards]
-        self._files = OpenFiles({path: shard["crc32"] for path, shard in zip(paths, shards, strict=True)})
-        for path in paths:
+        for path in self._files.checksums:
             start = 0
             for row in read_rows(path):
-                self.clips.append(Clip(row["key"], tuple(row["captions"]), fields=row["fields"]))
-                self.num_frames.append(row["num_frames"])
-                self.num_samples.append(row["num_samples"])
+                rows.append(row)
                 self._starts.append((path, start))
                 start += row["num_frames"]
+        self.clips = [Clip(row["key"], tuple(row["captions"]), fields=row["fields"]) for row in rows]
+        self.num_frames: list[int] = [row["num_frames"] for row in rows]
+        self.num_samples: list[int] = [row["num_samples"] for row in rows]
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -217,17 +201,13 @@ def _read_index(directory: Path) -> tuple[TokenSpec, list[dict[str, Any]], dict[
     path = directory / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        if index["format"] != FORMAT:
-            raise InputError(
-                f"{path} has format {index['format']!r}; this version reads {FORMAT}: update audiogen"
-            )
-        return TokenSpec(**index["codec"]), index["shards"], index["unreadable"]
-    except InputError:
-        raise
+        if index["format"] == FORMAT:
+            return TokenSpec(**index["codec"]), index["shards"], index["unreadable"]
     except OSError as error:
         raise InputError(f"{directory}: not a folder of token shards ({INDEX}: {error.strerror})") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); {AGAIN}") from None
+    raise InputError(f"{path} has format {index['format']!r}; this version reads {FORMAT}: update audiogen")
 
 
 def is_shard_directory(path: str | Path) -> bool:

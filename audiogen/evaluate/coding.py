@@ -46,7 +46,7 @@ class Originals:
         key = (sample_rate, channels)
         if key not in self._sets:
             self._sets[key] = AudioDataset(self.clips, *key, cache_mb=CACHE_MB)
-        return self._sets[key].item(index, 0, 0).audio
+        return self._sets[key].item(index, 0, 0).data
 
     def target(self, index: int) -> Tensor:
         """Clip `index` as it is compared: [1, N] at the common rate."""

@@ -23,7 +23,6 @@ from audiogen.codec.discriminators import (
 from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
 from audiogen.config import to_plain
 from audiogen.data.dataset import AudioDataset, open_data
-from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
 from audiogen.diffusion.autoencoders import (
     MelAutoencoder,
@@ -38,7 +37,7 @@ from audiogen.models import latent_codecs
 from audiogen.models.latent_codecs import Autoencoder, load_autoencoder, reconstruct, save_autoencoder
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.optim import OptimConfig
-from audiogen.train.task import Prepared, Run, Totals, TrainingTask, means
+from audiogen.train.task import SAMPLES, Prepared, Run, Totals, TrainingTask, means
 
 MEL_STRIDES = ((2, 2), (2, 2), (1, 1))  # (time, mel) of the layers that judge log-mels
 
@@ -123,7 +122,7 @@ def prepare(recipe: AutoencoderRecipe, run: Path, device: torch.device) -> Prepa
         else (config.sample_rate, config.channels)
     )
     train, valid = open_data(recipe.data, rate, channels)
-    return Prepared(AutoencoderTask(recipe, train, device), train, valid, collate_audio)
+    return Prepared(AutoencoderTask(recipe, train, device), train, valid)
 
 
 class LogMelDiscriminator(nn.Module):
@@ -214,7 +213,6 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
         """Discriminator and generator, one update each, on audio [B, C, N]."""
         adversary, parts = self.adversary, self.parts(batch)
         totals = Totals(len(parts))
-        self.module.train()
         for rows in parts:
             with self.autocast():
                 made = self.make(batch.audio[rows].to(self.device))
@@ -229,10 +227,7 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
             self.optimizer.backward(loss / len(parts), shared="adversarial" in losses)
             totals.add(found | losses | {"loss": loss})
         metrics = adversary.step(step) if adversary else {}
-        norm = self.optimizer.clip()
-        metrics |= self.optimizer.step(step, norm)
-        self.average.update()
-        return totals.metrics(metrics)
+        return totals.read() | metrics | self.update(step)
 
     def distances(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
         """How far the output is from its target: scalars by name."""
@@ -246,58 +241,50 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
         return losses
 
     def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
-        """On unseen audio, through latents and back: log-mel distance, which is `valid/loss`, SI-SDR (dB), KL (nats).
+        """On unseen audio, through latents and back: log-mel distance, which is `loss`, SI-SDR (dB), KL (nats).
 
         Where a vocoder is trained, the distance is that of the vocoder alone, from real spectrograms. With a vocoder
-        that is not trained yet, the distance says nothing of the vae: there `valid/loss` is `valid/log_mel`, the error
-        of the spectrogram that it makes.
+        that is not trained yet, the distance says nothing of the vae: there `loss` is `log_mel`, the error of the
+        spectrogram that it makes.
         """
-        values: dict[str, list[Tensor]] = {}
-        with self.averaged():
-            for batch in batches:
-                real = batch.audio.to(self.device)  # [B, C, N]
-                found: dict[str, Tensor] = {}
-                if self.recipe.trains == "vocoder":
-                    fake = self.make(real).fake
-                else:
-                    fake = reconstruct(self.autoencoder, real)
-                    seen = real
-                    if isinstance(self.autoencoder, MelAutoencoder):
-                        seen = self.autoencoder.mel(real)  # [B, 1, T, M]
-                        again = self.autoencoder.decode_mel(self.autoencoder.encode(real))
-                        found["log_mel"] = (again - seen).abs().mean((1, 2, 3))
-                    found["kl"] = mean_kl(self.autoencoder.posterior(seen)).expand(len(real))
-                found["mel"] = mel_distance(fake, real, self.sample_rate)
-                found["si_sdr"] = si_sdr(fake, real)
-                for name, each in found.items():
-                    values.setdefault(name, []).append(each.cpu())
+        values: list[dict[str, Tensor]] = []  # of clips [B]
+        for batch in batches:
+            real = batch.audio.to(self.device)  # [B, C, N]
+            fake = self.reconstruct(real)
+            values.append({"mel": mel_distance(fake, real, self.sample_rate), "si_sdr": si_sdr(fake, real)})
+            if self.recipe.trains != "vocoder":
+                seen = real
+                if isinstance(self.autoencoder, MelAutoencoder):
+                    seen = self.autoencoder.mel(real)  # [B, 1, T, M]
+                    again = self.autoencoder.decode_mel(self.autoencoder.encode(real))
+                    values.append({"log_mel": (again - seen).abs().mean((1, 2, 3))})
+                values.append({"kl": mean_kl(self.autoencoder.posterior(seen)).expand(len(real))})
         metrics = means(values)
-        metrics["valid/loss"] = metrics.get("valid/log_mel", metrics["valid/mel"])
-        return metrics
+        return {"loss": metrics.get("log_mel", metrics["mel"]), **metrics}
+
+    def reconstruct(self, real: Tensor) -> Tensor:
+        """Audio [B, C, N] through latents and back; where a vocoder is trained, through that alone."""
+        vocodes = self.recipe.trains == "vocoder"
+        return self.make(real).fake if vocodes else reconstruct(self.autoencoder, real)
 
     def samples(self, batches: Iterable[AudioBatch]) -> dict[str, Tensor]:
-        """The first four validation clips [C, N], and their reconstructions."""
-        real = next(iter(batches)).audio[:4].to(self.device)
-        with self.averaged():
-            vocodes = self.recipe.trains == "vocoder"
-            fake = self.make(real).fake if vocodes else reconstruct(self.autoencoder, real)
+        """The first validation clips [C, N], and their reconstructions."""
+        real = next(iter(batches)).audio[:SAMPLES].to(self.device)
+        pairs = enumerate(zip(real, self.reconstruct(real), strict=True))
         return {
-            f"{row}_{name}": sound[row]
-            for row in range(len(real))
-            for name, sound in (("original", real), ("reconstructed", fake))
+            f"{row}_{name}": sound
+            for row, pair in pairs
+            for name, sound in zip(("original", "reconstructed"), pair, strict=True)
         }
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write the autoencoder, averaged where averaging is on, its latents at unit variance over training clips."""
-        with self.averaged():
-            unscaled = self.autoencoder.scale_factor.clone()
-            if self.recipe.trains == "vae":  # else the latents are what they were
-                clips = [self.train.item(index, 0, 0) for index in range(min(8, len(self.train)))]
-                self.autoencoder.fit_scale(
-                    self.autoencoder.encode(collate_audio(clips).audio.to(self.device))
-                )
-            save_autoencoder(directory, self.autoencoder, info)
-            self.autoencoder.scale_factor.copy_(unscaled)  # it is no state of the training
+        """Write the autoencoder, its latents at unit variance over training clips."""
+        unscaled = self.autoencoder.scale_factor.clone()
+        if self.recipe.trains == "vae":  # else the latents are what they were
+            clips = [self.train.item(index, 0, 0).data for index in range(min(8, len(self.train)))]
+            self.autoencoder.fit_scale(self.autoencoder.encode(torch.stack(clips).to(self.device)))
+        save_autoencoder(directory, self.autoencoder, info)
+        self.autoencoder.scale_factor.copy_(unscaled)  # it is no state of the training
 
 
 def mean_kl(posterior: Any) -> Tensor:

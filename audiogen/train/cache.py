@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from audiogen.config import to_plain
-from audiogen.data.dataset import AudioDataset, DataConfig, Item, SourceConfig, Split
-from audiogen.data.encoded import CodeSplit, LatentDataset, LatentSplit, open_codes
-from audiogen.data.loader import VALID_SEED
+from audiogen.data.dataset import AudioDataset, DataConfig, SourceConfig, Split
+from audiogen.data.encoded import CodeDataset, LatentDataset, open_codes
+from audiogen.data.loader import VALID_SEED, Item, prefetch
 from audiogen.data.shards import CodeClip, ShardWriter, TokenSpec, write_shard
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
@@ -53,16 +52,21 @@ class Pass(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Item `number` of a data set: arrays by name; captions: the wordings that training chooses among."""
+    """Item `number` of a data set, and what was made of it by name; captions: those that training chooses among."""
 
     number: int
-    key: str
-    num_samples: int
+    item: Item
     captions: tuple[str, ...]
     arrays: dict[str, Tensor]
 
+    def row(self) -> dict[str, Any]:
+        """What a shard says of it."""
+        return {"key": self.item.key, "num_samples": self.item.length, "captions": self.captions}
 
-def pretokenize(sets: Split, recipe: Run, num_passes: int, folder: Path, codec: Codec) -> CodeSplit:
+
+def pretokenize(
+    sets: Split[AudioDataset], recipe: Run, num_passes: int, folder: Path, codec: Codec
+) -> Split[CodeDataset]:
     """Tokenise the sets that `recipe.data` describes into `folder` -> the sets to train and validate on.
 
     Raises InputError where `folder` holds tokens of other data or of another codec.
@@ -81,35 +85,29 @@ def pretokenize(sets: Split, recipe: Run, num_passes: int, folder: Path, codec: 
         missing = [index for index, key in enumerate(keys) if key not in writer.done]
         clips: list[CodeClip] = []
         unreadable: dict[str, str] = {}
-        for batch, failed in encode_items(each, in_batches(missing, recipe), recipe, encode):
+        for batch, failed in encode_items(each, batched(missing, recipe.fit.batch_size), recipe, encode):
             unreadable |= {keys[index]: reason for index, reason in failed.items()}
             for one in batch:
-                codes = one.arrays["codes"][
-                    :, : -(-one.num_samples // codec.hop_length)
-                ]  # [K, T] of the sound
-                clips.append(CodeClip(keys[one.number], codes, one.num_samples, one.captions))
+                length = one.item.length
+                codes = one.arrays["codes"][:, : -(-length // codec.hop_length)]  # [K, T] of the sound
+                clips.append(CodeClip(keys[one.number], codes, length, one.captions))
             if len(clips) >= CLIPS_PER_SHARD:
                 writer.write(clips, unreadable)
                 clips, unreadable = [], {}
         writer.write(clips, unreadable)
-    return open_codes(
-        DataConfig(
-            train=tuple(SourceConfig(str(each.directory)) for each in passes[:num_passes]),
-            valid=tuple(SourceConfig(str(each.directory)) for each in passes[num_passes:]),
-            segment_s=recipe.data.segment_s,
-            holdout=0.0,
-        )
-    )
+    sources = tuple(SourceConfig(str(each.directory)) for each in passes)
+    train, valid = sources[:num_passes], sources[num_passes:]
+    return open_codes(DataConfig(train, valid, segment_s=recipe.data.segment_s, holdout=0.0))
 
 
 def cache_latents(
-    sets: Split,
+    sets: Split[AudioDataset],
     recipe: Run,
     num_passes: int,
     folder: Path,
     autoencoder: Autoencoder,
     features: Mapping[str, Feature],
-) -> LatentSplit:
+) -> Split[LatentDataset]:
     """Encode the sets that `recipe.data` describes into `folder` -> the sets to train and validate on.
 
     features: stored beside the latents, by name, clap or loa. Raises InputError where `folder` holds latents of other
@@ -132,29 +130,29 @@ def cache_latents(
     checkpoint.clean(folder)
     for each in passes:
         missing = {}
-        for number, first in enumerate(range(0, len(each.dataset), ITEMS_PER_SHARD)):
+        for number, indices in enumerate(batched(range(len(each.dataset)), ITEMS_PER_SHARD)):
             path = each.directory / f"shard-{number:05d}.safetensors"
             if not path.exists():
-                indices = range(first, min(first + ITEMS_PER_SHARD, len(each.dataset)))
-                missing[path] = in_batches(indices, recipe)
+                missing[path] = batched(indices, recipe.fit.batch_size)
         encoded = encode_items(each, list(chain(*missing.values())), recipe, encode)
         for path, batches in missing.items():
             clips = [clip for batch, _ in islice(encoded, len(batches)) for clip in batch]
             if clips:
-                arrays = {
-                    name: torch.stack([clip.arrays[name] for clip in clips]) for name in clips[0].arrays
-                }
-                rows = [{"key": c.key, "num_samples": c.num_samples, "captions": c.captions} for c in clips]
-                write_shard(path, arrays, rows)
-    train, valid = passes[:num_passes], passes[num_passes:]
-    return LatentSplit(
-        LatentDataset([each.directory for each in train]),
-        LatentDataset([each.directory for each in valid]) if valid else None,
-    )
+                names = clips[0].arrays
+                arrays = {name: torch.stack([clip.arrays[name] for clip in clips]) for name in names}
+                write_shard(path, arrays, [clip.row() for clip in clips])
+    folders = [each.directory for each in passes]
+    valid = LatentDataset(folders[num_passes:]) if folders[num_passes:] else None
+    return Split(LatentDataset(folders[:num_passes]), valid)
 
 
 def plan_passes(
-    sets: Split, recipe: Run, num_passes: int, folder: Path, what: str, made_by: Mapping[str, Any]
+    sets: Split[AudioDataset],
+    recipe: Run,
+    num_passes: int,
+    folder: Path,
+    what: str,
+    made_by: Mapping[str, Any],
 ) -> list[Pass]:
     """The passes over the training set, then one over the validation set if there is one.
 
@@ -179,65 +177,50 @@ def plan_passes(
     return passes
 
 
-def in_batches(indices: Sequence[int], recipe: Run) -> list[list[int]]:
-    """The indices in their order, `fit.batch_size` at a time."""
-    size = recipe.fit.batch_size
-    return [list(indices[first : first + size]) for first in range(0, len(indices), size)]
+def batched(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+    """The indices in their order, `size` at a time."""
+    return [indices[first : first + size] for first in range(0, len(indices), size)]
 
 
 @torch.no_grad()
 def encode_items(
-    each: Pass, batches: Sequence[list[int]], recipe: Run, encode: Callable[[Tensor], dict[str, Tensor]]
+    each: Pass, batches: Sequence[Sequence[int]], recipe: Run, encode: Callable[[Tensor], dict[str, Tensor]]
 ) -> Iterator[tuple[list[Encoded], dict[int, str]]]:
     """For each batch of indices: the items encoded, and reason by index of those that cannot be read, also printed.
 
     encode: audio [B, C, N] -> arrays [B, ...] by name, on the CPU.
     """
-    loader: Any = DataLoader(
-        _Items(each),  # type: ignore[arg-type]  # a map from index to item is all it needs
-        batch_sampler=batches,
-        num_workers=recipe.fit.workers,
-        collate_fn=_as_it_is,
-        generator=torch.Generator(),  # else it draws from the global one
-    )
     total = len(each.dataset)
     done = total - sum(map(len, batches))
     with tqdm(total=total, initial=done, unit="clip", desc=each.title, mininterval=bar_interval_s()) as bar:
-        for batch in loader:
+        for batch in prefetch(_Batches(each, batches), range(len(batches)), recipe.fit.workers):
             failed = {index: result for index, result in batch if isinstance(result, str)}
             for index, reason in failed.items():
                 print(f"left out: {each.dataset.clips[index].key}: {reason}", file=sys.stderr)
             items = [(index, result) for index, result in batch if isinstance(result, Item)]
-            arrays = encode(torch.stack([item.audio for _, item in items])) if items else {}
+            arrays = encode(torch.stack([item.data for _, item in items])) if items else {}
             encoded = []
             for row, (index, item) in enumerate(items):
-                captions = _captions(each.dataset, index, item)
+                captions = tuple(each.dataset.captions(index))
+                if item.caption not in captions:  # it is mixed with another clip, or has no caption
+                    captions = (item.caption,) if item.caption else ()
                 own = {name: array[row] for name, array in arrays.items()}
-                encoded.append(Encoded(index, item.key, item.length, captions, own))
+                encoded.append(Encoded(index, item, captions, own))
             bar.update(len(batch))
             yield encoded, failed
 
 
-def _captions(dataset: AudioDataset, index: int, item: Item) -> tuple[str, ...]:
-    """All wordings of the clip; if it is mixed with another clip, the caption of the mixture alone."""
-    wordings = tuple(dataset.captions(index))
-    if item.caption in wordings:
-        return wordings
-    return (item.caption,) if item.caption else ()
+class _Batches:
+    """Number -> (index, item of the pass, or why it cannot be read) of each index: what worker processes map."""
 
+    def __init__(self, each: Pass, batches: Sequence[Sequence[int]]):
+        self.each, self.batches = each, batches
 
-class _Items:
-    """Index -> (index, item of the pass, or why it cannot be read): what worker processes map."""
+    def __getitem__(self, number: int) -> list[tuple[int, Item | str]]:
+        return [(index, self._item(index)) for index in self.batches[number]]
 
-    def __init__(self, each: Pass):
-        self.each = each
-
-    def __getitem__(self, index: int) -> tuple[int, Item | str]:
+    def _item(self, index: int) -> Item | str:
         try:
-            return index, self.each.dataset.item(index, self.each.epoch, self.each.seed)
+            return self.each.dataset.item(index, self.each.epoch, self.each.seed)
         except InputError as error:
-            return index, str(error)
-
-
-def _as_it_is(batch: list[Any]) -> list[Any]:
-    return batch
+            return str(error)

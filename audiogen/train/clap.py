@@ -19,7 +19,6 @@ from audiogen import distributed
 from audiogen.config import Range, to_plain
 from audiogen.data.captions import meanings, wordings
 from audiogen.data.dataset import AudioDataset, open_data
-from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
@@ -86,7 +85,7 @@ def prepare(recipe: ClapRecipe, run: Path, device: torch.device) -> Prepared:
         torch.manual_seed(seed_for(recipe.seed, "weights"))
         clap = new_clap(recipe.model, path.read_text(encoding="utf-8"))
     task = ClapTask(recipe, clap, meanings(clip for clips in captions for clip in clips), device)
-    return Prepared(task, train, valid, collate_audio)
+    return Prepared(task, train, valid)
 
 
 def captioned(dataset: AudioDataset) -> list[Sequence[str]]:
@@ -145,8 +144,7 @@ class ClapTask(TrainingTask[ClapRecipe]):
         return ids[:, None] == ids
 
     def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
-        """One update. `train/floor`: the lowest possible `train/loss` with the captions of this batch."""
-        self.model.train()
+        """One update. `floor`: the lowest possible `loss` with the captions of this batch."""
         features = self.features(batch)  # [B, 1, T, M]
         if self.recipe.mask:
             bins, frames = (int(self.recipe.mask * size) for size in features.shape[:1:-1])
@@ -156,14 +154,13 @@ class ClapTask(TrainingTask[ClapRecipe]):
         same = self.same(batch.captions)
         loss = self.loss(texts, sounds, same)
         self.optimizer.backward(loss)
-        norm = self.optimizer.clip()
-        metrics = {"loss": loss.item(), "floor": floor(same), **self.optimizer.step(step, norm)}
+        metrics = self.optimizer.step(step, self.optimizer.clip())
         with torch.no_grad():
             for scale in (self.model.logit_scale_t, self.model.logit_scale_a):
                 scale.clamp_(0.0, math.log(MAX_SCALE))
         self.average.update()
-        metrics["scale"] = self.model.logit_scale_t.exp().item()
-        return {f"train/{name}": value for name, value in metrics.items()}
+        scalars = {"loss": loss, "scale": self.model.logit_scale_t.exp()}
+        return metrics | {"floor": floor(same)} | {name: value.item() for name, value in scalars.items()}
 
     def loss(self, texts: Tensor, sounds: Tensor, same: Tensor) -> Tensor:
         """The contrastive loss of embeddings [B, E] with the model's scales, in nats."""
@@ -174,34 +171,29 @@ class ClapTask(TrainingTask[ClapRecipe]):
     def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
         """All validation clips and their captions against one another; clips of equal meaning count as right.
 
-        `valid/loss` lies between `valid/floor` and, for a model at chance, `valid/loss_chance`.
-        `valid/recall_K_text_to_audio`: share of the captions with a right clip among the K nearest; `_audio_to_text`:
-        of the clips, with a right caption; `valid/recall_K_chance`: of a random order.
+        `loss` lies between `floor` and, for a model at chance, `loss_chance`. `recall_K_text_to_audio`: share of the
+        captions with a right clip among the K nearest; `_audio_to_text`: of the clips, with a right caption;
+        `recall_K_chance`: of a random order.
         """
         sounds, texts, captions = [], [], []
-        with self.averaged():
-            for batch in batches:
-                sounds.append(self.embed_sounds(self.features(batch)))
-                texts.append(self.embed_captions(batch.captions))
-                captions += batch.captions
-            same = self.same(captions)
-            text, sound = torch.cat(texts), torch.cat(sounds)  # [n, E]
-            metrics = {
-                "loss": self.loss(text, sound, same).item(),
-                "floor": floor(same),
-                "loss_chance": math.log(len(captions)),
-            }
+        for batch in batches:
+            sounds.append(self.embed_sounds(self.features(batch)))
+            texts.append(self.embed_captions(batch.captions))
+            captions += batch.captions
+        same = self.same(captions)
+        text, sound = torch.cat(texts), torch.cat(sounds)  # [n, E]
+        loss = self.loss(text, sound, same).item()
+        metrics = {"loss": loss, "floor": floor(same), "loss_chance": math.log(len(captions))}
         similarity = text @ sound.T
         for k in (1, 10):
             metrics[f"recall_{k}_text_to_audio"] = recall(similarity, same, k)
             metrics[f"recall_{k}_audio_to_text"] = recall(similarity.T, same, k)
             metrics[f"recall_{k}_chance"] = chance(same, k)
-        return {f"valid/{name}": value for name, value in metrics.items()}
+        return metrics
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write a directory that `Clap` opens, averaged where averaging is on."""
-        with self.average.applied():
-            save_clap(directory, self.clap, info)
+        """Write a directory that `Clap` opens."""
+        save_clap(directory, self.clap, info)
 
 
 def contrastive_loss(

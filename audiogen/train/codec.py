@@ -22,8 +22,7 @@ from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import Probability, to_plain
 from audiogen.data.dataset import open_data
-from audiogen.data.loader import collate_audio
-from audiogen.data.seeds import seed_for
+from audiogen.data.seeds import generator_for, seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import AudioBatch
@@ -31,7 +30,7 @@ from audiogen.models.build import load_codec
 from audiogen.models.own import save_codec
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.optim import OptimConfig
-from audiogen.train.task import Prepared, Run, Totals, TrainingTask, means
+from audiogen.train.task import SAMPLES, Prepared, Run, Totals, TrainingTask, means
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def open_origin(init_from: str) -> Codec:
 def prepare(recipe: CodecRecipe, run: Path, device: torch.device) -> Prepared:
     """The task and the data of a run."""
     train, valid = open_data(recipe.data, recipe.model.sample_rate, recipe.model.channels)
-    return Prepared(CodecTask(recipe, device), train, valid, collate_audio)
+    return Prepared(CodecTask(recipe, device), train, valid)
 
 
 def make_discriminator(recipe: CodecRecipe) -> nn.Module:
@@ -166,7 +165,6 @@ class CodecTask(TrainingTask[CodecRecipe]):
         adversary, weights, parts = self.adversary, self.recipe.loss, self.parts(batch)
         totals = Totals(len(parts))
         shares: dict[str, float] = {}
-        self.codec.train()
         for rows in parts:
             real = batch.audio[rows].to(self.device)  # [B, C, N]
             num_codebooks = self.draw_codebooks(batch.keys[rows], step).to(self.device)  # [B]
@@ -202,17 +200,14 @@ class CodecTask(TrainingTask[CodecRecipe]):
         metrics = {f"share_{name}": share for name, share in shares.items()}
         if adversary:
             metrics |= adversary.step(step)
-        norm = self.optimizer.clip()
-        metrics |= self.optimizer.step(step, norm)
-        self.average.update()
-        return totals.metrics(metrics)
+        return totals.read() | metrics | self.update(step)
 
     def draw_codebooks(self, keys: Sequence[str], step: int) -> Tensor:
         """How many codebooks each clip uses, int64 [B]: a function of (seed, step, clip), not of its neighbours."""
         total = self.recipe.model.num_codebooks
         drawn = []
         for key in keys:
-            generator = torch.Generator().manual_seed(seed_for("codebooks", self.recipe.seed, step, key))
+            generator = generator_for("codebooks", self.recipe.seed, step, key)
             random = torch.rand((), generator=generator).item() < self.recipe.codebook_dropout
             drawn.append(int(torch.randint(1, total + 1, (), generator=generator)) if random else total)
         return torch.tensor(drawn)
@@ -220,43 +215,38 @@ class CodecTask(TrainingTask[CodecRecipe]):
     def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
         """On unseen audio: log-mel distance with each number of codebooks, SI-SDR (dB) with all, use of codebooks.
 
-        `valid/mel` and `valid/loss` are the distance with all codebooks. `valid/use_qK` is the perplexity of
-        codebook K's codes over its size: 1 if all are used evenly.
+        `mel` and `loss` are the distance with all codebooks. `use_qK` is the perplexity of codebook K's codes over its
+        size: 1 if all are used evenly.
         """
         total, size = self.codec.num_codebooks, self.codec.codebook_size
         # All prefixes of up to 8 codebooks; of more those of 1, 2, 4, ... and all.
         prefixes = [k for k in range(1, total + 1) if total <= 8 or k == total or k & (k - 1) == 0]
-        distances: dict[str, list[Tensor]] = {f"mel_{k}": [] for k in prefixes}
-        ratios: list[Tensor] = []
+        values: list[dict[str, Tensor]] = []  # of clips [B]
         counts = torch.zeros(total, size)  # [K, V]
-        with self.averaged():
-            for batch in batches:
-                real = batch.audio.to(self.device)  # [B, C, N]
-                codes = self.codec.encode(real)  # [B, K, T]
-                for k in prefixes:
-                    fake = self.codec.decode(codes[:, :k])[..., : real.shape[-1]]
-                    distances[f"mel_{k}"].append(mel_distance(fake, real, self.sample_rate).cpu())
-                ratios.append(si_sdr(fake, real).cpu())
-                for book in range(total):
-                    counts[book] += torch.bincount(codes[:, book].flatten().cpu(), minlength=size)
-        metrics = means(distances)
+        for batch in batches:
+            real = batch.audio.to(self.device)  # [B, C, N]
+            codes = self.codec.encode(real)  # [B, K, T]
+            for k in prefixes:
+                fake = self.codec.decode(codes[:, :k])[..., : real.shape[-1]]
+                values.append({f"mel_{k}": mel_distance(fake, real, self.sample_rate)})
+            values.append({"si_sdr": si_sdr(fake, real)})
+            for book in range(total):
+                counts[book] += torch.bincount(codes[:, book].flatten().cpu(), minlength=size)
         shares = counts / counts.sum(1, keepdim=True)
         entropies = -(shares * shares.clamp(min=1e-12).log()).sum(1)  # [K]; 0 log 0 is 0
-        metrics |= {f"valid/use_q{k}": value for k, value in enumerate((entropies.exp() / size).tolist())}
-        metrics |= means({"si_sdr": ratios})
-        metrics["valid/mel"] = metrics["valid/loss"] = metrics[f"valid/mel_{total}"]
+        metrics = means(values)
+        metrics |= {f"use_q{k}": value for k, value in enumerate((entropies.exp() / size).tolist())}
+        metrics["mel"] = metrics["loss"] = metrics[f"mel_{total}"]
         return metrics
 
     def samples(self, batches: Iterable[AudioBatch]) -> dict[str, Tensor]:
-        """The first four validation clips [C, N], and their reconstructions."""
+        """The first validation clips [C, N], and their reconstructions."""
         sounds: dict[str, Tensor] = {}
-        with self.averaged():
-            for row, real in enumerate(next(iter(batches)).audio[:4]):
-                fake = self.codec.decode(self.codec.encode(real[None].to(self.device)))
-                sounds |= {f"{row}_original": real, f"{row}_coded": fake[0, :, : real.shape[-1]]}
+        for row, real in enumerate(next(iter(batches)).audio[:SAMPLES]):
+            fake = self.codec.decode(self.codec.encode(real[None].to(self.device)))
+            sounds |= {f"{row}_original": real, f"{row}_coded": fake[0, :, : real.shape[-1]]}
         return sounds
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write the codec, averaged where averaging is on, for `audiogen.codec` and LM training."""
-        with self.average.applied():
-            save_codec(directory, self.codec, info)
+        """Write the codec, for `audiogen.codec` and LM training."""
+        save_codec(directory, self.codec, info)

@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from audiogen import distributed
 from audiogen.config import Positive, Probability, to_plain
-from audiogen.data.captions import file_names, first_captions, meanings, shuffle_captions, wordings
+from audiogen.data.captions import Captioned, wordings
 from audiogen.data.dataset import Split, open_data
-from audiogen.data.encoded import LatentBatch, collate_latents
+from audiogen.data.encoded import LatentBatch
 from audiogen.data.loader import valid_batches
-from audiogen.data.seeds import seed_for
+from audiogen.data.seeds import generator_for, seed_for
 from audiogen.diffusion.conditioners import ConditionerInputs
 from audiogen.diffusion.conditioning import Conditioning, drop
 from audiogen.diffusion.process import PROCESSES, Process, ProcessConfig, process_of
@@ -30,6 +30,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
 from audiogen.models.diffusers import save_diffusers
+from audiogen.models.find import LM, find
 from audiogen.models.latent_codecs import (
     Autoencoder,
     check_reconstruction,
@@ -40,14 +41,14 @@ from audiogen.models.latent_codecs import (
 )
 from audiogen.models.released import load_released
 from audiogen.text.clap import Clap
+from audiogen.text.t5 import T5Conditioner
+from audiogen.text.vocabulary import Vocabulary
 from audiogen.train.cache import Feature, cache_latents
 from audiogen.train.loa import LoaTraining, true_vectors
-from audiogen.train.origin import freeze_text, new_system
-from audiogen.train.task import Prepared, Run, Totals, TrainingTask, means
+from audiogen.train.task import CaptionedTask, Prepared, Run, Totals, means, new_text
 
 CHECKED_CLIPS = 8  # that go through the autoencoder before training
 VALID_DRAWS = 2  # times and noises for each validation clip
-SAMPLES = 4  # sounds generated at `fit.sample_every`
 CLAP_FROM_AUDIO = {"text": 0.0, "mixed": 0.5, "audio": 1.0}  # share of the clips by `clap_of`
 
 
@@ -131,7 +132,52 @@ def prepare(recipe: DiffusionRecipe, run: Path, device: torch.device) -> Prepare
     elif recipe.text_from:
         freeze_text(start, recipe.text_from, recipe.init_from)
     task = DiffusionTask(recipe, start, wordings(data.valid), device)
-    return Prepared(task, data.train, data.valid, collate_latents)
+    return Prepared(task, data.train, data.valid)
+
+
+def new_system(
+    config: SystemConfig, text_from: str | None, train: Captioned, run: Path, seed: int
+) -> LatentSystem:
+    """A latent system with new weights; its embedded text encoder is text_from's, or new with a new vocabulary."""
+    text, given = config.conditioner.text, None
+    if text_from:
+        given = given_text(config, text_from)
+    elif text is not None and text.embedded:
+        given = new_text(text, train, run, seed)
+    vocabulary = None
+    if given is not None:
+        assert isinstance(given.tokenizer, Vocabulary)
+        vocabulary = given.tokenizer.model
+    torch.manual_seed(seed_for(seed, "weights"))
+    system = LatentSystem(config, vocabulary)
+    if given is not None:
+        assert system.conditioner.text is not None and system.conditioner.text.embedded is not None
+        system.conditioner.text.embedded.load_state_dict(given.state_dict())
+        system.conditioner.text.requires_grad_(not text_from)
+    return system
+
+
+def given_text(config: SystemConfig, text_from: str) -> T5Conditioner:
+    """The text encoder of text_from; InputError where it is not the one that the system's config describes."""
+    given = T5Conditioner.load(find(text_from, LM).path / "text")
+    if given.config != config.conditioner.text:
+        raise InputError(
+            f"system.conditioner.text is not that of text_from={text_from}; make it {to_plain(given.config)}"
+        )
+    return given
+
+
+def freeze_text(system: LatentSystem, text_from: str, init_from: str | None) -> None:
+    """Freeze the text encoder of a system that is trained further; InputError where it is not that of text_from."""
+    given = given_text(system.config, text_from)
+    text = system.conditioner.text
+    assert text is not None and text.embedded is not None
+    if checkpoint.identity(text.embedded.state_dict()) != checkpoint.identity(given.state_dict()):
+        raise InputError(
+            f"the text encoder of init_from={init_from} is not that of text_from={text_from}; with "
+            "text_from=null it is trained further"
+        )
+    text.requires_grad_(False)
 
 
 def check_autoencoder(autoencoder: Autoencoder, sets: Split, bound: float, folder: Path) -> None:
@@ -166,7 +212,7 @@ def make_features(
     return features
 
 
-class DiffusionTask(TrainingTask[DiffusionRecipe]):
+class DiffusionTask(CaptionedTask[DiffusionRecipe]):
     """The denoiser with its conditioner's projections; autoencoder and pretrained encoders are frozen. `task.Task`."""
 
     def __init__(
@@ -176,7 +222,6 @@ class DiffusionTask(TrainingTask[DiffusionRecipe]):
         valid_captions: Sequence[Sequence[str]],
         device: torch.device,
     ):
-        """valid_captions: the wordings of each validation clip, to find out which captions mean the same."""
         self.system = system.to(device)
         self.sample_rate = system.autoencoder.sample_rate
         self.process = Process(recipe.process)
@@ -187,20 +232,18 @@ class DiffusionTask(TrainingTask[DiffusionRecipe]):
         system.denoiser.requires_grad_(not self.gpt2_only)
         model = nn.ModuleDict({"denoiser": system.denoiser, "conditioner": system.conditioner})
         self.forward = torch.compile(system.denoiser) if recipe.fit.compile else system.denoiser
-        self.meanings = meanings(valid_captions)
-        super().__init__(recipe, model, device)
+        super().__init__(recipe, model, device, valid_captions)
 
     def step(self, batch: LatentBatch, step: int) -> dict[str, float]:
-        """One update: `train/loss` is the weighted squared error of the denoiser's prediction for noised latents.
+        """One update: `loss` is the weighted squared error of the denoiser's prediction for noised latents.
 
-        `train/loa` is GPT-2's own loss, and `train/loss`, too, where it trains alone. Times, noise, which clips lose
+        `loa` is GPT-2's own loss, and `loss`, too, where it trains alone. Times, noise, which clips lose
         their condition and which get true vectors are drawn for the whole batch: how it is divided changes nothing.
         """
-        self.module.train()
         if self.recipe.text_from and self.conditioner.text is not None:
             self.conditioner.text.eval()
         size = len(batch.keys)
-        random = torch.Generator().manual_seed(seed_for("noise", self.recipe.seed, step, distributed.rank()))
+        random = generator_for("noise", self.recipe.seed, step, distributed.rank())
         t, noise = self.draw(batch.latents, random)
         keep = torch.rand(size, generator=random) >= self.recipe.condition_dropout  # [B]
         from_audio = torch.rand(size, generator=random) < CLAP_FROM_AUDIO[self.recipe.clap_of]  # [B]
@@ -229,10 +272,7 @@ class DiffusionTask(TrainingTask[DiffusionRecipe]):
                 loss = loss + self.loa.weight * mean["loa"]
             self.optimizer.backward(loss)
             totals.add(mean)
-        norm = self.optimizer.clip()
-        metrics = totals.metrics(self.optimizer.step(step, norm))
-        self.average.update()
-        return metrics
+        return totals.read() | self.update(step)
 
     def draw(self, latents: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times [B] and noise in the shape of the latents, on the CPU: the same on every device."""
@@ -277,78 +317,63 @@ class DiffusionTask(TrainingTask[DiffusionRecipe]):
     def evaluate(self, batches: Iterable[LatentBatch]) -> dict[str, float]:
         """Squared error on unseen clips, not weighted, at the same times and with the same noise at every call.
 
-        `valid/loss` is with the right caption, `valid/loss_shuffled` with the caption of a clip that sounds different,
-        `valid/loss_none` without a condition; `valid/loss_zero` is that of predicting 0. The difference of the first
-        two is the worth of the text to the model. GPT-2's loss is `valid/loa`, or `_shuffled`; `valid/loa_generated` is
-        the distance of the vectors that it generates from the true ones, to be compared with `valid/loa_mean`, that of
-        their mean. Where it trains alone, `valid/loss` is `valid/loa`.
+        `loss` is with the right caption, `loss_shuffled` with the caption of a clip that sounds different, `loss_none`
+        without a condition; `loss_zero` is that of predicting 0. The difference of the first two is the worth of the
+        text to the model. GPT-2's loss is `loa`, or `loa_shuffled`; `loa_generated` is the distance of the vectors that
+        it generates from the true ones, to be compared with `loa_mean`, that of their mean. Where it trains alone,
+        `loss` is `loa`.
         """
         seen = list(batches)
-        right = [caption for batch in seen for caption in batch.captions]
-        kinds: dict[str, list[str | None]] = {"loss": right, "loss_none": right}
-        if (shuffled := shuffle_captions(right, self.meanings)) is not None:
-            kinds["loss_shuffled"] = shuffled
-        values: dict[str, list[Tensor]] = {}  # of each clip [B]
-        with self.averaged(), self.autocast():
+        kinds = self.captions(seen)
+        kinds["_none"] = kinds[""]  # what is left out is the condition
+        values: list[dict[str, Tensor]] = []  # of clips [B]
+        with self.autocast():
             for name, captions in kinds.items():
-                remaining = list(captions)
-                for number, batch in enumerate(seen):
-                    texts, remaining = remaining[: len(batch.keys)], remaining[len(batch.keys) :]
+                for number, (batch, texts) in enumerate(zip(seen, captions, strict=True)):
                     inputs = self.inputs(batch, texts)
-                    if self.loa is not None and name != "loss_none":
+                    if self.loa is not None and name != "_none":
                         true = batch.features["loa"].to(self.device)
-                        kind = name.replace("loss", "loa")
-                        found, inputs = self.loa.validate(self.conditioner, inputs, true, kind)
-                        for key, each in found.items():
-                            values.setdefault(key, []).append(each.cpu())
+                        found, inputs = self.loa.validate(self.conditioner, inputs, true, f"loa{name}")
+                        values.append(found)
                     if self.gpt2_only:
                         continue
-                    null = name == "loss_none"
+                    null = name == "_none"
                     conditioning = self.conditioner.null(inputs) if null else self.conditioner(inputs)
-                    random = torch.Generator().manual_seed(seed_for("valid", number))
+                    random = generator_for("valid", number)
                     for _ in range(VALID_DRAWS):
                         t, noise = self.draw(batch.latents, random)
                         errors = self.errors(batch.latents, noise, t, conditioning)
-                        values.setdefault(name, []).append(errors.cpu())
-                        if name == "loss":
+                        values.append({f"loss{name}": errors})
+                        if not name:
                             target = self.process.target(batch.latents, noise, t)
-                            values.setdefault("loss_zero", []).append(target.square().flatten(1).mean(1))
+                            values.append({"loss_zero": target.square().flatten(1).mean(1)})
         if self.loa is None:
             return means(values)
         true = torch.cat([batch.features["loa"] for batch in seen])
-        values["loa_mean"] = [self.loa.distance(true.mean(dim=0, keepdim=True), true)]
+        values.append({"loa_mean": self.loa.distance(true.mean(dim=0, keepdim=True), true)})
         metrics = means(values)
-        return {"valid/loss": metrics["valid/loa"], **metrics}
+        return {"loss": metrics["loa"], **metrics}
 
     def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """Sounds [C, N] generated for the first validation captions that differ; none in GPT-2's stage."""
-        captions = [] if self.gpt2_only else first_captions(batches, SAMPLES)
-        if not captions:
-            return {}
-        duration_s = self.recipe.data.segment_s
-        with self.averaged():
+        """See `CaptionedTask`; none in GPT-2's stage."""
+        return {} if self.gpt2_only else super().samples(batches)
+
+    def generate(self, captions: list[str]) -> Tensor:
+        """Captions -> sounds [B, C, N]."""
+        duration_s, autoencoder = self.recipe.data.segment_s, self.system.autoencoder
+        seconds = None
+        if self.conditioner.config.seconds:
             seconds = torch.full((len(captions),), duration_s, device=self.device)
-            given, away = self.conditioner.guided(
-                captions, seconds if self.conditioner.config.seconds else None, device=self.device
-            )
-            latents = sample(
-                self.system.denoiser,
-                self.process,
-                self.recipe.sampling,
-                given,
-                Noise(self.system.autoencoder.latent_shape(duration_s), range(len(captions)), self.device),
-                negative=away,
-            )
-            audio = self.system.autoencoder.decode(latents.clone())  # [B, C, N]
-        audio = audio[..., : round(duration_s * self.sample_rate)]
-        return dict(zip(file_names(captions), audio, strict=True))
+        given, away = self.conditioner.guided(captions, seconds, device=self.device)
+        noise = Noise(autoencoder.latent_shape(duration_s), range(len(captions)), self.device)
+        latents = sample(
+            self.system.denoiser, self.process, self.recipe.sampling, given, noise, negative=away
+        )
+        audio = autoencoder.decode(latents.clone())  # [B, C, N]
+        return audio[..., : round(duration_s * self.sample_rate)]
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write the whole system, averaged where averaging is on; frozen encoders by name."""
-        recipe = self.recipe
-        process = to_plain(recipe.process)
-        with self.average.applied():
-            save_diffusers(
-                directory, self.system, recipe.kind, process, encoders=False, sampling=recipe.sampling
-            )
+        """Write the whole system; frozen encoders by name."""
+        recipe, process = self.recipe, to_plain(self.recipe.process)
+        save_diffusers(directory, self.system, recipe.kind, process, encoders=False, sampling=recipe.sampling)
         checkpoint.write_json(directory / "info.json", dict(info))

@@ -11,31 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from audiogen import distributed
+from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import NotNegative, Probability, to_plain
-from audiogen.data.captions import file_names, first_captions, meanings, shuffle_captions, wordings
+from audiogen.data.captions import wordings
 from audiogen.data.dataset import open_data
-from audiogen.data.encoded import CodeDataset, collate_codes, open_codes
-from audiogen.data.loader import collate_audio
-from audiogen.data.seeds import seed_for
+from audiogen.data.encoded import CodeDataset, open_codes
+from audiogen.data.seeds import generator_for, seed_for
 from audiogen.data.shards import is_shard_directory
 from audiogen.errors import InputError
-from audiogen.interfaces import AudioBatch, Batch, CodeBatch, Codec
+from audiogen.files import checkpoint, checkpoints
+from audiogen.interfaces import AudioBatch, CodeBatch, Codec
 from audiogen.lm import lora
 from audiogen.lm.efficient import Recompute
 from audiogen.lm.lora import LoraConfig
 from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing, token_loss
 from audiogen.lm.sample import TokenRequest, generate_tokens
-from audiogen.models.build import read_lm
-from audiogen.models.find import LM, find
-from audiogen.models.own import save_lm
+from audiogen.models.build import load_codec, load_lm, read_lm
+from audiogen.models.find import LM, bundled, find
+from audiogen.models.own import CODEC_FOLDER, save_codec, save_lm
 from audiogen.models.parts import CodecReference, PretrainedLM
 from audiogen.text.condition import drop
 from audiogen.text.t5 import TextConfig
 from audiogen.train.cache import pretokenize
-from audiogen.train.origin import keep_codec, new_text, open_codec, open_model
-from audiogen.train.task import Prepared, Run, TrainingTask, autocast
+from audiogen.train.task import CaptionedTask, Prepared, Run, autocast, new_text
 
-SAMPLES = 4  # sounds generated at `fit.sample_every`
 SAMPLE_GUIDANCE = 3.0  # AudioGen's and MusicGen's default
 
 
@@ -96,22 +95,17 @@ def prepare(recipe: LMRecipe, run: Path, device: torch.device) -> Prepared:
     """The task and the data of a run: sound, or tokens made before or now."""
     if recipe.lora and not recipe.init_from:
         raise InputError("lora adapts a model that there is: give init_from=, or lora=null for a new one")
-    codec = open_codec(recipe.codec, recipe.dual_mono, recipe.model, device)
+    codec = open_codec(recipe, device)
     shards = [is_shard_directory(source.source) for source in recipe.data.train + recipe.data.valid]
     if any(shards) and not all(shards):
         raise InputError("data names token shards and sounds; give only one of the two kinds")
     data: Any = (
         open_codes(recipe.data) if any(shards) else open_data(recipe.data, codec.sample_rate, codec.channels)
     )
-    origin = None
-    if recipe.init_from:
-        frozen = product_dtype(device, recipe.fit.precision)
-        origin = open_model(
-            recipe.init_from, recipe.text_encoder, recipe.lora, recipe.seed, codec, device, frozen
-        )
+    origin = open_model(recipe, codec, device) if recipe.init_from else None
     reference = CodecReference(recipe.codec, codec.identity, recipe.dual_mono)
     if recipe.lora is None:  # adapters go with a model that has its codec
-        reference = keep_codec(recipe.codec, codec, recipe.dual_mono, run)
+        reference = keep_codec(recipe, codec, run)
     if recipe.pretokenize_epochs and not any(shards):
         with distributed.first_process_first():
             data = pretokenize(data, recipe, recipe.pretokenize_epochs, run / "tokens", codec)
@@ -128,18 +122,80 @@ def prepare(recipe: LMRecipe, run: Path, device: torch.device) -> Prepared:
         torch.manual_seed(seed_for(recipe.seed, "weights"))
         start = PretrainedLM(TokenLM(recipe.model), text, reference, 0, {})
     task = LMTask(recipe, codec, start, wordings(data.valid), device)
-    return Prepared(task, data.train, data.valid, collate_codes if tokens else collate_audio)
+    return Prepared(task, data.train, data.valid)
 
 
-def product_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """The dtype of the matrix products of a forward pass at `precision`."""
-    with autocast(device, precision):
-        if torch.is_autocast_enabled(device.type):
-            return torch.get_autocast_dtype(device.type)
-    return torch.float32
+def open_codec(recipe: LMRecipe, device: torch.device) -> Codec:
+    """The codec whose tokens are learned: bundled, own, released, or DAC."""
+    model, codec = recipe.model, load_codec(recipe.codec, device, recipe.dual_mono)
+    if isinstance(codec, SegmentedCodec):
+        raise InputError(
+            f"codec={recipe.codec} codes a sound in overlapping segments, each with a loudness of its own, which "
+            "no language model here predicts; choose a codec without segments"
+        )
+    if model.num_codebooks > codec.num_codebooks or model.codebook_size != codec.codebook_size:
+        raise InputError(
+            f"model has {model.num_codebooks} codebooks of {model.codebook_size}, but codec {recipe.codec} has "
+            f"{codec.num_codebooks} of {codec.codebook_size}: change model.num_codebooks, model.codebook_size"
+        )
+    return codec
 
 
-class LMTask(TrainingTask[LMRecipe]):
+def open_model(recipe: LMRecipe, codec: Codec, device: torch.device) -> PretrainedLM:
+    """The model of `init_from`, ready to be trained whole, or with new adapters alone where the recipe has `lora`.
+
+    Beside adapters, matrices are kept in the dtype of the products in the forward pass: the products are the same.
+    Norms and embeddings are rounded to it, too, but kept in float32, so that the sum that all layers add to is float32,
+    as in a model that is trained whole.
+    """
+    init_from, adapters, dtype = str(recipe.init_from), recipe.lora, torch.float32
+    with autocast(device, recipe.fit.precision):
+        if adapters and torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+    found = load_lm(init_from, device, dtype, recipe.text_encoder)
+    if found.codec.identity not in ("", codec.identity):
+        raise InputError(
+            f"{init_from} was trained on the tokens of codec {found.codec.identity}, but "
+            f"{found.codec.location} is {codec.identity}; put the codec it was trained with there"
+        )
+    try:
+        found.conditioner.text_encoder()  # opened now, so that nothing is written if it is missing
+    except InputError as error:
+        raise InputError(f"{error} (text_encoder= takes the place of the one of init_from)") from error
+    found.lm.requires_grad_(adapters is None)
+    found.conditioner.requires_grad_(adapters is None)
+    if adapters:
+        for layer in found.lm.modules():
+            if isinstance(layer, (nn.Embedding, nn.LayerNorm)):
+                layer.float()
+        torch.manual_seed(seed_for(recipe.seed, "weights"))
+        lora.add(found.lm, adapters)
+    return found
+
+
+def keep_codec(recipe: LMRecipe, codec: Codec, run: Path) -> CodecReference:
+    """A bundled codec by its name; of any other a copy in the run directory, which is then complete in itself."""
+    name, dual_mono, target = recipe.codec, recipe.dual_mono, run / CODEC_FOLDER
+    if target.exists() and checkpoints.latest(run) and load_codec(target).identity != codec.identity:
+        raise InputError(f"{run} was trained on tokens of another codec than {name}; choose another out=")
+    source = Path(name)
+    if not source.exists() and name in bundled():
+        return CodecReference(name, codec.identity, dual_mono)
+    if distributed.rank() == 0 and source.resolve() != target.resolve():
+        try:
+            checkpoint.read_config(source)
+            own = not dual_mono  # our own format, which can be copied as it is
+        except InputError:
+            own = False
+        if own:
+            checkpoint.copy_model(source, target)
+        else:
+            save_codec(target, codec)
+    distributed.barrier()
+    return CodecReference(str(target), codec.identity, dual_mono)
+
+
+class LMTask(CaptionedTask[LMRecipe]):
     """The token LM with its text encoder; the codec is frozen. `task.Task`."""
 
     def __init__(
@@ -150,10 +206,7 @@ class LMTask(TrainingTask[LMRecipe]):
         valid_captions: Sequence[Sequence[str]],
         device: torch.device,
     ):
-        """start: with adapters where the recipe has `lora`; nothing else is then trained.
-
-        valid_captions: the wordings of each validation clip, to find out which captions mean the same.
-        """
+        """start: with adapters where the recipe has `lora`; nothing else is then trained."""
         self.codec, self.codec_reference = codec, start.codec
         # The options that a release generates with by default are kept; how it was trained is replaced.
         self.info = {key: value for key, value in start.info.items() if key == "generation"}
@@ -165,16 +218,14 @@ class LMTask(TrainingTask[LMRecipe]):
             model["text"] = self.conditioner
         self.conditioner.eval()
         self.forward = torch.compile(self.lm) if recipe.fit.compile else self.lm
-        self.meanings = meanings(valid_captions)
-        super().__init__(recipe, model, device)
+        super().__init__(recipe, model, device, valid_captions)
 
     def step(self, batch: AudioBatch | CodeBatch, step: int) -> dict[str, float]:
-        """Teacher forcing on the codes of a batch: `train/loss` is the mean over codebooks of `train/ce_qK`, in nats.
+        """Teacher forcing on the codes of a batch: `loss` is the mean over codebooks of `ce_qK`, in nats.
 
         Each codebook is averaged over its codes in the whole batch, that of all parts and processes: how a batch is
         divided changes nothing.
         """
-        self.module.train()
         codes, lengths = self.tokens(batch)
         inputs, targets, mask = teacher_forcing(self.lm, codes, lengths)  # each [B, K, S - 1]
         keep = self.draw_keep(batch.keys, step)  # [B]
@@ -191,13 +242,10 @@ class LMTask(TrainingTask[LMRecipe]):
             loss = ce.mean() * distributed.world()  # gradients are averaged over processes, not summed
             self.optimizer.backward(loss)
             total += ce.detach()
-        norm = self.optimizer.clip()
-        metrics = self.optimizer.step(step, norm)
-        self.average.update()
+        metrics = self.update(step)
         total = distributed.all_reduce_sum(total)
         mean_loss, *each = torch.cat([total.mean()[None], total]).tolist()  # one wait for the device
-        metrics |= {"loss": mean_loss} | {f"ce_q{k}": value for k, value in enumerate(each)}
-        return {f"train/{name}": value for name, value in metrics.items()}
+        return metrics | {"loss": mean_loss} | {f"ce_q{k}": value for k, value in enumerate(each)}
 
     def tokens(self, batch: AudioBatch | CodeBatch) -> tuple[Tensor, Tensor]:
         """Codes [B, K, T] of the model's codebooks, and how many frames of each row are sound [B]."""
@@ -210,44 +258,32 @@ class LMTask(TrainingTask[LMRecipe]):
 
     def draw_keep(self, keys: Sequence[str], step: int) -> Tensor:
         """Which clips keep their text, bool [B]: a function of (seed, step, clip), not of its neighbours."""
-        chances = [
-            torch.rand(
-                (), generator=torch.Generator().manual_seed(seed_for("text", self.recipe.seed, step, key))
-            )
-            for key in keys
-        ]
+        generators = [generator_for("text", self.recipe.seed, step, key) for key in keys]
+        chances = [torch.rand((), generator=generator) for generator in generators]
         return torch.stack(chances) >= self.recipe.condition_dropout
 
     def evaluate(self, batches: Iterable[AudioBatch | CodeBatch]) -> dict[str, float]:
         """Cross-entropy on unseen clips, per codebook: with the right caption, with that of another clip, with none.
 
-        `valid/ce` is with the right caption, and is `valid/loss`; `valid/ce_shuffled` with the caption of a clip that
-        sounds different (no caption means both, see `meanings`); `valid/ce_none` without text. The difference is the
-        worth of the text to the model.
+        `ce` is with the right caption, and is `loss`; `ce_shuffled` with the caption of a clip that sounds different;
+        `ce_none` without text. The difference is the worth of the text to the model.
         """
-        with self.averaged():
-            seen = [(*self.tokens(batch), batch.captions) for batch in batches]
-            right = [caption for _, _, captions in seen for caption in captions]
-            kinds: dict[str, list[str | None]] = {"ce": right, "ce_none": [None] * len(right)}
-            if (shuffled := shuffle_captions(right, self.meanings)) is not None:
-                kinds["ce_shuffled"] = shuffled
-            metrics: dict[str, float] = {}
-            for name, captions in kinds.items():
-                ce = self.cross_entropy([(codes, lengths) for codes, lengths, _ in seen], captions)
-                metrics |= {f"valid/{name}": ce.mean().item()}
-                metrics |= {f"valid/{name}_q{k}": value for k, value in enumerate(ce.tolist())}
-        metrics["valid/loss"] = metrics["valid/ce"]
-        return metrics
+        given = list(batches)
+        seen = [self.tokens(batch) for batch in given]
+        metrics: dict[str, float] = {}
+        for name, captions in self.captions(given).items():
+            ce = self.cross_entropy(seen, captions)
+            metrics[f"ce{name}"] = ce.mean().item()
+            metrics |= {f"ce{name}_q{k}": value for k, value in enumerate(ce.tolist())}
+        return {"loss": metrics["ce"], **metrics}
 
     def cross_entropy(
-        self, batches: Sequence[tuple[Tensor, Tensor]], captions: Sequence[str | None]
+        self, batches: Sequence[tuple[Tensor, Tensor]], captions: Sequence[Sequence[str | None]]
     ) -> Tensor:
-        """Mean over all codes of the batches' (codes [B, K, T], lengths [B]), one caption per row -> [K], in nats."""
+        """Mean over all codes of the batches' (codes [B, K, T], lengths [B]) with their captions -> [K], in nats."""
         sums = torch.zeros(self.recipe.model.num_codebooks, device=self.device)
         counts = torch.zeros_like(sums)
-        remaining = list(captions)
-        for codes, lengths in batches:
-            texts, remaining = remaining[: len(codes)], remaining[len(codes) :]
+        for (codes, lengths), texts in zip(batches, captions, strict=True):
             inputs, targets, mask = teacher_forcing(self.lm, codes, lengths)  # each [B, K, S - 1]
             with self.autocast():
                 logits = self.lm(inputs, self.conditioner(texts))  # [B, K, S - 1, V]
@@ -256,31 +292,24 @@ class LMTask(TrainingTask[LMRecipe]):
             counts += mask.sum((0, 2))
         return sums / counts.clamp(min=1)
 
-    def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """Sounds [C, N] generated for the first captions of the validation clips that differ."""
-        captions = first_captions(batches, SAMPLES)
-        if not captions:
-            return {}
+    def generate(self, captions: list[str]) -> Tensor:
+        """Captions -> sounds [B, C, N]."""
         # Adapters stand beside weights in the dtype of the products; a model that is trained whole is float32.
         precision = self.recipe.fit.precision if self.recipe.lora else "float32"
-        with self.averaged():
-            condition = self.conditioner(captions)
-            with autocast(self.device, precision):
-                seeds = range(len(captions))
-                request = TokenRequest(condition, self.max_frames, seeds, SAMPLE_GUIDANCE)
-                codes = generate_tokens(self.lm, request)  # [B, K, T]
-            audio = self.codec.decode(codes)  # [B, C, N]
-        return dict(zip(file_names(captions), audio, strict=True))
+        condition = self.conditioner(captions)
+        with autocast(self.device, precision):
+            request = TokenRequest(condition, self.max_frames, range(len(captions)), SAMPLE_GUIDANCE)
+            codes = generate_tokens(self.lm, request)  # [B, K, T]
+        return self.codec.decode(codes)
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write LM, text encoder and codec, or the adapters alone, averaged where averaging is on."""
+        """Write LM, text encoder and codec, or the adapters alone."""
         recipe = self.recipe
-        with self.average.applied():
-            if recipe.lora and recipe.init_from:
-                lora.save_adapter(directory, self.lm, recipe.lora, recipe.init_from, info)
-            else:
-                info = {**self.info, **info}
-                save_lm(directory, self.lm, self.conditioner, self.codec_reference, self.max_frames, info)
+        if recipe.lora and recipe.init_from:
+            lora.save_adapter(directory, self.lm, recipe.lora, recipe.init_from, info)
+        else:
+            info = {**self.info, **info}
+            save_lm(directory, self.lm, self.conditioner, self.codec_reference, self.max_frames, info)
 
     def weights(self) -> dict[str, Any]:
         """LM and text encoder, or adapters and the fingerprint of their model."""

@@ -6,8 +6,8 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -23,10 +23,8 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
     path = Path(run) / "log.jsonl"
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
+        with suppress(json.JSONDecodeError):
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return records
 
 
@@ -45,8 +43,8 @@ class Log:
     def __init__(self, run: Path, start: int, total: int, tensorboard: bool = False, visible: bool = True):
         self.run, self.visible = run, visible
         self._began = time.monotonic()
-        self._file = None
-        self._board = None
+        self._file: Any = None
+        self._board: Any = None
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -62,7 +60,13 @@ class Log:
         checkpoint.write_bytes_atomic(run / "log.jsonl", lines.encode())
         self._file = open(run / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         if tensorboard:
-            self._board = _summary_writer(run / "tensorboard", start)
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise InputError(
+                    "fit.tensorboard=true needs the tensorboard package: pip install tensorboard"
+                ) from None
+            self._board = SummaryWriter(run / "tensorboard", purge_step=start + 1)
 
     def advance(self, metrics: Mapping[str, float]) -> None:
         """One step is done: move the bar."""
@@ -96,24 +100,8 @@ class Log:
             if self._board is not None:
                 self._board.add_audio(name, sound.mean(0, keepdim=True), step, sample_rate)
 
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-def _summary_writer(folder: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError(
-            "fit.tensorboard=true needs the tensorboard package: pip install tensorboard"
-        ) from None
-    return SummaryWriter(folder, purge_step=start + 1)
+    def close(self) -> None:
+        """Close the bar and the files."""
+        for each in (self._bar, self._file, self._board):
+            if each is not None:
+                each.close()

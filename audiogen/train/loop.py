@@ -43,7 +43,7 @@ def fit(
     if first:
         checkpoint.clean(run)
     with (
-        Log(run, start, config.steps, config.tensorboard, visible=first) as log,
+        closing(Log(run, start, config.steps, config.tensorboard, visible=first)) as log,
         StopRequest() as stop,
         closing(loader.batches(start)) as batches,
     ):
@@ -52,7 +52,7 @@ def fit(
         for step in range(start, config.steps):
             torch.manual_seed(seed_for(recipe.seed, step, distributed.rank()))
             batch = next(batches)
-            metrics = task.step(batch, step)
+            metrics = {f"train/{name}": value for name, value in task.step(batch, step).items()}
             require_finite(metrics, step, batch, run)
 
             done = step + 1
@@ -65,7 +65,8 @@ def fit(
                 if due(done, config.valid_every, final):
                     best = validate(task, valid(), done, best, recipe, log)
                 if due(done, config.sample_every, final):
-                    log.sounds(done, task.samples(valid()), task.sample_rate)
+                    with task.averaged():
+                        log.sounds(done, task.samples(valid()), task.sample_rate)
             if first and (final or stopping or due(done, config.save_every, final)):
                 save(task, done, best, not stopping, recipe)
             if stopping:
@@ -85,14 +86,16 @@ def validate(
     task: Task, batches: Iterable[Batch], done: int, best: Mapping[str, Any] | None, recipe: Run, log: Log
 ) -> Mapping[str, Any] | None:
     """Log the validation scalars; write the model to `best/` if none had a lower `valid/loss`."""
-    metrics = dict(task.evaluate(_not_empty(batches)))
-    log.record(done, metrics)
-    # Shown without those per codebook, which the log has.
-    shown = [f"{name} {value:.4f}" for name, value in metrics.items() if not re.search(r"_q\d+$", name)]
-    log.say(f"step {done}: {'  '.join(shown)}")
-    if best is None or metrics["valid/loss"] < best["valid/loss"]:
-        best = {"step": done, **metrics}
-        task.export(Path(recipe.out) / "best", {"recipe": to_plain(recipe), **best})
+    with task.averaged():
+        found = task.evaluate(_not_empty(batches))
+        metrics = {f"valid/{name}": value for name, value in found.items()}
+        log.record(done, metrics)
+        # Shown without those per codebook, which the log has.
+        shown = [f"{name} {value:.4f}" for name, value in metrics.items() if not re.search(r"_q\d+$", name)]
+        log.say(f"step {done}: {'  '.join(shown)}")
+        if best is None or metrics["valid/loss"] < best["valid/loss"]:
+            best = {"step": done, **metrics}
+            task.export(Path(recipe.out) / "best", {"recipe": to_plain(recipe), **best})
     return best
 
 
@@ -111,7 +114,8 @@ def save(task: Task, done: int, best: Mapping[str, Any] | None, validated: bool,
     run = Path(recipe.out)
     state = {"best": best, "validated": validated, "task": task.state_dict()}
     checkpoints.save_state(checkpoints.step_dir(run, done), state)
-    task.export(run, {"recipe": to_plain(recipe), "step": done})
+    with task.averaged():
+        task.export(run, {"recipe": to_plain(recipe), "step": done})
     checkpoints.prune(run, recipe.fit.keep_last)
 
 

@@ -21,7 +21,7 @@ from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.train.loop import fit
-from audiogen.train.task import Prepared, Run
+from audiogen.train.task import Run
 
 # Recipes' `task:` -> the recipe's class, in the module of the task's name.
 TASKS = {
@@ -87,23 +87,14 @@ def train(recipe: Run, module: Any) -> int:
     device = choose_device(settings.device)
     distributed.initialize(device)
     try:
-        prepared: Prepared = module.prepare(recipe, out, device)
-        task, data, valid_data, collate = prepared
+        task, data, valid_data = module.prepare(recipe, out, device)
         if distributed.rank() == 0:
             record(recipe, out)
-        loader = AudioLoader(
-            data,
-            settings.batch_size,
-            recipe.seed,
-            distributed.rank(),
-            distributed.world(),
-            settings.workers,
-            collate,
-        )
+        rank, world = distributed.rank(), distributed.world()
+        loader = AudioLoader(data, settings.batch_size, recipe.seed, rank, world, settings.workers)
 
         def valid() -> Iterable[Any]:
-            assert valid_data is not None
-            return valid_batches(valid_data, settings.batch_size, settings.valid_batches, collate)
+            return valid_batches(valid_data, settings.batch_size, settings.valid_batches)
 
         fit(task, loader, valid if valid_data else None, recipe)
         if loader.skipped:

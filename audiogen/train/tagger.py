@@ -22,7 +22,6 @@ from audiogen.data.dataset import (
     BuiltInClip,
     open_data,
 )
-from audiogen.data.loader import collate_audio
 from audiogen.data.seeds import seed_for
 from audiogen.data.synth.kinds import KINDS
 from audiogen.data.synth.scene import SynthEvent, compose
@@ -93,14 +92,11 @@ def prepare(recipe: TaggerRecipe, run: Path, device: torch.device) -> Prepared:
         kept = {name: labels for name, labels in recipe.model.groups.items() if name in learned}
         left_out = sorted(set(recipe.model.groups) - set(kept))
         if left_out and distributed.rank() == 0:
-            print(
-                f"no training clip has a label of {', '.join(left_out)}: left out of the model",
-                file=sys.stderr,
-            )
-        recipe = replace(
-            recipe, model=replace(recipe.model, groups=kept), alike=recipe.alike if BUILT_IN in kept else {}
-        )
-    return Prepared(TaggerTask(recipe, clips, device), train, valid, collate_audio)
+            names = ", ".join(left_out)
+            print(f"no training clip has a label of {names}: left out of the model", file=sys.stderr)
+        alike = recipe.alike if BUILT_IN in kept else {}
+        recipe = replace(recipe, model=replace(recipe.model, groups=kept), alike=alike)
+    return Prepared(TaggerTask(recipe, clips, device), train, valid)
 
 
 def group_of(clip: AnyClip, config: TaggerConfig) -> str:
@@ -181,31 +177,25 @@ class TaggerTask(TrainingTask[TaggerRecipe]):
             for name, labels in config.groups.items():
                 wanted = self.recipe.alike.get(label) if name == BUILT_IN else label
                 if wanted in labels:
-                    clip[row, self.tagger.group(name)] = F.one_hot(
-                        torch.tensor(labels.index(wanted)), len(labels)
-                    ).float()
+                    one_hot = F.one_hot(torch.tensor(labels.index(wanted)), len(labels))
+                    clip[row, self.tagger.group(name)] = one_hot.float()
         return Targets(clip, frames)
 
     def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
         """One update: cross-entropy of exclusive groups, binary cross-entropy of multi-label ones."""
-        self.tagger.train()
         parts = self.parts(batch)
         totals = Totals(len(parts))
         for rows in parts:
             audio = batch.audio[rows, 0]  # [B, N]
-            mel, targets = self.vary(
-                self.tagger.features(audio), self.targets(batch.keys[rows], audio.shape[1])
-            )
+            targets = self.targets(batch.keys[rows], audio.shape[1])
+            mel, targets = self.vary(self.tagger.features(audio), targets)
             with self.autocast():
                 output = self.forward(mel.to(self.device))
             losses = self.losses(output, Targets(*(part.to(self.device) for part in targets)))
             loss = torch.stack(list(losses.values())).sum()
             self.optimizer.backward(loss / len(parts))
             totals.add({"loss": loss, **losses})
-        norm = self.optimizer.clip()
-        metrics = totals.metrics(self.optimizer.step(step, norm))
-        self.average.update()
-        return metrics
+        return totals.read() | self.update(step)
 
     def vary(self, mel: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """A batch [B, M, T] changed as other recordings of such sounds would be; on the CPU, as data is.
@@ -222,11 +212,9 @@ class TaggerTask(TrainingTask[TaggerRecipe]):
         if len(over):
             under = ours[torch.randint(len(ours), (len(over),))]
             gain = 3.0 * torch.rand(len(over), 1, 1) - 1.5  # nats: -13 to 13 dB
-            mel[over], clip[over], frames[over] = (
-                torch.logaddexp(mel[over], mel[under] + gain),
-                torch.maximum(clip[over], clip[under]),
-                torch.maximum(frames[over], frames[under]),
-            )
+            mixed = torch.logaddexp(mel[over], mel[under] + gain)
+            labels = torch.maximum(clip[over], clip[under]), torch.maximum(frames[over], frames[under])
+            mel[over], clip[over], frames[over] = mixed, *labels
         mel = recolour(mel, config.floor)
         if len(recorded):
             mel[recorded] = mask(mel[recorded], config.n_mels // 5, mel.shape[-1] // 5)
@@ -254,31 +242,24 @@ class TaggerTask(TrainingTask[TaggerRecipe]):
             losses[f"clip_{name}"] = nats(clip[labelled], wanted[labelled], multi).mean()
             weak = labelled & ~timed
             pooled = frames.amax(1) if multi else frames.logsumexp(1)
-            each = torch.cat(
-                [
-                    nats(frames[timed], moments[timed], multi).mean(1),
-                    nats(pooled[weak], wanted[weak], multi),
-                ]
-            )
-            losses[f"frame_{name}"] = each.mean()
+            strong = nats(frames[timed], moments[timed], multi).mean(1)
+            losses[f"frame_{name}"] = torch.cat([strong, nats(pooled[weak], wanted[weak], multi)]).mean()
         return losses
 
     def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
         """On unseen clips: the losses; accuracy of exclusive groups; of multi-label ones the mean average precision.
 
-        `valid/map_G` is over the labels of clips, `valid/frame_map_G` over those of frames; `valid/frame_f1_G` is of
-        all frames and labels together, at the probability `valid/threshold_G` where it is highest.
+        `map_G` is over the labels of clips, `frame_map_G` over those of frames; `frame_f1_G` is of all frames and
+        labels together, at the probability `threshold_G` where it is highest.
         """
         outputs, wanted = [], []
-        with self.averaged():
-            for batch in batches:
-                outputs.append(self.tagger(batch.audio[:, 0].to(self.device)))
-                wanted.append(self.targets(batch.keys, batch.audio.shape[-1]))
+        for batch in batches:
+            outputs.append(self.tagger(batch.audio[:, 0].to(self.device)))
+            wanted.append(self.targets(batch.keys, batch.audio.shape[-1]))
         output = TaggerOutput(*(torch.cat(parts).cpu() for parts in zip(*outputs, strict=True)))
         targets = Targets(*(torch.cat(parts) for parts in zip(*wanted, strict=True)))
-        losses = self.losses(output, targets)
-        metrics = {f"valid/{name}": value.item() for name, value in losses.items()}
-        metrics["valid/loss"] = sum(metrics.values())
+        metrics = {name: value.item() for name, value in self.losses(output, targets).items()}
+        metrics["loss"] = sum(metrics.values())
         for name in self.recipe.model.groups:
             columns = self.tagger.group(name)
             clip, frames = targets.clip[:, columns], targets.frames[..., columns]
@@ -286,23 +267,18 @@ class TaggerTask(TrainingTask[TaggerRecipe]):
             if name not in self.recipe.model.multi_label:
                 if labelled.any():
                     right = output.logits[labelled, columns].argmax(-1) == clip[labelled].argmax(-1)
-                    metrics[f"valid/accuracy_{name}"] = right.float().mean().item()
+                    metrics[f"accuracy_{name}"] = right.float().mean().item()
             elif timed.any():
                 found = output.frame_logits[timed][..., columns].sigmoid().flatten(0, 1)  # [frames, labels]
                 moments = frames[timed].flatten(0, 1)
-                f1, threshold = best_f1(found, moments)
-                metrics |= {
-                    f"valid/map_{name}": mean_average_precision(output.logits[timed, columns], clip[timed]),
-                    f"valid/frame_map_{name}": mean_average_precision(found, moments),
-                    f"valid/frame_f1_{name}": f1,
-                    f"valid/threshold_{name}": threshold,
-                }
+                metrics[f"map_{name}"] = mean_average_precision(output.logits[timed, columns], clip[timed])
+                metrics[f"frame_map_{name}"] = mean_average_precision(found, moments)
+                metrics[f"frame_f1_{name}"], metrics[f"threshold_{name}"] = best_f1(found, moments)
         return metrics
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write the tagger, averaged where averaging is on."""
-        with self.average.applied():
-            save_tagger(directory, self.tagger, info)
+        """Write the tagger."""
+        save_tagger(directory, self.tagger, info)
 
 
 def nats(logits: Tensor, wanted: Tensor, multi: bool) -> Tensor:

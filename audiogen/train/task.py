@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from audiogen import distributed
 from audiogen.config import NotNegative, Positive, Range, check_ranges
+from audiogen.data.captions import (
+    Captioned,
+    file_names,
+    first_captions,
+    meanings,
+    shuffle_captions,
+    wordings,
+)
 from audiogen.data.dataset import DataConfig
 from audiogen.data.loader import Dataset
+from audiogen.data.seeds import seed_for
 from audiogen.device import has_bfloat16
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Batch, Task
+from audiogen.text.t5 import T5Conditioner, TextConfig
+from audiogen.text.vocabulary import train_vocabulary
 from audiogen.train.optim import Average, OptimConfig, Optimizer
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Resume = Literal["auto", "must", "never"]
+SAMPLES = 4  # sounds made at `fit.sample_every`
 
 
 @dataclass(frozen=True)
@@ -79,12 +94,11 @@ class Run:
 
 
 class Prepared(NamedTuple):
-    """A task with its data: training and validation sets, and the function that makes a batch of their items."""
+    """A task with its training and validation sets."""
 
     task: Task
     train: Dataset
     valid: Dataset | None
-    collate: Callable[[Sequence[Any]], Batch]
 
 
 R = TypeVar("R", bound=Run)
@@ -106,6 +120,19 @@ class TrainingTask(Generic[R]):
         self.optimizer = Optimizer([module], recipe.optim, fit.steps, fit.precision == "float16")
         self.average = Average(module, fit.ema_decay)
         self.saved: dict[str, Any] = {"optimizer": self.optimizer, "average": self.average}
+        module.train()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the context the module evaluates: no gradients, no dropout, averaged weights where averaging is on."""
+        self.module.eval()
+        with torch.no_grad(), self.average.applied():
+            yield
+        self.module.train()
+
+    def samples(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        """Sounds [C, N] by name: none, unless the task makes sound."""
+        return {}
 
     def parts(self, batch: Batch) -> list[slice]:
         """The rows of each part of a batch, as many parts as `fit.accumulate`."""
@@ -115,16 +142,11 @@ class TrainingTask(Generic[R]):
         """The context of a forward pass: `fit.precision`."""
         return autocast(self.device, self.recipe.fit.precision)
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within the context the module evaluates: no gradients, no dropout, averaged weights where averaging is on."""
-        self.module.eval()
-        with torch.no_grad(), self.average.applied():
-            yield
-
-    def samples(self, batches: Iterable[Any]) -> dict[str, Tensor]:
-        """Sounds [C, N] by name: none, unless the task makes sound."""
-        return {}
+    def update(self, step: int) -> dict[str, float]:
+        """Change the weights by the gradients gathered -> scalars of the optimiser."""
+        metrics = self.optimizer.step(step, self.optimizer.clip())
+        self.average.update()
+        return metrics
 
     def weights(self) -> dict[str, Any]:
         """The entry of a checkpoint, or entries, that hold the module's weights."""
@@ -148,6 +170,50 @@ class TrainingTask(Generic[R]):
                 part.load_state_dict(state[name])
 
 
+class CaptionedTask(TrainingTask[R]):
+    """A task that generates sound from captions, which it also validates with wrong captions and with none."""
+
+    def __init__(self, recipe: R, module: nn.Module, device: torch.device, captions: Iterable[Sequence[str]]):
+        """captions: the wordings of each validation clip, to find out which captions mean the same."""
+        super().__init__(recipe, module, device)
+        self.meanings = meanings(captions)
+
+    def captions(self, batches: Sequence[Batch]) -> dict[str, list[list[str | None]]]:
+        """The captions of each batch: "" the right ones, "_none", and "_shuffled" those of clips that sound different.
+
+        No caption means both, see `meanings`; where no two differ in meaning, there are none that are shuffled.
+        """
+        right = [caption for batch in batches for caption in batch.captions]
+        kinds: dict[str, list[str | None]] = {"": right, "_none": [None] * len(right)}
+        if (shuffled := shuffle_captions(right, self.meanings)) is not None:
+            kinds["_shuffled"] = shuffled
+        ends = list(accumulate(len(batch.captions) for batch in batches))
+        rows = [slice(end - len(batch.captions), end) for end, batch in zip(ends, batches, strict=True)]
+        return {name: [captions[part] for part in rows] for name, captions in kinds.items()}
+
+    def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        """Sounds [C, N] generated for the first captions of the validation clips that differ."""
+        captions = first_captions(batches, SAMPLES)
+        return dict(zip(file_names(captions), self.generate(captions), strict=True)) if captions else {}
+
+    def generate(self, captions: list[str]) -> Tensor:
+        """Captions -> sounds [B, C, N]."""
+        raise NotImplementedError
+
+
+def new_text(config: TextConfig, train: Captioned, run: Path, seed: int) -> T5Conditioner:
+    """A text encoder to be trained along with a new model; its vocabulary is built from the training captions."""
+    if not config.embedded:
+        return T5Conditioner(config)
+    path = run / "vocabulary.model"
+    with distributed.first_process_first():
+        if not path.exists():
+            captions = (caption for clip in wordings(train) for caption in clip)
+            train_vocabulary(captions, config.vocab_size, path)
+    torch.manual_seed(seed_for(seed, "text weights"))
+    return T5Conditioner(config, path.read_bytes())
+
+
 class Totals:
     """Scalars of a step, summed over the parts of its batch; read together, so that the device is waited for once."""
 
@@ -160,12 +226,9 @@ class Totals:
         for name, value in scalars.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach() / self.num_parts
 
-    def metrics(self, others: Mapping[str, float]) -> dict[str, float]:
-        """The sums and other scalars of the step, as {"train/NAME": value}."""
-        values = torch.stack(list(self.sums.values())).tolist()
-        return {
-            f"train/{name}": value for name, value in (*zip(self.sums, values, strict=True), *others.items())
-        }
+    def read(self) -> dict[str, float]:
+        """The sums by name."""
+        return dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
 
 
 def row_slices(num_rows: int, parts: int) -> list[slice]:
@@ -183,6 +246,10 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
 
 
-def means(values: Mapping[str, list[Tensor]]) -> dict[str, float]:
-    """Validation scalars: the mean over the clips of each list of values [B], by name."""
-    return {f"valid/{name}": torch.cat(each).mean().item() for name, each in values.items()}
+def means(values: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Validation scalars: the mean over the clips of all values [B] of a name."""
+    found: dict[str, list[Tensor]] = {}
+    for each in values:
+        for name, value in each.items():
+            found.setdefault(name, []).append(value.cpu())
+    return {name: torch.cat(parts).mean().item() for name, parts in found.items()}

@@ -13,7 +13,6 @@ from audiogen.data.dataset import (
     BuiltInClip,
     DataConfig,
     SourceConfig,
-    Variation,
     open_data,
     parse_sources,
     read_source,
@@ -40,27 +39,27 @@ def test_longer_clips_are_cropped_anywhere_and_shorter_ones_padded(tmp_path: Pat
     starts = set()
     for epoch in range(3000):
         item = dataset.item(0, epoch, seed=0)
-        start = places(item.audio)[0]
-        assert item.length == 100 and places(item.audio) == list(range(start, start + 100))
+        start = places(item.data)[0]
+        assert item.length == 100 and places(item.data) == list(range(start, start + 100))
         starts.add(start)
     assert min(starts) == 0 and max(starts) == 900 and len(starts) > 800
     item = dataset.item(1, 0, seed=0)
-    assert item.length == 60 and places(item.audio) == [*range(60), *[0] * 40]
+    assert item.length == 60 and places(item.data) == [*range(60), *[0] * 40]
     assert item.caption is None and item.key == str(tmp_path / "short.flac")
 
 
 def test_an_item_depends_on_its_arguments_alone(tmp_path: Path) -> None:
     wordings = tuple(f"wording {i}" for i in range(5))
     clips = [Clip(str(ramp(tmp_path / f"{i}.flac", 3000)), wordings) for i in range(2)]
-    variation = Variation(mix_probability=0.5, gain_db=(-6.0, 6.0), speed=(0.8, 1.25))
-    first, second = (AudioDataset(clips, RATE, 1, 0.02, variation) for _ in range(2))
+    vary = DataConfig("synth:1", mix_probability=0.5, gain_db=(-6.0, 6.0), speed=(0.8, 1.25))
+    first, second = (AudioDataset(clips, RATE, 1, 0.02, vary) for _ in range(2))
     torch.manual_seed(1)
     items = {(e, s): first.item(1, e, s) for e in range(4) for s in range(4)}
     torch.manual_seed(2)
     for (epoch, seed), item in reversed(items.items()):
         again = second.item(1, epoch, seed)
-        assert torch.equal(again.audio, item.audio) and again[1:] == item[1:]
-    assert len({float(item.audio.sum()) for item in items.values()}) == 16  # and on all of them
+        assert torch.equal(again.data, item.data) and again[1:] == item[1:]
+    assert len({float(item.data.sum()) for item in items.values()}) == 16  # and on all of them
     assert len({first.item(1, e, 0).caption for e in range(40)}) > 5
 
 
@@ -72,15 +71,15 @@ def test_the_cache_changes_nothing(tmp_path: Path, suffix: str, cache_mb: int) -
         sound = 0.1 * torch.randn(2, 3 * 44100, generator=torch.Generator().manual_seed(i))
         path = str(audio.save(tmp_path / f"{i}.{suffix}", sound, 44100))
         clips += [Clip(path, ("a", "b")), Clip(path, ("c",), start_s=1.1, duration_s=1.0)]
-    plain = AudioDataset(clips, 16000, segment_s=0.5, variation=Variation(mix_probability=0.3))
+    plain = AudioDataset(clips, 16000, segment_s=0.5, vary=DataConfig("synth:1", mix_probability=0.3))
     cached = AudioDataset(
-        clips, 16000, segment_s=0.5, cache_mb=cache_mb, variation=Variation(mix_probability=0.3)
+        clips, 16000, segment_s=0.5, cache_mb=cache_mb, vary=DataConfig("synth:1", mix_probability=0.3)
     )
     for epoch in range(3):
         for index in range(len(clips)):
             a, b = plain.item(index, epoch, 0), cached.item(index, epoch, 0)
-            assert torch.equal(a.audio, b.audio) and a[1:] == b[1:]
-            b.audio.fill_(9)  # what an item's user does to it stays out of the cache
+            assert torch.equal(a.data, b.data) and a[1:] == b[1:]
+            b.data.fill_(9)  # what an item's user does to it stays out of the cache
     assert not plain.cache
     assert 0 < cached.cache_bytes <= cache_mb * 1_000_000
     assert cached.cache_bytes == sum(4 * sound.numel() for sound in cached.cache.values())
@@ -98,11 +97,11 @@ def test_long_clips_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_parts_of_a_file(tmp_path: Path) -> None:
     path = str(ramp(tmp_path / "x.flac", 8000))
     whole = AudioDataset([Clip(path, start_s=0.25, duration_s=0.125), Clip(path, start_s=0.9)], RATE)
-    assert places(whole.item(0, 0, 0).audio) == list(range(2000, 3000))
-    assert places(whole.item(1, 0, 0).audio) == list(range(7200, 8000))
+    assert places(whole.item(0, 0, 0).data) == list(range(2000, 3000))
+    assert places(whole.item(1, 0, 0).data) == list(range(7200, 8000))
     cropped = AudioDataset(whole.clips, RATE, segment_s=0.01)
     for epoch in range(50):
-        assert 2000 <= places(cropped.item(0, epoch, 0).audio)[0] <= 3000 - 80
+        assert 2000 <= places(cropped.item(0, epoch, 0).data)[0] <= 3000 - 80
 
 
 def test_a_file_shorter_than_promised_is_an_error_not_silence(tmp_path: Path) -> None:
@@ -126,12 +125,12 @@ def test_a_file_shorter_than_promised_is_an_error_not_silence(tmp_path: Path) ->
 
 def test_rate_and_channels(tmp_path: Path) -> None:
     path = str(ramp(tmp_path / "x.flac", 4000, channels=2))
-    stereo = AudioDataset([Clip(path)], RATE, channels=2).item(0, 0, 0).audio
+    stereo = AudioDataset([Clip(path)], RATE, channels=2).item(0, 0, 0).data
     assert stereo.shape == (2, 4000) and torch.equal(stereo[0], -stereo[1])
-    assert not AudioDataset([Clip(path)], RATE, channels=1).item(0, 0, 0).audio.any()  # the channels cancel
+    assert not AudioDataset([Clip(path)], RATE, channels=1).item(0, 0, 0).data.any()  # the channels cancel
     resampled = AudioDataset([Clip(path)], 16000, channels=2, segment_s=0.2).item(0, 0, 0)
-    assert resampled.audio.shape == (2, 3200)
-    both = AudioDataset([BuiltInClip(3)], 16000, channels=2).item(0, 0, 0).audio
+    assert resampled.data.shape == (2, 3200)
+    both = AudioDataset([BuiltInClip(3)], 16000, channels=2).item(0, 0, 0).data
     assert both.shape == (2, 80000) and torch.equal(both[0], both[1])
 
 
@@ -143,20 +142,24 @@ def test_mixing_joins_two_different_clips(tmp_path: Path) -> None:
         )
         for i in range(3)
     ]
-    dataset = AudioDataset(clips, RATE, segment_s=0.25, variation=Variation(mix_probability=0.5))
+    dataset = AudioDataset(clips, RATE, segment_s=0.25, vary=DataConfig("synth:1", mix_probability=0.5))
     captions = [dataset.item(0, epoch, 0).caption for epoch in range(400)]
     mixed = [caption for caption in captions if caption != "Sound 0"]
     assert 160 < len(mixed) < 240
     assert set(mixed) == {"Sound 0 and sound 1", "Sound 0 and sound 2"}
-    assert dataset.item(0, captions.index("Sound 0"), 0).audio.std() < 1e-6
-    alone = AudioDataset(clips[:1], RATE, segment_s=0.25, variation=Variation(mix_probability=1.0))
+    assert dataset.item(0, captions.index("Sound 0"), 0).data.std() < 1e-6
+    alone = AudioDataset(clips[:1], RATE, segment_s=0.25, vary=DataConfig("synth:1", mix_probability=1.0))
     assert alone.item(0, 0, 0).caption == "Sound 0"
 
 
 def test_a_clip_without_a_caption_leaves_the_mixture_without(tmp_path: Path) -> None:
     paths = [str(audio.save(tmp_path / f"{i}.flac", torch.full((1, 4000), 0.1), RATE)) for i in range(2)]
     dataset = AudioDataset(
-        [Clip(paths[0], ("A bell",)), Clip(paths[1])], RATE, 1, 0.25, variation=Variation(mix_probability=1.0)
+        [Clip(paths[0], ("A bell",)), Clip(paths[1])],
+        RATE,
+        1,
+        0.25,
+        vary=DataConfig("synth:1", mix_probability=1.0),
     )
     assert [dataset.item(index, 0, 0).caption for index in (0, 1)] == [None, None]
 
@@ -165,13 +168,13 @@ def test_gain_stays_in_its_range_and_below_full_scale(tmp_path: Path) -> None:
     quiet = Clip(str(audio.save(tmp_path / "q.flac", torch.full((1, 800), 0.1), RATE)))
     loud = Clip(str(audio.save(tmp_path / "l.flac", torch.full((1, 800), 0.9), RATE)))
     silent = Clip(str(audio.save(tmp_path / "s.flac", torch.zeros(1, 800), RATE)))
-    dataset = AudioDataset([quiet, loud, silent], RATE, variation=Variation(gain_db=(-6.0, 12.0)))
-    gains = torch.tensor([float(dataset.item(0, epoch, 0).audio.max()) / 0.1 for epoch in range(300)])
+    dataset = AudioDataset([quiet, loud, silent], RATE, vary=DataConfig("synth:1", gain_db=(-6.0, 12.0)))
+    gains = torch.tensor([float(dataset.item(0, epoch, 0).data.max()) / 0.1 for epoch in range(300)])
     db = 20 * gains.log10()
     assert db.min() >= -6.01 and db.max() <= 12.01 and db.max() - db.min() > 17
-    peaks = [float(dataset.item(1, epoch, 0).audio.max()) for epoch in range(100)]
+    peaks = [float(dataset.item(1, epoch, 0).data.max()) for epoch in range(100)]
     assert max(peaks) == pytest.approx(1.0, abs=1e-4) and min(peaks) < 0.5
-    assert not dataset.item(2, 0, 0).audio.any()
+    assert not dataset.item(2, 0, 0).data.any()
 
 
 def test_speed_moves_pitch_and_length(tmp_path: Path) -> None:
@@ -179,14 +182,14 @@ def test_speed_moves_pitch_and_length(tmp_path: Path) -> None:
     tone = 0.5 * torch.sin(2 * torch.pi * 1000 * time)[None]
     clip = Clip(str(audio.save(tmp_path / "x.flac", tone, 16000)))
     for speed in (0.8, 1.25):
-        whole = AudioDataset([clip], 16000, variation=Variation(speed=(speed, speed))).item(0, 0, 0)
-        assert whole.length == whole.audio.shape[1] == pytest.approx(16000 / speed, abs=1)
-        peak = int(torch.fft.rfft(whole.audio[0]).abs().argmax())
+        whole = AudioDataset([clip], 16000, vary=DataConfig("synth:1", speed=(speed, speed))).item(0, 0, 0)
+        assert whole.length == whole.data.shape[1] == pytest.approx(16000 / speed, abs=1)
+        peak = int(torch.fft.rfft(whole.data[0]).abs().argmax())
         assert peak * 16000 / whole.length == pytest.approx(1000 * speed, abs=1)
-        part = AudioDataset([clip], 16000, segment_s=0.5, variation=Variation(speed=(speed, speed))).item(
-            0, 0, 0
-        )
-        assert part.audio.shape == (1, 8000) and part.length == 8000
+        part = AudioDataset(
+            [clip], 16000, segment_s=0.5, vary=DataConfig("synth:1", speed=(speed, speed))
+        ).item(0, 0, 0)
+        assert part.data.shape == (1, 8000) and part.length == 8000
 
 
 def test_the_built_in_corpus_is_named_and_true(tmp_path: Path) -> None:
@@ -194,7 +197,7 @@ def test_the_built_in_corpus_is_named_and_true(tmp_path: Path) -> None:
     assert [clip.key for clip in clips] == ["synth:1@40", "synth:1@41", "synth:1@42"]
     assert read_source(SourceConfig(clips[2].key)) == [clips[2]]
     item = AudioDataset(clips, 16000, segment_s=5.0).item(1, 0, 0)
-    assert torch.equal(item.audio, synth.render(0, 41, 16000, 5.0).audio)
+    assert torch.equal(item.data, synth.render(0, 41, 16000, 5.0).audio)
     assert item.caption in synth.captions(0, 41)
     longer = AudioDataset(clips, 16000, segment_s=7.0)
     assert longer.item(1, 0, 0).length == 7 * 16000
@@ -295,8 +298,8 @@ def test_training_and_validation_sets(tmp_path: Path, caplog: pytest.LogCaptureF
         ),
         RATE,
     )
-    assert len(train) == 25 and train.variation.mix_probability == 0.5
-    assert valid is not None and len(valid) == 10 and valid.variation == Variation()
+    assert len(train) == 25 and train.vary.mix_probability == 0.5
+    assert valid is not None and len(valid) == 10 and valid.vary is None
     assert open_data(DataConfig("synth:9", holdout=0.0), RATE).valid is None  # type: ignore[arg-type]
     with pytest.raises(InputError, match=rf"{manifest}: where.fold: no clip has the value '9'"):
         open_data(DataConfig((SourceConfig(manifest, where={"fold": (9,)}),)), RATE)

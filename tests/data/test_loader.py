@@ -14,15 +14,17 @@ import pytest
 import torch
 
 from audiogen import audio
-from audiogen.data.dataset import AudioDataset, Variation
-from audiogen.data.loader import AudioLoader, collate_audio, permutation, valid_batches
+from audiogen.data.dataset import AudioDataset, DataConfig
+from audiogen.data.loader import AudioLoader, Item, collate, permutation, valid_batches
 from audiogen.data.manifest import Clip
 from audiogen.errors import InputError
-from audiogen.interfaces import Batch
+from audiogen.interfaces import AudioBatch, Batch
 
 
 class Numbers:
     """Item i is one sample: its index; the caption says with which epoch and seed it was asked for."""
+
+    batch_type = AudioBatch
 
     def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
         self.count, self.broken = count, broken
@@ -30,10 +32,10 @@ class Numbers:
     def __len__(self) -> int:
         return self.count
 
-    def item(self, index: int, epoch: int, seed: int) -> tuple[torch.Tensor, str | None, str, int]:
+    def item(self, index: int, epoch: int, seed: int) -> Item:
         if index in self.broken:
             raise InputError(f"{index}.wav: damaged")
-        return torch.full((1, 1), float(index)), f"{epoch} {seed}", str(index), 1
+        return Item(torch.full((1, 1), float(index)), f"{epoch} {seed}", str(index), 1)
 
 
 def take(loader: AudioLoader, count: int, start: int = 0) -> list[Batch]:
@@ -89,7 +91,11 @@ def sounds(folder: Path, count: int = 6) -> AudioDataset:
         for i in range(count)
     ]
     return AudioDataset(
-        clips, 8000, segment_s=0.1, cache_mb=1, variation=Variation(mix_probability=0.5, gain_db=(-3.0, 3.0))
+        clips,
+        8000,
+        segment_s=0.1,
+        cache_mb=1,
+        vary=DataConfig("synth:1", mix_probability=0.5, gain_db=(-3.0, 3.0)),
     )
 
 
@@ -134,7 +140,7 @@ def test_mistakes() -> None:
 
 
 def test_collate_pads_to_the_longest() -> None:
-    batch = collate_audio([(torch.ones(2, 3), "a", "x", 3), (torch.ones(2, 5), None, "y", 4)])
+    batch = collate([Item(torch.ones(2, 3), "a", "x", 3), Item(torch.ones(2, 5), None, "y", 4)], AudioBatch)
     assert batch.audio.shape == (2, 2, 5)
     assert batch.audio[0].sum() == 6 and not batch.audio[0, :, 3:].any()
     assert batch.lengths.tolist() == [3, 4] and batch.captions == ["a", None] and batch.keys == ["x", "y"]

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from audiogen.data.dataset import DataConfig, SourceConfig
-from audiogen.data.encoded import collate_codes, open_codes
-from audiogen.data.loader import AudioLoader, permutation, valid_batches
+from audiogen.data.encoded import open_codes
+from audiogen.data.loader import AudioLoader, collate, permutation, valid_batches
 from audiogen.data.manifest import held_out
 from audiogen.data.shards import CodeClip, ShardReader, ShardWriter, TokenSpec, is_shard_directory
 from audiogen.errors import InputError
@@ -147,10 +147,10 @@ def test_items_are_crops_and_pure_functions_of_their_arguments(tmp_path: Path) -
         item = dataset.item(index, epoch, seed=3)
         clip = clips[index]
         length = min(8, 5 + index)
-        assert (item.key, item.length, tuple(item.codes.shape)) == (clip.key, length, (3, 8))
-        assert not item.codes[:, length:].any()
-        start = int(item.codes[0, 0]) - 7 * index
-        assert torch.equal(item.codes[:, :length], clip.codes[:, start : start + length])
+        assert (item.key, item.length, tuple(item.data.shape)) == (clip.key, length, (3, 8))
+        assert not item.data[:, length:].any()
+        start = int(item.data[0, 0]) - 7 * index
+        assert torch.equal(item.data[:, :length], clip.codes[:, start : start + length])
         assert item.caption in (clip.captions or [None])
         assert tuple(dataset.captions(index)) == clip.captions
         if index == 10:
@@ -159,14 +159,14 @@ def test_items_are_crops_and_pure_functions_of_their_arguments(tmp_path: Path) -
     assert starts == set(range(15 - 8 + 1))
     assert wordings == set(clips[10].captions)
     first, again = dataset.item(10, 5, seed=3), dataset.item(10, 5, seed=3)
-    assert torch.equal(first.codes, again.codes)
-    assert any(not torch.equal(first.codes, dataset.item(10, 5, seed=s).codes) for s in range(4, 12))
+    assert torch.equal(first.data, again.data)
+    assert any(not torch.equal(first.data, dataset.item(10, 5, seed=s).data) for s in range(4, 12))
 
 
 def test_loader_gives_batches_of_codes_in_the_order_of_the_seed(tmp_path: Path) -> None:
     make_shards(tmp_path)
     dataset = open_codes(config(tmp_path)).train
-    loader = AudioLoader(dataset, batch_size=4, seed=1, collate=collate_codes)
+    loader = AudioLoader(dataset, batch_size=4, seed=1)
     batches = list(itertools.islice(loader.batches(), 6))
     order = [*permutation(11, 1, 0).tolist(), *permutation(11, 1, 1).tolist()]
     keys = [key for batch in batches for key in batch.keys]
@@ -175,19 +175,19 @@ def test_loader_gives_batches_of_codes_in_the_order_of_the_seed(tmp_path: Path) 
     assert batches[0].lengths.tolist() == [min(8, 5 + i) for i in order[:4]]
     later = next(iter(loader.batches(start_step=4)))
     assert later.keys == batches[4].keys and torch.equal(later.codes, batches[4].codes)
-    workers = AudioLoader(dataset, batch_size=4, seed=1, workers=1, collate=collate_codes)
+    workers = AudioLoader(dataset, batch_size=4, seed=1, workers=1)
     assert torch.equal(next(iter(workers.batches(4))).codes, batches[4].codes)
     copy = pickle.loads(pickle.dumps(dataset))  # what a spawned worker gets
-    assert torch.equal(copy.item(3, 0, 0).codes, dataset.item(3, 0, 0).codes)
-    assert sum(len(batch.keys) for batch in valid_batches(dataset, 4, collate=collate_codes)) == 11
+    assert torch.equal(copy.item(3, 0, 0).data, dataset.item(3, 0, 0).data)
+    assert sum(len(batch.keys) for batch in valid_batches(dataset, 4)) == 11
 
 
 def test_whole_clips_are_padded_to_the_longest(tmp_path: Path) -> None:
     clips = make_shards(tmp_path)
     dataset = open_codes(config(tmp_path, segment_s=1000.0)).train
     items = [dataset.item(i, 0, 0) for i in (2, 6)]
-    items = [item._replace(codes=item.codes[:, : item.length]) for item in items]
-    batch = collate_codes(items)
+    items = [item._replace(data=item.data[:, : item.length]) for item in items]
+    batch = collate(items, dataset.batch_type)
     assert batch.codes.shape == (2, 3, 11)
     assert torch.equal(batch.codes[1], clips[6].codes)
     assert torch.equal(batch.codes[0, :, :7], clips[2].codes) and not batch.codes[0, :, 7:].any()

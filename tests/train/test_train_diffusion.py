@@ -30,8 +30,8 @@ from audiogen.models.find import weights_folder
 from audiogen.models.latent_codecs import KINDS, load_autoencoder, reconstruct, save_autoencoder
 from audiogen.models.released import load_released
 from audiogen.train.__main__ import main
+from audiogen.train.diffusion import new_system
 from audiogen.train.log import read_log
-from audiogen.train.origin import new_system
 from audiogen.train.run import normalise, task_of
 from tests.diffusion.tiny_encoders import write_clap
 from tests.diffusion.tiny_systems import RECIPES
@@ -282,7 +282,7 @@ def test_training_touches_no_audio_once_the_latents_are_stored(
     train(recipe, run, "fit.steps=4", "latent_passes=2")
     assert checkpoints.latest(run)[0] == 4  # type: ignore[index]
     data = LatentDataset([run / "latents" / "pass_000", run / "latents" / "pass_001"])
-    assert len(data) == 16 and data.item(0, 0, 0).latents.shape == (4, 25, 8)
+    assert len(data) == 16 and data.item(0, 0, 0).data.shape == (4, 25, 8)
     assert {data.item(0, epoch, 0).caption for epoch in range(9)} == set(data.captions(0))
     with pytest.raises(InputError, match=r"latents made with other settings \(seed\); delete it"):
         train(recipe, run, "fit.steps=6", "latent_passes=2", "seed=1")
@@ -426,7 +426,7 @@ def test_every_tiny_recipe_overfits_a_batch_and_samples_each_clip_back(
         LatentDataset([tmp_path / "run/latents/pass_000"]),
     )
     assert isinstance(generator, LatentGenerator) and len(data) == 3
-    clips = torch.stack([data.item(row, 0, 0).latents for row in range(3)])
+    clips = torch.stack([data.item(row, 0, 0).data for row in range(3)])
     captions = [data.captions(row)[0] for row in range(3)] * 2  # each drawn twice
     if not changes:
         assert to_plain(generator.sampling()) == recipe.sampling  # the recipe's

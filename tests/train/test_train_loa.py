@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from audiogen.data.dataset import DataConfig, open_data
-from audiogen.data.encoded import LatentDataset, collate_latents
+from audiogen.data.encoded import LatentDataset
+from audiogen.data.loader import collate
 from audiogen.diffusion.loa import load_audiomae, pool_latents
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
@@ -69,7 +70,7 @@ def audioldm2(autoencoder: Path, clips: Path, tmp_path: Path) -> Train:
 def stored(run: Path) -> Any:
     """The clips that a run trains on, as one batch."""
     data = LatentDataset([run / "latents" / "pass_000"])
-    return collate_latents([data.item(index, 0, 0) for index in range(len(data))])
+    return collate([data.item(index, 0, 0) for index in range(len(data))], data.batch_type)
 
 
 def weights(run: Path, part: str) -> dict[str, torch.Tensor]:
@@ -107,7 +108,7 @@ def test_audiomaes_vectors_are_stored_and_learned(audioldm2: Train, clips: Path,
     items = [data.item(index, 0, 0) for index in range(4)]
     batch, model = stored(run), load_audiomae(str(folder))
     assert batch.keys == [item.key for item in items]
-    vectors = model.vectors(torch.stack([item.audio for item in items]), 2000)
+    vectors = model.vectors(torch.stack([item.data for item in items]), 2000)
     torch.testing.assert_close(batch.features["loa"], vectors, atol=1e-4, rtol=1e-4)
     assert all(loss > 0 for loss in trained(run, "train/loa")) and len(trained(run, "train/loa")) == 2
     made_by = checkpoint.read_json(run / "latents" / "settings.json")["loa"]

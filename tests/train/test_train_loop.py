@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -174,12 +175,12 @@ def test_devices_are_checked() -> None:
 
 
 def test_a_resumed_log_drops_what_was_undone(tmp_path: Path) -> None:
-    with Log(tmp_path, 0, 9) as log:
+    with closing(Log(tmp_path, 0, 9)) as log:
         for step in range(1, 6):
             log.record(step, {"train/loss": step / 3})
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"step": 6, "train/lo')  # a kill in the middle of a line
-    with Log(tmp_path, 3, 9) as log:
+    with closing(Log(tmp_path, 3, 9)) as log:
         log.record(4, {"train/loss": 0.5})
     found = [(record["step"], record["train/loss"]) for record in read_log(tmp_path)]
     assert found == [(1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, 0.5)]

@@ -10,10 +10,14 @@ import numpy as np
 from audiogen.data.synth.kinds import KINDS
 from audiogen.data.synth.scene import Scene, SynthEvent
 
-LOUD_WORDS = {"loud": ("loud",), "quiet": ("quiet", "soft", "faint")}
-LOUD_ADVERBS = {"loud": ("loudly",), "quiet": ("quietly", "softly", "faintly")}
-PACE_WORDS = {"slow": ("slow",), "fast": ("quick", "rapid", "fast")}
-PACE_ADVERBS = {"slow": ("slowly",), "fast": ("quickly", "rapidly", "fast")}
+ADJECTIVES = {
+    "loudness": {"loud": ("loud",), "quiet": ("quiet", "soft", "faint")},
+    "pace": {"slow": ("slow",), "fast": ("quick", "rapid", "fast")},
+}
+ADVERBS = {
+    "loudness": {"loud": ("loudly",), "quiet": ("quietly", "softly", "faintly")},
+    "pace": {"slow": ("slowly",), "fast": ("quickly", "rapidly", "fast")},
+}
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 TIMES = {1: "once", 2: "twice", 3: "three times", 4: "four times", 5: "five times"}
 
@@ -137,12 +141,9 @@ def _fill(template: Template, event: SynthEvent, said: set[str], rng: np.random.
     kind, (text, _, clause) = KINDS[event.kind], template
     adjectives: list[str] = []
     adverbs: list[str] = []
-    if "loudness" in said:
-        words = LOUD_ADVERBS if clause else LOUD_WORDS
-        (adverbs if clause else adjectives).append(_one_of(rng, words[str(event.loudness)]))
-    if "pace" in said:
-        words = PACE_ADVERBS if clause else PACE_WORDS
-        (adverbs if clause else adjectives).append(_one_of(rng, words[str(event.pace)]))
+    for fact, words in (ADVERBS if clause else ADJECTIVES).items():
+        if fact in said:
+            (adverbs if clause else adjectives).append(_one_of(rng, words[getattr(event, fact)]))
     if "pitch" in said:
         adjectives.append(_one_of(rng, kind.low if event.pitch == "low" else kind.high))
     before = "".join(f"{word} " for word in adjectives)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audiogen.data.synth.captions import write
 from audiogen.data.synth.kinds import KINDS
-from audiogen.data.synth.scene import Scene, SynthEvent, compose
+from audiogen.data.synth.scene import SynthEvent, compose
 from audiogen.data.synth.signals import Signal, Synth, at_speed, random_numbers
 from audiogen.errors import InputError
 
@@ -43,17 +43,14 @@ def render(seed: int, index: int, sample_rate: int = 16000, duration_s: float = 
     if peak > 0.99:
         audio = audio * np.float32(0.99 / peak)
         events = tuple(replace(e, gain_db=e.gain_db + 20 * float(np.log10(0.99 / peak))) for e in events)
-    return SynthClip(torch.from_numpy(audio.astype(np.float32))[None], _write(scene, seed, index), events)
+    words = write(scene, random_numbers("words", seed, index))
+    return SynthClip(torch.from_numpy(audio.astype(np.float32))[None], words, events)
 
 
 def captions(seed: int, index: int, duration_s: float = 5.0) -> tuple[str, ...]:
     """The captions of `render(seed, index, duration_s=duration_s)`, without rendering audio."""
     _check(duration_s)
-    return _write(compose(seed, index, duration_s), seed, index)
-
-
-def _write(scene: Scene, seed: int, index: int) -> tuple[str, ...]:
-    return write(scene, random_numbers("words", seed, index))
+    return write(compose(seed, index, duration_s), random_numbers("words", seed, index))
 
 
 def _check(duration_s: float, sample_rate: int = 16000) -> None:
