@@ -7,7 +7,7 @@ task, which differs in what is made and from what.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -116,12 +116,10 @@ def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def prepare(recipe: AutoencoderRecipe, run: Path, device: torch.device) -> Prepared:
     """The task and the data of a run."""
     config = recipe.autoencoder
-    rate, channels = (
-        (config.mel.sample_rate, 1)
-        if isinstance(config, MelAutoencoderConfig)
-        else (config.sample_rate, config.channels)
-    )
-    train, valid = open_data(recipe.data, rate, channels)
+    if isinstance(config, MelAutoencoderConfig):
+        train, valid = open_data(recipe.data, config.mel.sample_rate)
+    else:
+        train, valid = open_data(recipe.data, config.sample_rate, config.channels)
     return Prepared(AutoencoderTask(recipe, train, device), train, valid)
 
 
@@ -240,7 +238,7 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
             losses["waveform_l1"] = (fake - real).abs().mean()
         return losses
 
-    def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
+    def evaluate(self, batches: Sequence[AudioBatch]) -> dict[str, float]:
         """On unseen audio, through latents and back: log-mel distance, which is `loss`, SI-SDR (dB), KL (nats).
 
         Where a vocoder is trained, the distance is that of the vocoder alone, from real spectrograms. With a vocoder
@@ -251,7 +249,6 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
         for batch in batches:
             real = batch.audio.to(self.device)  # [B, C, N]
             fake = self.reconstruct(real)
-            values.append({"mel": mel_distance(fake, real, self.sample_rate), "si_sdr": si_sdr(fake, real)})
             if self.recipe.trains != "vocoder":
                 seen = real
                 if isinstance(self.autoencoder, MelAutoencoder):
@@ -259,8 +256,9 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
                     again = self.autoencoder.decode_mel(self.autoencoder.encode(real))
                     values.append({"log_mel": (again - seen).abs().mean((1, 2, 3))})
                 values.append({"kl": mean_kl(self.autoencoder.posterior(seen)).expand(len(real))})
+            values.append({"mel": mel_distance(fake, real, self.sample_rate), "si_sdr": si_sdr(fake, real)})
         metrics = means(values)
-        return {"loss": metrics.get("log_mel", metrics["mel"]), **metrics}
+        return metrics | {"loss": metrics.get("log_mel", metrics["mel"])}
 
     def reconstruct(self, real: Tensor) -> Tensor:
         """Audio [B, C, N] through latents and back; where a vocoder is trained, through that alone."""
@@ -270,12 +268,10 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
     def samples(self, batches: Iterable[AudioBatch]) -> dict[str, Tensor]:
         """The first validation clips [C, N], and their reconstructions."""
         real = next(iter(batches)).audio[:SAMPLES].to(self.device)
-        pairs = enumerate(zip(real, self.reconstruct(real), strict=True))
-        return {
-            f"{row}_{name}": sound
-            for row, pair in pairs
-            for name, sound in zip(("original", "reconstructed"), pair, strict=True)
-        }
+        sounds: dict[str, Tensor] = {}
+        for row, (original, fake) in enumerate(zip(real, self.reconstruct(real), strict=True)):
+            sounds |= {f"{row}_original": original, f"{row}_reconstructed": fake}
+        return sounds
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
         """Write the autoencoder, its latents at unit variance over training clips."""

@@ -121,9 +121,8 @@ def make_discriminator(recipe: CodecRecipe) -> nn.Module:
             raise InputError(
                 "discriminator.sees=spectra is for model.arch=spectral with loss.waveform_l1=0 and loss.mel=0"
             )
-        return MultiViewSpectrumDiscriminator(
-            config, model.sample_rate, model.spectral.num_bins, model.channels
-        )
+        num_bins = model.spectral.num_bins
+        return MultiViewSpectrumDiscriminator(config, model.sample_rate, num_bins, model.channels)
     return MultiScaleSTFTDiscriminator(config, model.channels)
 
 
@@ -212,7 +211,7 @@ class CodecTask(TrainingTask[CodecRecipe]):
             drawn.append(int(torch.randint(1, total + 1, (), generator=generator)) if random else total)
         return torch.tensor(drawn)
 
-    def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
+    def evaluate(self, batches: Sequence[AudioBatch]) -> dict[str, float]:
         """On unseen audio: log-mel distance with each number of codebooks, SI-SDR (dB) with all, use of codebooks.
 
         `mel` and `loss` are the distance with all codebooks. `use_qK` is the perplexity of codebook K's codes over its
@@ -222,6 +221,7 @@ class CodecTask(TrainingTask[CodecRecipe]):
         # All prefixes of up to 8 codebooks; of more those of 1, 2, 4, ... and all.
         prefixes = [k for k in range(1, total + 1) if total <= 8 or k == total or k & (k - 1) == 0]
         values: list[dict[str, Tensor]] = []  # of clips [B]
+        ratios: list[dict[str, Tensor]] = []
         counts = torch.zeros(total, size)  # [K, V]
         for batch in batches:
             real = batch.audio.to(self.device)  # [B, C, N]
@@ -229,13 +229,13 @@ class CodecTask(TrainingTask[CodecRecipe]):
             for k in prefixes:
                 fake = self.codec.decode(codes[:, :k])[..., : real.shape[-1]]
                 values.append({f"mel_{k}": mel_distance(fake, real, self.sample_rate)})
-            values.append({"si_sdr": si_sdr(fake, real)})
+            ratios.append({"si_sdr": si_sdr(fake, real)})
             for book in range(total):
                 counts[book] += torch.bincount(codes[:, book].flatten().cpu(), minlength=size)
         shares = counts / counts.sum(1, keepdim=True)
         entropies = -(shares * shares.clamp(min=1e-12).log()).sum(1)  # [K]; 0 log 0 is 0
-        metrics = means(values)
-        metrics |= {f"use_q{k}": value for k, value in enumerate((entropies.exp() / size).tolist())}
+        used = {f"use_q{k}": value for k, value in enumerate((entropies.exp() / size).tolist())}
+        metrics = means(values) | used | means(ratios)
         metrics["mel"] = metrics["loss"] = metrics[f"mel_{total}"]
         return metrics
 

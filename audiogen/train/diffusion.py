@@ -259,11 +259,9 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
                 if self.gpt2_only:
                     losses["loss"] = losses["loa"]
                 else:
-                    conditioning = self.conditioner(inputs)
-                    if not keep[rows].all():
-                        conditioning = drop(
-                            conditioning, keep[rows].to(self.device), self.conditioner.null(inputs)
-                        )
+                    conditioning, kept = self.conditioner(inputs), keep[rows].to(self.device)
+                    if not kept.all():
+                        conditioning = drop(conditioning, kept, self.conditioner.null(inputs))
                     errors = self.errors(batch.latents[rows], noise[rows], t[rows], conditioning)
                     losses["loss"] = self.process.weight(t[rows]).to(self.device) * errors
             mean = {name: each.sum() / size for name, each in losses.items()}
@@ -314,7 +312,7 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
         plain = self.device.type == "cpu" and unet is not None
         return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
-    def evaluate(self, batches: Iterable[LatentBatch]) -> dict[str, float]:
+    def evaluate(self, batches: Sequence[LatentBatch]) -> dict[str, float]:
         """Squared error on unseen clips, not weighted, at the same times and with the same noise at every call.
 
         `loss` is with the right caption, `loss_shuffled` with the caption of a clip that sounds different, `loss_none`
@@ -323,13 +321,12 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
         it generates from the true ones, to be compared with `loa_mean`, that of their mean. Where it trains alone,
         `loss` is `loa`.
         """
-        seen = list(batches)
-        kinds = self.captions(seen)
+        kinds = self.captions(batches)
         kinds["_none"] = kinds[""]  # what is left out is the condition
         values: list[dict[str, Tensor]] = []  # of clips [B]
         with self.autocast():
             for name, captions in kinds.items():
-                for number, (batch, texts) in enumerate(zip(seen, captions, strict=True)):
+                for number, (batch, texts) in enumerate(zip(batches, captions, strict=True)):
                     inputs = self.inputs(batch, texts)
                     if self.loa is not None and name != "_none":
                         true = batch.features["loa"].to(self.device)
@@ -349,7 +346,7 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
                             values.append({"loss_zero": target.square().flatten(1).mean(1)})
         if self.loa is None:
             return means(values)
-        true = torch.cat([batch.features["loa"] for batch in seen])
+        true = torch.cat([batch.features["loa"] for batch in batches])
         values.append({"loa_mean": self.loa.distance(true.mean(dim=0, keepdim=True), true)})
         metrics = means(values)
         return {"loss": metrics["loa"], **metrics}
@@ -366,9 +363,8 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
             seconds = torch.full((len(captions),), duration_s, device=self.device)
         given, away = self.conditioner.guided(captions, seconds, device=self.device)
         noise = Noise(autoencoder.latent_shape(duration_s), range(len(captions)), self.device)
-        latents = sample(
-            self.system.denoiser, self.process, self.recipe.sampling, given, noise, negative=away
-        )
+        denoiser, sampling = self.system.denoiser, self.recipe.sampling
+        latents = sample(denoiser, self.process, sampling, given, noise, negative=away)
         audio = autoencoder.decode(latents.clone())  # [B, C, N]
         return audio[..., : round(duration_s * self.sample_rate)]
 

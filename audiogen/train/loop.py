@@ -10,7 +10,7 @@ import math
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -44,7 +44,7 @@ def fit(
         checkpoint.clean(run)
     with (
         closing(Log(run, start, config.steps, config.tensorboard, visible=first)) as log,
-        StopRequest() as stop,
+        stop_signals() as received,
         closing(loader.batches(start)) as batches,
     ):
         if first and valid and not validated and due(start, config.valid_every, False):
@@ -57,7 +57,7 @@ def fit(
 
             done = step + 1
             final = done == config.steps
-            stopping = stop.requested_anywhere() and not final
+            stopping = distributed.any_process(bool(received)) and not final  # all stop at the same step
             log.advance(metrics)
             if due(done, config.log_every, final):
                 log.record(done, distributed.average_scalars(metrics))
@@ -87,7 +87,10 @@ def validate(
 ) -> Mapping[str, Any] | None:
     """Log the validation scalars; write the model to `best/` if none had a lower `valid/loss`."""
     with task.averaged():
-        found = task.evaluate(_not_empty(batches))
+        seen = list(batches)
+        if not seen:
+            raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
+        found = task.evaluate(seen)
         metrics = {f"valid/{name}": value for name, value in found.items()}
         log.record(done, metrics)
         # Shown without those per codebook, which the log has.
@@ -97,16 +100,6 @@ def validate(
             best = {"step": done, **metrics}
             task.export(Path(recipe.out) / "best", {"recipe": to_plain(recipe), **best})
     return best
-
-
-def _not_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches; InputError at the end if there was none."""
-    empty = True
-    for batch in batches:
-        empty = False
-        yield batch
-    if empty:
-        raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
 
 
 def save(task: Task, done: int, best: Mapping[str, Any] | None, validated: bool, recipe: Run) -> None:
@@ -147,28 +140,20 @@ def require_finite(metrics: Mapping[str, float], step: int, batch: Batch, run: P
         )
 
 
-class StopRequest:
-    """Within the context SIGTERM and SIGINT ask for a stop instead of ending the process; a second one ends it."""
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Within the context SIGTERM and SIGINT are listed instead of ending the process; a second one ends it."""
+    received: list[int] = []
+    previous: dict[int, Any] = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[number] or signal.SIG_DFL)
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def requested_anywhere(self) -> bool:
-        """Whether any process was asked: all stop at the same step."""
-        return distributed.any_process(self.requested)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(number, self._previous[number] or signal.SIG_DFL)
-
-    def __enter__(self) -> StopRequest:
-        for number in self.SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous or signal.SIG_DFL)
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -54,8 +54,8 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
     shape = {
         "constant": 1.0,
         "linear": 1.0 - progress,
-        "cosine": 0.5
-        * (1.0 + math.cos(math.pi * progress)),  # "SGDR", arXiv:1608.03983, equation 5, no restart
+        # "SGDR", arXiv:1608.03983, equation 5, no restart
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
     }[config.schedule]
     return config.lr * (config.min_lr_ratio + (1.0 - config.min_lr_ratio) * shape)
 
@@ -72,16 +72,9 @@ class Optimizer:
         # Gains and biases are not decayed: pulling them towards zero is no regularisation.
         matrices = [p for p in self.parameters if p.dim() >= 2]
         vectors = [p for p in self.parameters if p.dim() < 2]
-        self.adamw = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
-            fused=True,
-        )
+        decayed = {"params": matrices, "weight_decay": config.weight_decay}
+        groups = [decayed, {"params": vectors, "weight_decay": 0.0}]
+        self.adamw = torch.optim.AdamW(groups, config.lr, config.betas, config.eps, fused=True)
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scale_losses)
 
     def backward(self, loss: Tensor, shared: bool = False) -> None:
@@ -163,26 +156,22 @@ class Average:
         """
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        averages = list(self.averages.values())
-        if averages:
-            torch._foreach_lerp_(
-                averages, [self.parameters[name].float() for name in self.averages], 1 - decay
-            )
+        if self.averages:
+            latest = [self.parameters[name].float() for name in self.averages]
+            torch._foreach_lerp_(list(self.averages.values()), latest, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the context the module holds the averages; after it the parameters as they were, bit for bit."""
-        trained = {name: self.parameters[name].detach().clone() for name in self.averages}
-        self._copy_in(self.averages)
+        parameters = [self.parameters[name].detach() for name in self.averages]  # the same memory
+        trained = [parameter.clone() for parameter in parameters]
+        for parameter, average in zip(parameters, self.averages.values(), strict=True):
+            parameter.copy_(average)
         try:
             yield
         finally:
-            self._copy_in(trained)
-
-    @torch.no_grad()
-    def _copy_in(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.parameters[name].copy_(value)
+            for parameter, before in zip(parameters, trained, strict=True):
+                parameter.copy_(before)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and the number of their updates."""
