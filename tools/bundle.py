@@ -22,11 +22,10 @@ from audiogen.generators.latent import LatentGenerator
 from audiogen.models.build import load_codec, load_lm
 from audiogen.models.diffusers import INDEX, save_diffusers
 from audiogen.models.find import CODEC as CODEC_KIND
-from audiogen.models.own import save_codec, save_lm
+from audiogen.models.find import TAGGER as TAGGER_KIND
+from audiogen.models.own import load_tagger, save_codec, save_lm, save_tagger
 from audiogen.models.parts import CodecReference
 from audiogen.models.released import load_released
-from audiogen.models.tagger import KIND as TAGGER_KIND
-from audiogen.models.tagger import load_tagger, save_tagger
 
 WEIGHTS = Path(__file__).parent.parent / "audiogen" / "weights"
 CODEC = "codec_tiny"

@@ -26,7 +26,7 @@ from audiogen.errors import run_command
 from audiogen.evaluate.order import FIRST_CLIP, THRESHOLD, frame_probabilities
 from audiogen.files import checkpoint
 from audiogen.generators.load import AudioGen
-from audiogen.models.tagger import load_tagger
+from audiogen.models.own import load_tagger
 
 
 @torch.no_grad()

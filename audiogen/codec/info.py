@@ -10,7 +10,7 @@ from audiogen.codec.tokens import TokenHeader, bandwidth_kbps
 from audiogen.codec.transcode import header_for, read_header
 from audiogen.data.shards import ShardReader, TokenSpec, is_shard_directory
 from audiogen.files.checkpoint import PICKLES, read_config
-from audiogen.models.build import open_codec
+from audiogen.models.build import load_codec
 from audiogen.models.find import CODEC, OWN, find
 
 CODEC_FILES = (*PICKLES, ".safetensors")
@@ -67,7 +67,7 @@ def codebooks(tokens: TokenHeader | TokenSpec) -> str:
 def describe_codec(name: str) -> dict[str, str]:
     """A codec, with what its directory records of its training; the recipe stays in config.json."""
     found = find(name, CODEC)
-    codec = in_segments(open_codec(found))
+    codec = in_segments(load_codec(found))
     bandwidths = [bandwidth_kbps(codec, count) for count in range(1, codec.num_codebooks + 1)]
     lines = {"codec": f"{codec.name} ({codec.identity})"}
     record: dict[str, object] = {}

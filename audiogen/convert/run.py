@@ -12,18 +12,14 @@ import torch
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import TEMPORARY as TEMPORARY
 from audiogen.generators.load import AudioGen, load
-from audiogen.models.build import open_codec
+from audiogen.models.build import load_codec
 from audiogen.models.find import CODEC, LM, SYSTEM, Found, find
 from audiogen.models.own import save_codec
 
 
 def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
     """Read the model, a generator or a codec -> what writes it to a directory."""
-    found = find(args.model)
-    if found.kind not in (LM, CODEC, SYSTEM):
-        raise InputError(
-            f"{found.name} holds a model of kind {found.kind!r}; allowed: {LM!r}, {CODEC!r}, {SYSTEM!r}"
-        )
+    found = find(args.model).check(LM, CODEC, SYSTEM)
     if found.kind == CODEC:
         return _open_codec(found, args)
     # An adapter is added in float32 and rounded once.
@@ -54,7 +50,7 @@ def _open_codec(found: Found, args: argparse.Namespace) -> Callable[[Path], None
         raise InputError(
             f"{found.name} is a codec, whose tokens would change with --dtype {args.dtype}; drop it"
         )
-    codec = open_codec(found)
+    codec = load_codec(found)
     if args.to == "audiogen":
         return lambda folder: save_codec(folder, codec)
     from audiogen.models import export  # sentencepiece, tokenizers and transformers

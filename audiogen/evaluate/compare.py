@@ -29,7 +29,7 @@ from audiogen.evaluate.scores import Cells, Warn
 from audiogen.evaluate.systems import RECONSTRUCTION, Comparison, Material, System, is_kept, keep
 from audiogen.generators import load as generators
 from audiogen.interfaces import Generator
-from audiogen.models.tagger import load_tagger
+from audiogen.models.own import load_tagger
 from audiogen.tagger.model import Tagger
 
 Open = Callable[[str, str], Generator]  # (name or directory, device) -> generator

@@ -27,7 +27,7 @@ from audiogen.evaluate import EMBEDDERS
 from audiogen.evaluate.published import load_cnn14, load_vggish
 from audiogen.files import checkpoint, hub
 from audiogen.models.build import load_codec
-from audiogen.models.tagger import load_tagger
+from audiogen.models.own import load_tagger
 from audiogen.text.clap import LAYOUTS, Clap, cut_windows, open_model
 
 GROUP = "esc10"  # the tagger's labels that probabilities are over: one of them fits each clip

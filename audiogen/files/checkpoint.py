@@ -122,9 +122,15 @@ def save_model(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     info: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a model directory: tensors first, `config.json` last, so that a new one is whole or no model."""
+    """Write a model directory: tensors first, `config.json` last, so that a new one is whole or no model.
+
+    info: a free record of how it was made. dtype: that floats are stored in; float16 halves the file.
+    """
     directory = Path(directory)
+    if dtype is not None:
+        tensors = {k: v.to("cpu", dtype) if v.is_floating_point() else v for k, v in tensors.items()}
     write_tensors(directory / "model.safetensors", tensors)
     contents = {"kind": kind, "format": FORMAT, "config": dict(config), "info": dict(info or {})}
     write_json(directory / "config.json", contents)
@@ -145,27 +151,22 @@ def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any
     `kind`, if given, is the one that is wanted ("codec", "token_lm"). Everything that can be wrong with the
     directory is an `InputError` that names it.
     """
-    directory = Path(directory)
+    directory, path = Path(directory), Path(directory) / "config.json"
     if not directory.exists():
         raise InputError(f"model directory {directory} does not exist")
     if not directory.is_dir():
         raise InputError(
             f"{directory} is a file; a model is a directory with config.json and model.safetensors"
         )
-    path = directory / "config.json"
-    weights = directory / "model.safetensors"
-    if not weights.is_file():
-        pickles = sorted(entry.name for entry in directory.iterdir() if entry.suffix in PICKLES)
-        if pickles:
-            raise InputError(
-                f"{directory} holds a pickle ({pickles[0]}), which could run code when opened; "
-                "only safetensors weights are read, so convert it first"
-            )
+    there = sorted(entry.name for entry in directory.iterdir() if entry.is_file())
+    pickles = [name for name in there if name.endswith(PICKLES)]
+    if pickles and "model.safetensors" not in there:
         raise InputError(
-            f"{directory} is not a model directory or was half-written: model.safetensors is missing"
+            f"{directory} holds a pickle ({pickles[0]}), which could run code when opened; only safetensors weights "
+            "are read, so convert it first"
         )
-    if not path.is_file():
-        raise InputError(f"{directory} is not a model directory or was half-written: config.json is missing")
+    if lacking := [name for name in ("model.safetensors", "config.json") if name not in there]:
+        raise InputError(f"{directory} is not a model directory or was half-written: {lacking[0]} is missing")
     contents = read_json(path)
     if not isinstance(contents, dict) or not {"kind", "format", "config"} <= contents.keys():
         raise InputError(f"{path} is not audiogen's: it lacks the keys kind, format, config")
@@ -225,6 +226,17 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
         if name not in files[file]:
             raise InputError(f"{path.with_name(file)} lacks {name}, which {path.name} says is there")
     return {name: files[file][name] for name, file in index.items()}
+
+
+def weights_file(directory: Path, *names: str) -> Path:
+    """The first of these files that a directory has; InputError where it has none."""
+    for name in names:
+        if (directory / name).is_file():
+            return directory / name
+    raise InputError(
+        f"{directory} holds no weights: none of {', '.join(names)} is there; copy it again, or save the model again as "
+        "safetensors"
+    )
 
 
 def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:

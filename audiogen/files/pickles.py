@@ -61,14 +61,21 @@ def read_pickle(path: str | Path, also: Sequence[Any] = ()) -> Any:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """A file that is a state dict and nothing else: names to tensors. Others are an `InputError`."""
-    contents = read_pickle(path)
-    if not isinstance(contents, dict):
-        raise InputError(f"{path} holds a {type(contents).__name__}; names with tensors are needed")
-    for name, tensor in contents.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise InputError(f"{path}: {name!r} is a {type(tensor).__name__}; names with tensors are needed")
-    return contents
+    """A file that is a state dict and nothing else."""
+    return named_tensors(read_pickle(path), path)
+
+
+def named_tensors(state: Any, where: str | Path) -> dict[str, Tensor]:
+    """A state dict, names to tensors, checked to be one. Others are an `InputError`."""
+    if not isinstance(state, dict):
+        raise InputError(f"{where} holds a {type(state).__name__}; names with tensors are needed")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(
+                f"{where}: {name!r:.60} is a {type(value).__name__}; names with tensors are needed: a checkpoint of "
+                "training must be exported first"
+            )
+    return state
 
 
 class _Records(NamedTuple):

@@ -65,9 +65,9 @@ class Match(NamedTuple):
         return parts[0].to(dtype, copy=True, memory_format=torch.contiguous_format)
 
     def rows(self, num_rows: int, where: str | Path) -> Iterator[Tensor]:
-        """The same as float32 copies of `num_rows` rows at a time; the last has the rest. One tensor is never joined.
+        """The same as float32 copies of `num_rows` rows at a time; the last has the rest.
 
-        No more than these rows is in memory, for mapped pages are given back.
+        No more than these rows is in memory, or one weight where several tensors are joined.
         """
         whole = self.tensors[0].detach() if len(self.tensors) == 1 else torch.cat(self.tensors)
         _check_finite(whole, self.names[-1], where)
@@ -117,7 +117,7 @@ def empty(make: Callable[[], T], where: str | Path) -> T:
             return make()
     except InputError:
         raise
-    except (RuntimeError, ValueError, OverflowError, ZeroDivisionError) as error:
+    except (RuntimeError, ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{where}: no network has the sizes of its configuration: {reason}") from None
 
@@ -295,7 +295,8 @@ def assign(
     for name, found in matches.items():
         target = targets[name]
         value = found.value(dtype).reshape(target.shape)
-        _check_finite(value, found.names[-1], where)
+        for part in [value] if found.normed else found.tensors:  # before a smaller type could overflow
+            _check_finite(part, found.names[-1], where)
         if not target.is_floating_point():
             value = value.to(target.dtype)
         filled[name] = value.to(device)

@@ -107,7 +107,7 @@ class LatentGenerator:
         that the system names. heads, ema: see `load_released`; `notes` says what was used. clap: a CLAP model with an
         audio branch, directory or hub id, that ranks candidates.
         """
-        found = name_or_dir if isinstance(name_or_dir, Found) else find(name_or_dir, SYSTEM)
+        found = find(name_or_dir, SYSTEM)
         with _quiet():
             released = load_released(found, heads, ema)
         if text_encoder is not None:

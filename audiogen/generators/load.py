@@ -32,7 +32,7 @@ def load(
     adapter, packed are for the first, heads, clap for the second; arguments as in `AudioGen.from_pretrained` and
     `LatentGenerator.from_pretrained`.
     """
-    found = name if isinstance(name, Found) else find(name)
+    found = find(name)
     check_generates(found)
     for option, value, kind in (
         ("adapter", adapter, LM),

@@ -111,7 +111,7 @@ class AudioGen:
         False runs that instead. None is True on a CPU; on CUDA, where the packed form has been tested without a GPU
         only, it is False but for int8.
         """
-        found = name_or_dir if isinstance(name_or_dir, Found) else find(name_or_dir, LM)
+        found = find(name_or_dir, LM)
         where = choose_device(device)
         dtype = decoders.choose_dtype(dtype, where)
         if packed is None:

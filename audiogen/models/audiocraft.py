@@ -10,68 +10,29 @@ Sizes are read from that configuration; a value that our models do not compute i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from audiogen.codec.model import CodecConfig
+from audiogen.codec.seanet import SeanetConfig
 from audiogen.config import Range, build
 from audiogen.errors import InputError
 from audiogen.files import hub, pickles
 from audiogen.files.tensors import Source, check_sizes, empty, match, shaped, under
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.models import encodec
 from audiogen.models.find import CODEC, CODEC_FILE, LM_FILE, Found, find
 from audiogen.models.parts import CodecParts, CodecReference, LMParts, release_parts
-from audiogen.models.settings import RATE, Settings, formats, parse_yaml, resolve, short
+from audiogen.models.settings import RATE, Settings, parse_yaml, resolve, short, table
 from audiogen.text import encoder
 from audiogen.text.t5 import TextConfig
 
 PROJECTION = "condition_provider.conditioners.description.output_proj."
-# Hz of the codecs that a compression file may name instead of holding one.
-POINTED_RATES = {
-    "facebook/encodec_24khz": 75.0,
-    "facebook/encodec_32khz": 50.0,
-    "dac_16khz": 50.0,
-    "dac_24khz": 75.0,
-    "dac_44khz": 44100 / 512,
-}
 DAC_NAMES = {f"dac_{rate}khz": f"descript/dac_{rate}khz" for rate in (16, 24, 44)}  # hub ids of its pointers
 
-# key -> (the only value that TokenLM computes, what audiocraft takes where the key is absent).
-REQUIRED: dict[str, tuple[Any, Any]] = {
-    "activation": ("gelu", "relu"),
-    "bias_attn": (False, True),
-    "bias_ff": (False, True),
-    "bias_proj": (False, True),
-    "causal": (True, False),
-    "kv_repeat": (1, 1),
-    "layer_scale": (None, None),
-    "max_period": (10000, 10000),
-    "norm": ("layer_norm", "layer_norm"),
-    "norm_first": (True, False),
-    "past_context": (None, None),
-    "positional_embedding": ("sin", "sin"),
-    "positional_scale": (1.0, 1.0),
-    "qk_layer_norm": (False, False),
-    "qk_layer_norm_cross": (False, False),
-    "xpos": (False, False),
-}
 MELODY = ("chroma_stem", "style", "self_wav")
-# our name of a layer's tensor -> theirs, and which thirds of it where queries, keys and values are joined
-LAYER = {
-    "self_attention.in_proj.weight": Source(("self_attn.in_proj_weight",)),
-    "self_attention.out_proj.weight": Source(("self_attn.out_proj.weight",)),
-    "cross_attention.query_proj.weight": Source(("cross_attention.in_proj_weight",), 0, 1, 3),
-    "cross_attention.text_proj.weight": Source(("cross_attention.in_proj_weight",), 1, 3, 3),
-    "cross_attention.out_proj.weight": Source(("cross_attention.out_proj.weight",)),
-    "ff_in.weight": Source(("linear1.weight",)),
-    "ff_out.weight": Source(("linear2.weight",)),
-    "norm_self": Source(("norm1",)),
-    "norm_cross": Source(("norm_cross",)),
-    "norm_ff": Source(("norm2",)),
-}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # of transformers
 
 
@@ -90,7 +51,7 @@ class Release(NamedTuple):
             part = contents
             for name in path:
                 part = part.setdefault(name, {})
-            value = resolve(self.xp, key, self.where, None)
+            value = resolve(self.xp, key, self.where)
             if value is not None:
                 part[last] = value
         return Settings(contents, self.where)
@@ -113,23 +74,10 @@ def release(contents: Mapping[Any, Any], path: Path) -> Release:
             raise InputError(f"{path}: {key} is missing; a released model has it, so copy or export it again")
     where = f"{path}: xp.cfg"
     return Release(
-        named_tensors(contents["best_state"], f"best_state of {path}"),
+        pickles.named_tensors(contents["best_state"], f"best_state of {path}"),
         parse_yaml(contents["xp.cfg"], where),
         where,
     )
-
-
-def named_tensors(state: Any, where: str) -> dict[str, Tensor]:
-    """A flat state dict, checked to be one."""
-    if not isinstance(state, dict):
-        raise InputError(f"{where} is a {type(state).__name__}; tensors by name are needed")
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise InputError(
-                f"{where}: {short(name)} is a {type(value).__name__}; names with tensors are needed: a training "
-                "checkpoint of audiocraft must be exported first"
-            )
-    return state
 
 
 # ------------------------------------------------------------------------------------------ the language model
@@ -151,11 +99,11 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
     seconds = settings.number("dataset.segment_duration", within=Range(1e-9))
     guidance = settings.number("classifier_free_guidance.inference_coef", None, Range(0))
     off = [key for key, value in settings.section("transformer_lm").contents.items() if value is False]
-    harmless = formats()["audiocraft"]["harmless"]
+    harmless = table("audiocraft.harmless")
     settings.done(
         [
             *(f"transformer_lm.{key}" for key in (*harmless, *off)),
-            *formats()["audiocraft"]["harmless_conditions"],
+            *table("audiocraft.harmless_conditions"),
         ]
     )
     check_sizes(path, len(found.state), lm.num_layers + lm.num_codebooks, [lm.dim, lm.ff_mult * lm.dim])
@@ -184,10 +132,8 @@ def _their_name(ours: str, num_codebooks: int) -> Source:
     if not ours.startswith("layers."):
         return Source((ours,))
     _, layer, name = ours.split(".", 2)
-    stem, _, part = name.partition(".")
-    source = LAYER[stem if stem.startswith("norm") else name]
-    their = f"transformer.layers.{layer}.{source.names[0]}" + (f".{part}" if stem.startswith("norm") else "")
-    return source._replace(names=(their,))
+    their, *thirds = table("audiocraft.names")[name]
+    return Source((f"transformer.layers.{layer}.{their}",), *thirds)
 
 
 def _text_encoder(settings: Settings) -> str:
@@ -226,12 +172,11 @@ def _text_encoder(settings: Settings) -> str:
 
 def _architecture(settings: Settings) -> LMConfig:
     model = settings.section("transformer_lm", {})
-    for key, (wanted, absent) in REQUIRED.items():
+    for key, (wanted, absent) in table("audiocraft.required").items():
         model.choice(key, [wanted], absent)
-    values = model.values(LMConfig, formats()["audiocraft"]["lm"])
-    values["dropout"] = model.number("dropout", None) or 0.0
-    values["pattern"], values["delays"] = _pattern(settings, values["num_codebooks"])
-    return build(LMConfig, values, where=str(settings.where))
+    pattern, delays = _pattern(settings, model.whole("n_q"))
+    dropout = model.number("dropout", None) or 0.0
+    return model.build(LMConfig, "audiocraft.lm", dropout=dropout, pattern=pattern, delays=delays)
 
 
 def _pattern(settings: Settings, num_codebooks: int) -> tuple[str, tuple[int, ...]]:
@@ -284,12 +229,13 @@ def _frame_rate(path: Path) -> float:
     """Hz of the codec in a compression file, or of the one that it names."""
     path, contents, target = follow(path)
     if target is not None:
-        if target not in POINTED_RATES:
+        rates = table("audiocraft.pointers")
+        if target not in rates:
             raise InputError(
                 f"{path}: pretrained is {short(contents['pretrained'])}; allowed: a file beside it, or as the codec of "
-                f"a language model {', '.join(POINTED_RATES)}"
+                f"a language model {', '.join(rates)}"
             )
-        return POINTED_RATES[str(target)]
+        return rates[target]
     settings = release(contents, path).settings("seanet.ratios", "sample_rate")
     return float(settings.whole("sample_rate", within=RATE) / math.prod(settings.wholes("seanet.ratios")))
 
@@ -337,7 +283,46 @@ def read_codec(path: Path) -> CodecParts | Found:
             )
         return find(name, CODEC)
     if any(str(key).startswith("encoder.model.") for key in contents):
-        return encodec.read_codec(named_tensors(contents, str(path)), path)
+        state = pickles.named_tensors(contents, path)
+        return CodecParts(package_config(state), state, "audiocraft", path)
     found = release(contents, path)
     settings = found.settings("compression_model", "encodec", "seanet", "rvq")
-    return CodecParts(encodec.audiocraft_config(settings), found.state, "audiocraft", path)
+    return CodecParts(codec_config(settings), found.state, "audiocraft", path)
+
+
+def codec_config(settings: Settings) -> CodecConfig:
+    """Sections `encodec`, `seanet` and `rvq` of a compression file's `xp.cfg` -> ours."""
+    settings.choice("compression_model", ["encodec"], "encodec")
+    codec = settings.section("encodec")
+    codec.expect(autoencoder="seanet", quantizer="rvq")
+    codec.choice("renormalize", [False, None], None)
+    seanet, causal = settings.section("seanet"), codec.flag("causal")
+    seanet.expect(causal=causal, channels=codec.whole("channels"))
+    config = settings.build(CodecConfig, "audiocraft.codec", seanet=_seanet(seanet) | {"causal": causal})
+    settings.done(table("audiocraft.harmless_codec"))
+    return config
+
+
+def _seanet(seanet: Settings) -> dict[str, Any]:
+    """The fields of `SeanetConfig` in section `seanet`, whose parts `encoder` and `decoder` may repeat its keys."""
+    for part in ("encoder", "decoder"):
+        section = seanet.section(part, {})
+        for key in section.contents:
+            if key in seanet.contents:
+                section.choice(key, [seanet.contents[key]])  # one network shape for both
+    seanet.choice("decoder.final_activation", [None], None)
+    seanet.choice("activation", ["ELU"], "ELU")
+    seanet.choice("activation_params", [{"alpha": 1.0}, {}], {})
+    seanet.choice("norm_params", [{}], {})
+    group = seanet.choice("norm", ["none", "weight_norm", "time_group_norm"]) == "time_group_norm"
+    if group:  # without group norm, only how the weight is stored depends on it
+        seanet.choice("disable_norm_outer_blocks", [0], 0)
+    else:
+        seanet.take("disable_norm_outer_blocks", 0)
+    return seanet.values(SeanetConfig, table("audiocraft.seanet")) | {"norm": "group" if group else "none"}
+
+
+def package_config(names: Collection[str]) -> CodecConfig:
+    """Of the two models of the encodec package, only one has group norm."""
+    model = "48khz" if "encoder.model.0.conv.norm.weight" in names else "24khz"
+    return build(CodecConfig, table(f"encodec.{model}"))

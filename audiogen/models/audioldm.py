@@ -19,7 +19,6 @@ from typing import Any
 
 from torch import Tensor
 
-from audiogen.config import build
 from audiogen.diffusion.conditioners import ConditionerConfig
 from audiogen.diffusion.loa import LoaConfig
 from audiogen.diffusion.mel import MelConfig, VocoderConfig
@@ -29,16 +28,14 @@ from audiogen.errors import InputError
 from audiogen.files.checkpoint import read_weights
 from audiogen.files.tensors import Source, is_whole, under
 from audiogen.models import latent_diffusion as parts
-from audiogen.models.settings import Settings, formats, read_settings, short
+from audiogen.models.settings import Settings, read_settings, short, table
 from audiogen.models.systems import Component, SystemParts
 from audiogen.text.t5 import TextConfig
 
 CONFIG = "config.yaml"
 CLAP = "laion/clap-htsat-unfused"
-TEXT_ENCODER = "google/flan-t5-large"
 LOA = "crossattn_audiomae_generated"
 LOA_PARTS = ("start_of_sequence_tokens.", "end_of_sequence_tokens.", "input_sequence_embed_linear.", "model.")
-LOA_INPUTS = ["film_clap_cond1", "crossattn_flan_t5"]  # what GPT-2 begins from, in this order
 TOKEN_ROWS = 32  # of the tables of start and end tokens, of which rows 0 and 1 are used
 _PARAMS, _LOA = "model.params", f"model.params.cond_stage_config.{LOA}.params"
 
@@ -67,7 +64,7 @@ def read_audioldm(
     if (directory / CONFIG).is_file():
         settings = read_settings(directory / CONFIG)
         config, process = _config(settings, vae, scale_factor), _process(settings.section(_PARAMS))
-        settings.done(formats()["audioldm"]["harmless"])
+        settings.done(table("audioldm.harmless"))
         origin = f"channels / num_head_channels of {CONFIG}"
     else:
         config = standard_config(tensors, scale_factor, files[0])
@@ -152,20 +149,12 @@ def _config(settings: Settings, vae: Mapping[str, Tensor], scale_factor: float) 
 
 
 def _check_targets(settings: Settings, second: bool) -> None:
-    """Refuse other classes than those of the two releases; where they stand in the authors' code has changed."""
-    clap, flan = "CLAPAudioEmbeddingClassifierFreev2", "FlanT5HiddenState"
-    targets = {
-        "model": "LatentDiffusion",
-        f"{_PARAMS}.first_stage_config": "AutoencoderKL",
-        f"{_PARAMS}.unet_config": "UNetModel",
-    }
-    if second:
-        stages = f"{_PARAMS}.cond_stage_config"
-        targets |= {f"{stages}.{LOA}": "SequenceGenAudioMAECond", f"{stages}.crossattn_flan_t5": flan}
-        inner = (f"{_LOA}.cond_stage_config.{key}" for key in LOA_INPUTS)
-        targets |= dict(zip(inner, (clap, flan), strict=True))
-    else:
-        targets[f"{_PARAMS}.cond_stage_config"] = clap
+    """Refuse what is not of one of the two releases."""
+    stages = table("audioldm.stages_2" if second else "audioldm.stage")
+    for key, (_, kind) in stages.items():
+        if kind is not None:
+            settings.choice(f"{key}.conditioning_key", [kind], kind)
+    targets = table("audioldm.targets") | {key: name for key, (name, _) in stages.items()}
     for key, name in targets.items():
         found = settings.text(f"{key}.target", name)
         if found.rpartition(".")[2] != name:
@@ -183,40 +172,30 @@ def _conditioner_2(settings: Settings, context: tuple[int | None, ...]) -> Condi
             f"{settings.where}: context_dim {list(context)} and sequence_input_embed_dim {list(dims)}; two widths of "
             "each are implemented, the language of audio and Flan-T5, from CLAP and Flan-T5"
         )
-    loa.expect(sequence_input_key=LOA_INPUTS, always_output_audiomae_gt=False)
-    inner = f"{_LOA}.cond_stage_config"
-    for key, kind in (
-        (f"{_PARAMS}.cond_stage_config.{LOA}", "crossattn"),
-        (f"{_PARAMS}.cond_stage_config.{LOA_INPUTS[1]}", "crossattn"),
-        (f"{inner}.{LOA_INPUTS[0]}", "film"),
-        (f"{inner}.{LOA_INPUTS[1]}", "crossattn"),
-    ):
-        settings.choice(f"{key}.conditioning_key", [kind], kind)
+    # what GPT-2 begins from, in this order
+    loa.expect(sequence_input_key=["film_clap_cond1", "crossattn_flan_t5"], always_output_audiomae_gt=False)
     gpt2 = settings.section(f"{_PARAMS}.gpt2_config", {})
     gpt2.expect(n_embd=widths[0], activation_function="gelu_new", layer_norm_epsilon=1e-5)
-    values = gpt2.values(LoaConfig, formats()["audioldm"]["gpt2"])
-    values |= {"width": widths[0], "clap_dim": dims[0], "text_dim": dims[1]}
-    values["length"] = loa.whole("sequence_gen_length")
+    given = {"width": widths[0], "clap_dim": dims[0], "text_dim": dims[1]}
     return ConditionerConfig(
         cross=(("loa",), ("text",)),
         unconditional="empty",
-        text=TextConfig(TEXT_ENCODER, width=widths[1]),
+        text=TextConfig(parts.TEXT_ENCODER, width=widths[1]),
         clap=CLAP,
         clap_dim=dims[0],
-        loa=build(LoaConfig, values, where=str(settings.where)),
+        loa=gpt2.build(LoaConfig, "audioldm.gpt2", length=loa.whole("sequence_gen_length"), **given),
     )
 
 
 def _mel(settings: Settings) -> MelConfig:
     section = settings.section("preprocessing")
-    values = section.values(MelConfig, formats()["audioldm"]["mel"])
-    section.choice("stft.win_length", [values["n_fft"]], values["n_fft"])
-    return build(MelConfig, values, where=str(settings.where))
+    section.expect(**{"stft.win_length": section.whole("stft.filter_length")})
+    return section.build(MelConfig, "audioldm.mel")
 
 
 def _process(params: Settings) -> dict[str, Any]:
     kind = params.choice("parameterization", ["eps", "v"], "eps")
-    return params.values(ProcessConfig, formats()["audioldm"]["process"]) | {
+    return params.values(ProcessConfig, table("audioldm.process")) | {
         "kind": "ddpm",
         "prediction": {"eps": "epsilon", "v": "v"}[kind],
         "beta_schedule": "scaled_linear",  # the authors' "linear" is so in the square root
@@ -227,15 +206,10 @@ def _process(params: Settings) -> dict[str, Any]:
 
 
 def _loa_component(tensors: Mapping[str, Tensor], where: Path) -> Component:
-    found = {
-        name: tensor
-        for name, tensor in under(tensors, "cond_stage_models.0.").items()
-        if name.startswith(LOA_PARTS)
-    }
-    masks = tuple(
-        name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))
-    )  # of old GPT-2s
-    return Component("conditioner.loa", found, _loa_name, where, ignore=masks)
+    stage = under(tensors, "cond_stage_models.0.")
+    found = {name: tensor for name, tensor in stage.items() if name.startswith(LOA_PARTS)}
+    masks = [name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))]  # of old GPT-2s
+    return Component("conditioner.loa", found, _loa_name, where, ignore=tuple(masks))
 
 
 def _loa_name(name: str) -> str | Source:

@@ -14,15 +14,15 @@ import torch
 
 from audiogen.codec import dac
 from audiogen.codec.dac import DacCodec, DacSizes
-from audiogen.codec.model import Codec
+from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.segmented import SegmentedCodec, as_configured
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub
 from audiogen.files.tensors import check_sizes, empty, fill, whole_numbers
 from audiogen.interfaces import Codec as AnyCodec
-from audiogen.models import audiocraft, encodec, own, transformers
+from audiogen.models import audiocraft, own, transformers
 from audiogen.models.find import CODEC, CODEC_FILE, LM, OWN, Found, find
-from audiogen.models.parts import CodecParts, LMParts, PretrainedLM
+from audiogen.models.parts import CodecParts, LMParts, PretrainedLM, their_name
 from audiogen.text.t5 import local_or_hub
 
 LM_READERS: dict[str, Callable[[Path, str | None], LMParts]] = {
@@ -47,7 +47,7 @@ def read_lm(found: Found, text_encoder: str | None = None) -> LMParts:
 
 
 def load_lm(
-    name: str | Path,
+    name: str | Path | Found,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     text_encoder: str | None = None,
@@ -63,7 +63,7 @@ def load_lm(
 
 
 def load_codec(
-    name: str | Path,
+    name: str | Path | Found,
     device: str | torch.device = "cpu",
     dual_mono: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -74,20 +74,12 @@ def load_codec(
     dual_mono: a mono codec is to encode stereo, each channel by itself (see `CodecConfig`). dtype: what it computes in
     (see `Codec.freeze`). Raises InputError where the codec is missing, damaged, of another kind, or has not that dtype.
     """
-    return open_codec(find(name, CODEC), device, dual_mono, dtype)
-
-
-def open_codec(
-    found: Found,
-    device: str | torch.device = "cpu",
-    dual_mono: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> AnyCodec | SegmentedCodec:
-    """`load_codec` of what `find` found."""
-    codec: AnyCodec = _build(_read(found.check(CODEC))).to(device)
-    codec.name = found.name if hub.is_hub_id(found.name) else _name_of(found)
+    found = find(name, CODEC).check(CODEC)
+    parts, name = _read(found), found.name if hub.is_hub_id(found.name) else _name_of(found)
     if dual_mono:
-        codec = _as_dual_mono(codec)
+        parts = parts._replace(config=_as_dual_mono(parts.config, name))
+    codec: AnyCodec = _build(parts).to(device)
+    codec.name = name
     codec.identity = identity(codec)
     freeze(codec, dtype)
     return as_configured(codec) if isinstance(codec, Codec) else codec
@@ -132,7 +124,7 @@ def _build(parts: CodecParts) -> Codec | DacCodec:
     # spectral layers have windows that no file holds
     codec = empty(lambda: Codec(config), where) if config.arch == "seanet" else Codec(config)
     names = codec.state_dict()
-    fill(codec, parts.tensors, lambda name: encodec.their_name(name, parts.layout, names), where)
+    fill(codec, parts.tensors, lambda name: their_name(name, parts.layout, names), where)
     return codec.eval().requires_grad_(False)
 
 
@@ -166,16 +158,10 @@ def freeze(codec: AnyCodec, dtype: torch.dtype) -> None:
         )
 
 
-def _as_dual_mono(codec: AnyCodec) -> AnyCodec:
-    """The same weights, which encode two channels each by itself."""
-    if not isinstance(codec, Codec) or not (codec.config.dual_mono or codec.channels == 1):
-        raise InputError(
-            f"codec {codec.name} cannot code two channels each by itself: only a mono EnCodec can"
-        )
-    if codec.config.dual_mono:
-        return codec
-    stereo = replace(codec.config, channels=2, num_codebooks=2 * codec.num_codebooks, dual_mono=True)
-    twin = Codec(stereo)
-    twin.load_state_dict(codec.state_dict(), assign=True)
-    twin.name = codec.name
-    return twin.eval().requires_grad_(False)
+def _as_dual_mono(config: CodecConfig | DacSizes, name: str) -> CodecConfig:
+    """For the same weights, which then encode two channels each by itself."""
+    if not isinstance(config, CodecConfig) or not (config.dual_mono or config.channels == 1):
+        raise InputError(f"codec {name} cannot code two channels each by itself: only a mono EnCodec can")
+    if config.dual_mono:
+        return config
+    return replace(config, channels=2, num_codebooks=2 * config.num_codebooks, dual_mono=True)

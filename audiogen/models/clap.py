@@ -21,7 +21,7 @@ from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrained
 from audiogen.config import Positive, Probability, build, check_ranges, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.models.settings import Settings, formats
+from audiogen.models.settings import Settings, table
 from audiogen.text.clap import MAX_TOKENS, ClapParts, quiet
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
@@ -224,13 +224,13 @@ def describe(parts: ClapParts, name: str) -> ClapModelConfig:
         ("audio", AudioTowerConfig, audio),
         ("features", FeatureConfig, extractor.to_dict()),
     ):
-        values[part] = Settings(found, f"CLAP model {name!r}").values(cls, formats()["clap"][part])
+        values[part] = Settings(found, f"CLAP model {name!r}").values(cls, table(f"clap.{part}"))
     return build(ClapModelConfig, values, "the CLAP model")
 
 
 def _theirs(config: Any, part: str) -> dict[str, Any]:
     """Our sizes under transformers' names."""
-    return {theirs: to_plain(getattr(config, ours)) for ours, (theirs,) in formats()["clap"][part].items()}
+    return {theirs: to_plain(getattr(config, ours)) for ours, (theirs,) in table(f"clap.{part}").items()}
 
 
 def save_clap(directory: str | Path, parts: ClapParts, info: Mapping[str, Any]) -> None:

@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from audiogen.config import Range, build, to_plain
 from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.process import process_of
@@ -25,13 +23,14 @@ from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import AUTOENCODERS, LatentSystem, SystemConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.files.checkpoint import read_weights
+from audiogen.files.checkpoint import read_weights, weights_file
 from audiogen.files.tensors import under
 from audiogen.models.pipelines import (
     component_settings,
     denoiser_folder,
     pipeline_of,
     read_pipeline,
+    required,
     scheduler_config,
 )
 from audiogen.models.settings import RATE, Settings, read_settings
@@ -93,7 +92,7 @@ def save_diffusers(
             directory / EXTRA / "model.safetensors",
             {key: tensor for key, tensor in state.items() if key.startswith(prefixes)},
         )
-    scheduler = scheduler_config(name, process)
+    scheduler = scheduler_config(process_of(name, process))
     checkpoint.write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
     classes["scheduler"] = ["diffusers", scheduler["_class_name"]]
     config = to_plain(system.config)
@@ -132,7 +131,7 @@ def read_diffusers(directory: Path, heads: tuple[int, ...] | None = None) -> Sys
     listed = [key for key, value in index.contents.items() if _is_listed(key, value)]
     folders = _folders(config)
     for folder in [*folders, *listed]:
-        _required(directory / folder, directory)
+        required(directory, folder)
     _check_rates(directory, config)
     return SystemParts(
         config,
@@ -177,7 +176,7 @@ def _vocabulary(directory: Path, config: SystemConfig) -> bytes | None:
     """That of an embedded text encoder."""
     if config.conditioner.text is None or not config.conditioner.text.embedded:
         return None
-    path = _required(directory / TEXT / VOCABULARY_FILE, directory)
+    path = required(directory, TEXT, VOCABULARY_FILE)
     if not path.is_file():
         raise InputError(f"{path} is a folder; it must be the file of the text's vocabulary: copy it again")
     return path.read_bytes()
@@ -214,8 +213,8 @@ def _check_rates(directory: Path, config: SystemConfig) -> None:
 
 
 def _component(directory: Path, folder: str, part: str, released: bool) -> Component:
-    where = _required(directory / folder, directory)
-    tensors = _weights(where)
+    where = required(directory, folder)
+    tensors = read_weights(weights_file(where, *WEIGHTS))
     if folder == "language_model":  # GPT2Model, or GPT2LMHeadModel with an output layer that is not used
         tensors = {
             name.removeprefix("transformer."): tensor
@@ -250,24 +249,8 @@ def _owners(config: SystemConfig) -> list[str]:
 
 def _trained(directory: Path, config: SystemConfig) -> list[Component]:
     owners, folder = _owners(config), directory / EXTRA
-    tensors = _weights(_required(folder, directory)) if owners else {}
+    tensors = read_weights(weights_file(required(directory, EXTRA), *WEIGHTS)) if owners else {}
     return [Component(f"conditioner.{owner}", under(tensors, f"{owner}."), str, folder) for owner in owners]
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if path is None:
-        raise InputError(f"{folder} holds no weights ({WEIGHTS[0]}, {WEIGHTS[1]}); copy it again")
-    return read_weights(path)
-
-
-def _required(path: Path, directory: Path) -> Path:
-    """A component that is there; InputError naming it otherwise."""
-    if not path.exists():
-        raise InputError(
-            f"{directory} lacks {path.relative_to(directory)}, which this system needs; copy it again, as a whole"
-        )
-    return path
 
 
 def _class_of(part: Any) -> list[str]:
@@ -297,30 +280,31 @@ def _save_encoders(directory: Path, system: LatentSystem) -> dict[str, list[str]
 
 def _frozen_text(directory: Path, index: Mapping[str, Any]) -> FrozenEncoder | None:
     """The T5 among the components; None where there is none."""
-    folder = next((key for key, value in index.items() if _is(value, "T5EncoderModel")), None)
-    if folder is None:
+    found = _encoder(directory, index, "T5EncoderModel")
+    if found is None:
         return None
-    where = _required(directory / folder, directory)
-    tokenizer = _required(directory / folder.replace("text_encoder", "tokenizer"), directory)
-    found = encoder.stack_tensors(_weights(where))
-    return encoder.carried(encoder.shape_of(where), found, str(tokenizer), where)
+    where, tokenizer = found
+    tensors = encoder.stack_tensors(read_weights(weights_file(where, *WEIGHTS)))
+    return encoder.carried(encoder.shape_of(where), tensors, str(tokenizer), where)
 
 
 def _clap(directory: Path, index: Mapping[str, Any]) -> Clap | None:
     """The CLAP model among the components; None where there is none."""
-    names = ("ClapModel", "ClapTextModelWithProjection")
-    folder = next((key for key, value in index.items() if any(_is(value, name) for name in names)), None)
-    if folder is None:
+    found = _encoder(directory, index, "ClapModel", "ClapTextModelWithProjection")
+    if found is None:
         return None
-    model = _required(directory / folder, directory)
-    tokenizer = _required(directory / folder.replace("text_encoder", "tokenizer"), directory)
-    return Clap(str(model), tokenizer=str(tokenizer), extractor=str(directory / "feature_extractor"))
+    model, tokenizer = map(str, found)
+    return Clap(model, tokenizer=tokenizer, extractor=str(directory / "feature_extractor"))
+
+
+def _encoder(directory: Path, index: Mapping[str, Any], *classes: str) -> tuple[Path, Path] | None:
+    """The folders of the component of one of these classes, and of its tokenizer."""
+    for key, value in index.items():
+        if isinstance(value, list) and len(value) == 2 and value[1] in classes:
+            return required(directory, key), required(directory, key.replace("text_encoder", "tokenizer"))
+    return None
 
 
 def _is_listed(key: str, value: Any) -> bool:
     """Whether an entry of the index is a component that is there; optional ones may be [null, null]."""
     return not key.startswith("_") and isinstance(value, list) and value[-1:] != [None]
-
-
-def _is(value: Any, name: str) -> bool:
-    return isinstance(value, list) and len(value) == 2 and value[1] == name

@@ -12,7 +12,7 @@ width is projected to the decoder's unless they are equal. A model that is somet
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ from audiogen.files import checkpoint
 from audiogen.files.tensors import length
 from audiogen.interfaces import Codec as AnyCodec
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.models.encodec import their_name
-from audiogen.models.settings import formats
-from audiogen.models.transformers import COMPUTED, decoder_names
+from audiogen.models.parts import their_name
+from audiogen.models.settings import table
+from audiogen.models.transformers import decoder_names
 from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import Vocabulary
 
@@ -57,34 +57,38 @@ def save(
     """
     directory = Path(directory)
     config, tensors = parts(lm, conditioner, codec, dtype)
-    decoder = config["decoder"]
-    channels = decoder.get("audio_channels", 1)
-    # one token is all three
-    special = dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id"), lm.special)
-    save_tokenizer(directory, conditioner)
+    channels = config["decoder"]["audio_channels"]
+    generation = {
+        # one token is all three
+        **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id"), lm.special),
+        "do_sample": True,
+        "guidance_scale": guidance,
+        # steps of the interleaved sequence: the frames and the delays of one channel's codebooks
+        "max_length": max_frames + lm.config.num_codebooks // channels,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    if isinstance(conditioner.tokenizer, Vocabulary):
+        from_vocabulary(conditioner.tokenizer).save_pretrained(directory)
+    else:
+        conditioner.tokenizer.save(directory)
+    checkpoint.write_json(directory / "generation_config.json", generation)
+    processor = {
+        "feature_extractor_type": "EncodecFeatureExtractor",
+        "processor_class": "MusicgenProcessor",
+        "feature_size": codec.channels,
+        "sampling_rate": codec.sample_rate,
+        "padding_side": "left",
+    }
+    _write(directory, config, tensors, processor)
+
+
+def _write(
+    directory: Path, config: dict[str, Any], tensors: dict[str, Tensor], processor: Mapping[str, Any]
+) -> None:
+    """Weights, `processor`, which turns sound into input, and config.json, which comes last."""
     checkpoint.write_tensors(directory / "model.safetensors", tensors, {"format": "pt"})
-    checkpoint.write_json(
-        directory / "generation_config.json",
-        {
-            **special,
-            "do_sample": True,
-            "guidance_scale": guidance,
-            # steps of the interleaved sequence: the frames and the delays of one channel's codebooks
-            "max_length": max_frames + lm.config.num_codebooks // channels,
-        },
-    )
-    checkpoint.write_json(
-        directory / "preprocessor_config.json",
-        {
-            "feature_extractor_type": "EncodecFeatureExtractor",
-            "processor_class": "MusicgenProcessor",
-            "feature_size": codec.channels,
-            "sampling_rate": codec.sample_rate,
-            "padding_side": "left",
-            "padding_value": 0.0,
-            "return_attention_mask": True,
-        },
-    )
+    contents = {**processor, "padding_value": 0.0, "return_attention_mask": True}
+    checkpoint.write_json(directory / "preprocessor_config.json", contents)
     checkpoint.write_json(directory / "config.json", config)
 
 
@@ -137,14 +141,14 @@ def decoder_parts(lm: TokenLM) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Its delays are 0, 1, 2 ... for one channel and 0, 0, 1, 1 ... for two; other patterns are an InputError.
     """
     config = lm.config
-    keys, plain = formats()["transformers"]["decoder"], to_plain(config)
+    keys, plain = table("transformers.decoder"), to_plain(config)
     decoder = {
         "model_type": "musicgen_decoder",
         **{key[0]: plain[field] for field, key in keys.items()},
         "ffn_dim": config.ff_mult * config.dim,
         "audio_channels": _channels_of(config),
         "max_position_embeddings": 2048,  # length of a table that transformers extends where needed
-        **{key: value for key, value in COMPUTED.items() if value is not None},
+        **{key: value for key, value in table("transformers.expected_decoder").items() if value is not None},
         **dict.fromkeys(("attention_dropout", "activation_dropout", "layerdrop"), 0.0),
         "pad_token_id": lm.special,
         "bos_token_id": lm.special,
@@ -203,10 +207,10 @@ def encodec_parts(
                 f"codec {codec.name or 'given'} has {key} {value!r}; EncodecModel of transformers has SEANet layers "
                 "with an LSTM, codebooks of a power of 2, and one or two channels"
             )
-    keys, plain = formats()["transformers"], to_plain(config)
+    plain = to_plain(config)
     contents: dict[str, Any] = {
-        **{key[0]: plain[field] for field, key in keys["codec"].items()},
-        **{key[0]: plain["seanet"][field] for field, key in keys["seanet"].items()},
+        **{key[0]: plain[field] for field, key in table("transformers.codec").items()},
+        **{key[0]: plain["seanet"][field] for field, key in table("transformers.seanet").items()},
         "model_type": "encodec",
         "target_bandwidths": bandwidths(config, num_codebooks or (config.num_codebooks // streams,)),
         "audio_channels": config.channels // streams,
@@ -240,40 +244,30 @@ def save_codec_transformers(directory: str | Path, codec: AnyCodec | SegmentedCo
     An EnCodec offers 2, 4, 8 ... codebooks and all of them. config.json comes last, so that a new directory is whole
     or no model.
     """
-    directory = Path(directory)
     if isinstance(codec, SegmentedCodec):
         codec = codec.codec
     if isinstance(codec, DacCodec):
-        sizes = codec.config
+        sizes, hop = codec.config, {"hop_length": codec.hop_length}
         ratios = list(sizes.downsampling_ratios)
-        contents = {"model_type": "dac", "architectures": ["DacModel"], **to_plain(sizes)}
-        contents |= {"upsampling_ratios": ratios[::-1], "hop_length": sizes.hop_length}
-        contents["hidden_size"] = sizes.encoder_hidden_size * 2 ** len(ratios)
-        tensors, extractor, more = (
-            dict(codec.state_dict()),
-            "DacFeatureExtractor",
-            {"hop_length": codec.hop_length},
-        )
-    else:
-        total = codec.num_codebooks // (1 + (isinstance(codec, Codec) and codec.config.dual_mono))
-        counts = (*(2**power for power in range(1, 16) if 2**power < total), total)
-        contents, tensors = encodec_parts(codec, counts)
-        contents["architectures"] = ["EncodecModel"]
-        extractor = "EncodecFeatureExtractor"
-        more = {key: contents[key] for key in ("chunk_length_s", "overlap")}
-    checkpoint.write_tensors(directory / "model.safetensors", tensors, {"format": "pt"})
-    checkpoint.write_json(
-        directory / "preprocessor_config.json",
-        {
-            "feature_extractor_type": extractor,
-            "feature_size": contents.get("audio_channels", 1),
-            "sampling_rate": codec.sample_rate,
-            "padding_value": 0.0,
-            "return_attention_mask": True,
-            **more,
-        },
-    )
-    checkpoint.write_json(directory / "config.json", contents)
+        contents = {"model_type": "dac", "architectures": ["DacModel"], **to_plain(sizes), **hop}
+        contents |= {
+            "upsampling_ratios": ratios[::-1],
+            "hidden_size": sizes.encoder_hidden_size * 2 ** len(ratios),
+        }
+        processor = {"feature_extractor_type": "DacFeatureExtractor", "feature_size": 1, **hop}
+        processor["sampling_rate"] = codec.sample_rate
+        _write(Path(directory), contents, dict(codec.state_dict()), processor)
+        return
+    total = codec.num_codebooks // (1 + (isinstance(codec, Codec) and codec.config.dual_mono))
+    counts = (*(2**power for power in range(1, 16) if 2**power < total), total)
+    contents, tensors = encodec_parts(codec, counts)
+    contents["architectures"] = ["EncodecModel"]
+    processor = {key: contents[key] for key in ("chunk_length_s", "overlap", "sampling_rate")}
+    processor |= {
+        "feature_extractor_type": "EncodecFeatureExtractor",
+        "feature_size": contents["audio_channels"],
+    }
+    _write(Path(directory), contents, tensors, processor)
 
 
 def bandwidths(config: CodecConfig, counts: tuple[int, ...]) -> list[float]:
@@ -289,15 +283,6 @@ def bandwidths(config: CodecConfig, counts: tuple[int, ...]) -> list[float]:
 
 
 # ------------------------------------------------------------------------------------------- the tokenizer
-
-
-def save_tokenizer(directory: Path, conditioner: T5Conditioner) -> None:
-    """Write the files that `AutoTokenizer.from_pretrained(directory)` reads."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if isinstance(conditioner.tokenizer, Vocabulary):
-        from_vocabulary(conditioner.tokenizer).save_pretrained(directory)
-    else:
-        conditioner.tokenizer.save(directory)
 
 
 def from_vocabulary(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
@@ -328,15 +313,14 @@ def from_vocabulary(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
 
 
 def _field(message: bytes, wanted: int) -> bytes:
-    """The bytes of field `wanted` in a serialised protocol buffer; empty where it lacks it."""
-    return next((value for number, value in _fields(message) if number == wanted), b"")
+    """The bytes of field `wanted` in a serialised protocol buffer (protobuf.dev/programming-guides/encoding).
 
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """(number, bytes) of the fields that have a length, in order (protobuf.dev/programming-guides/encoding)."""
+    Empty where it lacks the field.
+    """
     at = 0
 
     def varint() -> int:
+        """Seven bits a byte, the lowest first; the last byte is below 128."""
         nonlocal at
         value = shift = 0
         while True:
@@ -348,13 +332,12 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
                 return value
 
     while at < len(message):
-        tag = varint()
-        kind = tag & 7
+        number, kind = divmod(varint(), 8)
         if kind == 0:
             varint()
-        elif kind == 2:
-            length = varint()
-            yield tag >> 3, message[at : at + length]
-            at += length
-        else:
-            at += {1: 8, 5: 4}[kind]
+            continue
+        size = varint() if kind == 2 else {1: 8, 5: 4}[kind]
+        if kind == 2 and number == wanted:
+            return message[at : at + size]
+        at += size
+    return b""

@@ -20,7 +20,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub
 from audiogen.files.hub import Layout
 
-LM, CODEC, SYSTEM = "token_lm", "codec", "system"  # of our own model directories there are more kinds
+LM, CODEC, SYSTEM, TAGGER = "token_lm", "codec", "system", "tagger"  # our own directories have more kinds
 OWN = "audiogen"  # the layout of our own model directories, whose config.json has their kind
 CONFIG = "config.json"
 LM_FILE, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"  # audiocraft's
@@ -90,12 +90,16 @@ LAYOUTS = (
 _OWN = Layout(OWN, (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors", "text/*", "codec/*"))
 
 
-def find(name: str | Path, prefer: str = "") -> Found:
+def find(name: str | Path | Found, prefer: str = "") -> Found:
     """What a bundled name, a directory, a codec's file or a hub id[@revision] holds; a hub id is downloaded.
+
+    What was found is given back as it is, so that whoever takes a name takes a `Found` as well.
 
     prefer: the kind that is wanted of files that hold several, as the release of a language model holds its codec. What
     is there may still be of another kind (`Found.check`). InputError where there is nothing, or nothing that is read.
     """
+    if isinstance(name, Found):
+        return name
     text, path = str(name), Path(name)
     if not path.exists():
         if path.parts[1:] or not (weights_folder() / path).is_dir():

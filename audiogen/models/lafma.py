@@ -18,11 +18,9 @@ from audiogen.errors import InputError
 from audiogen.files.checkpoint import read_weights
 from audiogen.files.tensors import under
 from audiogen.models import latent_diffusion as parts
-from audiogen.models.settings import Settings, formats, read_settings
+from audiogen.models.settings import Settings, read_settings, table
 from audiogen.models.systems import SystemParts
 from audiogen.text.t5 import TextConfig
-
-TEXT_ENCODER = "google/flan-t5-large"
 
 
 def read_lafma(directory: Path, settings: Settings, heads: tuple[int, ...] | None = None) -> SystemParts:
@@ -45,7 +43,7 @@ def read_lafma(directory: Path, settings: Settings, heads: tuple[int, ...] | Non
         settings.whole("num_steps", usual.steps),
         settings.number("guidance_scale", usual.guidance, Range(0)),
     )
-    settings.done(formats()["lafma"]["harmless"])
+    settings.done(table("lafma.harmless"))
     origin = "as given" if heads else f"num_heads of {Path(settings.where).name}"
     return SystemParts(
         config,
@@ -61,9 +59,7 @@ def read_lafma(directory: Path, settings: Settings, heads: tuple[int, ...] | Non
 
 
 def _config(settings: Settings, hifigan: Settings, vae: dict, heads: tuple[int, ...] | None) -> SystemConfig:
-    vocoder = parts.vocoder_config(hifigan)
-    mel = parts.mel_of_vocoder(hifigan, vocoder)
-    hifigan.done(formats()["hifigan"]["harmless"])
+    mel, vocoder = parts.mel_and_vocoder(hifigan)
     spectrogram = settings.section("preprocess", {})
     spectrogram.expect(n_mel=mel.num_mels, hop_size=mel.hop_length, sample_rate=mel.sample_rate)
     spectrogram.expect(n_fft=mel.n_fft, win_size=mel.n_fft, filter_length=mel.n_fft)
@@ -73,7 +69,7 @@ def _config(settings: Settings, hifigan: Settings, vae: dict, heads: tuple[int, 
     text_dim = unet.whole("context_dim")
     return SystemConfig(
         conditioner=ConditionerConfig(
-            cross=(("text",),), unconditional="padded", text=TextConfig(TEXT_ENCODER, width=text_dim)
+            cross=(("text",),), unconditional="padded", text=TextConfig(parts.TEXT_ENCODER, width=text_dim)
         ),
         mel_autoencoder=parts.autoencoder_config(
             settings.section("model.autoencoderkl"), vae, mel, vocoder, scale_factor=1.0

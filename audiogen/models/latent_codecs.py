@@ -71,9 +71,9 @@ def load_autoencoder(name_or_directory: str) -> Autoencoder:
         raise InputError(
             f"autoencoder={name_or_directory}: {error}; train one first, as the recipe's header says"
         ) from None
-    directory = found.path
     if found.kind == SYSTEM:
         return load_released(found).system.autoencoder.eval().requires_grad_(False)
+    directory = found.path
     contents = checkpoint.read_config(directory)
     if contents["kind"] not in KINDS:
         raise InputError(

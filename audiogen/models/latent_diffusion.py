@@ -13,29 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiogen.config import build
 from audiogen.diffusion.autoencoders import MelAutoencoderConfig
 from audiogen.diffusion.denoisers import AudioUNetConfig
 from audiogen.diffusion.mel import MelConfig, VocoderConfig
 from audiogen.files.tensors import under
-from audiogen.models.settings import Settings, formats
+from audiogen.models.settings import Settings, table
 from audiogen.models.systems import Component
 
 # ------------------------------------------------------------------------------------------- configurations
 
 
+TEXT_ENCODER = "google/flan-t5-large"
+
+
 def vocoder_config(settings: Settings) -> VocoderConfig:
     """From HiFi-GAN's own settings."""
     settings.choice("resblock", ["1"], "1")
-    values = settings.values(VocoderConfig, formats()["hifigan"]["vocoder"])
-    return build(VocoderConfig, values, where=str(settings.where))
+    return settings.build(VocoderConfig, "hifigan.vocoder")
 
 
-def mel_of_vocoder(settings: Settings, vocoder: VocoderConfig) -> MelConfig:
-    """The spectrogram that HiFi-GAN's settings describe, where they do; else that of the released models."""
-    values = settings.values(MelConfig, formats()["hifigan"]["mel"])
-    settings.expect(win_size=values["n_fft"], hop_size=vocoder.hop_length)
-    return build(MelConfig, values | {"hop_length": vocoder.hop_length}, where=str(settings.where))
+def mel_and_vocoder(settings: Settings) -> tuple[MelConfig, VocoderConfig]:
+    """From a file of HiFi-GAN's settings, which may describe the spectrogram; else that of the released models."""
+    vocoder = vocoder_config(settings)
+    mel = settings.build(MelConfig, "hifigan.mel", hop_length=vocoder.hop_length)
+    settings.expect(win_size=mel.n_fft, hop_size=mel.hop_length)
+    settings.done(table("hifigan.harmless"))
+    return mel, vocoder
 
 
 def autoencoder_config(
@@ -43,8 +46,7 @@ def autoencoder_config(
 ) -> MelAutoencoderConfig:
     """From the settings of the VAE ("ddconfig"); whether it attends in its middle is seen from its weights."""
     width = settings.whole("ch")
-    settings.expect(double_z=True, in_channels=1, out_ch=1, downsample_time=False, attn_resolutions=[])
-    settings.expect(mel_bins=mel.num_mels)
+    settings.expect(mel_bins=mel.num_mels, **table("ldm.expected_vae"))
     return MelAutoencoderConfig(
         channels=tuple(width * factor for factor in settings.wholes("ch_mult")),
         num_res_blocks=settings.whole("num_res_blocks"),
@@ -68,8 +70,7 @@ def unet_config(
     """From the settings of the authors' UNetModel. heads: in place of those that the settings say."""
     width, latent_dim = settings.whole("model_channels"), settings.whole("in_channels")
     channels = tuple(width * factor for factor in settings.wholes("channel_mult"))
-    settings.expect(out_channels=latent_dim, use_spatial_transformer=True, dims=2, conv_resample=True)
-    settings.expect(use_scale_shift_norm=False, resblock_updown=False, legacy=True)
+    settings.expect(out_channels=latent_dim, **table("ldm.expected_unet"))
     if settings.take("num_head_channels", -1) == -1:
         found = (settings.whole("num_heads"),) * len(channels)
     else:
@@ -141,24 +142,6 @@ def split_vocoder(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 # ---------------------------------------------------------------------------------------------------- names
 
-_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_UNET = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "class_embedding": "film_emb",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-
 
 def unet_name(name: str, num_res_blocks: int, num_layers: int, attention: tuple[bool, ...]) -> str:
     """AudioUNet's `network` -> the UNetModel of the latent-diffusion family.
@@ -167,19 +150,20 @@ def unet_name(name: str, num_res_blocks: int, num_layers: int, attention: tuple[
     down- or upsampler counted in.
     """
     stem, leaf = name.rsplit(".", 1)
-    if stem in _UNET:
-        return f"{_UNET[stem]}.{leaf}"
+    outer, resnet = table("ldm.names_unet"), table("ldm.names_resnet")
+    if stem in outer:
+        return f"{outer[stem]}.{leaf}"
     block, *rest = stem.split(".")
     if block == "mid_block":
         kind, index, tail = rest[0], int(rest[1]), ".".join(rest[2:])
         if kind == "resnets":
-            return f"middle_block.{index * (num_layers + 1)}.{_RESNET[tail]}.{leaf}"
+            return f"middle_block.{index * (num_layers + 1)}.{resnet[tail]}.{leaf}"
         return f"middle_block.{1 + index}.{tail}.{leaf}"
     level, kind, index, tail = int(rest[0]), rest[1], int(rest[2]), ".".join(rest[3:])
     stride = num_res_blocks + 1
     first, side = (1 + level * stride, "input") if block == "down_blocks" else (level * stride, "output")
     if kind == "resnets":
-        return f"{side}_blocks.{first + index}.0.{_RESNET[tail]}.{leaf}"
+        return f"{side}_blocks.{first + index}.0.{resnet[tail]}.{leaf}"
     if kind == "attentions":
         place, layer = divmod(index, num_layers)
         return f"{side}_blocks.{first + place}.{1 + layer}.{tail}.{leaf}"
@@ -199,7 +183,7 @@ def vae_name(name: str, levels: int) -> str:
         return f"{side}.norm_out.{leaf}"
     if rest[0] == "mid_block":
         if rest[1] == "attentions":
-            return f"{side}.mid.attn_1.{_VAE_ATTENTION['.'.join(rest[3:])]}.{leaf}"
+            return f"{side}.mid.attn_1.{table('ldm.names_vae_attention')['.'.join(rest[3:])]}.{leaf}"
         return f"{side}.mid.block_{int(rest[2]) + 1}.{_vae_resnet(rest[3])}.{leaf}"
     level = int(rest[1]) if rest[0] == "down_blocks" else levels - 1 - int(rest[1])
     where = f"{side}.{'down' if rest[0] == 'down_blocks' else 'up'}.{level}"

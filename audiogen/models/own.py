@@ -1,4 +1,4 @@
-"""Our own model directories: language models and codecs, written and read.
+"""Our own model directories: language models, codecs and taggers, written and read.
 
 config.json         kind token_lm; config: {"lm": LMConfig, "codec": CodecReference, "max_frames": int}
 model.safetensors   the LM's weights
@@ -24,11 +24,12 @@ from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import build, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.files.tensors import Match, empty, match
+from audiogen.files.tensors import Match, check_sizes, empty, match
 from audiogen.interfaces import Codec as AnyCodec
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.models.find import CODEC, LM, find
+from audiogen.models.find import CODEC, LM, TAGGER, find
 from audiogen.models.parts import CodecParts, CodecReference, LMParts
+from audiogen.tagger.model import Tagger, TaggerConfig
 from audiogen.text.t5 import T5Conditioner, read_config
 
 CODEC_FOLDER = "codec"
@@ -56,8 +57,7 @@ def save_lm(
         checkpoint.copy_model(found.path, directory / CODEC_FOLDER)
         codec = dataclasses.replace(codec, location=CODEC_FOLDER)
     config = {"lm": to_plain(lm.config), "codec": to_plain(codec), "max_frames": max_frames}
-    tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in lm.state_dict().items()}
-    checkpoint.save_model(directory, LM, config, tensors, info)
+    checkpoint.save_model(directory, LM, config, lm.state_dict(), info, dtype)
 
 
 def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
@@ -74,6 +74,7 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
 
     def tensors() -> dict[str, Match]:
         stored = checkpoint.open_tensors(directory / "model.safetensors")
+        check_sizes(directory, len(stored), lm.num_layers, [lm.codebook_size, lm.ff_mult * lm.dim])
         return match(empty(lambda: TokenLM(lm), directory).state_dict(), stored, str, directory)
 
     return LMParts(
@@ -104,8 +105,7 @@ def save_codec(
         raise TypeError(f"cannot save a {type(codec).__name__}")
     settings = to_plain(codec.config)
     contents = {DAC: settings} if isinstance(codec, DacCodec) else settings
-    tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in plain_weights(codec).items()}
-    checkpoint.save_model(Path(directory), CODEC, contents, tensors, dict(info or {}))
+    checkpoint.save_model(directory, CODEC, contents, plain_weights(codec), info, dtype)
 
 
 def read_codec(directory: Path) -> CodecParts:
@@ -117,3 +117,26 @@ def read_codec(directory: Path) -> CodecParts:
     else:
         config = build(CodecConfig, contents, where="config")
     return CodecParts(config, checkpoint.load_tensors(directory), "audiogen", directory)
+
+
+def save_tagger(
+    directory: str | Path,
+    tagger: Tagger,
+    info: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a model directory; `info` and dtype as in `save_codec`."""
+    checkpoint.save_model(directory, TAGGER, to_plain(tagger.config), tagger.state_dict(), info, dtype)
+
+
+def load_tagger(name_or_dir: str | Path = "tagger_tiny", device: str | torch.device = "cpu") -> Tagger:
+    """A bundled name or a model directory -> a frozen tagger in eval mode, with `name` and `identity`.
+
+    Its identity is the hash of its weights: figures of two taggers do not compare. Raises InputError where the
+    directory is missing, damaged, or of another kind.
+    """
+    path = find(name_or_dir).check(TAGGER).path
+    tagger = Tagger(build(TaggerConfig, checkpoint.read_config(path, TAGGER)["config"], where="config"))
+    checkpoint.load_into(tagger, checkpoint.load_tensors(path), path)
+    tagger.name, tagger.identity = path.name, checkpoint.identity(tagger.state_dict())
+    return tagger.eval().requires_grad_(False).to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,9 @@ from audiogen.text.encoder import FrozenEncoder
 from audiogen.text.t5 import T5Conditioner, TextConfig
 
 CodecLayout = Literal["audiogen", "audiocraft", "transformers"]
+# parts of the names of an EnCodec's tensors: theirs
+UNITS = {"wide": "block.1", "point": "block.3", "shortcut": "shortcut"}
+BUFFERS = {"codewords": "embed", "usage": "cluster_size", "sums": "embed_avg", "initialised": "inited"}
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,46 @@ class PretrainedLM(NamedTuple):
 
 
 class CodecParts(NamedTuple):
-    """A codec whose weights still lie in its file. layout: whose names an EnCodec's have (`encodec.their_name`)."""
+    """A codec whose weights still lie in its file. layout: whose names an EnCodec's have (`their_name`)."""
 
     config: CodecConfig | DacSizes
     tensors: Mapping[str, Tensor]
     layout: CodecLayout
     where: Path
+
+
+def their_name(name: str, layout: CodecLayout, own: Collection[str]) -> str:
+    """Our name of an EnCodec's tensor -> that of the layout, with a weight as one tensor. own: all of our names.
+
+    All layouts number the layers of encoder and decoder as we do, activations included.
+
+        ours                          audiocraft, encodec                   transformers
+        encoder.layers.3.conv.weight  encoder.model.3.conv.conv.weight_v    encoder.layers.3.conv.weight_v
+        encoder.layers.1.wide.conv.*  encoder.model.1.block.1.conv.conv.*   encoder.layers.1.block.1.conv.*
+        encoder.layers.13.lstm.*      encoder.model.13.lstm.*               encoder.layers.13.lstm.*
+        decoder.layers.3.convtr.bias  decoder.model.3.convtr.convtr.bias    decoder.layers.3.conv.bias
+        decoder.layers.3.norm.*       decoder.model.3.convtr.norm.*         decoder.layers.3.norm.*
+
+    Newer files say parametrizations.weight.original0 and original1 for weight_g and weight_v.
+    """
+    if layout == "audiogen":
+        return name
+    parts = name.split(".")
+    if parts[0] == "quantizer":
+        books = "vq.layers.{}._codebook" if layout == "audiocraft" else "layers.{}.codebook"
+        return f"quantizer.{books.format(parts[2])}.{BUFFERS[parts[3]]}"
+    *owner, role, leaf = parts
+    transposed = ".".join([*owner, "convtr", "weight"]) in own
+    theirs = [owner[0], "model" if layout == "audiocraft" else "layers", owner[2]]
+    theirs += [UNITS[unit] for unit in owner[3:]]
+    if role == "lstm":
+        theirs += [role]
+    elif layout == "audiocraft":
+        convolution = "convtr" if transposed else "conv"
+        theirs += [convolution, convolution if role != "norm" else role]
+    else:
+        theirs += ["conv" if role != "norm" else role]
+    return ".".join([*theirs, leaf])
 
 
 def release_parts(

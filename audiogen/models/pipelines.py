@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from audiogen.config import build
 from audiogen.diffusion.autoencoders import MelAutoencoderConfig, WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import ConditionerConfig, SecondsConfig
 from audiogen.diffusion.denoisers import AudioUNetConfig, DiTConfig, TextUNetConfig
@@ -16,7 +14,7 @@ from audiogen.diffusion.process import ProcessConfig
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
 from audiogen.models import latent_diffusion as parts
-from audiogen.models.settings import RATE, Settings, formats, read_settings, short
+from audiogen.models.settings import RATE, Settings, read_settings, short, table
 from audiogen.text.t5 import TextConfig
 
 PIPELINES = {
@@ -63,25 +61,27 @@ def component_settings(directory: Path, component: str) -> Settings:
     file = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(
         component, "config.json"
     )
-    path = directory / component / file
-    if not path.is_file():
+    return read_settings(required(directory, component, file))
+
+
+def required(directory: Path, *component: str) -> Path:
+    """A part of a directory that is there; InputError naming it otherwise."""
+    if not (path := directory.joinpath(*component)).exists():
         raise InputError(
-            f"{directory} lacks {component}/{file}, which this system needs; copy it again, as a whole"
+            f"{directory} lacks {'/'.join(component)}, which this system needs; copy it again, as a whole"
         )
-    return read_settings(path)
+    return path
 
 
 def _audioldm(directory: Path, name: str) -> SystemConfig:
     vae, vocoder, unet = (component_settings(directory, part) for part in ("vae", "vocoder", "unet"))
     hifigan = parts.vocoder_config(vocoder)
-    keys, where = formats()["diffusers"], str(directory)
     mel = MelConfig(
         sample_rate=vocoder.whole("sampling_rate", within=RATE),
         hop_length=hifigan.hop_length,
         num_mels=vocoder.whole("model_in_dim"),
     )
-    values = vae.values(MelAutoencoderConfig, keys["vae"]) | {"mel": mel, "vocoder": hifigan}
-    autoencoder = build(MelAutoencoderConfig, values, where=where)
+    autoencoder = vae.build(MelAutoencoderConfig, "diffusers.vae", mel=mel, vocoder=hifigan)
     if name == "audioldm":
         dim = unet.whole("projection_class_embeddings_input_dim")
         conditioner = ConditionerConfig(
@@ -90,8 +90,7 @@ def _audioldm(directory: Path, name: str) -> SystemConfig:
         return SystemConfig(conditioner, autoencoder, audio_unet=_audio_unet(unet, (None,), dim))
     projection = component_settings(directory, "projection_model")
     gpt2 = component_settings(directory, "language_model")
-    values = gpt2.values(LoaConfig, keys["gpt2"]) | projection.values(LoaConfig, keys["loa"])
-    loa = build(LoaConfig, values, where=where)
+    loa = gpt2.build(LoaConfig, "diffusers.gpt2", **projection.values(LoaConfig, table("diffusers.loa")))
     conditioner = ConditionerConfig(
         cross=(("loa",), ("text",)),
         unconditional="empty",
@@ -110,23 +109,23 @@ def _audioldm(directory: Path, name: str) -> SystemConfig:
 
 
 def _audio_unet(unet: Settings, layers: tuple[int | None, ...], vector_dim: int | None) -> AudioUNetConfig:
-    values = unet_sizes(unet) | {"layers": layers, "vector_dim": vector_dim}
-    values["depth"] = unet.whole("transformer_layers_per_block", 1)
-    return build(AudioUNetConfig, values, where=str(unet.where))
+    depth = unet.whole("transformer_layers_per_block", 1)
+    more = {"layers": layers, "vector_dim": vector_dim, "depth": depth, **_levels(unet)}
+    return unet.build(AudioUNetConfig, "diffusers.unet", **more)
 
 
 def text_unet(unet: Settings) -> TextUNetConfig:
     """From the settings of a UNet2DConditionModel."""
-    values = unet_sizes(unet) | {"cross_dim": unet.whole("cross_attention_dim")}
-    return build(TextUNetConfig, values, where=str(unet.where))
+    cross_dim = unet.whole("cross_attention_dim")
+    return unet.build(TextUNetConfig, "diffusers.unet", cross_dim=cross_dim, **_levels(unet))
 
 
-def unet_sizes(unet: Settings) -> dict[str, Any]:
-    """What our configurations of both UNets of diffusers share: above all, what each level has."""
+def _levels(unet: Settings) -> dict[str, Any]:
+    """What each level of a UNet of diffusers has."""
     channels = unet.wholes("block_out_channels")
     key = "attention_head_dim"  # diffusers' name for the number of heads
     several = isinstance(unet.take(key, 8), list)
-    return unet.values(AudioUNetConfig, formats()["diffusers"]["unet"]) | {
+    return {
         "channels": channels,
         "heads": unet.wholes(key) if several else (unet.whole(key, 8),) * len(channels),
         "attention": [kind.startswith("CrossAttn") for kind in unet.texts("down_block_types")],
@@ -138,13 +137,7 @@ def _stable_audio(directory: Path) -> SystemConfig:
         component_settings(directory, part) for part in ("vae", "transformer", "projection_model")
     )
     length = component_settings(directory, "tokenizer").whole("model_max_length", 128)
-    keys, where = formats()["diffusers"], str(directory)
     pieces = ("seconds_start", "seconds_total")
-    seconds = projection.values(SecondsConfig, keys["seconds"])
-    codec, network = (
-        vae.values(WaveformAutoencoderConfig, keys["oobleck"]),
-        dit.values(DiTConfig, keys["dit"]),
-    )
     return SystemConfig(
         ConditionerConfig(
             cross=(("text", *pieces),),
@@ -153,10 +146,10 @@ def _stable_audio(directory: Path) -> SystemConfig:
                 str(directory / "text_encoder"), width=projection.whole("text_encoder_dim"), max_tokens=length
             ),
             text_length=length,
-            seconds=build(SecondsConfig, seconds, where=where),
+            seconds=projection.build(SecondsConfig, "diffusers.seconds"),
         ),
-        waveform_autoencoder=build(WaveformAutoencoderConfig, codec, where=where),
-        dit=build(DiTConfig, network, where=where),
+        waveform_autoencoder=vae.build(WaveformAutoencoderConfig, "diffusers.oobleck"),
+        dit=dit.build(DiTConfig, "diffusers.dit"),
     )
 
 
@@ -166,11 +159,11 @@ def _stable_audio(directory: Path) -> SystemConfig:
 def scheduler_process(settings: Settings) -> dict[str, Any]:
     """What a DDPM-like scheduler of diffusers says of the process."""
     settings.expect(trained_betas=None, thresholding=False, rescale_betas_zero_snr=False)
-    settings.expect(clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
+    settings.expect(timestep_spacing="leading", **table("diffusers.expected_ddim"))
     kind = settings.choice("prediction_type", ["epsilon", "v_prediction"], "epsilon")
     process = {"kind": "ddpm", "prediction": kind.removesuffix("_prediction")}
-    process |= settings.values(ProcessConfig, formats()["diffusers"]["scheduler"])
-    settings.done(formats()["diffusers"]["harmless_scheduler"])
+    process |= settings.values(ProcessConfig, table("diffusers.scheduler"))
+    settings.done(table("diffusers.harmless_scheduler"))
     return process
 
 
@@ -181,33 +174,20 @@ def _cosine_process(settings: Settings) -> dict[str, Any]:
         "lowest_sigma": settings.number("sigma_min", 0.3),
         "highest_sigma": settings.number("sigma_max", 500.0),
     }
-    settings.done([*formats()["diffusers"]["harmless_scheduler"], "num_train_timesteps"])
+    settings.done([*table("diffusers.harmless_scheduler"), "num_train_timesteps"])
     return process
 
 
-def scheduler_config(name: str, process: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of diffusers' scheduler for a system of this kind, as its release has it."""
-    if name == "stable_audio":
-        return {
-            "_class_name": "CosineDPMSolverMultistepScheduler",
-            "sigma_min": 0.3,
-            "sigma_max": 500,
-            "sigma_data": 1.0,
-            "sigma_schedule": "exponential",
-            "prediction_type": "v_prediction",
-        }
-    if name in ("lafma", "tangoflux"):
+def scheduler_config(process: ProcessConfig) -> dict[str, Any]:
+    """The configuration of diffusers' scheduler for such a process, as the releases have it."""
+    if process.kind == "cosine_v":
+        return table("diffusers.cosine")
+    if process.kind == "flow":
         return {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-    if name == "tango":
-        process = {"beta_start": 0.00085, "beta_end": 0.012, "prediction": "v", **process}
+    keys = table("diffusers.scheduler")
     return {
         "_class_name": "DDIMScheduler",
-        "num_train_timesteps": process.get("num_train_steps", 1000),
-        "beta_start": process.get("beta_start", 0.0015),
-        "beta_end": process.get("beta_end", 0.0195),
-        "beta_schedule": process.get("beta_schedule", "scaled_linear"),
-        "prediction_type": {"v": "v_prediction"}.get(process.get("prediction", ""), "epsilon"),
-        "steps_offset": 1,
-        "clip_sample": False,
-        "set_alpha_to_one": False,
+        **{key: getattr(process, field) for field, (key,) in keys.items()},
+        "prediction_type": {"v": "v_prediction"}.get(process.prediction, "epsilon"),
+        **table("diffusers.expected_ddim"),
     }

@@ -33,7 +33,7 @@ def read_released(
     name: str | Path | Found, heads: tuple[int, ...] | None = None, ema: bool | None = None
 ) -> SystemParts:
     """What the files of a system say, the weights still in them; the arguments are those of `load_released`."""
-    found = (name if isinstance(name, Found) else find(name, SYSTEM)).check(SYSTEM)
+    found = find(name, SYSTEM).check(SYSTEM)
     directory, lafmas = found.path, None
     if found.layout == "checkpoint" and not (directory / audioldm.CONFIG).is_file():
         lafmas = lafma.settings_of(directory)

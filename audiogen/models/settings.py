@@ -15,16 +15,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from audiogen.config import Range
+from audiogen.config import Range, build
 from audiogen.errors import InputError
 from audiogen.files.tensors import WIDEST
 
+T = TypeVar("T")
 REQUIRED: Any = object()  # the default of a key without which a file cannot be read
 SIZE = Range(1, WIDEST)
 RATE = Range(1, 768_000)  # Hz
@@ -148,6 +149,10 @@ class Settings:
         for key, value in wanted.items():
             self.choice(key, [value], value if default is REQUIRED else default)
 
+    def build(self, cls: type[T], keys: str, **more: Any) -> T:
+        """A dataclass from `values` and `more` of its fields; what it refuses names the file."""
+        return build(cls, self.values(cls, table(keys)) | more, where=str(self.where))
+
     def values(self, cls: type, keys: Mapping[str, Any]) -> dict[str, Any]:
         """Values for the fields of a dataclass, each by its type. keys: a table of `formats.yaml`."""
         hints = get_type_hints(cls, include_extras=True)
@@ -231,8 +236,14 @@ def short(value: Any) -> str:
 
 
 @cache
-def formats() -> dict[str, dict[str, Any]]:
-    """`formats.yaml`: for each format, our fields' keys by the part of a model, and the harmless keys."""
+def table(name: str) -> Any:
+    """A table of `formats.yaml`: format.part."""
+    package, part = name.split(".")
+    return _formats()[package][part]
+
+
+@cache
+def _formats() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(Path(__file__).with_name("formats.yaml").read_text())
 
 
@@ -267,20 +278,15 @@ def parse_yaml(text: Any, where: str | Path) -> DictConfig:
     return top
 
 
-def resolve(top: DictConfig, key: str, where: str | Path, default: Any = REQUIRED) -> Any:
+def resolve(top: DictConfig, key: str, where: str | Path) -> Any:
     """The value at a dotted key ("" for all) as plain dicts and lists, its `${...}` filled in from anywhere in `top`.
 
-    Only what is asked for is resolved: the rest may name variables of the machine where the file was written.
+    None where it lacks the key. Only what is asked for is resolved: the rest may name variables of the machine where
+    the file was written.
     """
     try:
-        value = OmegaConf.select(top, key, default=REQUIRED) if key else top
-        if value is REQUIRED:
-            if default is REQUIRED:
-                raise InputError(f"{where} lacks {key}: it is not whole, or of another version")
-            return default
+        value = OmegaConf.select(top, key) if key else top
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    except InputError:
-        raise
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{where}: {key or 'the file'} cannot be resolved: {_line(error)}") from None
 

@@ -14,14 +14,13 @@ from audiogen.diffusion.conditioners import ConditionerConfig, SecondsConfig
 from audiogen.diffusion.denoisers import DiTConfig
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
-from audiogen.files.checkpoint import read_weights
+from audiogen.files.checkpoint import read_weights, weights_file
 from audiogen.files.tensors import Source, under
-from audiogen.models.settings import RATE, Settings, formats, read_settings
+from audiogen.models.settings import Settings, read_settings, table
 from audiogen.models.systems import Component, SystemParts
 from audiogen.text.t5 import TextConfig
 
 CONFIG = "model_config.json"
-WEIGHTS = ("model.safetensors", "model.ckpt")
 TEXT_WIDTHS = {"t5-small": 512, "t5-base": 768, "t5-large": 1024, "google/flan-t5-large": 1024}
 PIECES = {"prompt": "text", "seconds_start": "seconds_start", "seconds_total": "seconds_total"}
 COND_EMBED = "model.model.to_cond_embed.2.weight"
@@ -30,9 +29,7 @@ COND_EMBED = "model.model.to_cond_embed.2.weight"
 def read_stable_audio(directory: Path) -> SystemParts:
     """Read a text-conditioned diffusion transformer on Oobleck latents; other kinds are refused by name."""
     settings = read_settings(directory / CONFIG)
-    path = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
-    if path is None:
-        raise InputError(f"{directory} holds {CONFIG} but no weights ({' or '.join(WEIGHTS)}); copy it again")
+    path = weights_file(directory, "model.safetensors", "model.ckpt")
     tensors = read_weights(path, None if path.suffix == ".safetensors" else "state_dict")
     settings.expect(model_type="diffusion_cond")
     codec = _autoencoder(settings)
@@ -43,7 +40,7 @@ def read_stable_audio(directory: Path) -> SystemParts:
     )
     window_s = settings.whole("sample_size", within=Range(1, 2**31)) / codec.sample_rate
     settings.choice("model.io_channels", [codec.latent_dim], codec.latent_dim)
-    settings.done(formats()["stable_audio"]["harmless"])
+    settings.done(table("stable_audio.harmless"))
     numbers, levels = under(tensors, "conditioner.conditioners."), len(codec.strides)
     components = [
         Component(
@@ -120,16 +117,9 @@ def _autoencoder(settings: Settings) -> WaveformAutoencoderConfig:
     for part, kind in (("encoder", "oobleck"), ("decoder", "oobleck"), ("bottleneck", "vae")):
         both.choice(f"{part}.type", [kind])
     decoder, encoder = both.section("decoder.config"), both.section("encoder.config")
-    config = WaveformAutoencoderConfig(
-        sample_rate=settings.whole("sample_rate", within=RATE),
-        channels=settings.whole("audio_channels"),
-        latent_dim=both.whole("latent_dim"),
-        width=decoder.whole("channels"),
-        multiples=decoder.wholes("c_mults"),
-        strides=decoder.wholes("strides"),
-        # stable-audio-tools divides by its scale
-        scale_factor=1 / pretransform.number("scale", 1.0, Range(0, above=True)),
-    )
+    # stable-audio-tools divides by its scale
+    scale = 1 / pretransform.number("scale", 1.0, Range(0, above=True))
+    config = settings.build(WaveformAutoencoderConfig, "stable_audio.codec", scale_factor=scale)
     both.expect(downsampling_ratio=math.prod(config.strides), io_channels=config.channels)
     decoder.choice("use_snake", [True], False)
     decoder.choice("final_tanh", [False], True)
@@ -146,9 +136,7 @@ def _dit(diffusion: Settings, tensors: Mapping[str, Tensor]) -> DiTConfig:
     diffusion.choice("type", ["dit"])
     diffusion.expect(diffusion_objective="v")
     sizes = diffusion.section("config")
-    sizes.expect(transformer_type="continuous_transformer", global_cond_type="prepend", patch_size=1)
-    sizes.expect(timestep_cond_type="global", diffusion_objective="v", project_global_cond=True)
-    sizes.expect(causal=False, qk_norm=False)
+    sizes.expect(**table("stable_audio.expected_dit"))
     for key in ("prepend_cond_dim", "input_concat_dim"):
         sizes.choice(key, [0, None], 0)
     width, heads = sizes.whole("embed_dim"), sizes.whole("num_heads")
@@ -181,34 +169,6 @@ def _dit(diffusion: Settings, tensors: Mapping[str, Tensor]) -> DiTConfig:
 
 # ---------------------------------------------------------------------------------------------------- names
 
-_DIT = {
-    "time_proj": "timestep_features",
-    "timestep_proj": "to_timestep_embed",
-    "global_proj": "to_global_embed",
-    "cross_attention_proj": "to_cond_embed",
-    "preprocess_conv": "preprocess_conv",
-    "postprocess_conv": "postprocess_conv",
-    "proj_in": "transformer.project_in",
-    "proj_out": "transformer.project_out",
-}
-_DIT_BLOCK = {
-    "norm1": "pre_norm",
-    "norm2": "cross_attend_norm",
-    "norm3": "ff_norm",
-    "attn1.to_out.0": "self_attn.to_out",
-    "attn2.to_q": "cross_attn.to_q",
-    "attn2.to_out.0": "cross_attn.to_out",
-    "ff.net.0.proj": "ff.ff.0.proj",
-    "ff.net.2": "ff.ff.2",
-}
-_JOINED = {  # their matrix, which part of it, and how many it has
-    "attn1.to_q": ("self_attn.to_qkv", 0, 3),
-    "attn1.to_k": ("self_attn.to_qkv", 1, 3),
-    "attn1.to_v": ("self_attn.to_qkv", 2, 3),
-    "attn2.to_k": ("cross_attn.to_kv", 0, 2),
-    "attn2.to_v": ("cross_attn.to_kv", 1, 2),
-}
-
 
 def _oobleck_name(name: str, levels: int) -> str:
     """AutoencoderOobleck -> the autoencoder of stable-audio-tools, whose layers are numbered."""
@@ -229,16 +189,14 @@ def _oobleck_name(name: str, levels: int) -> str:
 def _dit_name(name: str) -> str | Source:
     """StableAudioDiTModel -> the diffusion transformer of stable-audio-tools."""
     stem, leaf = name.rsplit(".", 1)
-    parts = stem.split(".")
-    if parts[0] != "transformer_blocks":
-        return ".".join([_DIT[parts[0]], *parts[1:], leaf])
-    where, layer = f"transformer.layers.{parts[1]}", ".".join(parts[2:])
-    if layer in _JOINED:
-        joined, part, of = _JOINED[layer]
-        return Source((f"{where}.{joined}.{leaf}",), part, part + 1, of)
+    first, *rest = stem.split(".")
+    if first != "transformer_blocks":
+        return ".".join([table("stable_audio.names")[first], *rest, leaf])
+    layer = ".".join(rest[1:])
+    their, *part = table("stable_audio.names_block")[layer]
     if layer.startswith("norm"):
         leaf = {"weight": "gamma", "bias": "beta"}[leaf]
-    return f"{where}.{_DIT_BLOCK[layer]}.{leaf}"
+    return Source((f"transformer.layers.{rest[0]}.{their}.{leaf}",), *part)
 
 
 def _seconds_name(name: str) -> str:

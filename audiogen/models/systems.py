@@ -17,7 +17,7 @@ from audiogen.diffusion.process import process_of
 from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.files.tensors import Source, check_sizes, empty, fill, whole_numbers
-from audiogen.models.settings import Settings, formats
+from audiogen.models.settings import Settings, table
 from audiogen.text.clap import Clap
 from audiogen.text.encoder import FrozenEncoder
 
@@ -147,7 +147,7 @@ def _compare(settings: Settings, module: Any, free: tuple[str, ...]) -> None:
     for key, value in settings.contents.items():
         if key in free or _plain(value) == _plain(built.get(key)):
             settings.take(key)
-    settings.done(formats()["diffusers"]["harmless"])
+    settings.done(table("diffusers.harmless"))
 
 
 def _plain(value: Any) -> Any:

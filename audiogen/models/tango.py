@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from audiogen.config import Range, build
+from audiogen.config import Range
 from audiogen.diffusion.autoencoders import WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import ConditionerConfig, SecondsConfig
 from audiogen.diffusion.denoisers import FluxConfig, TextUNetConfig
@@ -26,7 +26,7 @@ from audiogen.files.tensors import under
 from audiogen.models import latent_diffusion as parts
 from audiogen.models.find import TANGO, TANGOFLUX
 from audiogen.models.pipelines import scheduler_process, text_unet
-from audiogen.models.settings import Settings, formats, read_settings
+from audiogen.models.settings import read_settings, table
 from audiogen.models.systems import Component, SystemParts
 from audiogen.text.t5 import TextConfig
 
@@ -43,7 +43,9 @@ def read_tango(directory: Path) -> SystemParts:
     unet_path = directory / main.text("unet_model_config_path", UNET_CONFIG).rpartition("/")[2]
     unet_settings = read_settings(unet_path) if unet_path.is_file() else None
     unet = TextUNetConfig() if unet_settings is None else text_unet(unet_settings)
-    mel, hifigan = _mel_and_vocoder(directory)
+    mel, hifigan = MelConfig(), VocoderConfig()
+    if (path := directory / "vocoder_config.json").is_file():
+        mel, hifigan = parts.mel_and_vocoder(read_settings(path))
     codec = parts.autoencoder_config(
         settings.section("ddconfig"), vae, mel, hifigan, settings.number("scale_factor")
     )
@@ -52,13 +54,13 @@ def read_tango(directory: Path) -> SystemParts:
         conditioner=ConditionerConfig(
             cross=(("text",),),
             unconditional="empty",
-            text=TextConfig(_text_encoder(main), width=unet.cross_dim),
+            text=TextConfig(main.text("text_encoder_name", parts.TEXT_ENCODER), width=unet.cross_dim),
         ),
         mel_autoencoder=codec,
         text_unet=unet,
     )
-    main.done(formats()["tango"]["harmless"])
-    settings.done(formats()["tango"]["harmless_vae"])
+    main.done(table("tango.harmless"))
+    settings.done(table("tango.harmless_vae"))
     scheduler = directory / "scheduler_config.json"
     denoiser = Component(
         "denoiser.network",
@@ -85,9 +87,7 @@ def read_tangoflux(directory: Path) -> SystemParts:
     _check_whole(directory, TANGOFLUX)
     path, settings = directory / TANGOFLUX[0], read_settings(directory / TANGOFLUX[2])
     tensors, vae = read_weights(path), read_weights(directory / TANGOFLUX[1])
-    flux = build(
-        FluxConfig, settings.values(FluxConfig, formats()["tango"]["flux"]), where=str(settings.where)
-    )
+    flux = settings.build(FluxConfig, "tango.flux")
     width = flux.cross_dim
     codec = oobleck_config(vae, directory / TANGOFLUX[1])
     config = SystemConfig(
@@ -95,7 +95,7 @@ def read_tangoflux(directory: Path) -> SystemParts:
             cross=(("text", "seconds_total"),),
             vector=("pooled",),
             unconditional="padded",
-            text=TextConfig(_text_encoder(settings), width=width),
+            text=TextConfig(settings.text("text_encoder_name", parts.TEXT_ENCODER), width=width),
             pooled_dim=width,
             seconds=SecondsConfig(width, 0.0, settings.number("max_duration", within=Range(0, above=True))),
         ),
@@ -103,7 +103,7 @@ def read_tangoflux(directory: Path) -> SystemParts:
         flux=flux,
     )
     window_s = settings.whole("audio_seq_len") * codec.hop_length / codec.sample_rate
-    settings.done(formats()["tango"]["harmless"])
+    settings.done(table("tango.harmless"))
     components = [
         Component("denoiser.network", under(tensors, "transformer."), str, path),
         Component("conditioner.pooled", under(tensors, "fc.0."), str, path),
@@ -137,18 +137,3 @@ def _check_whole(directory: Path, needed: tuple[str, ...]) -> None:
     for name in needed:
         if not (directory / name).is_file():
             raise InputError(f"{directory} lacks {name}; the release has {', '.join(needed)}: copy it again")
-
-
-def _text_encoder(settings: Settings) -> str:
-    return settings.text("text_encoder_name", "google/flan-t5-large")
-
-
-def _mel_and_vocoder(directory: Path) -> tuple[MelConfig, VocoderConfig]:
-    path = directory / "vocoder_config.json"
-    if not path.is_file():
-        return MelConfig(), VocoderConfig()
-    settings = read_settings(path)
-    vocoder = parts.vocoder_config(settings)
-    mel = parts.mel_of_vocoder(settings, vocoder)
-    settings.done(formats()["hifigan"]["harmless"])
-    return mel, vocoder

@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -22,12 +21,11 @@ from audiogen.codec.model import CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.config import Range, build
 from audiogen.errors import InputError
-from audiogen.files.checkpoint import read_weights
+from audiogen.files.checkpoint import read_weights, weights_file
 from audiogen.files.tensors import Source, check_sizes, empty, match, shaped, under
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.models import encodec
 from audiogen.models.parts import CodecParts, CodecReference, LMParts, release_parts
-from audiogen.models.settings import RATE, Settings, formats, read_settings, short
+from audiogen.models.settings import RATE, Settings, read_settings, short, table
 from audiogen.text import encoder
 from audiogen.text.encoder import FrozenEncoder
 from audiogen.text.t5 import TextConfig
@@ -37,26 +35,6 @@ DECODER, TEXT, AUDIO, PROJECTION = "decoder.", "text_encoder.", "audio_encoder."
 # Sinusoids that versions of before 2025 stored; they follow from the width.
 POSITIONS = f"{DECODER}model.decoder.embed_positions.weights"
 TRAINING_S = 30.0  # seconds of sound that the released models were trained on at a time
-# Values of the decoder's configuration that TokenLM computes, which are also those of absent keys.
-COMPUTED: dict[str, Any] = {
-    "activation_function": "gelu",
-    "cross_attention_hidden_size": None,
-    "scale_embedding": False,
-    "tie_word_embeddings": False,
-}
-# our name of a layer's tensor -> theirs, under model.decoder.layers.N
-LAYER = {
-    "self_attention.in_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "self_attention.out_proj": ("self_attn.out_proj",),
-    "cross_attention.query_proj": ("encoder_attn.q_proj",),
-    "cross_attention.text_proj": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
-    "cross_attention.out_proj": ("encoder_attn.out_proj",),
-    "ff_in": ("fc1",),
-    "ff_out": ("fc2",),
-    "norm_self": ("self_attn_layer_norm",),
-    "norm_cross": ("encoder_attn_layer_norm",),
-    "norm_ff": ("final_layer_norm",),
-}
 
 
 def decoder_names(name: str, num_codebooks: int) -> tuple[str, ...]:
@@ -70,7 +48,9 @@ def decoder_names(name: str, num_codebooks: int) -> tuple[str, ...]:
     if stem == "out_norm":
         return (f"model.decoder.layer_norm.{leaf}",)
     _, layer, part = stem.split(".", 2)
-    return tuple(f"model.decoder.layers.{layer}.{theirs}.{leaf}" for theirs in LAYER[part])
+    return tuple(
+        f"model.decoder.layers.{layer}.{theirs}.{leaf}" for theirs in table("transformers.names")[part]
+    )
 
 
 # ------------------------------------------------------------------------------------------ the language model
@@ -85,16 +65,8 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
     decoder = settings.section("decoder")
     channels = decoder.choice("audio_channels", (1, 2), 1)
     lm = lm_config(decoder, generation, channels)
-    harmless = formats()["transformers"]
-    decoder.done([*harmless["harmless"], *harmless["harmless_decoder"]])
-    weights = directory / (
-        INDEX if not (directory / SINGLE).is_file() and (directory / INDEX).is_file() else SINGLE
-    )
-    if not weights.is_file():
-        raise InputError(
-            f"{weights} is missing; of this layout only safetensors weights are read: copy it, or save the model again "
-            "with transformers"
-        )
+    decoder.done([*table("transformers.harmless"), *table("transformers.harmless_decoder")])
+    weights = weights_file(directory, SINGLE, INDEX)
     tensors = {name: tensor for name, tensor in read_weights(weights).items() if not name.startswith(AUDIO)}
     check_sizes(weights, len(tensors), lm.num_layers + lm.num_codebooks, [lm.dim, lm.ff_mult * lm.dim])
     section = settings.section("text_encoder")
@@ -129,8 +101,8 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
 
 def lm_config(decoder: Settings, generation: Settings, channels: int) -> LMConfig:
     """Absent keys have the defaults of `transformers.MusicgenDecoderConfig`."""
-    decoder.expect(**COMPUTED)
-    values = decoder.values(LMConfig, formats()["transformers"]["decoder"])
+    decoder.expect(**table("transformers.expected_decoder"))
+    values = decoder.values(LMConfig, table("transformers.decoder"))
     num_codebooks, size, width = (values[key] for key in ("num_codebooks", "codebook_size", "dim"))
     ff_width = decoder.whole("ffn_dim", 4096)
     if num_codebooks % channels:
@@ -194,11 +166,7 @@ def read_codec(directory: Path) -> CodecParts:
     """EncodecModel, the codec within a MusicGen, or DacModel."""
     settings = read_settings(directory / "config.json")
     kind = settings.choice("model_type", ("encodec", "musicgen", "dac"))
-    weights = next(
-        (directory / name for name in (SINGLE, INDEX, PICKLED) if (directory / name).is_file()), None
-    )
-    if weights is None:
-        raise InputError(f"{directory} holds no weights: none of {SINGLE}, {INDEX}, {PICKLED} is there")
+    weights = weights_file(directory, SINGLE, INDEX, PICKLED)
     tensors = read_weights(weights)
     if kind == "dac":
         return CodecParts(dac_sizes(settings), tensors, "transformers", weights)
@@ -216,15 +184,14 @@ def dac_sizes(settings: Settings) -> DacSizes:
     settings.expect(
         upsampling_ratios=upsampling, hidden_size=sizes.encoder_hidden_size * 2 ** len(upsampling)
     )
-    settings.done([*formats()["transformers"]["harmless"], *formats()["transformers"]["harmless_dac"]])
+    settings.done([*table("transformers.harmless"), *table("transformers.harmless_dac")])
     return sizes
 
 
 def codec_config(settings: Settings) -> CodecConfig:
     """config.json of `transformers.EncodecModel`, or the audio_encoder in that of MusicGen."""
-    keys = formats()["transformers"]
-    values = settings.values(CodecConfig, keys["codec"])
-    seanet = settings.values(SeanetConfig, keys["seanet"])
+    values = settings.values(CodecConfig, table("transformers.codec"))
+    seanet = settings.values(SeanetConfig, table("transformers.seanet"))
     # transformers has no projection between the two either
     settings.choice("codebook_dim", [values["latent_dim"], None], None)
     segment_s, overlap = settings.number("chunk_length_s", None), settings.number("overlap", None)
@@ -237,8 +204,8 @@ def codec_config(settings: Settings) -> CodecConfig:
     values["num_codebooks"] = _count_codebooks(settings, frame_rate, values["codebook_size"])
     seanet["true_skip"] = not settings.flag("use_conv_shortcut", True)
     norm = settings.choice("norm_type", ("weight_norm", "time_group_norm"), "weight_norm")
-    values["seanet"] = seanet | {"norm": encodec.NORMS[norm]}
-    settings.done(keys["harmless"])
+    values["seanet"] = seanet | {"norm": "group" if norm == "time_group_norm" else "none"}
+    settings.done(table("transformers.harmless"))
     return build(CodecConfig, values, where=str(settings.where))
 
 

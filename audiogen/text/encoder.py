@@ -22,7 +22,7 @@ from torch import Tensor
 from audiogen.config import build
 from audiogen.errors import InputError, opening
 from audiogen.files import checkpoint, hub, pickles
-from audiogen.files.tensors import fill, unfilled
+from audiogen.files.tensors import empty, fill
 from audiogen.text.t5_stack import T5Shape, T5Stack
 from audiogen.text.vocabulary import PAD_ID, Vocabulary
 
@@ -266,12 +266,7 @@ def read_shape(found: Any, where: str | Path) -> T5Shape:
 
 def empty_stack(shape: T5Shape) -> T5Stack:
     """An encoder stack without memory for its weights."""
-    try:
-        with unfilled():
-            return T5Stack(shape)
-    except (RuntimeError, TypeError) as error:  # of torch, for sizes that no memory has
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"the text encoder's configuration is not that of a T5: {reason}") from error
+    return empty(lambda: T5Stack(shape), "the text encoder's configuration is not that of a T5")
 
 
 def stack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

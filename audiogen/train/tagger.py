@@ -28,8 +28,8 @@ from audiogen.data.synth.scene import SynthEvent, compose
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import AudioBatch
-from audiogen.models.find import find
-from audiogen.models.tagger import KIND, save_tagger
+from audiogen.models.find import TAGGER, find
+from audiogen.models.own import save_tagger
 from audiogen.tagger.model import Tagger, TaggerConfig, TaggerOutput
 from audiogen.train.augment import mask, recolour, roll
 from audiogen.train.task import Prepared, Run, Totals, TrainingTask
@@ -71,8 +71,8 @@ INHERITED = ("model",)  # keys that init_from decides
 
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The inherited keys of a recipe that trains the tagger of a model directory further."""
-    source = find(recipe["init_from"]).check(KIND).path
-    return {"model": checkpoint.read_config(source, KIND)["config"]}
+    source = find(recipe["init_from"]).check(TAGGER).path
+    return {"model": checkpoint.read_config(source, TAGGER)["config"]}
 
 
 def prepare(recipe: TaggerRecipe, run: Path, device: torch.device) -> Prepared:
@@ -152,7 +152,7 @@ class TaggerTask(TrainingTask[TaggerRecipe]):
         self.clips = {clip.key: clip for clip in clips}
         self.tagger = Tagger(recipe.model)
         if recipe.init_from:
-            source = find(recipe.init_from).check(KIND).path
+            source = find(recipe.init_from).check(TAGGER).path
             checkpoint.load_into(self.tagger, checkpoint.load_tensors(source), source)
         self.tagger.to(device)
         super().__init__(recipe, self.tagger, device, "tagger")

@@ -94,7 +94,7 @@ def diffusion() -> type[Diffusion]:
 def tiny_tagger(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The spec of an embedder: a tagger of 4 dimensions at 8 kHz, random but for units like a trained one's."""
     from audiogen.data.synth.kinds import KINDS
-    from audiogen.models.tagger import save_tagger
+    from audiogen.models.own import save_tagger
     from audiogen.tagger.model import Tagger, TaggerConfig
 
     with torch.random.fork_rng():

@@ -23,7 +23,7 @@ from audiogen.evaluate.scores import key_of, set_cells, take_rows
 from audiogen.evaluate.systems import Comparison, consecutive, system_names
 from audiogen.generators import load as generators
 from audiogen.interfaces import Sampling
-from audiogen.models.tagger import save_tagger
+from audiogen.models.own import save_tagger
 from audiogen.tagger.model import Tagger, TaggerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text encoder has no token for")

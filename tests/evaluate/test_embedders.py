@@ -12,8 +12,7 @@ from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError
 from audiogen.evaluate.embedders import Embedder, embed_clips, load_embedder
 from audiogen.evaluate.published import EXAMPLE, Vggish
-from audiogen.models.own import save_codec
-from audiogen.models.tagger import save_tagger
+from audiogen.models.own import save_codec, save_tagger
 from audiogen.tagger.model import Tagger, TaggerConfig
 from tests import random_cnn14
 

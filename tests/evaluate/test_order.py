@@ -146,7 +146,7 @@ def test_clips_that_cannot_be_judged() -> None:
 def test_the_bundled_judge_hears_order_in_real_clips() -> None:
     if not (weights_folder() / "tagger_tiny").is_dir():
         pytest.skip("needs the bundled tagger_tiny")
-    from audiogen.models.tagger import load_tagger
+    from audiogen.models.own import load_tagger
 
     tagger, prompts = load_tagger(), order_prompts(15)
     clips = [real_clip(prompt, 16000) for prompt in prompts]

@@ -23,8 +23,8 @@ from audiogen.lm.kernels.packed import PackedLM
 from audiogen.lm.sample import TokenRequest, TokenSampling, generate_tokens
 from audiogen.models.build import load_codec, load_lm
 from audiogen.models.find import bundled
+from audiogen.models.own import load_tagger
 from audiogen.models.parts import LMParts
-from audiogen.models.tagger import load_tagger
 from audiogen.text.condition import pad_like_peers
 from tests import random_t5
 

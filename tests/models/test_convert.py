@@ -296,7 +296,7 @@ def test_what_transformers_cannot_express_is_named(build, tiny_model: Path, tmp_
     ("words", "said"),
     [
         ("missing --to audiogen", "missing"),
-        ("model/text --to audiogen", "kind 'text_encoder'; allowed: 'token_lm', 'codec'"),
+        ("model/text --to audiogen", "kind 'text_encoder'; 'token_lm' or 'codec' or 'system' is needed"),
         ("model --to audiogen -o model", "exists already"),
         ("model --to audiogen --text-encoder nowhere", "nowhere"),
         ("model --to audiogen --adapter model", "kind 'token_lm'"),

@@ -13,7 +13,7 @@ from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.errors import InputError
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.released import load_released
-from audiogen.models.settings import formats
+from audiogen.models.settings import table
 from audiogen.text.t5 import TextConfig
 from audiogen.text.vocabulary import train_vocabulary
 from tests import random_t5
@@ -248,6 +248,6 @@ def test_a_setting_of_a_released_pipeline_is_never_ignored(audioldm2, tmp_path: 
     shutil.copytree(audioldm2[1], tmp_path / "copy")
     (tmp_path / "copy" / "system.json").unlink()
     folders = ("vae", "vocoder", "unet", "projection_model", "language_model")
-    files = {f"{folder}/config.json": formats()["diffusers"]["harmless"] for folder in folders}
-    files["scheduler/scheduler_config.json"] = formats()["diffusers"]["harmless_scheduler"]
+    files = {f"{folder}/config.json": table("diffusers.harmless") for folder in folders}
+    files["scheduler/scheduler_config.json"] = table("diffusers.harmless_scheduler")
     check_every_setting(tmp_path / "copy", files)

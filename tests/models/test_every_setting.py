@@ -16,27 +16,26 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.files.pickles import read_pickle
 from audiogen.models.released import read_released
-from audiogen.models.settings import formats, read_settings
+from audiogen.models.settings import read_settings, table
 from audiogen.models.systems import SystemParts, without_weights
 
-HARMLESS = formats()
 # For each format its files of settings, and what changes nothing in each.
 FILES: dict[str, dict[str, list[str]]] = {
-    "audioldm": {"config.yaml": HARMLESS["audioldm"]["harmless"]},
-    "audioldm2": {"config.yaml": HARMLESS["audioldm"]["harmless"]},
+    "audioldm": {"config.yaml": table("audioldm.harmless")},
+    "audioldm2": {"config.yaml": table("audioldm.harmless")},
     "lafma": {
-        "exp_config_lfm.json": HARMLESS["lafma"]["harmless"],
-        "hifigan_16k_64bins.json": HARMLESS["hifigan"]["harmless"],
+        "exp_config_lfm.json": table("lafma.harmless"),
+        "hifigan_16k_64bins.json": table("hifigan.harmless"),
     },
-    "stable_audio": {"model_config.json": HARMLESS["stable_audio"]["harmless"]},
+    "stable_audio": {"model_config.json": table("stable_audio.harmless")},
     "tango": {
-        "main_config.json": HARMLESS["tango"]["harmless"],
-        "vae_config.json": HARMLESS["tango"]["harmless_vae"],
-        "vocoder_config.json": HARMLESS["hifigan"]["harmless"],
-        "scheduler_config.json": HARMLESS["diffusers"]["harmless_scheduler"],
-        "diffusion_model_config.json": HARMLESS["diffusers"]["harmless"],
+        "main_config.json": table("tango.harmless"),
+        "vae_config.json": table("tango.harmless_vae"),
+        "vocoder_config.json": table("hifigan.harmless"),
+        "scheduler_config.json": table("diffusers.harmless_scheduler"),
+        "diffusion_model_config.json": table("diffusers.harmless"),
     },
-    "tangoflux": {"config.json": HARMLESS["tango"]["harmless"]},
+    "tangoflux": {"config.json": table("tango.harmless")},
 }
 
 

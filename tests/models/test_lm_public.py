@@ -32,7 +32,7 @@ from audiogen.models.export import decoder_parts
 from audiogen.models.find import LAYOUTS, LM, find
 from audiogen.models.own import save_lm
 from audiogen.models.parts import CodecReference
-from audiogen.models.settings import Settings, formats
+from audiogen.models.settings import Settings, table
 from audiogen.models.transformers import codec_config, lm_config
 from audiogen.text.condition import pad_like_peers, stack
 
@@ -47,7 +47,7 @@ def test_absent_keys_have_the_defaults_of_transformers() -> None:
     absent, whole = Settings({}, "config.json"), Settings(MusicgenDecoderConfig().to_dict(), "config.json")
     assert lm_config(absent, nothing, 1) == lm_config(whole, nothing, 1)
     whole.choice("audio_channels", (1, 2))
-    whole.done([*formats()["transformers"]["harmless"], *formats()["transformers"]["harmless_decoder"]])
+    whole.done([*table("transformers.harmless"), *table("transformers.harmless_decoder")])
     assert codec_config(Settings({}, "")) == codec_config(Settings(EncodecConfig().to_dict(), ""))
 
 
@@ -461,7 +461,9 @@ def test_missing_and_damaged_files_are_named(
         load_lm(folder)
     weights.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(InputError, match="model.safetensors is missing; of this layout only safetensors"):
+    with pytest.raises(
+        InputError, match="holds no weights: none of model.safetensors, model.safetensors.index"
+    ):
         load_lm(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json"):

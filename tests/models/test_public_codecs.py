@@ -15,20 +15,19 @@ from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.segmented import SegmentedCodec, as_configured, in_segments
 from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.errors import InputError
-from audiogen.models import encodec as readers
-from audiogen.models import transformers
-from audiogen.models.audiocraft import Release
+from audiogen.models import audiocraft, transformers
+from audiogen.models.audiocraft import Release, package_config
 from audiogen.models.build import load_codec
-from audiogen.models.encodec import package_config, their_name
 from audiogen.models.export import bandwidths, encodec_parts
 from audiogen.models.export import save_codec_transformers as save_transformers
 from audiogen.models.own import save_codec
+from audiogen.models.parts import their_name
 from audiogen.models.settings import Settings, parse_yaml
 
 
 def audiocraft_config(text: str, where: str) -> CodecConfig:
     found = Release({}, parse_yaml(text, where), where)
-    return readers.audiocraft_config(found.settings("compression_model", "encodec", "seanet", "rvq"))
+    return audiocraft.codec_config(found.settings("compression_model", "encodec", "seanet", "rvq"))
 
 
 def transformers_config(contents: dict[str, Any], where: str) -> CodecConfig:

@@ -14,7 +14,7 @@ from audiogen.data import synth
 from audiogen.data.manifest import read_manifest, select
 from audiogen.errors import InputError
 from audiogen.models.find import bundled
-from audiogen.models.tagger import load_tagger, save_tagger
+from audiogen.models.own import load_tagger, save_tagger
 from audiogen.tagger.model import Tagger, TaggerConfig
 
 CONFIG = TaggerConfig(

@@ -20,7 +20,7 @@ from audiogen.data.synth import SynthEvent
 from audiogen.data.synth.scene import compose
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, checkpoints
-from audiogen.models.tagger import load_tagger
+from audiogen.models.own import load_tagger
 from audiogen.tagger.model import TaggerConfig, TaggerOutput
 from audiogen.train import augment
 from audiogen.train.__main__ import main
