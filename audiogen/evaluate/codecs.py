@@ -31,10 +31,10 @@ from audiogen.errors import InputError
 from audiogen.evaluate import coding, scores
 from audiogen.evaluate.clips import check_distinct, choose
 from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips, join, load_embedder
-from audiogen.evaluate.metrics import Interval, bootstrap, frechet_distance, set_interval
+from audiogen.evaluate.metrics import Array, Index, Interval, bootstrap, frechet_distance, set_interval
 from audiogen.evaluate.reconstruction import check_metrics, code_entropy, measure
 from audiogen.evaluate.report import REFERENCE, Report, Sound, columns_of, draw, filled, notes_on
-from audiogen.evaluate.scores import Array, Index, Warn, mean_of_defined
+from audiogen.evaluate.scores import Warn, mean_of_defined
 from audiogen.files import checkpoint
 from audiogen.models.build import load_codec
 

@@ -11,6 +11,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import soundfile
@@ -39,14 +40,13 @@ class Originals:
 
     def __init__(self, clips: Sequence[AnyClip], sample_rate: int) -> None:
         self.clips, self.sample_rate = clips, sample_rate
-        self._sets: dict[tuple[int, int], AudioDataset] = {}
+        self._at = cache(
+            partial(AudioDataset, clips, cache_mb=CACHE_MB)
+        )  # (sample rate, channels) -> all clips
 
     def read(self, index: int, sample_rate: int, channels: int) -> Tensor:
         """Clip `index` [C, N]; InputError, which names the file, for one that cannot be read."""
-        key = (sample_rate, channels)
-        if key not in self._sets:
-            self._sets[key] = AudioDataset(self.clips, *key, cache_mb=CACHE_MB)
-        return self._sets[key].item(index, 0, 0).data
+        return self._at(sample_rate, channels).item(index, 0, 0).data
 
     def target(self, index: int) -> Tensor:
         """Clip `index` as it is compared: [1, N] at the common rate."""
@@ -127,8 +127,10 @@ def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
     """The result and the wall seconds it took, a GPU's queue included."""
     began = time.perf_counter()
     result = function()
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # not the current one
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return result, time.perf_counter() - began
 
 

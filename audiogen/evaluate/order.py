@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from audiogen.audio import resample
@@ -23,7 +23,7 @@ from audiogen.data import synth
 from audiogen.data.dataset import SYNTH_SEED
 from audiogen.data.synth.scene import compose
 from audiogen.errors import InputError
-from audiogen.evaluate.metrics import Interval, bootstrap, prompt_interval
+from audiogen.evaluate.metrics import Array, Index, Interval, bootstrap, prompt_interval
 from audiogen.tagger.model import Tagger
 
 GROUP = "synth"  # the tagger's labels that are kinds of the built-in corpus
@@ -101,7 +101,7 @@ def judge(probabilities: ArrayLike, first: int, second: int, threshold: float = 
 
 
 @torch.inference_mode()
-def frame_probabilities(tagger: Tagger, audio: Tensor, sample_rate: int) -> NDArray[np.float64]:
+def frame_probabilities(tagger: Tagger, audio: Tensor, sample_rate: int) -> Array:
     """Audio [C, N] -> probability of each kind in each frame of `tagger.hop_s` seconds [frames, kinds]."""
     mono = resample(audio.mean(0, keepdim=True), sample_rate, tagger.sample_rate)
     logits = tagger(mono).frame_logits[0, :, tagger.group(GROUP)]
@@ -139,7 +139,7 @@ def order_accuracy(verdicts: Sequence[OrderVerdict], takes: int = 1) -> dict[str
     right, both = flags.reshape(-1, takes, 2).mean(1).T
     found = np.flatnonzero(both)  # other prompts say nothing about the order
 
-    def share(index: NDArray[np.int64]) -> float:
+    def share(index: Index) -> float:
         return float(right[found[index]].sum() / both[found[index]].sum())
 
     in_order = bootstrap(share, len(found)) if len(found) else Interval(math.nan, math.nan, math.nan)

@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from audiogen.data.manifest import Clip
@@ -21,12 +21,10 @@ from audiogen.errors import InputError
 from audiogen.evaluate import metrics
 from audiogen.evaluate.clips import read
 from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips
-from audiogen.evaluate.metrics import Interval
+from audiogen.evaluate.metrics import Array, Index, Interval
 from audiogen.evaluate.report import Cell, Column, columns_of
 
 T = TypeVar("T")
-Array = NDArray[np.float64]
-Index = NDArray[np.int64]
 Cells = dict[str, Cell]
 Warn = Callable[[str], object]
 Statistic = Callable[[Index, Index], float]  # of some clips of the one set and some prompts of the other
