@@ -27,7 +27,6 @@ from audiogen.files.checkpoint import read_weights, weights_file
 from audiogen.files.tensors import under
 from audiogen.models.pipelines import (
     component_settings,
-    denoiser_folder,
     pipeline_of,
     read_pipeline,
     required,
@@ -128,10 +127,13 @@ def read_diffusers(directory: Path, heads: tuple[int, ...] | None = None) -> Sys
         notes = (f"attention heads {unet.heads}: {'as given' if heads else f'those of {directory.name}'}",)
     elif heads is not None:
         raise InputError(f"{directory} holds no UNet of AudioLDM, AudioLDM 2 or LAFMA; leave heads out")
-    listed = [key for key, value in index.contents.items() if _is_listed(key, value)]
     folders = _folders(config)
-    for folder in [*folders, *listed]:
+    for folder in folders:
         required(directory, folder)
+    for key, value in index.contents.items():
+        # of the components that it lists, optional ones may be [null, null]
+        if not key.startswith("_") and isinstance(value, list) and value[-1:] != [None]:
+            required(directory, key)
     _check_rates(directory, config)
     return SystemParts(
         config,
@@ -184,7 +186,8 @@ def _vocabulary(directory: Path, config: SystemConfig) -> bytes | None:
 
 def _folders(config: SystemConfig) -> dict[str, str]:
     """Folders with weights that such a system has, and the parts that they are of."""
-    found = {"vae": "autoencoder.vae", denoiser_folder(config): "denoiser.network"}
+    denoiser = "transformer" if config.waveform_autoencoder is not None else "unet"
+    found = {"vae": "autoencoder.vae", denoiser: "denoiser.network"}
     if config.mel_autoencoder is not None and config.mel_autoencoder.vocoder is not None:
         found["vocoder"] = "autoencoder.vocoder"
     if config.conditioner.loa is not None:
@@ -303,8 +306,3 @@ def _encoder(directory: Path, index: Mapping[str, Any], *classes: str) -> tuple[
         if isinstance(value, list) and len(value) == 2 and value[1] in classes:
             return required(directory, key), required(directory, key.replace("text_encoder", "tokenizer"))
     return None
-
-
-def _is_listed(key: str, value: Any) -> bool:
-    """Whether an entry of the index is a component that is there; optional ones may be [null, null]."""
-    return not key.startswith("_") and isinstance(value, list) and value[-1:] != [None]

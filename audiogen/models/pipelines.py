@@ -24,11 +24,6 @@ PIPELINES = {
 }
 
 
-def denoiser_folder(config: SystemConfig) -> str:
-    """Where diffusers puts such a network."""
-    return "transformer" if config.waveform_autoencoder is not None else "unet"
-
-
 def pipeline_of(config: SystemConfig) -> str:
     """The pipeline that opens such a system; where it has none of its own, the one that opens components."""
     if config.dit is not None:
