@@ -8,12 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from audiogen import audio
+from audiogen.codec.ecdc import read_ecdc
 from audiogen.codec.report import Report, check_distinct, choose_targets
 from audiogen.codec.segmented import SegmentedCodec, in_segments
-from audiogen.codec.tokens import TokenHeader
-from audiogen.codec.transcode import FORMATS, Failed, Tokens, decode_clips, read
+from audiogen.codec.tokens import TokenHeader, read_tokens
+from audiogen.codec.transcode import FORMATS, Clip, Tokens, decode_clips, is_ecdc
 from audiogen.data.shards import ShardReader, is_shard_directory
 from audiogen.device import choose_device
 from audiogen.errors import InputError
@@ -26,46 +28,47 @@ SOUNDS = {name: f".{name}" for name in audio.SAVE_FORMATS}  # the suffix of each
 def run(arguments: argparse.Namespace) -> None:
     """Decode token files and shards to sounds of their exact length."""
     clips = find_tokens(arguments.inputs)
-    tokens = [clip for _, clip in clips]
-    names = [name for name, _ in clips]
+    names = [clip.name for clip in clips]
     targets = choose_targets(Path(arguments.out), names, SOUNDS, arguments.format, "sound")
-    check_distinct(targets, [clip.key for clip in tokens])
+    check_distinct(targets, [clip.key for clip in clips])
     if existing := [target for target in targets if target.exists() and not arguments.overwrite]:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
         raise InputError(f"{existing[0]} exists{more}; choose another --out, or replace with --overwrite")
     device, dtype = choose_device(arguments.device), getattr(torch, arguments.dtype)
-    codec = load_codec_of(tokens, arguments.codec, device)
+    codec = load_codec_of(clips, arguments.codec, device)
     freeze(codec.codec, dtype)
-    target_of = {clip.key: target for clip, target in zip(tokens, targets, strict=True)}
+    target_of = {clip.key: target for clip, target in zip(clips, targets, strict=True)}
     with Report("decoded", len(clips)) as report:
-        for result in decode_clips(codec, tokens, arguments.original_rate, arguments.batch_size):
-            if isinstance(result, Failed):
-                report.failed(result.reason)
-                continue
-            rate, target = result.sample_rate, target_of[result.key]
-            blocks = report.watch(result.audio, result.duration_s, lambda block: block.shape[-1] / rate)  # noqa: B023
-            audio.save(target, blocks, rate)
-            report.done(result.duration_s)
+        original = arguments.original_rate
+
+        def save(clip: Clip[Tensor]) -> None:
+            rate = clip.header.source_sample_rate if original else None
+            audio.save(target_of[clip.key], clip.parts, rate or codec.sample_rate)
+
+        report.each(decode_clips(codec, clips, original, arguments.batch_size), save)
 
 
-def find_tokens(inputs: Iterable[str]) -> list[tuple[Path, Tokens]]:
-    """(path below the input, clip) of every clip that the inputs name; InputError for an input without any."""
+def find_tokens(inputs: Iterable[str]) -> list[Tokens]:
+    """The clips that the inputs name; InputError for an input without any."""
 
-    def from_file(path: Path) -> Tokens:
-        return Tokens(str(path), lambda: read(path))
+    def from_file(path: Path, name: Path) -> Tokens:
+        return Tokens(str(path), name, lambda: read_ecdc(path) if is_ecdc(path) else read_tokens(path))
 
     def from_shard(reader: ShardReader, index: int) -> Tokens:
         header = TokenHeader(**asdict(reader.spec), num_samples=reader.num_samples[index])
-        name = f"{reader.directory}: {reader.clips[index].path}"
-        return Tokens(name, lambda: (header, [Segment(reader.codes(index)[None])]))
+        path = reader.clips[index].path
+        return Tokens(
+            f"{reader.directory}: {path}",
+            Path(path.replace(":", "/")),
+            lambda: (header, [Segment(reader.codes(index)[None])]),
+        )
 
-    clips: list[tuple[Path, Tokens]] = []
+    clips: list[Tokens] = []
     for given in inputs:
         path = Path(given)
         if is_shard_directory(path):
             reader = ShardReader(path)
-            names = [Path(clip.path.replace(":", "/")) for clip in reader.clips]
-            clips += [(name, from_shard(reader, index)) for index, name in enumerate(names)]
+            clips += [from_shard(reader, index) for index in range(len(reader))]
         elif path.is_dir():
             suffixes = FORMATS.values()
             found = sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
@@ -73,9 +76,9 @@ def find_tokens(inputs: Iterable[str]) -> list[tuple[Path, Tokens]]:
                 raise InputError(
                     f"{path}: no token files ({', '.join(f'*{suffix}' for suffix in suffixes)}) in it, and no shards"
                 )
-            clips += [(file.relative_to(path), from_file(file)) for file in found]
+            clips += [from_file(file, file.relative_to(path)) for file in found]
         elif path.exists():
-            clips.append((Path(path.name), from_file(path)))
+            clips.append(from_file(path, Path(path.name)))
         else:
             raise InputError(f"{given}: no such file or folder")
     return clips

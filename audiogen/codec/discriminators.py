@@ -40,36 +40,42 @@ class DiscriminatorConfig:
             raise InputError(f"n_ffts is {self.n_ffts}; it must list multiples of 4 from 16 up")
 
 
-def score(layers: nn.ModuleList, out: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """A picture [B, channels, time, frequency] -> logits [B, 1, time, frequency], and the features of every layer.
+class PatchDiscriminator(nn.Module):
+    """A picture [B, channels, time, frequency] -> (logits [B, 1, time, frequency], feature maps of every layer).
 
     Strides in the layers shorten time and frequency.
     """
-    features = []
-    for layer in layers:
-        x = F.leaky_relu(layer(x), 0.2, inplace=True)  # nothing else reads a layer's output; 0.2 as EnCodec
-        features.append(x)
-    return out(x), features
+
+    def __init__(self, layers: list[nn.Conv2d]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.out = nn.Conv2d(layers[-1].out_channels, 1, (3, 3), padding=(1, 1))
+        add_weight_norm(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        features = []
+        for layer in self.layers:
+            x = F.leaky_relu(
+                layer(x), 0.2, inplace=True
+            )  # nothing else reads a layer's output; 0.2 as EnCodec
+            features.append(x)
+        return self.out(x), features
 
 
-class STFTDiscriminator(nn.Module):
-    """Audio [B, C, N] -> (logits [B, 1, time, frequency], feature maps of every layer)."""
+class STFTDiscriminator(PatchDiscriminator):
+    """Audio [B, C, N] -> as `PatchDiscriminator` of its spectrogram."""
 
     window: Tensor
 
     def __init__(self, n_fft: int, channels: int, num_filters: int, dilations: tuple[int, ...]) -> None:
-        super().__init__()
+        layers = [nn.Conv2d(2 * channels, num_filters, (3, 9), padding=(1, 4))]
+        layers += [
+            nn.Conv2d(num_filters, num_filters, (3, 9), stride=(1, 2), dilation=(d, 1), padding=(d, 4))
+            for d in dilations
+        ]
+        super().__init__([*layers, nn.Conv2d(num_filters, num_filters, (3, 3), padding=(1, 1))])
         self.n_fft = n_fft
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-        layers = [nn.Conv2d(2 * channels, num_filters, (3, 9), padding=(1, 4))]
-        for d in dilations:
-            layers.append(
-                nn.Conv2d(num_filters, num_filters, (3, 9), stride=(1, 2), dilation=(d, 1), padding=(d, 4))
-            )
-        layers.append(nn.Conv2d(num_filters, num_filters, (3, 3), padding=(1, 1)))
-        self.layers = nn.ModuleList(layers)
-        self.out = nn.Conv2d(num_filters, 1, (3, 3), padding=(1, 1))
-        add_weight_norm(self)
 
     def spectrogram(self, audio: Tensor) -> Tensor:
         """[B, C, N] -> real and imaginary parts [B, 2 * C, time, frequency], float32, scaled to unit-energy frames."""
@@ -90,7 +96,7 @@ class STFTDiscriminator(nn.Module):
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
         with torch.autocast(audio.device.type, enabled=False):  # Fourier transforms need float32
             x = self.spectrogram(audio)
-        return score(self.layers, self.out, x)
+        return super().forward(x)
 
 
 class MultiScaleSTFTDiscriminator(nn.Module):
@@ -107,25 +113,20 @@ class MultiScaleSTFTDiscriminator(nn.Module):
         return [logits for logits, _ in results], [features for _, features in results]
 
 
-class SpectrumDiscriminator(nn.Module):
-    """Log magnitudes [B, C, T, F] -> (logits [B, 1, time, frequency], feature maps of every layer).
+class SpectrumDiscriminator(PatchDiscriminator):
+    """Log magnitudes [B, C, T, F] -> as `PatchDiscriminator`.
 
     strides: of (time, frequency), one layer each; the filters double from layer to layer up to four times as many.
     """
 
     def __init__(self, channels: int, num_filters: int, strides: tuple[tuple[int, int], ...]) -> None:
-        super().__init__()
-        layers, before = [], channels
-        for index, stride in enumerate(strides):
-            width = num_filters * min(4, 2**index)
-            layers.append(nn.Conv2d(before, width, (3, 2 * stride[1] + 1), stride, padding=(1, stride[1])))
-            before = width
-        self.layers = nn.ModuleList(layers)
-        self.out = nn.Conv2d(before, 1, (3, 3), padding=(1, 1))
-        add_weight_norm(self)
-
-    def forward(self, spectra: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return score(self.layers, self.out, spectra)
+        widths = [channels, *(num_filters * min(4, 2**index) for index in range(len(strides)))]
+        super().__init__(
+            [
+                nn.Conv2d(before, width, (3, 2 * stride[1] + 1), stride, padding=(1, stride[1]))
+                for before, width, stride in zip(widths, widths[1:], strides, strict=False)
+            ]
+        )
 
 
 class MultiViewSpectrumDiscriminator(nn.Module):

@@ -18,7 +18,6 @@ codes are entropy-coded by the package's language model are refused.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -27,15 +26,13 @@ from typing import Any
 
 import torch
 
-from audiogen.codec.tokens import TokenHeader, check_segment, pack, unpack
+from audiogen.codec.tokens import TokenHeader, checked, pack, read_parts, unpack, write_file
 from audiogen.errors import InputError
-from audiogen.files.checkpoint import write_bytes_atomic
 from audiogen.interfaces import Segment
 
 SUFFIX = ".ecdc"
 MAGIC, VERSION = b"ECDC", 0
 PREFIX, SCALE = Struct(">4sBI"), Struct(">f")
-MAX_HEADER_BYTES = 1 << 16
 MAX_SAMPLES = 1 << 48  # 180 years: more is damage
 # The codecs that a file can name. num_codebooks is the most that one has; num_samples is a placeholder.
 MODELS = {
@@ -64,11 +61,7 @@ def model_name(tokens: TokenHeader) -> str:
 
 def read_header(path: str | Path) -> TokenHeader:
     """The header alone; InputError where the file is missing, another format, of a later version, or damaged there."""
-    try:
-        with open(path, "rb") as file:
-            return _header(path, file.read(PREFIX.size + MAX_HEADER_BYTES))[0]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    return _open(path)[0]
 
 
 def read_ecdc(path: str | Path) -> tuple[TokenHeader, list[Segment]]:
@@ -76,29 +69,26 @@ def read_ecdc(path: str | Path) -> tuple[TokenHeader, list[Segment]]:
 
     Nothing larger than the file's own bytes is allocated. InputError where the file is missing, damaged or truncated.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    header, position = _header(path, data)
+    header, data = _open(path)
     segments = []
+    position = 0
     for index in range(header.num_segments):
         where, num_frames = f"{path}: segment {index}", header.segment_frames(index)
-        scale = None
-        if header.normalised:
-            if position + SCALE.size > len(data):
-                raise InputError(f"{where}: truncated: the file ends before its scale")
-            (number,) = SCALE.unpack_from(data, position)
-            if not (math.isfinite(number) and number > 0):
-                raise InputError(f"{where}: damaged: its scale is {number}; positive numbers are allowed")
-            scale, position = torch.tensor([number]), position + SCALE.size
-        end = position + -(-num_frames * header.num_codebooks * header.bits_per_code // 8)
+        begin = position + (SCALE.size if header.normalised else 0)
+        end = begin + -(-num_frames * header.num_codebooks * header.bits_per_code // 8)
         if end > len(data):
             raise InputError(
                 f"{where}: truncated: its {num_frames} frames take {end - position} bytes, "
                 f"{len(data) - position} are left"
             )
-        codes = unpack(data[position:end], header.num_codebooks, num_frames, header.bits_per_code)
+        scale = None
+        if header.normalised:
+            scale = torch.tensor(SCALE.unpack_from(data, position))
+            if not (scale.isfinite() & (scale > 0)):
+                raise InputError(
+                    f"{where}: damaged: its scale is {scale.item()}; positive numbers are allowed"
+                )
+        codes = unpack(data[begin:end], header.num_codebooks, num_frames, header.bits_per_code)
         segments.append(Segment(torch.from_numpy(codes)[None], scale))
         position = end
     if position != len(data):
@@ -116,43 +106,21 @@ def write_ecdc(path: str | Path, header: TokenHeader, segments: Iterable[Segment
     if header.segment_samples is None and pieces:
         pieces = [Segment(torch.cat([piece.codes for piece in pieces], -1), pieces[0].scale)]
     stated = {"m": header.codec, "al": header.num_samples, "nc": header.num_codebooks, "lm": False}
-    try:
-        frames = [_parse(stated).segment_frames(index) for index in range(header.num_segments)]
-        if (given := [piece.codes.shape[-1] for piece in pieces]) != frames:
-            raise InputError(
-                f"got {len(given)} segments of {given[:2]} frames; {header.num_samples} samples are {len(frames)}, of "
-                f"{frames[:2]}"
-            )
-        for piece in pieces:
-            check_segment(header, *piece)
-    except ValueError as error:  # InputError is one
-        raise InputError(f"{path} cannot be written: {error}") from None
     text = json.dumps(stated).encode()
     parts = [PREFIX.pack(MAGIC, VERSION, len(text)), text]
-    for codes, scale in pieces:
-        if scale is not None:
-            parts.append(SCALE.pack(float(scale)))
-        parts.append(pack(codes[0].cpu().numpy(), header.bits_per_code))
     try:
-        write_bytes_atomic(path, b"".join(parts))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        for codes, scale in checked(_parse(stated), pieces):
+            parts += [b"" if scale is None else SCALE.pack(scale), pack(codes, header.bits_per_code)]
+    except InputError as error:
+        raise InputError(f"{path} cannot be written: {error}") from None
+    write_file(path, parts)
 
 
-def _header(path: str | Path, data: bytes) -> tuple[TokenHeader, int]:
-    """The header at the beginning of a file, and where it ends."""
-    if data[:4] != MAGIC:
-        raise InputError(f"{path}: not an {SUFFIX} file (it does not begin with {MAGIC.decode()})")
-    if len(data) < PREFIX.size:
-        raise InputError(f"{path}: truncated after {len(data)} bytes")
-    _, version, num_bytes = PREFIX.unpack_from(data)
-    if version != VERSION:
-        raise InputError(f"{path}: {SUFFIX} file of version {version}; this program reads version {VERSION}")
-    end = PREFIX.size + num_bytes
-    if num_bytes > MAX_HEADER_BYTES or end > len(data):
-        raise InputError(f"{path}: truncated or damaged: the header of {num_bytes} bytes is not there")
+def _open(path: str | Path) -> tuple[TokenHeader, bytes]:
+    """The header of a file, and what follows it."""
+    _, text, data = read_parts(path, PREFIX, MAGIC, (VERSION,))
     try:
-        stated = json.loads(data[PREFIX.size : end])
+        stated = json.loads(text)
         header, entropy_coded = _parse(stated), stated["lm"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:  # InputError is a ValueError
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -164,7 +132,7 @@ def _header(path: str | Path, data: bytes) -> tuple[TokenHeader, int]:
             f"{path} is coded with the language model of the encodec package, which is not supported: decode it with "
             "that package, or encode the sound again without --lm"
         )
-    return header, end
+    return header, data
 
 
 def _parse(stated: dict[str, Any]) -> TokenHeader:

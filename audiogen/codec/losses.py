@@ -25,12 +25,9 @@ MEL_FLOOR = 1e-5  # -100 dB
 
 def adversarial_generator(logits: Sequence[Tensor], kind: AdversarialKind = "hinge") -> Tensor:
     """Scores of the generator's output, any shapes, towards 1 -> scalar: mean over the discriminators."""
-    return _mean([_generator_term(score.float(), kind) for score in logits])
-
-
-def _generator_term(score: Tensor, kind: AdversarialKind) -> Tensor:
-    # any shape -> scalar
-    return torch.relu(1 - score).mean() if kind == "hinge" else (1 - score).square().mean()
+    hinge = kind == "hinge"
+    errors = [1 - score.float() for score in logits]
+    return _mean([torch.relu(error).mean() if hinge else error.square().mean() for error in errors])
 
 
 def adversarial_discriminator(
@@ -53,8 +50,8 @@ def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[T
     for real_layers, fake_layers in zip(real, fake, strict=True):
         for r, f in zip(real_layers, fake_layers, strict=True):
             r = r.detach().float()
-            # 1e-6: all features 0
-            terms.append((r - f.float()).abs().mean() / r.abs().mean().clamp(min=1e-6))
+            size = r.abs().mean().clamp(min=1e-6)  # where all features are 0
+            terms.append((r - f.float()).abs().mean() / size)
     return _mean(terms)
 
 

@@ -13,8 +13,8 @@ from audiogen.codec.conv import StreamState, reach
 from audiogen.codec.losses import log_magnitude_distance
 from audiogen.codec.packed import can_pack, pack
 from audiogen.codec.rvq import ResidualQuantizer
-from audiogen.codec.seanet import SeanetConfig, SeanetDecoder, SeanetEncoder, lookahead_samples
-from audiogen.codec.spectral import SpectralConfig, SpectralDecoder, SpectralEncoder, context_frames
+from audiogen.codec.seanet import SeanetConfig, lookahead_samples, seanet_decoder, seanet_encoder
+from audiogen.codec.spectral import SpectralConfig, SpectralDecoder, SpectralEncoder
 from audiogen.config import Positive, Range, check_ranges
 from audiogen.errors import InputError
 from audiogen.interfaces import CodecOutput
@@ -107,8 +107,8 @@ class Codec(nn.Module):
         self.streams = 2 if config.dual_mono else 1
         channels = config.channels // self.streams
         if config.arch == "seanet":
-            self.encoder: nn.Module = SeanetEncoder(config.seanet, channels, config.latent_dim)
-            self.decoder: nn.Module = SeanetDecoder(config.seanet, channels, config.latent_dim)
+            self.encoder: nn.Module = seanet_encoder(config.seanet, channels, config.latent_dim)
+            self.decoder: nn.Module = seanet_decoder(config.seanet, channels, config.latent_dim)
         else:
             self.encoder = SpectralEncoder(config.spectral, channels, config.latent_dim)
             self.decoder = SpectralDecoder(config.spectral, channels, config.latent_dim)
@@ -214,28 +214,19 @@ class Codec(nn.Module):
         made at first use; `train()` drops them. InputError where this codec does not compute in it; all have float32.
         """
         self.eval().requires_grad_(False)
-        packs = self._packs(dtype)
+        device = next(self.parameters()).device
+        # Not with group norm, whose sums over a whole sound turn other rounding into other codes. A spectral codec has
+        # float32 alone: most of its time goes to Fourier transforms.
+        packs = (self.stateful or (self.config.arch == "spectral" and dtype == torch.float32)) and can_pack(
+            device, dtype
+        )
         if not packs and dtype != torch.float32:
             raise InputError(
-                f"codec {self.name or 'given'} does not compute in {str(dtype)[6:]} on {self._device}: float32 is "
+                f"codec {self.name or 'given'} does not compute in {str(dtype)[6:]} on {device}: float32 is "
                 "allowed, and bfloat16 for SEANet without group norm on a CPU"
             )
         self._unpack()
         self.dtype = dtype if packs else None
-
-    def _packs(self, dtype: torch.dtype) -> bool:
-        """Whether there are kernels for packed weights on its device, a CPU.
-
-        Not with group norm, whose sums over a whole sound turn other rounding into other codes. A spectral codec has
-        float32 alone: most of its time goes to Fourier transforms.
-        """
-        if self.config.arch == "spectral":
-            return dtype == torch.float32 and can_pack(self._device, dtype)
-        return self.config.seanet.norm == "none" and can_pack(self._device, dtype)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device
 
     def train(self, mode: bool = True) -> "Codec":
         """As of any module; the packed weights of `freeze` are dropped, because the others are about to change."""
@@ -274,7 +265,7 @@ class Codec(nn.Module):
         no windows.
         """
         if self.config.arch == "spectral":
-            return context_frames(self.config.spectral)
+            return self.config.spectral.context_frames
         if self.config.seanet.norm == "group":
             raise InputError(
                 "group norm is over all of a sound: this codec has no windows, encode it in one call"

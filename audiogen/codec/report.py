@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from audiogen.codec.transcode import Clip, Failed, Part, UnreadableError
 from audiogen.errors import InputError
-
-T = TypeVar("T")
-
-LONG_S = 60.0  # a longer clip gets a bar of its own
 
 
 class Report:
@@ -29,34 +25,28 @@ class Report:
         self.num_done = self.num_failed = 0
         self.duration_s = 0.0
         self._started = time.perf_counter()
-        self._bar = self._progress(num_clips, "clip")
+        # disable None: a bar on terminals only
+        self._bar = tqdm(total=num_clips, unit="clip", desc=verb, disable=None, leave=False)
 
-    def watch(self, blocks: Iterable[T], duration_s: float, length_s: Callable[[T], float]) -> Iterator[T]:
-        """Pass on the blocks of a clip; `length_s` gives the seconds of one."""
-        if duration_s <= LONG_S:
-            yield from blocks
-            return
-        with self._progress(round(duration_s), "s") as bar:
-            passed_s = 0.0
-            for block in blocks:
-                yield block
-                passed_s += length_s(block)
-                bar.update(round(passed_s) - bar.n)
-
-    def done(self, duration_s: float) -> None:
-        """One more clip is finished."""
-        self.num_done += 1
-        self.duration_s += duration_s
-        self._bar.update()
-
-    def failed(self, reason: str) -> None:
-        """One more clip could not be read: say so, and go on."""
-        self.num_failed += 1
-        self._bar.update()
-        tqdm.write(f"skipped: {' '.join(reason.split())}", file=sys.stderr)
-
-    def _progress(self, total: int, unit: str) -> Any:
-        return tqdm(total=total, unit=unit, desc=self.verb, disable=None, leave=False)  # None: on terminals
+    def each(
+        self, clips: Iterable[Clip[Part] | Failed], save: Callable[[Clip[Part]], object]
+    ) -> dict[str, str]:
+        """Save every clip; one that cannot be read is named, and the others go on -> reasons by key of those."""
+        reasons = {}
+        for clip in clips:
+            try:
+                if isinstance(clip, Failed):
+                    raise UnreadableError(clip.reason)
+                save(clip)
+            except UnreadableError as error:
+                reasons[clip.key] = str(error)
+                self.num_failed += 1
+                tqdm.write(f"skipped: {' '.join(str(error).split())}", file=sys.stderr)
+            else:
+                self.num_done += 1
+                self.duration_s += clip.header.duration_s
+            self._bar.update()
+        return reasons
 
     def __enter__(self) -> Report:
         return self

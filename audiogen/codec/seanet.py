@@ -79,8 +79,8 @@ class ResidualUnit(nn.Module):
     def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
         y = self.wide(F.elu(x), state, last)
         y = self.point(F.elu(y, inplace=True), state, last)
-        # y is as far behind x as `wide` waits for its right context; the shortcut must be, too
         if state is not None:
+            # y is as far behind x as `wide` waits for its right context; the shortcut must be, too.
             past = state.get(self)
             x = join(past.x, x) if isinstance(past, PastInput) else x
             state[self] = PastInput(x[..., y.shape[-1] :].clone(), padded=True)
@@ -99,53 +99,49 @@ def _residual_units(dim: int, config: SeanetConfig) -> list[nn.Module]:
     return [ResidualUnit(dim, config.dilation_base**j, config) for j in range(config.num_residual_layers)]
 
 
-class SeanetEncoder(nn.Module):
+class Seanet(nn.Module):
+    """Encoder or decoder: layers one after another, each of which takes the streaming state."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, state, last)
+        return x
+
+
+def seanet_encoder(config: SeanetConfig, channels: int, latent_dim: int) -> Seanet:
     """Audio [B, C, N] -> latents [B, latent_dim, ceil(N / hop)]."""
-
-    def __init__(self, config: SeanetConfig, channels: int, latent_dim: int) -> None:
-        super().__init__()
-        style = (config.causal, config.pad_mode, config.norm)
-        dim = config.num_filters
-        layers: list[nn.Module] = [PaddedConv1d(channels, dim, config.kernel_size, 1, 1, *style)]
-        for ratio in reversed(config.ratios):
-            layers += _residual_units(dim, config)
-            layers += [Activation(), PaddedConv1d(dim, 2 * dim, 2 * ratio, ratio, 1, *style)]
-            dim *= 2
-        if config.lstm:
-            layers.append(ResidualLSTM(dim, config.lstm))
-        layers += [Activation(), PaddedConv1d(dim, latent_dim, config.last_kernel_size, 1, 1, *style)]
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, audio: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
-        for layer in self.layers:
-            audio = layer(audio, state, last)
-        return audio
+    style = (config.causal, config.pad_mode, config.norm)
+    dim = config.num_filters
+    layers: list[nn.Module] = [PaddedConv1d(channels, dim, config.kernel_size, 1, 1, *style)]
+    for ratio in reversed(config.ratios):
+        layers += _residual_units(dim, config)
+        layers += [Activation(), PaddedConv1d(dim, 2 * dim, 2 * ratio, ratio, 1, *style)]
+        dim *= 2
+    if config.lstm:
+        layers.append(ResidualLSTM(dim, config.lstm))
+    return Seanet(
+        [*layers, Activation(), PaddedConv1d(dim, latent_dim, config.last_kernel_size, 1, 1, *style)]
+    )
 
 
-class SeanetDecoder(nn.Module):
+def seanet_decoder(config: SeanetConfig, channels: int, latent_dim: int) -> Seanet:
     """Latents [B, latent_dim, T] -> audio [B, C, T * hop]."""
-
-    def __init__(self, config: SeanetConfig, channels: int, latent_dim: int) -> None:
-        super().__init__()
-        style = (config.causal, config.pad_mode, config.norm)
-        dim = config.num_filters * 2 ** len(config.ratios)
-        layers: list[nn.Module] = [PaddedConv1d(latent_dim, dim, config.kernel_size, 1, 1, *style)]
-        if config.lstm:
-            layers.append(ResidualLSTM(dim, config.lstm))
-        for ratio in config.ratios:
-            up = PaddedConvTranspose1d(
-                dim, dim // 2, 2 * ratio, ratio, config.causal, config.trim_right_ratio, config.norm
-            )
-            layers += [Activation(), up]
-            dim //= 2
-            layers += _residual_units(dim, config)
-        layers += [Activation(), PaddedConv1d(dim, channels, config.last_kernel_size, 1, 1, *style)]
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, latents: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
-        for layer in self.layers:
-            latents = layer(latents, state, last)
-        return latents
+    style = (config.causal, config.pad_mode, config.norm)
+    dim = config.num_filters * 2 ** len(config.ratios)
+    layers: list[nn.Module] = [PaddedConv1d(latent_dim, dim, config.kernel_size, 1, 1, *style)]
+    if config.lstm:
+        layers.append(ResidualLSTM(dim, config.lstm))
+    for ratio in config.ratios:
+        up = PaddedConvTranspose1d(
+            dim, dim // 2, 2 * ratio, ratio, config.causal, config.trim_right_ratio, config.norm
+        )
+        dim //= 2
+        layers += [Activation(), up, *_residual_units(dim, config)]
+    return Seanet([*layers, Activation(), PaddedConv1d(dim, channels, config.last_kernel_size, 1, 1, *style)])
 
 
 def lookahead_samples(decoder: nn.Module) -> int:

@@ -8,9 +8,9 @@ both kinds, by `in_segments`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from audiogen.codec import stream
@@ -105,16 +105,12 @@ class SegmentedCodec:
             for codes in stream.encode_stream(self.codec, blocks, num_codebooks):
                 yield Segment(codes)
             return
-        count, buffer = self._segments_at_a_time(), None
+        buffer: Tensor | None = None  # from the beginning of the next segment on
         for block in blocks:
             buffer = block if buffer is None else torch.cat([buffer, block], -1)
-            # A segment that ends within the buffer is whole. What is encoded ends with such a one; where the next
-            # begins in its tail there is one more, which is left out.
-            while buffer.shape[-1] >= (
-                num_samples := (count - 1) * self.stride_samples + self.segment_samples
-            ):
-                yield from self.encode(buffer[..., :num_samples], num_codebooks)[:count]
-                buffer = buffer[..., count * self.stride_samples :]
+            while buffer.shape[-1] >= self.segment_samples:
+                yield self._encode_segment(buffer[..., : self.segment_samples], num_codebooks)
+                buffer = buffer[..., self.stride_samples :]
         if buffer is not None and buffer.shape[-1] > 0:
             yield from self.encode(buffer, num_codebooks)
 
@@ -124,30 +120,9 @@ class SegmentedCodec:
         if self.segment_samples is None or self.stride_samples is None:
             yield from stream.decode_stream(self.codec, (segment.codes for segment in segments))
             return
-        stride, count, coming = self.stride_samples, self._segments_at_a_time(), iter(segments)
-        buffer = list(islice(coming, count))
-        # How many of the buffer came out already and are context of the next ones; samples that came out.
-        left = done = 0
-        while buffer:
-            following = list(islice(coming, 1))  # it fades into the last of these
-            group = [*buffer, *following]
-            start = done - left * stride  # of the group, in the signal
-            end = num_samples - start if not following else (len(group) - 1) * stride
-            whole = min(num_samples - start, (len(group) - 1) * stride + self.segment_samples)
-            frames = self.segment_frames(whole)
-            # a segment in the tail of the last one, after `end`: any codes will do
-            if len(frames) > len(group):
-                group.append(Segment(group[-1].codes[..., : frames[-1]], group[-1].scale))
-            audio = self.decode(group, whole)[..., left * stride : end]
-            yield audio
-            done += audio.shape[-1]
-            # One that came out fades into the next; another, because the first of a group sets the shape of all fades
-            # and must not be short, as the last two may be.
-            kept = buffer[-2:]
-            left, buffer = len(kept), [*kept, *following, *islice(coming, count - 1)] if following else []
-
-    def _segments_at_a_time(self) -> int:
-        return max(1, round(stream.BODY_S * self.sample_rate / (self.stride_samples or 1)))
+        for block in cross_fade(map(self._decode_segment, segments), self.stride_samples):
+            yield block[..., :num_samples]  # the last frame may reach beyond the sound
+            num_samples -= block.shape[-1]
 
 
 def as_configured(codec: ModelCodec) -> ModelCodec | SegmentedCodec:
@@ -169,17 +144,29 @@ def loudness(audio: Tensor) -> Tensor:
 
 
 def overlap_add(pieces: Sequence[Tensor], stride: int) -> Tensor:
-    """Pieces [B, C, n], one every `stride` samples -> audio [B, C, N] with N = where the last one ends.
+    """Pieces [B, C, n], one every `stride` samples -> audio [B, C, N] with N = where the last one ends."""
+    return torch.cat(list(cross_fade(pieces, stride)), -1)
+
+
+def cross_fade(pieces: Iterable[Tensor], stride: int) -> Iterator[Tensor]:
+    """Pieces [B, C, n], one every `stride` samples -> the audio [B, C, stride] that each one completes, then the rest.
 
     The weight of each sample of a piece rises to the middle of the first piece and falls again; the sum is divided by
     the sum of the weights, so that one piece alone stays as it is and two cross-fade linearly, as in EnCodec.
     """
-    length, end = pieces[0].shape[-1], stride * (len(pieces) - 1) + pieces[-1].shape[-1]
-    position = torch.linspace(0, 1, length + 2, device=pieces[0].device, dtype=pieces[0].dtype)[1:-1]
-    weight = 0.5 - (position - 0.5).abs()  # [n], above 0
-    total, audio = weight.new_zeros(end), pieces[0].new_zeros(*pieces[0].shape[:-1], end)
-    for index, piece in enumerate(pieces):
-        where = slice(index * stride, index * stride + piece.shape[-1])
-        audio[..., where] += weight[: piece.shape[-1]] * piece
-        total[where] += weight[: piece.shape[-1]]
-    return audio / total
+    audio: Tensor | None = None  # [B, C, n]: the weighted sum from the beginning of the next piece on
+    for piece in pieces:
+        if audio is None:
+            position = torch.linspace(0, 1, piece.shape[-1] + 2, device=piece.device, dtype=piece.dtype)[1:-1]
+            weights = 0.5 - (position - 0.5).abs()  # [n], above 0
+            audio, total = piece[..., :0], weights[:0]
+        else:
+            yield audio[..., :stride] / total[:stride]
+            audio, total = audio[..., stride:], total[stride:]
+        missing = max(0, piece.shape[-1] - audio.shape[-1])
+        audio, total = F.pad(audio, (0, missing)), F.pad(total, (0, missing))
+        weight = weights[: piece.shape[-1]]
+        audio[..., : len(weight)] += weight * piece
+        total[: len(weight)] += weight
+    if audio is not None:
+        yield audio / total

@@ -6,7 +6,7 @@ it, and a network that learns to invent it loses the harmonics (docs/LOG.md has 
 magnitudes, with a loss on them, and Griffin-Lim finds a phase.
 
 Centred: it looks ahead, so it is not for live streaming. It runs through files block by block: its receptive field is
-finite, see `context_frames`.
+finite, see `SpectralConfig.context_frames`.
 """
 
 from dataclasses import dataclass
@@ -68,6 +68,13 @@ class SpectralConfig:
         """Samples by which a frame's window reaches beyond its hop, on either side."""
         return (self.n_fft - self.hop_length) // 2
 
+    @property
+    def context_frames(self) -> int:
+        """One-sided receptive field of encoder and decoder in latents, exact."""
+        blocks = (self.kernel_size // 2) * max(self.num_encoder_blocks, self.num_decoder_blocks)
+        overlap = self.n_fft // self.hop_length - 1
+        return -(-(blocks + overlap * (self.phase_iterations + 1)) // self.frames_per_latent)
+
 
 class ConvNextBlock(nn.Module):
     """Depthwise convolution over frames, then a perceptron per frame, residual: [B, T, D] -> [B, T, D]."""
@@ -113,8 +120,8 @@ class Stack(nn.Module):
                     nn.init.zeros_(layer.bias)
         for layer in (self.embed, self.linear):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)  # keeps the variance of its input
-        # a decoder: neighbouring bins share their energy
         if self.linear.out_features > self.linear.in_features:
+            # A decoder: neighbouring bins share their energy.
             self.linear.weight.data.mul_(0.3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,7 +184,7 @@ class SpectralDecoder(nn.Module):
     def log_magnitude(self, latents: Tensor) -> Tensor:
         """[B, latent_dim, T] -> [B, C, T * frames_per_latent, F], as `SpectralEncoder.log_magnitude`."""
         x = rearrange(latents, "b (r d) t -> b (t r) d", r=self.config.frames_per_latent)
-        x = _denormalised(self.stack(x))
+        x = self.stack(x) * STD + MEAN  # the inverse of `normalised`
         return rearrange(x, "b t (c f) -> b c t f", c=self.channels)
 
     def synthesise(self, log_magnitude: Tensor, first_frame: int = 0) -> Tensor:
@@ -189,8 +196,7 @@ class SpectralDecoder(nn.Module):
         """
         with torch.autocast(log_magnitude.device.type, enabled=False):
             magnitude = (torch.exp(log_magnitude.float().clamp(max=LOUDEST)) - FLOOR).clamp(min=0)
-            # the inverse of `SpectralEncoder.log_magnitude`
-            magnitude = magnitude * (self.config.n_fft / 4.0)
+            magnitude = magnitude * (self.config.n_fft / 4.0)  # inverse of `SpectralEncoder.log_magnitude`
             rows = torch.arange(first_frame, first_frame + magnitude.shape[2], device=magnitude.device)
             phase = self.first_phase[rows % PHASE_FRAMES]  # [T, F]
             rotation = torch.polar(torch.ones_like(phase), phase).expand(magnitude.shape)
@@ -226,10 +232,6 @@ def normalised(log_magnitude: Tensor) -> Tensor:
     return (log_magnitude - MEAN) / STD
 
 
-def _denormalised(x: Tensor) -> Tensor:  # any shape
-    return x * STD + MEAN
-
-
 def _lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     """torch.lerp of complex tensors of any shape, by their parts: several times as fast."""
     return torch.view_as_complex(torch.lerp(torch.view_as_real(start), torch.view_as_real(end), weight))
@@ -243,10 +245,3 @@ def _overlap_add(frames: Tensor, hop: int) -> Tensor:
     for j in range(num_hops):
         hops[:, :, j : j + num_frames] += pieces[j]
     return rearrange(hops, "b c t h -> b c (t h)")
-
-
-def context_frames(config: SpectralConfig) -> int:
-    """One-sided receptive field of encoder and decoder in latents, exact."""
-    blocks = (config.kernel_size // 2) * max(config.num_encoder_blocks, config.num_decoder_blocks)
-    overlap = config.n_fft // config.hop_length - 1
-    return -(-(blocks + overlap * (config.phase_iterations + 1)) // config.frames_per_latent)

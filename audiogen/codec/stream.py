@@ -7,7 +7,6 @@ made: audio comes out as soon as it is determined.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import TypeGuard
 
 import torch
@@ -28,30 +27,30 @@ def encode_stream(
 ) -> Iterator[Tensor]:
     """Audio blocks [1, C, n] of any lengths -> codes [1, K, t]; joined, those of the whole signal."""
     hop = codec.hop_length
-    body = max(1, round(BODY_S * codec.frame_rate)) * hop
-    if _is_stateful(codec):
-        state: StreamState = {}
-        for window, last in _mark_last(window for window, _, _ in _windows(blocks, body, 0)):
-            yield from _unless_empty(codec.encode_block(window, state, num_codebooks, last))
-        return
-    for window, left, length in _windows(blocks, body, codec.context_frames * hop):
-        codes = codec.encode(window, num_codebooks)
-        yield codes[..., left // hop : -(-(left + length) // hop)]  # of the body
+    body, context = _body_and_context(codec)
+    state: StreamState = {}
+    for window, left, length, last in _windows(blocks, body * hop, context * hop):
+        if _is_stateful(codec):
+            codes = codec.encode_block(window, state, num_codebooks, last)
+        else:
+            codes = codec.encode(window, num_codebooks)[..., left // hop : -(-(left + length) // hop)]
+        if codes.shape[-1] > 0:
+            yield codes
 
 
 @torch.no_grad()
 def decode_stream(codec: Codec, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     """Code blocks [1, K, t] of any lengths -> audio [1, C, n]; joined, that of the whole, t * hop_length samples."""
     hop = codec.hop_length
-    body = max(1, round(BODY_S * codec.frame_rate))
-    if _is_stateful(codec):
-        state: StreamState = {}
-        for window, last in _mark_last(window for window, _, _ in _windows(blocks, body, 0)):
-            yield from _unless_empty(codec.decode_block(window, state, last))
-        return
+    state: StreamState = {}
     done = 0  # frames whose audio came out
-    for window, left, length in _windows(blocks, body, codec.context_frames):
-        yield codec.decode(window, first_frame=done - left)[..., left * hop : (left + length) * hop]
+    for window, left, length, last in _windows(blocks, *_body_and_context(codec)):
+        if _is_stateful(codec):
+            audio = codec.decode_block(window, state, last)
+        else:
+            audio = codec.decode(window, first_frame=done - left)[..., left * hop : (left + length) * hop]
+        if audio.shape[-1] > 0:
+            yield audio
         done += length
 
 
@@ -73,7 +72,8 @@ def decode_live(
     if _is_stateful(codec):
         state: StreamState = {}
         for window, last in _append_empty(_at_least(blocks, body_frames)):
-            yield from _unless_empty(codec.decode_block(window, state, last))
+            if (audio := codec.decode_block(window, state, last)).shape[-1] > 0:
+                yield audio
         return
     hop, context = codec.hop_length, codec.context_frames
     ahead = context if lookahead_frames is None else min(lookahead_frames, context)
@@ -103,19 +103,9 @@ def _is_stateful(codec: Codec) -> TypeGuard[OwnCodec]:
     return isinstance(codec, OwnCodec) and codec.stateful
 
 
-def _unless_empty(block: Tensor) -> Iterator[Tensor]:  # [B, D, n]
-    if block.shape[-1] > 0:
-        yield block
-
-
-def _mark_last(blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Every block [B, D, n] and whether it is the last; each waits for the next one."""
-    coming = iter(blocks)
-    for block in islice(coming, 1):
-        for following in coming:
-            yield block, False
-            block = following
-        yield block, True
+def _body_and_context(codec: Codec) -> tuple[int, int]:
+    """Frames of a window, and how many it sees beyond them on both sides."""
+    return max(1, round(BODY_S * codec.frame_rate)), 0 if _is_stateful(codec) else codec.context_frames
 
 
 def _append_empty(blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
@@ -139,19 +129,19 @@ def _at_least(blocks: Iterable[Tensor], length: int) -> Iterator[Tensor]:
         yield buffer
 
 
-def _windows(blocks: Iterable[Tensor], body: int, context: int) -> Iterator[tuple[Tensor, int, int]]:
-    """Regroup blocks [B, D, n] along their last axis into (window, left, length).
+def _windows(blocks: Iterable[Tensor], body: int, context: int) -> Iterator[tuple[Tensor, int, int, bool]]:
+    """Regroup blocks [B, D, n] along their last axis into (window, left, length, whether it is the last).
 
-    A window is `left` items of earlier context, `length` items of body (`body`, less at the end), then up to
+    A window is `left` items of earlier context, `length` items of body (`body`, at the end what is left), then up to
     `context` items of what follows.
     """
     buffer: Tensor | None = None
     left = 0
     for block in blocks:
         buffer = block if buffer is None else torch.cat([buffer, block], -1)
-        while buffer.shape[-1] - left >= body + context:
-            yield buffer[..., : left + body + context], left, body
+        while buffer.shape[-1] - left >= body + max(context, 1):  # so that something is left for the last one
+            yield buffer[..., : left + body + context], left, body, False
             keep = min(context, left + body)
             buffer, left = buffer[..., left + body - keep :], keep
     if buffer is not None and buffer.shape[-1] > left:
-        yield buffer, left, buffer.shape[-1] - left
+        yield buffer, left, buffer.shape[-1] - left, True

@@ -19,23 +19,20 @@ follow one another without a gap. All other files are of version 1.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from struct import Struct
 from typing import Protocol
-from uuid import uuid4
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from audiogen.config import Positive, build, check_ranges
 from audiogen.errors import InputError
+from audiogen.files.checkpoint import write_bytes_atomic
 from audiogen.interfaces import Segment
 
 SUFFIX = ".agtok"
@@ -46,7 +43,7 @@ CHECKSUM = Struct("<I")
 MAX_HEADER_BYTES = 1 << 16
 PADDING = 20  # spaces after the header; files had them from the beginning
 FRAMES_PER_GROUP = 8  # eight frames fill whole bytes whatever the number of bits a code
-BLOCK_FRAMES = 1 << 12  # that are packed or unpacked at a time, a multiple of eight: memory stays bounded
+BLOCK_FRAMES = 1 << 12  # that are unpacked at a time: memory stays near that of the file
 SCALE = np.dtype("<f4")
 
 
@@ -132,11 +129,6 @@ class TokenHeader:
         """Of the packed codes."""
         return -(-self.num_frames * self.num_codebooks * self.bits_per_code // 8)
 
-    @property
-    def num_scale_bytes(self) -> int:
-        """Of the scales after them."""
-        return SCALE.itemsize * self.num_segments if self.normalised else 0
-
 
 class CodeRate(Protocol):
     """Codes as they come: of a codec, a token file, or token shards."""
@@ -155,9 +147,9 @@ def bandwidth_kbps(codes: CodeRate, num_codebooks: int) -> float:
 
 def pack(codes: np.ndarray, bits_per_code: int) -> bytes:
     """Codes [K, T] of any integer type -> bytes; T a multiple of 8 leaves no padding."""
-    values = np.ascontiguousarray(codes.T, dtype=np.uint32).reshape(-1, 1)  # [T * K, 1]
-    bits = (values >> np.arange(bits_per_code, dtype=np.uint32)) & 1  # [T * K, bits]
-    return np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
+    values = np.ascontiguousarray(codes.T, dtype="<u4").reshape(-1, 1)  # [T * K, 1]
+    bits = np.unpackbits(values.view(np.uint8), axis=1, count=bits_per_code, bitorder="little")
+    return np.packbits(bits, bitorder="little").tobytes()
 
 
 def unpack(
@@ -176,67 +168,66 @@ def unpack(
 def write_tokens(path: str | Path, header: TokenHeader, segments: Iterable[Segment]) -> None:
     """Write a clip from its segments, or from blocks of the codes of a clip in one piece, all with B = 1.
 
-    Memory does not grow with the clip. The file appears under its name when it is whole; where `segments` raises, or
-    does not fit the header (ValueError), an older file of that name stays.
+    Memory holds the packed codes. The file appears under its name when it is whole; where `segments` raises, or does
+    not fit the header (InputError), an older file of that name stays.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.writelines(_encoded(header, segments))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _encoded(header: TokenHeader, segments: Iterable[Segment]) -> Iterator[bytes]:
-    """The bytes of a file, part by part."""
     # What is unset is left out, so that files of codecs without segments stay as they were before there were any.
     stated = {key: value for key, value in asdict(header).items() if value is not None and value is not False}
     text = json.dumps(stated).encode() + b" " * PADDING
     start = PREFIX.pack(MAGIC, header.version, len(text)) + text
-    yield start
-    checksum, num_frames, scales = 0, 0, []
+    parts, scales = [], []
     rest = np.empty((header.num_codebooks, 0), np.int64)  # frames that do not fill a group yet
+    for codes, scale in checked(header, segments):
+        block = np.concatenate([rest, codes], axis=1)
+        whole = block.shape[1] // FRAMES_PER_GROUP * FRAMES_PER_GROUP
+        parts.append(pack(block[:, :whole], header.bits_per_code))
+        rest = block[:, whole:]
+        scales += [] if scale is None else [scale]
+    parts += [pack(rest, header.bits_per_code), np.array(scales, SCALE).tobytes()]
+    data = b"".join(parts)
+    write_file(path, [start, data, CHECKSUM.pack(zlib.crc32(start, zlib.crc32(data)))])
+
+
+def checked(
+    header: TokenHeader, segments: Iterable[Segment]
+) -> Iterator[tuple[NDArray[np.int64], float | None]]:
+    """Codes [K, t] and scale of each segment or block; InputError where they are not those of the header."""
+    frames = []
     for codes, scale in segments:
-        check_segment(header, codes, scale)
-        values = codes[0].detach().cpu().numpy().astype(np.int64)  # [K, t]
-        num_frames += values.shape[1]
-        scales += [] if scale is None else [float(scale)]
-        for first in range(0, values.shape[1], BLOCK_FRAMES):
-            block = np.concatenate([rest, values[:, first : first + BLOCK_FRAMES]], axis=1)
-            whole = block.shape[1] // FRAMES_PER_GROUP * FRAMES_PER_GROUP
-            yield (data := pack(block[:, :whole], header.bits_per_code))
-            checksum = zlib.crc32(data, checksum)
-            rest = block[:, whole:]
-    if num_frames != header.num_frames:
-        raise ValueError(f"{header.num_samples} samples are {header.num_frames} frames, not {num_frames}")
-    if header.normalised and header.num_segments != len(scales):
-        raise ValueError(f"{header.num_samples} samples are {header.num_segments} scales, not {len(scales)}")
-    yield (data := pack(rest, header.bits_per_code) + np.array(scales, SCALE).tobytes())
-    yield CHECKSUM.pack(zlib.crc32(start, zlib.crc32(data, checksum)))
-
-
-def check_segment(header: TokenHeader, codes: Tensor, scale: Tensor | None) -> None:
-    """ValueError for what is not codes [1, K, t] of the header's codebooks, with a scale where it says normalised."""
-    if codes.dim() != 3 or codes.shape[:2] != (1, header.num_codebooks):
-        raise ValueError(f"got codes of shape {tuple(codes.shape)}; expected [1, {header.num_codebooks}, t]")
-    if codes.numel() and not 0 <= codes.min() <= codes.max() < header.codebook_size:
-        raise ValueError(
-            f"codes lie in {int(codes.min())}..{int(codes.max())}; 0..{header.codebook_size - 1} is allowed"
+        if codes.dim() != 3 or codes.shape[:2] != (1, header.num_codebooks):
+            raise InputError(
+                f"got codes of shape {list(codes.shape)}; expected [1, {header.num_codebooks}, t]"
+            )
+        values = codes[0].detach().cpu().numpy().astype(np.int64)
+        if values.size and not (values.min() >= 0 and values.max() < header.codebook_size):
+            raise InputError(
+                f"codes lie in {values.min()}..{values.max()}; 0..{header.codebook_size - 1} is allowed"
+            )
+        if (scale is not None) != header.normalised:
+            raise InputError(
+                f"a segment's scale is {scale}; {'a number' if header.normalised else 'None'} is needed"
+            )
+        frames.append(values.shape[1])
+        yield values, None if scale is None else float(scale)
+    given = [sum(frames)] if header.segment_samples is None else frames
+    wanted = [header.segment_frames(index) for index in range(header.num_segments)]
+    if given != wanted:
+        raise InputError(
+            f"got {len(given)} segments of {given[:3]} frames; {header.num_samples} samples are {len(wanted)} of "
+            f"{wanted[:3]}"
         )
-    if (scale is not None) != header.normalised:
-        raise ValueError(f"scale is {scale}; a number is needed where the codec normalises, else None")
+
+
+def write_file(path: str | Path, parts: Iterable[bytes]) -> None:
+    """Write a file that appears under its name when it is whole."""
+    try:
+        write_bytes_atomic(path, b"".join(parts))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def read_header(path: str | Path) -> TokenHeader:
-    """Check the whole file, in bounded memory, and return its header.
+    """Check the whole file and return its header.
 
     InputError if it is missing, not a token file, of a later version, truncated, or damaged anywhere.
     """
@@ -248,16 +239,13 @@ def read_tokens(path: str | Path) -> tuple[TokenHeader, Iterator[Segment]]:
 
     The whole file is checked before this returns (errors as `read_header`): no code is from a damaged file.
     """
-    header, start = _open(path)
-    return header, _segments(path, header, start)
+    header, data = _open(path)
+    return header, _segments(path, header, data)
 
 
-def _segments(path: str | Path, header: TokenHeader, start: int) -> Iterator[Segment]:
-    """The codes and scales of a checked file, which start at byte `start`."""
-    codes = np.fromfile(path, np.uint8, header.num_bytes, offset=start)
-    scales = np.fromfile(
-        path, SCALE, header.num_scale_bytes // SCALE.itemsize, offset=start + header.num_bytes
-    )
+def _segments(path: str | Path, header: TokenHeader, data: bytes) -> Iterator[Segment]:
+    """The codes and scales of a checked file."""
+    scales = np.frombuffer(data, SCALE, offset=header.num_bytes).astype("f4")
     if not (np.isfinite(scales) & (scales > 0)).all():
         raise InputError(f"{path}: a scale is not a positive number; encode the clip again")
     first = 0
@@ -265,49 +253,56 @@ def _segments(path: str | Path, header: TokenHeader, start: int) -> Iterator[Seg
         end = first + header.segment_frames(index)
         while first < end:
             num_frames = end - first if header.segment_samples else min(BLOCK_FRAMES, end - first)
-            block = unpack(codes, header.num_codebooks, num_frames, header.bits_per_code, first)
+            block = unpack(data, header.num_codebooks, num_frames, header.bits_per_code, first)
             if block.max() >= header.codebook_size:
                 raise InputError(f"{path}: code {block.max()} in a codebook of {header.codebook_size}")
-            scale = torch.from_numpy(scales[index : index + 1].astype("f4")) if header.normalised else None
+            scale = torch.from_numpy(scales[index : index + 1]) if header.normalised else None
             yield Segment(torch.from_numpy(block)[None], scale)
             first += num_frames
 
 
-def _open(path: str | Path) -> tuple[TokenHeader, int]:
-    """The header of a file that was checked to its last byte, and where its codes start."""
+def _open(path: str | Path) -> tuple[TokenHeader, bytes]:
+    """The header of a file that was checked to its last byte, and its codes and scales."""
+    version, text, data = read_parts(path, PREFIX, MAGIC, (VERSION, SEGMENTED_VERSION))
+    data, checksum = data[: -CHECKSUM.size], data[-CHECKSUM.size :]
+    start = PREFIX.pack(MAGIC, version, len(text)) + text
+    if CHECKSUM.pack(zlib.crc32(start, zlib.crc32(data))) != checksum:
+        raise InputError(f"{path}: damaged or truncated (wrong checksum); encode the clip again")
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            prefix = file.read(PREFIX.size)
-            if prefix[:4] != MAGIC:
-                raise InputError(f"{path}: not a token file (it does not begin with {MAGIC.decode()})")
-            if len(prefix) < PREFIX.size:
-                raise InputError(f"{path}: truncated after {size} bytes")
-            _, version, header_bytes = PREFIX.unpack(prefix)
-            if version not in (VERSION, SEGMENTED_VERSION):
-                raise InputError(
-                    f"{path}: token file of version {version}; this program reads "
-                    f"{VERSION} and {SEGMENTED_VERSION}: update audiogen"
-                )
-            start = PREFIX.size + header_bytes
-            if header_bytes > MAX_HEADER_BYTES or start + CHECKSUM.size > size:
-                raise InputError(f"{path}: truncated or damaged: the header ends beyond its {size} bytes")
-            header_json = file.read(header_bytes)
-            checksum = 0
-            for offset in range(start, size - CHECKSUM.size, 1 << 20):
-                checksum = zlib.crc32(file.read(min(1 << 20, size - CHECKSUM.size - offset)), checksum)
-            if CHECKSUM.pack(zlib.crc32(prefix + header_json, checksum)) != file.read(CHECKSUM.size):
-                raise InputError(f"{path}: damaged or truncated (wrong checksum); encode the clip again")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        header = build(TokenHeader, json.loads(header_json))
+        header = build(TokenHeader, json.loads(text))
     except ValueError as error:  # InputError is one
         raise InputError(f"{path}: bad header: {error}") from error
     if header.version != version:
         raise InputError(
             f"{path}: bad header: version {version} with segment_samples {header.segment_samples}"
         )
-    if start + header.num_bytes + header.num_scale_bytes + CHECKSUM.size != size:
-        raise InputError(f"{path}: {size} bytes do not hold the {header.num_frames} frames of its header")
-    return header, start
+    if header.num_bytes + (SCALE.itemsize * header.num_segments if header.normalised else 0) != len(data):
+        raise InputError(
+            f"{path}: {len(data)} bytes do not hold the {header.num_frames} frames of its header"
+        )
+    return header, data
+
+
+def read_parts(
+    path: str | Path, prefix: Struct, magic: bytes, versions: tuple[int, ...]
+) -> tuple[int, bytes, bytes]:
+    """Version, header and the rest of a file that begins with (magic, version, length of the header)."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(prefix.size)
+            if start[:4] != magic:  # before the rest is read: it may be a large file of another kind
+                raise InputError(f"{path}: not a token file (it does not begin with {magic.decode()})")
+            data = file.read()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(start) < prefix.size:
+        raise InputError(f"{path}: truncated after {len(start)} bytes")
+    _, version, num_bytes = prefix.unpack(start)
+    if version not in versions:
+        raise InputError(
+            f"{path}: token file of version {version}; this program reads {' and '.join(map(str, versions))}: "
+            "update audiogen"
+        )
+    if num_bytes > min(MAX_HEADER_BYTES, len(data)):
+        raise InputError(f"{path}: truncated or damaged: the header of {num_bytes} bytes is not there")
+    return version, data[:num_bytes], data[num_bytes:]

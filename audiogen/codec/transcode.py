@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import soxr
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from audiogen import audio
 from audiogen.codec import ecdc, tokens
@@ -27,7 +29,9 @@ from audiogen.interfaces import Segment
 
 T = TypeVar("T")
 R = TypeVar("R")
+Part = TypeVar("Part")
 
+FORMATS = {"agtok": tokens.SUFFIX, "ecdc-v0": ecdc.SUFFIX}
 WORKERS = 4  # threads that read files ahead
 LONG_S = 30.0  # a longer clip goes through the codec as a stream: memory does not grow with its length
 BLOCK_S = 10.0
@@ -43,72 +47,48 @@ SIZES = (
 )
 
 
-FORMATS = {"agtok": tokens.SUFFIX, "ecdc-v0": ecdc.SUFFIX}  # of token files: our own, the encodec package's
-
-
-def is_ecdc(path: Path) -> bool:
-    """By the name, so that the message about a damaged file speaks of the format it was meant to have."""
-    return path.suffix.lower() == ecdc.SUFFIX
-
-
-def read(path: Path) -> tuple[TokenHeader, Iterable[Segment]]:
-    """A token file's header, and segments with B = 1, or blocks of a clip in one piece; InputError names a bad file."""
-    return ecdc.read_ecdc(path) if is_ecdc(path) else tokens.read_tokens(path)
-
-
-def read_header(path: Path) -> TokenHeader:
-    """A token file's header; our own files are checked to the last byte."""
-    return ecdc.read_header(path) if is_ecdc(path) else tokens.read_header(path)
-
-
 class UnreadableError(InputError):
     """A clip that streams turned out to be damaged."""
 
 
 @dataclass(frozen=True)
-class Source:
+class Sound:
     """A sound to encode: a file, a part of it (from `start_s` for `duration_s`), or what `render` makes.
 
-    render: sample rate in Hz -> audio [C, N]; then `path` only names the sound. name: its path below the input, which
-    the output keeps. captions, fields: from a manifest or from beside the sound.
+    name: its path below the input, which the output keeps; `key` has the input's folder before it.
+    render: sample rate in Hz -> audio [C, N]; then `path` only names the sound.
     """
 
     key: str
+    name: Path
     path: Path
     start_s: float = 0.0
     duration_s: float | None = None
-    render: Callable[[int], Tensor] | None = None
-    name: Path = Path()
     captions: tuple[str, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
+    render: Callable[[int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Codes to decode: `read` gives their header and segments as those of `Encoded`, or raises InputError."""
+    """Codes to decode: `read` gives their header and segments as those of a `Clip`, or raises InputError."""
 
     key: str
+    name: Path
     read: Callable[[], tuple[TokenHeader, Iterable[Segment]]]
 
 
-class Encoded(NamedTuple):
-    """Codes of a clip, B = 1: the codec's segments, or blocks of any length of a codec that takes the clip as a whole.
+class Clip(NamedTuple, Generic[Part]):
+    """What became of a clip.
 
-    To iterate over a long clip is to read it: `UnreadableError` may come.
+    parts: encoded, the codec's segments with B = 1, or blocks of any length of a codec that takes the clip as a whole;
+    decoded, blocks of audio [C, n] in [-1, 1], joined exactly as long as what was encoded. To iterate over those of a
+    long clip is to read it: `UnreadableError` may come.
     """
 
     key: str
     header: TokenHeader
-    segments: Iterable[Segment]
-
-
-class Decoded(NamedTuple):
-    """Audio of a clip in blocks [C, n], in [-1, 1]; joined, it is exactly as long as what was encoded."""
-
-    key: str
-    audio: Iterable[Tensor]
-    sample_rate: int
-    duration_s: float
+    parts: Iterable[Part]
 
 
 class Failed(NamedTuple):
@@ -118,41 +98,46 @@ class Failed(NamedTuple):
     reason: str
 
 
+def is_ecdc(path: Path) -> bool:
+    """By the name, so that the message about a damaged file speaks of the format it was meant to have."""
+    return path.suffix.lower() == ecdc.SUFFIX
+
+
+def read_header(path: Path) -> TokenHeader:
+    """The header of a token file of either format; our own files are checked to the last byte."""
+    return ecdc.read_header(path) if is_ecdc(path) else tokens.read_header(path)
+
+
 def encode_clips(
-    codec: SegmentedCodec, sources: Iterable[Source], num_codebooks: int, batch_size: int | None = None
-) -> Iterator[Encoded | Failed]:
+    codec: SegmentedCodec, sounds: Iterable[Sound], num_codebooks: int, batch_size: int | None = None
+) -> Iterator[Clip[Segment] | Failed]:
     """Encode sounds, resampled and mixed to the codec's rate and channels, with the first `num_codebooks`.
 
     batch_size: clips of equal length at a time; None is `default_batch_size`.
     """
-    batch_size = batch_size or default_batch_size(codec)
+    rate = codec.sample_rate
 
-    def read(source: Source) -> tuple[TokenHeader, Tensor | None]:  # [C, N]
-        return _read_sound(codec, num_codebooks, source)
+    def read(sound: Sound) -> tuple[TokenHeader, Tensor | Iterable[Tensor]]:
+        return _read_sound(codec, num_codebooks, sound)
 
-    def encode(batch: list[tuple[Source, TokenHeader, Tensor]]) -> Iterator[Encoded]:
-        stacked = torch.stack([samples for _, _, samples in batch]).to(codec.device)  # [B, C, N]
+    def length(header: TokenHeader, samples: Tensor | Iterable[Tensor]) -> Hashable:
+        return samples.shape[-1] if isinstance(samples, Tensor) else None
+
+    def encode(clips: Sequence[tuple[TokenHeader, Any]]) -> list[list[Segment]]:
+        stacked = torch.stack([samples for _, samples in clips]).to(codec.device)  # [B, C, N]
         segments = codec.encode(stacked, num_codebooks)
-        for row, (source, header, _) in enumerate(batch):
-            yield Encoded(source.key, header, [_row(segment, row) for segment in segments])
+        return [[_row(segment, row) for segment in segments] for row in range(len(clips))]
 
-    batches: Batches[tuple[Source, TokenHeader, Tensor]] = Batches(batch_size)
-    for source, result in prefetch(read, sources, ahead=WORKERS + batch_size):
-        if isinstance(result, InputError):
-            yield Failed(source.key, str(result))
-            continue
-        header, samples = result
-        if samples is None:
-            blocks: Iterable[Tensor] = audio.stream(source.path, codec.sample_rate, codec.channels, BLOCK_S)
-            yield Encoded(source.key, header, _encode_long(codec, blocks, num_codebooks))
-        elif header.duration_s > LONG_S:
-            blocks = samples.split(round(BLOCK_S * codec.sample_rate), dim=-1)
-            yield Encoded(source.key, header, _encode_long(codec, blocks, num_codebooks))
-        else:
-            for batch in batches.add(samples.shape[-1], (source, header, samples)):
-                yield from encode(batch)
-    for batch in batches.rest():
-        yield from encode(batch)
+    def stream(header: TokenHeader, blocks: Iterable[Tensor]) -> Iterator[Segment]:
+        """Audio blocks [C, n] -> segments, or blocks of codes."""
+        moved = (block[None].to(codec.device) for block in _watch("encoded", blocks, rate, header.duration_s))
+        try:
+            for segment in codec.encode_stream(moved, num_codebooks):
+                yield _row(segment, 0)
+        except InputError as error:
+            raise UnreadableError(str(error)) from error
+
+    return _transcode(sounds, read, length, encode, stream, batch_size or default_batch_size(codec))
 
 
 def decode_clips(
@@ -160,12 +145,11 @@ def decode_clips(
     clips: Iterable[Tokens],
     original_rate: bool = False,
     batch_size: int | None = None,
-) -> Iterator[Decoded | Failed]:
+) -> Iterator[Clip[Tensor] | Failed]:
     """Decode codes that this codec made, to its own sample rate or to that of the recording (`original_rate`).
 
     The length is that of the encoded clip, or with `original_rate` of the recording, to the sample.
     """
-    batch_size = batch_size or default_batch_size(codec)
 
     def read(clip: Tokens) -> tuple[TokenHeader, Iterable[Segment]]:
         header, segments = clip.read()
@@ -176,39 +160,64 @@ def decode_clips(
             )
         return header, segments if header.duration_s > LONG_S else list(segments)
 
-    def finish(key: str, header: TokenHeader, blocks: Iterable[Tensor]) -> Decoded:  # [C, n]
-        blocks, rate = _first(header.num_samples, blocks), codec.sample_rate
+    def length(header: TokenHeader, segments: Iterable[Segment]) -> Hashable:
+        if header.duration_s > LONG_S:
+            return None
+        frames = header.num_frames if header.segment_samples is None else header.num_samples
+        return header.num_codebooks, frames
+
+    def finish(header: TokenHeader, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        blocks = _first(header.num_samples, blocks)
         if original_rate:
             assert header.source_sample_rate and header.source_num_samples
-            resampled = _resample(blocks, rate, header.source_sample_rate)
-            blocks, rate = _first(header.source_num_samples, resampled), header.source_sample_rate
+            resampled = _resample(blocks, codec.sample_rate, header.source_sample_rate)
+            blocks = _first(header.source_num_samples, resampled)
         # A decoder overshoots on loud recordings: expected, so `audio.save` must not warn of it.
-        return Decoded(key, (block.clamp(-1, 1) for block in blocks), rate, header.duration_s)
+        return (block.clamp(-1, 1) for block in blocks)
 
-    def decode(batch: list[tuple[Tokens, TokenHeader, list[Segment]]]) -> Iterator[Decoded]:
-        rows = zip(*(segments for _, _, segments in batch), strict=True)
-        segments = [_stack(row, codec.device) for row in rows]
-        num_samples = max(header.num_samples for _, header, _ in batch)  # of the same number of frames
+    def decode(clips: Sequence[tuple[TokenHeader, Any]]) -> list[Iterator[Tensor]]:
+        segments = [_stack(row, codec.device) for row in zip(*(found for _, found in clips), strict=True)]
+        num_samples = max(header.num_samples for header, _ in clips)  # of the same number of frames
         decoded = codec.decode(segments, num_samples).cpu()  # [B, C, N]
-        for (clip, header, _), row in zip(batch, decoded, strict=True):
-            yield finish(clip.key, header, [row])
+        return [finish(header, [row]) for (header, _), row in zip(clips, decoded, strict=True)]
 
-    batches: Batches[tuple[Tokens, TokenHeader, list[Segment]]] = Batches(batch_size)
-    for clip, result in prefetch(read, clips, ahead=WORKERS + batch_size):
+    def stream(header: TokenHeader, segments: Iterable[Segment]) -> Iterator[Tensor]:
+        stacked = (_stack([segment], codec.device) for segment in segments)
+        blocks = (block[0].cpu() for block in codec.decode_stream(stacked, header.num_samples))
+        return finish(header, _watch("decoded", blocks, codec.sample_rate, header.duration_s))
+
+    return _transcode(clips, read, length, decode, stream, batch_size or default_batch_size(codec))
+
+
+def _transcode(
+    items: Iterable[Any],
+    read: Callable[[Any], tuple[TokenHeader, Any]],
+    length: Callable[[TokenHeader, Any], Hashable],
+    convert: Callable[[Sequence[tuple[TokenHeader, Any]]], Sequence[Iterable[Part]]],
+    stream: Callable[[TokenHeader, Any], Iterable[Part]],
+    batch_size: int,
+) -> Iterator[Clip[Part] | Failed]:
+    """Sounds or tokens, as `read` gives them: those of one `length` are converted together, those of None streamed."""
+
+    def read_item(item: Any) -> tuple[str, tuple[TokenHeader, Any] | InputError]:
+        try:
+            return item.key, read(item)
+        except InputError as error:
+            return item.key, error
+
+    def group(item: tuple[str, tuple[TokenHeader, Any] | InputError]) -> Hashable:
+        return None if isinstance(item[1], InputError) else length(*item[1])
+
+    for batch in batches(prefetch(read_item, items, WORKERS + batch_size), group, batch_size):
+        key, result = batch[0]
         if isinstance(result, InputError):
-            yield Failed(clip.key, str(result))
-            continue
-        header, segments = result
-        if isinstance(segments, list):
-            length = header.num_frames if header.segment_samples is None else header.num_samples
-            for batch in batches.add((header.num_codebooks, length), (clip, header, segments)):
-                yield from decode(batch)
+            yield Failed(key, str(result))
+        elif length(*result) is None:
+            yield Clip(key, result[0], stream(*result))
         else:
-            stacked = (_stack([segment], codec.device) for segment in segments)
-            decoded = codec.decode_stream(stacked, header.num_samples)
-            yield finish(clip.key, header, (block[0].cpu() for block in decoded))
-    for batch in batches.rest():
-        yield from decode(batch)
+            clips = [clip for _, clip in batch if not isinstance(clip, InputError)]
+            for (key, _), (header, _), parts in zip(batch, clips, convert(clips), strict=True):
+                yield Clip(key, header, parts)
 
 
 def default_batch_size(codec: SegmentedCodec) -> int:
@@ -255,34 +264,38 @@ def header_for(
 
 
 def _read_sound(
-    codec: SegmentedCodec, num_codebooks: int, source: Source
-) -> tuple[TokenHeader, Tensor | None]:
-    """The header of the codes to come, and the samples [C, N]; None for a whole file that is to be streamed."""
-    rate, samples = codec.sample_rate, None
-    if source.render is not None:
-        samples = audio.convert_channels(source.render(rate), codec.channels)
-        return header_for(codec, num_codebooks, samples.shape[-1], rate, samples.shape[-1]), samples
-    info = audio.info(source.path)
-    num_samples = audio.resampled_length(info.num_frames, info.sample_rate, rate)
-    source_num_samples = info.num_frames
-    is_part = source.start_s > 0 or source.duration_s is not None
-    if is_part or info.duration_s <= LONG_S:
-        samples, _ = audio.load(source.path, rate, codec.channels, source.start_s, source.duration_s)
-        if is_part:
-            num_samples = samples.shape[-1]
-            source_num_samples = min(source_num_samples, num_samples * info.sample_rate // rate)
-    header = header_for(codec, num_codebooks, num_samples, info.sample_rate, source_num_samples)
-    return header, samples
+    codec: SegmentedCodec, num_codebooks: int, sound: Sound
+) -> tuple[TokenHeader, Tensor | Iterable[Tensor]]:
+    """The header of the codes to come, and the samples [C, N] or, of a long sound, blocks of them [C, n]."""
+    rate, channels, samples = codec.sample_rate, codec.channels, None
+    if sound.render is not None:
+        samples = audio.convert_channels(sound.render(rate), channels)
+        source_rate, num_samples = rate, samples.shape[-1]
+        source_num_samples = num_samples
+    else:
+        info = audio.info(sound.path)
+        source_rate, source_num_samples = info.sample_rate, info.num_frames
+        num_samples = audio.resampled_length(source_num_samples, source_rate, rate)
+        is_part = sound.start_s > 0 or sound.duration_s is not None
+        if is_part or info.duration_s <= LONG_S:
+            samples, _ = audio.load(sound.path, rate, channels, sound.start_s, sound.duration_s)
+            if is_part:
+                num_samples = samples.shape[-1]
+                source_num_samples = min(source_num_samples, num_samples * source_rate // rate)
+    header = header_for(codec, num_codebooks, num_samples, source_rate, source_num_samples)
+    if samples is None:
+        return header, audio.stream(sound.path, rate, channels, BLOCK_S)
+    return header, samples.split(round(BLOCK_S * rate), dim=-1) if header.duration_s > LONG_S else samples
 
 
-def _encode_long(codec: SegmentedCodec, blocks: Iterable[Tensor], num_codebooks: int) -> Iterator[Segment]:
-    """Audio blocks [C, n] -> segments, or blocks of codes."""
-    moved = (block[None].to(codec.device) for block in blocks)
-    try:
-        for segment in codec.encode_stream(moved, num_codebooks):
-            yield _row(segment, 0)
-    except InputError as error:
-        raise UnreadableError(str(error)) from error
+def _watch(verb: str, blocks: Iterable[Tensor], sample_rate: int, duration_s: float) -> Iterator[Tensor]:
+    """Pass on the audio blocks [C, n] of a long clip, which gets a bar of its own."""
+    with tqdm(total=round(duration_s), unit="s", desc=verb, disable=None, leave=False) as bar:
+        num_samples = 0
+        for block in blocks:
+            yield block
+            num_samples += block.shape[-1]
+            bar.update(round(num_samples / sample_rate) - bar.n)
 
 
 def _row(segment: Segment, row: int) -> Segment:
@@ -322,47 +335,31 @@ def _first(num_samples: int, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     assert num_samples <= 0, f"{num_samples} samples are missing at the end"
 
 
-def prefetch(
-    function: Callable[[T], R], items: Iterable[T], ahead: int
-) -> Iterator[tuple[T, R | InputError]]:
-    """(item, function(item)) in order, computed by threads up to `ahead` items early; an InputError is a result."""
-
-    def first() -> tuple[T, R | InputError]:
-        item, future = waiting.popleft()
-        try:
-            return item, future.result()
-        except InputError as error:
-            return item, error
-
-    waiting: deque[tuple[T, Future[R]]] = deque()
-    pool = ThreadPoolExecutor(WORKERS)
+def prefetch(function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """function(item) in order, computed by threads up to `ahead` items early."""
+    pool, coming = ThreadPoolExecutor(WORKERS), iter(items)
+    waiting = deque(pool.submit(function, item) for item in islice(coming, ahead))
     try:
-        for item in items:
-            waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > ahead:
-                yield first()
         while waiting:
-            yield first()
+            waiting.extend(pool.submit(function, item) for item in islice(coming, 1))
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Batches(Generic[T]):
-    """Gathers items with equal keys into lists of `batch_size`, with at most four batches waiting."""
+def batches(items: Iterable[T], key: Callable[[T], Hashable], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items with equal keys, the last ones shorter; items with key None come at once, each alone.
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._waiting: dict[Hashable, list[T]] = {}
-
-    def add(self, key: Hashable, item: T) -> Iterator[list[T]]:
-        """The batch that this item fills; or, with too many waiting, the one that has waited longest."""
-        self._waiting.setdefault(key, []).append(item)
-        if len(self._waiting[key]) == self.batch_size:
-            yield self._waiting.pop(key)
-        elif sum(map(len, self._waiting.values())) >= 4 * self.batch_size:
-            yield self._waiting.pop(next(iter(self._waiting)))
-
-    def rest(self) -> Iterator[list[T]]:
-        """What still waits, at the end."""
-        yield from self._waiting.values()
-        self._waiting = {}
+    At most four lists' worth of items wait; then those that have waited longest come.
+    """
+    waiting: dict[Hashable, list[T]] = {}
+    for item in items:
+        if (group := key(item)) is None:
+            yield [item]
+            continue
+        waiting.setdefault(group, []).append(item)
+        if len(waiting[group]) == size:
+            yield waiting.pop(group)
+        elif sum(map(len, waiting.values())) >= 4 * size:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()

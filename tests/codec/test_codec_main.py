@@ -17,7 +17,7 @@ from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.segmented import in_segments
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.codec.tokens import TokenHeader, bandwidth_kbps, read_header, read_tokens
-from audiogen.codec.transcode import Batches, Encoded, Source, encode_clips
+from audiogen.codec.transcode import Clip, Sound, batches, encode_clips
 from audiogen.data.shards import ShardReader
 from audiogen.errors import run_command
 from audiogen.models.build import load_codec
@@ -155,24 +155,25 @@ def test_a_long_file_streams_to_the_same_codes(tmp_path: Path, codec: str, run: 
 def test_batches_give_the_codes_of_single_clips(tmp_path: Path, codec: str) -> None:
     lengths = [4000, 4000, 1234, 4000, 1234, 4000, 777]
     sources = [
-        Source(str(i), write_sound(tmp_path / f"{i}.wav", length, seed=i)) for i, length in enumerate(lengths)
+        Sound(str(i), Path(str(i)), write_sound(tmp_path / f"{i}.wav", length, seed=i))
+        for i, length in enumerate(lengths)
     ]
     model = in_segments(load_codec(codec))
     results = list(encode_clips(model, sources, 3, batch_size=3))
     assert sorted(result.key for result in results) == list("0123456")
     for result in results:
-        assert isinstance(result, Encoded)
-        ((codes, scale),) = result.segments
+        assert isinstance(result, Clip)
+        ((codes, scale),) = result.parts
         assert scale is None and torch.equal(codes[0], expected_codes(codec, sources[int(result.key)].path))
 
 
 def test_batches_are_full_where_possible_and_hold_little_back() -> None:
-    batches: Batches[int] = Batches(2)
-    filled = [batch for item in [10, 20, 11, 30, 40, 21, 50] for batch in batches.add(item // 10, item)]
-    assert filled == [[10, 11], [20, 21]]
-    assert list(batches.rest()) == [[30], [40], [50]]
-    many: Batches[int] = Batches(2)
-    assert [batch for item in range(10) for batch in many.add(item, item)] == [[0], [1], [2]]
+    found = list(batches([10, 20, 11, 30, 40, 21, 50], lambda item: item // 10, 2))
+    assert found == [[10, 11], [20, 21], [30], [40], [50]]
+    given: list[int] = []
+    many = batches((given.append(item) or item for item in range(10)), lambda item: item, 2)  # type: ignore[func-returns-value]
+    assert [next(many) for _ in range(3)] == [[0], [1], [2]] and given == list(range(10))
+    assert list(batches([10, 7, 11], lambda item: item // 10 or None, 2)) == [[7], [10, 11]]  # alone, at once
 
 
 def test_overshoot_is_clipped_without_a_word(tmp_path: Path, run: Run) -> None:

@@ -192,17 +192,17 @@ def test_a_file_coded_with_the_language_model_is_refused_with_what_to_do(tmp_pat
     ("change", "reason"),
     [
         (lambda s: ("encodec_32khz", 640, 3, s), "allowed: encodec_24khz"),
-        (lambda s: (MONO, 641, 3, s), r"641 samples are 1, of \[3\]"),
-        (lambda s: (MONO, 640, 3, s + s), r"got 1 segments of \[4\] frames; 640 samples"),
-        (lambda s: (MONO, 640, 3, []), "got 0 segments"),
-        (lambda s: (MONO, 640, 2, s), r"expected \[1, 2, t\]"),
+        (lambda s: (MONO, 641, 3, s), r"of \[2\] frames; 641 samples are 1 of \[3\]"),
+        (lambda s: (MONO, 640, 3, s + s), r"1 segments of \[4\] frames; 640 samples"),
+        (lambda s: (MONO, 640, 3, []), r"of \[0\] frames"),
+        (lambda s: (MONO, 640, 2, s), r"shape \[1, 3, 2\]; expected \[1, 2, t\]"),
         (
             lambda s: (MONO, 640, 3, [Segment(s[0].codes + 1024)]),
             r"codes lie in 1\d+\.\.\d+; 0\.\.1023 is allowed",
         ),
         (lambda s: (MONO, 640, 3, [Segment(s[0].codes - 1024)]), "codes lie in -"),
-        (lambda s: (MONO, 640, 3, [Segment(s[0].codes, torch.ones(1))]), "else None"),
-        (lambda s: (STEREO, 640, 3, s), "a number is needed where the codec normalises"),
+        (lambda s: (MONO, 640, 3, [Segment(s[0].codes, torch.ones(1))]), "None is needed"),
+        (lambda s: (STEREO, 640, 3, s), "a number is needed"),
         (
             lambda s: (STEREO, 640, 3, [Segment(s[0].codes.expand(2, 3, 2), torch.ones(2))]),
             r"expected \[1, 3, t\]",
