@@ -12,7 +12,7 @@ from torch import Tensor
 
 from audiogen import audio
 from audiogen.codec.ecdc import read_ecdc
-from audiogen.codec.report import Report, check_distinct, choose_targets
+from audiogen.codec.report import check_distinct, choose_targets, report
 from audiogen.codec.segmented import SegmentedCodec, in_segments
 from audiogen.codec.tokens import TokenHeader, read_tokens
 from audiogen.codec.transcode import FORMATS, Clip, Tokens, decode_clips, is_ecdc
@@ -38,14 +38,14 @@ def run(arguments: argparse.Namespace) -> None:
     codec = load_codec_of(clips, arguments.codec, device)
     freeze(codec.codec, dtype)
     target_of = {clip.key: target for clip, target in zip(clips, targets, strict=True)}
-    with Report("decoded", len(clips)) as report:
+    with report("decoded", len(clips)) as counts:
         original = arguments.original_rate
 
         def save(clip: Clip[Tensor]) -> None:
             rate = clip.header.source_sample_rate if original else None
             audio.save(target_of[clip.key], clip.parts, rate or codec.sample_rate)
 
-        report.each(decode_clips(codec, clips, original, arguments.batch_size), save)
+        counts.each(decode_clips(codec, clips, original, arguments.batch_size), save)
 
 
 def find_tokens(inputs: Iterable[str]) -> list[Tokens]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from audiogen.codec import ecdc, tokens
-from audiogen.codec.report import Report, check_distinct, choose_targets
+from audiogen.codec.report import check_distinct, choose_targets, report
 from audiogen.codec.segmented import SegmentedCodec, in_segments
 from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.codec.transcode import FORMATS, Sound, encode_clips, header_for, is_ecdc, read_header
@@ -64,8 +64,8 @@ def encode_files(
         for target, sound in sounds.items()
         if arguments.overwrite or not is_encoded(target, sound.path, wanted)
     ]
-    with Report("encoded", len(pending), kept=len(sounds) - len(pending)) as report:
-        report.each(
+    with report("encoded", len(pending), kept=len(sounds) - len(pending)) as counts:
+        counts.each(
             encode_clips(codec, pending, num_codebooks, arguments.batch_size),
             lambda clip: write(clip.key, replace(clip.header, codec=name, identity=identity), clip.parts),
         )
@@ -109,19 +109,18 @@ def encode_shards(
     again = [key for key in pending if key in writer.unreadable]
     size = arguments.shards
     shards = [keys[at : at + size] for keys in (fresh, again) for at in range(0, len(keys), size)]
-    with Report("encoded", len(pending), kept=len(sounds) - len(pending)) as report:
+    clips: dict[str, CodeClip] = {}  # of the next shard
+
+    def keep(clip: EncodedClip[Segment]) -> None:
+        codes = torch.cat([segment.codes[0] for segment in clip.parts], dim=1)  # [K, T]
+        sound, num_samples = by_key[clip.key], clip.header.num_samples
+        clips[clip.key] = CodeClip(clip.key, codes, num_samples, sound.captions, sound.fields)
+
+    with report("encoded", len(pending), kept=len(sounds) - len(pending)) as counts:
         for keys in shards:
-            clips: dict[str, CodeClip] = {}
-
-            def keep(clip: EncodedClip[Segment], clips: dict[str, CodeClip] = clips) -> None:
-                codes = torch.cat([segment.codes[0] for segment in clip.parts], dim=1)  # [K, T]
-                sound, num_samples = by_key[clip.key], clip.header.num_samples
-                clips[clip.key] = CodeClip(clip.key, codes, num_samples, sound.captions, sound.fields)
-
             chosen = [by_key[key] for key in keys]
-            encoded = encode_clips(codec, chosen, num_codebooks, arguments.batch_size)
-            unreadable = report.each(encoded, keep)
-            writer.write([clips[key] for key in keys if key in clips], unreadable)
+            unreadable = counts.each(encode_clips(codec, chosen, num_codebooks, arguments.batch_size), keep)
+            writer.write([clips.pop(key) for key in keys if key in clips], unreadable)
 
 
 def find_sounds(inputs: Iterable[str], captions: bool) -> list[Sound]:

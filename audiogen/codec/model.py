@@ -217,9 +217,8 @@ class Codec(nn.Module):
         device = next(self.parameters()).device
         # Not with group norm, whose sums over a whole sound turn other rounding into other codes. A spectral codec has
         # float32 alone: most of its time goes to Fourier transforms.
-        packs = (self.stateful or (self.config.arch == "spectral" and dtype == torch.float32)) and can_pack(
-            device, dtype
-        )
+        has_kernels = self.stateful or (self.config.arch == "spectral" and dtype == torch.float32)
+        packs = has_kernels and can_pack(device, dtype)
         if not packs and dtype != torch.float32:
             raise InputError(
                 f"codec {self.name or 'given'} does not compute in {str(dtype)[6:]} on {device}: float32 is "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,19 +16,14 @@ from audiogen.codec.transcode import Clip, Failed, Part, UnreadableError
 from audiogen.errors import InputError
 
 
-class Report:
-    """A context around the work; leaving it prints one line, and raises InputError if a clip could not be read.
+@dataclass
+class Counts:
+    """What became of the clips so far; duration_s is that of those that are done."""
 
-    verb: "encoded" or "decoded". num_clips: to work on. kept: how many more an earlier run had finished.
-    """
-
-    def __init__(self, verb: str, num_clips: int, kept: int = 0) -> None:
-        self.verb, self.num_clips, self.kept = verb, num_clips, kept
-        self.num_done = self.num_failed = 0
-        self.duration_s = 0.0
-        self._started = time.perf_counter()
-        # disable None: a bar on terminals only
-        self._bar = tqdm(total=num_clips, unit="clip", desc=verb, disable=None, leave=False)
+    bar: Any
+    num_done: int = 0
+    num_failed: int = 0
+    duration_s: float = 0.0
 
     def each(
         self, clips: Iterable[Clip[Part] | Failed], save: Callable[[Clip[Part]], object]
@@ -45,26 +42,28 @@ class Report:
             else:
                 self.num_done += 1
                 self.duration_s += clip.header.duration_s
-            self._bar.update()
+            self.bar.update()
         return reasons
 
-    def __enter__(self) -> Report:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._bar.close()
-        if error is not None:
-            return
-        wall_s = time.perf_counter() - self._started
-        kept = f", {self.kept} were there already" if self.kept else ""
-        speed = f", {self.duration_s / wall_s:.1f} seconds of audio a second" if self.num_done else ""
-        print(f"{self.verb} {self.num_done} clips ({self.duration_s:.1f} s) in {wall_s:.1f} s{speed}{kept}")
-        if self.num_failed:
-            raise InputError(
-                f"{self.num_failed} of {self.num_clips} clips could not be {self.verb}: named above"
-            )
+@contextmanager
+def report(verb: str, num_clips: int, kept: int = 0) -> Iterator[Counts]:
+    """A context around the work; leaving it prints one line, and raises InputError if a clip could not be read.
+
+    verb: "encoded" or "decoded". num_clips: to work on. kept: how many more an earlier run had finished.
+    """
+    began = time.perf_counter()
+    # disable None: a bar on terminals only
+    with tqdm(total=num_clips, unit="clip", desc=verb, disable=None, leave=False) as bar:
+        counts = Counts(bar)
+        yield counts
+    wall_s = time.perf_counter() - began
+    were_there = f", {kept} were there already" if kept else ""
+    done_s = counts.duration_s
+    speed = f", {done_s / wall_s:.1f} seconds of audio a second" if counts.num_done else ""
+    print(f"{verb} {counts.num_done} clips ({done_s:.1f} s) in {wall_s:.1f} s{speed}{were_there}")
+    if counts.num_failed:
+        raise InputError(f"{counts.num_failed} of {num_clips} clips could not be {verb}: named above")
 
 
 def choose_targets(
