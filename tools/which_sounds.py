@@ -20,8 +20,7 @@ from audiogen import audio
 from audiogen.data import synth
 from audiogen.data.dataset import SYNTH_SEED
 from audiogen.data.manifest import read_manifest
-from audiogen.data.synth.kinds import KINDS
-from audiogen.data.synth.scene import compose
+from audiogen.data.synth.scene import KINDS, compose
 from audiogen.errors import run_command
 from audiogen.evaluate.order import FIRST_CLIP, THRESHOLD, frame_probabilities
 from audiogen.files import checkpoint

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
-
-from audiogen.interfaces import Batch
 
 
 class Captioned(Protocol):
@@ -63,19 +60,3 @@ def shuffle_captions(captions: Sequence[str | None], meaning: Mapping[str, str])
             return None
         shuffled.append(other)
     return shuffled
-
-
-def first_captions(batches: Iterable[Batch], count: int) -> list[str]:
-    """The first `count` captions of the batches that differ."""
-    found: dict[str, None] = {}
-    for batch in batches:
-        found |= dict.fromkeys(text for text in batch.captions if text)
-        if len(found) >= count:
-            break
-    return list(found)[:count]
-
-
-def file_names(captions: Sequence[str]) -> list[str]:
-    """A file name for each caption: its number and its first words, "0_a_dog_barks"."""
-    words = [re.sub(r"[^a-z0-9]+", "_", caption.lower()).strip("_")[:40] for caption in captions]
-    return [f"{number}_{name}" for number, name in enumerate(words)]

@@ -133,11 +133,6 @@ class AudioLoader:
         self.rank, self.world, self.workers = rank, world, workers
         self.unreadable: Counter[str] = Counter()
 
-    @property
-    def skipped(self) -> int:
-        """How often an item was left out because it could not be read."""
-        return self.unreadable.total()
-
     def __getitem__(self, step: int) -> tuple[Batch | None, list[str]]:
         """The batch of a step, and a message for each clip that could not be read for it; or None and why not."""
         first = (step * self.world + self.rank) * self.batch_size

@@ -84,9 +84,8 @@ class AutoencoderRecipe(Run):
         super().__post_init__()
         if (self.mel_autoencoder is None) == (self.waveform_autoencoder is None):
             raise InputError("give one of mel_autoencoder, waveform_autoencoder; the other is null")
-        if self.trains == "vocoder" and (
-            self.mel_autoencoder is None or self.mel_autoencoder.vocoder is None
-        ):
+        mel = self.mel_autoencoder
+        if self.trains == "vocoder" and (mel is None or mel.vocoder is None):
             raise InputError("trains: vocoder needs mel_autoencoder.vocoder")
         if self.trains == "decoder" and not self.init_from:
             raise InputError("trains: decoder trains that of init_from, which is not given")

@@ -148,10 +148,8 @@ def open_model(recipe: LMRecipe, codec: Codec, device: torch.device) -> Pretrain
     Norms and embeddings are rounded to it, too, but kept in float32, so that the sum that all layers add to is float32,
     as in a model that is trained whole.
     """
-    init_from, adapters, dtype = str(recipe.init_from), recipe.lora, torch.float32
-    with autocast(device, recipe.fit.precision):
-        if adapters and torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
+    init_from, adapters = str(recipe.init_from), recipe.lora
+    dtype = product_dtype(device, recipe.fit.precision) if adapters else torch.float32
     found = load_lm(init_from, device, dtype, recipe.text_encoder)
     if found.codec.identity not in ("", codec.identity):
         raise InputError(
@@ -171,6 +169,14 @@ def open_model(recipe: LMRecipe, codec: Codec, device: torch.device) -> Pretrain
         torch.manual_seed(seed_for(recipe.seed, "weights"))
         lora.add(found.lm, adapters)
     return found
+
+
+def product_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """The dtype of the matrix products of a forward pass at `precision`."""
+    with autocast(device, precision):
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+    return torch.float32
 
 
 def keep_codec(recipe: LMRecipe, codec: Codec, run: Path) -> CodecReference:

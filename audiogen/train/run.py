@@ -97,7 +97,7 @@ def train(recipe: Run, module: Any) -> int:
             return valid_batches(valid_data, settings.batch_size, settings.valid_batches)
 
         fit(task, loader, valid if valid_data else None, recipe)
-        if loader.skipped:
+        if loader.unreadable:
             print(f"{len(loader.unreadable)} clips could not be read and were left out", file=sys.stderr)
     finally:
         distributed.shutdown()

@@ -23,8 +23,7 @@ from audiogen.data.dataset import (
     open_data,
 )
 from audiogen.data.seeds import seed_for
-from audiogen.data.synth.kinds import KINDS
-from audiogen.data.synth.scene import SynthEvent, compose
+from audiogen.data.synth.scene import KINDS, SynthEvent, compose
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import AudioBatch
@@ -114,13 +113,6 @@ def group_of(clip: AnyClip, config: TaggerConfig) -> str:
     )
 
 
-def strikes(event: SynthEvent) -> list[tuple[float, float]]:
-    """When an event sounds: (start, end) in seconds of its texture or of each strike."""
-    if event.count is None:
-        return [(event.start_s, event.end_s)]
-    return [(onset, min(onset + event.sound_s, event.end_s)) for onset in event.onsets_s]
-
-
 def frame_targets(
     events: Sequence[SynthEvent], kinds: Sequence[str], num_frames: int, hop_s: float
 ) -> Tensor:
@@ -130,7 +122,10 @@ def frame_targets(
     for event in events:
         if event.kind not in kinds:
             continue
-        for start, end in strikes(event):
+        sounding = [(event.start_s, event.end_s)]
+        if event.count is not None:  # strikes
+            sounding = [(onset, min(onset + event.sound_s, event.end_s)) for onset in event.onsets_s]
+        for start, end in sounding:
             overlap = (begin + hop_s).clamp(max=end) - begin.clamp(min=start)  # seconds in each frame
             targets[overlap >= IN_FRAME_S, kinds.index(event.kind)] = 1.0
     return targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,14 +15,7 @@ from torch import Tensor, nn
 
 from audiogen import distributed
 from audiogen.config import NotNegative, Positive, Range, check_ranges
-from audiogen.data.captions import (
-    Captioned,
-    file_names,
-    first_captions,
-    meanings,
-    shuffle_captions,
-    wordings,
-)
+from audiogen.data.captions import Captioned, meanings, shuffle_captions, wordings
 from audiogen.data.dataset import DataConfig
 from audiogen.data.loader import Dataset
 from audiogen.data.seeds import seed_for
@@ -192,9 +186,17 @@ class CaptionedTask(TrainingTask[R]):
         return {name: [captions[part] for part in rows] for name, captions in kinds.items()}
 
     def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """Sounds [C, N] generated for the first captions of the validation clips that differ."""
-        captions = first_captions(batches, SAMPLES)
-        return dict(zip(file_names(captions), self.generate(captions), strict=True)) if captions else {}
+        """Sounds [C, N] generated for the first captions of the validation clips that differ, as "0_a_dog_barks"."""
+        found: dict[str, None] = {}
+        for batch in batches:
+            found |= dict.fromkeys(text for text in batch.captions if text)
+            if len(found) >= SAMPLES:
+                break
+        if not (captions := list(found)[:SAMPLES]):
+            return {}
+        names = [re.sub(r"[^a-z0-9]+", "_", caption.lower()).strip("_")[:40] for caption in captions]
+        pairs = zip(names, self.generate(captions), strict=True)
+        return {f"{row}_{name}": sound for row, (name, sound) in enumerate(pairs)}
 
     def generate(self, captions: list[str]) -> Tensor:
         """Captions -> sounds [B, C, N]."""

@@ -93,7 +93,7 @@ def diffusion() -> type[Diffusion]:
 @pytest.fixture(scope="session")
 def tiny_tagger(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The spec of an embedder: a tagger of 4 dimensions at 8 kHz, random but for units like a trained one's."""
-    from audiogen.data.synth.kinds import KINDS
+    from audiogen.data.synth.scene import KINDS
     from audiogen.models.own import save_tagger
     from audiogen.tagger.model import Tagger, TaggerConfig
 

@@ -6,7 +6,6 @@ which sounds it holds, in which order, how many, how high, how fast and how loud
 """
 
 from audiogen.data.synth.corpus import SynthClip, captions, render
-from audiogen.data.synth.kinds import KINDS
-from audiogen.data.synth.scene import SynthEvent
+from audiogen.data.synth.scene import KINDS, SynthEvent
 
 __all__ = ["KINDS", "SynthClip", "SynthEvent", "captions", "render"]

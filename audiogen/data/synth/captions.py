@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audiogen.data.synth.kinds import KINDS
-from audiogen.data.synth.scene import Scene, SynthEvent
+from audiogen.data.synth.scene import KINDS, Scene, SynthEvent
 
 ADJECTIVES = {
     "loudness": {"loud": ("loud",), "quiet": ("quiet", "soft", "faint")},
@@ -58,12 +57,9 @@ def _sentence(scene: Scene, rng: np.random.Generator) -> str:
     if scene.form in ("order", "overlap"):
         pattern = _one_of(rng, ORDER if scene.form == "order" else OVERLAP)
         first, second = scene.events
-        text = pattern.format(
-            A=_phrase(first, rng, _clauses(first)),
-            B=_phrase(second, rng, _clauses(second)),
-            a=_phrase(first, rng, _nouns(first)),
-            b=_phrase(second, rng, _nouns(second)),
-        )
+        sentences = {"A": _phrase(first, rng, _clauses(first)), "B": _phrase(second, rng, _clauses(second))}
+        phrases = {"a": _phrase(first, rng, _nouns(first)), "b": _phrase(second, rng, _nouns(second))}
+        text = pattern.format(**sentences, **phrases)
     else:
         event = scene.events[0]
         nouns = _nouns(event)
@@ -101,10 +97,8 @@ def _clauses(event: SynthEvent) -> list[Template]:
     """ "{a}bell rings{n}": adverbs always fit, pitch needs an adjective's place, a count its own."""
     found = []
     for text in _apt(KINDS[event.kind].clauses, event):
-        room = {"loudness", "pace"} | {
-            fact for fact, mark in (("pitch", "{a}"), ("count", "{n}")) if mark in text
-        }
-        found.append(Template(text, room, clause=True))
+        marked = {fact for fact, mark in (("pitch", "{a}"), ("count", "{n}")) if mark in text}
+        found.append(Template(text, {"loudness", "pace"} | marked, clause=True))
     return found
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from audiogen.data.synth.captions import write
-from audiogen.data.synth.kinds import KINDS
-from audiogen.data.synth.scene import SynthEvent, compose
+from audiogen.data.synth.scene import KINDS, SynthEvent, compose
 from audiogen.data.synth.signals import Signal, Synth, at_speed, random_numbers
 from audiogen.errors import InputError
 
