@@ -48,6 +48,36 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--num-samples", type=int, default=1, metavar="N", help="sounds a prompt (default: 1)")
 
     add_edit_options(parser)
+    add_model_options(parser)
+    add_lm_options(parser)
+    add_latent_options(parser)
+    result = parser.add_argument_group("result")
+    result.add_argument(
+        "--format", choices=FORMATS, help="of the sound files (default: that of --out, or wav)"
+    )
+    result.add_argument(
+        "--out",
+        type=Path,
+        default=Path("generated"),
+        metavar="PATH",
+        help="a file for one sound, or a folder (default: generated); with --stream also -, a WAV file to a player: "
+        "... --stream --duration inf --out - | aplay",
+    )
+    result.add_argument(
+        "--stream",
+        action="store_true",
+        help="one sound, written piece by piece while it is generated, without a picture",
+    )
+    args = parser.parse_args(argv)
+    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
+        raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
+    _check_edit(args)
+    args.inpaint, args.heads = _read_span(args.inpaint), _read_heads(args.heads)
+    return args
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it computes."""
     how = parser.add_argument_group("how")
     how.add_argument(
         "--model",
@@ -83,32 +113,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument(
         "--threads", type=int, metavar="N", help="that compute on the CPU (default: PyTorch's choice)"
     )
-
-    add_lm_options(parser)
-    add_latent_options(parser)
-    result = parser.add_argument_group("result")
-    result.add_argument(
-        "--format", choices=FORMATS, help="of the sound files (default: that of --out, or wav)"
-    )
-    result.add_argument(
-        "--out",
-        type=Path,
-        default=Path("generated"),
-        metavar="PATH",
-        help="a file for one sound, or a folder (default: generated); with --stream also -, a WAV file to a player: "
-        "... --stream --duration inf --out - | aplay",
-    )
-    result.add_argument(
-        "--stream",
-        action="store_true",
-        help="one sound, written piece by piece while it is generated, without a picture",
-    )
-    args = parser.parse_args(argv)
-    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
-        raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
-    _check_edit(args)
-    args.inpaint, args.heads = _read_span(args.inpaint), _read_heads(args.heads)
-    return args
 
 
 def add_edit_options(parser: argparse.ArgumentParser) -> None:
