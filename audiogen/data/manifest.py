@@ -111,8 +111,8 @@ def _clip(row: Row, folder: Path) -> Clip:
     start, duration = _seconds(row, "start"), _seconds(row, "duration")
     if duration == 0:
         raise InputError("has duration 0, expected a positive number of seconds")
-    known = ("audio", "path", "caption", "captions", "start", "duration")
-    fields = {key: value for key, value in row.items() if key not in known}
+    standard = ("audio", "path", "caption", "captions", "start", "duration")
+    fields = {key: value for key, value in row.items() if key not in standard}
     return Clip(os.path.join(folder, name), captions, start or 0.0, duration, fields)
 
 
