@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     with report("decoded", len(clips)) as counts:
         original = arguments.original_rate
 
-        def save(clip: Clip[Tensor]) -> None:
+        def save(clip: Clip[Tensor]) -> None:  # of blocks [C, n]
             rate = clip.header.source_sample_rate if original else None
             audio.save(target_of[clip.key], clip.parts, rate or codec.sample_rate)
 

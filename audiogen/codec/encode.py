@@ -141,7 +141,7 @@ def find_sounds(inputs: Iterable[str], captions: bool) -> list[Sound]:
         return from_file(Clip(str(sound), texts, fields=fields), root)
 
     def from_corpus(clip: BuiltInClip) -> Sound:
-        def render(sample_rate: int) -> torch.Tensor:
+        def render(sample_rate: int) -> torch.Tensor:  # [1, N]
             return synth.render(SYNTH_SEED, clip.number, sample_rate).audio
 
         name = Path("synth", f"{clip.number:06d}")

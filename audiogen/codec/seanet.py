@@ -107,7 +107,7 @@ class Seanet(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, state: StreamState | None = None, last: bool = False) -> Tensor:
-        for layer in self.layers:
+        for layer in self.layers:  # x: [B, D, N or T]
             x = layer(x, state, last)
         return x
 

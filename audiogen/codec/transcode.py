@@ -117,10 +117,10 @@ def encode_clips(
     """
     rate = codec.sample_rate
 
-    def read(sound: Sound) -> tuple[TokenHeader, Tensor | Iterable[Tensor]]:
+    def read(sound: Sound) -> tuple[TokenHeader, Tensor | Iterable[Tensor]]:  # [C, N], or blocks
         return _read_sound(codec, num_codebooks, sound)
 
-    def length(header: TokenHeader, samples: Tensor | Iterable[Tensor]) -> Hashable:
+    def length(header: TokenHeader, samples: Tensor | Iterable[Tensor]) -> Hashable:  # [C, N]
         return samples.shape[-1] if isinstance(samples, Tensor) else None
 
     def encode(clips: Sequence[tuple[TokenHeader, Any]]) -> list[list[Segment]]:
@@ -166,7 +166,7 @@ def decode_clips(
         frames = header.num_frames if header.segment_samples is None else header.num_samples
         return header.num_codebooks, frames
 
-    def finish(header: TokenHeader, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    def finish(header: TokenHeader, blocks: Iterable[Tensor]) -> Iterator[Tensor]:  # each [C, n]
         blocks = _first(header.num_samples, blocks)
         if original_rate:
             assert header.source_sample_rate and header.source_num_samples
@@ -181,7 +181,7 @@ def decode_clips(
         decoded = codec.decode(segments, num_samples).cpu()  # [B, C, N]
         return [finish(header, [row]) for (header, _), row in zip(clips, decoded, strict=True)]
 
-    def stream(header: TokenHeader, segments: Iterable[Segment]) -> Iterator[Tensor]:
+    def stream(header: TokenHeader, segments: Iterable[Segment]) -> Iterator[Tensor]:  # each [C, n]
         stacked = (_stack([segment], codec.device) for segment in segments)
         blocks = (block[0].cpu() for block in codec.decode_stream(stacked, header.num_samples))
         return finish(header, _watch("decoded", blocks, codec.sample_rate, header.duration_s))

@@ -200,7 +200,7 @@ class MelAutoencoder(LatentAutoencoder):
         return self.vae.encode(mel).latent_dist
 
     def audio_posterior(self, audio: Tensor) -> Any:
-        return self.posterior(self.mel(audio))
+        return self.posterior(self.mel(audio))  # of [B, 1, T, M]
 
     def decode_mel(self, latents: Tensor) -> Tensor:
         """Latents [B, D, T, M] -> log-mel [B, 1, T, M] with `reduction` times the frames and bins."""
@@ -324,5 +324,5 @@ def use_snakes(network: nn.Module) -> None:
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    """Rows one by one on a CPU, where they fit its cache; all at once on a GPU."""
+    """Rows of [B, ...] one by one on a CPU, where they fit its cache; all at once on a GPU."""
     return x.split(1) if x.device.type == "cpu" else (x,)

@@ -200,7 +200,7 @@ class Denoiser(nn.Module):
         return self.predict(x_t, t, conditioning)
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The call of the network, with a conditioning that it has."""
+        """The call of the network, with a conditioning that it has: shapes as in `forward`."""
         raise NotImplementedError
 
 

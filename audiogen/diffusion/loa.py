@@ -124,7 +124,7 @@ class LoaGenerator(nn.Module):
         # the last of the prefix predicts the first vector
         return self._run(states, mask)[:, -vectors.shape[1] :]
 
-    def _run(self, states: Tensor, mask: Tensor) -> Tensor:
+    def _run(self, states: Tensor, mask: Tensor) -> Tensor:  # [B, L, D], [B, L] -> [B, L, D]
         return self.gpt2(inputs_embeds=states, attention_mask=mask.long(), use_cache=False).last_hidden_state
 
 
@@ -217,7 +217,7 @@ def fbank(audio: Tensor) -> Tensor:
 def mel_triangles() -> Tensor:
     """Kaldi's filters [F, M]: triangles over mel, not over Hz as most have them, from 20 Hz to 8 kHz."""
 
-    def to_mel(hz: Tensor) -> Tensor:
+    def to_mel(hz: Tensor) -> Tensor:  # any shape
         return 1127 * (hz / 700).log1p()
 
     low, high = to_mel(torch.tensor([F_MIN, SAMPLE_RATE / 2], dtype=torch.float64))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # what is cached during inference must serve training as well
 def mdct_basis(num_bands: int, device: str = "cpu") -> Tensor:
-    """Windowed cosines [num_bands, 2 num_bands]; frames of them, num_bands apart, are an orthonormal basis."""
+    """Windowed cosines [M, 2 M], M = num_bands; frames of them, num_bands apart, are an orthonormal basis."""
     n = torch.arange(2 * num_bands, dtype=torch.float64, device="cpu") + 0.5
     k = torch.arange(num_bands, dtype=torch.float64, device="cpu")[:, None] + 0.5
     window = torch.sin(math.pi * n / (2 * num_bands))
@@ -48,7 +48,7 @@ def inverse_mdct(coefficients: Tensor, basis: Tensor) -> Tensor:
 
 
 def compress(coefficients: Tensor) -> Tensor:
-    """sign(x) sqrt(|x|) times 4, which makes loud coefficients about 1 and halves the range in dB.
+    """sign(x) sqrt(|x|) times 4 of any shape, which makes loud coefficients about 1 and halves the range in dB.
 
     Quiet coefficients are then large enough for the network's activations to be non-linear.
     """
@@ -56,6 +56,6 @@ def compress(coefficients: Tensor) -> Tensor:
 
 
 def expand(compressed: Tensor) -> Tensor:
-    """Undo `compress`, in float32."""
+    """Undo `compress`, in float32; any shape."""
     compressed = compressed.float()
     return compressed * compressed.abs() / 16.0  # 4 squared

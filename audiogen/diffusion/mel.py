@@ -149,7 +149,7 @@ def griffin_lim(mel: Tensor, config: MelConfig) -> Tensor:
     phase = 2 * math.pi * torch.rand(magnitude.shape[2], magnitude.shape[1], generator=generator).T
     rotation = torch.polar(torch.ones_like(phase), phase).to(mel.device)  # [F, T + 2]
 
-    def inverse(rotation: Tensor) -> Tensor:
+    def inverse(rotation: Tensor) -> Tensor:  # [..., F, T] -> [..., N]
         return torch.istft(magnitude * rotation, config.n_fft, config.hop_length, window=window)
 
     previous = torch.zeros_like(magnitude, dtype=rotation.dtype)

@@ -195,7 +195,7 @@ def _predict(
 
 
 def _noised(sampler: Sampler, evaluation: int, clean: Tensor, noise: Tensor) -> Tensor:
-    """The state before that evaluation that these latents would have: alpha x + sigma n."""
+    """The state before that evaluation that these latents [B, D, T] would have: alpha x + sigma n."""
     return sampler.alphas[evaluation] * clean + sampler.sigmas[evaluation] * noise
 
 

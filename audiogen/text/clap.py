@@ -219,5 +219,5 @@ def quiet() -> Iterator[None]:
 
 
 def embedding(features: Any) -> Tensor:
-    """The embedding: transformers 5 gives an output object, 4 the tensor itself."""
+    """The embedding [B, E]: transformers 5 gives an output object, 4 the tensor itself."""
     return features if isinstance(features, Tensor) else features.pooler_output

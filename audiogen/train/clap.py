@@ -213,7 +213,7 @@ def contrastive_loss(
 
 
 def floor(same: Tensor) -> float:
-    """The lowest possible `contrastive_loss`: the entropy of the targets, mean over rows."""
+    """The lowest possible `contrastive_loss`: the entropy of the targets [B, B], mean over rows."""
     return same.sum(1).float().log().mean().item()
 
 

@@ -89,7 +89,7 @@ def true_vectors(
                 f"system.conditioner.loa has length {loa.length} and width {loa.width}; make them the same"
             )
 
-        def found(audio: Tensor, latents: Tensor) -> Tensor:
+        def found(audio: Tensor, latents: Tensor) -> Tensor:  # [B, C, N] -> [B, length, width]
             return encoder.to(audio.device).vectors(audio, sample_rate)
 
         return Feature({**made_by, "model": checkpoint.identity(encoder.state_dict())}, found)
@@ -101,7 +101,7 @@ def true_vectors(
             f"its width be {dim} times a number that divides {num_bins}"
         )
 
-    def pooled(audio: Tensor, latents: Tensor) -> Tensor:
+    def pooled(audio: Tensor, latents: Tensor) -> Tensor:  # [B, C, N], [B, D, T, M] -> [B, length, width]
         return pool_latents(latents, loa.length, loa.width)
 
     return Feature(made_by, pooled)

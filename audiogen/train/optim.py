@@ -95,7 +95,7 @@ class Optimizer:
         return norm
 
     def step(self, step: int, norm: Tensor) -> dict[str, float]:
-        """Update the weights at the rate of `step`, clear the gradients -> {"lr", "grad_norm": `norm`}.
+        """Update the weights at the rate of `step`, clear the gradients -> {"lr", "grad_norm": `norm`, a scalar}.
 
         A gradient whose norm is not finite changes no weight; the caller sees it in `grad_norm` (float16 skips the
         step by design, lowers its loss scale, and reports that instead).
