@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from audiogen.audio import mel_filterbank
 from audiogen.evaluate.published import NUM_MELS, Cnn14
+from audiogen.spectrogram import mel_filterbank
 
 RANGES_HZ = {32000: (50.0, 14000.0), 16000: (50.0, 8000.0), 8000: (50.0, 4000.0)}  # of the mel filters
 

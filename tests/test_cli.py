@@ -86,13 +86,13 @@ def probe(verb: str) -> dict[str, Any]:
 # Generates with the bundled model; says what was imported before there was a picture.
 FIRST_SOUND = """
 import json, sys
-from audiogen import audio
+from audiogen import spectrogram
 from audiogen.generate import __main__ as generate
 
 def no_picture(*_):
     print(json.dumps(sorted(sys.modules)))
 
-audio.save_spectrogram = no_picture
+spectrogram.save_spectrogram = no_picture
 generate.main(["--text", "a dog barks", "--duration", "0.1", "--device", "cpu", "--out", sys.argv[1]])
 """
 

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from audiogen.audio import mel_filterbank
 from audiogen.codec.conv import add_weight_norm
 from audiogen.codec.spectral import FLOOR, normalised
 from audiogen.config import Positive, check_ranges
 from audiogen.errors import InputError
+from audiogen.spectrogram import mel_filterbank
 
 
 @dataclass(frozen=True)

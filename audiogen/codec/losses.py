@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from audiogen.audio import mel_filterbank
+from audiogen.spectrogram import mel_filterbank
 
 AdversarialKind = Literal["hinge", "lsgan"]
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from transformers.models.speecht5.configuration_speecht5 import SpeechT5HifiGanConfig
 from transformers.models.speecht5.modeling_speecht5 import SpeechT5HifiGan
 
-from audiogen.audio import mel_filterbank
 from audiogen.config import Positive, PositiveFloat, check_ranges
 from audiogen.errors import InputError
+from audiogen.spectrogram import mel_filterbank
 
 # Of Griffin-Lim. With twice as many phase steps the log-mel distance is 0.117 in place of 0.120.
 MAGNITUDE_STEPS, PHASE_STEPS = 10, 16

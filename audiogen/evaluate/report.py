@@ -34,6 +34,7 @@ from torch.nn.functional import adaptive_max_pool1d
 from audiogen import audio
 from audiogen.evaluate.metrics import Interval
 from audiogen.files.checkpoint import write_bytes_atomic, write_json
+from audiogen.spectrogram import log_mel
 
 Cell: TypeAlias = Interval | float | int | str | None
 Row: TypeAlias = Mapping[str, Cell]
@@ -312,9 +313,9 @@ def _data(kind: str, content: bytes) -> str:
 def spectrogram(clip: Tensor, sample_rate: int) -> bytes:
     """The mel spectrogram of mono audio [1, N] as a small PNG without axes: low at the bottom, at most 360 wide.
 
-    `audiogen.audio.save_spectrogram` draws the large one with axes, of ten times the bytes.
+    `audiogen.spectrogram.save_spectrogram` draws the large one with axes, of ten times the bytes.
     """
-    mel = audio.log_mel(clip[None], sample_rate, n_mels=PICTURE_BANDS)[0, 0]  # [M, T]
+    mel = log_mel(clip[None], sample_rate, n_mels=PICTURE_BANDS)[0, 0]  # [M, T]
     mel = adaptive_max_pool1d(mel, min(mel.shape[1], PICTURE_COLUMNS))
     low, high = LEVELS_DB
     level = (mel * (20 / np.log(10)) - low) / (high - low)  # natural log of a magnitude to dB, then to 0..1

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from audiogen import audio
+from audiogen import audio, spectrogram
 from audiogen.errors import InputError
 from audiogen.generate import live
 from audiogen.generate.jobs import Job, plan
@@ -97,7 +97,7 @@ def write(job: Job, sound: Tensor, sample_rate: int) -> Path:
     picture = job.path.with_suffix(".png")
     try:
         audio.save(job.path, sound, sample_rate)
-        audio.save_spectrogram(picture, sound, sample_rate, (job.text or "no text")[:100])
+        spectrogram.save_spectrogram(picture, sound, sample_rate, (job.text or "no text")[:100])
     except OSError as error:
         raise InputError(f"{job.path}: cannot be written ({error.strerror or error})") from error
     return picture

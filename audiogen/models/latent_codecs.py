@@ -25,6 +25,7 @@ from audiogen.files import checkpoint
 from audiogen.interfaces import AudioBatch
 from audiogen.models.find import SYSTEM, find
 from audiogen.models.released import load_released
+from audiogen.spectrogram import save_spectrogram
 
 Autoencoder = MelAutoencoder | WaveformAutoencoder
 KINDS = {"mel_autoencoder": MelAutoencoderConfig, "waveform_autoencoder": WaveformAutoencoderConfig}
@@ -116,7 +117,7 @@ def check_reconstruction(autoencoder: Autoencoder, batch: AudioBatch, bound: flo
             if torch.isfinite(sound).all():
                 audio_io.save(folder / f"{name}.wav", sound.cpu(), rate)
     both = torch.cat([real[0], fake[0]], dim=-1).cpu()
-    audio_io.save_spectrogram(folder / "0.png", both, rate, "original, then reconstructed")
+    save_spectrogram(folder / "0.png", both, rate, "original, then reconstructed")
     if not found <= bound:  # also where it is not a number
         raise InputError(
             f"the autoencoder reconstructs {len(real)} real clips with a log-mel distance of {found:.3f}, above "

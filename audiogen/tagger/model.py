@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from audiogen.audio import log_mel
 from audiogen.config import Positive, PositiveFloat, Range, check_ranges
 from audiogen.errors import InputError
+from audiogen.spectrogram import log_mel
 
 
 @dataclass(frozen=True)

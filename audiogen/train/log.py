@@ -16,6 +16,7 @@ from tqdm import tqdm
 from audiogen import audio as audio_io
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
+from audiogen.spectrogram import save_spectrogram
 
 
 def read_log(run: str | Path) -> list[dict[str, Any]]:
@@ -96,7 +97,7 @@ class Log:
         for name, sound in sounds.items():
             sound = sound.detach().float().cpu().clamp(-1, 1)
             audio_io.save(folder / f"{name}.wav", sound, sample_rate)
-            audio_io.save_spectrogram(folder / f"{name}.png", sound, sample_rate, name)
+            save_spectrogram(folder / f"{name}.png", sound, sample_rate, name)
             if self._board is not None:
                 self._board.add_audio(name, sound.mean(0, keepdim=True), step, sample_rate)
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from audiogen.audio import log_mel
 from audiogen.codec.losses import (
     BIN_WEIGHT,
     TILES,
@@ -18,6 +17,7 @@ from audiogen.codec.losses import (
     multi_scale_mel,
     si_sdr,
 )
+from audiogen.spectrogram import log_mel
 
 
 @pytest.mark.parametrize(

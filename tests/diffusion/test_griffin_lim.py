@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from audiogen.audio import mel_filterbank
 from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.mel import MelConfig, griffin_lim, log_mel, magnitudes
 from audiogen.diffusion.systems import LatentSystem
 from audiogen.errors import InputError
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.released import load_released
+from audiogen.spectrogram import mel_filterbank
 from audiogen.text.vocabulary import train_vocabulary
 from tests.diffusion.tiny_systems import CAPTIONS, tiny
 
