@@ -1,4 +1,4 @@
-"""Text to audio by latent diffusion: any system that `diffusion.public` opens, behind the interface of the verbs."""
+"""Text to audio by latent diffusion: any system that `models.released` opens, behind the interface of the verbs."""
 
 from __future__ import annotations
 
