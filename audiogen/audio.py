@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audiogen.errors import InputError
+from audiogen.files.checkpoint import replacing
 
 log = logging.getLogger(__name__)
 
@@ -303,18 +304,6 @@ def convert_channels(audio: Tensor, channels: int) -> Tensor:
 def below_full_scale(sound: Tensor) -> Tensor:
     """A sound [C, N] whose peak is past full scale turned down to it, not cut off; others as they are."""
     return sound / max(1.0, float(sound.abs().max()))
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A file to write beside the target, which takes its place at the end; after an error an older target stays."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}-{target.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save(

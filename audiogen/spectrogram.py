@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from audiogen.audio import replacing
 from audiogen.errors import InputError
+from audiogen.files.checkpoint import replacing
 
 
 @lru_cache(maxsize=64)

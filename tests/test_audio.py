@@ -1,6 +1,7 @@
 """Sounds in and out of files: exact parts of files, honest lengths, and a clear refusal of every broken file."""
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -270,7 +271,7 @@ def test_over_range_is_clipped_and_said(tmp_path: Path, caplog: pytest.LogCaptur
     assert "2 of 4 samples beyond full scale were clipped" in caplog.text
 
 
-def test_a_refused_sound_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_refused_sound_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = audio.save(tmp_path / "x.wav", noise(1, 100), 16000)
     before = path.read_bytes()
     bad = noise(1, 100)
@@ -286,8 +287,15 @@ def test_a_refused_sound_leaves_the_old_file(tmp_path: Path) -> None:
             audio.save(path, sound, rate)
     with pytest.raises(InputError, match="3 channels at 16000 Hz cannot be written as mp3"):
         audio.save(tmp_path / "x.mp3", noise(3, 100), 16000)
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        audio.save(path, noise(1, 200), 16000)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["x.wav"]
+
+
+def no_space(descriptor: int) -> None:
+    raise OSError("No space left on device")
 
 
 # ------------------------------------------------------------------------------------------------ mel, pictures

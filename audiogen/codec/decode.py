@@ -71,7 +71,9 @@ def find_tokens(inputs: Iterable[str]) -> list[Tokens]:
             clips += [from_shard(reader, index) for index in range(len(reader))]
         elif path.is_dir():
             suffixes = FORMATS.values()
-            found = sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
+            files = sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
+            # A name that begins with a dot may be of a file that is being written.
+            found = [f for f in files if not any(part[0] == "." for part in f.relative_to(path).parts)]
             if not found:
                 raise InputError(
                     f"{path}: no token files ({', '.join(f'*{suffix}' for suffix in suffixes)}) in it, and no shards"

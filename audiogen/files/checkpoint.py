@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,27 @@ TEMPORARY = ".writing-"  # prefix of names that a finished write never has
 # ---------------------------------------------------------------------------------------------- atomic writes
 
 
-def write_bytes_atomic(path: str | Path, data: bytes) -> None:
-    """Write a file so that readers, and we after a crash, see all of it or what was there before."""
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A name beside `path` for a new file, which takes the place of `path` at the end, at once and for good.
+
+    Folders that are missing are made. After an error the old file stays, and nothing of the new one does.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
+    try:
+        yield temporary
+        _fsync(temporary)
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes_atomic(path: str | Path, data: bytes) -> None:
+    """Write a file so that readers, and we after a crash, see all of it or what was there before."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -60,15 +72,13 @@ def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
-    temporary.touch()
-    mode = temporary.stat().st_mode  # what the umask allows; save_file's own files are for their owner only
-    save_file(_storable(tensors), temporary, metadata)
-    temporary.chmod(mode)
-    _fsync(temporary)
-    publish(temporary, path)
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = (
+            temporary.stat().st_mode
+        )  # what the umask allows; save_file's own files are for their owner only
+        save_file(_storable(tensors), temporary, metadata)
+        temporary.chmod(mode)
 
 
 def clean(folder: str | Path) -> None:
@@ -82,7 +92,9 @@ def clean(folder: str | Path) -> None:
 
 def temporary_path(path: Path) -> Path:
     """Where to write what `publish` then puts in the place of `path`."""
-    return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    # A hash, not the name, which may be as long as the file system allows.
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{name}")
 
 
 def publish(temporary: Path, path: Path) -> None:

@@ -421,6 +421,17 @@ def test_mistakes_of_decode_are_one_line_and_never_noise(tmp_path: Path, codec: 
     assert tree(out) == ["b.wav"]
 
 
+def test_what_an_encode_beside_is_writing_is_no_token_file(tmp_path: Path, codec: str, run: Run) -> None:
+    tokens = tmp_path / "tokens"
+    assert run("encode", write_sound(tmp_path / "a.wav", 800), "-o", tokens, "--codec", codec)[0] == 0
+    data = (tokens / "a.agtok").read_bytes()
+    (tokens / ".writing-1-b.agtok").write_bytes(data[:40])
+    (tokens / ".half").mkdir()
+    (tokens / ".half" / "c.agtok").write_bytes(data[:40])
+    assert run("decode", tokens, "-o", tmp_path / "out", "--codec", codec)[::2] == (0, "")
+    assert tree(tmp_path / "out") == ["a.wav"]
+
+
 def test_the_codec_is_found_by_the_name_in_the_tokens(
     tmp_path: Path, codec: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

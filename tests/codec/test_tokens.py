@@ -1,6 +1,8 @@
 """The token file: exact round trips, and nothing but a clear error from a damaged one."""
 
+import errno
 import json
+import os
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -193,7 +195,11 @@ def test_messages_for_what_is_no_token_file(tmp_path: Path) -> None:
         read_header(tmp_path / "next.agtok")
 
 
-def test_nothing_is_written_half(tmp_path: Path) -> None:
+def no_space(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_nothing_is_written_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     header = make_header()
     codes = make_codes(header)
     path = tmp_path / "deep" / "a.agtok"
@@ -206,6 +212,9 @@ def test_nothing_is_written_half(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         write_tokens(path, header, interrupted())
+    with monkeypatch.context() as full, pytest.raises(InputError, match="cannot be written: No space left"):
+        full.setattr(os, "fsync", no_space)
+        write_codes(path, header, codes)
     with pytest.raises(ValueError, match=r"of \[7\] frames; 1920 samples are 1 of \[6\]"):
         write_codes(path, make_header(1920), codes)
     with pytest.raises(ValueError, match="0..999"):

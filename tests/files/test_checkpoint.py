@@ -128,18 +128,52 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(
     assert not [path for path in os.listdir(folder) if not path.startswith("step_")], "leftovers are cleaned"
 
 
-def test_an_interrupted_write_leaves_the_file_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def full(descriptor: int) -> None:
+    raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: checkpoint.write_json(path, {"a": 2}),
+        lambda path: checkpoint.write_tensors(path, tensors()),
+    ],
+    ids=["json", "tensors"],
+)
+def test_a_failed_write_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None]
 ) -> None:
     checkpoint.write_json(tmp_path / "a.json", {"a": 1})
-
-    def full(descriptor: int) -> None:
-        raise OSError("no space left on device")
-
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
-        checkpoint.write_json(tmp_path / "a.json", {"a": 2})
+        write(tmp_path / "a.json")
+    assert os.listdir(tmp_path) == ["a.json"]
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_replacing_leaves_nothing_of_what_was_interrupted(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "new" / "a.txt"
+    for text in ("one", "two"):
+        with checkpoint.replacing(path) as temporary:
+            temporary.write_text(text)
+            assert temporary.name.startswith(checkpoint.TEMPORARY)
+        assert (os.listdir(path.parent), path.read_text()) == (["a.txt"], text)
+    for contents in ("", "half"):  # before and after the file is made
+        with pytest.raises(error), checkpoint.replacing(path) as temporary:
+            if contents:
+                temporary.write_text(contents)
+            raise error
+        assert (os.listdir(path.parent), path.read_text()) == (["a.txt"], "two")
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    name = "ä" * 127 + "x"  # 255 bytes
+    checkpoint.write_json(tmp_path / name, 1)
+    checkpoint.write_tensors(tmp_path / name, tensors())
+    assert os.listdir(tmp_path) == [name]
+    one, other = (checkpoint.temporary_path(tmp_path / f"{name[:-1]}{end}") for end in "ab")
+    assert one != other  # two writers in one folder do not meet
 
 
 def broken(name: str) -> Callable[[Path], None]:
