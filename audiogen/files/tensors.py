@@ -47,29 +47,34 @@ class Source(NamedTuple):
 class Match(NamedTuple):
     """Tensors of a file that make one of ours: joined along dim 0, or weight norm's g and v, if `normed`.
 
-    They are views of the file's. names: those in the file, for messages.
+    They are views of the file's. names: those in the file, for messages. shape: of ours.
     """
 
     names: tuple[str, ...]
     tensors: list[Tensor]
+    shape: torch.Size
     normed: bool = False
 
     def value(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The tensor in memory of its own; in `dtype`, if it is of floats."""
         parts = [part.detach() for part in self.tensors]
         if self.normed:
-            return fold(*(part.float() for part in parts)).to(dtype)
+            return fold(*(part.float() for part in parts)).to(dtype).reshape(self.shape)
         dtype = dtype if parts[0].is_floating_point() else parts[0].dtype
         if len(parts) > 1:
-            return torch.cat(parts).to(dtype)
-        return parts[0].to(dtype, copy=True, memory_format=torch.contiguous_format)
+            return torch.cat(parts).to(dtype).reshape(self.shape)
+        return parts[0].to(dtype, copy=True, memory_format=torch.contiguous_format).reshape(self.shape)
+
+    def view(self) -> Tensor:
+        """The same as a view of the file's where that is one tensor, in its dtype; else as `value`."""
+        return self.tensors[0].detach().reshape(self.shape) if len(self.tensors) == 1 else self.value()
 
     def rows(self, num_rows: int, where: str | Path) -> Iterator[Tensor]:
         """The same as float32 copies of `num_rows` rows at a time; the last has the rest.
 
         No more than these rows is in memory, or one weight where several tensors are joined.
         """
-        whole = self.tensors[0].detach() if len(self.tensors) == 1 else torch.cat(self.tensors)
+        whole = self.view()
         _check_finite(whole, self.names[-1], where)
         for rows in whole.split(num_rows):
             yield rows.to(torch.float32, copy=True)
@@ -185,7 +190,7 @@ def match(
             shapes = " and ".join(describe(part) for part in parts[:3])
             problems += broken or [f"{names[0]} is {shapes}, should make {list(target.shape)}"]
         else:
-            matches[name] = Match(names, fitting, normed)
+            matches[name] = Match(names, fitting, target.shape, normed)
     problems += [f"unexpected {name}" for name in tensors if name not in used]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
@@ -218,9 +223,8 @@ def _names(source: Source, tensors: Mapping[str, Any]) -> tuple[tuple[str, ...],
 def _fitting(parts: list[Tensor], source: Source, normed: bool, shape: list[int]) -> list[Tensor] | None:
     """Views of the parts that make a tensor of that shape, or None where they do not."""
     if normed:
-        g, v = (
-            parts  # g has one number for each row of v: a single one would be taken for all rows without a word
-        )
+        # g has one number for each row of v: a single one would be taken for all rows without a word
+        g, v = parts
         fits = v.dim() > 1 and list(g.shape) == [len(v)] + [1] * (v.dim() - 1)
         return parts if fits and _squeezed(v.shape) == _squeezed(shape) else None
     if len(parts) == 1 and source.of == 1:
@@ -294,8 +298,9 @@ def assign(
     filled, targets = dict(own or {}), module.state_dict()
     for name, found in matches.items():
         target = targets[name]
-        value = found.value(dtype).reshape(target.shape)
-        for part in [value] if found.normed else found.tensors:  # before a smaller type could overflow
+        value = found.value(dtype)
+        # as the file has them: a smaller type could overflow, which says nothing of the file
+        for part in [value] if found.normed else found.tensors:
             _check_finite(part, found.names[-1], where)
         if not target.is_floating_point():
             value = value.to(target.dtype)

@@ -51,7 +51,7 @@ def test_joined_chunked_and_squeezed_tensors() -> None:
     assert found["a.bias"].shape == (4,) and torch.equal(found["b.weight"], table[2:4, :, 0, 0])
     assert found["a.weight"].data_ptr() != q.data_ptr()
     parts = match({"w": torch.empty(6, 3)}, {"table": table}, lambda _: Source(("table",), 1, 4, 4), "x")
-    assert torch.equal(parts["w"].value(), table[2:])
+    assert torch.equal(parts["w"].value(), table[2:, :, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,23 @@ def test_weight_norm_in_both_spellings_is_folded(names: tuple[str, str]) -> None
     del tensors[v_name]
     with pytest.raises(InputError, match=f"missing {v_name}"):
         filled(convolution(), tensors)
+
+
+@pytest.mark.parametrize("dims", [(4, 3, 1), (1, 4, 3), (4, 3)])
+def test_what_fits_but_for_ones_or_weight_norm_fills_a_module_and_gives_its_rows(
+    dims: tuple[int, ...],
+) -> None:
+    torch.manual_seed(0)
+    plain = {"0.weight": torch.randn(4, 3), "0.bias": torch.randn(4)}
+    bias = {"0.bias": plain["0.bias"][None]}
+    normed = {"0.weight_g": length(plain["0.weight"]), "0.weight_v": plain["0.weight"]}
+    for tensors in ({"0.weight": plain["0.weight"].reshape(dims)} | bias, normed | bias):
+        module = nn.Sequential(nn.Linear(3, 4))
+        checkpoint.load_into(module, tensors, "x")
+        for name, found in match(module.state_dict(), tensors, same, "x").items():
+            rows = list(found.rows(3, "x"))
+            assert torch.equal(torch.cat(rows), plain[name]) and len(rows[0]) == 3
+            assert torch.equal(module.get_parameter(name), plain[name])
 
 
 def test_what_does_not_fit_is_named() -> None:
