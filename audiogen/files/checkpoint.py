@@ -182,6 +182,8 @@ def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any
     contents = read_json(path)
     if not isinstance(contents, dict) or not {"kind", "format", "config"} <= contents.keys():
         raise InputError(f"{path} is not audiogen's: it lacks the keys kind, format, config")
+    if not isinstance(contents["kind"], str) or not isinstance(contents["config"], dict):
+        raise InputError(f"{path} is damaged: kind should be a text and config a mapping; copy it again")
     if contents["format"] != FORMAT:
         raise InputError(
             f"{path} has format {contents['format']!r}; this version reads {FORMAT}: update audiogen"
@@ -211,8 +213,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
     """Copy tensors into a module, all of them and nothing else; what does not fit is named."""
-    match(module.state_dict(), tensors, str, where)
-    module.load_state_dict(dict(tensors))
+    matches = match(module.state_dict(), tensors, str, where)
+    module.load_state_dict({name: found.view() for name, found in matches.items()})
 
 
 # ------------------------------------------------------------------------------------------ files of tensors

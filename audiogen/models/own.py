@@ -67,6 +67,10 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
     for key in ("lm", "codec", "max_frames"):
         if key not in config:
             raise InputError(f"{directory / 'config.json'} lacks config.{key}; copy or train the model again")
+    if type(config["max_frames"]) is not int or config["max_frames"] < 1:
+        raise InputError(
+            f"{directory / 'config.json'}: max_frames should be a whole number from 1 on; copy it again"
+        )
     codec = build(CodecReference, config["codec"], where="codec")
     if codec.location == CODEC_FOLDER:
         codec = dataclasses.replace(codec, location=str(directory / CODEC_FOLDER))
@@ -112,7 +116,7 @@ def read_codec(directory: Path) -> CodecParts:
     """What `save_codec` wrote."""
     contents = checkpoint.read_config(directory, CODEC)["config"]
     config: CodecConfig | DacSizes
-    if isinstance(contents, Mapping) and DAC in contents:
+    if DAC in contents:
         config = build(DacSizes, contents[DAC], where=f"config.{DAC}")
     else:
         config = build(CodecConfig, contents, where="config")

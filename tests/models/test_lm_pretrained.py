@@ -117,6 +117,29 @@ def test_what_is_not_a_whole_language_model_is_refused(
         save_lm(tmp_path / "x", *parts, CodecReference(str(tmp_path / "model"), "ab"), max_frames=250)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": None},
+        {"config": None},
+        {"config": ["lm"]},
+        {"max_frames": 0},
+        {"max_frames": "9"},
+    ],
+)
+def test_a_damaged_configuration_is_refused_in_one_line(
+    tmp_path: Path, parts: tuple[TokenLM, T5Conditioner], codec: CodecReference, change: dict[str, object]
+) -> None:
+    save_lm(tmp_path / "model", *parts, codec, max_frames=250)
+    path = tmp_path / "model" / "config.json"
+    contents = json.loads(path.read_text())
+    (contents["config"] if "max_frames" in change else contents).update(change)
+    path.write_text(json.dumps(contents))
+    with pytest.raises(InputError, match=r"config.json.* should be .*copy it again") as error:
+        load_lm(tmp_path / "model")
+    assert "\n" not in str(error.value)
+
+
 def test_described_without_its_weights(
     tmp_path: Path, parts: tuple[TokenLM, T5Conditioner], codec: CodecReference
 ) -> None:
