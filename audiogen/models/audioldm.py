@@ -118,7 +118,7 @@ def standard_config(tensors: Mapping[str, Tensor], scale_factor: float, where: P
 
 def _config(settings: Settings, vae: Mapping[str, Tensor], scale_factor: float) -> SystemConfig:
     params = settings.section(_PARAMS)
-    second = params.take("cond_stage_config", {}) and f"cond_stage_config.{LOA}" in params
+    second = f"cond_stage_config.{LOA}" in params
     _check_targets(settings, second)
     mel, hifigan = _mel(settings), VocoderConfig()
     if "vocoder_config" in params:  # else the authors' code has the sizes, and no setting for them

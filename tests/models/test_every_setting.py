@@ -166,3 +166,18 @@ def test_a_value_of_another_kind_or_size_is_one_line(name: str, shared: Path, tm
             path.write_text(json.dumps(changed(contents, key, ODD[count % len(ODD)])))
             accepted(folder)
         path.write_text(json.dumps(contents))
+
+
+def test_a_condition_beside_those_of_gpt2_is_not_taken_for_one_of_them(shared: Path, tmp_path: Path) -> None:
+    """Below GPT-2's own conditions crossattn_audiomae_pooled is a target of training; beside it, another system."""
+    folder = folder_of(shared, "audioldm2", tmp_path)
+    path = folder / "config.yaml"
+    place = ("model", "params", "cond_stage_config", "crossattn_audiomae_pooled")
+    other = {
+        "target": "x.AudioMAEConditionCTPoolRand",
+        "cond_stage_key": "all",
+        "conditioning_key": "crossattn",
+    }
+    path.write_text(json.dumps(changed(read_settings(path).contents, place, other)))
+    with pytest.raises(InputError, match="crossattn_audiomae_pooled"):
+        read_released(folder)
