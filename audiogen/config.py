@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]  # comes with omegaconf
 
 from audiogen.errors import InputError
 
@@ -61,12 +61,13 @@ def check_ranges(config: Any, where: str = "") -> None:
 
     where: the key under which such a dataclass stands in a recipe.
     """
-    for name, hint in _annotations(config.__class__).items():
+    for name, hint in annotations(config.__class__).items():
         _check_range(_join(where, name), getattr(config, name), hint)
 
 
 @cache
-def _annotations(cls: Any) -> dict[str, Any]:
+def annotations(cls: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields, ranges included."""
     return get_type_hints(cls, include_extras=True)
 
 
@@ -85,6 +86,13 @@ def _check_range(name: str, value: Any, hint: Any) -> None:
         hints = args[:1] * len(value) if args[1:] == (Ellipsis,) else args
         for index, (item, member) in enumerate(zip(value, hints, strict=True)):
             _check_range(f"{name}[{index}]", item, member)
+
+
+@cache
+def read_table(path: Path) -> Any:
+    """A YAML file of the package as plain data, by libyaml where it is there: ten times as fast."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506 (both loaders are safe ones)
 
 
 def recipe_folder() -> Path:
@@ -116,7 +124,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> DictConfig:
         recipe = OmegaConf.load(path)
     except FileNotFoundError:
         raise InputError(f"recipe file {path} does not exist") from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise InputError(f"recipe file {path} cannot be read as YAML: {error}") from None
     if not isinstance(recipe, DictConfig):
         raise InputError(f"recipe file {path} holds no `key: value` mapping")
@@ -133,7 +141,7 @@ def apply_override(recipe: DictConfig, override: str) -> None:
     try:
         value = OmegaConf.from_dotlist([f"value={override[len(key) + 1 :]}"])["value"]
         OmegaConf.update(recipe, key, value, merge=False, force_add=True)
-    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"override {override!r} cannot be applied: {error}") from None
 
 

@@ -16,14 +16,12 @@ import string
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -32,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool1d
 
 from audiogen import audio
+from audiogen.config import read_table
 from audiogen.evaluate.metrics import Interval
 from audiogen.files.checkpoint import write_bytes_atomic, write_json
 from audiogen.spectrogram import log_mel
@@ -48,6 +47,7 @@ PANELS_WIDE = 3  # plots side by side
 LONGEST_S = 30.0  # of a sound; a page has the beginning of a longer one
 PICTURE_COLUMNS, PICTURE_BANDS = 360, 80
 LEVELS_DB = (-75.0, 5.0)  # the same for all pictures, so that a soft sound looks dark; 0 dB: mel magnitude 1
+TEXTS = Path(__file__).with_name("report.yaml")
 SHADES = 64  # of a picture: fewer make a smaller file
 
 
@@ -78,19 +78,14 @@ class Sound(NamedTuple):
     path: Path
 
 
-@cache
-def _texts() -> Any:
-    return yaml.safe_load(Path(__file__).with_name("report.yaml").read_text(encoding="utf-8"))
-
-
 def columns_of(table: str) -> list[Column]:
     """Columns by the name of their list in `report.yaml`."""
-    return [Column(key, **entry) for key, entry in _texts()["columns"][table].items()]
+    return [Column(key, **entry) for key, entry in read_table(TEXTS)["columns"][table].items()]
 
 
 def notes_on(topic: str) -> list[str]:
     """Notes by the name of their list in `report.yaml`."""
-    return list(_texts()["notes"][topic])
+    return list(read_table(TEXTS)["notes"][topic])
 
 
 def filled(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:

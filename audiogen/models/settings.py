@@ -13,15 +13,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from audiogen.config import Range, build
+from audiogen.config import Range, annotations, build, read_table
 from audiogen.errors import InputError
 from audiogen.files.tensors import WIDEST
 
@@ -32,6 +31,7 @@ RATE = Range(1, 768_000)  # Hz
 RATES = ("sample_rate", "sampling_rate")
 ANY = Range()
 LONGEST = 256  # values in a list
+FORMATS = Path(__file__).with_name("formats.yaml")
 
 
 class Settings:
@@ -141,13 +141,10 @@ class Settings:
             )
         return value
 
-    def expect(self, default: Any = REQUIRED, **wanted: Any) -> None:
-        """Keys of this mapping for which one value is implemented, which is also that of an absent key.
-
-        default: what all these keys stand for where they are absent, if that is something else.
-        """
+    def expect(self, **wanted: Any) -> None:
+        """Keys of this mapping for which one value is implemented, which is also that of an absent key."""
         for key, value in wanted.items():
-            self.choice(key, [value], value if default is REQUIRED else default)
+            self.choice(key, [value], value)
 
     def build(self, cls: type[T], keys: str, **more: Any) -> T:
         """A dataclass from `values` and `more` of its fields; what it refuses names the file."""
@@ -155,7 +152,7 @@ class Settings:
 
     def values(self, cls: type, keys: Mapping[str, Any]) -> dict[str, Any]:
         """Values for the fields of a dataclass, each by its type. keys: a table of `formats.yaml`."""
-        hints = get_type_hints(cls, include_extras=True)
+        hints = annotations(cls)
         return {field: self._typed(field, hints[field], *key) for field, key in keys.items()}
 
     def _typed(self, field: str, hint: Any, key: str, default: Any = REQUIRED) -> Any:
@@ -167,7 +164,7 @@ class Settings:
             return self.rows(key) if nested else self.wholes(key, default)
         if hint is int:
             return self.whole(key, default, RATE if field in RATES else Range(limit.low, SIZE.high))
-        return {float: self.number, bool: self.flag, str: self.text}[hint](key, default)
+        return {float: self.number, bool: self.flag}[hint](key, default)
 
     def done(self, harmless: Iterable[str] = ()) -> None:
         """Refuse the first key that was not read, here or in any section.
@@ -235,16 +232,10 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-@cache
 def table(name: str) -> Any:
     """A table of `formats.yaml`: format.part."""
     package, part = name.split(".")
-    return _formats()[package][part]
-
-
-@cache
-def _formats() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(Path(__file__).with_name("formats.yaml").read_text())
+    return read_table(FORMATS)[package][part]
 
 
 # ---------------------------------------------------------------------------------------------------- files

@@ -15,16 +15,22 @@ import soundfile
 import torch
 
 from audiogen import audio
+from audiogen.config import read_table
 from audiogen.errors import InputError
 from audiogen.evaluate.metrics import Interval
+from audiogen.evaluate.reconstruction import DISTANCES, OPTIONAL
 from audiogen.evaluate.report import (
+    ARROWS,
+    TEXTS,
     Column,
     Report,
     Sound,
+    columns_of,
     draw,
     draw_figure,
     format_cell,
     leaders,
+    notes_on,
     spectrogram,
     write_markdown_table,
 )
@@ -74,6 +80,14 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_the_texts_speak_of_every_distance() -> None:
+    """A distance without a column would vanish from the report, and one without notes fail after the measuring."""
+    assert {column.key for column in columns_of("distances")} == {*DISTANCES, *OPTIONAL}
+    assert all(notes_on(name) for name in OPTIONAL)
+    for table in read_table(TEXTS)["columns"]:
+        assert {column.better for column in columns_of(table)} <= ARROWS.keys()
 
 
 def tone(

@@ -52,7 +52,7 @@ def test_values_are_read_by_dotted_key_or_section() -> None:
         (lambda s: s.text("model.dim"), r"model.dim is 8; it must be a text"),
         (lambda s: s.choice("model.act", ["silu"]), r"model.act is 'gelu'; only 'silu' is implemented"),
         (lambda s: s.choice("model.causal", [1]), r"model.causal is True; only 1 is implemented"),
-        (lambda s: s.section("model").expect("relu", kind="gelu"), r"model.kind is 'relu'; only 'gelu'"),
+        (lambda s: s.section("model").choice("kind", ["gelu"], "relu"), r"model.kind is 'relu'; only 'gelu'"),
         (lambda s: s.section("parts"), r"c.json: parts is \[\{.*; a mapping of keys to values is needed"),
         (lambda s: s.sections("model"), r"model is \{.*; it must be a list of mappings"),
     ],

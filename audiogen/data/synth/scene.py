@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from omegaconf import OmegaConf
 
+from audiogen.config import read_table
 from audiogen.data.synth import nature, things
 from audiogen.data.synth.signals import Signal, Synth, random_numbers
 
@@ -66,7 +66,7 @@ class Kind:
 
 def _read_kinds() -> dict[str, Kind]:
     """kinds.yaml in its order, which decides what each seed draws."""
-    table: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("kinds.yaml")))
+    table = read_table(Path(__file__).with_name("kinds.yaml"))
     functions, kinds = vars(nature) | vars(things), {}
     for name, fields in table.items():
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
