@@ -119,10 +119,13 @@ def find(name: str | Path | Found, prefer: str = "") -> Found:
     if layout := _choose(fitting, prefer, config, path):
         return Found(layout.kind, layout.name, path, text)
     if config is None and not any(file.endswith((*checkpoint.PICKLES, ".safetensors")) for file in files):
-        marks = dict.fromkeys(layout.required[0] for layout in LAYOUTS)
+        marks: dict[str, dict[str, None]] = {}  # of each package, the files that show its layouts
+        for layout in LAYOUTS:
+            marks.setdefault(layout.name, {})[layout.required[0]] = None
+        others = ", ".join(f"{' or '.join(files)} ({name})" for name, files in marks.items())
         raise InputError(
-            f"{path} is not a model directory or was half-written: model.safetensors is missing, or another package's "
-            f"{', '.join(marks)}"
+            f"{path} is not a model directory or was half-written: model.safetensors is missing; of other packages it "
+            f"would need {others}"
         )
     checkpoint.read_config(path)  # says what a model directory lacks
     raise AssertionError("config.json without a kind was accepted")

@@ -176,7 +176,8 @@ def _cosine_process(settings: Settings) -> dict[str, Any]:
 def scheduler_config(process: ProcessConfig) -> dict[str, Any]:
     """The configuration of diffusers' scheduler for such a process, as the releases have it."""
     if process.kind == "cosine_v":
-        return table("diffusers.cosine")
+        sigmas = {"sigma_min": process.lowest_sigma, "sigma_max": process.highest_sigma}
+        return table("diffusers.cosine") | sigmas
     if process.kind == "flow":
         return {"_class_name": "FlowMatchEulerDiscreteScheduler"}
     keys = table("diffusers.scheduler")

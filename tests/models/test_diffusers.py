@@ -9,9 +9,11 @@ import diffusers
 import pytest
 import torch
 
+from audiogen.diffusion.process import ProcessConfig
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.errors import InputError
 from audiogen.models.diffusers import save_diffusers
+from audiogen.models.pipelines import scheduler_config
 from audiogen.models.released import load_released
 from audiogen.models.settings import table
 from audiogen.text.t5 import TextConfig
@@ -110,6 +112,9 @@ def test_diffusers_generates_with_a_stable_audio_of_ours(t5: Path, tmp_path: Pat
     save_diffusers(tmp_path, system, "stable_audio", {})
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["scheduler"][1] == "CosineDPMSolverMultistepScheduler"
+    narrow = ProcessConfig("cosine_v", "v", lowest_sigma=0.2, highest_sigma=80.0)
+    written = scheduler_config(narrow)
+    assert (written["sigma_min"], written["sigma_max"]) == (0.2, 80.0)
     scheduler = diffusers.EDMDPMSolverMultistepScheduler(  # diffusers has the other only beside torchsde
         sigma_min=0.3, sigma_max=50, sigma_data=1.0, prediction_type="v_prediction", final_sigmas_type="zero"
     )
