@@ -65,14 +65,15 @@ class Clap:
         if self._parts is not None:
             return self._parts
         assert self.name is not None
-        with opening(f"CLAP model {self.name!r}", ADVICE), quiet():
+        with opening(f"CLAP model {self.name!r}", ADVICE):
             path = hub.fetch(self.name, LAYOUTS)
             kinds = {"clap": transformers.ClapModel, TEXT_ONLY: transformers.ClapTextModelWithProjection}
-            model, extractor = open_model(kinds, path), None
-            if model.config.model_type != TEXT_ONLY:
-                extractor = transformers.ClapFeatureExtractor.from_pretrained(self._extractor or path)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self._tokenizer or path)
-        self._parts = ClapParts(model.to(self._device), tokenizer, extractor)
+            with quiet():
+                model, extractor = open_model(kinds, path), None
+                if model.config.model_type != TEXT_ONLY:
+                    extractor = transformers.ClapFeatureExtractor.from_pretrained(self._extractor or path)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(self._tokenizer or path)
+            self._parts = ClapParts(model.to(self._device), tokenizer, extractor)
         return self._parts
 
     @property

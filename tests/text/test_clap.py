@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, ClapTextModelWithProjection
 
 from audiogen.audio import resample
 from audiogen.errors import InputError
+from audiogen.files import hub
 from audiogen.text.clap import Clap, cut_windows
 from tests import random_t5
 from tests.diffusion.tiny_encoders import write_clap
@@ -28,6 +30,20 @@ def test_texts_are_embedded_as_transformers_does_padded_and_masked(folder: Path)
     found = Clap(str(folder)).embed_text(texts)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(3))
+
+
+def test_a_download_shows_its_progress(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the bars of reading are left out."""
+    shown = []
+
+    def fetch(name: str, layouts: object) -> Path:
+        shown.append(transformers.utils.logging.is_progress_bar_enabled())
+        return folder
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    transformers.utils.logging.enable_progress_bar()
+    Clap("laion/clap").parts()
+    assert shown == [True] and transformers.utils.logging.is_progress_bar_enabled()
 
 
 @torch.no_grad()
