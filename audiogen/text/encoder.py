@@ -126,9 +126,10 @@ class EmbeddingCache:
         self.directory: Path | None = None
         self.memory_bytes = 256 * 2**20
         self._entries: OrderedDict[str, Tensor] = OrderedDict()
+        self._used_bytes = 0
 
     def get(self, ids: Sequence[int]) -> Tensor | None:
-        """The embeddings stored for these ids, or None."""
+        """The embeddings [L, D] stored for these ids, or None."""
         key = _key(ids)
         if key in self._entries:
             self._entries.move_to_end(key)
@@ -145,11 +146,12 @@ class EmbeddingCache:
         if self.directory is not None:
             checkpoint.write_tensors(self.directory / f"{key}.safetensors", {"embedding": embedding})
 
-    def _remember(self, key: str, embedding: Tensor) -> None:
+    def _remember(self, key: str, embedding: Tensor) -> None:  # [L, D]
+        before = self._entries.get(key)
         self._entries[key] = embedding
-        used_bytes = sum(entry.nbytes for entry in self._entries.values())
-        while used_bytes > self.memory_bytes and len(self._entries) > 1:
-            used_bytes -= self._entries.popitem(last=False)[1].nbytes
+        self._used_bytes += embedding.nbytes - (0 if before is None else before.nbytes)
+        while self._used_bytes > self.memory_bytes and len(self._entries) > 1:
+            self._used_bytes -= self._entries.popitem(last=False)[1].nbytes
 
 
 def _key(ids: Sequence[int]) -> str:

@@ -146,8 +146,9 @@ class T5Conditioner(nn.Module):
             if self.frozen is not None:
                 states = [self.frozen.states(row, device=device) for row in rows]  # each [L, encoder width]
             elif self.training:  # all at once, padded and masked
-                ids = from_rows([torch.tensor(row, device=device) for row in rows])  # [B, L]; PAD_ID is 0
-                states = [self.encoder(ids.tokens, ids.mask)[ids.mask]]  # [sum of L, encoder width]
+                ids = from_rows([torch.tensor(row) for row in rows])  # [B, L]; PAD_ID is 0
+                padded = self.encoder(ids.tokens.to(device), ids.mask.to(device))  # [B, L, encoder width]
+                states = [state[: len(row)] for state, row in zip(padded, rows, strict=True)]
             else:
                 states = [self.encoder(torch.tensor([row], device=device))[0] for row in rows]
             if not self.training:
@@ -168,8 +169,7 @@ class T5Conditioner(nn.Module):
             checkpoint.write_json(directory / TRAINED_FOLDER / "config.json", stack.config.to_dict())
             tokenizer.save(directory / TRAINED_FOLDER)
             state |= {f"{STACK}{name}": tensor for name, tensor in stack.state_dict().items()}
-        tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
-        checkpoint.save_model(directory, KIND, to_plain(self.config), tensors)
+        checkpoint.save_model(directory, KIND, to_plain(self.config), state, dtype=dtype)
 
     @classmethod
     def load(
