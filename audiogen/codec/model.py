@@ -169,7 +169,7 @@ class Codec(nn.Module):
         return rearrange(audio, "(b s) c n -> b (s c) n", s=self.streams)
 
     def _compute(self, stack: nn.Module, x: Tensor, *block: StreamState | int) -> Tensor:
-        """Encoder or decoder of x, in the number type of `freeze` -> float32."""
+        """Encoder or decoder of x [B, C, N] or [B, D, T], in the number type of `freeze` -> float32."""
         if self.dtype is not None:
             if stack not in self.packed:  # at the first use: many commands use one of the two only
                 pack(stack, self.dtype)
@@ -290,11 +290,11 @@ class Codec(nn.Module):
                 f"{why} keeps no state from block to block: use the functions of codec/stream.py"
             )
 
-    def _check_audio(self, audio: Tensor) -> None:
+    def _check_audio(self, audio: Tensor) -> None:  # [B, C, N]
         if audio.dim() != 3 or audio.shape[1] != self.channels or audio.shape[2] < 1:
             raise InputError(f"audio has shape {list(audio.shape)}: [B, {self.channels}, N >= 1] is allowed")
 
-    def _check_codes(self, codes: Tensor) -> None:
+    def _check_codes(self, codes: Tensor) -> None:  # [B, K, T]
         check_codes(codes, self.num_codebooks, self.codebook_size)
         self._check_codebooks(codes.shape[1])
 

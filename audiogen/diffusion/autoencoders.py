@@ -299,7 +299,7 @@ class SnakeFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, alpha, scale = ctx.saved_tensors
+        x, alpha, scale = ctx.saved_tensors  # [B, C, T], then [1, C, 1] each
         of_x = torch.empty_like(x)
         of_alpha, of_scale = torch.zeros_like(alpha), torch.zeros_like(scale)
         for part, gradient, out in zip(_parts(x), _parts(gradients[0]), _parts(of_x), strict=True):

@@ -35,7 +35,7 @@ class Conditioning:
         return counts.pop() if counts else None
 
     def rows(self, index: Sequence[int] | Tensor) -> Conditioning:
-        """These rows, in this order: a part of a batch, or rows repeated for several candidates each."""
+        """These rows [n], in this order: a part of a batch, or rows repeated for several candidates each."""
         at = torch.as_tensor(index)
         return self._map(lambda tensor: tensor[at.to(tensor.device)])
 
@@ -44,7 +44,7 @@ class Conditioning:
         return self._map(lambda tensor: tensor.to(device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        """Every tensor changed along B or as a whole; tokens and masks alike."""
+        """Every tensor changed along B or as a whole; tokens [B, L, D] and masks [B, L] alike."""
         return Conditioning(
             tuple(Condition(change(stream.tokens), change(stream.mask)) for stream in self.streams),
             None if self.vector is None else change(self.vector),

@@ -224,7 +224,7 @@ class AudioUNet(Denoiser):
             network.register_to_config(cross_attention_dim=[layers] * len(config.channels))
         super().__init__(config, network)
 
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:  # as in `forward`
         given: dict[str, Any] = {"encoder_hidden_states": None}
         if self.config.beyond_diffusers:  # each layer takes its stream out of the tuple
             given["encoder_hidden_states"] = conditioning.streams
@@ -275,7 +275,7 @@ class TextUNet(Denoiser):
         )
         super().__init__(config, network)
 
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:  # as in `forward`
         (stream,) = conditioning.streams
         return self.network(x_t, t, stream.tokens, encoder_attention_mask=stream.mask).sample
 
@@ -337,7 +337,7 @@ class AudioFlux(Denoiser):
         )
         super().__init__(config, network)
 
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:  # as in `forward`
         (stream,), vector = conditioning.streams, conditioning.vector
         assert vector is not None
         lengths = stream.mask.sum(dim=1)  # [B]

@@ -107,7 +107,7 @@ class Process:
         self._alpha, self._sigma = share.sqrt().float(), (1.0 - share).sqrt().float()
 
     def sample_t(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Times of `batch` training items, on the generator's device."""
+        """Times [B] of `batch` training items, on the generator's device."""
         config, device = self.config, generator.device if generator is not None else "cpu"
         if config.kind == "ddpm":
             return torch.randint(config.num_train_steps, (batch,), generator=generator, device=device)
@@ -132,7 +132,7 @@ class Process:
         return _over(alpha, clean) * clean + _over(sigma, clean) * noise
 
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should give for x_t, in its shape."""
+        """What the network should give for x_t: the same shape, [B, D, T] or [B, D, T, M]."""
         if self.config.prediction == "epsilon":
             return noise
         if self.config.prediction == "v":

@@ -56,7 +56,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        logits, labels = ctx.saved_tensors
+        logits, labels = ctx.saved_tensors  # [n, V], [n]
         gradient = gradient.float().masked_fill(labels < 0, 0)[:, None]
         labels = labels.clamp(min=0)[:, None]
         result = torch.empty_like(logits)

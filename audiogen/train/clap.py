@@ -224,7 +224,7 @@ def recall(similarity: Tensor, same: Tensor, k: int) -> float:
 
 
 def chance(same: Tensor, k: int) -> float:
-    """`recall` of a random order, expected."""
+    """`recall` of a random order, expected; same: bool [B, B]."""
     num, k = len(same), min(k, len(same))
     missed = [math.comb(num - right, k) / math.comb(num, k) for right in same.sum(1).tolist()]
     return 1.0 - sum(missed) / num

@@ -116,7 +116,7 @@ def group_of(clip: AnyClip, config: TaggerConfig) -> str:
 def frame_targets(
     events: Sequence[SynthEvent], kinds: Sequence[str], num_frames: int, hop_s: float
 ) -> Tensor:
-    """1 where at least IN_FRAME_S of a kind's sound lies in a frame -> [frames, kinds]."""
+    """1 where at least IN_FRAME_S of a kind's sound lies in a frame -> [T, kinds]."""
     targets = torch.zeros(num_frames, len(kinds))
     begin = torch.arange(num_frames) * hop_s
     for event in events:

@@ -51,7 +51,7 @@ class StaticCache(KVCache):
         self.recorded: list[tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = []
 
     def tensors(self) -> list[Tensor]:
-        """All memory that a step reads or writes."""
+        """All memory that a step reads or writes, of any shapes."""
         text = [] if self.text is None else [part for pair in self.text for part in pair]
         mask = [] if self.text_mask is None else [self.text_mask]
         return [self.self_keys, self.self_values, self.position, *text, *mask]
@@ -203,7 +203,7 @@ class GraphLM:
             return logits.clone()
 
     def _record(self, steps: Tensor, cache: StaticCache) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        """One step as a CUDA graph. It first runs beside, which lets libraries choose kernels and take memory."""
+        """One step [R, K, 1] as a CUDA graph. It first runs beside: libraries choose kernels and take memory then."""
         given, position = steps.clone(), cache.position.clone()
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
