@@ -33,7 +33,7 @@ from audiogen.evaluate.clips import check_distinct, choose
 from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips, join, load_embedder
 from audiogen.evaluate.metrics import Array, Index, Interval, bootstrap, frechet_distance, set_interval
 from audiogen.evaluate.reconstruction import check_metrics, code_entropy, measure
-from audiogen.evaluate.report import REFERENCE, Report, Sound, columns_of, draw, filled, notes_on
+from audiogen.evaluate.report import REFERENCE, Report, Sound, columns_of, filled, notes_on
 from audiogen.evaluate.scores import Warn, mean_of_defined
 from audiogen.files import checkpoint
 from audiogen.models.build import load_codec
@@ -128,9 +128,8 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Report:
     of_embedders = [scores.key_of(embedder, name) for embedder in embedders for name in PLOTTED_OF_EMBEDDERS]
     keys = {column.key for column in columns}
     plots = [("kbps", key) for key in (*PLOTTED, *of_embedders) if key in keys]
-    picture = draw(plots, columns, rows)
     report = Report("Codecs", notes, columns, rows, write_sounds(evaluation.out, sounds, originals), plots)
-    checkpoint.write_bytes_atomic(evaluation.out / "quality.png", picture)
+    checkpoint.write_bytes_atomic(evaluation.out / "quality.png", report.picture)
     report.write(evaluation.out)
     return report
 

@@ -16,6 +16,7 @@ import string
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -110,6 +111,11 @@ class Report:
     sounds: Sequence[Sound] = ()
     plots: Sequence[Plot] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def picture(self) -> bytes:
+        """The plots as a PNG; nothing where there are none to draw."""
+        return draw(self.plots, self.columns, self.rows)
 
     def write(self, directory: str | Path) -> None:
         """The three files, each whole or not at all, and none if a sound cannot be read (InputError)."""
@@ -242,8 +248,8 @@ def render_page(report: Report) -> str:
     """
     items = [re.sub("`([^`]+)`", r"<code>\1</code>", f"<li>{escape(note)}</li>") for note in report.notes]
     sections = []
-    if drawn := draw(report.plots, report.columns, report.rows):
-        image = f'<img class="plots" alt="Plots of the table" src="{_data("image/png", drawn)}">'
+    if report.picture:
+        image = f'<img class="plots" alt="Plots of the table" src="{_data("image/png", report.picture)}">'
         sections.append(f"<section><h2>Plots</h2>{image}</section>")
     if report.sounds:
         articles = []

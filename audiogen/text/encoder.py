@@ -22,7 +22,7 @@ from torch import Tensor
 from audiogen.config import build
 from audiogen.errors import InputError, opening
 from audiogen.files import checkpoint, hub, pickles
-from audiogen.files.tensors import empty, fill
+from audiogen.files.tensors import empty, fill, under
 from audiogen.text.t5_stack import T5Shape, T5Stack
 from audiogen.text.vocabulary import PAD_ID, Vocabulary
 
@@ -276,7 +276,7 @@ def stack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The embedding, which is also that of the decoder, has either name or both.
     """
-    stack = {name.removeprefix(STACK): tensor for name, tensor in tensors.items() if name.startswith(STACK)}
+    stack = under(tensors, STACK)
     if SHARED in tensors:
         stack.setdefault("embed_tokens.weight", tensors[SHARED])
     return stack
