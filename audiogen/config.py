@@ -61,12 +61,12 @@ def check_ranges(config: Any, where: str = "") -> None:
 
     where: the key under which such a dataclass stands in a recipe.
     """
-    for name, hint in annotations(config.__class__).items():
+    for name, hint in field_types(config.__class__).items():
         _check_range(_join(where, name), getattr(config, name), hint)
 
 
 @cache
-def annotations(cls: Any) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """The types of a dataclass's fields, ranges included."""
     return get_type_hints(cls, include_extras=True)
 

@@ -20,7 +20,7 @@ import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from audiogen.config import Range, annotations, build, read_table
+from audiogen.config import Range, build, field_types, read_table
 from audiogen.errors import InputError
 from audiogen.files.tensors import WIDEST
 
@@ -152,7 +152,7 @@ class Settings:
 
     def values(self, cls: type, keys: Mapping[str, Any]) -> dict[str, Any]:
         """Values for the fields of a dataclass, each by its type. keys: a table of `formats.yaml`."""
-        hints = annotations(cls)
+        hints = field_types(cls)
         return {field: self._typed(field, hints[field], *key) for field, key in keys.items()}
 
     def _typed(self, field: str, hint: Any, key: str, default: Any = REQUIRED) -> Any:
