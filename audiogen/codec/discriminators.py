@@ -55,9 +55,8 @@ class PatchDiscriminator(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         features = []
         for layer in self.layers:
-            x = F.leaky_relu(
-                layer(x), 0.2, inplace=True
-            )  # nothing else reads a layer's output; 0.2 as EnCodec
+            # In place, as nothing else reads a layer's output; 0.2 as EnCodec.
+            x = F.leaky_relu(layer(x), 0.2, inplace=True)
             features.append(x)
         return self.out(x), features
 
