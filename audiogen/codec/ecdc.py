@@ -18,7 +18,7 @@ codes are entropy-coded by the package's language model are refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from struct import Struct
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from audiogen.codec.tokens import TokenHeader, checked, pack, read_parts, unpack, write_file
+from audiogen.codec.tokens import TokenHeader, checked, pack, packed, read_parts, unpack, write_file
 from audiogen.errors import InputError
 from audiogen.interfaces import Segment
 
@@ -61,7 +61,7 @@ def model_name(tokens: TokenHeader) -> str:
 
 def read_header(path: str | Path) -> TokenHeader:
     """The header alone; InputError where the file is missing, another format, of a later version, or damaged there."""
-    return _open(path)[0]
+    return _open(path, header_only=True)[0]
 
 
 def read_ecdc(path: str | Path) -> tuple[TokenHeader, list[Segment]]:
@@ -102,23 +102,29 @@ def write_ecdc(path: str | Path, header: TokenHeader, segments: Iterable[Segment
     header: its codec is one of `MODELS`. segments: of one sound (B = 1), or blocks of the codes of a sound in one
     piece. InputError where the format cannot hold header and segments.
     """
-    pieces = list(segments)
-    if header.segment_samples is None and pieces:
-        pieces = [Segment(torch.cat([piece.codes for piece in pieces], -1), pieces[0].scale)]
     stated = {"m": header.codec, "al": header.num_samples, "nc": header.num_codebooks, "lm": False}
-    text = json.dumps(stated).encode()
-    parts = [PREFIX.pack(MAGIC, VERSION, len(text)), text]
     try:
-        for codes, scale in checked(_parse(stated), pieces):
-            parts += [b"" if scale is None else SCALE.pack(scale), pack(codes, header.bits_per_code)]
+        header = _parse(stated)
     except InputError as error:
-        raise InputError(f"{path} cannot be written: {error}") from None
-    write_file(path, parts)
+        raise InputError(f"{path}: cannot be written: {error}") from None
+
+    def parts() -> Iterator[bytes]:
+        text = json.dumps(stated).encode()
+        yield PREFIX.pack(MAGIC, VERSION, len(text)) + text
+        pieces = checked(path, header, segments)
+        if header.segment_samples is None:
+            yield from packed(header, (codes for codes, _ in pieces))
+        else:
+            for codes, scale in pieces:  # each begins with a byte of its own
+                yield (b"" if scale is None else SCALE.pack(scale)) + pack(codes, header.bits_per_code)
+
+    write_file(path, parts())
 
 
-def _open(path: str | Path) -> tuple[TokenHeader, bytes]:
+def _open(path: str | Path, header_only: bool = False) -> tuple[TokenHeader, bytes]:
     """The header of a file, and what follows it."""
-    _, text, data = read_parts(path, PREFIX, MAGIC, (VERSION,))
+    advice = "decode it with the version of encodec that wrote it"
+    _, text, data = read_parts(path, PREFIX, MAGIC, (VERSION,), advice, header_only)
     try:
         stated = json.loads(text)
         header, entropy_coded = _parse(stated), stated["lm"]

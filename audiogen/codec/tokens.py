@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from audiogen.config import Positive, build, check_ranges
 from audiogen.errors import InputError
-from audiogen.files.checkpoint import write_bytes_atomic
+from audiogen.files.checkpoint import replacing
 from audiogen.interfaces import Segment
 
 SUFFIX = ".agtok"
@@ -168,44 +168,62 @@ def unpack(
 def write_tokens(path: str | Path, header: TokenHeader, segments: Iterable[Segment]) -> None:
     """Write a clip from its segments, or from blocks of the codes of a clip in one piece, all with B = 1.
 
-    Memory holds the packed codes. The file appears under its name when it is whole; where `segments` raises, or does
-    not fit the header (InputError), an older file of that name stays.
+    It is packed as it comes and appears under its name when it is whole; where `segments` raises, or does not fit the
+    header (InputError), an older file of that name stays.
     """
     # What is unset is left out, so that files of codecs without segments stay as they were before there were any.
     stated = {key: value for key, value in asdict(header).items() if value is not None and value is not False}
     text = json.dumps(stated).encode() + b" " * PADDING
     start = PREFIX.pack(MAGIC, header.version, len(text)) + text
-    parts, scales = [], []
+    scales = []
+
+    def blocks() -> Iterator[NDArray[np.int64]]:  # each [K, t]
+        for codes, scale in checked(path, header, segments):
+            scales.extend([] if scale is None else [scale])
+            yield codes
+
+    def parts() -> Iterator[bytes]:
+        yield start
+        checksum = 0
+        for data in packed(header, blocks()):
+            checksum = zlib.crc32(data, checksum)
+            yield data
+        data = np.array(scales, SCALE).tobytes()
+        yield data + CHECKSUM.pack(zlib.crc32(start, zlib.crc32(data, checksum)))
+
+    write_file(path, parts())
+
+
+def packed(header: TokenHeader, blocks: Iterable[NDArray[np.int64]]) -> Iterator[bytes]:
+    """Codes of successive frames, blocks [K, t] -> their bytes without a gap, padded at the end only."""
     rest = np.empty((header.num_codebooks, 0), np.int64)  # frames that do not fill a group yet
-    for codes, scale in checked(header, segments):
+    for codes in blocks:
         block = np.concatenate([rest, codes], axis=1)
         whole = block.shape[1] // FRAMES_PER_GROUP * FRAMES_PER_GROUP
-        parts.append(pack(block[:, :whole], header.bits_per_code))
+        yield pack(block[:, :whole], header.bits_per_code)
         rest = block[:, whole:]
-        scales += [] if scale is None else [scale]
-    parts += [pack(rest, header.bits_per_code), np.array(scales, SCALE).tobytes()]
-    data = b"".join(parts)
-    write_file(path, [start, data, CHECKSUM.pack(zlib.crc32(start, zlib.crc32(data)))])
+    yield pack(rest, header.bits_per_code)
 
 
 def checked(
-    header: TokenHeader, segments: Iterable[Segment]
+    path: str | Path, header: TokenHeader, segments: Iterable[Segment]
 ) -> Iterator[tuple[NDArray[np.int64], float | None]]:
-    """Codes [K, t] and scale of each segment or block; InputError where they are not those of the header."""
+    """Codes [K, t] and scale of each segment or block for a file; InputError where they are not those of the header."""
+    wrong = f"{path}: cannot be written:"
     frames = []
     for codes, scale in segments:
         if codes.dim() != 3 or codes.shape[:2] != (1, header.num_codebooks):
             raise InputError(
-                f"got codes of shape {list(codes.shape)}; expected [1, {header.num_codebooks}, t]"
+                f"{wrong} got codes of shape {list(codes.shape)}; expected [1, {header.num_codebooks}, t]"
             )
         values = codes[0].detach().cpu().numpy().astype(np.int64)
         if values.size and not (values.min() >= 0 and values.max() < header.codebook_size):
             raise InputError(
-                f"codes lie in {values.min()}..{values.max()}; 0..{header.codebook_size - 1} is allowed"
+                f"{wrong} codes lie in {values.min()}..{values.max()}; 0..{header.codebook_size - 1} is allowed"
             )
         if (scale is not None) != header.normalised:
             raise InputError(
-                f"a segment's scale is {scale}; {'a number' if header.normalised else 'None'} is needed"
+                f"{wrong} a segment's scale is {scale}; {'a number' if header.normalised else 'None'} is needed"
             )
         frames.append(values.shape[1])
         yield values, None if scale is None else float(scale)
@@ -213,15 +231,16 @@ def checked(
     wanted = [header.segment_frames(index) for index in range(header.num_segments)]
     if given != wanted:
         raise InputError(
-            f"got {len(given)} segments of {given[:3]} frames; {header.num_samples} samples are {len(wanted)} of "
-            f"{wanted[:3]}"
+            f"{wrong} got {len(given)} segments of {given[:3]} frames; {header.num_samples} samples are "
+            f"{len(wanted)} of {wanted[:3]}"
         )
 
 
 def write_file(path: str | Path, parts: Iterable[bytes]) -> None:
-    """Write a file that appears under its name when it is whole."""
+    """Write a file part by part; it appears under its name when it is whole."""
     try:
-        write_bytes_atomic(path, b"".join(parts))
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            file.writelines(parts)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
@@ -263,7 +282,7 @@ def _segments(path: str | Path, header: TokenHeader, data: bytes) -> Iterator[Se
 
 def _open(path: str | Path) -> tuple[TokenHeader, bytes]:
     """The header of a file that was checked to its last byte, and its codes and scales."""
-    version, text, data = read_parts(path, PREFIX, MAGIC, (VERSION, SEGMENTED_VERSION))
+    version, text, data = read_parts(path, PREFIX, MAGIC, (VERSION, SEGMENTED_VERSION), "update audiogen")
     data, checksum = data[: -CHECKSUM.size], data[-CHECKSUM.size :]
     start = PREFIX.pack(MAGIC, version, len(text)) + text
     if CHECKSUM.pack(zlib.crc32(start, zlib.crc32(data))) != checksum:
@@ -284,25 +303,35 @@ def _open(path: str | Path) -> tuple[TokenHeader, bytes]:
 
 
 def read_parts(
-    path: str | Path, prefix: Struct, magic: bytes, versions: tuple[int, ...]
+    path: str | Path,
+    prefix: Struct,
+    magic: bytes,
+    versions: tuple[int, ...],
+    advice: str,
+    header_only: bool = False,
 ) -> tuple[int, bytes, bytes]:
-    """Version, header and the rest of a file that begins with (magic, version, length of the header)."""
+    """Version, header and the rest of a file that begins with (magic, version, length of the header).
+
+    advice: what to do with a file of another version. header_only: the rest is not read, and empty.
+    """
     try:
         with open(path, "rb") as file:
             start = file.read(prefix.size)
-            if start[:4] != magic:  # before the rest is read: it may be a large file of another kind
+            if start[:4] != magic:
                 raise InputError(f"{path}: not a token file (it does not begin with {magic.decode()})")
-            data = file.read()
+            if len(start) < prefix.size:
+                raise InputError(f"{path}: truncated after {len(start)} bytes")
+            _, version, num_bytes = prefix.unpack(start)
+            if version not in versions:
+                raise InputError(
+                    f"{path}: token file of version {version}; this program reads "
+                    f"{' and '.join(map(str, versions))}: {advice}"
+                )
+            text = file.read(min(num_bytes, MAX_HEADER_BYTES))
+            if len(text) < num_bytes:
+                raise InputError(
+                    f"{path}: truncated or damaged: the header of {num_bytes} bytes is not there"
+                )
+            return version, text, b"" if header_only else file.read()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(start) < prefix.size:
-        raise InputError(f"{path}: truncated after {len(start)} bytes")
-    _, version, num_bytes = prefix.unpack(start)
-    if version not in versions:
-        raise InputError(
-            f"{path}: token file of version {version}; this program reads {' and '.join(map(str, versions))}: "
-            "update audiogen"
-        )
-    if num_bytes > min(MAX_HEADER_BYTES, len(data)):
-        raise InputError(f"{path}: truncated or damaged: the header of {num_bytes} bytes is not there")
-    return version, data[:num_bytes], data[num_bytes:]

@@ -33,7 +33,9 @@ Part = TypeVar("Part")
 
 FORMATS = {"agtok": tokens.SUFFIX, "ecdc-v0": ecdc.SUFFIX}
 WORKERS = 4  # threads that read files ahead
-LONG_S = 30.0  # a longer clip goes through the codec as a stream: memory does not grow with its length
+# A longer clip goes through the codec as a stream: memory does not grow with its length, but for the bytes of the token
+# file that is decoded.
+LONG_S = 30.0
 BLOCK_S = 10.0
 # What a codec and the header of its tokens have in common.
 SIZES = (

@@ -1,6 +1,7 @@
 """`.ecdc` files: bytes by hand and by the `encodec` package, inverse pairs, and one line for every damage."""
 
 import json
+import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -133,7 +134,10 @@ HEADER = {"m": MONO, "al": 320, "nc": 1, "lm": False}
     [
         (b"", "does not begin with ECDC"),
         (with_header(HEADER, magic=b"RIFF"), "does not begin with ECDC"),
-        (with_header(HEADER, b"\0\0", version=1), "version 1"),
+        (
+            with_header(HEADER, b"\0\0", version=1),
+            "version 1; this program reads 0: decode it with the version of encodec that",
+        ),
         (b"ECDC\0\xff\xff\xff\xff{}", "header of 4294967295 bytes"),
         (with_header(b'{"m": "enc'), "bad header"),
         (with_header(b"\xff\xfe"), "bad header"),
@@ -168,6 +172,29 @@ def test_a_forged_file_is_one_line_and_allocates_nothing(tmp_path: Path, data: b
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
     assert peak < 5e6
+
+
+def test_the_header_is_read_without_the_codes(tmp_path: Path) -> None:
+    path = tmp_path / "a.ecdc"
+    path.write_bytes(with_header(HEADER))
+    os.truncate(path, 10_000_000)
+    tracemalloc.start()
+    assert ecdc.read_header(path) == make_header(MONO, 320, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
+
+
+def test_memory_does_not_grow_with_the_length_of_what_is_written(tmp_path: Path) -> None:
+    (block,) = make_segments(MONO, 24000, 32)  # a second
+    peaks = []
+    for seconds in (200, 800):  # 200 are 0.6 MB of packed codes
+        header = make_header(MONO, seconds * 24000, 32)
+        tracemalloc.start()
+        ecdc.write_ecdc(tmp_path / "a.ecdc", header, (Segment(block.codes) for _ in range(seconds)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 1e5
 
 
 def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
@@ -214,9 +241,9 @@ def test_what_the_format_cannot_hold_is_not_written(
 ) -> None:
     path = tmp_path / "a.ecdc"
     *sizes, segments = change(make_segments(MONO, 640, 3))
-    with pytest.raises(InputError, match=reason):
+    with pytest.raises(InputError, match=rf"a\.ecdc: cannot be written: .*{reason}"):
         ecdc.write_ecdc(path, make_header(*sizes), segments)
-    assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sound_in_one_piece_may_come_in_blocks(tmp_path: Path) -> None:
