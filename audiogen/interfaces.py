@@ -172,7 +172,7 @@ class Task(Protocol):
         """The context of the three methods below: no gradients, no dropout, averaged weights where there are some."""
         ...
 
-    def evaluate(self, batches: Sequence[Any]) -> Mapping[str, float]:
+    def evaluate(self, batches: Iterable[Any]) -> Mapping[str, float]:
         """Validation scalars, e.g. `mel`; `loss` decides which checkpoint is best (lower)."""
         ...
 

@@ -10,6 +10,7 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -44,7 +45,8 @@ class Item(NamedTuple):
 class Dataset(Protocol):
     """Numbered items, each a pure function of its arguments; `item` raises InputError for one it cannot read.
 
-    batch_type: of the batches that they make, a subclass of `Batch` with one more field, the data.
+    batch_type: of the batches that they make, a subclass of `Batch` with one more field, the data, and `features` where
+    its items have some.
     """
 
     @property
@@ -75,11 +77,22 @@ def permutation(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator_for("order", seed, epoch))
 
 
-def prefetch(source: Any, keys: Iterable[int], workers: int) -> Iterator[Any]:
-    """`source[key]` of each key in order, made ahead by worker processes, one thread each; 0 uses this process."""
+def prefetch(source: Any, keys: Iterable[int], workers: int) -> Generator[Any, None, None]:
+    """`source[key]` of each key in order, made ahead by worker processes, one thread each; 0 uses this process.
+
+    Closing the generator, or leaving Python, ends the workers at once.
+    """
+    made = _prefetch(source, keys, workers)
+    if workers:
+        atexit.register(made.close)  # before multiprocessing sends SIGTERM, which they delay
+    return made
+
+
+def _prefetch(source: Any, keys: Iterable[int], workers: int) -> Generator[Any, None, None]:
     if workers == 0:
-        return map(source.__getitem__, keys)
-    return iter(
+        yield from map(source.__getitem__, keys)
+        return
+    made = iter(
         DataLoader(
             source,
             batch_size=None,
@@ -91,6 +104,10 @@ def prefetch(source: Any, keys: Iterable[int], workers: int) -> Iterator[Any]:
             generator=torch.Generator(),  # else it draws from the global one
         )
     )
+    try:
+        yield from made
+    finally:
+        del made  # ends the workers, also where a traceback keeps this frame alive
 
 
 def _as_it_is(made: Any) -> Any:
@@ -101,9 +118,9 @@ GRACE_S = 30  # from a SIGTERM to the end of a worker that is not closed before
 
 
 def _outlive_signals(worker: int) -> None:
-    """Delay SIGTERM, ignore Ctrl-C: both reach the whole process group, but the parent needs batches to end its step.
+    """Delay SIGTERM, ignore Ctrl-C: both reach the whole process group, but training needs batches to end its step.
 
-    The parent closes workers that it no longer needs, and they end at once.
+    `prefetch` ends workers that are not needed any more; those of a parent that was killed notice it within seconds.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -155,15 +172,8 @@ class AudioLoader:
         raise InputError(f"{GIVE_UP_AFTER} clips in a row cannot be read; the last: {problems[-1]}")
 
     def batches(self, start_step: int = 0) -> Generator[Any, None, None]:
-        """Batches from a step on, without end. Closing the iterator, or leaving Python, ends the workers."""
-        batches = self._batches(start_step)
-        if self.workers:
-            atexit.register(batches.close)  # before multiprocessing sends SIGTERM, which they delay
-        return batches
-
-    def _batches(self, start_step: int) -> Generator[Any, None, None]:
-        made = prefetch(self, itertools.count(start_step), self.workers)
-        try:
+        """Batches from a step on, without end. Closing the generator, or leaving Python, ends the workers."""
+        with closing(prefetch(self, itertools.count(start_step), self.workers)) as made:
             for batch, problems in made:
                 if batch is None:
                     raise InputError(problems[-1])
@@ -172,8 +182,6 @@ class AudioLoader:
                         log.warning("left out: %s", problem)
                     self.unreadable[problem] += 1
                 yield batch
-        finally:
-            del made  # ends the workers, also where a traceback keeps this frame alive
 
 
 def valid_batches(dataset: Dataset, batch_size: int, count: int | None = None) -> Iterator[Any]:

@@ -287,6 +287,8 @@ def find_captions(path: Path, root: Path) -> tuple[tuple[str, ...], dict[str, An
                 left_out = (key, "audio", "path", "start", "duration")
                 fields = {name: value for name, value in content.items() if name not in left_out}
                 content = content[key] if key else []
+            if content is None:
+                raise InputError("holds no caption")
             return _wordings(content), fields
         if text_file.is_file():
             return _wordings(text_file.read_text(encoding="utf-8-sig").splitlines()), {}

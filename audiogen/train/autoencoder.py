@@ -7,7 +7,7 @@ task, which differs in what is made and from what.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -162,7 +162,7 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
 
     def __init__(self, recipe: AutoencoderRecipe, train: AudioDataset, device: torch.device):
         torch.manual_seed(seed_for(recipe.seed, "weights"))
-        self.train = train
+        self.train_data = train
         self.autoencoder = start(recipe).to(device).eval().requires_grad_(False)
         self.sample_rate = self.autoencoder.sample_rate
         vae: Any = self.autoencoder.vae
@@ -224,7 +224,7 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
             self.optimizer.backward(loss / len(parts), shared="adversarial" in losses)
             totals.add(found | losses | {"loss": loss})
         metrics = adversary.step(step) if adversary else {}
-        return totals.read() | metrics | self.update(step)
+        return self.update(step, totals, metrics)
 
     def distances(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
         """How far the output is from its target: scalars by name."""
@@ -237,7 +237,7 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
             losses["waveform_l1"] = (fake - real).abs().mean()
         return losses
 
-    def evaluate(self, batches: Sequence[AudioBatch]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
         """On unseen audio, through latents and back: log-mel distance, which is `loss`, SI-SDR (dB), KL (nats).
 
         Where a vocoder is trained, the distance is that of the vocoder alone, from real spectrograms. With a vocoder
@@ -276,7 +276,8 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
         """Write the autoencoder, its latents at unit variance over training clips."""
         unscaled = self.autoencoder.scale_factor.clone()
         if self.recipe.trains == "vae":  # else the latents are what they were
-            clips = [self.train.item(index, 0, 0).data for index in range(min(8, len(self.train)))]
+            data = self.train_data
+            clips = [data.item(index, 0, 0).data for index in range(min(8, len(data)))]
             self.autoencoder.fit_scale(self.autoencoder.encode(torch.stack(clips).to(self.device)))
         save_autoencoder(directory, self.autoencoder, info)
         self.autoencoder.scale_factor.copy_(unscaled)  # it is no state of the training

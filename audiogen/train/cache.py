@@ -8,7 +8,8 @@ one is used again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -85,15 +86,16 @@ def pretokenize(
         missing = [index for index, key in enumerate(keys) if key not in writer.done]
         clips: list[CodeClip] = []
         unreadable: dict[str, str] = {}
-        for batch, failed in encode_items(each, batched(missing, recipe.fit.batch_size), recipe, encode):
-            unreadable |= {keys[index]: reason for index, reason in failed.items()}
-            for one in batch:
-                length = one.item.length
-                codes = one.arrays["codes"][:, : -(-length // codec.hop_length)]  # [K, T] of the sound
-                clips.append(CodeClip(keys[one.number], codes, length, one.captions))
-            if len(clips) >= CLIPS_PER_SHARD:
-                writer.write(clips, unreadable)
-                clips, unreadable = [], {}
+        with closing(encode_items(each, batched(missing, recipe.fit.batch_size), recipe, encode)) as encoded:
+            for batch, failed in encoded:
+                unreadable |= {keys[index]: reason for index, reason in failed.items()}
+                for one in batch:
+                    length = one.item.length
+                    codes = one.arrays["codes"][:, : -(-length // codec.hop_length)]  # [K, T] of the sound
+                    clips.append(CodeClip(keys[one.number], codes, length, one.captions))
+                if len(clips) >= CLIPS_PER_SHARD:
+                    writer.write(clips, unreadable)
+                    clips, unreadable = [], {}
         writer.write(clips, unreadable)
     sources = tuple(SourceConfig(str(each.directory)) for each in passes)
     train, valid = sources[:num_passes], sources[num_passes:]
@@ -134,13 +136,13 @@ def cache_latents(
             path = each.directory / f"shard-{number:05d}.safetensors"
             if not path.exists():
                 missing[path] = batched(indices, recipe.fit.batch_size)
-        encoded = encode_items(each, list(chain(*missing.values())), recipe, encode)
-        for path, batches in missing.items():
-            clips = [clip for batch, _ in islice(encoded, len(batches)) for clip in batch]
-            if clips:
-                names = clips[0].arrays
-                arrays = {name: torch.stack([clip.arrays[name] for clip in clips]) for name in names}
-                write_shard(path, arrays, [clip.row() for clip in clips])
+        with closing(encode_items(each, list(chain(*missing.values())), recipe, encode)) as encoded:
+            for path, batches in missing.items():
+                clips = [clip for batch, _ in islice(encoded, len(batches)) for clip in batch]
+                if clips:
+                    names = clips[0].arrays
+                    arrays = {name: torch.stack([clip.arrays[name] for clip in clips]) for name in names}
+                    write_shard(path, arrays, [clip.row() for clip in clips])
     folders = [each.directory for each in passes]
     valid = LatentDataset(folders[num_passes:]) if folders[num_passes:] else None
     return Split(LatentDataset(folders[:num_passes]), valid)
@@ -185,15 +187,18 @@ def batched(indices: Sequence[int], size: int) -> list[Sequence[int]]:
 @torch.no_grad()
 def encode_items(
     each: Pass, batches: Sequence[Sequence[int]], recipe: Run, encode: Callable[[Tensor], dict[str, Tensor]]
-) -> Iterator[tuple[list[Encoded], dict[int, str]]]:
+) -> Generator[tuple[list[Encoded], dict[int, str]], None, None]:
     """For each batch of indices: the items encoded, and reason by index of those that cannot be read, also printed.
 
     encode: audio [B, C, N] -> arrays [B, ...] by name, on the CPU.
     """
     total = len(each.dataset)
     done = total - sum(map(len, batches))
-    with tqdm(total=total, initial=done, unit="clip", desc=each.title, mininterval=bar_interval_s()) as bar:
-        for batch in prefetch(_Batches(each, batches), range(len(batches)), recipe.fit.workers):
+    with (
+        closing(prefetch(_Batches(each, batches), range(len(batches)), recipe.fit.workers)) as made,
+        tqdm(total=total, initial=done, unit="clip", desc=each.title, mininterval=bar_interval_s()) as bar,
+    ):
+        for batch in made:
             failed = {index: result for index, result in batch if isinstance(result, str)}
             for index, reason in failed.items():
                 print(f"left out: {each.dataset.clips[index].key}: {reason}", file=sys.stderr)

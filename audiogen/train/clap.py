@@ -7,7 +7,7 @@ caption a clip: small collections have many clips of one kind in a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -168,7 +168,7 @@ class ClapTask(TrainingTask[ClapRecipe]):
             texts, sounds, same, self.model.logit_scale_t.exp(), self.model.logit_scale_a.exp()
         )
 
-    def evaluate(self, batches: Sequence[AudioBatch]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
         """All validation clips and their captions against one another; clips of equal meaning count as right.
 
         `loss` lies between `floor` and, for a model at chance, `loss_chance`. `recall_K_text_to_audio`: share of the

@@ -199,7 +199,7 @@ class CodecTask(TrainingTask[CodecRecipe]):
         metrics = {f"share_{name}": share for name, share in shares.items()}
         if adversary:
             metrics |= adversary.step(step)
-        return totals.read() | metrics | self.update(step)
+        return self.update(step, totals, metrics)
 
     def draw_codebooks(self, keys: Sequence[str], step: int) -> Tensor:
         """How many codebooks each clip uses, int64 [B]: a function of (seed, step, clip), not of its neighbours."""
@@ -211,7 +211,7 @@ class CodecTask(TrainingTask[CodecRecipe]):
             drawn.append(int(torch.randint(1, total + 1, (), generator=generator)) if random else total)
         return torch.tensor(drawn)
 
-    def evaluate(self, batches: Sequence[AudioBatch]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
         """On unseen audio: log-mel distance with each number of codebooks, SI-SDR (dB) with all, use of codebooks.
 
         `mel` and `loss` are the distance with all codebooks. `use_qK` is the perplexity of codebook K's codes over its

@@ -234,14 +234,18 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
         self.forward = torch.compile(system.denoiser) if recipe.fit.compile else system.denoiser
         super().__init__(recipe, model, device, valid_captions)
 
+    def train(self) -> None:
+        """Training mode, but for a text encoder that is not trained."""
+        super().train()
+        if self.recipe.text_from and self.conditioner.text is not None:
+            self.conditioner.text.eval()
+
     def step(self, batch: LatentBatch, step: int) -> dict[str, float]:
         """One update: `loss` is the weighted squared error of the denoiser's prediction for noised latents.
 
         `loa` is GPT-2's own loss, and `loss`, too, where it trains alone. Times, noise, which clips lose
         their condition and which get true vectors are drawn for the whole batch: how it is divided changes nothing.
         """
-        if self.recipe.text_from and self.conditioner.text is not None:
-            self.conditioner.text.eval()
         size = len(batch.keys)
         random = generator_for("noise", self.recipe.seed, step, distributed.rank())
         t, noise = self.draw(batch.latents, random)
@@ -259,9 +263,10 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
                 if self.gpt2_only:
                     losses["loss"] = losses["loa"]
                 else:
-                    conditioning, kept = self.conditioner(inputs), keep[rows].to(self.device)
-                    if not kept.all():
-                        conditioning = drop(conditioning, kept, self.conditioner.null(inputs))
+                    conditioning, kept = self.conditioner(inputs), keep[rows]
+                    if not kept.all():  # on the CPU: no wait for the device
+                        null = self.conditioner.null(inputs)
+                        conditioning = drop(conditioning, kept.to(self.device), null)
                     errors = self.errors(batch.latents[rows], noise[rows], t[rows], conditioning)
                     losses["loss"] = self.process.weight(t[rows]).to(self.device) * errors
             mean = {name: each.sum() / size for name, each in losses.items()}
@@ -270,7 +275,7 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
                 loss = loss + self.loa.weight * mean["loa"]
             self.optimizer.backward(loss)
             totals.add(mean)
-        return totals.read() | self.update(step)
+        return self.update(step, totals)
 
     def draw(self, latents: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times [B] and noise in the shape of the latents, on the CPU: the same on every device."""
@@ -312,7 +317,7 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
         plain = self.device.type == "cpu" and unet is not None
         return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
-    def evaluate(self, batches: Sequence[LatentBatch]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[LatentBatch]) -> dict[str, float]:
         """Squared error on unseen clips, not weighted, at the same times and with the same noise at every call.
 
         `loss` is with the right caption, `loss_shuffled` with the caption of a clip that sounds different, `loss_none`
@@ -321,7 +326,8 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
         it generates from the true ones, to be compared with `loa_mean`, that of their mean. Where it trains alone,
         `loss` is `loa`.
         """
-        kinds = self.captions(batches)
+        batches = list(batches)  # read once for each kind of captions
+        kinds = self.captions([batch.captions for batch in batches])
         kinds["_none"] = kinds[""]  # what is left out is the condition
         values: list[dict[str, Tensor]] = []  # of clips [B]
         with self.autocast():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -268,16 +268,19 @@ class LMTask(CaptionedTask[LMRecipe]):
         chances = [torch.rand((), generator=generator) for generator in generators]
         return torch.stack(chances) >= self.recipe.condition_dropout
 
-    def evaluate(self, batches: Sequence[AudioBatch | CodeBatch]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[AudioBatch | CodeBatch]) -> dict[str, float]:
         """Cross-entropy on unseen clips, per codebook: with the right caption, with that of another clip, with none.
 
         `ce` is with the right caption, and is `loss`; `ce_shuffled` with the caption of a clip that sounds different;
         `ce_none` without text. The difference is the worth of the text to the model.
         """
-        seen = [self.tokens(batch) for batch in batches]
+        codes, right = [], []
+        for batch in batches:
+            codes.append(self.tokens(batch))
+            right.append(batch.captions)
         metrics: dict[str, float] = {}
-        for name, captions in self.captions(batches).items():
-            ce = self.cross_entropy(seen, captions)
+        for name, captions in self.captions(right).items():
+            ce = self.cross_entropy(codes, captions)
             metrics[f"ce{name}"] = ce.mean().item()
             metrics |= {f"ce{name}_q{k}": value for k, value in enumerate(ce.tolist())}
         return metrics | {"loss": metrics["ce"]}

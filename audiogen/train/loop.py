@@ -87,10 +87,7 @@ def validate(
 ) -> Mapping[str, Any] | None:
     """Log the validation scalars; write the model to `best/` if none had a lower `valid/loss`."""
     with task.averaged():
-        seen = list(batches)
-        if not seen:
-            raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
-        found = task.evaluate(seen)
+        found = task.evaluate(not_empty(batches))
         metrics = {f"valid/{name}": value for name, value in found.items()}
         log.record(done, metrics)
         # Shown without those per codebook, which the log has.
@@ -100,6 +97,16 @@ def validate(
             best = {"step": done, **metrics}
             task.export(Path(recipe.out) / "best", {"recipe": to_plain(recipe), **best})
     return best
+
+
+def not_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, each made when the one before it was used; InputError where there is none."""
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch
+    if empty:
+        raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
 
 
 def save(task: Task, done: int, best: Mapping[str, Any] | None, validated: bool, recipe: Run) -> None:

@@ -21,7 +21,7 @@ from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.train.loop import fit
-from audiogen.train.task import Run
+from audiogen.train.task import Run, check_precision
 
 # Recipes' `task:` -> the recipe's class, in the module of the task's name.
 TASKS = {
@@ -85,6 +85,7 @@ def train(recipe: Run, module: Any) -> int:
     """Run a recipe in its run directory, which then holds the recipe, the log, checkpoints and the model."""
     settings, out = recipe.fit, Path(recipe.out)
     device = choose_device(settings.device)
+    check_precision(device, settings.precision)  # before anything is written
     distributed.initialize(device)
     try:
         task, data, valid_data = module.prepare(recipe, out, device)

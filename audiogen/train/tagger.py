@@ -190,7 +190,7 @@ class TaggerTask(TrainingTask[TaggerRecipe]):
             loss = torch.stack(list(losses.values())).sum()
             self.optimizer.backward(loss / len(parts))
             totals.add({"loss": loss, **losses})
-        return totals.read() | self.update(step)
+        return self.update(step, totals)
 
     def vary(self, mel: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """A batch [B, M, T] changed as other recordings of such sounds would be; on the CPU, as data is.
@@ -241,7 +241,7 @@ class TaggerTask(TrainingTask[TaggerRecipe]):
             losses[f"frame_{name}"] = torch.cat([strong, nats(pooled[weak], wanted[weak], multi)]).mean()
         return losses
 
-    def evaluate(self, batches: Sequence[AudioBatch]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
         """On unseen clips: the losses; accuracy of exclusive groups; of multi-label ones the mean average precision.
 
         `map_G` is over the labels of clips, `frame_map_G` over those of frames; `frame_f1_G` is of all frames and

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -114,15 +114,21 @@ class TrainingTask(Generic[R]):
         self.optimizer = Optimizer([module], recipe.optim, fit.steps, fit.precision == "float16")
         self.average = Average(module, fit.ema_decay)
         self.saved: dict[str, Any] = {"optimizer": self.optimizer, "average": self.average}
-        module.train()
+        self.train()
+
+    def train(self) -> None:
+        """Put the module in training mode."""
+        self.module.train()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within the context the module evaluates: no gradients, no dropout, averaged weights where averaging is on."""
         self.module.eval()
-        with torch.no_grad(), self.average.applied():
-            yield
-        self.module.train()
+        try:
+            with torch.no_grad(), self.average.applied():
+                yield
+        finally:
+            self.train()
 
     def samples(self, batches: Iterable[Any]) -> dict[str, Tensor]:
         """Sounds [C, N] by name: none, unless the task makes sound."""
@@ -136,11 +142,16 @@ class TrainingTask(Generic[R]):
         """The context of a forward pass: `fit.precision`."""
         return autocast(self.device, self.recipe.fit.precision)
 
-    def update(self, step: int) -> dict[str, float]:
-        """Change the weights by the gradients gathered -> scalars of the optimiser."""
-        metrics = self.optimizer.step(step, self.optimizer.clip())
+    def update(
+        self, step: int, totals: Totals | None = None, metrics: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """Change the weights by the gradients gathered -> scalars: totals, metrics, those of the optimiser.
+
+        totals: read after the update, because reading waits for the device.
+        """
+        own = self.optimizer.step(step, self.optimizer.clip())
         self.average.update()
-        return metrics
+        return {**(totals.read() if totals else {}), **(metrics or {}), **own}
 
     def weights(self) -> dict[str, Any]:
         """The entry of a checkpoint, or entries, that hold the module's weights."""
@@ -172,17 +183,17 @@ class CaptionedTask(TrainingTask[R]):
         super().__init__(recipe, module, device)
         self.meanings = meanings(captions)
 
-    def captions(self, batches: Sequence[Batch]) -> dict[str, list[list[str | None]]]:
-        """The captions of each batch: "" the right ones, "_none", and "_shuffled" those of clips that sound different.
+    def captions(self, right: Sequence[Sequence[str | None]]) -> dict[str, list[list[str | None]]]:
+        """Captions of each batch: "" the right ones, "_none", and "_shuffled" those of clips that sound different.
 
         No caption means both, see `meanings`; where no two differ in meaning, there are none that are shuffled.
         """
-        right = [caption for batch in batches for caption in batch.captions]
-        kinds: dict[str, list[str | None]] = {"": right, "_none": [None] * len(right)}
-        if (shuffled := shuffle_captions(right, self.meanings)) is not None:
+        texts = list(chain(*right))
+        kinds: dict[str, list[str | None]] = {"": texts, "_none": [None] * len(texts)}
+        if (shuffled := shuffle_captions(texts, self.meanings)) is not None:
             kinds["_shuffled"] = shuffled
-        ends = list(accumulate(len(batch.captions) for batch in batches))
-        rows = [slice(end - len(batch.captions), end) for end, batch in zip(ends, batches, strict=True)]
+        ends = accumulate(map(len, right))
+        rows = [slice(end - len(batch), end) for end, batch in zip(ends, right, strict=True)]
         return {name: [captions[part] for part in rows] for name, captions in kinds.items()}
 
     def samples(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
@@ -239,10 +250,14 @@ def row_slices(num_rows: int, parts: int) -> list[slice]:
     return [slice(first, first + size) for first in range(0, num_rows, size)]
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a model's forward runs at `precision`; its weights stay float32."""
+def check_precision(device: torch.device, precision: str) -> None:
+    """Raise InputError where the device has no forward passes at `precision`."""
     if precision == "float16" and device.type == "cpu":
         raise InputError("fit.precision=float16 needs a GPU; on a CPU use bfloat16 or float32")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a model's forward runs at `precision`; its weights stay float32."""
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(device) else "float32"
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")

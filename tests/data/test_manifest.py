@@ -247,6 +247,8 @@ def test_scan_finds_sounds_captions_and_bad_files(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text('["One", "Two"]')
     sound(tmp_path / "odd.wav", 800)
     (tmp_path / "odd.json").write_text("{broken")
+    sound(tmp_path / "null.wav", 800)
+    (tmp_path / "null.json").write_text("null")
     (tmp_path / "text.mp3").write_text("no sound")
     (tmp_path / "notes.md").write_text("not looked at")
     sound(tmp_path / ".hidden" / "x.wav")
@@ -261,8 +263,9 @@ def test_scan_finds_sounds_captions_and_bad_files(tmp_path: Path) -> None:
     assert found["list.wav"].captions == ("One", "Two")
     assert found["rain/1.wav"].captions == ("rain",) and found["rain/1.wav"].duration_s == 0.5
     reasons = {Path(path).name: reason for path, reason in bad}
-    assert set(reasons) == {"odd.wav", "text.mp3", "cut.flac"}
+    assert set(reasons) == {"odd.wav", "null.wav", "text.mp3", "cut.flac"}
     assert "its sidecar cannot be read" in reasons["odd.wav"]
+    assert reasons["null.wav"] == "its sidecar null.json holds no caption"
     assert reasons["text.mp3"].startswith("not a sound file")
     assert "damaged" in reasons["cut.flac"]
     assert next(count) == len(clips) + len(bad)

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +286,14 @@ def test_training_touches_no_audio_once_the_latents_are_stored(
     assert {data.item(0, epoch, 0).caption for epoch in range(9)} == set(data.captions(0))
     with pytest.raises(InputError, match=r"latents made with other settings \(seed\); delete it"):
         train(recipe, run, "fit.steps=6", "latent_passes=2", "seed=1")
+
+
+def test_workers_end_when_a_shard_cannot_be_written(lafma: Train, tmp_path: Path) -> None:
+    (tmp_path / "run" / "latents").mkdir(parents=True)
+    (tmp_path / "run" / "latents" / "pass_000").write_text("a file where the folder of shards belongs")
+    with pytest.raises(OSError, match="pass_000") as caught:
+        lafma("run", "fit.workers=1")
+    assert caught.tb and not active_children()  # although the traceback keeps what was running
 
 
 def test_a_bad_autoencoder_stops_the_run_with_the_figure(

@@ -140,7 +140,7 @@ def test_a_compiled_model_learns_the_same_and_checkpoints_are_of_either(
         assert a == pytest.approx(b, rel=1e-4)
 
 
-def test_bfloat16_trains_on_a_cpu(lm_run: Train) -> None:
+def test_bfloat16_trains_on_a_cpu(lm_run: Train, tmp_path: Path) -> None:
     run, reference = lm_run("run", "fit.precision=bfloat16"), lm_run("reference")
     losses = [
         [record["train/loss"] for record in scalars(path) if "train/loss" in record]
@@ -150,6 +150,7 @@ def test_bfloat16_trains_on_a_cpu(lm_run: Train) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     with pytest.raises(InputError, match="float16 needs a GPU"):
         lm_run("half", "fit.precision=float16")
+    assert not (tmp_path / "half").exists()  # it is refused before codec, tokens or recipe are written
 
 
 def test_tokens_made_before_training_are_those_of_the_sounds(lm_run: Train, codec_dir: Path) -> None:

@@ -6,7 +6,8 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,14 +15,18 @@ import pytest
 import torch
 from torch import nn
 
+from audiogen.config import build, load_recipe
+from audiogen.data.loader import valid_batches
 from audiogen.device import choose_device
 from audiogen.errors import InputError, run_command
 from audiogen.files import checkpoints
+from audiogen.interfaces import Batch
 from audiogen.train.__main__ import main
 from audiogen.train.log import Log, read_log
-from audiogen.train.loop import due, stop_signals
+from audiogen.train.loop import due, stop_signals, validate
 from audiogen.train.optim import Average, OptimConfig, Optimizer, learning_rate
-from audiogen.train.task import FitConfig, autocast, row_slices
+from audiogen.train.run import normalise, task_of
+from audiogen.train.task import FitConfig, Prepared, Run, Totals, TrainingTask, autocast, row_slices
 
 ROOT = Path(__file__).resolve().parents[2]
 Train = Callable[..., Path]
@@ -267,6 +272,60 @@ def test_checkpoints_keep_their_names(codec_run: Train, lm_run: Train) -> None:
         assert state["task"].keys() == shared | own
         assert state["task"]["optimizer"].keys() == {"adamw", "scaler"}
         assert state["task"]["average"].keys() == {"averages", "num_updates"}
+
+
+def prepared(recipe: Path) -> tuple[Prepared, Run]:
+    """The task and data of a recipe, on the CPU, and the recipe."""
+    node = load_recipe(str(recipe))
+    module, recipe_class = task_of(node.task)
+    built = build(recipe_class, normalise(node, module, []))
+    return module.prepare(built, Path(built.out), torch.device("cpu")), built
+
+
+@pytest.mark.parametrize("name", ["codec", "lm"])
+def test_validation_holds_one_batch_of_sound_at_a_time(
+    name: str, codec_run: Train, lm_run: Train, tmp_path: Path
+) -> None:
+    (task, _, data), recipe = prepared(tmp_path / f"{name}.yaml")
+    made: list[weakref.ref[Batch]] = []
+
+    def batches() -> Iterator[Batch]:
+        for batch in valid_batches(data, 2):
+            assert not any(earlier() for earlier in made[:-1]), "an earlier batch is still in memory"
+            made.append(weakref.ref(batch))
+            yield batch
+
+    with closing(Log(tmp_path, 0, 1)) as log:
+        best = validate(task, batches(), 1, None, recipe, log)
+        assert len(made) == 4 and best and math.isfinite(best["valid/loss"])
+        with pytest.raises(InputError, match="there is nothing to validate on"):
+            validate(task, iter([]), 1, None, recipe, log)
+
+
+def test_a_module_trains_on_after_an_error_in_its_evaluation(codec_run: Train, tmp_path: Path) -> None:
+    (task, _, _), _ = prepared(tmp_path / "codec.yaml")
+    assert isinstance(task, TrainingTask)
+    with pytest.raises(ValueError, match="broken"), task.averaged():
+        assert not task.module.training
+        raise ValueError("broken")
+    assert task.module.training
+
+
+def test_scalars_of_a_step_are_read_after_the_update(codec_run: Train, tmp_path: Path) -> None:
+    """Reading waits for the device, which has the update to do meanwhile."""
+    (task, _, _), _ = prepared(tmp_path / "codec.yaml")
+    assert isinstance(task, TrainingTask)
+    weight = next(task.module.parameters())
+
+    class Late(Totals):
+        def read(self) -> dict[str, float]:
+            return {"weight": weight.sum().item()}
+
+    before = weight.sum().item()
+    task.optimizer.backward(weight.square().sum())
+    metrics = task.update(0, Late(), {"share": 1.0})
+    assert list(metrics) == ["weight", "share", "lr", "grad_norm"]
+    assert metrics["weight"] == weight.sum().item() != before
 
 
 def test_auto_precision_is_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
