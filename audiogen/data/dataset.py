@@ -70,6 +70,16 @@ Pair = tuple[float, float]  # low, high
 
 
 @dataclass(frozen=True)
+class Variation:
+    """How clips are mixed and changed, by default not at all; see `DataConfig`."""
+
+    mix_probability: float = 0.0
+    mix_snr_db: Pair = (-5.0, 5.0)
+    gain_db: Pair = (0.0, 0.0)
+    speed: Pair = (1.0, 1.0)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What to train and validate on, and how clips are cut and varied.
 
@@ -101,6 +111,11 @@ class DataConfig:
         for name, (low, high) in (("mix_snr_db", self.mix_snr_db), ("gain_db", self.gain_db)):
             if low > high:
                 raise InputError(f"{name}: [{low}, {high}], expected [low, high]")
+
+    @property
+    def variation(self) -> Variation:
+        """How training clips are mixed and changed."""
+        return Variation(self.mix_probability, self.mix_snr_db, self.gain_db, self.speed)
 
 
 @dataclass(frozen=True)
@@ -160,7 +175,7 @@ class AudioDataset:
 
     `item` depends on its arguments alone, so workers, resume and the cache change nothing. The cache holds
     whole decoded, resampled clips up to `cache_mb`, the first ones that fit: in a random order no other choice
-    is better. vary: how clips are mixed and changed, see `DataConfig`; None leaves them as they are.
+    is better.
     """
 
     batch_type: type[Batch] = AudioBatch
@@ -171,7 +186,7 @@ class AudioDataset:
         sample_rate: int,
         channels: int = 1,
         segment_s: float | None = None,
-        vary: DataConfig | None = None,
+        vary: Variation = Variation(),  # noqa: B008  # frozen
         cache_mb: int = 0,
     ) -> None:
         if not clips:
@@ -196,8 +211,6 @@ class AudioDataset:
         """
         random = generator_for("item", seed, epoch, index)
         item, vary = self._segment(index, random), self.vary
-        if vary is None:
-            return item
         if vary.mix_probability and len(self) > 1 and draw(random, 0, 1) < vary.mix_probability:
             partner = int(torch.randint(len(self) - 1, (), generator=random))
             other = self._segment(partner + (partner >= index), random)
@@ -214,7 +227,7 @@ class AudioDataset:
         clip, segment, rate = self.clips[index], self.segment, self.sample_rate
         place, wording = draw(random, 0, 1), draw(random, 0, 1)
         total, captions = self._length(clip), self.captions(index)
-        if self.vary is not None and self.vary.speed != (1.0, 1.0):
+        if self.vary.speed != (1.0, 1.0):
             rate = round(rate * draw(random, *self.vary.speed))
         wanted = total if segment is None else audio.resampled_length(segment, self.sample_rate, rate)
         length = min(total, wanted)
@@ -364,6 +377,6 @@ def open_data(config: DataConfig, sample_rate: int, channels: int = 1) -> Split[
     )
     segment_s, cache_mb = config.segment_s, config.cache_mb
     return Split(
-        AudioDataset(train, sample_rate, channels, segment_s, config, cache_mb),
+        AudioDataset(train, sample_rate, channels, segment_s, config.variation, cache_mb),
         AudioDataset(valid, sample_rate, channels, segment_s, cache_mb=cache_mb) if valid else None,
     )

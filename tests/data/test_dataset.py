@@ -13,6 +13,7 @@ from audiogen.data.dataset import (
     BuiltInClip,
     DataConfig,
     SourceConfig,
+    Variation,
     open_data,
     parse_sources,
     read_source,
@@ -51,7 +52,7 @@ def test_longer_clips_are_cropped_anywhere_and_shorter_ones_padded(tmp_path: Pat
 def test_an_item_depends_on_its_arguments_alone(tmp_path: Path) -> None:
     wordings = tuple(f"wording {i}" for i in range(5))
     clips = [Clip(str(ramp(tmp_path / f"{i}.flac", 3000)), wordings) for i in range(2)]
-    vary = DataConfig("synth:1", mix_probability=0.5, gain_db=(-6.0, 6.0), speed=(0.8, 1.25))
+    vary = Variation(mix_probability=0.5, gain_db=(-6.0, 6.0), speed=(0.8, 1.25))
     first, second = (AudioDataset(clips, RATE, 1, 0.02, vary) for _ in range(2))
     torch.manual_seed(1)
     items = {(e, s): first.item(1, e, s) for e in range(4) for s in range(4)}
@@ -71,10 +72,8 @@ def test_the_cache_changes_nothing(tmp_path: Path, suffix: str, cache_mb: int) -
         sound = 0.1 * torch.randn(2, 3 * 44100, generator=torch.Generator().manual_seed(i))
         path = str(audio.save(tmp_path / f"{i}.{suffix}", sound, 44100))
         clips += [Clip(path, ("a", "b")), Clip(path, ("c",), start_s=1.1, duration_s=1.0)]
-    plain = AudioDataset(clips, 16000, segment_s=0.5, vary=DataConfig("synth:1", mix_probability=0.3))
-    cached = AudioDataset(
-        clips, 16000, segment_s=0.5, cache_mb=cache_mb, vary=DataConfig("synth:1", mix_probability=0.3)
-    )
+    plain = AudioDataset(clips, 16000, segment_s=0.5, vary=Variation(mix_probability=0.3))
+    cached = AudioDataset(clips, 16000, segment_s=0.5, cache_mb=cache_mb, vary=Variation(mix_probability=0.3))
     for epoch in range(3):
         for index in range(len(clips)):
             a, b = plain.item(index, epoch, 0), cached.item(index, epoch, 0)
@@ -142,13 +141,13 @@ def test_mixing_joins_two_different_clips(tmp_path: Path) -> None:
         )
         for i in range(3)
     ]
-    dataset = AudioDataset(clips, RATE, segment_s=0.25, vary=DataConfig("synth:1", mix_probability=0.5))
+    dataset = AudioDataset(clips, RATE, segment_s=0.25, vary=Variation(mix_probability=0.5))
     captions = [dataset.item(0, epoch, 0).caption for epoch in range(400)]
     mixed = [caption for caption in captions if caption != "Sound 0"]
     assert 160 < len(mixed) < 240
     assert set(mixed) == {"Sound 0 and sound 1", "Sound 0 and sound 2"}
     assert dataset.item(0, captions.index("Sound 0"), 0).data.std() < 1e-6
-    alone = AudioDataset(clips[:1], RATE, segment_s=0.25, vary=DataConfig("synth:1", mix_probability=1.0))
+    alone = AudioDataset(clips[:1], RATE, segment_s=0.25, vary=Variation(mix_probability=1.0))
     assert alone.item(0, 0, 0).caption == "Sound 0"
 
 
@@ -159,7 +158,7 @@ def test_a_clip_without_a_caption_leaves_the_mixture_without(tmp_path: Path) -> 
         RATE,
         1,
         0.25,
-        vary=DataConfig("synth:1", mix_probability=1.0),
+        vary=Variation(mix_probability=1.0),
     )
     assert [dataset.item(index, 0, 0).caption for index in (0, 1)] == [None, None]
 
@@ -168,7 +167,7 @@ def test_gain_stays_in_its_range_and_below_full_scale(tmp_path: Path) -> None:
     quiet = Clip(str(audio.save(tmp_path / "q.flac", torch.full((1, 800), 0.1), RATE)))
     loud = Clip(str(audio.save(tmp_path / "l.flac", torch.full((1, 800), 0.9), RATE)))
     silent = Clip(str(audio.save(tmp_path / "s.flac", torch.zeros(1, 800), RATE)))
-    dataset = AudioDataset([quiet, loud, silent], RATE, vary=DataConfig("synth:1", gain_db=(-6.0, 12.0)))
+    dataset = AudioDataset([quiet, loud, silent], RATE, vary=Variation(gain_db=(-6.0, 12.0)))
     gains = torch.tensor([float(dataset.item(0, epoch, 0).data.max()) / 0.1 for epoch in range(300)])
     db = 20 * gains.log10()
     assert db.min() >= -6.01 and db.max() <= 12.01 and db.max() - db.min() > 17
@@ -182,13 +181,11 @@ def test_speed_moves_pitch_and_length(tmp_path: Path) -> None:
     tone = 0.5 * torch.sin(2 * torch.pi * 1000 * time)[None]
     clip = Clip(str(audio.save(tmp_path / "x.flac", tone, 16000)))
     for speed in (0.8, 1.25):
-        whole = AudioDataset([clip], 16000, vary=DataConfig("synth:1", speed=(speed, speed))).item(0, 0, 0)
+        whole = AudioDataset([clip], 16000, vary=Variation(speed=(speed, speed))).item(0, 0, 0)
         assert whole.length == whole.data.shape[1] == pytest.approx(16000 / speed, abs=1)
         peak = int(torch.fft.rfft(whole.data[0]).abs().argmax())
         assert peak * 16000 / whole.length == pytest.approx(1000 * speed, abs=1)
-        part = AudioDataset(
-            [clip], 16000, segment_s=0.5, vary=DataConfig("synth:1", speed=(speed, speed))
-        ).item(0, 0, 0)
+        part = AudioDataset([clip], 16000, segment_s=0.5, vary=Variation(speed=(speed, speed))).item(0, 0, 0)
         assert part.data.shape == (1, 8000) and part.length == 8000
 
 
@@ -299,7 +296,7 @@ def test_training_and_validation_sets(tmp_path: Path, caplog: pytest.LogCaptureF
         RATE,
     )
     assert len(train) == 25 and train.vary.mix_probability == 0.5
-    assert valid is not None and len(valid) == 10 and valid.vary is None
+    assert valid is not None and len(valid) == 10 and valid.vary == Variation()
     assert open_data(DataConfig("synth:9", holdout=0.0), RATE).valid is None  # type: ignore[arg-type]
     with pytest.raises(InputError, match=rf"{manifest}: where.fold: no clip has the value '9'"):
         open_data(DataConfig((SourceConfig(manifest, where={"fold": (9,)}),)), RATE)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from audiogen import audio
-from audiogen.data.dataset import AudioDataset, DataConfig
+from audiogen.data.dataset import AudioDataset, Variation
 from audiogen.data.loader import AudioLoader, Item, collate, permutation, valid_batches
 from audiogen.data.manifest import Clip
 from audiogen.errors import InputError
@@ -95,7 +95,7 @@ def sounds(folder: Path, count: int = 6) -> AudioDataset:
         8000,
         segment_s=0.1,
         cache_mb=1,
-        vary=DataConfig("synth:1", mix_probability=0.5, gain_db=(-3.0, 3.0)),
+        vary=Variation(mix_probability=0.5, gain_db=(-3.0, 3.0)),
     )
 
 
