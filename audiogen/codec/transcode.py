@@ -133,11 +133,7 @@ def encode_clips(
     def stream(header: TokenHeader, blocks: Iterable[Tensor]) -> Iterator[Segment]:
         """Audio blocks [C, n] -> segments, or blocks of codes."""
         moved = (block[None].to(codec.device) for block in _watch("encoded", blocks, rate, header.duration_s))
-        try:
-            for segment in codec.encode_stream(moved, num_codebooks):
-                yield _row(segment, 0)
-        except InputError as error:
-            raise UnreadableError(str(error)) from error
+        return (_row(segment, 0) for segment in codec.encode_stream(moved, num_codebooks))
 
     return _transcode(sounds, read, length, encode, stream, batch_size or _default_batch(codec))
 
@@ -221,11 +217,19 @@ def _transcode(
         if isinstance(result, InputError):
             yield Failed(key, str(result))
         elif length(*result) is None:
-            yield Clip(key, result[0], stream(*result))
+            yield Clip(key, result[0], _readable(stream(*result)))
         else:
             clips = [clip for _, clip in batch if not isinstance(clip, InputError)]
             for (key, _), (header, _), parts in zip(batch, clips, convert(clips), strict=True):
                 yield Clip(key, header, parts)
+
+
+def _readable(parts: Iterable[Part]) -> Iterator[Part]:
+    """The parts of a clip that is read while it is converted; an InputError is of this clip alone."""
+    try:
+        yield from parts
+    except InputError as error:
+        raise UnreadableError(str(error)) from error
 
 
 def check_codec(codec: SegmentedCodec, header: TokenHeader, name: str) -> None:

@@ -1,6 +1,7 @@
 """`python -m audiogen.codec` with codecs that work on segments, and with `.ecdc` files."""
 
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from audiogen.codec.__main__ import main
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.segmented import SegmentedCodec, as_configured, in_segments
-from audiogen.codec.tokens import read_header, read_tokens
+from audiogen.codec.tokens import CHECKSUM, PREFIX, read_header, read_tokens
 from audiogen.errors import run_command
 from audiogen.interfaces import Segment
 from audiogen.models.build import load_codec
@@ -125,33 +126,60 @@ def test_streaming_gives_what_one_call_gives(length: int, overlap: float) -> Non
 def test_a_long_file_is_never_held_whole(
     tmp_path: Path, codec: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the largest piece that the codec was given."""
-    monkeypatch.setattr(transcode, "LONG_S", 2.0)
-    largest = 0
-    encode, decode = Codec.encode, Codec.decode
-
-    def watched_encode(self: Codec, sound: torch.Tensor, *rest: int) -> torch.Tensor:
-        nonlocal largest
-        largest = max(largest, sound.shape[-1])
-        return encode(self, sound, *rest)
-
-    def watched_decode(self: Codec, codes: torch.Tensor) -> torch.Tensor:
-        nonlocal largest
-        largest = max(largest, codes.shape[-1] * HOP)
-        return decode(self, codes)
-
+    """Neither its samples nor its segments: what takes a whole sound gets at most the end of this one."""
     path = write_sound(tmp_path / "long.wav", 40 * RATE + 7)
     samples, _ = audio.load(path)
     expected = load_codec(codec).encode(samples[None])
     whole = load_codec(codec).decode(expected, samples.shape[-1])[0].clamp(-1, 1)
-    monkeypatch.setattr(Codec, "encode", watched_encode)
-    monkeypatch.setattr(Codec, "decode", watched_decode)
-    assert run("encode", path, "-o", tmp_path, "--codec", codec)[0] == 0
+    encode = SegmentedCodec.encode
+
+    def encode_short(self: SegmentedCodec, sound: torch.Tensor, *rest: int) -> list[Segment]:
+        assert sound.shape[-1] <= 6000
+        return encode(self, sound, *rest)
+
+    def refuse(*given: object) -> None:
+        raise AssertionError("a whole sound")
+
+    with monkeypatch.context() as watched:
+        watched.setattr(transcode, "LONG_S", 2.0)
+        watched.setattr(SegmentedCodec, "encode", encode_short)
+        watched.setattr(SegmentedCodec, "decode", refuse)
+        watched.setattr(audio, "load", refuse)
+        assert run("encode", path, "-o", tmp_path, "--codec", codec)[0] == 0
+        assert run("decode", tmp_path / "long.agtok", "-o", tmp_path / "out", "--codec", codec)[0] == 0
     assert same(list(read_tokens(tmp_path / "long.agtok")[1]), expected)
-    assert run("decode", tmp_path / "long.agtok", "-o", tmp_path / "out", "--codec", codec)[0] == 0
     decoded, _ = audio.load(tmp_path / "out" / "long.wav")
     assert decoded.shape == samples.shape and (decoded - whole).abs().max() < 2 / 32768
-    assert 0 < largest <= 6 * 1000
+
+
+@pytest.mark.parametrize("long_s", [0.1, 30.0])
+def test_bad_tokens_are_skipped_whatever_their_length(
+    tmp_path: Path, codec: str, run: Run, monkeypatch: pytest.MonkeyPatch, long_s: float
+) -> None:
+    """Also where they are found to be bad while the codec decodes what is before them."""
+    monkeypatch.setattr(transcode, "LONG_S", long_s)
+    write_sound(tmp_path / "in" / "c.wav", 4000)
+    folder = tmp_path / "tokens"
+    assert run("encode", tmp_path / "in", "-o", folder, "--codec", codec)[0] == 0
+    data = (folder / "c.agtok").read_bytes()
+    header = read_header(folder / "c.agtok")
+    length = PREFIX.size + PREFIX.unpack_from(data)[2]
+    start, payload = data[:length], bytearray(data[length : -CHECKSUM.size])
+    scales = header.num_bytes
+    for name, begin, end, value in (
+        ("a", scales - 2, scales, b"\xff\xff"),
+        ("b", scales, scales + 4, bytes(4)),
+    ):
+        spoilt = payload[:begin] + value + payload[end:]
+        crc = CHECKSUM.pack(zlib.crc32(start, zlib.crc32(spoilt)))
+        (folder / f"{name}.agtok").write_bytes(start + spoilt + crc)
+    status, out, err = run("decode", folder, "-o", tmp_path / "out", "--codec", codec)
+    assert status == 2 and out.startswith("decoded 1 clips")
+    assert (
+        "a.agtok: code 63 in a codebook of 50" in err and "b.agtok: a scale is not a positive number" in err
+    )
+    assert "2 of 3 clips could not be decoded" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["c.wav"]
 
 
 def test_original_rate_and_bandwidth(tmp_path: Path, codec: str, run: Run) -> None:
