@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from audiogen import audio
-from audiogen.codec.ecdc import read_ecdc
+from audiogen.codec.formats import SUFFIXES, format_of
 from audiogen.codec.report import check_distinct, choose_targets, report
 from audiogen.codec.segmented import SegmentedCodec, in_segments
-from audiogen.codec.tokens import TokenHeader, read_tokens
-from audiogen.codec.transcode import FORMATS, Clip, Tokens, decode_clips, is_ecdc
+from audiogen.codec.tokens import TokenHeader
+from audiogen.codec.transcode import Clip, Tokens, decode_clips
 from audiogen.data.shards import ShardReader, is_shard_directory
 from audiogen.device import choose_device
 from audiogen.errors import InputError
@@ -52,7 +52,7 @@ def find_tokens(inputs: Iterable[str]) -> list[Tokens]:
     """The clips that the inputs name; InputError for an input without any."""
 
     def from_file(path: Path, name: Path) -> Tokens:
-        return Tokens(str(path), name, lambda: read_ecdc(path) if is_ecdc(path) else read_tokens(path))
+        return Tokens(str(path), name, lambda: format_of(path).read(path))
 
     def from_shard(reader: ShardReader, index: int) -> Tokens:
         header = TokenHeader(**asdict(reader.spec), num_samples=reader.num_samples[index])
@@ -70,7 +70,7 @@ def find_tokens(inputs: Iterable[str]) -> list[Tokens]:
             reader = ShardReader(path)
             clips += [from_shard(reader, index) for index in range(len(reader))]
         elif path.is_dir():
-            suffixes = FORMATS.values()
+            suffixes = SUFFIXES.values()
             files = sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
             # A name that begins with a dot may be of a file that is being written.
             found = [f for f in files if not any(part[0] == "." for part in f.relative_to(path).parts)]

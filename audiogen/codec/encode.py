@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from audiogen.codec import ecdc, tokens
+from audiogen.codec import ecdc
+from audiogen.codec.formats import ECDC, SUFFIXES, format_of
 from audiogen.codec.report import check_distinct, choose_targets, report
 from audiogen.codec.segmented import SegmentedCodec, in_segments
 from audiogen.codec.tokens import bandwidth_kbps
-from audiogen.codec.transcode import FORMATS, Sound, encode_clips, header_for, is_ecdc, read_header
 from audiogen.codec.transcode import Clip as EncodedClip
+from audiogen.codec.transcode import Sound, encode_clips, header_for
 from audiogen.data import synth
 from audiogen.data.dataset import SYNTH_SEED, BuiltInClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip, find_captions, read_manifest, sound_files
@@ -31,10 +32,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Encode to token files, or to shards with --shards."""
     sounds = find_sounds(arguments.inputs, captions=arguments.shards is not None)
     names = [sound.name for sound in sounds]
-    targets = choose_targets(Path(arguments.out), names, FORMATS, arguments.format, "token file")
+    targets = choose_targets(Path(arguments.out), names, SUFFIXES, arguments.format, "token file")
     if not arguments.shards:
         check_distinct(targets, [str(sound.path) for sound in sounds])
-    elif targets[0] == Path(arguments.out) or is_ecdc(targets[0]):
+    elif targets[0] == Path(arguments.out) or format_of(targets[0]) is ECDC:
         raise InputError("--shards writes a folder of shards: give --out a folder, and no --format")
     device = choose_device(arguments.device)
     codec = load_codec(arguments.codec, device, dtype=getattr(torch, arguments.dtype))
@@ -54,10 +55,9 @@ def encode_files(
     arguments: argparse.Namespace, codec: SegmentedCodec, num_codebooks: int, sounds: Mapping[Path, Sound]
 ) -> None:
     """One token file a sound; those that an earlier run finished are kept."""
-    name, identity, write = codec.name, codec.identity, tokens.write_tokens
-    if is_ecdc(next(iter(sounds))):  # such a file names a model and has no hash
+    name, identity, format = codec.name, codec.identity, format_of(next(iter(sounds)))
+    if format is ECDC:  # such a file names a model and has no hash
         name, identity = ecdc.model_name(header_for(codec, codec.num_codebooks, 1)), ""
-        write = ecdc.write_ecdc
     wanted = (name, identity, num_codebooks)
     pending = [
         replace(sound, key=str(target))
@@ -67,7 +67,9 @@ def encode_files(
     with report("encoded", len(pending), kept=len(sounds) - len(pending)) as counts:
         counts.each(
             encode_clips(codec, pending, num_codebooks, arguments.batch_size),
-            lambda clip: write(clip.key, replace(clip.header, codec=name, identity=identity), clip.parts),
+            lambda clip: format.write(
+                Path(clip.key), replace(clip.header, codec=name, identity=identity), clip.parts
+            ),
         )
 
 
@@ -79,7 +81,7 @@ def is_encoded(target: Path, source: Path, wanted: tuple[object, ...]) -> bool:
     if not target.exists():
         return False
     try:
-        header = read_header(target)
+        header = format_of(target).read_header(target)
     except InputError as error:
         raise InputError(f"{error}; to replace the file, add --overwrite") from None
     if (header.codec, header.identity, header.num_codebooks) != wanted:

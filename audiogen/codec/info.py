@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from audiogen.codec.formats import format_of
 from audiogen.codec.segmented import in_segments
 from audiogen.codec.tokens import TokenHeader, bandwidth_kbps
-from audiogen.codec.transcode import header_for, read_header
+from audiogen.codec.transcode import header_for
 from audiogen.data.shards import ShardReader, TokenSpec, is_shard_directory
 from audiogen.files.checkpoint import PICKLES, read_config
 from audiogen.models.build import load_codec
@@ -20,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print what a codec, a token file or a folder of token shards is, one `name: value` a line."""
     path = Path(arguments.input)
     if path.is_file() and path.suffix.lower() not in CODEC_FILES:
-        lines = describe_tokens(read_header(path))
+        lines = describe_tokens(format_of(path).read_header(path))
     elif is_shard_directory(path):
         lines = describe_shards(path)
     else:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import soxr
 import torch
@@ -21,7 +21,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audiogen import audio
-from audiogen.codec import ecdc, tokens
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.codec.tokens import TokenHeader
 from audiogen.errors import InputError
@@ -31,7 +30,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 Part = TypeVar("Part")
 
-FORMATS = {"agtok": tokens.SUFFIX, "ecdc-v0": ecdc.SUFFIX}
 WORKERS = 4  # threads that read files ahead
 # A longer clip goes through the codec as a stream: memory does not grow with its length, but for the bytes of the token
 # file that is decoded.
@@ -93,21 +91,20 @@ class Clip(NamedTuple, Generic[Part]):
     parts: Iterable[Part]
 
 
+class Ready(NamedTuple):
+    """A clip that was read: those of one `group` are converted together, one of group None is streamed."""
+
+    key: str
+    header: TokenHeader
+    group: Hashable
+    data: Any  # audio [C, N] or segments, of a long clip block by block
+
+
 class Failed(NamedTuple):
     """A clip that could not be read, and why."""
 
     key: str
     reason: str
-
-
-def is_ecdc(path: Path) -> bool:
-    """By the name, so that the message about a damaged file speaks of the format it was meant to have."""
-    return path.suffix.lower() == ecdc.SUFFIX
-
-
-def read_header(path: Path) -> TokenHeader:
-    """The header of a token file of either format; our own files are checked to the last byte."""
-    return ecdc.read_header(path) if is_ecdc(path) else tokens.read_header(path)
 
 
 def encode_clips(
@@ -119,14 +116,13 @@ def encode_clips(
     """
     rate = codec.sample_rate
 
-    def read(sound: Sound) -> tuple[TokenHeader, Tensor | Iterable[Tensor]]:  # [C, N], or blocks
-        return _read_sound(codec, num_codebooks, sound)
+    def read(sound: Sound) -> Ready:
+        header, samples = _read_sound(codec, num_codebooks, sound)
+        num_samples = samples.shape[-1] if isinstance(samples, Tensor) else None
+        return Ready(sound.key, header, num_samples, samples)
 
-    def length(header: TokenHeader, samples: Tensor | Iterable[Tensor]) -> Hashable:  # [C, N]
-        return samples.shape[-1] if isinstance(samples, Tensor) else None
-
-    def encode(clips: Sequence[tuple[TokenHeader, Any]]) -> list[list[Segment]]:
-        stacked = torch.stack([samples for _, samples in clips]).to(codec.device)  # [B, C, N]
+    def encode(clips: Sequence[Ready]) -> list[list[Segment]]:
+        stacked = torch.stack([clip.data for clip in clips]).to(codec.device)  # [B, C, N]
         segments = codec.encode(stacked, num_codebooks)
         return [[_row(segment, row) for segment in segments] for row in range(len(clips))]
 
@@ -135,7 +131,7 @@ def encode_clips(
         moved = (block[None].to(codec.device) for block in _watch("encoded", blocks, rate, header.duration_s))
         return (_row(segment, 0) for segment in codec.encode_stream(moved, num_codebooks))
 
-    return _transcode(sounds, read, length, encode, stream, batch_size or _default_batch(codec))
+    return _transcode(sounds, read, encode, stream, batch_size or _default_batch(codec))
 
 
 def decode_clips(
@@ -149,20 +145,17 @@ def decode_clips(
     The length is that of the encoded clip, or with `original_rate` of the recording, to the sample.
     """
 
-    def read(clip: Tokens) -> tuple[TokenHeader, Iterable[Segment]]:
+    def read(clip: Tokens) -> Ready:
         header, segments = clip.read()
         check_codec(codec, header, clip.key)
         if original_rate and header.source_num_samples is None:
             raise InputError(
                 f"{clip.key}: the sample rate of the recording is not in the file; decode to the codec's rate"
             )
-        return header, segments if header.duration_s > LONG_S else list(segments)
-
-    def length(header: TokenHeader, segments: Iterable[Segment]) -> Hashable:
         if header.duration_s > LONG_S:
-            return None
-        frames = header.num_frames if header.segment_samples is None else header.num_samples
-        return header.num_codebooks, frames
+            return Ready(clip.key, header, None, segments)
+        length = header.num_frames if header.segment_samples is None else header.num_samples
+        return Ready(clip.key, header, (header.num_codebooks, length), list(segments))
 
     def finish(header: TokenHeader, blocks: Iterable[Tensor]) -> Iterator[Tensor]:  # each [C, n]
         blocks = _first(header.num_samples, blocks)
@@ -173,18 +166,18 @@ def decode_clips(
         # A decoder overshoots on loud recordings: expected, so `audio.save` must not warn of it.
         return (block.clamp(-1, 1) for block in blocks)
 
-    def decode(clips: Sequence[tuple[TokenHeader, Any]]) -> list[Iterator[Tensor]]:
-        segments = [_stack(row, codec.device) for row in zip(*(found for _, found in clips), strict=True)]
-        num_samples = max(header.num_samples for header, _ in clips)  # of the same number of frames
+    def decode(clips: Sequence[Ready]) -> list[Iterator[Tensor]]:
+        segments = [_stack(row, codec.device) for row in zip(*(clip.data for clip in clips), strict=True)]
+        num_samples = max(clip.header.num_samples for clip in clips)  # of the same number of frames
         decoded = codec.decode(segments, num_samples).cpu()  # [B, C, N]
-        return [finish(header, [row]) for (header, _), row in zip(clips, decoded, strict=True)]
+        return [finish(clip.header, [row]) for clip, row in zip(clips, decoded, strict=True)]
 
     def stream(header: TokenHeader, segments: Iterable[Segment]) -> Iterator[Tensor]:  # each [C, n]
         stacked = (_stack([segment], codec.device) for segment in segments)
         blocks = (block[0].cpu() for block in codec.decode_stream(stacked, header.num_samples))
         return finish(header, _watch("decoded", blocks, codec.sample_rate, header.duration_s))
 
-    return _transcode(clips, read, length, decode, stream, batch_size or _default_batch(codec))
+    return _transcode(clips, read, decode, stream, batch_size or _default_batch(codec))
 
 
 def _default_batch(codec: SegmentedCodec) -> int:
@@ -195,33 +188,32 @@ def _default_batch(codec: SegmentedCodec) -> int:
 
 def _transcode(
     items: Iterable[Any],
-    read: Callable[[Any], tuple[TokenHeader, Any]],
-    length: Callable[[TokenHeader, Any], Hashable],
-    convert: Callable[[Sequence[tuple[TokenHeader, Any]]], Sequence[Iterable[Part]]],
+    read: Callable[[Any], Ready],
+    convert: Callable[[Sequence[Ready]], Sequence[Iterable[Part]]],
     stream: Callable[[TokenHeader, Any], Iterable[Part]],
     batch_size: int,
 ) -> Iterator[Clip[Part] | Failed]:
-    """Sounds or tokens, as `read` gives them: those of one `length` are converted together, those of None streamed."""
+    """Sounds or tokens, read ahead, then converted in batches or streamed."""
 
-    def read_item(item: Any) -> tuple[str, tuple[TokenHeader, Any] | InputError]:
+    def read_item(item: Any) -> Ready | Failed:
         try:
-            return item.key, read(item)
+            return read(item)
         except InputError as error:
-            return item.key, error
+            return Failed(item.key, str(error))
 
-    def group(item: tuple[str, tuple[TokenHeader, Any] | InputError]) -> Hashable:
-        return None if isinstance(item[1], InputError) else length(*item[1])
+    def group(item: Ready | Failed) -> Hashable:
+        return None if isinstance(item, Failed) else item.group
 
     for batch in batches(prefetch(read_item, items, WORKERS + batch_size), group, batch_size):
-        key, result = batch[0]
-        if isinstance(result, InputError):
-            yield Failed(key, str(result))
-        elif length(*result) is None:
-            yield Clip(key, result[0], _readable(stream(*result)))
+        first = batch[0]
+        if isinstance(first, Failed):
+            yield first
+        elif first.group is None:
+            yield Clip(first.key, first.header, _readable(stream(first.header, first.data)))
         else:
-            clips = [clip for _, clip in batch if not isinstance(clip, InputError)]
-            for (key, _), (header, _), parts in zip(batch, clips, convert(clips), strict=True):
-                yield Clip(key, header, parts)
+            ready = cast("list[Ready]", batch)  # what failed comes alone
+            for clip, parts in zip(ready, convert(ready), strict=True):
+                yield Clip(clip.key, clip.header, parts)
 
 
 def _readable(parts: Iterable[Part]) -> Iterator[Part]:
