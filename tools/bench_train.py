@@ -45,7 +45,6 @@ from audiogen.codec.losses import (
     multi_scale_mel,
 )
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.config import build, load_recipe
 from audiogen.data.dataset import DataConfig, parse_sources
 from audiogen.errors import InputError, run_command
 from audiogen.interfaces import AudioBatch, CodeBatch, Condition
@@ -56,7 +55,7 @@ from audiogen.text.t5 import TextConfig
 from audiogen.train.codec import CodecRecipe, CodecTask, make_discriminator
 from audiogen.train.lm import LMRecipe, LMTask
 from audiogen.train.optim import OptimConfig
-from audiogen.train.run import normalise, task_of
+from audiogen.train.run import open_recipe
 from audiogen.train.task import FitConfig, autocast
 
 TEXT_TOKENS = 16
@@ -177,9 +176,7 @@ def lm_transformers(
 def codec_race(name: str, precision: str, device: torch.device, compiled: bool) -> Race:
     """CodecTask against a plain loop."""
     settings = [*CODECS[name], f"fit.precision={precision}", "fit.ema_decay=0"]
-    recipe: CodecRecipe = build(
-        CodecRecipe, normalise(load_recipe(name, settings), task_of("codec")[0], settings)
-    )
+    recipe: CodecRecipe = open_recipe(name, settings)[0]
     num_clips, rate = recipe.fit.batch_size, recipe.model.sample_rate
     audio = 0.1 * torch.randn(num_clips, 1, rate)
     keys = [str(row) for row in range(num_clips)]

@@ -100,16 +100,14 @@ class AutoencoderRecipe(Run):
         return found
 
 
-INHERITED = ("mel_autoencoder", "waveform_autoencoder")  # keys that init_from decides
-
-
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The inherited keys of a recipe that trains an autoencoder further, or a vocoder for it."""
+    """What init_from decides of a recipe that trains an autoencoder further, or a vocoder for it."""
     config = load_autoencoder(recipe["init_from"]).config
     found = to_plain(config)
     if recipe.get("trains") == "vocoder" and isinstance(config, MelAutoencoderConfig):
-        found["vocoder"] = (recipe.get("mel_autoencoder") or {}).get("vocoder")
-    return dict.fromkeys(INHERITED) | {latent_codecs.kind_of(config): found}
+        own = recipe.get("mel_autoencoder")
+        found["vocoder"] = own.get("vocoder") if isinstance(own, dict) else None
+    return {"mel_autoencoder": None, "waveform_autoencoder": None} | {latent_codecs.kind_of(config): found}
 
 
 def prepare(recipe: AutoencoderRecipe, run: Path, device: torch.device) -> Prepared:

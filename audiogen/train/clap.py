@@ -59,11 +59,8 @@ class ClapRecipe(Run):
             )
 
 
-INHERITED = ("model",)  # keys that init_from decides
-
-
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The inherited keys of a recipe that trains a model further, own or released."""
+    """What init_from decides of a recipe that trains a model further, own or released."""
     name = recipe["init_from"]
     return {"model": to_plain(describe(Clap(name).parts(), name))}
 

@@ -84,11 +84,8 @@ class CodecRecipe(Run):
             )
 
 
-INHERITED = ("model",)  # keys that init_from decides
-
-
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The inherited keys of a recipe that trains a codec further, own or released."""
+    """What init_from decides of a recipe that trains a codec further, own or released."""
     return {"model": to_plain(open_origin(recipe["init_from"]).config)}
 
 

@@ -100,11 +100,8 @@ class DiffusionRecipe(Run):
         self.sampling.check(self.process, "sampling")
 
 
-INHERITED = ("system", "kind", "process")  # keys that init_from decides
-
-
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The inherited keys of a recipe that trains a system further, own or released."""
+    """What init_from decides of a recipe that trains a system further, own or released."""
     found = load_released(recipe["init_from"])
     process = process_of(found.name, found.process)
     return {"system": to_plain(found.system.config), "kind": found.name, "process": to_plain(process)}

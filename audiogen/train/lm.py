@@ -77,11 +77,8 @@ class LMRecipe(Run):
             )
 
 
-INHERITED = ("model", "text", "codec", "dual_mono")  # keys that init_from decides
-
-
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The inherited keys of a recipe that trains a model further, own or released; no weights are read."""
+    """What init_from decides of a recipe that trains a model further, own or released; reads no weights."""
     found = read_lm(find(recipe["init_from"], LM), recipe.get("text_encoder"))
     return {
         "model": to_plain(found.config),

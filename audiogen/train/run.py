@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,7 @@ TASKS = {
 
 def run(settings: Sequence[str], print_config: bool = False) -> int:
     """Build the recipe from `recipe=NAME` and `a.b=value` settings, prepare its task, fit."""
-    name, overrides = split_settings(settings)
-    node = load_recipe(name, overrides)
-    module, recipe_class = task_of(str(node.get("task")))
-    recipe: Run = build(recipe_class, normalise(node, module, overrides))
+    recipe, module = open_recipe(*split_settings(settings))
     if print_config:
         print(to_yaml(recipe), end="")
         return 0
@@ -56,15 +53,19 @@ def split_settings(settings: Sequence[str]) -> tuple[str, list[str]]:
     return names[0], [setting for setting in settings if not setting.startswith("recipe=")]
 
 
-def task_of(name: str) -> tuple[Any, type]:
-    """The module of a recipe's `task:`, with `INHERITED`, `inherit` and `prepare`, and its recipe dataclass."""
-    if name not in TASKS:
-        raise InputError(f"task: got {name!r}; {did_you_mean(name, TASKS)}")
-    module = import_module(f"audiogen.train.{name}")
-    return module, getattr(module, TASKS[name])
+def open_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[Any, Any]:
+    """A recipe with `a.b=value` settings as its dataclass, and the module of its task: `inherit`, `prepare`."""
+    node = load_recipe(name, overrides)
+    task = str(node.get("task"))
+    if task not in TASKS:
+        raise InputError(f"task: got {task!r}; {did_you_mean(task, TASKS)}")
+    module = import_module(f"audiogen.train.{task}")
+    return build(getattr(module, TASKS[task]), normalise(node, module.inherit, overrides)), module
 
 
-def normalise(node: DictConfig, module: Any, overrides: Sequence[str]) -> dict[str, Any]:
+def normalise(
+    node: DictConfig, inherit: Callable[[Mapping[str, Any]], dict[str, Any]], overrides: Sequence[str]
+) -> dict[str, Any]:
     """The recipe as plain values: sources of data spelled out, the architecture of `init_from` filled in."""
     values = plain(node)
     if isinstance(values.get("data"), dict):
@@ -72,12 +73,13 @@ def normalise(node: DictConfig, module: Any, overrides: Sequence[str]) -> dict[s
             if key in values["data"]:
                 values["data"][key] = parse_sources(values["data"][key])
     if values.get("init_from"):
-        fixed = [text for text in overrides if re.split(r"[.=\[]", text)[0] in module.INHERITED]
+        inherited = inherit(values)
+        fixed = [text for text in overrides if re.split(r"[.=\[]", text)[0] in inherited]
         if fixed:
             raise InputError(
                 f"{fixed[0]}: init_from={values['init_from']} decides the architecture; leave one out"
             )
-        values |= module.inherit(values)
+        values |= inherited
     return values
 
 

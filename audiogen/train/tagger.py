@@ -65,11 +65,8 @@ class TaggerRecipe(Run):
             raise InputError(f"alike: {wrong[0]!r} is not in model.groups.{BUILT_IN}")
 
 
-INHERITED = ("model",)  # keys that init_from decides
-
-
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The inherited keys of a recipe that trains the tagger of a model directory further."""
+    """What init_from decides of a recipe that trains the tagger of a model directory further."""
     source = find(recipe["init_from"]).check(TAGGER).path
     return {"model": checkpoint.read_config(source, TAGGER)["config"]}
 

@@ -32,7 +32,7 @@ from audiogen.models.released import load_released
 from audiogen.train.__main__ import main
 from audiogen.train.diffusion import new_system
 from audiogen.train.log import read_log
-from audiogen.train.run import normalise, task_of
+from audiogen.train.run import open_recipe
 from tests.diffusion.tiny_encoders import write_clap
 from tests.diffusion.tiny_systems import RECIPES
 
@@ -200,6 +200,8 @@ def test_a_vocoder_is_trained_for_an_autoencoder_that_stays_as_it_is(
     losses = trained(run, "train/spectrum")
     assert losses[-1] < losses[0]
     assert list((run / "samples" / "step_00000006").glob("*_reconstructed.png"))
+    with pytest.raises(InputError, match=r"mel_autoencoder=5: init_from=.* decides the architecture"):
+        train(recipe, run, f"init_from={autoencoders['mel']}", "trains=vocoder", "mel_autoencoder=5")
 
 
 def test_a_decoder_is_trained_on_and_latents_keep_their_meaning(
@@ -484,8 +486,7 @@ def test_a_system_is_trained_on(lafma: Train, tmp_path: Path) -> None:
 
 
 def test_the_text_encoder_of_a_language_model_is_taken_and_stays(tmp_path: Path) -> None:
-    node = load_recipe("lafma_tiny")
-    built = build(task_of(node.task)[1], normalise(node, task_of(node.task)[0], []))
+    built, _ = open_recipe("lafma_tiny")
     system = new_system(built.system, built.text_from, None, tmp_path, 0)  # type: ignore[arg-type]
     text = system.conditioner.text.embedded
     given = checkpoint.load_tensors(weights_folder() / "lm_tiny" / "text")
@@ -503,8 +504,7 @@ def test_every_recipe_builds(name: str, capsys: pytest.CaptureFixture[str]) -> N
     printed = OmegaConf.create(capsys.readouterr().out)
     written = load_recipe(name)
     assert set(printed) == set(written), "a recipe is complete"
-    module, cls = task_of(written.task)
-    recipe = build(cls, normalise(written, module, []))
+    recipe, _ = open_recipe(name)
     with torch.device("meta"):
         model: Any = (
             make_autoencoder(recipe.autoencoder)

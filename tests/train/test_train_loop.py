@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import nn
 
-from audiogen.config import build, load_recipe
 from audiogen.data.loader import valid_batches
 from audiogen.device import choose_device
 from audiogen.errors import InputError, run_command
@@ -25,7 +24,7 @@ from audiogen.train.__main__ import main
 from audiogen.train.log import Log, read_log
 from audiogen.train.loop import due, stop_signals, validate
 from audiogen.train.optim import Average, OptimConfig, Optimizer, learning_rate
-from audiogen.train.run import normalise, task_of
+from audiogen.train.run import open_recipe
 from audiogen.train.task import FitConfig, Prepared, Run, Totals, TrainingTask, autocast, row_slices
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -276,9 +275,7 @@ def test_checkpoints_keep_their_names(codec_run: Train, lm_run: Train) -> None:
 
 def prepared(recipe: Path) -> tuple[Prepared, Run]:
     """The task and data of a recipe, on the CPU, and the recipe."""
-    node = load_recipe(str(recipe))
-    module, recipe_class = task_of(node.task)
-    built = build(recipe_class, normalise(node, module, []))
+    built, module = open_recipe(str(recipe))
     return module.prepare(built, Path(built.out), torch.device("cpu")), built
 
 
