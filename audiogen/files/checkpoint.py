@@ -182,12 +182,12 @@ def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any
     contents = read_json(path)
     if not isinstance(contents, dict) or not {"kind", "format", "config"} <= contents.keys():
         raise InputError(f"{path} is not audiogen's: it lacks the keys kind, format, config")
-    if not isinstance(contents["kind"], str) or not isinstance(contents["config"], dict):
-        raise InputError(f"{path} is damaged: kind should be a text and config a mapping; copy it again")
     if contents["format"] != FORMAT:
         raise InputError(
             f"{path} has format {contents['format']!r}; this version reads {FORMAT}: update audiogen"
         )
+    if not isinstance(contents["kind"], str) or not isinstance(contents["config"], dict):
+        raise InputError(f"{path} is damaged: kind should be a text and config a mapping; copy it again")
     if kind is not None and contents["kind"] != kind:
         raise InputError(f"{directory} holds a model of kind {contents['kind']!r}; {kind!r} is needed here")
     contents.setdefault("info", {})
