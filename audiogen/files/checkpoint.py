@@ -1,7 +1,8 @@
-"""Weights and model directories: safetensors and JSON, never pickle; whole or absent.
+"""Weights, model directories and the checkpoints of a run: safetensors and JSON, never pickle; whole or absent.
 
 A model directory is `config.json` ({"kind", "format", "config", "info"}) with `model.safetensors`, plus
-folders its owner names (`text/`, `codec/`).
+folders its owner names (`text/`, `codec/`). A checkpoint is `checkpoints/step_00001000/` of its run: `state.json` has
+the structure and scalars, `state.safetensors` the tensors.
 """
 
 from __future__ import annotations
@@ -74,9 +75,7 @@ def write_tensors(
     """Write a safetensors file atomically."""
     with replacing(path) as temporary:
         temporary.touch()
-        mode = (
-            temporary.stat().st_mode
-        )  # what the umask allows; save_file's own files are for their owner only
+        mode = temporary.stat().st_mode  # what the umask allows; save_file's own are for their owner only
         save_file(_storable(tensors), temporary, metadata)
         temporary.chmod(mode)
 
@@ -217,18 +216,11 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Pat
     module.load_state_dict({name: found.view() for name, found in matches.items()})
 
 
-# ------------------------------------------------------------------------------------------ files of tensors
+# ----------------------------------------------------------------------------------------- foreign weights
 
 
-def open_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of all files that a .safetensors.index.json names; nothing is copied.
-
-    They are views of the mapped files: a page is read from the disk when it is first looked at, and `release` gives
-    it back. A missing or damaged file, or a tensor that is not where the index says, is an `InputError`.
-    """
-    path = Path(path)
-    if path.suffix != ".json":
-        return read_tensors(path)  # safetensors maps the file for the CPU
+def _read_indexed(path: Path) -> dict[str, Tensor]:
+    """The tensors of all files that a .safetensors.index.json names; InputError for one that is not where it says."""
     contents = read_json(path)
     index = contents.get("weight_map") if isinstance(contents, dict) else None
     if not isinstance(index, dict) or not all(
@@ -254,9 +246,13 @@ def weights_file(directory: Path, *names: str) -> Path:
 
 
 def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, its index, or a pickle, there those under `key` where it is given."""
+    """The tensors of a safetensors file, its index, or a pickle, there those under `key` where it is given.
+
+    They are views of the mapped files: a page is read from the disk when it is first looked at, and `tensors.release`
+    gives it back.
+    """
     if ".safetensors" in path.name:
-        return open_tensors(path)
+        return _read_indexed(path) if path.suffix == ".json" else read_tensors(path)
     found = read_pickle(path)
     if key is not None:
         found = found.get(key) if isinstance(found, dict) else None
@@ -275,3 +271,87 @@ def identity(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()[:16]
+
+
+# --------------------------------------------------------------------------------------- checkpoints of a run
+
+
+def save_state(directory: str | Path, state: Any) -> None:
+    """Write nested dicts, lists, tuples of tensors and plain scalars; the directory appears whole or never.
+
+    Dict keys are str or int. The write goes to a temporary directory beside, which is renamed at the end; a
+    `kill -9` leaves at most that, and the next `save_state` removes it.
+    """
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    clean(directory.parent)
+    tensors: dict[str, Tensor] = {}
+    temporary = temporary_path(directory)
+    temporary.mkdir()
+    write_json(temporary / "state.json", _pack(state, "", tensors))
+    write_tensors(temporary / "state.safetensors", tensors)
+    old = temporary_path(directory.with_name(f"old-{directory.name}"))
+    if directory.exists():  # saved twice at one step: the old one may only go once the new one is whole
+        os.replace(directory, old)
+    publish(temporary, directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_state(directory: str | Path) -> Any:
+    """What `save_state` wrote: equal values, dtypes, key types; tensors on the CPU."""
+    directory = Path(directory)
+    return _unpack(read_json(directory / "state.json"), read_tensors(directory / "state.safetensors"))
+
+
+def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON for `value`; its tensors go into `tensors` under their path."""
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, (str, int)) for key in value):
+            raise TypeError(f"state{path}: keys must be str or int")
+        return {"dict": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        items = [_pack(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": items}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"state{path}: cannot be stored without pickle: {type(value).__name__}")
+
+
+def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(packed, dict):
+        return packed
+    ((tag, value),) = packed.items()
+    if tag == "tensor":
+        return tensors[value]
+    if tag == "dict":
+        return {key: _unpack(item, tensors) for key, item in value}
+    items = [_unpack(item, tensors) for item in value]
+    return tuple(items) if tag == "tuple" else items
+
+
+def step_dir(run: str | Path, step: int) -> Path:
+    """Where a run keeps its state after `step` optimiser steps."""
+    return Path(run) / "checkpoints" / f"step_{step:08d}"
+
+
+def step_dirs(run: str | Path) -> list[tuple[int, Path]]:
+    """(step, directory) of every whole checkpoint of a run, oldest first."""
+    found = Path(run).glob("checkpoints/step_*")
+    return sorted((int(path.name[5:]), path) for path in found if path.name[5:].isdecimal())
+
+
+def latest(run: str | Path) -> tuple[int, Path] | None:
+    """(step, directory) of the newest checkpoint, or None."""
+    found = step_dirs(run)
+    return found[-1] if found else None
+
+
+def prune(run: str | Path, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints, at least one."""
+    for _, path in step_dirs(run)[:-keep_last]:
+        doomed = temporary_path(path)
+        os.replace(path, doomed)  # first, so that a kill in the deletion leaves no half checkpoint
+        shutil.rmtree(doomed)

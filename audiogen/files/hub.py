@@ -83,22 +83,19 @@ class Repository:
         self.name, self._id = name, match["name"]
         self._revision = match["revision"] or constants.DEFAULT_REVISION
         self._folder = Path(constants.HF_HUB_CACHE) / f"models--{self._id.replace('/', '--')}"
-        answer: _Listing | Exception | None = None  # of which the last is that nothing is to be asked
-        if not constants.is_offline_mode():
-            try:
-                answer = _ask(self._id, self._revision)
-            except Exception as error:  # the hub's refusals, which another try may not give
-                answer = error
-        self._reason = None if isinstance(answer, _Listing) else _reason(answer, self._revision)
-        if isinstance(answer, _Listing):
-            self._commit, self.files = answer
+        self._reason: str | None = None  # why the hub gave nothing
+        answer = None if constants.is_offline_mode() else _ask(self._id, self._revision)
+        if answer and not isinstance(answer, Exception):
+            self._commit = answer.sha or self._revision
+            self.files = [file.rfilename for file in answer.siblings or ()]
             return
+        self._reason = _reason(answer, self._revision)
         reference = self._folder / "refs" / self._revision
         self._commit = reference.read_text().strip() if reference.is_file() else self._revision
         snapshot = self._snapshot
         self.files = [f.relative_to(snapshot).as_posix() for f in snapshot.rglob("*") if f.is_file()]
         if not self.files:
-            _ask.cache_clear()  # the network may be back when the next model is asked for
+            _ask.cache_clear()  # another try may find the network back
             raise InputError(f"{name} cannot be fetched: {self._reason}")
 
     @property
@@ -114,9 +111,7 @@ class Repository:
                 with _quiet():
                     for file in missing:
                         huggingface_hub.hf_hub_download(self._id, file, revision=self._commit)
-            except (
-                Exception
-            ) as error:  # with network errors of whichever client this huggingface_hub is built on
+            except Exception as error:  # of whichever client this huggingface_hub is built on
                 raise InputError(f"{self.name} cannot be fetched: {_reason(error, self._revision)}") from None
         reference = self._folder / "refs" / self._revision
         if self._reason is None and self._revision != self._commit:
@@ -135,41 +130,27 @@ class Repository:
         return InputError(f"{self.name} holds {some or 'no files'}; what can be read needs {wanted}")
 
 
-class _Listing(NamedTuple):
-    """What a revision holds: the commit that it names now, and the names of its files."""
-
-    commit: str
-    files: list[str]
-
-
 @functools.cache
-def _ask(repository: str, revision: str) -> _Listing | Exception:
-    """The hub's answer, asked for once in a process; an exception where there was none.
+def _ask(repository: str, revision: str) -> huggingface_hub.ModelInfo | Exception:
+    """What the hub says of a revision, asked for once in a process; an exception where it says nothing.
 
-    A refusal of the hub is raised, and so asked for again. The client's own limit is one for each address that it
-    tries, so that a thread waits for it.
+    The client's own limit is one for each address that it tries, so that a thread waits for it.
     """
-    from huggingface_hub import errors  # late: it imports the whole client
-
-    found: list[_Listing | Exception] = []
+    found: list[huggingface_hub.ModelInfo | Exception] = []
 
     def ask() -> None:
         try:
             # not list_repo_files, which tries six times, over half a minute, before the cache's turn comes
             with _quiet():
-                info = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=TIMEOUT_S)
-            files = [file.rfilename for file in info.siblings or ()]
-            found.append(_Listing(info.sha or revision, files))
-        except Exception as error:  # with network errors of whichever client this huggingface_hub is built on
+                api = huggingface_hub.HfApi()
+                found.append(api.model_info(repository, revision=revision, timeout=TIMEOUT_S))
+        except Exception as error:  # of whichever client this huggingface_hub is built on
             found.append(error)
 
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(TIMEOUT_S)
-    answer = found[0] if found else TimeoutError(f"no answer within {TIMEOUT_S:g} s")
-    if isinstance(answer, (errors.HfHubHTTPError, errors.HFValidationError)):
-        raise answer
-    return answer
+    return found[0] if found else TimeoutError(f"no answer within {TIMEOUT_S:g} s")
 
 
 def _reason(error: Exception | None, revision: str) -> str:

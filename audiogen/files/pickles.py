@@ -24,7 +24,6 @@ _ASKS = re.compile(
     r"GLOBAL (\S+?) (?:was not|whose module)|unsupported GLOBAL (\S+)|class(?:es)? (\S+) which"
 )
 _SCALARS = (str, bytes, bool, int, float, complex, torch.dtype, torch.device)
-_CHUNK = 1 << 20
 
 
 def read_pickle(path: str | Path, also: Sequence[Any] = ()) -> Any:
@@ -46,23 +45,15 @@ def read_pickle(path: str | Path, also: Sequence[Any] = ()) -> Any:
     mapped = records is not None and records.native
     try:
         with torch.serialization.safe_globals([*also]), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Detected pickle protocol"
-            )  # of its chances to read a file
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of its chances to read it
             contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damage shows as any of a dozen errors of torch and its unpickler
         raise InputError(f"{path} {_reason(error)}") from None
     _check_plain(contents, path, tuple(kind for kind in also if isinstance(kind, type)))
-    if records is not None and records.damaged:
-        raise InputError(
-            f"{path} is damaged: {_key_of(contents, records)} is not what was written; download it again"
-        )
+    if records and records.damaged:
+        name = _names(contents, records).get(records.damaged, records.damaged)
+        raise InputError(f"{path} is damaged: {name} is not what was written; download it again")
     return contents
-
-
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """A file that is a state dict and nothing else."""
-    return named_tensors(read_pickle(path), path)
 
 
 def named_tensors(state: Any, where: str | Path) -> dict[str, Tensor]:
@@ -79,10 +70,10 @@ def named_tensors(state: Any, where: str | Path) -> dict[str, Tensor]:
 
 
 class _Records(NamedTuple):
-    """What the zip file says of itself: the tensors' records in file order, and which of them are damaged."""
+    """What the zip file says of itself: the tensors' records in file order, and the first that is damaged."""
 
     data: list[str]
-    damaged: list[str]
+    damaged: str | None
     native: bool  # bytes in this machine's order: they can be used in place
 
 
@@ -102,27 +93,16 @@ def _check_records(path: Path) -> _Records | None:
                 )
             if not any(entry.CRC for entry in entries):
                 return None
-            damaged = [entry.filename for entry in entries if not _sound(archive, entry)]
+            damaged = archive.testzip()
             orders = [archive.read(e) for e in entries if e.filename.endswith("/byteorder")]
     except InputError:
         raise
     except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError) as error:
         raise InputError(f"{path} is truncated or damaged ({error}); download it again") from None
     data = [entry.filename for entry in entries if "/data/" in entry.filename and entry.file_size]
-    if others := [name for name in damaged if name not in data]:
-        raise InputError(f"{path} is damaged: {others[0]!r} is not what was written; download it again")
+    if damaged and damaged not in data:
+        raise InputError(f"{path} is damaged: {damaged!r} is not what was written; download it again")
     return _Records(data, damaged, all(order.decode() == sys.byteorder for order in orders))
-
-
-def _sound(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
-    """Whether a record has the checksum that was written with it, which zipfile compares when all of it was read."""
-    try:
-        with archive.open(entry) as file:
-            while file.read(_CHUNK):
-                pass
-    except zipfile.BadZipFile:
-        return False
-    return True
 
 
 def _check_plain(contents: Any, path: Path, kinds: tuple[type, ...]) -> None:
@@ -154,17 +134,15 @@ def _walk(contents: Any) -> Iterator[tuple[str, Any]]:
             waiting += [(f"{below}{index}", item) for index, item in enumerate(value)]
 
 
-def _key_of(contents: Any, records: _Records) -> str:
-    """The first damaged tensor by name: storages lie in memory in the order of their records in the file."""
+def _names(contents: Any, records: _Records) -> dict[str, str]:
+    """Record -> name of its tensor: storages lie in memory in the order of their records in the file."""
     names: dict[int, str] = {}
     for key, value in _walk(contents):
         if isinstance(value, Tensor):
             names.setdefault(value.untyped_storage().data_ptr(), key)
     if len(names) != len(records.data) or not records.native:
-        return records.damaged[0]
-    return dict(zip(records.data, (names[address] for address in sorted(names)), strict=True))[
-        records.damaged[0]
-    ]
+        return {}
+    return dict(zip(records.data, (names[address] for address in sorted(names)), strict=True))
 
 
 def _reason(error: Exception) -> str:
@@ -172,9 +150,7 @@ def _reason(error: Exception) -> str:
     message = "".join(c if c.isprintable() else " " for c in " ".join(str(error).split()))
     if asked := _ASKS.search(message):
         name = next(group for group in asked.groups() if group)
-        return (
-            f"asks for {name.strip('`')[:100]}, which is more than data; store its state dict as safetensors"
-        )
+        return f"asks for {name.strip('`')[:100]}, which is more than data; store it as safetensors"
     if type(error).__name__ == "UnpicklingError":
         return "is damaged or no file of torch.save; download it again"
     return f"is damaged or no file of torch.save ({message[:160] or type(error).__name__}); download it again"

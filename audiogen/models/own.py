@@ -77,7 +77,7 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
     lm = build(LMConfig, config["lm"], where="lm")
 
     def tensors() -> dict[str, Match]:
-        stored = checkpoint.open_tensors(directory / "model.safetensors")
+        stored = checkpoint.read_weights(directory / "model.safetensors")
         check_sizes(directory, len(stored), lm.num_layers, [lm.codebook_size, lm.ff_mult * lm.dim])
         return match(empty(lambda: TokenLM(lm), directory).state_dict(), stored, str, directory)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from audiogen.config import build
 from audiogen.errors import InputError, opening
-from audiogen.files import checkpoint, hub, pickles
+from audiogen.files import checkpoint, hub
 from audiogen.files.tensors import empty, fill, under
 from audiogen.text.t5_stack import T5Shape, T5Stack
 from audiogen.text.vocabulary import PAD_ID, Vocabulary
@@ -302,11 +302,11 @@ def _weights(directory: Path) -> dict[str, Tensor]:
     """The tensors of a T5 by their names in its files, whichever of the `LAYOUTS` it has."""
     for name in ("model.safetensors", "model.safetensors.index.json"):
         if (directory / name).is_file():
-            return checkpoint.open_tensors(directory / name)
+            return checkpoint.read_weights(directory / name)
     pickled = sorted(directory.glob("pytorch_model*.bin"))
     if not pickled:
         raise InputError("it holds no weights, which are model.safetensors or pytorch_model.bin")
-    return {name: tensor for file in pickled for name, tensor in pickles.read_state(file).items()}
+    return {name: tensor for file in pickled for name, tensor in checkpoint.read_weights(file).items()}
 
 
 def check_width(found: int, needed: int, name: str, where: str | Path) -> None:

@@ -181,7 +181,7 @@ class T5Conditioner(nn.Module):
         """
         directory = Path(directory)
         config = read_config(directory, text_encoder)
-        tensors = checkpoint.open_tensors(directory / "model.safetensors")
+        tensors = checkpoint.read_weights(directory / "model.safetensors")
         trained, vocabulary, frozen = directory / TRAINED_FOLDER, None, None
         if config.embedded:
             path = directory / VOCABULARY_FILE

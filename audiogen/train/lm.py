@@ -19,7 +19,7 @@ from audiogen.data.encoded import CodeDataset, open_codes
 from audiogen.data.seeds import generator_for, seed_for
 from audiogen.data.shards import is_shard_directory
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, checkpoints
+from audiogen.files import checkpoint
 from audiogen.interfaces import AudioBatch, CodeBatch, Codec
 from audiogen.lm import lora
 from audiogen.lm.efficient import Recompute
@@ -179,7 +179,7 @@ def product_dtype(device: torch.device, precision: str) -> torch.dtype:
 def keep_codec(recipe: LMRecipe, codec: Codec, run: Path) -> CodecReference:
     """A bundled codec by its name; of any other a copy in the run directory, which is then complete in itself."""
     name, dual_mono, target = recipe.codec, recipe.dual_mono, run / CODEC_FOLDER
-    if target.exists() and checkpoints.latest(run) and load_codec(target).identity != codec.identity:
+    if target.exists() and checkpoint.latest(run) and load_codec(target).identity != codec.identity:
         raise InputError(f"{run} was trained on tokens of another codec than {name}; choose another out=")
     source = Path(name)
     if not source.exists() and name in bundled():

@@ -21,7 +21,7 @@ from audiogen import distributed, interfaces
 from audiogen.config import to_plain
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, checkpoints
+from audiogen.files import checkpoint
 from audiogen.interfaces import Batch, Task
 from audiogen.train.log import Log
 from audiogen.train.task import Resume, Run
@@ -113,15 +113,15 @@ def save(task: Task, done: int, best: Mapping[str, Any] | None, validated: bool,
     """Write the checkpoint, then the model; drop old checkpoints."""
     run = Path(recipe.out)
     state = {"best": best, "validated": validated, "task": task.state_dict()}
-    checkpoints.save_state(checkpoints.step_dir(run, done), state)
+    checkpoint.save_state(checkpoint.step_dir(run, done), state)
     with task.averaged():
         task.export(run, {"recipe": to_plain(recipe), "step": done})
-    checkpoints.prune(run, recipe.fit.keep_last)
+    checkpoint.prune(run, recipe.fit.keep_last)
 
 
 def restore(task: Task, run: Path, resume: Resume) -> tuple[int, Mapping[str, Any] | None, bool]:
     """Load the newest checkpoint -> (steps done, best validation so far, whether a validation due then was made)."""
-    found = checkpoints.latest(run)
+    found = checkpoint.latest(run)
     if resume == "must" and found is None:
         raise InputError(f"resume=must, but {run} holds no checkpoint; check out=, or use resume=auto")
     if resume == "never" and found is not None:
@@ -129,7 +129,7 @@ def restore(task: Task, run: Path, resume: Resume) -> tuple[int, Mapping[str, An
     if found is None:
         return 0, None, True
     step, directory = found
-    state = checkpoints.load_state(directory)
+    state = checkpoint.load_state(directory)
     task.load_state_dict(state["task"])
     return step, state["best"], state["validated"]
 
@@ -138,7 +138,7 @@ def require_finite(metrics: Mapping[str, float], step: int, batch: Batch, run: P
     """Stop the run when a scalar is nan or infinite, before anything broken is saved."""
     broken = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if broken:
-        found = checkpoints.latest(run)
+        found = checkpoint.latest(run)
         raise InputError(
             f"training became unstable at step {step}: {', '.join(broken)}; clips of the batch: "
             f"{', '.join(batch.keys[:4])}{' ...' if len(batch.keys) > 4 else ''}; "

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, checkpoints
+from audiogen.files import checkpoint
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -74,25 +74,25 @@ def test_state_comes_back_with_its_types(tmp_path: Path) -> None:
         "values": [1, 2.5, float("inf"), 0.1 + 0.2, True, "x/y", ("tuple",)],
         "a/b": torch.tensor(True),
     }
-    checkpoints.save_state(tmp_path / "run" / "s", state)
-    assert equal(checkpoints.load_state(tmp_path / "run" / "s"), state)
+    checkpoint.save_state(tmp_path / "run" / "s", state)
+    assert equal(checkpoint.load_state(tmp_path / "run" / "s"), state)
 
 
 def test_state_refuses_what_would_need_pickle(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"state/a: cannot be stored without pickle: set"):
-        checkpoints.save_state(tmp_path / "s", {"a": {1, 2}})
+        checkpoint.save_state(tmp_path / "s", {"a": {1, 2}})
 
 
 def test_steps_are_listed_and_pruned(tmp_path: Path) -> None:
-    assert checkpoints.latest(tmp_path) is None
+    assert checkpoint.latest(tmp_path) is None
     for step in (5, 100, 20):
-        checkpoints.save_state(checkpoints.step_dir(tmp_path, step), {"step": step})
+        checkpoint.save_state(checkpoint.step_dir(tmp_path, step), {"step": step})
     (tmp_path / "checkpoints" / "notes.txt").touch()
-    assert [step for step, _ in checkpoints.step_dirs(tmp_path)] == [5, 20, 100]
-    checkpoints.prune(tmp_path, keep_last=2)
-    assert [step for step, _ in checkpoints.step_dirs(tmp_path)] == [20, 100]
-    found = checkpoints.latest(tmp_path)
-    assert found is not None and checkpoints.load_state(found[1]) == {"step": 100}
+    assert [step for step, _ in checkpoint.step_dirs(tmp_path)] == [5, 20, 100]
+    checkpoint.prune(tmp_path, keep_last=2)
+    assert [step for step, _ in checkpoint.step_dirs(tmp_path)] == [20, 100]
+    found = checkpoint.latest(tmp_path)
+    assert found is not None and checkpoint.load_state(found[1]) == {"step": 100}
 
 
 def die_while_writing(directory: Path, when: int) -> None:
@@ -106,7 +106,7 @@ def die_while_writing(directory: Path, when: int) -> None:
         fsync(descriptor)
 
     os.fsync = killer  # type: ignore[assignment]
-    checkpoints.save_state(directory, {"step": 2, "w": torch.full((1000,), 2.0)})
+    checkpoint.save_state(directory, {"step": 2, "w": torch.full((1000,), 2.0)})
 
 
 @pytest.mark.parametrize("when", range(5))
@@ -115,16 +115,16 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(
     tmp_path: Path, when: int, name: str
 ) -> None:
     folder = tmp_path / "checkpoints"
-    checkpoints.save_state(folder / "step_00000001", {"step": 1, "w": torch.full((1000,), 1.0)})
+    checkpoint.save_state(folder / "step_00000001", {"step": 1, "w": torch.full((1000,), 1.0)})
     process = get_context("fork").Process(target=die_while_writing, args=(folder / name, when))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    for _, path in checkpoints.step_dirs(tmp_path):
-        state = checkpoints.load_state(path)
+    for _, path in checkpoint.step_dirs(tmp_path):
+        state = checkpoint.load_state(path)
         assert torch.equal(state["w"], torch.full((1000,), float(state["step"])))
-    assert checkpoints.latest(tmp_path) is not None
-    checkpoints.save_state(folder / "step_00000003", {"step": 3})
+    assert checkpoint.latest(tmp_path) is not None
+    checkpoint.save_state(folder / "step_00000003", {"step": 3})
     assert not [path for path in os.listdir(folder) if not path.startswith("step_")], "leftovers are cleaned"
 
 
@@ -250,8 +250,8 @@ def test_tensors_of_several_files_are_found_by_their_index(tmp_path: Path) -> No
     index = tmp_path / "m.safetensors.index.json"
     places = {"a": "m-1.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}
     checkpoint.write_json(index, {"metadata": {}, "weight_map": places})
-    assert equal(checkpoint.open_tensors(index), {**first, **second})
-    assert equal(checkpoint.open_tensors(tmp_path / "m-2.safetensors"), second)
+    assert equal(checkpoint.read_weights(index), {**first, **second})
+    assert equal(checkpoint.read_weights(tmp_path / "m-2.safetensors"), second)
     for wrong, message in {
         "m-1.safetensors": "m-1.safetensors lacks c, which m.safetensors.index.json says is there",
         "m-3.safetensors": "m-3.safetensors does not exist",
@@ -259,10 +259,10 @@ def test_tensors_of_several_files_are_found_by_their_index(tmp_path: Path) -> No
     }.items():
         checkpoint.write_json(index, {"weight_map": {**places, "c": wrong}})
         with pytest.raises(InputError, match=message):
-            checkpoint.open_tensors(index)
+            checkpoint.read_weights(index)
     checkpoint.write_json(index, {"a": 1})
     with pytest.raises(InputError, match="is not an index"):
-        checkpoint.open_tensors(index)
+        checkpoint.read_weights(index)
 
 
 def test_identity_changes_with_every_difference() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from audiogen.errors import InputError
-from audiogen.files.pickles import read_pickle, read_state
+from audiogen.files.pickles import named_tensors, read_pickle
 
 STATE = {"a.weight": torch.arange(21.0).reshape(7, 3), "b": torch.arange(5).half()}
 RELEASE = {
@@ -57,7 +57,7 @@ def test_views_ties_and_parameters_come_back(tmp_path: Path) -> None:
     contents = OrderedDict(
         whole=whole, row=whole[1], turned=whole.T, own=nn.Parameter(whole[:, 1]), none=whole[:0]
     )
-    read = read_state(save(tmp_path / "a.th", contents))
+    read = read_pickle(save(tmp_path / "a.th", contents))
     assert list(read) == list(contents)
     assert all(torch.equal(read[name], contents[name]) for name in contents)
     assert read["row"].data_ptr() == read["whole"].data_ptr() + 4 * 4
@@ -207,4 +207,4 @@ def test_deep_and_self_referring_contents_end(tmp_path: Path) -> None:
 )
 def test_a_state_dict_is_names_with_tensors(tmp_path: Path, contents: Any, part: str) -> None:
     with pytest.raises(InputError, match=part):
-        read_state(save(tmp_path / "a.bin", contents))
+        named_tensors(read_pickle(save(tmp_path / "a.bin", contents)), "a.bin")

@@ -19,7 +19,7 @@ from audiogen.data.manifest import Clip
 from audiogen.data.synth import SynthEvent
 from audiogen.data.synth.scene import compose
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, checkpoints
+from audiogen.files import checkpoint
 from audiogen.models.own import load_tagger
 from audiogen.tagger.model import TaggerConfig, TaggerOutput
 from audiogen.train import augment
@@ -296,7 +296,7 @@ def test_resumed_is_unbroken(tagger_run: Train, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(TaggerTask, "step", terminated)
     parts = tagger_run("parts")
     monkeypatch.undo()
-    assert checkpoints.latest(parts)[0] == 3  # type: ignore[index]
+    assert checkpoint.latest(parts)[0] == 3  # type: ignore[index]
     tagger_run("parts", "resume=must")
     assert scalars(parts) == scalars(whole)
     for folder in ("", "best", "checkpoints/step_00000006"):

@@ -19,7 +19,7 @@ from audiogen.config import build, load_recipe, plain
 from audiogen.data.loader import valid_batches
 from audiogen.diffusion.autoencoders import MelAutoencoder, MelAutoencoderConfig
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, checkpoints
+from audiogen.files import checkpoint
 from audiogen.generators.latent import LatentGenerator
 from audiogen.interfaces import AudioBatch, Sampling
 from audiogen.models.clap import (
@@ -266,7 +266,7 @@ def test_resumed_is_unbroken(clap_run: Train, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ClapTask, "step", terminated)
     parts = clap_run("parts")
     monkeypatch.undo()
-    assert checkpoints.latest(parts)[0] == 3  # type: ignore[index]
+    assert checkpoint.latest(parts)[0] == 3  # type: ignore[index]
     clap_run("parts", "resume=must")
     assert scalars(parts) == scalars(whole)
     for folder in ("", "best", "checkpoints/step_00000006"):

@@ -22,7 +22,7 @@ from audiogen.codec.losses import adversarial_discriminator, adversarial_generat
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, checkpoints
+from audiogen.files import checkpoint
 from audiogen.models.build import load_codec
 from audiogen.models.own import save_codec
 from audiogen.train.adversarial import AdversarialConfig, Adversary
@@ -46,7 +46,7 @@ def same_weights(a: Path, b: Path) -> bool:
 def same_state(a: Path, b: Path) -> bool:
     """Byte for byte: codec, codebooks, optimisers, averages, balancer, discriminator."""
     files = ("state.json", "state.safetensors")
-    found = checkpoints.latest(a), checkpoints.latest(b)
+    found = checkpoint.latest(a), checkpoint.latest(b)
     assert found[0] and found[1] and found[0][0] == found[1][0]
     return all((found[0][1] / name).read_bytes() == (found[1][1] / name).read_bytes() for name in files)
 
@@ -66,7 +66,7 @@ def test_a_finished_run_is_a_codec_with_log_and_recipe(codec_run: Train, tmp_pat
     assert {"valid/mel_1", "valid/mel_3", "valid/si_sdr", "valid/use_q2"} <= valid[0].keys()
     assert ["train/adversarial" in record for record in train] == [False, False, True, True, True, True]
     assert ["train/discriminator" in record for record in train] == [False, False, True, False, True, False]
-    assert [step for step, _ in checkpoints.step_dirs(run)] == [4, 6]
+    assert [step for step, _ in checkpoint.step_dirs(run)] == [4, 6]
     best = checkpoint.read_config(run / "best", "codec")["info"]
     assert best["valid/loss"] == min(record["valid/loss"] for record in valid)
     assert json.loads((run / "run.json").read_text())["seed"] == 0
@@ -79,9 +79,9 @@ def test_the_saved_model_holds_the_average(codec_run: Train) -> None:
     last = codec_run("last", "fit.ema_decay=0")
     drop = [{k: v for k, v in record.items() if k.startswith("train")} for record in scalars(averaged)]
     assert drop == [{k: v for k, v in record.items() if k.startswith("train")} for record in scalars(last)]
-    found = checkpoints.latest(averaged)
+    found = checkpoint.latest(averaged)
     assert found
-    state = checkpoints.load_state(found[1])["task"]
+    state = checkpoint.load_state(found[1])["task"]
     weights, averages = checkpoint.load_tensors(averaged), state["average"]["averages"]
     assert all(torch.equal(weights[name], average) for name, average in averages.items())
     raw = checkpoint.load_tensors(last)
@@ -123,7 +123,7 @@ def test_killed_in_the_middle_of_a_save_resumes_bit_for_bit(codec_run: Train, tm
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    found = checkpoints.latest(tmp_path / "killed")
+    found = checkpoint.latest(tmp_path / "killed")
     assert found and found[0] == 2
     killed = codec_run("killed", "resume=must")
     assert scalars(killed) == scalars(whole)
@@ -146,7 +146,7 @@ def test_sigterm_saves_the_step_and_ends_well(
 
     monkeypatch.setattr(CodecTask, "step", terminated)
     stopped = codec_run("stopped")
-    assert [number for number, _ in checkpoints.step_dirs(stopped)] == [2, at + 1]
+    assert [number for number, _ in checkpoint.step_dirs(stopped)] == [2, at + 1]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     monkeypatch.undo()
     assert scalars(codec_run("stopped")) == scalars(whole)
@@ -173,7 +173,7 @@ def test_an_interrupt_of_all_processes_saves_too(codec_run: Train, tmp_path: Pat
     process.start()
     process.join()
     assert process.exitcode == 0
-    found = checkpoints.latest(tmp_path / "stopped")
+    found = checkpoint.latest(tmp_path / "stopped")
     assert found and found[0] == 3
 
 

@@ -23,7 +23,7 @@ from audiogen.diffusion.denoisers import denoiser
 from audiogen.diffusion.process import PROCESSES, ProcessConfig
 from audiogen.diffusion.sample import SAMPLINGS, Noise, Sampling, sample
 from audiogen.errors import InputError, run_command
-from audiogen.files import checkpoint, checkpoints
+from audiogen.files import checkpoint
 from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
 from audiogen.models.find import weights_folder
@@ -126,7 +126,7 @@ def trained(run: Path, name: str) -> list[float]:
 
 
 def same_state(a: Path, b: Path) -> bool:
-    found = checkpoints.latest(a), checkpoints.latest(b)
+    found = checkpoint.latest(a), checkpoint.latest(b)
     assert found[0] and found[1] and found[0][0] == found[1][0]
     files = ("state.json", "state.safetensors")
     return all((found[0][1] / name).read_bytes() == (found[1][1] / name).read_bytes() for name in files)
@@ -150,7 +150,7 @@ def killed_and_resumed(run: Train, tmp_path: Path) -> Path:
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    found = checkpoints.latest(tmp_path / "killed")
+    found = checkpoint.latest(tmp_path / "killed")
     assert found and found[0] == 2
     return run("killed", "resume=must")
 
@@ -236,9 +236,9 @@ def test_a_run_is_a_model_with_averaged_weights(lafma: Train, autoencoders: dict
     run = lafma("run", "fit.steps=4", "fit.sample_every=4")
     read = load_released(run)
     assert read.name == "lafma" and ProcessConfig(**read.process) == PROCESSES["lafma"]
-    found = checkpoints.latest(run)
+    found = checkpoint.latest(run)
     assert found
-    averages = checkpoints.load_state(found[1])["task"]["average"]["averages"]
+    averages = checkpoint.load_state(found[1])["task"]["average"]["averages"]
     for name, weight in read.system.denoiser.named_parameters():
         assert torch.equal(weight, averages[f"denoiser.{name}"]), name
     vae = load_autoencoder(str(autoencoders["mel"])).vae.state_dict()
@@ -282,7 +282,7 @@ def test_training_touches_no_audio_once_the_latents_are_stored(
     for path in sounds.glob("*.wav"):
         path.write_bytes(b"")
     train(recipe, run, "fit.steps=4", "latent_passes=2")
-    assert checkpoints.latest(run)[0] == 4  # type: ignore[index]
+    assert checkpoint.latest(run)[0] == 4  # type: ignore[index]
     data = LatentDataset([run / "latents" / "pass_000", run / "latents" / "pass_001"])
     assert len(data) == 16 and data.item(0, 0, 0).data.shape == (4, 25, 8)
     assert {data.item(0, epoch, 0).caption for epoch in range(9)} == set(data.captions(0))

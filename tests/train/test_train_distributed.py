@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from audiogen import distributed
-from audiogen.files import checkpoint, checkpoints
+from audiogen.files import checkpoint
 from audiogen.train.log import read_log
 
 Train = Callable[..., Path]
@@ -154,5 +154,5 @@ def test_sigterm_to_one_process_stops_all_at_one_step(
 
     monkeypatch.setattr(CodecTask, "step", terminated)
     in_two_processes(lambda rank: str(codec_run("run", "fit.batch_size=2")))
-    found = checkpoints.latest(tmp_path / "run")
+    found = checkpoint.latest(tmp_path / "run")
     assert found and found[0] == 3

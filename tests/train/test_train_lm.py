@@ -19,7 +19,7 @@ from audiogen.codec.seanet import SeanetConfig
 from audiogen.data.captions import meanings, shuffle_captions
 from audiogen.data.shards import ShardReader
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, checkpoints
+from audiogen.files import checkpoint
 from audiogen.models.build import load_codec, load_lm
 from audiogen.models.own import save_codec
 from audiogen.train.log import read_log
@@ -33,7 +33,7 @@ def scalars(run: Path) -> list[dict[str, Any]]:
 
 
 def same_state(a: Path, b: Path) -> bool:
-    found = checkpoints.latest(a), checkpoints.latest(b)
+    found = checkpoint.latest(a), checkpoint.latest(b)
     assert found[0] and found[1] and found[0][0] == found[1][0]
     files = ("state.json", "state.safetensors")
     return all((found[0][1] / name).read_bytes() == (found[1][1] / name).read_bytes() for name in files)
@@ -94,7 +94,7 @@ def test_killed_in_the_middle_of_a_save_resumes_bit_for_bit(
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    found = checkpoints.latest(tmp_path / "killed")
+    found = checkpoint.latest(tmp_path / "killed")
     assert found and found[0] == 2
     killed = lm_run("killed", "resume=must", *settings)
     assert scalars(killed) == scalars(whole)

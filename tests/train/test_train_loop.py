@@ -18,7 +18,7 @@ from torch import nn
 from audiogen.data.loader import valid_batches
 from audiogen.device import choose_device
 from audiogen.errors import InputError, run_command
-from audiogen.files import checkpoints
+from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
 from audiogen.train.__main__ import main
 from audiogen.train.log import Log, read_log
@@ -266,7 +266,7 @@ def test_checkpoints_keep_their_names(codec_run: Train, lm_run: Train) -> None:
         (codec_run("codec", *once), {"codec", "balancer", "adversary"}),
         (lm_run("lm", *once), {"model"}),
     ):
-        state = checkpoints.load_state(checkpoints.step_dir(run, 1))
+        state = checkpoint.load_state(checkpoint.step_dir(run, 1))
         assert state.keys() == {"best", "validated", "task"}
         assert state["task"].keys() == shared | own
         assert state["task"]["optimizer"].keys() == {"adamw", "scaler"}

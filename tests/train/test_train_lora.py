@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, checkpoints
+from audiogen.files import checkpoint
 from audiogen.generate.__main__ import main
 from audiogen.lm import lora
 from audiogen.models.build import load_lm
@@ -49,7 +49,7 @@ def losses(run: Path) -> list[float]:
 
 
 def state_files(run: Path) -> list[bytes]:
-    found = checkpoints.latest(run)
+    found = checkpoint.latest(run)
     assert found
     return [(found[1] / name).read_bytes() for name in ("state.json", "state.safetensors")]
 
@@ -66,7 +66,7 @@ def test_a_run_is_adapters_and_nothing_else(lora_run: Train, base: Path) -> None
             tensor.shape[name.endswith("up")] == RANK for name, tensor in tensors.items() if "." in name
         )
     assert not (run / "text").exists() and not (run / "codec").exists()
-    found = checkpoints.latest(run)
+    found = checkpoint.latest(run)
     assert found
     stored = checkpoint.read_tensors(found[1] / "state.safetensors")
     groups = {name.split("/")[2] for name in stored}  # "/task/adapters/..."
@@ -159,7 +159,7 @@ def test_killed_in_the_middle_of_a_save_resumes_bit_for_bit(
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    found = checkpoints.latest(tmp_path / "killed")
+    found = checkpoint.latest(tmp_path / "killed")
     assert found and found[0] == 2
     killed = lora_run("killed", "resume=must", *settings)
     assert scalars(killed) == scalars(whole)
@@ -176,9 +176,9 @@ def test_recomputed_layers_change_nothing(lora_run: Train) -> None:
 
 def test_averages_are_of_the_adapters_and_are_what_is_exported(lora_run: Train) -> None:
     run = lora_run("run", "fit.ema_decay=0.9", "optim.lr=3e-2")
-    found = checkpoints.latest(run)
+    found = checkpoint.latest(run)
     assert found
-    state, exported = checkpoints.load_state(found[1])["task"], checkpoint.load_tensors(run)
+    state, exported = checkpoint.load_state(found[1])["task"], checkpoint.load_tensors(run)
     averages = {name.removeprefix("lm."): value for name, value in state["average"]["averages"].items()}
     assert averages.keys() == state["adapters"].keys()
     for name, value in averages.items():
