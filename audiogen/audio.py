@@ -41,14 +41,12 @@ Read = Callable[[int, int], NDArray[np.float32]]  # source frames [start, stop) 
 
 
 class AudioInfo(NamedTuple):
-    """What a file's header says. `format` names container and coding, as in "WAV PCM_16"."""
+    """What a file's header says."""
 
-    path: str
     sample_rate: int
     channels: int
     num_frames: int
     duration_s: float
-    format: str
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -107,14 +105,7 @@ def _reason(error: Exception) -> str:
 def info(path: str | os.PathLike[str]) -> AudioInfo:
     """Read the header. Raises InputError for what is no sound file, holds no samples, or is out of the limits."""
     with _open(path) as file:
-        return AudioInfo(
-            path=os.fspath(path),
-            sample_rate=file.samplerate,
-            channels=file.channels,
-            num_frames=file.frames,
-            duration_s=file.frames / file.samplerate,
-            format=f"{file.format} {file.subtype}",
-        )
+        return AudioInfo(file.samplerate, file.channels, file.frames, file.frames / file.samplerate)
 
 
 # libsndfile 1.2 lands in the wrong place when it seeks into the last page of a Vorbis stream, or a second time
@@ -123,15 +114,35 @@ VORBIS_LAST_PAGE = 255 * 1024
 
 
 class _Reader:
-    """Reads spans of source frames that move forward; where two overlap, the frames are kept, not sought again."""
+    """An open file at a rate and channel count, None for its own, read in parts that move forward.
 
-    def __init__(self, file: soundfile.SoundFile, path: str | os.PathLike[str]) -> None:
-        self.file, self.path = file, path
+    rate: Hz of the samples that it gives. total: how many there are.
+    """
+
+    def __init__(
+        self,
+        file: soundfile.SoundFile,
+        path: str | os.PathLike[str],
+        sample_rate: int | None,
+        channels: int | None,
+    ) -> None:
+        self.file, self.path, self.channels = file, path, channels or file.channels
+        self.rate = sample_rate or file.samplerate
+        self.total = resampled_length(file.frames, file.samplerate, self.rate)
         self.position = 0  # of the file
         # the frames before position
         self.kept: NDArray[np.float32] = np.zeros((0, file.channels), np.float32)
 
-    def __call__(self, start: int, stop: int) -> NDArray[np.float32]:
+    def part(self, start: int, stop: int) -> Tensor:
+        """Samples [start, stop) -> [C, stop - start]."""
+        span = _resample_span(self._frames, self.file.frames, self.file.samplerate, self.rate, start, stop)
+        try:
+            return convert_channels(torch.from_numpy(np.ascontiguousarray(span.T)), self.channels)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
+
+    def _frames(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Source frames [start, stop) -> [frames, C]; where two calls overlap, they are kept, not sought again."""
         if not self.position - len(self.kept) <= start <= self.position:
             self._seek(start)
         overlap = self.kept[len(self.kept) - (self.position - start) :]
@@ -153,11 +164,8 @@ class _Reader:
             block = self.file.read(frames, dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
             raise InputError(f"{self.path}: damaged ({_reason(error)}); copy or convert it again") from error
-        if len(block) < frames:
-            missing = frames - len(block)
-            raise InputError(
-                f"{self.path}: truncated or damaged, {missing} of {self.file.frames} frames missing"
-            )
+        if missing := frames - len(block):
+            raise InputError(f"{self.path}: damaged, {missing} of {self.file.frames} frames are missing")
         if not np.isfinite(block).all():
             raise InputError(f"{self.path}: holds samples that are not finite (NaN or infinity)")
         return block
@@ -178,8 +186,8 @@ def load(
     start_s.
     """
     with _open(path) as file:
-        rate = sample_rate or file.samplerate
-        total = resampled_length(file.frames, file.samplerate, rate)
+        reader = _Reader(file, path, sample_rate, channels)
+        rate, total = reader.rate, reader.total
         start = round(start_s * rate)
         stop = total if duration_s is None else min(total, start + round(duration_s * rate))
         if not 0 <= start < total or stop <= start:
@@ -188,13 +196,9 @@ def load(
                 f"{path}: a part{length} from {start_s:g} s is not in a file of {total / rate:g} s"
             )
         if (stop - start) * file.channels > MAX_LOAD_SAMPLES:
-            raise InputError(
-                f"{path}: {(stop - start) / rate:g} s are too much to load at once; ask for a part of it"
-            )
-        reader = _Reader(file, path)
-        audio = _resample_span(reader, file.frames, file.samplerate, rate, start, stop)
-    loaded = torch.from_numpy(np.ascontiguousarray(audio.T))
-    return _with_channels(loaded, channels, path), rate
+            length_s = (stop - start) / rate
+            raise InputError(f"{path}: {length_s:g} s are too much to load at once; ask for a part of it")
+        return reader.part(start, stop), rate
 
 
 def stream(
@@ -205,24 +209,10 @@ def stream(
 ) -> Iterator[Tensor]:
     """Yield a file of any length in blocks [C, n] of block_s (the last is shorter); joined they equal `load`."""
     with _open(path) as file:
-        rate = sample_rate or file.samplerate
-        total = resampled_length(file.frames, file.samplerate, rate)
-        step = max(1, round(block_s * rate))
-        reader = _Reader(file, path)
-        for start in range(0, total, step):
-            audio = _resample_span(
-                reader, file.frames, file.samplerate, rate, start, min(total, start + step)
-            )
-            block = torch.from_numpy(np.ascontiguousarray(audio.T))
-            yield _with_channels(block, channels, path)
-
-
-def _with_channels(audio: Tensor, channels: int | None, path: str | os.PathLike[str]) -> Tensor:
-    """`convert_channels`, where channels are given, of what is read from a file, which an error names."""
-    try:
-        return audio if channels is None else convert_channels(audio, channels)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        reader = _Reader(file, path, sample_rate, channels)
+        step = max(1, round(block_s * reader.rate))
+        for start in range(0, reader.total, step):
+            yield reader.part(start, min(reader.total, start + step))
 
 
 # ------------------------------------------------------------------------------------------ rate and channels
@@ -278,10 +268,8 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
         return audio
     flat = audio.detach().to("cpu", torch.float32).reshape(-1, num_frames).numpy().T
     length = resampled_length(num_frames, from_rate, to_rate)
-    result = _resample_span(lambda a, b: flat[a:b], num_frames, from_rate, to_rate, 0, length)
-    return (
-        torch.from_numpy(np.ascontiguousarray(result.T)).reshape(*audio.shape[:-1], length).to(audio.device)
-    )
+    result = _resample_span(lambda a, b: flat[a:b], num_frames, from_rate, to_rate, 0, length).T
+    return torch.from_numpy(np.ascontiguousarray(result)).reshape(*audio.shape[:-1], length).to(audio.device)
 
 
 def convert_channels(audio: Tensor, channels: int) -> Tensor:
@@ -324,10 +312,8 @@ def save(
     blocks = iter([audio] if isinstance(audio, Tensor) else audio)
     first = next(blocks, None)
     if first is None or first.dim() != 2 or 0 in first.shape:
-        shape = "nothing" if first is None else f"audio of shape {list(first.shape)}"
-        raise InputError(
-            f"{target}: cannot write {shape}, expected [channels, samples], at least one of each"
-        )
+        got = "nothing" if first is None else f"a sound of shape {list(first.shape)}"
+        raise InputError(f"{target}: cannot write {got}, expected [channels, samples], at least one of each")
     channels = first.shape[0]
     coding = {"subtype": SAVE_FORMATS[kind], "format": kind.upper()}
     over = total = 0
@@ -339,9 +325,7 @@ def save(
             for block in itertools.chain([first], blocks):
                 samples = block.detach().to("cpu", torch.float32)
                 if not torch.isfinite(samples).all():
-                    raise InputError(
-                        f"{target}: the audio holds samples that are not finite (NaN or infinity)"
-                    )
+                    raise InputError(f"{target}: some samples are not finite (NaN or infinity)")
                 over += int((samples.abs() > 1).sum())
                 total += samples.numel()
                 for piece in samples.clamp(-1, 1).split(SAVE_SAMPLES, dim=-1):

@@ -36,9 +36,8 @@ class Range:
 
     def holds(self, value: float) -> bool:
         """Whether the value is inside; NaN never is."""
-        return (self.low < value if self.above else self.low <= value) and (
-            value < self.high if self.below else value <= self.high
-        )
+        inside = self.low <= value <= self.high
+        return inside and not (self.above and value == self.low or self.below and value == self.high)
 
     def __str__(self) -> str:
         if self.high == math.inf:
@@ -83,9 +82,13 @@ def _check_range(name: str, value: Any, hint: Any) -> None:
         for member in args:
             _check_range(name, value, member)
     elif origin is tuple and isinstance(value, tuple):
-        hints = args[:1] * len(value) if args[1:] == (Ellipsis,) else args
-        for index, (item, member) in enumerate(zip(value, hints, strict=True)):
+        for index, (item, member) in enumerate(zip(value, _members(args, value), strict=True)):
             _check_range(f"{name}[{index}]", item, member)
+
+
+def _members(args: tuple[Any, ...], value: Sequence[Any]) -> tuple[Any, ...]:
+    """The types of a tuple's members: `int, ...` is as many as the value has."""
+    return args[:1] * len(value) if args[1:] == (Ellipsis,) else args
 
 
 @cache
@@ -175,9 +178,8 @@ def build(cls: type[T], node: Mapping[str, Any] | DictConfig, where: str = "") -
         if name in node:
             values[name] = _convert(node[name], hints[name], _join(where, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise InputError(
-                f"{_join(where, name)} is missing and has no default (a {_describe(hints[name])})"
-            )
+            what = _describe(hints[name])
+            raise InputError(f"{_join(where, name)} is missing and has no default (a {what})")
     try:
         return cls(**values)
     except InputError as error:
@@ -220,22 +222,25 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         raise InputError(f"{where}: got {value!r}; {did_you_mean(str(value), map(str, args))}")
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
-    if hint is tuple or origin is tuple:
-        return _convert_tuple(value, args, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where}: got {value!r}, expected a list, as in [1, 2]")
+        members = _members(args, value)
+        if len(value) != len(members):
+            raise InputError(f"{where}: got {len(value)} values, expected {len(members)}")
+        pairs = enumerate(zip(value, members, strict=True))
+        return tuple(_convert(item, member, f"{where}[{index}]") for index, (item, member) in pairs)
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {
             _convert(key, args[0], f"{where} (key)"): _convert(item, args[1], _join(where, key))
             for key, item in value.items()
         }
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    is_flag = isinstance(value, bool)  # which is an int to Python
+    if hint is float and isinstance(value, (int, float)) and not is_flag:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e5 is a float in YAML, and a fine number of steps
-    if (
-        isinstance(hint, type)
-        and isinstance(value, hint)
-        and (hint is not int or not isinstance(value, bool))
-    ):
+    if isinstance(hint, type) and isinstance(value, hint) and not (is_flag and hint is int):
         return value
     if hint is Path and isinstance(value, str):
         return Path(value)
@@ -243,35 +248,17 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def _convert_union(value: Any, members: tuple[Any, ...], where: str) -> Any:
-    if value is None and type(None) in members:
-        return None
+    if type(value) in members:
+        return value
     members = tuple(member for member in members if member is not type(None))
     if len(members) == 1:
         return _convert(value, members[0], where)
-    if type(value) in members:
-        return value
     for member in members:
         try:
             return _convert(value, member, where)
         except InputError:
             continue
-    raise InputError(
-        f"{where}: got {value!r}, expected a {' or '.join(_describe(member) for member in members)}"
-    )
-
-
-def _convert_tuple(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise InputError(f"{where}: got {value!r}, expected a list, as in [1, 2]")
-    if not args:
-        return tuple(value)
-    if len(args) == 2 and args[1] is Ellipsis:
-        return tuple(_convert(item, args[0], f"{where}[{index}]") for index, item in enumerate(value))
-    if len(value) != len(args):
-        raise InputError(f"{where}: got {len(value)} values, expected {len(args)}")
-    return tuple(
-        _convert(item, arg, f"{where}[{i}]") for i, (item, arg) in enumerate(zip(value, args, strict=True))
-    )
+    raise InputError(f"{where}: got {value!r}, expected a {' or '.join(map(_describe, members))}")
 
 
 def _describe(hint: Any) -> str:
@@ -292,19 +279,12 @@ def _names(cls: Any) -> str:
     return ", ".join(field.name for field in dataclasses.fields(cls))
 
 
-def _paths(cls: Any) -> list[str]:
-    """Dotted paths of all keys of nested dataclasses below `cls` (for `steps` meant as `fit.steps`)."""
-    hints = get_type_hints(cls)
-    found = []
-    for field in dataclasses.fields(cls):
-        for hint in (hints[field.name], *get_args(hints[field.name])):
-            if dataclasses.is_dataclass(hint):
-                found += [f"{field.name}.{path}" for path in (*_field_names(hint), *_paths(hint))]
-    return list(dict.fromkeys(found))
-
-
-def _field_names(cls: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls)]
+def _paths(hint: Any) -> list[str]:
+    """Dotted paths of all keys of a dataclass and of those in it (for `steps` meant as `fit.steps`)."""
+    if not dataclasses.is_dataclass(hint):
+        return [path for member in get_args(hint) for path in _paths(member)]
+    fields = get_type_hints(hint).items()
+    return [path for name, inner in fields for path in (name, *(_join(name, key) for key in _paths(inner)))]
 
 
 def _join(where: str, key: object) -> str:

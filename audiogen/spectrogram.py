@@ -31,9 +31,7 @@ def mel_filterbank(
     """
     f_max = sample_rate / 2 if f_max is None else f_max
     if n_mels < 1 or not 0 <= f_min < f_max <= sample_rate / 2:
-        raise InputError(
-            f"mel of {n_mels} bins, {f_min:g} to {f_max:g} Hz, does not fit {sample_rate} Hz audio"
-        )
+        raise InputError(f"mel of {n_mels} bins, {f_min:g} to {f_max:g} Hz, does not fit {sample_rate} Hz")
 
     def to_mel(hz: float) -> float:
         if scale == "htk":
@@ -77,8 +75,7 @@ def log_mel(
 
 def save_spectrogram(path: str | os.PathLike[str], audio: Tensor, sample_rate: int, title: str = "") -> Path:
     """Draw the spectrogram (dB, 80 dB of range) of audio [C, N], channels averaged, as a PNG; whole or not at all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only pictures need it
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import, and only pictures need it
 
     target = Path(path)
     mono = audio.detach().to("cpu", torch.float32).mean(0)
@@ -89,7 +86,6 @@ def save_spectrogram(path: str | os.PathLike[str], audio: Tensor, sample_rate: i
     ).abs()
     decibel = 20 * torch.log10(spectrum.clamp(min=1e-10) / (n_fft / 4))  # 0 dB is a full-scale sine
     figure = Figure(figsize=(8, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(
         decibel.numpy(),

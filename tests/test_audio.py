@@ -84,7 +84,7 @@ def test_parts_outside_the_file_are_refused(tmp_path: Path) -> None:
 def test_info_agrees_with_what_is_decoded(tmp_path: Path) -> None:
     path = write(tmp_path / "x.flac", noise(3, 4410), 44100)
     header = audio.info(path)
-    assert header == (str(path), 44100, 3, 4410, 0.1, "FLAC PCM_16")
+    assert header == (44100, 3, 4410, 0.1)
     assert audio.load(path)[0].shape == (3, 4410)
 
 
@@ -260,7 +260,7 @@ def test_blocks_make_the_same_file(tmp_path: Path) -> None:
 
 def test_the_format_may_be_named(tmp_path: Path) -> None:
     path = audio.save(tmp_path / "sound", noise(1, 100), 16000, format="flac")
-    assert audio.info(path).format == "FLAC PCM_16"
+    assert (soundfile.info(path).format, soundfile.info(path).subtype) == ("FLAC", "PCM_16")
     with pytest.raises(InputError, match="format 'xyz', allowed are wav, flac, ogg, mp3"):
         audio.save(tmp_path / "sound.xyz", noise(1, 100), 16000)
 
