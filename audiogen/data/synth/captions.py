@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from audiogen.config import read_table
 from audiogen.data.synth.scene import KINDS, Scene, SynthEvent
 
-ADJECTIVES = {
-    "loudness": {"loud": ("loud",), "quiet": ("quiet", "soft", "faint")},
-    "pace": {"slow": ("slow",), "fast": ("quick", "rapid", "fast")},
-}
-ADVERBS = {
-    "loudness": {"loud": ("loudly",), "quiet": ("quietly", "softly", "faintly")},
-    "pace": {"slow": ("slowly",), "fast": ("quickly", "rapidly", "fast")},
-}
-NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
-TIMES = {1: "once", 2: "twice", 3: "three times", 4: "four times", 5: "five times"}
-
-# {A}, {B} clauses; {a}, {b} noun phrases; first and second in time.
-ORDER = (
-    "{A}, then {B}",
-    "{A} and then {B}",
-    "{A} before {B}",
-    "first {A}, then {B}",
-    "{a}, then {b}",
-    "{a} followed by {b}",
-    "{a} and then {b}",
-    "{b} after {a}",
-    "after {a}, {B}",
-)
-# A, a the backdrop; B, b the sound in front of it.
-OVERLAP = (
-    "{A} while {B}",
-    "{B} while {A}",
-    "{B} with {a} in the background",
-    "{b} over {a}",
-    "{a} with {b}",
-    "{a} and {b} at the same time",
-)
+T = TypeVar("T")
+WORDS = read_table(Path(__file__).with_name("sentences.yaml"))
 
 
 def write(scene: Scene, rng: np.random.Generator, most: int = 5) -> tuple[str, ...]:
@@ -55,7 +27,7 @@ def write(scene: Scene, rng: np.random.Generator, most: int = 5) -> tuple[str, .
 
 def _sentence(scene: Scene, rng: np.random.Generator) -> str:
     if scene.form in ("order", "overlap"):
-        pattern = _one_of(rng, ORDER if scene.form == "order" else OVERLAP)
+        pattern = _one_of(rng, WORDS[scene.form])
         first, second = scene.events
         sentences = {"A": _phrase(first, rng, _clauses(first)), "B": _phrase(second, rng, _clauses(second))}
         phrases = {"a": _phrase(first, rng, _nouns(first)), "b": _phrase(second, rng, _nouns(second))}
@@ -72,7 +44,7 @@ def _sentence(scene: Scene, rng: np.random.Generator) -> str:
     return text[0].upper() + text[1:]
 
 
-def _one_of(rng: np.random.Generator, options: Sequence[str]) -> str:
+def _one_of(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
@@ -85,7 +57,7 @@ class Template(NamedTuple):
 
 
 def _numbered(event: SynthEvent) -> bool:
-    return event.count in NUMBERS and bool(KINDS[event.kind].counted)
+    return event.count in range(1, len(WORDS["numbers"]) + 1) and bool(KINDS[event.kind].counted)
 
 
 def _apt(phrases: Sequence[str], event: SynthEvent) -> list[str]:
@@ -121,7 +93,7 @@ def _phrase(
     facts |= {"count"} if _numbered(event) else set()
     if stress:
         templates = [template for template in templates if template.room & facts] or _clauses(event)
-    template = templates[int(rng.integers(len(templates)))]
+    template = _one_of(rng, templates)
     sayable = sorted(template.room & facts)
     said = [fact for fact in sayable if rng.random() < (0.7 if stress else 0.4)]
     if stress and sayable and not said:
@@ -133,18 +105,21 @@ def _phrase(
 def _fill(template: Template, event: SynthEvent, said: set[str], rng: np.random.Generator) -> str:
     """Put adjectives with their article, adverbs and number in their places."""
     kind, (text, _, clause) = KINDS[event.kind], template
-    adjectives: list[str] = []
-    adverbs: list[str] = []
-    for fact, words in (ADVERBS if clause else ADJECTIVES).items():
-        if fact in said:
-            (adverbs if clause else adjectives).append(_one_of(rng, words[getattr(event, fact)]))
+    chosen = [
+        _one_of(rng, words[getattr(event, fact)])
+        for fact, words in WORDS["adverbs" if clause else "adjectives"].items()
+        if fact in said
+    ]
+    adverbs, adjectives = (chosen, []) if clause else ([], chosen)
     if "pitch" in said:
         adjectives.append(_one_of(rng, kind.low if event.pitch == "low" else kind.high))
     before = "".join(f"{word} " for word in adjectives)
     following = before or text.partition("{a}")[2]
     article = "an " if following[:1] in "aeiou" else "a "
     text = text.replace("{a}", article + before).replace("{m}", before)
-    text = text.replace("{k}", f"{NUMBERS.get(event.count or 0)} {before}")
     ending = f" {' and '.join(adverbs)}" if adverbs else ""
-    ending += f" {TIMES[event.count or 0]}" if "count" in said and clause else ""
+    if _numbered(event):
+        number, times = (WORDS[name][(event.count or 0) - 1] for name in ("numbers", "times"))
+        text = text.replace("{k}", f"{number} {before}")
+        ending += f" {times}" if "count" in said and clause else ""
     return text.replace("{n}", ending) if "{n}" in text else text + ending
