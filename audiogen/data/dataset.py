@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from audiogen import audio
-from audiogen.config import NotNegative, Positive, PositiveFloat, Probability, Range, check_ranges
+from audiogen.config import NotNegative, Positive, PositiveFloat, Probability, Range, build, check_ranges
 from audiogen.data import synth
 from audiogen.data.captions import choose
 from audiogen.data.loader import Item
@@ -36,12 +36,12 @@ class SourceConfig:
 
     source: a manifest, a folder (by its manifest.jsonl, or else by the sounds in it), "synth:COUNT" or
     "synth:COUNT@START" (the built-in corpus), or a folder of token shards. repeat: how often an epoch passes
-    over it. where: allowed values of manifest fields.
+    over it. where: allowed values of manifest fields, a tuple for each; one value may be given alone.
     """
 
     source: str
     repeat: Positive = 1
-    where: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    where: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -58,9 +58,7 @@ def parse_sources(value: Any) -> tuple[SourceConfig, ...]:
     if isinstance(value, (str, os.PathLike)):
         return (SourceConfig(os.fspath(value)),)
     if isinstance(value, Mapping):
-        if set(value) - {"source", "repeat", "where"} or not isinstance(value.get("source"), str):
-            raise InputError(f"source {dict(value)!r}: expected the keys source, repeat and where")
-        return (SourceConfig(**value),)
+        return (build(SourceConfig, value, "source"),)
     if isinstance(value, Iterable):
         return tuple(source for part in value for source in parse_sources(part))
     raise InputError(f"source {value!r}: expected a manifest, a folder, synth:COUNT or a list of these")
@@ -157,10 +155,8 @@ def read_source(source: SourceConfig) -> list[AnyClip]:
         for path, reason in bad:
             log.warning("left out: %s: %s", path, reason)
         if not clips:
-            raise InputError(
-                f"{name}: none of its {len(bad)} sound files can be read; the first: {bad[0][1]}"
-            )
-    elif os.path.exists(name) or name.endswith((".jsonl", ".csv")):
+            raise InputError(f"{name}: none of its {len(bad)} sounds can be read; the first: {bad[0][1]}")
+    elif os.path.exists(name):
         clips = read_manifest(name)
     else:
         raise InputError(f"{name}: no such manifest or folder (synth:COUNT is the built-in corpus)")
@@ -242,22 +238,17 @@ class AudioDataset:
         if isinstance(clip, BuiltInClip):
             return round(self._built_in_s() * self.sample_rate)
         if clip.place not in self.lengths:
-            header = audio.info(clip.path)
-            length = audio.resampled_length(header.num_frames, header.sample_rate, self.sample_rate)
-            length -= round(clip.start_s * self.sample_rate)
-            if length <= 0:
+            header, rate = audio.info(clip.path), self.sample_rate
+            length = audio.resampled_length(header.num_frames, header.sample_rate, rate)
+            length -= round(clip.start_s * rate)
+            wanted = length if clip.duration_s is None else max(1, round(clip.duration_s * rate))
+            if length <= 0 or wanted > length + rate // 10:
+                part = "some" if clip.duration_s is None else f"{clip.duration_s:g} s"
                 raise InputError(
-                    f"{clip.path}: starts at {clip.start_s:g} s but lasts {header.duration_s:g} s"
+                    f"{clip.path}: lasts {header.duration_s:g} s, the manifest has {part} of it from {clip.start_s:g} "
+                    "s on; the file is truncated, or another file"
                 )
-            if clip.duration_s is not None:
-                wanted = max(1, round(clip.duration_s * self.sample_rate))
-                if wanted > length + self.sample_rate // 10:
-                    raise InputError(
-                        f"{clip.key}: holds {length / self.sample_rate:g} s of the {clip.duration_s:g} s in the "
-                        "manifest; the file is truncated, or another file"
-                    )
-                length = min(length, wanted)
-            self.lengths[clip.place] = length
+            self.lengths[clip.place] = min(length, wanted)
         return self.lengths[clip.place]
 
     def captions(self, index: int) -> Sequence[str]:

@@ -95,10 +95,9 @@ def _prefetch(source: Any, keys: Iterable[int], workers: int) -> Generator[Any, 
     made = iter(
         DataLoader(
             source,
-            batch_size=None,
+            batch_size=None,  # what the source gives is handed on as it is
             sampler=keys,
             num_workers=workers,
-            collate_fn=_as_it_is,
             worker_init_fn=_outlive_signals,
             prefetch_factor=4,
             generator=torch.Generator(),  # else it draws from the global one
@@ -108,10 +107,6 @@ def _prefetch(source: Any, keys: Iterable[int], workers: int) -> Generator[Any, 
         yield from made
     finally:
         del made  # ends the workers, also where a traceback keeps this frame alive
-
-
-def _as_it_is(made: Any) -> Any:
-    return made
 
 
 GRACE_S = 30  # from a SIGTERM to the end of a worker that is not closed before

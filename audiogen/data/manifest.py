@@ -6,7 +6,6 @@ to the manifest's folder.
 """
 
 import json
-import math
 import os
 import re
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from audiogen import audio
-from audiogen.data.rows import Row, parse_csv, parse_json_lines, read_text
+from audiogen.data.rows import Row, read_rows, seconds
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import write_bytes_atomic
@@ -72,18 +71,15 @@ def read_manifest(path: str | os.PathLike[str], check_files: bool = True) -> lis
     path = Path(path)
     if path.suffix.lower() not in (".jsonl", ".csv"):
         raise InputError(f"{path}: a manifest ends in .jsonl or .csv")
-    if not path.exists():
-        raise InputError(f"{path}: no such manifest")
-    text, is_csv = read_text(path), path.suffix.lower() == ".csv"
     clips: dict[ClipPart, Clip] = {}
     lines: dict[ClipPart, int] = {}
     problems: list[str] = []
-    for number, row in parse_csv(text, ["audio"]) if is_csv else parse_json_lines(text, "audio"):
+    for number, row in read_rows(path, ["audio"]):
         try:
             clip = _clip(row, path.parent)
             earlier = clips.get(clip.place)
             if earlier:
-                if not is_csv or set(clip.captions) <= set(earlier.captions):
+                if path.suffix.lower() != ".csv" or set(clip.captions) <= set(earlier.captions):
                     raise InputError(f"repeats the clip of line {lines[clip.place]}; remove one of them")
                 clip = replace(earlier, captions=earlier.captions + clip.captions)
             elif check_files and not os.path.isfile(clip.path):
@@ -108,9 +104,7 @@ def _clip(row: Row, folder: Path) -> Clip:
     if not isinstance(name, str) or not name:
         raise InputError("has no key audio that names a file")
     captions = _wordings(row.get("captions", row.get("caption")))
-    start, duration = _seconds(row, "start"), _seconds(row, "duration")
-    if duration == 0:
-        raise InputError("has duration 0, expected a positive number of seconds")
+    start, duration = seconds(row, "start", zero=True), seconds(row, "duration")
     standard = ("audio", "path", "caption", "captions", "start", "duration")
     fields = {key: value for key, value in row.items() if key not in standard}
     return Clip(os.path.join(folder, name), captions, start or 0.0, duration, fields)
@@ -122,19 +116,6 @@ def _wordings(given: Any) -> tuple[str, ...]:
     if not isinstance(captions, Sequence) or not all(isinstance(caption, str) for caption in captions):
         raise InputError(f"has captions {given!r}, expected a text or a list of texts")
     return tuple(dict.fromkeys(caption.strip() for caption in captions if caption.strip()))
-
-
-def _seconds(row: Mapping[str, Any], key: str) -> float | None:
-    value = row.get(key)
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if isinstance(value, bool) or not 0 <= seconds < math.inf:
-        raise InputError(f"has {key} {value!r}, expected a number of seconds")
-    return seconds
 
 
 def write_manifest(path: str | os.PathLike[str], clips: Iterable[Clip]) -> Path:
@@ -162,16 +143,12 @@ def select(clips: Sequence[Clip], where: Mapping[str, Sequence[Any]]) -> list[Cl
     for name, allowed in where.items():
         values = {str(clip.fields[name]) for clip in clips if name in clip.fields}
         if not values:
-            fields = sorted({key for clip in clips for key in clip.fields})
-            raise InputError(
-                f"where.{name}: no clip has this field; the manifest has {', '.join(fields) or 'none'}"
-            )
+            fields = ", ".join(sorted({key for clip in clips for key in clip.fields})) or "none"
+            raise InputError(f"where.{name}: no clip has this field; the manifest has {fields}")
         wanted = {str(value) for value in allowed}
-        if wanted - values:
+        if absent := sorted(wanted - values):
             some = ", ".join(sorted(values)[:20])
-            raise InputError(
-                f"where.{name}: no clip has the value {sorted(wanted - values)[0]!r}; there are {some}"
-            )
+            raise InputError(f"where.{name}: no clip has the value {absent[0]!r}; there are {some}")
         chosen = [clip for clip in chosen if str(clip.fields.get(name)) in wanted]
     if not chosen:
         raise InputError(f"where: no clip fulfils all of {dict(where)}")
@@ -296,8 +273,7 @@ def find_captions(path: Path, root: Path) -> tuple[tuple[str, ...], dict[str, An
         raise InputError(f"its sidecar cannot be read ({error})") from error
     except InputError as error:
         raise InputError(f"its sidecar {json_file.name} {error}") from None
-    caption = caption_from_names(path.relative_to(root))
-    return ((caption,) if caption else ()), {}
+    return _wordings(caption_from_names(path.relative_to(root))), {}
 
 
 # Names of folders and files that do not describe a sound.

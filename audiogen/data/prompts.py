@@ -1,11 +1,10 @@
 """Lists of prompts for generation: text files, CSV and JSON lines. Standard library only, for the command line."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from audiogen.data.rows import Row, parse_csv, parse_json_lines, read_text
+from audiogen.data.rows import Row, read_rows, read_text, seconds
 from audiogen.errors import InputError
 
 TEXT_KEYS = ("text", "prompt", "caption")
@@ -30,15 +29,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: prompts are read from {', '.join(SUFFIXES)} files")
-    text = read_text(path)
+    rows: Iterator[tuple[int, Row]]
     if suffix == ".txt":
-        rows: Iterator[tuple[int, Row]] = (
-            (number, {"text": line}) for number, line in enumerate(text.splitlines(), 1) if line.strip()
-        )
-    elif suffix == ".csv":
-        rows = parse_csv(text, TEXT_KEYS, lenient=True)
+        lines = enumerate(read_text(path).splitlines(), 1)
+        rows = ((number, {"text": line}) for number, line in lines if line.strip())
     else:
-        rows = parse_json_lines(text, TEXT_KEYS[0])
+        rows = read_rows(path, TEXT_KEYS, lenient=True)
     prompts = []
     for number, row in rows:
         try:
@@ -57,10 +53,7 @@ def _prompt(row: Row) -> Prompt:
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"no text; it goes under {', '.join(TEXT_KEYS)}")
     try:
-        duration_s = None if row.get("duration") is None else float(row["duration"])
         seed = None if row.get("seed") is None else int(str(row["seed"]))
-    except (TypeError, ValueError):
-        raise InputError("duration must be a number of seconds and seed an integer") from None
-    if duration_s is not None and not (duration_s > 0 and math.isfinite(duration_s)):
-        raise InputError(f"duration is {duration_s:g} s; it must be above 0")
-    return Prompt(text.strip(), duration_s, seed)
+    except ValueError:
+        raise InputError(f"has seed {row['seed']!r}, expected a whole number") from None
+    return Prompt(text.strip(), seconds(row, "duration"), seed)

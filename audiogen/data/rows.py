@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,17 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({reason})") from error
 
 
-def parse_json_lines(text: str, key: str) -> Iterator[tuple[int, Row]]:
-    """An object a line; blank lines are left out. key: what objects must have, for messages."""
+def read_rows(path: Path, keys: Sequence[str], lenient: bool = False) -> Iterator[tuple[int, Row]]:
+    """The rows of a .csv file, or of one with a JSON object a line; `keys`, one of which a row needs, by preference.
+
+    lenient: rows of a .csv file may lack their last fields, and spaces may follow commas.
+    """
+    text = read_text(path)
+    return _csv(text, keys, lenient) if path.suffix.lower() == ".csv" else _json_lines(text, keys[0])
+
+
+def _json_lines(text: str, key: str) -> Iterator[tuple[int, Row]]:
+    """Blank lines are left out."""
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a text may hold other separators
         if not line.strip():
             continue
@@ -35,11 +45,8 @@ def parse_json_lines(text: str, key: str) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def parse_csv(text: str, keys: Sequence[str], lenient: bool = False) -> Iterator[tuple[int, Row]]:
-    """Fields that are not empty, by the names of the first line in lower case, one of which must be in `keys`.
-
-    lenient: rows may lack their last fields, and spaces may follow commas.
-    """
+def _csv(text: str, keys: Sequence[str], lenient: bool) -> Iterator[tuple[int, Row]]:
+    """Fields that are not empty, by the names of the first line in lower case."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=lenient)
     try:
         columns = [name.strip().lower() for name in reader.fieldnames or []]
@@ -55,3 +62,17 @@ def parse_csv(text: str, keys: Sequence[str], lenient: bool = False) -> Iterator
                 yield reader.line_num, {key: value for key, value in row.items() if value}
     except csv.Error as error:
         yield reader.line_num, InputError(f"is not CSV ({error})")
+
+
+def seconds(row: Mapping[str, Any], key: str, zero: bool = False) -> float | None:
+    """The time under a key of a row, None where it has none. zero: whether it may be 0."""
+    value = row.get(key)
+    if value is None:
+        return None
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if isinstance(value, bool) or not 0 <= found < math.inf or not (found or zero):
+        raise InputError(f"has {key} {value!r}, expected a {'' if zero else 'positive '}number of seconds")
+    return found

@@ -65,11 +65,7 @@ class OpenFiles(dict[Path, Any]):
 
 
 def _crc32(path: Path) -> int:
-    checksum = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
+    return zlib.crc32(path.read_bytes())
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ class ShardWriter:
             stored, self._shards, self.unreadable = _read_index(self.directory)
             if stored != spec:
                 raise InputError(
-                    f"{directory} holds tokens of {stored}; these would be of {spec}: choose another folder"
+                    f"{directory} holds tokens of {stored}, not of {spec}; choose another folder"
                 )
             self.done = {row["key"] for shard in self._shards for row in read_rows(self._path(shard))}
             clean(self.directory)
@@ -137,9 +133,7 @@ class ShardWriter:
         """Store clips as one more shard, and the reasons of those that could not be read, in one step."""
         repeated = [clip.key for clip in clips if clip.key in self.done]
         if repeated or len({clip.key for clip in clips}) < len(clips):
-            raise ValueError(
-                f"each key can be stored once; again: {', '.join(repeated) or 'within the shard'}"
-            )
+            raise ValueError(f"a key is stored once; again: {', '.join(repeated) or 'within the shard'}")
         if clips:
             self._shards.append(self._write_shard(clips))
         self.done |= {clip.key for clip in clips}

@@ -359,7 +359,7 @@ def test_mistakes_of_encode_are_one_line(tmp_path: Path, codec: str, run: Run) -
     cases = [
         ([tmp_path / "missing.wav"], "missing.wav: no such file"),
         ([tmp_path / "none"], "no sound files"),
-        ([tmp_path / "missing.jsonl"], "missing.jsonl: no such manifest"),
+        ([tmp_path / "missing.jsonl"], "missing.jsonl: cannot be read (No such file"),
         ([wav, wav], "a.wav would both become"),
         ([wav, "--batch-size", "0"], "--batch-size is 0"),
         ([wav, "--shards", "-1"], "--shards is -1"),

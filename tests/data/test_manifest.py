@@ -161,7 +161,7 @@ def test_what_is_no_manifest(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=reason):
             read_manifest(tmp_path / name)
-    with pytest.raises(InputError, match="no such manifest"):
+    with pytest.raises(InputError, match="No such file"):
         read_manifest(tmp_path / "gone.jsonl")
 
 
