@@ -85,7 +85,7 @@ class Repository:
         self._folder = Path(constants.HF_HUB_CACHE) / f"models--{self._id.replace('/', '--')}"
         self._reason: str | None = None  # why the hub gave nothing
         answer = None if constants.is_offline_mode() else _ask(self._id, self._revision)
-        if answer and not isinstance(answer, Exception):
+        if answer is not None and not isinstance(answer, Exception):
             self._commit = answer.sha or self._revision
             self.files = [file.rfilename for file in answer.siblings or ()]
             return
