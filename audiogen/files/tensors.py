@@ -24,6 +24,9 @@ from audiogen.errors import InputError
 
 T = TypeVar("T")
 WIDEST = 2**18  # of one size of a network; a product of three such sizes is below 2**63
+MADE = (
+    64  # tensors in making a network, for each tensor of the file that fills it, at most; measured are 1 to 2
+)
 RELEASED_BYTES = 2**20  # tensors of a file from which on their memory is given back
 # Weight norm's length g and direction v in place of a name's last part, in torch's two spellings.
 NORMED = (
@@ -89,17 +92,13 @@ class Match(NamedTuple):
 # ---------------------------------------------------------------------------------------------------- sizes
 
 
-def check_sizes(where: str | Path, num_tensors: int, num_layers: int, sizes: Iterable[int]) -> None:
-    """Refuse what would run for minutes, or take all memory, only to be found not to fit.
-
-    num_layers: of the network, each of which has at least one tensor. sizes: of layers, products included.
-    """
-    wide = list(sizes)
-    if not 0 <= num_layers <= num_tensors or not all(0 <= size <= WIDEST for size in wide):
-        raise InputError(
-            f"{where}: its configuration asks for {num_layers} layers, {min(wide):g} to {max(wide):g} wide, but it "
-            f"holds {num_tensors} tensors, and {WIDEST} is the widest; they do not belong together, copy it again"
-        )
+def check_sizes(where: str | Path, config: Any) -> None:
+    """Refuse whole numbers, of a dataclass or alone, whose products could overflow, or take all memory."""
+    for size in whole_numbers(config):
+        if not 0 <= size <= WIDEST:
+            raise InputError(
+                f"{where}: its configuration asks for a size of {size:g}; {WIDEST} is the largest: copy it again"
+            )
 
 
 def whole_numbers(config: Any) -> Iterator[int]:
@@ -115,10 +114,14 @@ def whole_numbers(config: Any) -> Iterator[int]:
         yield config
 
 
-def empty(make: Callable[[], T], where: str | Path) -> T:
-    """What `make` gives, without memory for its weights; InputError where its sizes make no network."""
+def empty(make: Callable[[], T], where: str | Path, num_tensors: int | None = None) -> T:
+    """What `make` gives, without memory for its weights; InputError where its sizes make no network.
+
+    num_tensors: of the file that is to fill it. More layers than these can be for would be made for minutes, only to be
+    found not to fit.
+    """
     try:
-        with unfilled():
+        with unfilled(num_tensors):
             return make()
     except InputError:
         raise
@@ -128,14 +131,21 @@ def empty(make: Callable[[], T], where: str | Path) -> T:
 
 
 @contextmanager
-def unfilled() -> Iterator[None]:
+def unfilled(num_tensors: int | None = None) -> Iterator[None]:
     """Modules that are made inside have no memory for their weights (the meta device), for `assign` to fill."""
-    with torch.device("meta"), _NoInitialValues():
+    with torch.device("meta"), _NoInitialValues(num_tensors):
         yield
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """Leaves out what only draws values: on the meta device, torch imports its compiler for a `normal_`, a second."""
+    """Leaves out what only draws values: on the meta device, torch imports its compiler for a `normal_`, a second.
+
+    num_tensors: as in `empty`.
+    """
+
+    def __init__(self, num_tensors: int | None) -> None:
+        super().__init__()
+        self.num_tensors, self.num_made = num_tensors, 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -143,7 +153,12 @@ class _NoInitialValues(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_"):
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+        made = func(*args, **kwargs)
+        if isinstance(made, Tensor) and self.num_tensors is not None:
+            self.num_made += 1
+            if self.num_made > MADE * (self.num_tensors + 1):
+                raise ValueError(f"the {self.num_tensors} tensors that there are cannot fill its layers")
+        return made
 
 
 def under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:

@@ -21,11 +21,11 @@ from audiogen.codec.seanet import SeanetConfig
 from audiogen.config import Range, build
 from audiogen.errors import InputError
 from audiogen.files import hub, pickles
-from audiogen.files.tensors import Source, check_sizes, empty, match, shaped, under
+from audiogen.files.tensors import empty, match, shaped, under
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models.find import CODEC, CODEC_FILE, LM_FILE, Found, find
 from audiogen.models.parts import CodecParts, CodecReference, LMParts, release_parts
-from audiogen.models.settings import RATE, Settings, parse_yaml, resolve, short, table
+from audiogen.models.settings import RATE, Settings, parse_yaml, resolve, short, source, table
 from audiogen.text import encoder
 from audiogen.text.t5 import TextConfig
 
@@ -106,12 +106,11 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
             *table("audiocraft.harmless_conditions"),
         ]
     )
-    check_sizes(path, len(found.state), lm.num_layers + lm.num_codebooks, [lm.dim, lm.ff_mult * lm.dim])
     projection = found.state.get(f"{PROJECTION}weight")
     width = projection.shape[-1] if projection is not None and projection.dim() == 2 else 0
-    own = empty(lambda: TokenLM(lm), path).state_dict()
+    own = empty(lambda: TokenLM(lm), path, len(found.state)).state_dict()
     own |= shaped({f"{PROJECTION}weight": (lm.dim, width), f"{PROJECTION}bias": (lm.dim,)})
-    matches = match(own, found.state, lambda ours: _their_name(ours, lm.num_codebooks), path)
+    matches = match(own, found.state, lambda name: source(name, "audiocraft.names", lm.num_codebooks), path)
     return release_parts(
         lm,
         TextConfig(encoder=text_encoder or name, width=lm.dim),
@@ -122,18 +121,6 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
         max(1, int(seconds * _frame_rate(directory / CODEC_FILE))),
         guidance,
     )
-
-
-def _their_name(ours: str, num_codebooks: int) -> Source:
-    """TokenLM's name of a tensor -> the release's: ours has one embedding and one head for all codebooks."""
-    for stem, theirs in (("embedding.weight", "emb"), ("heads.weight", "linears")):
-        if ours == stem:
-            return Source(tuple(f"{theirs}.{k}.weight" for k in range(num_codebooks)))
-    if not ours.startswith("layers."):
-        return Source((ours,))
-    _, layer, name = ours.split(".", 2)
-    their, *thirds = table("audiocraft.names")[name]
-    return Source((f"transformer.layers.{layer}.{their}",), *thirds)
 
 
 def _text_encoder(settings: Settings) -> str:

@@ -12,7 +12,6 @@ cond_stage_model.*, clap.*    CLAP and T5, which come from the hub here
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,29 +25,20 @@ from audiogen.diffusion.process import ProcessConfig
 from audiogen.diffusion.systems import SystemConfig, released
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import read_weights
-from audiogen.files.tensors import Source, is_whole, under
+from audiogen.files.tensors import is_whole, under
 from audiogen.models import latent_diffusion as parts
-from audiogen.models.settings import Settings, read_settings, short, table
-from audiogen.models.systems import Component, SystemParts
+from audiogen.models.settings import Settings, read_settings, short, source, table
+from audiogen.models.systems import Component, SystemParts, conditioner_config
 from audiogen.text.t5 import TextConfig
 
 CONFIG = "config.yaml"
-CLAP = "laion/clap-htsat-unfused"
 LOA = "crossattn_audiomae_generated"
 LOA_PARTS = ("start_of_sequence_tokens.", "end_of_sequence_tokens.", "input_sequence_embed_linear.", "model.")
-TOKEN_ROWS = 32  # of the tables of start and end tokens, of which rows 0 and 1 are used
 _PARAMS, _LOA = "model.params", f"model.params.cond_stage_config.{LOA}.params"
 
 
-def read_audioldm(
-    directory: Path, heads: tuple[int, ...] | None = None, ema: bool | None = None
-) -> SystemParts:
-    """Read either.
-
-    heads: attention heads of each level; by default the authors', channels / num_head_channels. The converted models of
-    the hub say 8 at every level, which gives other outputs from the same weights (15 % and 44 % of their size).
-    ema: take the averaged UNet; by default what the authors generate with, which is the average for AudioLDM alone.
-    """
+def read_audioldm(directory: Path, ema: bool | None = None) -> SystemParts:
+    """Read either. ema: take the averaged UNet; by default as its authors, who take it for AudioLDM alone."""
     files = sorted(path for path in directory.iterdir() if path.suffix in (".ckpt", ".pth"))
     if len(files) != 1:
         raise InputError(
@@ -70,9 +60,6 @@ def read_audioldm(
         config = standard_config(tensors, scale_factor, files[0])
     unet, codec, loa = config.audio_unet, config.mel_autoencoder, config.conditioner.loa
     assert unet is not None and codec is not None
-    if heads is not None:
-        unet, origin = dataclasses.replace(unet, heads=heads), "as given"
-        config = dataclasses.replace(config, audio_unet=unet)
     averaged = loa is None if ema is None else ema
     found = under(tensors, "model_ema.diffusion_model" if averaged else "model.diffusion_model.")
     if not found:
@@ -84,12 +71,9 @@ def read_audioldm(
     ]
     if loa is not None:
         components.append(_loa_component(tensors, files[0]))
-    notes = (
-        f"attention heads {unet.heads}: {origin}",
-        f"UNet weights: {'their average (model_ema)' if averaged else 'the last (model)'}",
-    )
+    notes = (f"UNet weights: {'their average (model_ema)' if averaged else 'the last (model)'}",)
     name = "audioldm" if loa is None else "audioldm2"
-    return SystemParts(config, components, directory, name, process, notes)
+    return SystemParts(config, components, directory, name, process, origin, notes)
 
 
 def standard_config(tensors: Mapping[str, Tensor], scale_factor: float, where: Path) -> SystemConfig:
@@ -139,13 +123,8 @@ def _config(settings: Settings, vae: Mapping[str, Tensor], scale_factor: float) 
         params.expect(conditioning_key="film")
         unet.expect(extra_film_use_concat=True)
         vector_dim = unet.whole("extra_film_condition_dim")
-        conditioner = ConditionerConfig(
-            vector=("clap",), unconditional="empty", clap=CLAP, clap_dim=vector_dim
-        )
-        layers = (None,)
-    return SystemConfig(
-        conditioner, codec, audio_unet=parts.unet_config(unet, layers, vector_dim, heads=None)
-    )
+        conditioner, layers = conditioner_config("audioldm", clap_dim=vector_dim), (None,)
+    return SystemConfig(conditioner, codec, audio_unet=parts.unet_config(unet, layers, vector_dim))
 
 
 def _check_targets(settings: Settings, second: bool) -> None:
@@ -177,11 +156,9 @@ def _conditioner_2(settings: Settings, context: tuple[int | None, ...]) -> Condi
     gpt2 = settings.section(f"{_PARAMS}.gpt2_config", {})
     gpt2.expect(n_embd=widths[0], activation_function="gelu_new", layer_norm_epsilon=1e-5)
     given = {"width": widths[0], "clap_dim": dims[0], "text_dim": dims[1]}
-    return ConditionerConfig(
-        cross=(("loa",), ("text",)),
-        unconditional="empty",
+    return conditioner_config(
+        "audioldm2",
         text=TextConfig(parts.TEXT_ENCODER, width=widths[1]),
-        clap=CLAP,
         clap_dim=dims[0],
         loa=gpt2.build(LoaConfig, "audioldm.gpt2", length=loa.whole("sequence_gen_length"), **given),
     )
@@ -209,16 +186,5 @@ def _loa_component(tensors: Mapping[str, Tensor], where: Path) -> Component:
     stage = under(tensors, "cond_stage_models.0.")
     found = {name: tensor for name, tensor in stage.items() if name.startswith(LOA_PARTS)}
     masks = [name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))]  # of old GPT-2s
-    return Component("conditioner.loa", found, _loa_name, where, ignore=tuple(masks))
-
-
-def _loa_name(name: str) -> str | Source:
-    """LoaGenerator -> SequenceGenAudioMAECond of AudioLDM 2."""
-    tokens = re.fullmatch(r"projection\.(sos|eos)_embed(_1)?", name)
-    if tokens:
-        table, row = "start" if tokens[1] == "sos" else "end", 1 if tokens[2] else 0
-        return Source((f"{table}_of_sequence_tokens.weight",), row, row + 1, TOKEN_ROWS)
-    linear = re.fullmatch(r"projection\.projection(_1)?\.(\w+)", name)
-    if linear:
-        return f"input_sequence_embed_linear.{1 if linear[1] else 0}.{linear[2]}"
-    return re.sub(r"^gpt2\.", "model.", name)
+    rules = "audioldm.names_loa"
+    return Component("conditioner.loa", found, lambda name: source(name, rules), where, ignore=tuple(masks))

@@ -18,7 +18,7 @@ from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.segmented import SegmentedCodec, as_configured
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub
-from audiogen.files.tensors import check_sizes, empty, fill, whole_numbers
+from audiogen.files.tensors import check_sizes, empty, fill
 from audiogen.interfaces import Codec as AnyCodec
 from audiogen.models import audiocraft, own, transformers
 from audiogen.models.find import CODEC, CODEC_FILE, LM, OWN, Found, find
@@ -107,22 +107,18 @@ def _read(found: Found, pointed: bool = False) -> CodecParts:
 
 def _build(parts: CodecParts) -> Codec | DacCodec:
     """A frozen codec with a file's tensors, float32, in evaluation mode; all are checked before any is copied."""
-    config, where = parts.config, parts.where
-    sizes = [*whole_numbers(config)]
+    config, where, num_tensors = parts.config, parts.where, len(parts.tensors)
+    check_sizes(where, config)
     if isinstance(config, DacSizes):
-        check_sizes(where, len(parts.tensors), config.n_codebooks, sizes)
-        codec: Codec | DacCodec = empty(lambda: DacCodec(config), where)
+        codec: Codec | DacCodec = empty(lambda: DacCodec(config), where, num_tensors)
         fill(codec, parts.tensors, str, where)
         return codec.eval().requires_grad_(False)
-    seanet, num_layers = config.seanet, config.num_codebooks
-    if config.arch == "seanet":
-        num_layers += 2 * (len(seanet.ratios) * (1 + seanet.num_residual_layers) + seanet.lstm)
-        sizes.append(seanet.num_filters * 2 ** len(seanet.ratios))  # each level has twice the channels
-        # 2**20 is too large already
-        sizes.append(seanet.dilation_base ** min(seanet.num_residual_layers, 20))
-    check_sizes(where, len(parts.tensors), num_layers, sizes)
-    # spectral layers have windows that no file holds
-    codec = empty(lambda: Codec(config), where) if config.arch == "seanet" else Codec(config)
+    seanet = config.seanet
+    # dilations grow with each layer, and 2**20 is too large already
+    check_sizes(where, seanet.dilation_base ** min(seanet.num_residual_layers, 20))
+    codec = empty(lambda: Codec(config), where, num_tensors)
+    if config.arch == "spectral":
+        codec = Codec(config)  # it has windows that no file holds
     names = codec.state_dict()
     fill(codec, parts.tensors, lambda name: their_name(name, parts.layout, names), where)
     return codec.eval().requires_grad_(False)

@@ -18,10 +18,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import nn
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
-from audiogen.config import Positive, Probability, build, check_ranges, to_plain
+from audiogen.config import Positive, Probability, build, check_ranges
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.models.settings import Settings, table
+from audiogen.models.settings import Settings, table, theirs
 from audiogen.text.clap import MAX_TOKENS, ClapParts, quiet
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
@@ -174,7 +174,7 @@ def new_clap(config: ClapModelConfig, vocabulary: str) -> ClapParts:
         model_max_length=MAX_TOKENS,
         **special,
     )
-    text = _theirs(config.text, "text") | {
+    text = theirs(config.text, "clap.text") | {
         "vocab_size": len(tokenizer),
         "attention_probs_dropout_prob": config.text.dropout,
         "max_position_embeddings": MAX_TOKENS + PAD_ID + 1,  # positions are counted from after the padding's
@@ -183,13 +183,13 @@ def new_clap(config: ClapModelConfig, vocabulary: str) -> ClapParts:
         "eos_token_id": SPECIAL.index(EOS),
     }
     audio, num_stages = config.audio, len(config.audio.depths)
-    towers = _theirs(audio, "audio") | {
+    towers = theirs(audio, "clap.audio") | {
         "num_mel_bins": config.features.num_mels,
         "patch_stride": [audio.patch, audio.patch],
         "num_hidden_layers": num_stages,
         "hidden_size": audio.width * 2 ** (num_stages - 1),  # D of the last stage
     }
-    extractor = ClapFeatureExtractor(**_theirs(config.features, "features"), truncation="rand_trunc")
+    extractor = ClapFeatureExtractor(**theirs(config.features, "clap.features"), truncation="rand_trunc")
     shape = ClapConfig(text_config=text, audio_config=towers, projection_dim=config.projection_dim)
     model = ClapModel(shape)
     initialise(model)
@@ -226,11 +226,6 @@ def describe(parts: ClapParts, name: str) -> ClapModelConfig:
     ):
         values[part] = Settings(found, f"CLAP model {name!r}").values(cls, table(f"clap.{part}"))
     return build(ClapModelConfig, values, "the CLAP model")
-
-
-def _theirs(config: Any, part: str) -> dict[str, Any]:
-    """Our sizes under transformers' names."""
-    return {theirs: to_plain(getattr(config, ours)) for ours, (theirs,) in table(f"clap.{part}").items()}
 
 
 def save_clap(directory: str | Path, parts: ClapParts, info: Mapping[str, Any]) -> None:

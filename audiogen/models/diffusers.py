@@ -11,7 +11,6 @@ system.json text/ conditioner/        ours: the whole configuration, the embedde
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,12 +106,8 @@ def save_diffusers(
     checkpoint.write_json(directory / INDEX, {"_class_name": pipeline_of(system.config), **classes})
 
 
-def read_diffusers(directory: Path, heads: tuple[int, ...] | None = None) -> SystemParts:
-    """Read a directory that `save_diffusers` wrote, or that of an AudioLDM, AudioLDM 2 or Stable Audio pipeline.
-
-    heads: attention heads of each level of the UNet in place of those that its settings say: the authors' are channels
-    / 32, and / 64 for AudioLDM-L, but converted models say 8 at every level.
-    """
+def read_diffusers(directory: Path) -> SystemParts:
+    """Read a directory that `save_diffusers` wrote, or that of an AudioLDM, AudioLDM 2 or Stable Audio pipeline."""
     index, ours, own = read_settings(directory / INDEX), directory / SYSTEM, None
     if ours.is_file():
         own = read_settings(ours)
@@ -120,13 +115,6 @@ def read_diffusers(directory: Path, heads: tuple[int, ...] | None = None) -> Sys
         name, process = own.text("name"), own.section("process").contents
     else:
         config, name, process = read_pipeline(directory, index)
-    notes: tuple[str, ...] = ()
-    if config.audio_unet is not None:
-        unet = dataclasses.replace(config.audio_unet, heads=heads or config.audio_unet.heads)
-        config = dataclasses.replace(config, audio_unet=unet)
-        notes = (f"attention heads {unet.heads}: {'as given' if heads else f'those of {directory.name}'}",)
-    elif heads is not None:
-        raise InputError(f"{directory} holds no UNet of AudioLDM, AudioLDM 2 or LAFMA; leave heads out")
     folders = _folders(config)
     for folder in folders:
         required(directory, folder)
@@ -144,7 +132,7 @@ def read_diffusers(directory: Path, heads: tuple[int, ...] | None = None) -> Sys
         directory,
         name,
         process,
-        notes,
+        "" if config.audio_unet is None else f"those of {directory.name}",
         sampling=None if own is None else _sampling(own, name, process),
         window_s=_window_s(directory, config, own),
         vocabulary=_vocabulary(directory, config),

@@ -33,8 +33,7 @@ from audiogen.files.tensors import length
 from audiogen.interfaces import Codec as AnyCodec
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models.parts import their_name
-from audiogen.models.settings import table
-from audiogen.models.transformers import decoder_names
+from audiogen.models.settings import source, table, theirs
 from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import Vocabulary
 
@@ -101,8 +100,10 @@ def parts(
     projection = _projection(conditioner)
     audio_config, audio = encodec_parts(codec)
     decoder_config, decoder = decoder_parts(lm)
-    text = {_text_name(name): tensor for name, tensor in encoder.state_dict().items()}
-    learned = text | projection | {f"decoder.{name}": tensor for name, tensor in decoder.items()}
+    learned = projection | {f"decoder.{name}": tensor for name, tensor in decoder.items()}
+    learned |= {f"text_encoder.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    # the embedding that T5's encoder shares with its decoder is stored once
+    learned["text_encoder.shared.weight"] = learned.pop("text_encoder.encoder.embed_tokens.weight")
     tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in learned.items()}
     tensors |= {f"audio_encoder.{name}": tensor.detach().cpu() for name, tensor in audio.items()}
     config = {
@@ -130,21 +131,15 @@ def _projection(conditioner: T5Conditioner) -> dict[str, Tensor]:
     return {}
 
 
-def _text_name(name: str) -> str:
-    """The name in T5EncoderModel of a weight of its stack; the embedding it shares is stored once."""
-    return "text_encoder.shared.weight" if name == "embed_tokens.weight" else f"text_encoder.encoder.{name}"
-
-
 def decoder_parts(lm: TokenLM) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """MusicgenDecoderConfig as a dict, and the tensors of MusicgenForCausalLM (views of the model's).
 
     Its delays are 0, 1, 2 ... for one channel and 0, 0, 1, 1 ... for two; other patterns are an InputError.
     """
     config = lm.config
-    keys, plain = table("transformers.decoder"), to_plain(config)
     decoder = {
         "model_type": "musicgen_decoder",
-        **{key[0]: plain[field] for field, key in keys.items()},
+        **theirs(config, "transformers.decoder"),
         "ffn_dim": config.ff_mult * config.dim,
         "audio_channels": _channels_of(config),
         "max_position_embeddings": 2048,  # length of a table that transformers extends where needed
@@ -154,25 +149,20 @@ def decoder_parts(lm: TokenLM) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "bos_token_id": lm.special,
         "eos_token_id": None,
     }
-    tensors = {
-        their: part
-        for ours, tensor in lm.state_dict().items()
-        for theirs in [decoder_names(ours, config.num_codebooks)]
-        for their, part in zip(theirs, tensor.chunk(len(theirs)), strict=True)
-    }
+    tensors: dict[str, Tensor] = {}
+    for ours, tensor in lm.state_dict().items():
+        names = source(ours, "transformers.names", config.num_codebooks).names
+        tensors |= zip(names, tensor.chunk(len(names)), strict=True)
     return decoder, tensors
 
 
 def _channels_of(config: LMConfig) -> int:
     """Channels of the model of transformers whose delays are those of this one."""
-    if config.pattern == "delay":
-        delays = list(config.delays or range(config.num_codebooks))
-        for channels in (1, 2):
-            if (
-                delays == [k // channels for k in range(config.num_codebooks)]
-                and not config.num_codebooks % channels
-            ):
-                return channels
+    books = range(config.num_codebooks)
+    for channels in (1, 2):
+        delays = [k // channels for k in books]
+        if config.pattern == "delay" and [*(config.delays or books)] == delays and not len(books) % channels:
+            return channels
     shown = list(config.delays) or config.pattern
     raise InputError(
         f"the model interleaves its codebooks by {config.pattern} ({shown}); transformers has only the delays "
@@ -207,10 +197,9 @@ def encodec_parts(
                 f"codec {codec.name or 'given'} has {key} {value!r}; EncodecModel of transformers has SEANet layers "
                 "with an LSTM, codebooks of a power of 2, and one or two channels"
             )
-    plain = to_plain(config)
     contents: dict[str, Any] = {
-        **{key[0]: plain[field] for field, key in table("transformers.codec").items()},
-        **{key[0]: plain["seanet"][field] for field, key in table("transformers.seanet").items()},
+        **theirs(config, "transformers.codec"),
+        **theirs(seanet, "transformers.seanet"),
         "model_type": "encodec",
         "target_bandwidths": bandwidths(config, num_codebooks or (config.num_codebooks // streams,)),
         "audio_channels": config.channels // streams,

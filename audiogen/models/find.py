@@ -74,8 +74,9 @@ LAYOUTS = (
     Layout("stable-audio-tools", _STABLE_AUDIO, _STABLE_AUDIO, SYSTEM),
     Layout("Tango", ("pytorch_model_[mv]a*.bin", *TANGO[2:]), ("*.json", *TANGO[:2]), SYSTEM),
     Layout("TangoFlux", TANGOFLUX, TANGOFLUX, SYSTEM),
-    Layout("checkpoint", ("*.ckpt", CONFIG), (), SYSTEM),  # AudioLDM's or LAFMA's; no hub has them
-    Layout("checkpoint", ("*.pth", CONFIG), (), SYSTEM),
+    Layout("LAFMA", ("hifigan*",), (), SYSTEM),  # no hub has these three
+    Layout("AudioLDM", ("*.ckpt",), (), SYSTEM),
+    Layout("AudioLDM", ("*.pth",), (), SYSTEM),
     Layout("audiocraft", (CODEC_FILE,), (CODEC_FILE,), CODEC),
     Layout("encodec", ("encodec_[0-9]*khz*.th",), ("encodec_[0-9]*khz*.th",), CODEC),
     Layout("transformers", (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors"), CODEC),

@@ -65,23 +65,23 @@ def check_around_vae(settings: Settings, config: MelAutoencoderConfig) -> None:
 
 
 def unet_config(
-    settings: Settings, layers: tuple[int | None, ...], vector_dim: int | None, heads: tuple[int, ...] | None
+    settings: Settings, layers: tuple[int | None, ...], vector_dim: int | None
 ) -> AudioUNetConfig:
-    """From the settings of the authors' UNetModel. heads: in place of those that the settings say."""
+    """From the settings of the authors' UNetModel."""
     width, latent_dim = settings.whole("model_channels"), settings.whole("in_channels")
     channels = tuple(width * factor for factor in settings.wholes("channel_mult"))
     settings.expect(out_channels=latent_dim, **table("ldm.expected_unet"))
     if settings.take("num_head_channels", -1) == -1:
-        found = (settings.whole("num_heads"),) * len(channels)
+        heads = (settings.whole("num_heads"),) * len(channels)
     else:
         settings.take("num_heads", None)  # the channels of a head go before it
         per_head = settings.whole("num_head_channels")
-        found = tuple(max(1, channel // per_head) for channel in channels)
+        heads = tuple(max(1, channel // per_head) for channel in channels)
     strides = settings.wholes("attention_resolutions")
     return AudioUNetConfig(
         latent_dim=latent_dim,
         channels=channels,
-        heads=heads or found,
+        heads=heads,
         attention=tuple(2**level in strides for level in range(len(channels))),
         layers=layers,
         depth=settings.whole("transformer_depth", 1),

@@ -24,7 +24,7 @@ from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import build, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.files.tensors import Match, check_sizes, empty, match
+from audiogen.files.tensors import Match, empty, match
 from audiogen.interfaces import Codec as AnyCodec
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models.find import CODEC, LM, TAGGER, find
@@ -78,8 +78,8 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
 
     def tensors() -> dict[str, Match]:
         stored = checkpoint.read_weights(directory / "model.safetensors")
-        check_sizes(directory, len(stored), lm.num_layers, [lm.codebook_size, lm.ff_mult * lm.dim])
-        return match(empty(lambda: TokenLM(lm), directory).state_dict(), stored, str, directory)
+        own = empty(lambda: TokenLM(lm), directory, len(stored)).state_dict()
+        return match(own, stored, str, directory)
 
     return LMParts(
         lm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,13 +17,11 @@ from audiogen.codec.model import CodecConfig
 from audiogen.files import checkpoint
 from audiogen.files.tensors import Match, assign, empty, match
 from audiogen.lm.model import ROWS, LMConfig, TokenLM
+from audiogen.models.settings import table
 from audiogen.text.encoder import FrozenEncoder
 from audiogen.text.t5 import T5Conditioner, TextConfig
 
 CodecLayout = Literal["audiogen", "audiocraft", "transformers"]
-# parts of the names of an EnCodec's tensors: theirs
-UNITS = {"wide": "block.1", "point": "block.3", "shortcut": "shortcut"}
-BUFFERS = {"codewords": "embed", "usage": "cluster_size", "sums": "embed_avg", "initialised": "inited"}
 
 
 @dataclass(frozen=True)
@@ -128,22 +127,12 @@ def their_name(name: str, layout: CodecLayout, own: Collection[str]) -> str:
     """
     if layout == "audiogen":
         return name
-    parts = name.split(".")
-    if parts[0] == "quantizer":
-        books = "vq.layers.{}._codebook" if layout == "audiocraft" else "layers.{}.codebook"
-        return f"quantizer.{books.format(parts[2])}.{BUFFERS[parts[3]]}"
-    *owner, role, leaf = parts
-    transposed = ".".join([*owner, "convtr", "weight"]) in own
-    theirs = [owner[0], "model" if layout == "audiocraft" else "layers", owner[2]]
-    theirs += [UNITS[unit] for unit in owner[3:]]
-    if role == "lstm":
-        theirs += [role]
-    elif layout == "audiocraft":
-        convolution = "convtr" if transposed else "conv"
-        theirs += [convolution, convolution if role != "norm" else role]
-    else:
-        theirs += ["conv" if role != "norm" else role]
-    return ".".join([*theirs, leaf])
+    layer, _, leaf = name.rpartition(".norm.")
+    if layer and layout == "audiocraft":
+        name = f"{layer}.{'convtr' if f'{layer}.convtr.weight' in own else 'conv'}.norm.{leaf}"
+    for ours, theirs in table(f"{layout}.names_codec").items():
+        name = re.sub(ours, theirs, name)
+    return name
 
 
 def release_parts(

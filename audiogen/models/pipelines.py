@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from audiogen.diffusion.autoencoders import MelAutoencoderConfig, WaveformAutoencoderConfig
-from audiogen.diffusion.conditioners import ConditionerConfig, SecondsConfig
+from audiogen.diffusion.conditioners import SecondsConfig
 from audiogen.diffusion.denoisers import AudioUNetConfig, DiTConfig, TextUNetConfig
 from audiogen.diffusion.loa import LoaConfig
 from audiogen.diffusion.mel import MelConfig
@@ -14,7 +14,8 @@ from audiogen.diffusion.process import ProcessConfig
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
 from audiogen.models import latent_diffusion as parts
-from audiogen.models.settings import RATE, Settings, read_settings, short, table
+from audiogen.models.settings import RATE, Settings, read_settings, short, table, theirs
+from audiogen.models.systems import conditioner_config
 from audiogen.text.t5 import TextConfig
 
 PIPELINES = {
@@ -79,16 +80,13 @@ def _audioldm(directory: Path, name: str) -> SystemConfig:
     autoencoder = vae.build(MelAutoencoderConfig, "diffusers.vae", mel=mel, vocoder=hifigan)
     if name == "audioldm":
         dim = unet.whole("projection_class_embeddings_input_dim")
-        conditioner = ConditionerConfig(
-            vector=("clap",), unconditional="empty", clap=str(directory / "text_encoder"), clap_dim=dim
-        )
+        conditioner = conditioner_config(name, clap=str(directory / "text_encoder"), clap_dim=dim)
         return SystemConfig(conditioner, autoencoder, audio_unet=_audio_unet(unet, (None,), dim))
     projection = component_settings(directory, "projection_model")
     gpt2 = component_settings(directory, "language_model")
     loa = gpt2.build(LoaConfig, "diffusers.gpt2", **projection.values(LoaConfig, table("diffusers.loa")))
-    conditioner = ConditionerConfig(
-        cross=(("loa",), ("text",)),
-        unconditional="empty",
+    conditioner = conditioner_config(
+        name,
         text=TextConfig(str(directory / "text_encoder_2"), width=loa.text_dim),
         clap=str(directory / "text_encoder"),
         clap_dim=loa.clap_dim,
@@ -132,11 +130,9 @@ def _stable_audio(directory: Path) -> SystemConfig:
         component_settings(directory, part) for part in ("vae", "transformer", "projection_model")
     )
     length = component_settings(directory, "tokenizer").whole("model_max_length", 128)
-    pieces = ("seconds_start", "seconds_total")
     return SystemConfig(
-        ConditionerConfig(
-            cross=(("text", *pieces),),
-            vector=pieces,
+        conditioner_config(
+            "stable_audio",
             text=TextConfig(
                 str(directory / "text_encoder"), width=projection.whole("text_encoder_dim"), max_tokens=length
             ),
@@ -180,10 +176,9 @@ def scheduler_config(process: ProcessConfig) -> dict[str, Any]:
         return table("diffusers.cosine") | sigmas
     if process.kind == "flow":
         return {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-    keys = table("diffusers.scheduler")
     return {
         "_class_name": "DDIMScheduler",
-        **{key: getattr(process, field) for field, (key,) in keys.items()},
+        **theirs(process, "diffusers.scheduler"),
         "prediction_type": {"v": "v_prediction"}.get(process.prediction, "epsilon"),
         **table("diffusers.expected_ddim"),
     }

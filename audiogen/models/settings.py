@@ -20,9 +20,9 @@ import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from audiogen.config import Range, build, field_types, read_table
+from audiogen.config import Range, build, field_types, read_table, to_plain
 from audiogen.errors import InputError
-from audiogen.files.tensors import WIDEST
+from audiogen.files.tensors import WIDEST, Source
 
 T = TypeVar("T")
 REQUIRED: Any = object()  # the default of a key without which a file cannot be read
@@ -230,6 +230,25 @@ def short(value: Any) -> str:
     except (ValueError, RecursionError):  # a number of more than 4300 digits, or lists in lists in lists
         text = f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def theirs(config: Any, keys: str) -> dict[str, Any]:
+    """The fields of a configuration of ours that a table of `formats.yaml` has, under the other package's keys."""
+    return {key: to_plain(getattr(config, field)) for field, (key, *_) in table(keys).items()}
+
+
+def source(name: str, rules: str, num_codebooks: int = 0) -> Source:
+    """Our name of a tensor -> where a file has it, by the first rule of a table that fits the whole name.
+
+    num_codebooks: of a language model, whose release has an embedding and a head for each. A name that no rule fits
+    is the file's, too.
+    """
+    for ours, rule in table(rules).items():
+        if found := re.fullmatch(ours, name):
+            names = [found.expand(part) for part in rule if isinstance(part, str)]
+            names = [part.format(k) for part in names for k in range(num_codebooks if "{}" in part else 1)]
+            return Source(tuple(names), *(part for part in rule if not isinstance(part, str)))
+    return Source((name,))
 
 
 def table(name: str) -> Any:

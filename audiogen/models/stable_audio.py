@@ -15,9 +15,9 @@ from audiogen.diffusion.denoisers import DiTConfig
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import read_weights, weights_file
-from audiogen.files.tensors import Source, under
-from audiogen.models.settings import Settings, read_settings, table
-from audiogen.models.systems import Component, SystemParts
+from audiogen.files.tensors import under
+from audiogen.models.settings import Settings, read_settings, source, table
+from audiogen.models.systems import Component, SystemParts, conditioner_config
 from audiogen.text.t5 import TextConfig
 
 CONFIG = "model_config.json"
@@ -52,14 +52,14 @@ def read_stable_audio(directory: Path) -> SystemParts:
         Component(
             "denoiser.network",
             under(tensors, "model.model."),
-            _dit_name,
+            lambda name: source(name, "stable_audio.names_dit"),
             path,
             ignore=("transformer.rotary_pos_emb.inv_freq",),  # follows from the head's width
         ),
         Component(
             "conditioner.seconds",
             numbers,
-            _seconds_name,
+            lambda name: source(name, "stable_audio.names_seconds"),
             path,
             ignore=tuple(name for name in numbers if name.startswith("prompt.model.")),  # T5, from the hub
         ),
@@ -91,10 +91,10 @@ def _conditioner(model: Settings) -> ConditionerConfig:
     cross, vector = (
         tuple(_pieces(model, f"diffusion.{kind}_cond_ids")) for kind in ("cross_attention", "global")
     )
-    return ConditionerConfig(
+    return conditioner_config(
+        "stable_audio",
         cross=(cross,),
         vector=vector,
-        unconditional="zeros",
         text=TextConfig(name, width=TEXT_WIDTHS[name], max_tokens=length),
         text_length=length,
         seconds=SecondsConfig(model.whole("conditioning.cond_dim"), *ends),
@@ -184,25 +184,3 @@ def _oobleck_name(name: str, levels: int) -> str:
         return f"{where}.{unit}.layers.{inner}.{tail[1]}"
     index = {"snake1": 3 if encoder else 0, "conv1": 4, "conv_t1": 1}[layer]
     return f"{where}.{index}.{tail[0]}"
-
-
-def _dit_name(name: str) -> str | Source:
-    """StableAudioDiTModel -> the diffusion transformer of stable-audio-tools."""
-    stem, leaf = name.rsplit(".", 1)
-    first, *rest = stem.split(".")
-    if first != "transformer_blocks":
-        return ".".join([table("stable_audio.names")[first], *rest, leaf])
-    layer = ".".join(rest[1:])
-    their, *part = table("stable_audio.names_block")[layer]
-    if layer.startswith("norm"):
-        leaf = {"weight": "gamma", "bias": "beta"}[leaf]
-    return Source((f"transformer.layers.{rest[0]}.{their}.{leaf}",), *part)
-
-
-def _seconds_name(name: str) -> str:
-    """StableAudioProjectionModel -> the conditioners of stable-audio-tools."""
-    owner, *rest = name.split(".")
-    if owner == "text_projection":
-        return ".".join(["prompt.proj_out", *rest])
-    which = {"start_number_conditioner": "seconds_start", "end_number_conditioner": "seconds_total"}[owner]
-    return ".".join([which, "embedder.embedding", *rest[1:]])

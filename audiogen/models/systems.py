@@ -12,11 +12,12 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from audiogen.diffusion.autoencoders import MelAutoencoderConfig
+from audiogen.config import build
+from audiogen.diffusion.conditioners import ConditionerConfig
 from audiogen.diffusion.process import process_of
 from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
-from audiogen.files.tensors import Source, check_sizes, empty, fill, whole_numbers
+from audiogen.files.tensors import Source, check_sizes, empty, fill
 from audiogen.models.settings import Settings, table
 from audiogen.text.clap import Clap
 from audiogen.text.encoder import FrozenEncoder
@@ -49,9 +50,10 @@ class SystemParts:
     """What the files of a system say, with its weights still in them.
 
     name: of its kind, as `process.PROCESSES` has them. process: what the files say of its process, by the names of
-    `process.ProcessConfig`. notes: what was chosen where a file leaves a choice, a line each. sampling: that of the
-    recipe that trained it; None is as its authors do. window_s: the length that is always generated, and cut from; None
-    is the length that is asked for. where: the files, for messages. vocabulary, frozen, clap: as in `LatentSystem`.
+    `process.ProcessConfig`. heads_from: where the numbers of attention heads are from, if there is a choice. notes:
+    what else was chosen, a line each. sampling: that of the recipe that trained it; None is as its authors do.
+    window_s: the length that is always generated, and cut from; None is the length that is asked for. where: the files,
+    for messages. vocabulary, frozen, clap: as in `LatentSystem`.
     """
 
     config: SystemConfig
@@ -59,6 +61,7 @@ class SystemParts:
     where: Path
     name: str
     process: Mapping[str, Any] = field(default_factory=dict)
+    heads_from: str = ""
     notes: tuple[str, ...] = ()
     sampling: Sampling | None = None
     window_s: float | None = None
@@ -85,55 +88,30 @@ def build_system(parts: SystemParts) -> Released:
     for part, tensors, source, where, own, ignore, _, _ in parts.components:
         fill(system.get_submodule(part), tensors, source, where, own=own, ignore=ignore)
     system.autoencoder.scale_factor = torch.tensor(parts.config.autoencoder.scale_factor)
-    return Released(
-        system.eval(), parts.name, dict(parts.process), parts.notes, parts.sampling, parts.window_s
-    )
+    notes = parts.notes
+    if parts.heads_from:
+        notes = (f"attention heads {system.denoiser.config.heads}: {parts.heads_from}", *notes)
+    return Released(system.eval(), parts.name, dict(parts.process), notes, parts.sampling, parts.window_s)
+
+
+def conditioner_config(name: str, **sizes: Any) -> ConditionerConfig:
+    """How systems of a kind are conditioned, with the encoders and sizes that one's files say."""
+    return build(ConditionerConfig, table(f"conditioner.{name}") | sizes)
 
 
 def without_weights(parts: SystemParts) -> LatentSystem:
     """The system on the meta device; InputError where its settings or sizes are none of ours."""
     config, where = parts.config, parts.where
     process_of(parts.name, parts.process, str(where))  # which refuses values that make no process
-    count = sum(len(component.tensors) for component in parts.components)
-    check_sizes(where, count, _num_layers(config), (*whole_numbers(config), *_widths(config)))
-    system = empty(lambda: LatentSystem(config, parts.vocabulary, parts.frozen, parts.clap), where)
+    check_sizes(where, config)
+    num_tensors = sum(len(component.tensors) for component in parts.components)
+    system = empty(
+        lambda: LatentSystem(config, parts.vocabulary, parts.frozen, parts.clap), where, num_tensors
+    )
     for component in parts.components:
         if component.settings is not None:
             _compare(component.settings, system.get_submodule(component.part), component.free)
     return system
-
-
-def _num_layers(config: SystemConfig) -> int:
-    """At least one tensor each: those of the parts whose number a configuration gives."""
-    codec, count = config.autoencoder, 0
-    if isinstance(codec, MelAutoencoderConfig):
-        count += 2 * len(codec.channels) * codec.num_res_blocks
-        if codec.vocoder is not None:
-            count += len(codec.vocoder.rates) * sum(map(len, codec.vocoder.resblock_dilations))
-    else:
-        count += 2 * len(codec.strides)
-    if config.audio_unet is not None:
-        unet = config.audio_unet
-        count += len(unet.channels) * unet.num_res_blocks
-        count += sum(unet.attention) * unet.num_res_blocks * len(unet.layers) * unet.depth
-    elif config.text_unet is not None:
-        count += len(config.text_unet.channels) * config.text_unet.num_res_blocks
-    elif config.dit is not None:
-        count += config.dit.num_layers
-    elif config.flux is not None:
-        count += config.flux.num_layers + config.flux.num_single_layers
-    return count + (0 if config.conditioner.loa is None else config.conditioner.loa.num_layers)
-
-
-def _widths(config: SystemConfig) -> list[int]:
-    """Sizes of layers that are products of the configuration's."""
-    codec, widths = config.autoencoder, []
-    if not isinstance(codec, MelAutoencoderConfig):
-        widths += [codec.channels * codec.bands, codec.width * max(codec.multiples)]
-    for transformer in (config.dit, config.flux):
-        if transformer is not None:
-            widths.append(transformer.num_heads * transformer.head_dim)
-    return widths
 
 
 def _compare(settings: Settings, module: Any, free: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from audiogen.config import Range
 from audiogen.diffusion.autoencoders import WaveformAutoencoderConfig
-from audiogen.diffusion.conditioners import ConditionerConfig, SecondsConfig
+from audiogen.diffusion.conditioners import SecondsConfig
 from audiogen.diffusion.denoisers import FluxConfig, TextUNetConfig
 from audiogen.diffusion.mel import MelConfig, VocoderConfig
 from audiogen.diffusion.systems import SystemConfig
@@ -25,9 +25,9 @@ from audiogen.files.checkpoint import read_weights
 from audiogen.files.tensors import under
 from audiogen.models import latent_diffusion as parts
 from audiogen.models.find import TANGO, TANGOFLUX
-from audiogen.models.pipelines import scheduler_process, text_unet
+from audiogen.models.pipelines import required, scheduler_process, text_unet
 from audiogen.models.settings import read_settings, table
-from audiogen.models.systems import Component, SystemParts
+from audiogen.models.systems import Component, SystemParts, conditioner_config
 from audiogen.text.t5 import TextConfig
 
 UNET_CONFIG, SCHEDULER = "diffusion_model_config.json", "stabilityai/stable-diffusion-2-1"
@@ -36,7 +36,8 @@ OOBLECK_RATE = 44100  # Hz; the files of an autoencoder alone do not say
 
 def read_tango(directory: Path) -> SystemParts:
     """Read Tango."""
-    _check_whole(directory, TANGO)
+    for name in TANGO:
+        required(directory, name)
     main, settings = read_settings(directory / TANGO[2]), read_settings(directory / TANGO[3])
     vae, vocoder = parts.split_vocoder(read_weights(directory / TANGO[1]))
     main.expect(scheduler_name=SCHEDULER, unet_model_name=None)
@@ -51,10 +52,8 @@ def read_tango(directory: Path) -> SystemParts:
     )
     parts.check_around_vae(settings, codec)
     config = SystemConfig(
-        conditioner=ConditionerConfig(
-            cross=(("text",),),
-            unconditional="empty",
-            text=TextConfig(main.text("text_encoder_name", parts.TEXT_ENCODER), width=unet.cross_dim),
+        conditioner_config(
+            "tango", text=TextConfig(main.text("text_encoder_name", parts.TEXT_ENCODER), width=unet.cross_dim)
         ),
         mel_autoencoder=codec,
         text_unet=unet,
@@ -76,25 +75,22 @@ def read_tango(directory: Path) -> SystemParts:
         directory,
         "tango",
         scheduler_process(read_settings(scheduler)) if scheduler.is_file() else {},
-        (
-            f"attention heads {unet.heads}: attention_head_dim of its settings, as diffusers calls their number",
-        ),
+        "attention_head_dim of its settings, as diffusers calls their number",
     )
 
 
 def read_tangoflux(directory: Path) -> SystemParts:
     """Read TangoFlux."""
-    _check_whole(directory, TANGOFLUX)
+    for name in TANGOFLUX:
+        required(directory, name)
     path, settings = directory / TANGOFLUX[0], read_settings(directory / TANGOFLUX[2])
     tensors, vae = read_weights(path), read_weights(directory / TANGOFLUX[1])
     flux = settings.build(FluxConfig, "tango.flux")
     width = flux.cross_dim
     codec = oobleck_config(vae, directory / TANGOFLUX[1])
     config = SystemConfig(
-        conditioner=ConditionerConfig(
-            cross=(("text", "seconds_total"),),
-            vector=("pooled",),
-            unconditional="padded",
+        conditioner_config(
+            "tangoflux",
             text=TextConfig(settings.text("text_encoder_name", parts.TEXT_ENCODER), width=width),
             pooled_dim=width,
             seconds=SecondsConfig(width, 0.0, settings.number("max_duration", within=Range(0, above=True))),
@@ -131,9 +127,3 @@ def oobleck_config(tensors: Mapping[str, Tensor], where: Path) -> WaveformAutoen
         )
     except (KeyError, IndexError, ZeroDivisionError):
         raise InputError(f"{where} holds no Oobleck autoencoder; copy it again") from None
-
-
-def _check_whole(directory: Path, needed: tuple[str, ...]) -> None:
-    for name in needed:
-        if not (directory / name).is_file():
-            raise InputError(f"{directory} lacks {name}; the release has {', '.join(needed)}: copy it again")

@@ -22,35 +22,20 @@ from audiogen.codec.seanet import SeanetConfig
 from audiogen.config import Range, build
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import read_weights, weights_file
-from audiogen.files.tensors import Source, check_sizes, empty, match, shaped, under
+from audiogen.files.tensors import empty, match, shaped, under
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models.parts import CodecParts, CodecReference, LMParts, release_parts
-from audiogen.models.settings import RATE, Settings, read_settings, short, table
+from audiogen.models.settings import RATE, Settings, read_settings, short, source, table
 from audiogen.text import encoder
 from audiogen.text.encoder import FrozenEncoder
 from audiogen.text.t5 import TextConfig
+from audiogen.text.t5_stack import T5Stack
 
 SINGLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 DECODER, TEXT, AUDIO, PROJECTION = "decoder.", "text_encoder.", "audio_encoder.", "enc_to_dec_proj."
 # Sinusoids that versions of before 2025 stored; they follow from the width.
 POSITIONS = f"{DECODER}model.decoder.embed_positions.weights"
 TRAINING_S = 30.0  # seconds of sound that the released models were trained on at a time
-
-
-def decoder_names(name: str, num_codebooks: int) -> tuple[str, ...]:
-    """TokenLM's name of a tensor -> those of MusicgenForCausalLM, which are joined along dim 0."""
-    books = range(num_codebooks)
-    stem, _, leaf = name.rpartition(".")
-    if stem == "embedding":
-        return tuple(f"model.decoder.embed_tokens.{k}.weight" for k in books)
-    if stem == "heads":
-        return tuple(f"lm_heads.{k}.weight" for k in books)
-    if stem == "out_norm":
-        return (f"model.decoder.layer_norm.{leaf}",)
-    _, layer, part = stem.split(".", 2)
-    return tuple(
-        f"model.decoder.layers.{layer}.{theirs}.{leaf}" for theirs in table("transformers.names")[part]
-    )
 
 
 # ------------------------------------------------------------------------------------------ the language model
@@ -68,22 +53,15 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
     decoder.done([*table("transformers.harmless"), *table("transformers.harmless_decoder")])
     weights = weights_file(directory, SINGLE, INDEX)
     tensors = {name: tensor for name, tensor in read_weights(weights).items() if not name.startswith(AUDIO)}
-    check_sizes(weights, len(tensors), lm.num_layers + lm.num_codebooks, [lm.dim, lm.ff_mult * lm.dim])
     section = settings.section("text_encoder")
     frozen, own = _text_encoder(section, tensors, directory)
-    own |= {
-        f"{DECODER}{name}": tensor
-        for name, tensor in empty(lambda: TokenLM(lm), weights).state_dict().items()
-    }
+    decoder_state = empty(lambda: TokenLM(lm), weights, len(tensors)).state_dict()
+    own |= {f"{DECODER}{name}": tensor for name, tensor in decoder_state.items()}
     if frozen.width != lm.dim:
         own |= shaped({f"{PROJECTION}weight": (lm.dim, frozen.width), f"{PROJECTION}bias": (lm.dim,)})
-
-    def source(name: str) -> str | Source:
-        if not name.startswith(DECODER):
-            return name
-        return Source(tuple(DECODER + part for part in decoder_names(name[len(DECODER) :], lm.num_codebooks)))
-
-    matches = match(own, tensors, source, weights, [POSITIONS])
+    matches = match(
+        own, tensors, lambda name: source(name, "transformers.names", lm.num_codebooks), weights, [POSITIONS]
+    )
     if text_encoder is not None:
         frozen = encoder.named(text_encoder, frozen.width, directory, now=True)
     name = text_encoder or str(section.take("_name_or_path", None) or "t5")
@@ -129,11 +107,9 @@ def _text_encoder(
     section: Settings, found: Mapping[str, Tensor], directory: Path
 ) -> tuple[FrozenEncoder, dict[str, Tensor]]:
     """The T5 that the release carries, and its tensors by their names there, without memory."""
-    shape = encoder.read_shape(section.contents, f"{section.where}: text_encoder")
-    check_sizes(
-        directory, len(found), shape.num_layers, [shape.d_model, shape.d_ff, shape.num_heads * shape.d_kv]
-    )
-    stack = encoder.empty_stack(shape).state_dict()
+    where = f"{section.where}: text_encoder"
+    shape = encoder.read_shape(section.contents, where)
+    stack = empty(lambda: T5Stack(shape), where, len(found)).state_dict()
     own = {f"{TEXT}encoder.{name}": tensor for name, tensor in stack.items()}
     # Tied: saved under either name, or under both.
     shared, tied = f"{TEXT}shared.weight", f"{TEXT}encoder.embed_tokens.weight"

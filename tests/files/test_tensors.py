@@ -139,12 +139,17 @@ def test_flags_may_be_stored_as_floats() -> None:
 
 
 def test_sizes_are_refused_before_anything_is_made() -> None:
-    for num_layers, sizes in ((10**9, [8]), (-1, [8]), (2, [8, 2**40]), (2, [-8, 8])):
-        with pytest.raises(InputError, match="asks for .* layers, .* wide, but it holds 100 tensors"):
-            check_sizes("x", 100, num_layers, sizes)
-    check_sizes("x", 100, 100, [1, 2**18])
+    for sizes in (2**18 + 1, [8, 2**40], [8, -8]):
+        with pytest.raises(
+            InputError, match="x: its configuration asks for a size of .*; 262144 is the largest"
+        ):
+            check_sizes("x", sizes)
+    check_sizes("x", [1, 2**18])
     with pytest.raises(InputError, match="x: no network has the sizes of its configuration"):
         empty(lambda: nn.Linear(2**40, 2**40), "x")
+    with pytest.raises(InputError, match="x: no network has .*: the 100 tensors that there are cannot fill"):
+        empty(lambda: [nn.Linear(2, 2) for _ in range(10**9)], "x", 100)
+    assert len(empty(lambda: [nn.LSTM(2, 2) for _ in range(25)], "x", 100)) == 25
     assert max(whole_numbers(released()["audioldm2"])) == 50257
 
 

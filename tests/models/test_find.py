@@ -53,7 +53,8 @@ def write(path: Path, contents: object = None) -> None:
         ({"model_config.json": {}}, "", ("system", "stable-audio-tools")),
         ({"pytorch_model_main.bin": None, "main_config.json": {}}, "", ("system", "Tango")),
         ({"tangoflux.safetensors": None, "config.json": {}}, "", ("system", "TangoFlux")),
-        ({"audioldm.ckpt": None}, "", ("system", "checkpoint")),
+        ({"audioldm.ckpt": None}, "", ("system", "AudioLDM")),
+        ({"lafma.ckpt": None, "hifigan.ckpt": None}, "", ("system", "LAFMA")),
     ],
 )
 def test_what_a_directory_holds(

@@ -283,7 +283,7 @@ def test_group_norm_of_an_audiocraft_codec_is_read():
         ("seanet.dimension", "${nowhere}", "xp.cfg: seanet cannot be resolved"),
         ("rvq.n_q", 10**9, "rvq.n_q is 1000000000; it must"),
         ("seanet.n_filters", 10**9, "seanet.n_filters is 1000000000; it must"),
-        ("rvq.n_q", 10**5, "do not belong together"),
+        ("rvq.n_q", 10**5, "tensors that there are cannot fill its layers"),
         ("rvq.n_q", 4, "missing quantizer.vq.layers.3._codebook.embed"),
         ("seanet.dimension", 7, r"weight_g is \[6, 1, 1\] and \[6, 16, 7\], should make \[7, 16, 7\]"),
         ("rvq.bins", 12, r"_codebook.embed is \[11, 6\], should make \[12, 6\]"),

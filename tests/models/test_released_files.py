@@ -181,7 +181,7 @@ def test_a_tensor_of_another_shape_is_named_in_one_line(
 def test_tango_without_its_main_file_says_which(shared: Path, tmp_path: Path) -> None:
     folder = copied(shared, "tango", tmp_path)
     (folder / "pytorch_model_main.bin").unlink()
-    with pytest.raises(InputError, match="lacks pytorch_model_main.bin; the release has"):
+    with pytest.raises(InputError, match="lacks pytorch_model_main.bin, which this system needs"):
         load_released(folder)
 
 
@@ -193,6 +193,6 @@ def test_sizes_that_overflow_are_refused_at_once(shared: Path, tmp_path: Path) -
     for key, value in (("num_layers", 200_000), ("num_layers", 10**9), ("num_attention_heads", 200_000)):
         contents = (folder / "config.json").read_text()
         edited(folder / "config.json", **{key: value})
-        with pytest.raises(InputError, match="asks for .* layers|must be a whole number"):
+        with pytest.raises(InputError, match="cannot fill its layers|must be a whole number|should make"):
             load_released(folder)
         (folder / "config.json").write_text(contents)
