@@ -38,6 +38,8 @@ FILES: dict[str, dict[str, list[str]]] = {
     "tangoflux": {"config.json": table("tango.harmless")},
 }
 
+NUMBER = torch.ones(1)
+
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """(path, value) of all values that are no mappings; a list of mappings is entered."""
@@ -86,7 +88,7 @@ def folder_of(shared: Path, name: str, tmp_path: Path) -> Path:
         if path.suffix == ".safetensors" and path.stem != "expected":
             (folder / path.name).symlink_to(path)
         elif path.suffix in (".ckpt", ".pth", ".bin"):
-            torch.save(fewer(read_pickle(path)), folder / path.name)
+            torch.save(numbers(read_pickle(path)), folder / path.name)
     for file in FILES[name]:
         shutil.copy(source / file, folder / file)
         (folder / file).chmod(0o644)
@@ -96,16 +98,11 @@ def folder_of(shared: Path, name: str, tmp_path: Path) -> Path:
     return folder
 
 
-def fewer(contents: Any) -> Any:
-    """A pickle's contents with one in eight tensors, all of one number, and those that readers look at."""
-    looked_at = ("attn_1.q.weight", "scale_factor", "input_blocks.0.0.weight")
-    kept = {}
-    for index, (key, value) in enumerate(contents.items()):
-        if isinstance(value, dict):
-            kept[key] = fewer(value)
-        elif isinstance(value, torch.Tensor) and (index % 8 == 0 or key.endswith(looked_at)):
-            kept[key] = torch.ones(1)
-    return kept
+def numbers(contents: Any) -> Any:
+    """A pickle's contents with one number, which is stored once, in place of every tensor."""
+    if isinstance(contents, dict):
+        return {key: numbers(value) for key, value in contents.items()}
+    return NUMBER if isinstance(contents, torch.Tensor) else contents
 
 
 def accepted(folder: Path) -> tuple[Any, ...] | None:
