@@ -294,19 +294,14 @@ def below_full_scale(sound: Tensor) -> Tensor:
     return sound / max(1.0, float(sound.abs().max()))
 
 
-def save(
-    path: str | os.PathLike[str],
-    audio: Tensor | Iterable[Tensor],
-    sample_rate: int,
-    format: str | None = None,
-) -> Path:
+def save(path: str | os.PathLike[str], audio: Tensor | Iterable[Tensor], sample_rate: int) -> Path:
     """Write audio [C, N], or blocks [C, n] of a long sound, and return the path; the file appears whole or not at all.
 
-    format: "wav" (16 bit), "flac", "ogg" (Vorbis) or "mp3"; None takes it from the suffix. Samples beyond
-    [-1, 1] are clipped, and a warning says how many; samples that are not finite are refused.
+    The suffix decides: .wav (16 bit), .flac, .ogg (Vorbis) or .mp3. Samples beyond [-1, 1] are clipped, and a warning
+    says how many; samples that are not finite are refused.
     """
     target = Path(path)
-    kind = (format or target.suffix.lstrip(".")).lower()
+    kind = target.suffix.lstrip(".").lower()
     if kind not in SAVE_FORMATS:
         raise InputError(f"{target}: format {kind!r}, allowed are {', '.join(SAVE_FORMATS)}")
     blocks = iter([audio] if isinstance(audio, Tensor) else audio)

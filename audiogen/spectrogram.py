@@ -4,7 +4,6 @@ import math
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,40 +15,26 @@ from audiogen.files.checkpoint import replacing
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is cached during inference must serve training as well
 def mel_filterbank(
-    sample_rate: int,
-    n_fft: int,
-    n_mels: int,
-    f_min: float = 0.0,
-    f_max: float | None = None,
-    scale: Literal["slaney", "htk"] = "slaney",
-    normalize: bool = True,
+    sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None
 ) -> Tensor:
     """Triangular mel filters [F, M] for F = n_fft // 2 + 1 bins; cached, so do not write into the result.
 
-    scale: "slaney" is linear below 1 kHz (librosa's default), "htk" is 2595 log10(1 + f / 700). normalize
-    gives each triangle the same area (slaney's norm).
+    Slaney's, as librosa's by default: linear below 1 kHz (mel 15), logarithmic above, each triangle of the same area.
     """
     f_max = sample_rate / 2 if f_max is None else f_max
     if n_mels < 1 or not 0 <= f_min < f_max <= sample_rate / 2:
         raise InputError(f"mel of {n_mels} bins, {f_min:g} to {f_max:g} Hz, does not fit {sample_rate} Hz")
 
     def to_mel(hz: float) -> float:
-        if scale == "htk":
-            return 2595 * math.log10(1 + hz / 700)
         return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
 
     mel = torch.linspace(to_mel(f_min), to_mel(f_max), n_mels + 2, dtype=torch.float64)
-    if scale == "htk":
-        edges = 700 * (10 ** (mel / 2595) - 1)
-    else:
-        edges = torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
+    edges = torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
     bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]  # [F, 1]
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
     filters = torch.minimum(rising, falling).clamp(min=0)  # [F, M]
-    if normalize:
-        filters = filters * (2 / (right - left))
-    return filters.float()
+    return (filters * (2 / (right - left))).float()
 
 
 def log_mel(
@@ -87,14 +72,9 @@ def save_spectrogram(path: str | os.PathLike[str], audio: Tensor, sample_rate: i
     decibel = 20 * torch.log10(spectrum.clamp(min=1e-10) / (n_fft / 4))  # 0 dB is a full-scale sine
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.add_subplot()
+    extent = (0.0, mono.numel() / sample_rate, 0.0, sample_rate / 2000)  # s, kHz
     image = axes.imshow(
-        decibel.numpy(),
-        origin="lower",
-        aspect="auto",
-        cmap="magma",
-        vmin=-100,
-        vmax=-20,
-        extent=(0.0, mono.numel() / sample_rate, 0.0, sample_rate / 2000),  # s, kHz
+        decibel.numpy(), cmap="magma", vmin=-100, vmax=-20, origin="lower", aspect="auto", extent=extent
     )
     axes.set(xlabel="time (s)", ylabel="frequency (kHz)")
     axes.set_title(title, fontsize=10, loc="left", wrap=True, parse_math=False)

@@ -13,15 +13,11 @@ from audiogen import spectrogram
 from audiogen.errors import InputError
 
 
-@pytest.mark.parametrize("scale", ["slaney", "htk"])
-@pytest.mark.parametrize("normalize", [True, False])
-def test_mel_filters_equal_an_independent_implementation(scale: str, normalize: bool) -> None:
+def test_mel_filters_equal_an_independent_implementation() -> None:
     from transformers.audio_utils import mel_filter_bank
 
-    theirs = mel_filter_bank(
-        257, 40, 50.0, 7600.0, 16000, norm="slaney" if normalize else None, mel_scale=scale
-    )
-    ours = spectrogram.mel_filterbank(16000, 512, 40, 50.0, 7600.0, scale, normalize)
+    theirs = mel_filter_bank(257, 40, 50.0, 7600.0, 16000, norm="slaney", mel_scale="slaney")
+    ours = spectrogram.mel_filterbank(16000, 512, 40, 50.0, 7600.0)
     assert ours.shape == (257, 40)
     torch.testing.assert_close(ours, torch.from_numpy(theirs).float(), rtol=1e-4, atol=1e-7)
     with pytest.raises(InputError, match="does not fit 16000 Hz"):
