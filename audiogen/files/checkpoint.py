@@ -163,12 +163,9 @@ def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any
     directory is an `InputError` that names it.
     """
     directory, path = Path(directory), Path(directory) / "config.json"
-    if not directory.exists():
-        raise InputError(f"model directory {directory} does not exist")
     if not directory.is_dir():
-        raise InputError(
-            f"{directory} is a file; a model is a directory with config.json and model.safetensors"
-        )
+        what = "is a file" if directory.exists() else "does not exist"
+        raise InputError(f"{directory} {what}; a model is a directory with config.json and model.safetensors")
     there = sorted(entry.name for entry in directory.iterdir() if entry.is_file())
     pickles = [name for name in there if name.endswith(PICKLES)]
     if pickles and "model.safetensors" not in there:
@@ -182,9 +179,8 @@ def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any
     if not isinstance(contents, dict) or not {"kind", "format", "config"} <= contents.keys():
         raise InputError(f"{path} is not audiogen's: it lacks the keys kind, format, config")
     if contents["format"] != FORMAT:
-        raise InputError(
-            f"{path} has format {contents['format']!r}; this version reads {FORMAT}: update audiogen"
-        )
+        stated = contents["format"]
+        raise InputError(f"{path} has format {stated!r}; this version reads {FORMAT}: update audiogen")
     if not isinstance(contents["kind"], str) or not isinstance(contents["config"], dict):
         raise InputError(f"{path} is damaged: kind should be a text and config a mapping; copy it again")
     if kind is not None and contents["kind"] != kind:
@@ -205,9 +201,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: the directory is not whole") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is damaged or half-written ({error}); copy or train the model again"
-        ) from None
+        raise InputError(f"{path} is damaged or half-written ({error}); copy or train it again") from None
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:

@@ -1,9 +1,7 @@
 """Models of the Hugging Face hub: from `org/name` or `org/name@revision` to a directory of this machine.
 
-    directory = hub.fetch(name_or_directory, layouts)         # all of a model whose layout its file names decide
-    repository = hub.Repository(name)                         # or in steps, for one request to the hub all the same
-    config = repository.fetch(["config.json"]) / "config.json"
-    directory = repository.fetch(["*.safetensors"])
+    directory = hub.fetch(name_or_directory, layouts)  # all of a model whose layout its file names decide
+    directory = hub.Repository(name).fetch(["*.safetensors"])  # or in steps, for one request to the hub all the same
 
 Files lie in the cache that all programs share (HF_HOME, HF_HUB_CACHE). A model whose files are all in it costs one
 request, for the commit that its revision names now. With HF_HUB_OFFLINE, or where the hub does not answer within
@@ -82,26 +80,22 @@ class Repository:
             raise InputError(f"{name!r} is not a hub id; give org/name or org/name@revision, or a directory")
         self.name, self._id = name, match["name"]
         self._revision = match["revision"] or constants.DEFAULT_REVISION
-        self._folder = Path(constants.HF_HUB_CACHE) / f"models--{self._id.replace('/', '--')}"
+        # where the cache keeps what a revision names and the files of a commit, by its documented layout
+        folder = Path(constants.HF_HUB_CACHE) / f"models--{self._id.replace('/', '--')}"
+        self._reference = folder / "refs" / self._revision
+        self._cached = self._reference.read_text().strip() if self._reference.is_file() else self._revision
         self._reason: str | None = None  # why the hub gave nothing
         answer = None if constants.is_offline_mode() else _ask(self._id, self._revision)
         if answer is not None and not isinstance(answer, Exception):
-            self._commit = answer.sha or self._revision
+            self._snapshot = folder / "snapshots" / (answer.sha or self._revision)
             self.files = [file.rfilename for file in answer.siblings or ()]
             return
         self._reason = _reason(answer, self._revision)
-        reference = self._folder / "refs" / self._revision
-        self._commit = reference.read_text().strip() if reference.is_file() else self._revision
-        snapshot = self._snapshot
+        self._snapshot = snapshot = folder / "snapshots" / self._cached
         self.files = [f.relative_to(snapshot).as_posix() for f in snapshot.rglob("*") if f.is_file()]
         if not self.files:
             _ask.cache_clear()  # another try may find the network back
             raise InputError(f"{name} cannot be fetched: {self._reason}")
-
-    @property
-    def _snapshot(self) -> Path:
-        """Where the cache keeps the files of a commit, by its documented layout."""
-        return self._folder / "snapshots" / self._commit
 
     def fetch(self, patterns: Sequence[str]) -> Path:
         """The directory with all files of these glob patterns, those that the cache lacks downloaded."""
@@ -110,13 +104,11 @@ class Repository:
             try:
                 with _quiet():
                     for file in missing:
-                        huggingface_hub.hf_hub_download(self._id, file, revision=self._commit)
+                        huggingface_hub.hf_hub_download(self._id, file, revision=self._snapshot.name)
             except Exception as error:  # of whichever client this huggingface_hub is built on
                 raise InputError(f"{self.name} cannot be fetched: {_reason(error, self._revision)}") from None
-        reference = self._folder / "refs" / self._revision
-        if self._reason is None and self._revision != self._commit:
-            if not reference.is_file() or reference.read_text().strip() != self._commit:
-                checkpoint.write_bytes_atomic(reference, self._commit.encode())
+        if (commit := self._snapshot.name) not in (self._cached, self._revision):
+            checkpoint.write_bytes_atomic(self._reference, commit.encode())
         return self._snapshot
 
     def lacks(self, layouts: Sequence[Layout]) -> InputError:

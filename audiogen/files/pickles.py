@@ -41,7 +41,8 @@ def read_pickle(path: str | Path, also: Sequence[Any] = ()) -> Any:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is {'a directory' if path.is_dir() else 'not there'}; give a weights file")
-    records = _check_records(path) if _starts_as_zip(path) else None
+    with open(path, "rb") as file:
+        records = _check_records(path) if file.read(4) == b"PK\x03\x04" else None
     mapped = records is not None and records.native
     try:
         with torch.serialization.safe_globals([*also]), warnings.catch_warnings():
@@ -75,11 +76,6 @@ class _Records(NamedTuple):
     data: list[str]
     damaged: str | None
     native: bool  # bytes in this machine's order: they can be used in place
-
-
-def _starts_as_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
 
 
 def _check_records(path: Path) -> _Records | None:

@@ -350,12 +350,11 @@ def release(tensor: Tensor) -> None:
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, _, _, _, inode = line.split(maxsplit=5)[:5]
         first, beyond = (int(address, 16) for address in addresses.split("-"))
-        if first <= start < beyond:
-            if inode != "0":  # anonymous memory would be zeroed: it has no file to come back from
-                start -= start % mmap.PAGESIZE
-                length = min(end, beyond) - start
-                ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
-            return
+        # inode 0: anonymous memory, which would be zeroed, as it has no file to come back from
+        if first <= start < beyond and inode != "0":
+            page = start - start % mmap.PAGESIZE
+            size = ctypes.c_size_t(min(end, beyond) - page)
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(page), size, mmap.MADV_DONTNEED)
 
 
 def fold(g: Tensor, v: Tensor) -> Tensor:
