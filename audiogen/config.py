@@ -132,20 +132,15 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> DictConfig:
     if not isinstance(recipe, DictConfig):
         raise InputError(f"recipe file {path} holds no `key: value` mapping")
     for override in overrides:
-        apply_override(recipe, override)
+        key, equals, text = override.partition("=")
+        if not equals or not key or key != key.strip():
+            raise InputError(f"override {override!r} is not of the form key=value, as in fit.steps=1000")
+        try:
+            value = OmegaConf.from_dotlist([f"value={text}"])["value"]
+            OmegaConf.update(recipe, key, value, merge=False, force_add=True)  # in place of what was there
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"override {override!r} cannot be applied: {error}") from None
     return recipe
-
-
-def apply_override(recipe: DictConfig, override: str) -> None:
-    """Set one `a.b=value` in place; the value replaces what was there."""
-    key, equals, _ = override.partition("=")
-    if not equals or not key or key != key.strip():
-        raise InputError(f"override {override!r} is not of the form key=value, as in fit.steps=1000")
-    try:
-        value = OmegaConf.from_dotlist([f"value={override[len(key) + 1 :]}"])["value"]
-        OmegaConf.update(recipe, key, value, merge=False, force_add=True)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"override {override!r} cannot be applied: {error}") from None
 
 
 def plain(recipe: DictConfig) -> dict[str, Any]:

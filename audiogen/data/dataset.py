@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,7 @@ def parse_sources(value: Any) -> tuple[SourceConfig, ...]:
 
 
 Pair = tuple[float, float]  # low, high
+Speed = Annotated[float, Range(0.25, 4)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class DataConfig:
     mix_probability: Probability = 0.0
     mix_snr_db: Pair = (-5.0, 5.0)
     gain_db: Pair = (0.0, 0.0)
-    speed: Pair = (1.0, 1.0)
+    speed: tuple[Speed, Speed] = (1.0, 1.0)
     holdout: Annotated[float, Range(0, 1, below=True)] = 0.05
     cache_mb: NotNegative = 256
 
@@ -104,39 +105,24 @@ class DataConfig:
         if not self.train:
             raise InputError("train: names no source; give a manifest, a folder or synth:COUNT")
         check_ranges(self)
-        if not 0.25 <= self.speed[0] <= self.speed[1] <= 4:
-            raise InputError(f"speed: {list(self.speed)}, expected [low, high] within 0.25 to 4")
-        for name, (low, high) in (("mix_snr_db", self.mix_snr_db), ("gain_db", self.gain_db)):
+        for name in ("mix_snr_db", "gain_db", "speed"):
+            low, high = getattr(self, name)
             if low > high:
                 raise InputError(f"{name}: [{low}, {high}], expected [low, high]")
 
-    @property
-    def variation(self) -> Variation:
-        """How training clips are mixed and changed."""
-        return Variation(self.mix_probability, self.mix_snr_db, self.gain_db, self.speed)
 
+class BuiltInClip(Clip):
+    """Clip `number` of the built-in corpus; its path is its name as a source of one clip."""
 
-@dataclass(frozen=True)
-class BuiltInClip:
-    """Clip number `number` of the built-in corpus."""
-
-    number: int
+    def __init__(self, number: int) -> None:
+        super().__init__(f"synth:1@{number}")
 
     @property
-    def key(self) -> str:
-        """The clip's name in messages, and as a source of one clip."""
-        return f"synth:1@{self.number}"
-
-    @property
-    def place(self) -> ClipPart:
-        """Different for every two clips."""
-        return (self.key, 0.0, None)
+    def number(self) -> int:
+        return int(self.path.rpartition("@")[2])
 
 
-AnyClip = Clip | BuiltInClip
-
-
-def read_source(source: SourceConfig) -> list[AnyClip]:
+def read_source(source: SourceConfig) -> list[Clip]:
     """The clips of a source, its `where` applied, without repeats. Raises InputError for what is not a source."""
     name = source.source
     number = SYNTH_SOURCE.fullmatch(name)
@@ -161,11 +147,12 @@ def read_source(source: SourceConfig) -> list[AnyClip]:
     else:
         raise InputError(f"{name}: no such manifest or folder (synth:COUNT is the built-in corpus)")
     try:
-        return list(select(clips, source.where))
+        return select(clips, source.where)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
 
 
+@dataclass(eq=False)
 class AudioDataset:
     """Clips as segments of `segment_s` at one rate and channel count; `segment_s=None` gives whole clips.
 
@@ -174,28 +161,22 @@ class AudioDataset:
     is better.
     """
 
-    batch_type: type[Batch] = AudioBatch
+    clips: Sequence[Clip]
+    sample_rate: int
+    channels: int = 1
+    segment_s: float | None = None
+    vary: Variation = Variation()
+    cache_mb: int = 0
+    cache: dict[ClipPart, Tensor] = field(default_factory=dict, init=False)
+    cache_bytes: int = field(default=0, init=False)
+    # samples at sample_rate, from the files' headers
+    lengths: dict[ClipPart, int] = field(default_factory=dict, init=False)
+    batch_type: ClassVar[type[Batch]] = AudioBatch
 
-    def __init__(
-        self,
-        clips: Sequence[AnyClip],
-        sample_rate: int,
-        channels: int = 1,
-        segment_s: float | None = None,
-        vary: Variation = Variation(),  # noqa: B008  # frozen
-        cache_mb: int = 0,
-    ) -> None:
-        if not clips:
+    def __post_init__(self) -> None:
+        if not self.clips:
             raise InputError("the data holds no clips")
-        self.clips = clips
-        self.sample_rate = sample_rate
-        self.channels = channels
-        self.segment = None if segment_s is None else max(1, round(segment_s * sample_rate))
-        self.vary = vary
-        self.cache_mb = cache_mb
-        self.cache: dict[ClipPart, Tensor] = {}
-        self.cache_bytes = 0
-        self.lengths: dict[ClipPart, int] = {}  # samples at sample_rate, from the files' headers
+        self.segment = None if self.segment_s is None else max(1, round(self.segment_s * self.sample_rate))
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -234,7 +215,7 @@ class AudioDataset:
         padded = torch.nn.functional.pad(part, (0, padding)) if padding else part
         return Item(padded, choose(captions, wording), clip.key, part.shape[-1])
 
-    def _length(self, clip: AnyClip) -> int:
+    def _length(self, clip: Clip) -> int:
         if isinstance(clip, BuiltInClip):
             return round(self._built_in_s() * self.sample_rate)
         if clip.place not in self.lengths:
@@ -262,7 +243,7 @@ class AudioDataset:
         """Built-in clips are as long as the segment: their captions describe the whole clip, not a crop."""
         return min(SYNTH_LONGEST_S, max(SYNTH_DURATION_S, (self.segment or 0) / self.sample_rate))
 
-    def _read(self, clip: AnyClip, start: int, length: int) -> Tensor:
+    def _read(self, clip: Clip, start: int, length: int) -> Tensor:
         """Samples [start, start + length) of a clip -> [C, length]: from the cache, or only this part from disk."""
         whole = self.cache.get(clip.place)
         if whole is None:
@@ -276,7 +257,7 @@ class AudioDataset:
             self.cache_bytes += size
         return whole[:, start : start + length].clone()
 
-    def _decode(self, clip: AnyClip, start: int, length: int) -> Tensor:
+    def _decode(self, clip: Clip, start: int, length: int) -> Tensor:
         if isinstance(clip, BuiltInClip):
             sound = synth.render(SYNTH_SEED, clip.number, self.sample_rate, self._built_in_s()).audio
             return audio.convert_channels(sound, self.channels)[:, start : start + length]
@@ -363,11 +344,10 @@ def open_data(config: DataConfig, sample_rate: int, channels: int = 1) -> Split[
 
     Without `valid`, the share `holdout` of every training source is held out, recordings kept together.
     """
-    train, valid = split_sources(
-        config, read_source, lambda clip: clip.key if isinstance(clip, BuiltInClip) else group_of(clip)
-    )
+    train, valid = split_sources(config, read_source, group_of)
     segment_s, cache_mb = config.segment_s, config.cache_mb
+    vary = Variation(config.mix_probability, config.mix_snr_db, config.gain_db, config.speed)
     return Split(
-        AudioDataset(train, sample_rate, channels, segment_s, config.variation, cache_mb),
+        AudioDataset(train, sample_rate, channels, segment_s, vary, cache_mb),
         AudioDataset(valid, sample_rate, channels, segment_s, cache_mb=cache_mb) if valid else None,
     )

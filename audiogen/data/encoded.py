@@ -38,7 +38,6 @@ class CodeDataset:
         return len(self.clips)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """All wordings of a clip."""
         reader, number = self.clips[index]
         return reader.clips[number].captions
 
@@ -110,7 +109,6 @@ class LatentDataset:
         return len(self.rows)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """All wordings of a clip."""
         return tuple(self.rows[index][2]["captions"])
 
     def item(self, index: int, epoch: int, seed: int) -> Item:

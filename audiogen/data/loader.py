@@ -11,6 +11,7 @@ import signal
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -82,16 +83,14 @@ def prefetch(source: Any, keys: Iterable[int], workers: int) -> Generator[Any, N
 
     Closing the generator, or leaving Python, ends the workers at once.
     """
-    made = _prefetch(source, keys, workers)
-    if workers:
-        atexit.register(made.close)  # before multiprocessing sends SIGTERM, which they delay
+    if workers == 0:
+        return (source[key] for key in keys)
+    made = _from_workers(source, keys, workers)
+    atexit.register(made.close)  # before multiprocessing sends SIGTERM, which they delay
     return made
 
 
-def _prefetch(source: Any, keys: Iterable[int], workers: int) -> Generator[Any, None, None]:
-    if workers == 0:
-        yield from map(source.__getitem__, keys)
-        return
+def _from_workers(source: Any, keys: Iterable[int], workers: int) -> Generator[Any, None, None]:
     made = iter(
         DataLoader(
             source,
@@ -122,28 +121,25 @@ def _outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
 
 
+@dataclass(eq=False)
 class AudioLoader:
     """Endless batches of a dataset. Items that cannot be read are skipped, named once in a warning, and counted.
 
     workers: see `prefetch`. unreadable: how often each message occurred.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        workers: int = 0,
-    ) -> None:
-        if batch_size < 1 or workers < 0 or len(dataset) == 0:
-            raise InputError(
-                f"batch_size {batch_size}, workers {workers}, {len(dataset)} clips: expected at least 1, 0 and 1"
-            )
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.rank, self.world, self.workers = rank, world, workers
-        self.unreadable: Counter[str] = Counter()
+    dataset: Dataset
+    batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    workers: int = 0
+    unreadable: Counter[str] = field(default_factory=Counter, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0 or len(self.dataset) == 0:
+            got = f"batch_size {self.batch_size}, workers {self.workers}, {len(self.dataset)} clips"
+            raise InputError(f"{got}: expected at least 1, 0 and 1")
 
     def __getitem__(self, step: int) -> tuple[Batch | None, list[str]]:
         """The batch of a step, and a message for each clip that could not be read for it; or None and why not."""

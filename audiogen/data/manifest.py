@@ -5,6 +5,7 @@ else}`; a CSV has the columns audio and caption, and optionally start, duration 
 to the manifest's folder.
 """
 
+import glob
 import json
 import os
 import re
@@ -62,10 +63,10 @@ class Clip:
 # -------------------------------------------------------------------------------------------------- manifests
 
 
-def read_manifest(path: str | os.PathLike[str], check_files: bool = True) -> list[Clip]:
+def read_manifest(path: str | os.PathLike[str]) -> list[Clip]:
     """Read a .jsonl or .csv manifest. Raises InputError with the first bad line's number and the count of others.
 
-    Bad are lines that are broken, name a file that is not there (check_files) or repeat an earlier clip. In a
+    Bad are lines that are broken, name a file that is not there or repeat an earlier clip. In a
     CSV, rows of one clip with different captions are its wordings, as in AudioCaps.
     """
     path = Path(path)
@@ -82,7 +83,7 @@ def read_manifest(path: str | os.PathLike[str], check_files: bool = True) -> lis
                 if path.suffix.lower() != ".csv" or set(clip.captions) <= set(earlier.captions):
                     raise InputError(f"repeats the clip of line {lines[clip.place]}; remove one of them")
                 clip = replace(earlier, captions=earlier.captions + clip.captions)
-            elif check_files and not os.path.isfile(clip.path):
+            elif not os.path.isfile(clip.path):
                 raise InputError(f"names {clip.path}, which is not a file")
             clips[clip.place] = clip
             lines.setdefault(clip.place, number)
@@ -124,12 +125,10 @@ def write_manifest(path: str | os.PathLike[str], clips: Iterable[Clip]) -> Path:
     lines = []
     for clip in clips:
         name = Path(os.path.relpath(clip.path, path.parent)).as_posix()
-        row: dict[str, Any] = {"audio": name, "captions": list(clip.captions)}
-        if clip.start_s:
-            row["start"] = clip.start_s
-        if clip.duration_s is not None:
-            row["duration"] = clip.duration_s
-        lines.append(json.dumps(row | clip.fields, ensure_ascii=False) + "\n")
+        part = {"start": clip.start_s or None, "duration": clip.duration_s}
+        row = {"audio": name, "captions": clip.captions}
+        row |= {key: value for key, value in part.items() if value is not None} | clip.fields
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_bytes_atomic(path, "".join(lines).encode())
     return path
 
@@ -187,16 +186,11 @@ def sound_files(folder: str | os.PathLike[str]) -> list[Path]:
     """Every file below the folder with the suffix of a sound, hidden ones left out, in order of name."""
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder")
-    found = [
-        Path(root, name)
-        for root, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SOUND_SUFFIXES
-    ]
-    visible = [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    if not visible:
+    names = glob.iglob("**/*", root_dir=folder, recursive=True)  # without hidden ones; follows links
+    paths = (Path(folder, name) for name in names if os.path.splitext(name)[1].lower() in SOUND_SUFFIXES)
+    if not (found := sorted(path for path in paths if path.is_file())):
         raise InputError(f"{folder}: no sound files in it; sounds end in {' '.join(sorted(SOUND_SUFFIXES))}")
-    return sorted(visible)
+    return found
 
 
 def scan_folder(
@@ -205,11 +199,12 @@ def scan_folder(
     """List a folder's sounds -> (clips with captions and true lengths, bad files as (path, reason)).
 
     decode reads every file to its end, so damage shows now; otherwise only headers are read. progress is
-    called after each file. Captions come from a sidecar `.txt` (one wording a line) or `.json`, else from
+    called at each file. Captions come from a sidecar `.txt` (one wording a line) or `.json`, else from
     folder and file names.
     """
 
     def look(path: Path) -> Clip | tuple[str, str]:
+        progress()
         try:
             header = audio.info(path)
             frames = header.num_frames
@@ -220,11 +215,8 @@ def scan_folder(
         except InputError as error:
             return str(path), str(error).removeprefix(f"{path}: ")
 
-    found = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the decoders release the interpreter lock
-        for result in pool.map(look, sound_files(folder)):
-            progress()
-            found.append(result)
+        found = list(pool.map(look, sound_files(folder)))
     return [clip for clip in found if isinstance(clip, Clip)], [x for x in found if isinstance(x, tuple)]
 
 
@@ -285,8 +277,7 @@ PLAIN_WORDS = frozenset(
 
 def caption_from_names(path: Path) -> str:
     """Words of the folder, then of the file: `dog_bark/small-puppy_03.wav -> "dog bark, small puppy"`; maybe ""."""
-    words = _words(path.stem)
-    folder = _words(path.parent.name)
+    words, folder = _words(path.stem), _words(path.parent.name)
     words = [] if set(words) <= set(folder) else words
     folder = [] if set(folder) <= set(words) else folder
     return ", ".join(" ".join(part) for part in (folder, words) if part)
@@ -294,9 +285,6 @@ def caption_from_names(path: Path) -> str:
 
 def _words(name: str) -> list[str]:
     """The words of a name: split at punctuation and CamelCase, without numbers, codes and single letters."""
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    tokens = [token for token in re.split(r"[\W_]+", name) if token]
-    if any(any(c.isdigit() for c in token) and any(c.isalpha() for c in token) for token in tokens):
-        tokens = [token for token in tokens if token.isalpha()]
+    tokens = re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", name)
     kept = [token.lower() for token in tokens if token.isalpha() and (len(token) > 1 or token.lower() == "a")]
     return kept if any(len(token) > 2 and token not in PLAIN_WORDS for token in kept) else []

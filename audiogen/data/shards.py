@@ -55,17 +55,13 @@ class OpenFiles(dict[Path, Any]):
         self.checksums = checksums
 
     def __missing__(self, path: Path) -> Any:
-        if path in self.checksums and _crc32(path) != self.checksums[path]:
+        if path in self.checksums and zlib.crc32(path.read_bytes()) != self.checksums[path]:
             raise InputError(f"{path} is damaged (wrong checksum); {AGAIN}")
         self[path] = safe_open(path, framework="pt")
         return self[path]
 
     def __reduce__(self) -> tuple[type[OpenFiles], tuple[Mapping[Path, int]]]:
         return OpenFiles, (self.checksums,)  # each process opens the files for itself
-
-
-def _crc32(path: Path) -> int:
-    return zlib.crc32(path.read_bytes())
 
 
 @dataclass(frozen=True)
@@ -154,7 +150,7 @@ class ShardWriter:
             rows.append({"key": clip.key, **lengths, "captions": clip.captions, "fields": dict(clip.fields)})
         shard = {"file": f"shard-{len(self._shards):05d}.safetensors", "num_clips": len(clips)}
         write_shard(self._path(shard), {"codes": codes}, rows)
-        return {**shard, "num_frames": codes.shape[1], "crc32": _crc32(self._path(shard))}
+        return {**shard, "num_frames": codes.shape[1], "crc32": zlib.crc32(self._path(shard).read_bytes())}
 
 
 class ShardReader:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from audiogen import audio
 from audiogen.codec.segmented import SegmentedCodec, in_segments
 from audiogen.config import NotNegative, Positive, PositiveFloat, Range, check_ranges
-from audiogen.data.dataset import AnyClip, SourceConfig, read_source
+from audiogen.data.dataset import BuiltInClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip
 from audiogen.device import choose_device
 from audiogen.errors import InputError
@@ -144,7 +144,7 @@ def open_codecs(names: Sequence[str], device: torch.device) -> dict[str, Segment
     }
 
 
-def choose_clips(evaluation: CodecEvaluation) -> list[AnyClip]:
+def choose_clips(evaluation: CodecEvaluation) -> list[Clip]:
     """The clips to evaluate on: all, or the same choice that `evaluate compare` makes."""
     clips = read_source(SourceConfig(evaluation.data, where=dict(evaluation.where)))
     wanted = evaluation.num_clips
@@ -154,10 +154,9 @@ def choose_clips(evaluation: CodecEvaluation) -> list[AnyClip]:
         raise InputError(
             f"--num-clips is {wanted}, but there are {len(clips)} clips; allowed: 1 to {len(clips)}"
         )
-    files = [clip for clip in clips if isinstance(clip, Clip)]
-    if len(files) < len(clips):  # the built-in corpus is in random order
+    if any(isinstance(clip, BuiltInClip) for clip in clips):  # they are in random order
         return clips[:wanted]
-    captioned = [clip if clip.captions else replace(clip, captions=("",)) for clip in files]
+    captioned = [clip if clip.captions else replace(clip, captions=("",)) for clip in clips]
     return [prompt.clip for prompt in choose(captioned, wanted)]
 
 
@@ -174,7 +173,7 @@ def measure_all(
     """The rows of the table, ground truth first, and of each system the first few decoded clips [1, N]."""
     rate, num_sounds = originals.sample_rate, evaluation.num_sounds
     keys = [clip.key for clip in originals.clips]
-    fields = [clip.fields if isinstance(clip, Clip) else {} for clip in originals.clips]
+    fields = [clip.fields for clip in originals.clips]
     labels = [str(each["label"]) if "label" in each else None for each in fields]
     real, first = embed(iter(originals), rate, embedders, num_sounds)
     sounds = {TRUTH: first}
@@ -350,7 +349,7 @@ def write_sounds(
     listed = []
     for number in range(max(map(len, sounds.values()))):
         clip = originals.clips[number]
-        caption = clip.captions[0] if isinstance(clip, Clip) and clip.captions else ""
+        caption = clip.captions[0] if clip.captions else ""
         for title, kept in sounds.items():
             name = f"{number + 1}_{re.sub(r'[^A-Za-z0-9]+', '_', title)}.wav"
             sound = audio.below_full_scale(kept[number])

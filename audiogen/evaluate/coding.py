@@ -21,7 +21,8 @@ from torch import Tensor
 from audiogen.audio import resample
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.codec.tokens import bandwidth_kbps
-from audiogen.data.dataset import AnyClip, AudioDataset
+from audiogen.data.dataset import AudioDataset
+from audiogen.data.manifest import Clip
 from audiogen.errors import InputError
 from audiogen.evaluate.reconstruction import LONGEST_WINDOW, count_codes
 
@@ -38,7 +39,7 @@ WRITE_SAMPLES = 1 << 16  # at a time: libsndfile's Ogg encoders crash on much lo
 class Originals:
     """The clips, read at any rate; iterating gives each as it is compared, and may be done again and again."""
 
-    def __init__(self, clips: Sequence[AnyClip], sample_rate: int) -> None:
+    def __init__(self, clips: Sequence[Clip], sample_rate: int) -> None:
         self.clips, self.sample_rate = clips, sample_rate
         self._at = cache(
             partial(AudioDataset, clips, cache_mb=CACHE_MB)

@@ -14,14 +14,8 @@ from torch import Tensor
 
 from audiogen import distributed
 from audiogen.config import NotNegativeFloat, Probability
-from audiogen.data.dataset import (
-    SYNTH_DURATION_S,
-    SYNTH_LONGEST_S,
-    SYNTH_SEED,
-    AnyClip,
-    BuiltInClip,
-    open_data,
-)
+from audiogen.data.dataset import SYNTH_DURATION_S, SYNTH_LONGEST_S, SYNTH_SEED, BuiltInClip, open_data
+from audiogen.data.manifest import Clip
 from audiogen.data.seeds import seed_for
 from audiogen.data.synth.scene import KINDS, SynthEvent, compose
 from audiogen.errors import InputError
@@ -95,7 +89,7 @@ def prepare(recipe: TaggerRecipe, run: Path, device: torch.device) -> Prepared:
     return Prepared(TaggerTask(recipe, clips, device), train, valid)
 
 
-def group_of(clip: AnyClip, config: TaggerConfig) -> str:
+def group_of(clip: Clip, config: TaggerConfig) -> str:
     """The group a clip's label is in. Raises InputError for a clip that has none."""
     if isinstance(clip, BuiltInClip):
         if BUILT_IN in config.groups:
@@ -138,7 +132,7 @@ class Targets(NamedTuple):
 class TaggerTask(TrainingTask[TaggerRecipe]):
     """The tagger, its targets by clip key, augmentation. `task.Task`."""
 
-    def __init__(self, recipe: TaggerRecipe, clips: Iterable[AnyClip], device: torch.device):
+    def __init__(self, recipe: TaggerRecipe, clips: Iterable[Clip], device: torch.device):
         torch.manual_seed(seed_for(recipe.seed, "weights"))
         self.sample_rate = recipe.model.sample_rate
         self.clips = {clip.key: clip for clip in clips}

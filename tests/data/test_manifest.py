@@ -129,7 +129,6 @@ def test_the_first_bad_line_is_named_and_the_others_counted(tmp_path: Path) -> N
     path = lines(tmp_path / "m.jsonl", {"audio": "x.wav"}, {"audio": "a.wav"}, "broken", {"audio": "y.wav"})
     with pytest.raises(InputError, match=r"line 1: .*x\.wav.*\(2 more lines are bad\)"):
         read_manifest(path)
-    assert len(read_manifest(lines(path, {"audio": "x.wav"}), check_files=False)) == 1
 
 
 @pytest.mark.parametrize(

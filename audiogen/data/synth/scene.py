@@ -60,7 +60,6 @@ class Kind:
 
     @property
     def shortest_s(self) -> float:
-        """The shortest event of this kind."""
         return self.length_s[0] + (self.least - 1) * self.interval_s[0] * (1 + self.jitter)
 
 
@@ -118,27 +117,26 @@ def compose(seed: int, index: int, duration_s: float) -> Scene:
         return Scene("order", _in_order(rng, duration_s))
     if form == "overlap" and duration_s >= 1.5:
         return Scene("overlap", _overlapping(rng, duration_s))
-    name = _pick(rng, duration_s)
+    kind = _pick(rng, duration_s)
     if form != "emphasis":
-        return Scene("one", (_place(rng, KINDS[name], 0.0, duration_s, _loudness(rng)),))
+        return Scene("one", (_place(rng, kind, 0.0, duration_s, _loudness(rng)),))
     for _ in range(20):  # draw until there is something to stress
         loudness = ("quiet", "loud", None, None)[rng.integers(4)]
-        event = _place(rng, KINDS[name], 0.0, duration_s, loudness)
-        counted = event.count is not None and 2 <= event.count <= 5 and KINDS[name].counted
+        event = _place(rng, kind, 0.0, duration_s, loudness)
+        counted = event.count is not None and 2 <= event.count <= 5 and kind.counted
         if counted or event.pitch or event.loudness or event.pace:
             return Scene("emphasis", (event,))
-        name = _pick(rng, duration_s)
+        kind = _pick(rng, duration_s)
     return Scene("one", (event,))
 
 
-def _pick(rng: np.random.Generator, slot_s: float, *, avoid: str = "", backdrop: bool = False) -> str:
-    """A kind whose shortest sound fits in `slot_s`."""
-    names = [
-        name
-        for name, kind in KINDS.items()
-        if kind.shortest_s <= slot_s and name != avoid and (kind.backdrop or not backdrop)
-    ]
-    return names[rng.integers(len(names))]
+def _pick(
+    rng: np.random.Generator, slot_s: float, avoid: Kind | None = None, backdrop: bool | None = None
+) -> Kind:
+    """A kind other than `avoid` whose shortest sound fits in `slot_s`, a backdrop or not where that is given."""
+    kinds = [kind for kind in KINDS.values() if kind.shortest_s <= slot_s and kind is not avoid]
+    kinds = [kind for kind in kinds if backdrop in (None, kind.backdrop)]
+    return kinds[rng.integers(len(kinds))]
 
 
 def _loudness(rng: np.random.Generator) -> str | None:
@@ -152,8 +150,8 @@ def _in_order(rng: np.random.Generator, duration_s: float) -> tuple[SynthEvent, 
     gap = min(0.25, 0.06 * duration_s) * rng.uniform(0.5, 1.5)
     first = _pick(rng, middle - gap / 2)
     second = _pick(rng, duration_s - middle - gap / 2, avoid=first)
-    early = _place(rng, KINDS[first], 0.0, middle - gap / 2, _loudness(rng))
-    late = _place(rng, KINDS[second], middle + gap / 2, duration_s, _loudness(rng))
+    early = _place(rng, first, 0.0, middle - gap / 2, _loudness(rng))
+    late = _place(rng, second, middle + gap / 2, duration_s, _loudness(rng))
     return early, late
 
 
@@ -161,10 +159,9 @@ def _overlapping(rng: np.random.Generator, duration_s: float) -> tuple[SynthEven
     """A backdrop through the whole clip and a louder event that begins after it."""
     under = _pick(rng, duration_s, backdrop=True)
     delay = duration_s * rng.uniform(0.05, 0.25)
-    striking = [n for n, k in KINDS.items() if not k.backdrop and k.shortest_s <= duration_s - delay]
-    over = striking[rng.integers(len(striking))]
-    backdrop = _place(rng, KINDS[under], 0.0, duration_s, None, BACKDROP_DB)
-    return backdrop, _place(rng, KINDS[over], delay, duration_s, None, FOREGROUND_DB)
+    over = _pick(rng, duration_s - delay, backdrop=False)
+    backdrop = _place(rng, under, 0.0, duration_s, None, BACKDROP_DB)
+    return backdrop, _place(rng, over, delay, duration_s, None, FOREGROUND_DB)
 
 
 def _place(

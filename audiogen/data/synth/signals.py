@@ -18,6 +18,7 @@ from scipy.signal import lfilter
 from audiogen.data.seeds import seed_for
 
 Signal = NDArray[np.floating[Any]]  # float32 wherever speed counts
+Numbers = Sequence[float] | Signal
 Frequency = float | NDArray[np.floating[Any]]  # Hz, fixed or one value per sample
 Curve = Sequence[tuple[float, float]]  # (Hz, dB) points of a spectrum, straight in log frequency
 
@@ -50,9 +51,7 @@ class Synth:
 
     def audible(self, hz: Frequency) -> Frequency:
         """`hz` kept in 1 Hz .. 0.45 rate."""
-        if isinstance(hz, np.ndarray):
-            return np.clip(hz, 1.0, 0.45 * self.rate)
-        return min(max(float(hz), 1.0), 0.45 * self.rate)
+        return np.clip(hz, 1.0, 0.45 * self.rate)
 
     def phase(self, hz: Frequency) -> Signal:
         """Cycles since the start [N]; `hz` may vary per sample. float64: 30 s at 3 kHz is 90,000 cycles."""
@@ -65,7 +64,7 @@ class Synth:
         cycles = self.phase(self.audible(hz))
         return np.sin((2 * np.pi * (cycles - np.floor(cycles))).astype(np.float32))
 
-    def harmonic(self, hz: Frequency, amplitudes: Sequence[float] | Signal) -> Signal:
+    def harmonic(self, hz: Frequency, amplitudes: Numbers) -> Signal:
         """A periodic tone [N] with the given amplitudes of harmonics 1, 2, ...; those past Nyquist are left out."""
         hz = self.audible(hz)
         limit = max(1, int(0.48 * self.rate / float(np.max(hz))))
@@ -76,12 +75,7 @@ class Synth:
         index = (self.phase(hz) * TABLE_SIZE).astype(np.int64) & (TABLE_SIZE - 1)
         return table[index]
 
-    def partials(
-        self,
-        hz: Sequence[float] | Signal,
-        amplitudes: Sequence[float] | Signal,
-        decays_s: Sequence[float] | Signal,
-    ) -> Signal:
+    def partials(self, hz: Numbers, amplitudes: Numbers, decays_s: Numbers) -> Signal:
         """Inharmonic partials [N], each dying away with its own time constant, as a struck body does."""
         time, out = self.seconds(), np.zeros(self.n, dtype=np.float32)
         for f, amplitude, decay_s in zip(hz, amplitudes, decays_s, strict=True):
