@@ -80,26 +80,17 @@ def inpaint_mask(shape: Sequence[int], duration_s: float, begin_s: float, end_s:
 
     bool [1, T] or [1, T, 1], for latents (D, T) or (D, T, M). Frames that the span touches in part are new as a whole.
     """
-    if not 0.0 <= begin_s < end_s <= duration_s:
-        raise InputError(f"the part to inpaint, {begin_s} to {end_s} s, must lie within 0 to {duration_s} s")
     num_frames = shape[1]
     frame = torch.arange(num_frames) * (duration_s / num_frames)
     inside = (frame + duration_s / num_frames > begin_s) & (frame < end_s)
     return inside.reshape(1, num_frames, *[1] * (len(shape) - 2))
 
 
-def super_resolution_mask(shape: Sequence[int], kept: float = 0.75) -> Tensor:
-    """A `Reference` mask, new above that share of the mel bands: bool [1, 1, M], for mel latents (D, T, M).
-
-    AudioLDM keeps 0.75.
-    """
-    if len(shape) != 3:
-        raise InputError(
-            f"latents of {len(shape) - 1} axes have no bands; super-resolution needs a mel latent"
-        )
-    num_kept = round(kept * shape[2])
+def super_resolution_mask(shape: Sequence[int]) -> Tensor:
+    """A `Reference` mask, new in the highest mel bands: bool [1, 1, M], for mel latents (D, T, M)."""
+    num_kept = round(0.75 * shape[2])  # as AudioLDM
     if not 0 < num_kept < shape[2]:
-        raise InputError(f"{kept} of {shape[2]} bands are kept; some must be, and some new")
+        raise InputError(f"{num_kept} of {shape[2]} bands are kept; some must be, and some new")
     return (torch.arange(shape[2]) >= num_kept).reshape(1, 1, -1)
 
 
@@ -137,11 +128,13 @@ def sample(
         some keep a part of the condition in it (`Conditioner.null`).
     callback: (evaluations done, evaluations in all), after each.
     """
-    guided, device = sampling.guidance != 1.0, noise.device
-    if guided and negative is None:
-        raise ValueError("guidance needs a negative conditioning: of no text, or of what to move away from")
+    device = noise.device
     _check(conditioning, negative, reference, noise)
-    if guided and negative is not None:  # the network gets 2 B rows: with the condition, then without
+    if sampling.guidance != 1.0:  # the network gets 2 B rows: with the condition, then without
+        if negative is None:
+            raise ValueError(
+                "guidance needs a negative conditioning: of no text, or of what to move away from"
+            )
         conditioning = stack([conditioning, negative])
     sampler = make_sampler(process, sampling.sampler, sampling.steps, sampling.eta)
     generators = [torch.Generator().manual_seed(seed) for seed in noise.seeds]
@@ -161,9 +154,9 @@ def sample(
         if reference is not None and mask is not None:
             # the kept part follows the forward process, with fresh noise each time (RePaint, 2201.09865, equation 8)
             state = torch.where(mask, state, _noised(sampler, evaluation, given, _draw(generators, noise)))
-        x_t = state * sampler.input_scale[evaluation]
+        x_t = state if sampler.input_scale is None else state * sampler.input_scale[evaluation]
         time = sampler.times[evaluation].to(device)
-        prediction = _predict(denoise, x_t, time, conditioning, sampling.guidance if guided else None)
+        prediction = _predict(denoise, x_t, time, conditioning, sampling.guidance)
         state = sampler.step(evaluation, prediction, state, generators)
         if callback is not None:
             callback(evaluation - first + 1, total - first)
@@ -184,10 +177,10 @@ def _draw(generators: list[torch.Generator], noise: Noise) -> Tensor:
 
 
 def _predict(
-    denoise: Denoise, x_t: Tensor, time: Tensor, conditioning: Conditioning, guidance: float | None
+    denoise: Denoise, x_t: Tensor, time: Tensor, conditioning: Conditioning, guidance: float
 ) -> Tensor:
     """The network's prediction [B, ...], float32; with guidance the conditioning has 2 B rows."""
-    if guidance is None:
+    if guidance == 1.0:
         return denoise(x_t, time.expand(len(x_t)), conditioning).float()
     both = denoise(torch.cat([x_t, x_t]), time.expand(2 * len(x_t)), conditioning).float()
     wanted, unwanted = both.chunk(2)
@@ -205,9 +198,8 @@ def _check(
     """Refuse arguments of `sample` that do not fit one another."""
     shape = (len(noise.seeds), *noise.shape)
     for name, given in {"conditioning": conditioning, "negative conditioning": negative}.items():
-        rows = None if given is None else given.num_rows
-        if rows is not None and rows != shape[0]:
-            raise ValueError(f"the {name} has {rows} rows, and there are {shape[0]} seeds; give one a row")
+        if given is not None and given.num_rows not in (None, shape[0]):
+            raise ValueError(f"the {name} has {given.num_rows} rows for {shape[0]} seeds; give one a row")
     latents = {"reference": None if reference is None else reference.latents, "noise": noise.start}
     for name, tensor in latents.items():
         if tensor is not None and tensor.shape != shape:

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import diffusers
@@ -31,14 +30,13 @@ ALGORITHMS = {"dpm++": "dpmsolver++", "dpm++sde": "sde-dpmsolver++"}  # DPM-Solv
 EARLIEST_START = 0.85
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sampler:
     """One run of a scheduler, of n network evaluations. The state before evaluation i is alphas[i] x + sigmas[i] n.
 
     times: [n], those that the network gets. positions: [n], where in the process's time, 1 being noise.
-    alphas, sigmas: [n], and one more for the end, which is the data. advance: (prediction, timestep, state, generator=)
-    -> the scheduler's output. input_scale: [n], state to x_t of the process, 1 where it is x_t. sign: of the
-    prediction, as the scheduler wants it. start_scale: of the noise that a run begins with. order: evaluations a step.
+    alphas, sigmas: [n]. options: of the scheduler's steps. input_scale: [n], state to x_t of the process; None where it
+    is x_t. sign: of the prediction, as the scheduler wants it. start_scale: of the noise that a run begins with.
     """
 
     scheduler: Any
@@ -46,20 +44,15 @@ class Sampler:
     positions: Tensor
     alphas: Tensor
     sigmas: Tensor
-    advance: Callable[..., Any]
-    input_scale: Tensor = field(init=False)
+    options: Mapping[str, float] = field(default_factory=dict)
+    input_scale: Tensor | None = None
     sign: float = 1.0
     start_scale: float = 1.0
-    order: int = 1
-
-    def __post_init__(self) -> None:
-        self.alphas = torch.cat([self.alphas, torch.ones(1)])
-        self.sigmas = torch.cat([self.sigmas, torch.zeros(1)])
-        self.input_scale = torch.ones(len(self.times))
 
     def begin_at(self, position: float) -> int:
         """Skip the steps that begin beyond that position -> the first evaluation; n where that is all of them."""
-        skipped = int((self.positions[:: self.order] > position + 1e-6).sum()) * self.order
+        order = self.scheduler.order  # evaluations of a step
+        skipped = int((self.positions[::order] > position + 1e-6).sum()) * order
         evaluation = min(skipped, len(self.times))  # the last step of Heun's is one evaluation
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(evaluation)
@@ -69,8 +62,8 @@ class Sampler:
         self, evaluation: int, prediction: Tensor, state: Tensor, generators: list[torch.Generator]
     ) -> Tensor:
         """The state [B, ...] before the next evaluation. Rows draw from their own generators."""
-        timestep = self.scheduler.timesteps[evaluation]
-        return self.advance(self.sign * prediction, timestep, state, generator=generators).prev_sample
+        given = self.sign * prediction, self.scheduler.timesteps[evaluation], state
+        return self.scheduler.step(*given, generator=generators, **self.options).prev_sample
 
 
 def make_sampler(process: Process, name: str, steps: int, eta: float = 0.0) -> Sampler:
@@ -114,10 +107,9 @@ def _ddpm(process: Process, name: str, steps: int, eta: float) -> Sampler:
         scheduler = diffusers.DPMSolverMultistepScheduler(**common, algorithm_type=ALGORITHMS[name])
     scheduler.set_timesteps(steps)
     t = scheduler.timesteps
-    alphas, sigmas = process.coefficients(t)
-    advance = partial(scheduler.step, eta=eta) if name == "ddim" else scheduler.step
+    options = {"eta": eta} if name == "ddim" else {}
     positions = t / config.num_train_steps
-    return Sampler(scheduler, process.model_time(t), positions, alphas, sigmas, advance)
+    return Sampler(scheduler, process.model_time(t), positions, *process.coefficients(t), options)
 
 
 def _check_coverage(name: str, steps: int, num_train_steps: int) -> None:
@@ -147,10 +139,9 @@ def _cosine_ddim(process: Process, steps: int, eta: float) -> Sampler:
     )
     scheduler.set_timesteps(steps)
     t = t.float()
-    alphas, sigmas = process.coefficients(t)
     # At t = 1, where alpha is 0, eta 1 leaves nothing of the prediction, and by rounding a root of less than 0.
-    advance = partial(scheduler.step, eta=min(eta, 0.9999))
-    return Sampler(scheduler, process.model_time(t), t, alphas, sigmas, advance)
+    options = {"eta": min(eta, 0.9999)}
+    return Sampler(scheduler, process.model_time(t), t, *process.coefficients(t), options)
 
 
 def _cosine_solver(process: Process, name: str, steps: int) -> Sampler:
@@ -167,10 +158,10 @@ def _cosine_solver(process: Process, name: str, steps: int) -> Sampler:
     scheduler.set_timesteps(steps)
     sigmas = scheduler.sigmas[:-1]  # sigma / alpha of the process = tan(pi t / 2)
     t = torch.atan(sigmas) * (2 / math.pi)
-    sampler = Sampler(scheduler, process.model_time(t), t, torch.ones(steps), sigmas, scheduler.step)
-    sampler.input_scale = (1.0 + sigmas**2).rsqrt()  # alpha = cos(pi t / 2): from x_t / alpha to x_t
-    sampler.start_scale = scheduler.init_noise_sigma
-    return sampler
+    alpha = (1.0 + sigmas**2).rsqrt()  # cos(pi t / 2): from x_t / alpha to x_t
+    start_scale = scheduler.init_noise_sigma
+    times, ones = process.model_time(t), torch.ones(steps)
+    return Sampler(scheduler, times, t, ones, sigmas, input_scale=alpha, start_scale=start_scale)
 
 
 def _flow(process: Process, name: str, steps: int) -> Sampler:
@@ -186,8 +177,5 @@ def _flow(process: Process, name: str, steps: int) -> Sampler:
     progress = 1.0 - noise if config.one_is == "data" else noise
     # The network gets times within its t_min..1 while the path is walked whole, as LAFMA's authors do.
     t = config.t_min + (1.0 - config.t_min) * progress
-    alphas, sigmas = process.coefficients(progress)
-    sampler = Sampler(scheduler, process.model_time(t), noise, alphas, sigmas, scheduler.step)
-    sampler.sign = -1.0 if config.one_is == "data" else 1.0  # the velocity towards data is -d x_t / d noise
-    sampler.order = scheduler.order
-    return sampler
+    sign = -1.0 if config.one_is == "data" else 1.0  # the velocity towards data is -d x_t / d noise
+    return Sampler(scheduler, process.model_time(t), noise, *process.coefficients(progress), sign=sign)

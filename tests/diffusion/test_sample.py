@@ -202,24 +202,24 @@ def test_everything_the_network_sees_is_on_the_device_asked_for(
 def test_conditionings_are_stacked_dropped_and_taken_by_rows() -> None:
     wide = Condition(torch.arange(12.0).reshape(2, 3, 2) + 1, torch.tensor([[1, 1, 1], [1, 0, 0]]).bool())
     short = Condition(-torch.ones(1, 1, 2), torch.ones(1, 1).bool())
-    conditioning = Conditioning((wide,), torch.tensor([[1.0], [2.0]]), torch.ones(2, 4, 5))
-    nothing = Conditioning((short,), torch.tensor([[9.0]]), torch.zeros(1, 4, 5))
+    conditioning = Conditioning((wide,), torch.tensor([[1.0], [2.0]]))
+    nothing = Conditioning((short,), torch.tensor([[9.0]]))
     dropped = drop(conditioning, torch.tensor([True, False]), nothing)
     assert torch.equal(dropped.streams[0].tokens[0], wide.tokens[0])
     assert dropped.streams[0].mask.tolist() == [[True] * 3, [True, False, False]]
     assert dropped.streams[0].tokens[1].tolist() == [[-1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]
-    assert dropped.vector.tolist() == [[1.0], [9.0]] and dropped.channels.mean((1, 2)).tolist() == [1.0, 0.0]
+    assert dropped.vector.tolist() == [[1.0], [9.0]]
     twice = conditioning.rows([1, 0, 1])
     assert twice.vector.flatten().tolist() == [2.0, 1.0, 2.0]
     assert torch.equal(twice.streams[0].tokens[2], wide.tokens[1])
     assert Conditioning().num_rows is None and conditioning.num_rows == 2
     assert conditioning.to("meta").streams[0].mask.device.type == "meta"
-    with pytest.raises(ValueError, match="must agree"):
+    with pytest.raises(ValueError, match="all need the same"):
         stack([conditioning, Conditioning((wide,))])
     with pytest.raises(ValueError, match="keep is torch.int64"):
         drop(conditioning, torch.tensor([1, 0]), nothing)
     with pytest.raises(ValueError, match="the conditioning has .2, 3. rows"):
-        _ = Conditioning(vector=torch.ones(2, 1), channels=torch.ones(3, 4, 5)).num_rows
+        _ = Conditioning((wide,), torch.ones(3, 1)).num_rows
 
 
 def test_noise_given_takes_the_place_of_the_seeds_first_draw() -> None:
@@ -256,7 +256,7 @@ def test_the_best_candidate_of_each_row_is_taken() -> None:
                 "lafma", Sampling("euler", 2, 1.0), [1, 2], conditioning=Conditioning(vector=torch.ones(3, 1))
             ),
             ValueError,
-            "the conditioning has 3 rows, and there are 2 seeds",
+            "the conditioning has 3 rows for 2 seeds",
         ),
         (
             lambda: draw("lafma", Sampling("euler", 2, 1.0), [1], reference=Reference(torch.zeros(1, 3, 4))),
@@ -268,9 +268,7 @@ def test_the_best_candidate_of_each_row_is_taken() -> None:
             InputError,
             "the noise is",
         ),
-        (lambda: inpaint_mask((8, 10), 5.0, 4.0, 6.0), InputError, "within 0 to 5.0 s"),
-        (lambda: super_resolution_mask((8, 10)), InputError, "needs a mel latent"),
-        (lambda: super_resolution_mask((8, 10, 16), 1.0), InputError, "some must be, and some new"),
+        (lambda: super_resolution_mask((8, 10, 2)), InputError, "2 of 2 bands are kept; .* some new"),
     ],
 )
 def test_what_does_not_fit_is_refused(call: Callable[[], object], error: type, message: str) -> None:
