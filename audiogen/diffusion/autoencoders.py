@@ -48,9 +48,7 @@ class MelAutoencoderConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if not self.channels or any(width % self.norm_groups for width in self.channels):
-            raise InputError(
-                f"channels is {self.channels}; each must be a multiple of norm_groups, {self.norm_groups}"
-            )
+            raise InputError(f"channels {self.channels} must be multiples of norm_groups, {self.norm_groups}")
         if self.vocoder is None and 2 * self.mel.hop_length > self.mel.n_fft:
             raise InputError(
                 f"mel.hop_length is {self.mel.hop_length}; Griffin-Lim (vocoder: null) needs at most half of "
@@ -95,14 +93,12 @@ class WaveformAutoencoderConfig:
         check_ranges(self)
         if len(self.multiples) != len(self.strides) or not self.strides:
             raise InputError(
-                f"multiples {self.multiples} and strides {self.strides} must be as many, at least one"
+                f"multiples {self.multiples}, strides {self.strides}: one of each is needed a level"
             )
         if self.bands != 1 and self.bands % 2:
             raise InputError(f"bands is {self.bands}; it must be 1 (samples) or an even number of MDCT bands")
-        if any(stride % 2 for stride in self.strides):
-            raise InputError(
-                f"strides is {self.strides}; each must be even, so that decoding gives a multiple of their product"
-            )
+        if any(stride % 2 for stride in self.strides):  # decoding would not give a multiple of their product
+            raise InputError(f"strides is {self.strides}; each must be even")
 
     @property
     def hop_length(self) -> int:
@@ -120,6 +116,7 @@ class LatentAutoencoder(nn.Module):
     """
 
     config: Any
+    vae: Any
     scale_factor: Tensor
     bins: tuple[int, ...] = ()
 
@@ -131,23 +128,35 @@ class LatentAutoencoder(nn.Module):
 
     def encode(self, audio: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """[B, C, N] -> latents; the posterior's mean, or a sample of it where a generator is given."""
-        posterior = self.audio_posterior(audio)
+        posterior = self.posterior(self.features(audio))
         return self.scale_factor * (posterior.mode() if generator is None else posterior.sample(generator))
 
-    def audio_posterior(self, audio: Tensor) -> Any:
-        """[B, C, N] -> the distribution of its latents, not scaled; has mean, logvar, sample, mode, kl."""
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, D, T] or [B, D, T, M] -> audio [B, C, T * hop_length]."""
+        return self.synthesise(self.decode_features(latents))
+
+    def features(self, audio: Tensor) -> Tensor:
+        """[B, C, N], its end padded to whole latent frames -> what the VAE works on; shapes as in the subclasses."""
         raise NotImplementedError
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> audio [B, C, T * hop_length]."""
+    def synthesise(self, features: Tensor) -> Tensor:
+        """What the VAE works on -> audio [B, C, T * hop_length]."""
         raise NotImplementedError
+
+    def posterior(self, features: Tensor) -> Any:
+        """As `features` gives them -> the distribution of their latents, not scaled; has mean, logvar, sample, mode."""
+        return self.vae.encode(features).latent_dist
+
+    def decode_features(self, latents: Tensor) -> Tensor:
+        """Latents [B, D, T] or [B, D, T, M] -> what `synthesise` takes."""
+        return self.vae.decode(latents / self.scale_factor).sample
 
     def fit_scale(self, latents: Tensor) -> float:
         """Set the scale so that these latents, as `encode` gave them, get unit variance; returns it."""
         spread = float(latents.float().std())
         if not (spread > 0 and math.isfinite(spread)):
             raise InputError(
-                f"latents have a standard deviation of {spread:g}; no scale makes that 1: check the sound"
+                f"latents with a standard deviation of {spread:g} have no scale: check the sound"
             )
         self.scale_factor.div_(spread)
         return float(self.scale_factor)
@@ -175,7 +184,7 @@ class MelAutoencoder(LatentAutoencoder):
         mel, levels = config.mel, len(config.channels)
         super().__init__(config, mel.sample_rate, 1, mel.hop_length * config.reduction)
         self.bins = (mel.num_mels // config.reduction,)
-        self.vae: Any = AutoencoderKL(
+        self.vae = AutoencoderKL(
             in_channels=1,
             out_channels=1,
             down_block_types=("DownEncoderBlock2D",) * levels,
@@ -191,32 +200,18 @@ class MelAutoencoder(LatentAutoencoder):
         if config.vocoder is not None:
             self.vocoder = vocoder(config.vocoder, mel.num_mels, mel.sample_rate)
 
-    def mel(self, audio: Tensor) -> Tensor:
-        """Audio [B, 1, N] -> log-mel [B, 1, T, M] of as many frames as make whole latent frames; the end is padded."""
+    def features(self, audio: Tensor) -> Tensor:
+        """Audio [B, 1, N] -> log-mel [B, 1, T, M], with `reduction` times the frames and bins of the latents."""
         return log_mel(self._whole_frames(audio), self.config.mel)
 
-    def posterior(self, mel: Tensor) -> Any:
-        """Log-mel [B, 1, T, M] -> the distribution of its latents [B, D, T / reduction, M / reduction]."""
-        return self.vae.encode(mel).latent_dist
-
-    def audio_posterior(self, audio: Tensor) -> Any:
-        return self.posterior(self.mel(audio))  # of [B, 1, T, M]
-
-    def decode_mel(self, latents: Tensor) -> Tensor:
-        """Latents [B, D, T, M] -> log-mel [B, 1, T, M] with `reduction` times the frames and bins."""
-        return self.vae.decode(latents / self.scale_factor).sample
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, D, T, M] -> audio [B, 1, T * hop_length]."""
-        return self.vocode(self.decode_mel(latents))
-
-    def vocode(self, mel: Tensor) -> Tensor:
+    def synthesise(self, features: Tensor) -> Tensor:
         """Log-mel [B, 1, T, M] -> audio [B, 1, T * mel.hop_length]."""
+        mel, hop_length = features[:, 0], self.config.mel.hop_length
         if self.vocoder is None:
-            return griffin_lim(mel[:, 0], self.config.mel)[:, None]
+            return griffin_lim(mel, self.config.mel)[:, None]
         # A stage whose kernel exceeds its rate by an odd number makes one sample more than rate times its input: the
         # end is cut (32 samples of the released vocoder).
-        return self.vocoder(mel[:, 0])[:, None, : mel.shape[2] * self.config.mel.hop_length]
+        return self.vocoder(mel)[:, None, : mel.shape[1] * hop_length]
 
 
 class WaveformAutoencoder(LatentAutoencoder):
@@ -228,7 +223,7 @@ class WaveformAutoencoder(LatentAutoencoder):
         super().__init__(config, config.sample_rate, config.channels, config.hop_length)
         with warnings.catch_warnings():  # diffusers uses torch's older weight norm
             warnings.simplefilter("ignore", FutureWarning)
-            self.vae: Any = AutoencoderOobleck(
+            self.vae = AutoencoderOobleck(
                 encoder_hidden_size=2 * config.latent_dim,
                 downsampling_ratios=list(config.strides),
                 channel_multiples=list(config.multiples),
@@ -242,24 +237,17 @@ class WaveformAutoencoder(LatentAutoencoder):
         # learns to do without them.
         self.vae.encoder.conv2.bias.data[config.latent_dim :].fill_(-3.0)
 
-    def audio_posterior(self, audio: Tensor) -> Any:
-        whole = self._whole_frames(audio)
-        if self.config.bands > 1:  # [B, C, N] -> [B, C * bands, N / bands]
-            whole = compress(mdct(whole, mdct_basis(self.config.bands, str(audio.device))))
-        return self.vae.encode(whole).latent_dist
+    def features(self, audio: Tensor) -> Tensor:
+        """[B, C, N] -> [B, C * bands, N / bands]."""
+        whole, bands = self._whole_frames(audio), self.config.bands
+        return whole if bands == 1 else compress(mdct(whole, mdct_basis(bands, str(audio.device))))
 
-    posterior = audio_posterior
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, D, T] -> audio [B, C, T * hop_length]."""
-        return self.decode_unscaled(latents / self.scale_factor)
-
-    def decode_unscaled(self, latents: Tensor) -> Tensor:
-        """As `decode`, of latents as the posterior gives them."""
-        made: Tensor = self.vae.decode(latents).sample
-        if self.config.bands == 1:
-            return made
-        return inverse_mdct(expand(made), mdct_basis(self.config.bands, str(latents.device)))
+    def synthesise(self, features: Tensor) -> Tensor:
+        """[B, C * bands, N / bands] -> [B, C, N]."""
+        bands = self.config.bands
+        if bands == 1:
+            return features
+        return inverse_mdct(expand(features), mdct_basis(bands, str(features.device)))
 
 
 def make_autoencoder(config: AutoencoderConfig) -> MelAutoencoder | WaveformAutoencoder:

@@ -88,7 +88,7 @@ class VocoderConfig:
         check_ranges(self)
         if len(self.rates) != len(self.kernels) or not self.rates:
             raise InputError(
-                f"vocoder.rates {self.rates} and vocoder.kernels {self.kernels} must be as many, at least one"
+                f"vocoder.rates {self.rates}, kernels {self.kernels}: one of each is needed a stage"
             )
         if any(kernel < rate for rate, kernel in zip(self.rates, self.kernels, strict=True)):
             raise InputError(f"vocoder.kernels {self.kernels}: each must be at least its rate {self.rates}")

@@ -183,26 +183,15 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
 
     def make(self, audio: Tensor) -> Made:
         """Audio [B, C, N] through the part that is trained; latents are drawn from their distribution."""
-        autoencoder, nothing = self.autoencoder, audio.new_zeros(())
-        if self.recipe.trains == "vocoder":
-            assert isinstance(autoencoder, MelAutoencoder)
-            mel = self.log_mel(audio)
-            fake = autoencoder.vocode(mel)
-            return Made(fake[..., : audio.shape[-1]], audio, nothing)
-        if isinstance(autoencoder, MelAutoencoder):
-            mel = self.log_mel(audio)
-            posterior = autoencoder.posterior(mel)
-            return Made(autoencoder.vae.decode(posterior.sample()).sample, mel, mean_kl(posterior))
-        posterior = autoencoder.posterior(audio)
-        fake = autoencoder.decode_unscaled(posterior.sample())
-        return Made(fake[..., : audio.shape[-1]], audio, mean_kl(posterior))
-
-    @torch.no_grad()
-    def log_mel(self, audio: Tensor) -> Tensor:
-        """Audio [B, 1, N] -> log-mel [B, 1, T, M], in float32 also where the model runs in less."""
-        assert isinstance(self.autoencoder, MelAutoencoder)
-        with torch.autocast(self.device.type, enabled=False):
-            return self.autoencoder.mel(audio)
+        autoencoder, kl = self.autoencoder, audio.new_zeros(())
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            features = real = autoencoder.features(audio)  # in float32 also where the model runs in less
+        if self.recipe.trains != "vocoder":
+            posterior = autoencoder.posterior(real)
+            features, kl = autoencoder.vae.decode(posterior.sample()).sample, mean_kl(posterior)
+        if self.makes_mel:
+            return Made(features, real, kl)
+        return Made(autoencoder.synthesise(features)[..., : audio.shape[-1]], audio, kl)
 
     def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
         """Discriminator and generator, one update each, on audio [B, C, N]."""
@@ -247,10 +236,9 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
             real = batch.audio.to(self.device)  # [B, C, N]
             fake = self.reconstruct(real)
             if self.recipe.trains != "vocoder":
-                seen = real
-                if isinstance(self.autoencoder, MelAutoencoder):
-                    seen = self.autoencoder.mel(real)  # [B, 1, T, M]
-                    again = self.autoencoder.decode_mel(self.autoencoder.encode(real))
+                seen = self.autoencoder.features(real)
+                if self.makes_mel:  # [B, 1, T, M]
+                    again = self.autoencoder.decode_features(self.autoencoder.encode(real))
                     values.append({"log_mel": (again - seen).abs().mean((1, 2, 3))})
                 values.append({"kl": mean_kl(self.autoencoder.posterior(seen)).expand(len(real))})
             values.append({"mel": mel_distance(fake, real, self.sample_rate), "si_sdr": si_sdr(fake, real)})

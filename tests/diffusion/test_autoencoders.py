@@ -73,7 +73,7 @@ def test_sizes_that_do_not_fit_are_named() -> None:
     config = tiny("lafma").mel_autoencoder
     with pytest.raises(InputError, match="make 20 samples of a frame, but mel.hop_length is 24"):
         dataclasses.replace(config, mel=dataclasses.replace(config.mel, hop_length=24))
-    with pytest.raises(InputError, match="multiple of norm_groups, 32"):
+    with pytest.raises(InputError, match="multiples of norm_groups, 32"):
         dataclasses.replace(config, channels=(32, 40))
     with pytest.raises(InputError, match="scale_factor is 0"):
         dataclasses.replace(config, scale_factor=0.0)
