@@ -115,12 +115,10 @@ class Condition:
 
     tokens: [B, L, D], zero where the mask is False.
     mask: bool [B, L], True = may be attended to; every row has at least one True.
-    vector: optional global embedding [B, E].
     """
 
     tokens: Tensor
     mask: Tensor
-    vector: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,16 @@ class Conditioning:
 
     streams: tokens for cross-attention, each a Condition (tokens [B, L, D], mask [B, L]), in the network's order.
     vector: [B, E], joined to the time embedding, or prepended as a global token, as the network does.
-    channels: [B, D', T] or [B, D', T, M], joined to the latents along their channels.
     """
 
     streams: tuple[Condition, ...] = ()
     vector: Tensor | None = None
-    channels: Tensor | None = None
 
     @property
     def num_rows(self) -> int | None:
         """B; None where there is no condition at all, which fits any batch."""
         tensors = [tensor for stream in self.streams for tensor in (stream.tokens, stream.mask)]
-        counts = {len(tensor) for tensor in (*tensors, self.vector, self.channels) if tensor is not None}
+        counts = {len(tensor) for tensor in (*tensors, self.vector) if tensor is not None}
         if len(counts) > 1:
             raise ValueError(f"the conditioning has {sorted(counts)} rows; all tensors need the same number")
         return counts.pop() if counts else None
@@ -48,23 +46,18 @@ class Conditioning:
         return Conditioning(
             tuple(Condition(change(stream.tokens), change(stream.mask)) for stream in self.streams),
             None if self.vector is None else change(self.vector),
-            None if self.channels is None else change(self.channels),
         )
 
 
 def stack(parts: Sequence[Conditioning]) -> Conditioning:
     """Join batches along B, all with the same streams and tensors; token streams are padded to the longest."""
-    kinds = [(len(part.streams), part.vector is None, part.channels is None) for part in parts]
-    if len(set(kinds)) != 1:
-        raise ValueError(f"(streams, no vector, no channels) of the parts are {kinds}; they must agree")
-    streams = zip(*(part.streams for part in parts), strict=True)
     vectors = [part.vector for part in parts if part.vector is not None]
-    channels = [part.channels for part in parts if part.channels is not None]
-    return Conditioning(
-        tuple(condition.stack(rows) for rows in streams),
-        torch.cat(vectors) if vectors else None,
-        torch.cat(channels) if channels else None,
-    )
+    counts = {len(part.streams) for part in parts}
+    if len(counts) != 1 or len(vectors) not in (0, len(parts)):
+        raise ValueError(f"the parts have {counts} streams, {len(vectors)} a vector; all need the same")
+    streams = zip(*(part.streams for part in parts), strict=True)
+    joined = tuple(condition.stack(rows) for rows in streams)
+    return Conditioning(joined, torch.cat(vectors) if vectors else None)
 
 
 def drop(given: Conditioning, keep: Tensor, nothing: Conditioning) -> Conditioning:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
@@ -34,8 +34,7 @@ class AudioUNetConfig:
     levels attend; the middle always does. layers: the attention layers after each residual block, in order, null for
     one of self-attention alone and a width for one with cross-attention to tokens that wide; see `streams`. depth:
     transformer blocks of each layer. vector_dim: E of the vector joined to the time embedding, null for none.
-    extra_channels: D' of what is joined to the latents. norm_groups: of channels, each normalised by itself; a group of
-    one loses what time and vector add to it.
+    norm_groups: of channels, each normalised by itself; a group of one loses what time and vector add to it.
     """
 
     latent_dim: Positive = 8
@@ -46,7 +45,7 @@ class AudioUNetConfig:
     depth: Positive = 1
     num_res_blocks: Positive = 2
     vector_dim: Positive | None = 512
-    extra_channels: NotNegative = 0
+    extra_channels: Literal[0] = 0  # of former recipes and models: nothing joins the latents
     norm_groups: Positive = 32
 
     def __post_init__(self) -> None:
@@ -54,7 +53,7 @@ class AudioUNetConfig:
         _check_levels(self)
         if not 1 <= len(self.layers) <= MOST_LAYERS or len(self.cross_dims) > 2:
             raise InputError(
-                f"layers is {self.layers}; 1 to {MOST_LAYERS} entries are allowed, null or one of two widths"
+                f"layers {self.layers}: 1 to {MOST_LAYERS} are allowed, null or one of two widths"
             )
 
     @property
@@ -107,7 +106,7 @@ class TextUNetConfig(_OneStream):
     attention: tuple[bool, ...] = (True, True, True, False)
     cross_dim: Positive = 1024
     num_res_blocks: Positive = 2
-    extra_channels: NotNegative = 0
+    extra_channels: Literal[0] = 0  # of former recipes and models: nothing joins the latents
     norm_groups: Positive = 32
     vector_dim: ClassVar[None] = None
 
@@ -132,7 +131,7 @@ class DiTConfig(_OneStream):
     cross_dim: Positive = 768
     cross_width: Positive = 768
     vector_dim: Positive = 1536
-    extra_channels: NotNegative = 0
+    extra_channels: Literal[0] = 0  # of former recipes and models: nothing joins the latents
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -162,7 +161,6 @@ class FluxConfig(_OneStream):
     cross_dim: Positive = 1024
     vector_dim: Positive = 1024
     rotary: tuple[Positive, Positive, Positive] = (16, 56, 56)
-    extra_channels: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -185,18 +183,13 @@ class Denoiser(nn.Module):
 
         A conditioning that the network does not have is refused: diffusers would ignore some of it without a word.
         """
-        config, vector, channels = self.config, conditioning.vector, conditioning.channels
-        vector_dim = None if vector is None else vector.shape[-1]
-        num_channels = 0 if channels is None else channels.shape[1]
-        got = (len(conditioning.streams), vector_dim, num_channels)
-        needed = (len(config.cross_dims), config.vector_dim, config.extra_channels)
-        if got != needed:
+        vector = None if conditioning.vector is None else conditioning.vector.shape[-1]
+        got = (len(conditioning.streams), vector)
+        if got != (needed := (len(self.config.cross_dims), self.config.vector_dim)):
             raise ValueError(
-                "the conditioning has {} streams, a vector of {} and {} channels; ".format(*got)
-                + "the denoiser has {}, {} and {}".format(*needed)
+                "the conditioning has {} streams and a vector of {}; ".format(*got)
+                + "the denoiser has {} and {}".format(*needed)
             )
-        if channels is not None:
-            x_t = torch.cat([x_t, channels], dim=1)  # [B, D + D', T] or [B, D + D', T, M]
         return self.predict(x_t, t, conditioning)
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
@@ -288,7 +281,7 @@ class AudioDiT(Denoiser):
 
     def __init__(self, config: DiTConfig):
         network = StableAudioDiTModel(
-            in_channels=config.latent_dim + config.extra_channels,
+            in_channels=config.latent_dim,
             num_layers=config.num_layers,
             attention_head_dim=config.head_dim,
             num_attention_heads=config.num_heads,
@@ -304,16 +297,17 @@ class AudioDiT(Denoiser):
         assert conditioning.vector is not None
         # Half of each head is rotated, at least 32 numbers, as in the release. One position more than frames: that of
         # the global token, which comes first.
-        rotated, length = max(self.config.head_dim // 2, 32), x_t.shape[-1] + 1
-        waves = get_1d_rotary_pos_embed(rotated, length, use_real=True, repeat_interleave_real=False)
+        rotated, times = (
+            max(self.config.head_dim // 2, 32),
+            torch.arange(x_t.shape[-1] + 1, device=x_t.device),
+        )
+        waves = get_1d_rotary_pos_embed(rotated, times, use_real=True, repeat_interleave_real=False)
         return self.network(
             x_t,
             t,
             encoder_hidden_states=conditioning.streams[0].tokens,
             global_hidden_states=conditioning.vector[:, None],  # [B, 1, E]
-            rotary_embedding=tuple(
-                wave.to(x_t.device) for wave in waves
-            ),  # cosines and sines [T + 1, rotated]
+            rotary_embedding=waves,  # cosines and sines [T + 1, rotated]
         ).sample
 
 
@@ -381,7 +375,7 @@ def _unet_sizes(config: AudioUNetConfig | TextUNetConfig) -> dict[str, Any]:
     down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention]
     up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(config.attention)]
     return {
-        "in_channels": config.latent_dim + config.extra_channels,
+        "in_channels": config.latent_dim,
         "out_channels": config.latent_dim,
         "down_block_types": tuple(down),
         "up_block_types": tuple(up),

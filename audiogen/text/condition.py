@@ -41,8 +41,7 @@ def drop(condition: Condition, keep: Tensor) -> Condition:
     tokens = condition.tokens.masked_fill(dropped[:, None, None], 0.0)
     mask = condition.mask & ~dropped[:, None]
     mask[:, 0] |= dropped
-    vector = None if condition.vector is None else condition.vector.masked_fill(dropped[:, None], 0.0)
-    return Condition(tokens, mask, vector)
+    return Condition(tokens, mask)
 
 
 def stack(conditions: Sequence[Condition]) -> Condition:
@@ -52,10 +51,7 @@ def stack(conditions: Sequence[Condition]) -> Condition:
     length = max(condition.mask.shape[1] for condition in conditions)
     tokens = [F.pad(c.tokens, (0, 0, 0, length - c.tokens.shape[1])) for c in conditions]
     masks = [F.pad(c.mask, (0, length - c.mask.shape[1])) for c in conditions]
-    vectors = [c.vector for c in conditions if c.vector is not None]
-    if vectors and len(vectors) != len(conditions):
-        raise ValueError(f"{len(vectors)} of {len(conditions)} conditions have a vector; all or none must")
-    return Condition(torch.cat(tokens), torch.cat(masks), torch.cat(vectors) if vectors else None)
+    return Condition(torch.cat(tokens), torch.cat(masks))
 
 
 def pad_like_peers(conditions: Sequence[Condition]) -> Condition:
@@ -65,4 +61,4 @@ def pad_like_peers(conditions: Sequence[Condition]) -> Condition:
     as in the public AudioGen and MusicGen. Rows without text stay zero, which attention turns into zero.
     """
     joined = stack(conditions)
-    return Condition(joined.tokens, torch.ones_like(joined.mask), joined.vector)
+    return Condition(joined.tokens, torch.ones_like(joined.mask))

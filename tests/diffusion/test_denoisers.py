@@ -1,12 +1,14 @@
-"""Adapters of the denoisers: conditioning they refuse, independent rows, channels beside the latents."""
+"""Adapters of the denoisers: conditioning they refuse, independent rows."""
 
 import dataclasses
 
 import pytest
 import torch
 
+from audiogen.config import build, to_plain
 from audiogen.diffusion.conditioning import Conditioning
 from audiogen.diffusion.denoisers import AudioUNet, AudioUNetConfig, denoiser
+from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from tests.diffusion.tiny_systems import RECIPES, tiny
 
@@ -63,17 +65,11 @@ def test_a_row_does_not_depend_on_longer_texts_beside_it(name: str) -> None:
     torch.testing.assert_close(both[1:], network(x[1:], t[1:], long), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lafma", "tango", "stable_audio"])
-def test_channels_are_joined_to_the_latents(name: str) -> None:
-    network, config, shape = make(name, extra_channels=3)
-    conditioning, x, t = random_conditioning(config, 2, 5), torch.randn(2, *shape), torch.tensor([0.2, 0.7])
-    given = dataclasses.replace(conditioning, channels=torch.randn(2, 3, *shape[1:]))
-    found = network(x, t, given)
-    assert found.shape == x.shape
-    other = dataclasses.replace(conditioning, channels=torch.randn(2, 3, *shape[1:]))
-    assert not torch.allclose(network(x, t, other), found, atol=1e-6)
-    with pytest.raises(ValueError, match="0 channels; the denoiser has 1, .* and 3"):
-        network(x, t, conditioning)
+def test_former_configurations_open_and_channels_beside_the_latents_are_refused() -> None:
+    values = to_plain(tiny("lafma").audio_unet)
+    assert build(AudioUNetConfig, values | {"extra_channels": 0}) == tiny("lafma").audio_unet
+    with pytest.raises(InputError, match="extra_channels: got 3; allowed: 0"):
+        build(AudioUNetConfig, values | {"extra_channels": 3})
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

@@ -11,7 +11,7 @@ def example() -> Condition:
     generator = torch.Generator().manual_seed(0)
     mask = torch.tensor([[True, True, True], [True, True, False]])
     tokens = torch.randn(2, 3, 5, generator=generator) * mask[..., None]
-    return Condition(tokens, mask, torch.randn(2, 4, generator=generator))
+    return Condition(tokens, mask)
 
 
 def test_dropped_row_is_a_null_row_and_the_other_is_untouched():
@@ -20,8 +20,6 @@ def test_dropped_row_is_a_null_row_and_the_other_is_untouched():
     alone = stack([null(1, 5), Condition(condition.tokens[1:], condition.mask[1:])])
     assert torch.equal(dropped.tokens, alone.tokens)
     assert torch.equal(dropped.mask, alone.mask)
-    assert dropped.vector is not None and condition.vector is not None
-    assert torch.equal(dropped.vector, condition.vector * torch.tensor([[0.0], [1.0]]))
 
 
 def test_drop_stops_gradients_and_bad_numbers_of_dropped_rows():
@@ -44,10 +42,8 @@ def test_drop_refuses_a_mask_of_another_shape():
 
 def test_stack_pads_with_masked_zeros():
     condition = example()
-    short = Condition(condition.tokens[1:, :2], condition.mask[1:, :2], condition.vector[1:])  # type: ignore[index]
+    short = Condition(condition.tokens[1:, :2], condition.mask[1:, :2])
     joined = stack([condition, short])
     assert joined.tokens.shape == (3, 3, 5)
     assert torch.equal(joined.tokens[2], condition.tokens[1])  # its third position was padding
     assert joined.mask.tolist() == [[True, True, True], [True, True, False], [True, True, False]]
-    with pytest.raises(ValueError, match="1 of 2 conditions have a vector"):
-        stack([condition, null(1, 5)])
