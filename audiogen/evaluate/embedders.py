@@ -160,7 +160,7 @@ def _clap(where: str, device: Device) -> Embedder:
     feature extractor takes a random part, which would make figures depend on chance.
     """
     clap = Clap(where, device=device)
-    rate, model = clap.sample_rate, clap.parts().model
+    rate, model = clap.sample_rate, clap.parts.model
 
     def forward(audio: Tensor) -> tuple[Tensor, None]:
         return clap.embed_audio(audio[:, None], rate, windows="all"), None

@@ -406,6 +406,6 @@ def _num_frozen_parameters(conditioner: Conditioner) -> int:
     frozen = None if conditioner.text is None else conditioner.text.frozen
     count = 0 if frozen is None else sum(weight.numel() for weight in frozen.encoder.stack.parameters())
     if conditioner.clap is not None:
-        weights = conditioner.clap.parts().model.named_parameters()
+        weights = conditioner.clap.parts.model.named_parameters()
         count += sum(weight.numel() for name, weight in weights if name.startswith("text_"))
     return count

@@ -154,7 +154,7 @@ def _text_encoder(settings: Settings) -> str:
     t5 = conditioners.section("description.t5", {})
     for key in ("finetune", "normalize_text"):
         t5.choice(key, [False, None], False)
-    return encoder.hub_name(t5.choice("name", encoder.RELEASED_NAMES))
+    return encoder.HUB_IDS[t5.choice("name", encoder.HUB_IDS)]
 
 
 def _architecture(settings: Settings) -> LMConfig:

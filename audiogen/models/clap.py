@@ -22,7 +22,8 @@ from audiogen.config import Positive, Probability, build, check_ranges
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.models.settings import Settings, table, theirs
-from audiogen.text.clap import MAX_TOKENS, ClapParts, quiet
+from audiogen.text.clap import MAX_TOKENS, ClapParts
+from audiogen.text.encoder import quiet
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL = (BOS, PAD, EOS, UNK, MASK)  # RoBERTa's first ids

@@ -34,8 +34,8 @@ from audiogen.models.pipelines import (
 from audiogen.models.settings import RATE, Settings, read_settings
 from audiogen.models.systems import Component, SystemParts
 from audiogen.text import encoder
-from audiogen.text.clap import Clap, quiet
-from audiogen.text.encoder import FrozenEncoder
+from audiogen.text.clap import Clap
+from audiogen.text.encoder import FrozenEncoder, quiet
 from audiogen.text.vocabulary import VOCABULARY_FILE
 
 INDEX, SYSTEM = "model_index.json", "system.json"

@@ -7,8 +7,8 @@ middle or into windows whose embeddings are averaged: transformers' feature extr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,11 +17,11 @@ import transformers  # its models come when they are first named: CLAP's import 
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.utils import logging as transformers_log
 
 from audiogen.audio import resample
 from audiogen.errors import InputError, opening
 from audiogen.files import checkpoint, hub
+from audiogen.text.encoder import quiet
 
 _NEEDED = ("config.json", "model.safetensors")
 LAYOUTS = (hub.Layout("safetensors", _NEEDED, ("*.json", "*.txt", "model.safetensors")),)
@@ -58,12 +58,10 @@ class Clap:
         """tokenizer, extractor: their directories, where they do not lie beside the model."""
         self.name = name_or_directory
         self._tokenizer, self._extractor, self._device = tokenizer, extractor, torch.device(device)
-        self._parts: ClapParts | None = None
 
+    @cached_property
     def parts(self) -> ClapParts:
-        """The model, opened if it is not yet; InputError where that fails."""
-        if self._parts is not None:
-            return self._parts
+        """The model, which is opened for it; InputError where that fails."""
         assert self.name is not None
         with opening(f"CLAP model {self.name!r}", ADVICE):
             path = hub.fetch(self.name, LAYOUTS)
@@ -73,13 +71,12 @@ class Clap:
                 if model.config.model_type != TEXT_ONLY:
                     extractor = transformers.ClapFeatureExtractor.from_pretrained(self._extractor or path)
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self._tokenizer or path)
-            self._parts = ClapParts(model.to(self._device), tokenizer, extractor)
-        return self._parts
+        return ClapParts(model.to(self._device), tokenizer, extractor)
 
     @property
     def reads_audio(self) -> bool:
         """Whether it has an audio branch; the model is opened for it."""
-        return self.parts().extractor is not None
+        return self.parts.extractor is not None
 
     @property
     def sample_rate(self) -> int:
@@ -88,12 +85,12 @@ class Clap:
             raise InputError(
                 f"CLAP model {self.name!r} has no audio branch; give a whole one, such as laion/clap-htsat-unfused"
             )
-        return int(self.parts().extractor.sampling_rate)
+        return int(self.parts.extractor.sampling_rate)
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str], max_tokens: int = MAX_TOKENS) -> Tensor:
         """B texts -> [B, E]; of a longer text the first max_tokens, and no more than the model has positions for."""
-        model, tokenizer, extractor = self.parts()
+        model, tokenizer, extractor = self.parts
         config = model.config if extractor is None else model.config.text_config
         # RoBERTa's positions are counted from after the padding's id
         longest = min(max_tokens, config.max_position_embeddings - config.pad_token_id - 1)
@@ -115,7 +112,7 @@ class Clap:
         evenly from its start to its end, whose mean direction is the embedding. A shorter sound is repeated.
         """
         rate = self.sample_rate  # says whether there is an audio branch
-        model, _, extractor = self.parts()
+        model, _, extractor = self.parts
         fused = model.config.audio_config.enable_fusion
         embeddings = []
         for batch in [audio] if windows == "all" else audio.split(1):
@@ -132,7 +129,7 @@ class Clap:
 
     def save(self, directory: Path) -> dict[str, list[str]]:
         """Write it in diffusers' folders below `directory`; returns the class of each folder."""
-        model, tokenizer, extractor = self.parts()
+        model, tokenizer, extractor = self.parts
         folders = {"text_encoder": model, "tokenizer": tokenizer}
         if extractor is not None:
             folders["feature_extractor"] = extractor
@@ -205,18 +202,6 @@ def fit_length(sound: Tensor, extractor: Any) -> Tensor:
     start = max(0, num_samples - wanted) // 2
     sound = sound.repeat(repeats if num_samples < wanted else 1)[start : start + wanted]
     return F.pad(sound, (0, wanted - len(sound)))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the bars that transformers draws for a second of reading or writing; that of a download stays."""
-    shown = transformers_log.is_progress_bar_enabled()
-    transformers_log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_log.enable_progress_bar()
 
 
 def embedding(features: Any) -> Tensor:

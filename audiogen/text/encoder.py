@@ -7,8 +7,8 @@ import hashlib
 import string
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +26,9 @@ from audiogen.files.tensors import empty, fill, under
 from audiogen.text.t5_stack import T5Shape, T5Stack
 from audiogen.text.vocabulary import PAD_ID, Vocabulary
 
-# The names that AudioGen and MusicGen releases write for T5, all from the hub; those with a "/" are hub ids.
-RELEASED_NAMES = (
-    *("t5-small", "t5-base", "t5-large", "t5-3b", "t5-11b"),
-    *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
-)
+# The names that AudioGen and MusicGen releases write for T5, and their hub ids.
+HUB_IDS = {f"t5-{size}": f"google-t5/t5-{size}" for size in ("small", "base", "large", "3b", "11b")}
+HUB_IDS |= {name: name for name in map("google/flan-t5-{}".format, ("small", "base", "large", "xl", "xxl"))}
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 _SMALL = ("config.json", "tokenizer*", "spiece.model", "special_tokens_map.json")
 # The files of a T5 of the hub, in one of these layouts; the first that fits is fetched.
@@ -49,6 +47,22 @@ STACK, SHARED = "encoder.", "shared.weight"
 ADVICE = "give a directory with a T5 model and its tokenizer, or a T5 hub id while the hub can be reached"
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' warnings and the bars that it draws for a second of reading; that of a download stays."""
+    from transformers.utils import logging  # late, as the tokenizer's
+
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # beside a MusicGen's config.json it warns of the special token's id
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
 class PretrainedTokenizer:
     """The tokenizer of a pretrained T5, with the interface of `Vocabulary`."""
 
@@ -58,23 +72,14 @@ class PretrainedTokenizer:
             raise InputError(f"it holds no tokenizer, which is {' or '.join(TOKENIZER_FILES)}")
         import transformers  # here: seconds, which a vocabulary of our own does not need
 
-        logging = transformers.utils.logging
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # beside a MusicGen's config.json it warns of the special token's id
-        try:
+        with quiet():
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-        finally:
-            logging.set_verbosity(verbosity)
         self.eos_id: int = self._tokenizer.eos_token_id
         self.unk_id: int = self._tokenizer.unk_token_id
 
     def encode(self, text: str) -> list[int]:
         """Token ids with the end-of-sequence id last."""
         return self._tokenizer(text, verbose=False).input_ids
-
-    def unknown(self, text: str) -> str:
-        """The characters of the text that the tokenizer lacks."""
-        return "".join(character for character in text if self.unk_id in self.encode(character))
 
     def save(self, directory: Path) -> None:
         """Write the files that `PretrainedTokenizer(directory)` reads."""
@@ -95,7 +100,9 @@ class TextEncoder(NamedTuple):
         tokenizer, ids = self.tokenizer, self.tokenizer.encode(text)
         shown = text if len(text) <= 40 else text[:40] + "..."
         if tokenizer.unk_id in ids:
-            unknown = tokenizer.unknown(text)
+            unknown = "".join(
+                character for character in text if tokenizer.unk_id in tokenizer.encode(character)
+            )
             if not set(unknown) <= set(string.punctuation):  # a missing full stop is not worth a word
                 message = f"the text encoder has no token for {unknown[:20]!r} in {shown!r}"
                 warnings.warn(message, stacklevel=2)
@@ -147,9 +154,8 @@ class EmbeddingCache:
             checkpoint.write_tensors(self.directory / f"{key}.safetensors", {"embedding": embedding})
 
     def _remember(self, key: str, embedding: Tensor) -> None:  # [L, D]
-        before = self._entries.get(key)
         self._entries[key] = embedding
-        self._used_bytes += embedding.nbytes - (0 if before is None else before.nbytes)
+        self._used_bytes += embedding.nbytes
         while self._used_bytes > self.memory_bytes and len(self._entries) > 1:
             self._used_bytes -= self._entries.popitem(last=False)[1].nbytes
 
@@ -194,11 +200,6 @@ class FrozenEncoder:
             states = self.encoder.stack.to(device)(inputs, mask)[0]
             self.cache.put(row, states)
         return states.to(device)
-
-
-def hub_name(released: str) -> str:
-    """The hub id of the T5 that a release names: "t5-large" is "google-t5/t5-large"."""
-    return released if "/" in released else f"google-t5/{released}"
 
 
 def named(
@@ -292,7 +293,7 @@ def _here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> Path:
     """A directory as it is, a hub id or a released name as the directory that it is fetched to."""
     if Path(name_or_directory).is_dir():
         return Path(name_or_directory)
-    name = hub_name(name_or_directory) if name_or_directory in RELEASED_NAMES else name_or_directory
+    name = HUB_IDS.get(name_or_directory, name_or_directory)
     if not hub.is_hub_id(name):
         raise InputError("it is no directory and no hub id")
     return hub.fetch(name, layouts)
@@ -300,13 +301,10 @@ def _here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> Path:
 
 def _weights(directory: Path) -> dict[str, Tensor]:
     """The tensors of a T5 by their names in its files, whichever of the `LAYOUTS` it has."""
-    for name in ("model.safetensors", "model.safetensors.index.json"):
-        if (directory / name).is_file():
-            return checkpoint.read_weights(directory / name)
-    pickled = sorted(directory.glob("pytorch_model*.bin"))
-    if not pickled:
-        raise InputError("it holds no weights, which are model.safetensors or pytorch_model.bin")
-    return {name: tensor for file in pickled for name, tensor in checkpoint.read_weights(file).items()}
+    pickled = [path.name for path in sorted(directory.glob("pytorch_model*.bin"))]
+    first = checkpoint.weights_file(directory, "model.safetensors", "model.safetensors.index.json", *pickled)
+    files = [directory / name for name in pickled] if first.name in pickled else [first]
+    return {name: tensor for file in files for name, tensor in checkpoint.read_weights(file).items()}
 
 
 def check_width(found: int, needed: int, name: str, where: str | Path) -> None:

@@ -236,15 +236,15 @@ class TextStates(nn.Module):
         checkpoint.write_json(model / "config.json", config)
         words.save(tokenizer)
 
-    def forward(self, texts: Sequence[str | None], padding: Sequence[int] | None = None) -> Condition:
-        """padding: tokens of padding for each text, which count like the others; a frozen encoder only."""
+    def forward(self, texts: Sequence[str | None], lengths: Sequence[int] | None = None) -> Condition:
+        """lengths: to pad shorter texts to, with tokens that count like the others; a frozen encoder only."""
         if self.frozen is None:
             assert self.embedded is not None
             return self.embedded(texts)
         rows = []
-        for text, more in zip(texts, padding or [0] * len(texts), strict=True):
+        for text, length in zip(texts, lengths or [0] * len(texts), strict=True):
             ids = self.frozen.encoder.token_ids(text or "", self.config.max_tokens, self.config.encoder)
-            rows.append(self.frozen.states(ids, more))  # [L, D]
+            rows.append(self.frozen.states(ids, max(0, length - len(ids))))  # [L, D]
         return from_rows(rows)
 
 

@@ -107,33 +107,25 @@ class FeedForward(nn.Module):
         return self.wo(self.dropout(hidden))
 
 
-class Residual(nn.Module):
-    """A layer of the normed input, added to it. name: that of the layer in transformers."""
-
-    def __init__(self, shape: T5Shape, name: str, layer: nn.Module):
-        super().__init__()
-        self.name = name
-        self.add_module(name, layer)
-        self.layer_norm = nn.RMSNorm(shape.d_model, shape.layer_norm_epsilon)
-        self.dropout = nn.Dropout(shape.dropout_rate)
-
-    def forward(self, x: Tensor, *bias: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        return x + self.dropout(self.get_submodule(self.name)(self.layer_norm(x), *bias))
-
-
 class Block(nn.Module):
-    """Self-attention, then the feed-forward."""
+    """Self-attention, then the feed-forward: each of the normed input, and added to it."""
 
     def __init__(self, shape: T5Shape, has_bias: bool):
         super().__init__()
-        attention = Residual(shape, "SelfAttention", Attention(shape, has_bias))
-        self.layer = nn.ModuleList([attention, Residual(shape, "DenseReluDense", FeedForward(shape))])
+        self.layer = nn.ModuleList()
+        for name, part in (
+            ("SelfAttention", Attention(shape, has_bias)),
+            ("DenseReluDense", FeedForward(shape)),
+        ):
+            norm = nn.RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+            layer = {name: part, "layer_norm": norm, "dropout": nn.Dropout(shape.dropout_rate)}
+            self.layer.append(nn.ModuleDict(layer))
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
-        attention, feed_forward = self.layer
-        return feed_forward(attention(x, bias))
+        (attend, norm, dropout), (feed, norm_2, dropout_2) = (layer.children() for layer in self.layer)
+        x = x + dropout(attend(norm(x), bias))
+        return x + dropout_2(feed(norm_2(x)))
 
 
 class T5Stack(nn.Module):

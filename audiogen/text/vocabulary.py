@@ -71,12 +71,6 @@ class Vocabulary:
         """Token ids with the end-of-sequence id last."""
         return [*self._pieces.encode(text), self.eos_id]
 
-    def unknown(self, text: str) -> str:
-        """The characters of the text that the vocabulary lacks."""
-        pieces = zip(self._pieces.encode(text), self._pieces.encode(text, out_type=str), strict=True)
-        # U+2581 is a space
-        return "".join(piece.strip("\u2581") for token, piece in pieces if token == self.unk_id)
-
     def save(self, directory: Path) -> None:
         """Write the model's bytes, which `Vocabulary` reads, as vocabulary.model."""
         checkpoint.write_bytes_atomic(directory / VOCABULARY_FILE, self.model)

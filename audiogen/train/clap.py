@@ -62,7 +62,7 @@ class ClapRecipe(Run):
 def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What init_from decides of a recipe that trains a model further, own or released."""
     name = recipe["init_from"]
-    return {"model": to_plain(describe(Clap(name).parts(), name))}
+    return {"model": to_plain(describe(Clap(name).parts, name))}
 
 
 def prepare(recipe: ClapRecipe, run: Path, device: torch.device) -> Prepared:
@@ -70,7 +70,7 @@ def prepare(recipe: ClapRecipe, run: Path, device: torch.device) -> Prepared:
     train, valid = open_data(recipe.data, recipe.model.features.sample_rate)
     captions = [captioned(dataset) for dataset in (train, valid) if dataset]
     if recipe.init_from:
-        clap = Clap(recipe.init_from).parts()
+        clap = Clap(recipe.init_from).parts
         clap.model.requires_grad_(True)
     else:
         path = run / VOCABULARY_FILE

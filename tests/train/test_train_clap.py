@@ -294,7 +294,7 @@ def test_a_model_of_ours_or_another_is_trained_on(clap_run: Train, tmp_path: Pat
         assert before.keys() == after.keys()
         assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in weights)
         sounds, captions = sounds_of(manifest)
-        assert Clap(str(run)).parts().extractor.sampling_rate == rate
+        assert Clap(str(run)).parts.extractor.sampling_rate == rate
         torch.testing.assert_close(
             Clap(str(run)).embed_text(captions), Clap(str(source)).embed_text(captions), rtol=0, atol=1e-4
         )
