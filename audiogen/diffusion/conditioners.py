@@ -90,11 +90,10 @@ class ConditionerConfig:
             ("text", {"text", "pooled", "loa"}),
             ("seconds", {"seconds_start", "seconds_total"}),
             ("loa", {"loa"}),
+            ("clap", {"clap"}),
         ):
-            if needed & self.uses and getattr(self, key) is None:
-                raise InputError(
-                    f"conditioner.{key} is null; needed by {', '.join(sorted(needed & self.uses))}"
-                )
+            if (by := needed & self.uses) and getattr(self, key) is None:
+                raise InputError(f"conditioner.{key} is null; needed by {', '.join(sorted(by))}")
 
     @property
     def uses(self) -> set[str]:
@@ -183,12 +182,11 @@ class Conditioner(nn.Module):
         device: torch.device | str = "cpu",
     ) -> ConditionerInputs:
         """Features of B texts, on `device`; seconds [B] from the start of a sound, for the systems that have them."""
-        clap, start = None, None if seconds is None else torch.zeros_like(seconds)
-        if "clap" in self.config.uses or ("loa" in self.config.uses and self.pooled is None):
-            if self.clap is None:
-                raise InputError("conditioner.clap is null; give the directory or hub id of a CLAP model")
+        uses, clap = self.config.uses, None
+        if self.clap is not None and ("clap" in uses or ("loa" in uses and self.pooled is None)):
             clap = self.clap.embed_text([text or "" for text in texts])
         text = None if self.text is None else self.text(texts)
+        start = None if seconds is None else torch.zeros_like(seconds)
         return ConditionerInputs(text, clap, start, seconds).to(device)
 
     def guided(
@@ -233,9 +231,8 @@ class Conditioner(nn.Module):
         """`inputs` with text and CLAP features of `empty`, and a "language of audio" of zeros."""
         loa = None
         if self.loa is not None:
-            assert empty.text is not None
-            sizes = self.loa.config
-            loa = empty.text.tokens.new_zeros(len(empty.text.tokens), sizes.length, sizes.width)
+            tokens, sizes = _given(empty, "text").tokens, self.loa.config
+            loa = tokens.new_zeros(len(tokens), sizes.length, sizes.width)
         return self(dataclasses.replace(inputs, text=empty.text, clap=empty.clap, loa=loa))
 
     def loa_vectors(self, inputs: ConditionerInputs, true: Tensor | None = None) -> Tensor:
@@ -261,15 +258,13 @@ class Conditioner(nn.Module):
 
     def _empty(self, inputs: ConditionerInputs, padded: bool) -> ConditionerInputs:
         """Features of the empty text, for as many rows as `inputs` has; padded: to the length of each row's text."""
-        found, padding = ConditionerInputs(), None
+        found = ConditionerInputs()
         if inputs.clap is not None and self.clap is not None:
             clap = self.clap.embed_text([""]).expand(len(inputs.clap), -1)
             found = ConditionerInputs(clap=clap).to(inputs.clap.device)
         if inputs.text is not None and self.text is not None:
-            if padded:
-                own = len(self.text([""]).tokens[0])
-                padding = [max(0, length - own) for length in inputs.text.mask.sum(dim=1).tolist()]
-            text = self.text([""] * len(inputs.text.tokens), padding)
+            lengths = inputs.text.mask.sum(dim=1).tolist()  # [B]
+            text = self.text([""] * len(lengths), lengths if padded else None)
             found = dataclasses.replace(found, text=text).to(inputs.text.tokens.device)
         return found
 
@@ -299,25 +294,18 @@ class Conditioner(nn.Module):
         """Tokens [B, L, D] projected, where a projection goes with the seconds, and padded to text_length."""
         length = self.config.text_length
         if isinstance(self.seconds, StableAudioProjectionModel):
-            projected = self.seconds(text_hidden_states=text.tokens).text_hidden_states
-            text = Condition(projected * text.mask[..., None], text.mask)  # the projection has a bias
+            projected = self.seconds.text_projection(text.tokens) * text.mask[..., None]  # it has a bias
+            text = Condition(projected, text.mask)
         if length is None:
             return text
-        if text.tokens.shape[1] > length:
-            raise InputError(
-                f"a text has {text.tokens.shape[1]} tokens, but conditioner.text_length is {length}; "
-                "set text.max_tokens to no more"
-            )
-        return _all_valid(F.pad(text.tokens, (0, 0, 0, length - text.tokens.shape[1])))
+        if (more := length - text.tokens.shape[1]) < 0:
+            raise InputError(f"a text is {-more} tokens above text_length {length}: lower text.max_tokens")
+        return _all_valid(F.pad(text.tokens, (0, 0, 0, more)))
 
     def _seconds(self, piece: str, inputs: ConditionerInputs) -> Tensor:
         """Seconds [B] -> Fourier features through a linear layer [B, 1, D]."""
-        seconds = _given(inputs, piece)
-        if isinstance(self.seconds, StableAudioProjectionModel):
-            if piece == "seconds_start":
-                return self.seconds(start_seconds=seconds).seconds_start_hidden_states
-            return self.seconds(end_seconds=seconds).seconds_end_hidden_states
-        return self.seconds(seconds)
+        part = "start_number_conditioner" if piece == "seconds_start" else "end_number_conditioner"
+        return getattr(self.seconds, part, self.seconds)(_given(inputs, piece))
 
 
 def _given(inputs: ConditionerInputs, name: str) -> Any:

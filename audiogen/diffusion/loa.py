@@ -8,7 +8,9 @@ bins, through twelve blocks. Width, blocks and frames are those of the tensors.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from diffusers.pipelines.audioldm2.modeling_audioldm2 import AudioLDM2Projection
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.audio_utils import mel_filter_bank
 from transformers.models.gpt2.configuration_gpt2 import GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
@@ -128,30 +131,16 @@ class LoaGenerator(nn.Module):
         return self.gpt2(inputs_embeds=states, attention_mask=mask.long(), use_cache=False).last_hidden_state
 
 
-def pool_features(features: Tensor, factor: int = 8) -> Tensor:
-    """AudioMAE features [B, T, M, D] (64 x 8 places) -> the vectors to learn [B, T M / factor^2, D], in order of time.
+def pool(grid: Tensor, length: int, width: int) -> Tensor:
+    """AudioMAE's features or an autoencoder's latents [B, D, T, M] or [B, D, T] -> vectors [B, length, width].
 
-    The mean of average and maximum over factor x factor places (AudioLDM 2, section III-C).
+    Each is of one of `length` segments of time, in order, and holds D numbers for each of width / D bands: the mean of
+    average and maximum (AudioLDM 2, section III-C, over 8 x 8 places of AudioMAE, all of its bands).
     """
-    pooled = _pool(features.movedim(-1, 1), features.shape[1] // factor, features.shape[2] // factor)
-    return pooled.flatten(2).transpose(1, 2)
-
-
-def pool_latents(latents: Tensor, length: int, width: int) -> Tensor:
-    """Latents [B, D, T, M] or [B, D, T] -> vectors to learn without AudioMAE [B, length, width], in order of time.
-
-    Each is of one of `length` segments of time, and holds D numbers for each of width / D bands: the mean of average
-    and maximum, as with AudioMAE's features.
-    """
-    grid = latents if latents.dim() == 4 else latents[..., None]
-    pooled = _pool(grid, length, width // grid.shape[1])
-    return pooled.permute(0, 2, 1, 3).flatten(2)
-
-
-def _pool(grid: Tensor, num_times: int, num_bands: int) -> Tensor:
-    """[B, D, T, M] -> [B, D, num_times, num_bands]"""
-    size = (num_times, num_bands)
-    return (F.adaptive_avg_pool2d(grid, size) + F.adaptive_max_pool2d(grid, size)) / 2
+    grid = grid if grid.dim() == 4 else grid[..., None]
+    size = (length, width // grid.shape[1])
+    pooled = (F.adaptive_avg_pool2d(grid, size) + F.adaptive_max_pool2d(grid, size)) / 2
+    return rearrange(pooled, "b d t m -> b t (d m)")
 
 
 class AudioMae(nn.Module):
@@ -198,7 +187,8 @@ class AudioMae(nn.Module):
         mono = resample(audio.float().mean(dim=1), sample_rate, SAMPLE_RATE)
         wanted = self.num_frames * HOP_LENGTH
         mono = F.pad(mono[:, :wanted], (0, max(0, wanted - mono.shape[1])))
-        return pool_features(self(normalised(fbank(mono), self.num_frames)), POOLED)
+        features = self(normalised(fbank(mono), self.num_frames))
+        return pool(features.movedim(-1, 1), self.num_vectors, self.width)
 
 
 def fbank(audio: Tensor) -> Tensor:
@@ -216,15 +206,11 @@ def fbank(audio: Tensor) -> Tensor:
 
 def mel_triangles() -> Tensor:
     """Kaldi's filters [F, M]: triangles over mel, not over Hz as most have them, from 20 Hz to 8 kHz."""
-
-    def to_mel(hz: Tensor) -> Tensor:  # any shape
-        return 1127 * (hz / 700).log1p()
-
-    low, high = to_mel(torch.tensor([F_MIN, SAMPLE_RATE / 2], dtype=torch.float64))
-    step = (high - low) / (NUM_MELS + 1)
-    centres = low + step * torch.arange(1, NUM_MELS + 1)
-    bins = to_mel(torch.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1, dtype=torch.float64))
-    return (1 - (bins[:, None] - centres).abs() / step).clamp(min=0).float()
+    triangles = partial(mel_filter_bank, mel_scale="kaldi", triangularize_in_mel_space=True)
+    with warnings.catch_warnings():  # the lowest are narrower than a bin of the spectrum
+        warnings.simplefilter("ignore", UserWarning)
+        filters = triangles(N_FFT // 2 + 1, NUM_MELS, F_MIN, SAMPLE_RATE / 2, SAMPLE_RATE)
+    return torch.from_numpy(filters).float()
 
 
 def normalised(features: Tensor, num_frames: int) -> Tensor:

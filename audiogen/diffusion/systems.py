@@ -55,19 +55,13 @@ class SystemConfig:
                 "audio_unet and text_unet work on the latents of mel_autoencoder [B, D, T, M], dit and flux on those "
                 "of waveform_autoencoder [B, D, T]"
             )
-        if self.autoencoder.latent_dim != self.denoiser.latent_dim:
-            raise InputError(
-                f"latent_dim is {self.autoencoder.latent_dim} for the autoencoder and {self.denoiser.latent_dim} for "
-                "the denoiser; it must be one number"
-            )
         for what, given, taken in (
-            ("streams of tokens", self.conditioner.cross_dims, self.denoiser.cross_dims),
-            ("a vector", self.conditioner.vector_dim, self.denoiser.vector_dim),
+            ("autoencoder gives latents", self.autoencoder.latent_dim, self.denoiser.latent_dim),
+            ("conditioner gives streams of tokens", self.conditioner.cross_dims, self.denoiser.cross_dims),
+            ("conditioner gives a vector", self.conditioner.vector_dim, self.denoiser.vector_dim),
         ):
             if given != taken:
-                raise InputError(
-                    f"the conditioner gives {what} of width {given}, the denoiser takes {taken}; they must be equal"
-                )
+                raise InputError(f"the {what} of width {given}, the denoiser takes {taken}; make them equal")
 
     @property
     def autoencoder(self) -> AutoencoderConfig:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audiogen.config import PositiveFloat, Probability, check_ranges
 from audiogen.diffusion.conditioners import Conditioner, ConditionerInputs
-from audiogen.diffusion.loa import LoaConfig, load_audiomae, pool_latents
+from audiogen.diffusion.loa import LoaConfig, load_audiomae, pool
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.train.cache import Feature
@@ -102,6 +102,6 @@ def true_vectors(
         )
 
     def pooled(audio: Tensor, latents: Tensor) -> Tensor:  # [B, C, N], [B, D, T, M] -> [B, length, width]
-        return pool_latents(latents, loa.length, loa.width)
+        return pool(latents, loa.length, loa.width)
 
     return Feature(made_by, pooled)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from audiogen.audio import resample
-from audiogen.diffusion.loa import FLOOR, fbank, load_audiomae, mel_triangles, normalised, pool_features
+from audiogen.diffusion.loa import FLOOR, fbank, load_audiomae, mel_triangles, normalised, pool
 from audiogen.errors import InputError
 from tests.diffusion.tiny_encoders import write_audiomae
 
@@ -120,7 +120,7 @@ def test_vectors_are_of_mono_at_16_khz_with_silence_after_a_short_sound(folder: 
     assert found.shape == (3, 2, 128)
     mono = F.pad(resample(audio.mean(1), 24000, 16000), (0, 60000))[:, : 256 * 160]
     with torch.no_grad():
-        torch.testing.assert_close(found, pool_features(model(normalised(fbank(mono), 256))))
+        torch.testing.assert_close(found, pool(model(normalised(fbank(mono), 256)).movedim(-1, 1), 2, 128))
     torch.testing.assert_close(model.vectors(audio[1:2], 24000), found[1:2], atol=1e-5, rtol=1e-5)
     long = torch.cat([mono, torch.randn(3, 5000)], dim=1)[:, None]
     torch.testing.assert_close(model.vectors(long, 16000), found, atol=1e-5, rtol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig, ConditionerInputs, SecondsConfig
-from audiogen.diffusion.loa import LoaConfig, LoaGenerator, pool_features, pool_latents
+from audiogen.diffusion.loa import LoaConfig, LoaGenerator, pool
 from audiogen.interfaces import Condition
 from audiogen.text import encoder
 from audiogen.text.t5 import TextConfig
@@ -144,25 +144,23 @@ def test_teacher_forcing_predicts_what_generation_makes() -> None:
 
 
 def test_pooled_features_are_the_mean_of_average_and_maximum_in_order_of_time() -> None:
-    features = torch.randn(2, 6, 4, 5)  # B, T, M, D
-    pooled = pool_features(features, 2)
-    assert pooled.shape == (2, 6, 5)
-    square = features[1, 2:4, 0:2].reshape(
-        4, 5
-    )  # the second step in time, the first in mel: number 1 * 2 + 0
-    torch.testing.assert_close(pooled[1, 2], (square.mean(0) + square.amax(0)) / 2)
+    features = torch.randn(2, 5, 6, 4)  # B, D, T, M
+    pooled = pool(features, 3, 5)
+    assert pooled.shape == (2, 3, 5)
+    square = features[1, :, 2:4].flatten(1)  # the second step in time, all bands
+    torch.testing.assert_close(pooled[1, 1], (square.mean(1) + square.amax(1)) / 2)
 
 
 def test_pooled_latents_are_segments_of_time_and_bands_of_each_channel() -> None:
     latents = torch.randn(2, 3, 6, 4)  # B, D, T, M
-    pooled = pool_latents(latents, 2, 6)
+    pooled = pool(latents, 2, 6)
     assert pooled.shape == (2, 2, 6)
     square = latents[
         1, 2, 3:6, 0:2
     ]  # the last channel in the second half of time, the lower half of the bins
     torch.testing.assert_close(pooled[1, 1, 2 * 2], (square.mean() + square.amax()) / 2)
     flat = latents[..., 0]  # [B, D, T]
-    torch.testing.assert_close(pool_latents(flat, 3, 3), pool_latents(flat[..., None], 3, 3))
+    torch.testing.assert_close(pool(flat, 3, 3), pool(flat[..., None], 3, 3))
 
 
 def test_vectors_of_texts_of_one_length_are_generated_together_in_training() -> None:

@@ -80,7 +80,7 @@ def test_what_does_not_go_together_is_refused_with_the_numbers() -> None:
             conditioner=lafma.conditioner,
             audio_unet=dataclasses.replace(lafma.audio_unet, vector_dim=20),
         )
-    with pytest.raises(InputError, match="latent_dim is 4 for the autoencoder and 8"):
+    with pytest.raises(InputError, match="autoencoder gives latents of width 4, the denoiser takes 8"):
         dataclasses.replace(lafma, audio_unet=dataclasses.replace(lafma.audio_unet, latent_dim=8))
     with pytest.raises(InputError, match="conditioner.cross names 'words'"):
         ConditionerConfig(cross=(("words",),))

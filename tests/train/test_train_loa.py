@@ -13,7 +13,7 @@ import torch
 from audiogen.data.dataset import DataConfig, open_data
 from audiogen.data.encoded import LatentDataset
 from audiogen.data.loader import collate
-from audiogen.diffusion.loa import load_audiomae, pool_latents
+from audiogen.diffusion.loa import load_audiomae, pool
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.models.released import load_released
@@ -85,9 +85,7 @@ def test_vectors_are_stored_with_the_latents(audioldm2: Train) -> None:
     run = audioldm2("run", "fit.steps=1", "loa.only=true")
     batch = stored(run)
     assert batch.features["loa"].shape == (4, 5, 16)
-    torch.testing.assert_close(
-        batch.features["loa"], pool_latents(batch.latents, 5, 16), atol=5e-3, rtol=5e-3
-    )
+    torch.testing.assert_close(batch.features["loa"], pool(batch.latents, 5, 16), atol=5e-3, rtol=5e-3)
     with pytest.raises(InputError, match=r"made with other settings \(loa\)"):
         audioldm2("run", "fit.steps=2", "loa=null")
 
