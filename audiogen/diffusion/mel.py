@@ -62,15 +62,16 @@ def log_mel(audio: Tensor, config: MelConfig) -> Tensor:
     Hann window of n_fft, slaney filters; (n_fft - hop_length) / 2 samples are reflected beyond each end, so that frame
     t is centred on its own hop. Zeros follow audio that is too short to be reflected. Differentiable.
     """
-    frames, pad = audio.shape[-1] // config.hop_length, (config.n_fft - config.hop_length) // 2
+    n_fft, hop_length = config.n_fft, config.hop_length
+    frames, pad = audio.shape[-1] // hop_length, (n_fft - hop_length) // 2
     flat = audio.float()[:, 0]  # [B, N]
     flat = F.pad(flat, (0, max(0, pad + 1 - flat.shape[-1])))
     flat = F.pad(flat, (pad, pad), mode="reflect")
-    window = torch.hann_window(config.n_fft, device=audio.device)
+    window = torch.hann_window(n_fft, device=audio.device)
     spectrum = torch.stft(
-        flat, config.n_fft, config.hop_length, window=window, center=False, return_complex=True
-    ).abs()  # [B, F, T]
-    mel = spectrum.transpose(1, 2) @ config.filters(audio.device)  # [B, T, M]
+        flat, n_fft, hop_length, window=window, center=False, return_complex=True
+    )  # [B, F, T]
+    mel = spectrum.abs().transpose(1, 2) @ config.filters(audio.device)  # [B, T, M]
     return mel[:, None, :frames].clamp(min=config.floor).log()
 
 
@@ -144,24 +145,19 @@ def griffin_lim(mel: Tensor, config: MelConfig) -> Tensor:
     """
     # One frame more at each end: torch's frames are centred on multiples of the hop, ours half a hop later.
     magnitude = F.pad(magnitudes(mel, config), (1, 1), mode="replicate")  # [B, F, T + 2]
-    window = torch.hann_window(config.n_fft, device=mel.device)
+    frames: dict[str, Any] = {"n_fft": config.n_fft, "hop_length": config.hop_length}
+    frames["window"] = torch.hann_window(config.n_fft, device=mel.device)
     generator = torch.Generator().manual_seed(0)
     phase = 2 * math.pi * torch.rand(magnitude.shape[2], magnitude.shape[1], generator=generator).T
     rotation = torch.polar(torch.ones_like(phase), phase).to(mel.device)  # [F, T + 2]
 
     def inverse(rotation: Tensor) -> Tensor:  # [..., F, T] -> [..., N]
-        return torch.istft(magnitude * rotation, config.n_fft, config.hop_length, window=window)
+        return torch.istft(magnitude * rotation, **frames)
 
     previous = torch.zeros_like(magnitude, dtype=rotation.dtype)
     for _ in range(PHASE_STEPS):
-        spectrum = torch.stft(
-            inverse(rotation),
-            config.n_fft,
-            config.hop_length,
-            window=window,
-            pad_mode="constant",  # one frame is too short to be reflected
-            return_complex=True,
-        )
+        # padded with zeros: one frame is too short to be reflected
+        spectrum = torch.stft(inverse(rotation), **frames, pad_mode="constant", return_complex=True)
         ahead = spectrum + MOMENTUM * (spectrum - previous)  # [B, F, T + 2]
         rotation = ahead / ahead.abs().clamp(min=1e-8)
         previous = spectrum

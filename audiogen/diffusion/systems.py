@@ -66,9 +66,7 @@ class SystemConfig:
     @property
     def autoencoder(self) -> AutoencoderConfig:
         """The one that is given."""
-        found = self.mel_autoencoder or self.waveform_autoencoder
-        assert found is not None
-        return found
+        return next(found for key in AUTOENCODERS if (found := getattr(self, key)) is not None)
 
     @property
     def sample_rate(self) -> int:
@@ -79,9 +77,7 @@ class SystemConfig:
     @property
     def denoiser(self) -> DenoiserConfig:
         """The one that is given."""
-        found = self.audio_unet or self.text_unet or self.dit or self.flux
-        assert found is not None
-        return found
+        return next(found for key in DENOISERS if (found := getattr(self, key)) is not None)
 
 
 # Published systems whose size no recipe has: the recipe, and how its UNet differs. Heads are channels / 32 but for

@@ -183,9 +183,8 @@ def clap_features(
     batch = torch.stack([fit_length(sound, extractor) for sound in sounds]).to(dtype)  # [B, N]
     n_fft = extractor.fft_window_size
     window = torch.hann_window(n_fft, dtype=dtype, device=batch.device)
-    spectrum = torch.stft(
-        batch, n_fft, extractor.hop_length, window=window, pad_mode="reflect", return_complex=True
-    ).to(torch.complex64)  # [B, F, T]; the extractor rounds here, too
+    spectrum = torch.stft(batch, n_fft, extractor.hop_length, window=window, return_complex=True)  # [B, F, T]
+    spectrum = spectrum.to(torch.complex64)  # the extractor rounds here, too
     real, imaginary = spectrum.real.to(dtype), spectrum.imag.to(dtype)
     power = real.square().addcmul_(imaginary, imaginary)
     filters = torch.from_numpy(extractor.mel_filters if fused else extractor.mel_filters_slaney)  # [F, M]

@@ -159,22 +159,18 @@ class T5Stack(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """ids int64 [B, L] -> [B, L, D]; mask bool [B, L] is False for padding, which no token attends to."""
-        bias = self._position_bias(ids.shape[1])  # [1, heads, L, L]
+        shape, position = self.config, torch.arange(ids.shape[1], device=ids.device)
+        sizes = shape.relative_attention_num_buckets, shape.relative_attention_max_distance
+        which = buckets(position - position[:, None], *sizes)  # [L queries, L keys]
+        # what every layer adds to the scores, by distance and head; its weights are in the first
+        table = self.get_parameter("block.0.layer.0.SelfAttention.relative_attention_bias.weight")
+        bias = rearrange(F.embedding(which, table), "q k h -> 1 h q k")
         if mask is not None:
             bias = bias.masked_fill(~mask[:, None, None], torch.finfo(bias.dtype).min)  # [B, heads, L, L]
         x = self.dropout(self.embed_tokens(ids))
         for block in self.block:
             x = block(x, bias)
         return self.dropout(self.final_layer_norm(x))
-
-    def _position_bias(self, length: int) -> Tensor:
-        """What every layer adds to the scores, by distance and head: [1, heads, L, L]; its weights are in the first."""
-        table = self.get_parameter("block.0.layer.0.SelfAttention.relative_attention_bias.weight")
-        position = torch.arange(length, device=table.device)
-        shape = self.config
-        num_buckets, longest = shape.relative_attention_num_buckets, shape.relative_attention_max_distance
-        which = buckets(position - position[:, None], num_buckets, longest)  # [L queries, L keys]
-        return rearrange(F.embedding(which, table), "q k h -> 1 h q k")
 
 
 def buckets(offset: Tensor, num_buckets: int, max_distance: int) -> Tensor:

@@ -13,10 +13,8 @@ PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # as in T5
 VOCABULARY_FILE = "vocabulary.model"
 
 
-def train_vocabulary(
-    captions: Iterable[str | None], vocab_size: int, path: Path | str | None = None
-) -> bytes:
-    """Build a unigram vocabulary of at most `vocab_size` pieces; return it and, if asked, write it to `path`.
+def train_vocabulary(captions: Iterable[str | None], vocab_size: int) -> bytes:
+    """Build a unigram vocabulary of at most `vocab_size` pieces, as the bytes that `Vocabulary` takes.
 
     A function of the set of captions only: their order and repeats do not matter. Text is normalised (NFKC)
     and case-folded, so "A Dog barks" and "a dog barks" are the same prompt. Few captions give fewer pieces
@@ -47,8 +45,6 @@ def train_vocabulary(
             f"cannot build a vocabulary of {vocab_size} pieces from {len(lines)} captions ({error}); "
             "set text.vocab_size higher than the number of different characters"
         ) from error
-    if path is not None:
-        checkpoint.write_bytes_atomic(Path(path), model.getvalue())
     return model.getvalue()
 
 

@@ -222,7 +222,7 @@ def new_text(config: TextConfig, train: Captioned, run: Path, seed: int) -> T5Co
     with distributed.first_process_first():
         if not path.exists():
             captions = (caption for clip in wordings(train) for caption in clip)
-            train_vocabulary(captions, config.vocab_size, path)
+            checkpoint.write_bytes_atomic(path, train_vocabulary(captions, config.vocab_size))
     torch.manual_seed(seed_for(seed, "text weights"))
     return T5Conditioner(config, path.read_bytes())
 

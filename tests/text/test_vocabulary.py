@@ -10,7 +10,8 @@ UNUSABLE = [None, "  "]
 
 
 def test_same_captions_in_any_order_give_the_same_bytes(tmp_path):
-    model = train_vocabulary(CAPTIONS + UNUSABLE, 64, tmp_path / "vocabulary.model")
+    model = train_vocabulary(CAPTIONS + UNUSABLE, 64)
+    Vocabulary(model).save(tmp_path)
     assert (tmp_path / "vocabulary.model").read_bytes() == model
     assert train_vocabulary(reversed(CAPTIONS * 3), 64) == model
     assert train_vocabulary(CAPTIONS[:2], 64) != model
