@@ -27,7 +27,7 @@ SYNTH_SEED = 0  # the built-in corpus is one corpus: "synth:7" names the same so
 SYNTH_DURATION_S, SYNTH_LONGEST_S = 5.0, 30.0
 CACHED_CLIP_S = 60  # longer clips are read from disk crop by crop
 MIN_OVERLAP = 0.5  # of the shorter sound, as published
-SYNTH_SOURCE = re.compile(r"synth:(\d+)(?:@(\d+))?")
+SYNTH_SOURCE = re.compile(r"synth:(0*[1-9]\d*)(?:@(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ class BuiltInClip(Clip):
 def read_source(source: SourceConfig) -> list[Clip]:
     """The clips of a source, its `where` applied, without repeats. Raises InputError for what is not a source."""
     name = source.source
-    number = SYNTH_SOURCE.fullmatch(name)
-    if number:
-        count, start = int(number[1]), int(number[2] or 0)
-        if count == 0 or source.where:
-            raise InputError(f"{name}: needs a count above 0 and takes no `where`")
-        return [BuiltInClip(index) for index in range(start, start + count)]
     if name.startswith("synth"):
-        raise InputError(f"{name}: expected synth:COUNT or synth:COUNT@START, as in synth:20000")
+        match = SYNTH_SOURCE.fullmatch(name)
+        if not match or source.where:
+            raise InputError(
+                f"{name}: expected synth:COUNT or synth:COUNT@START, COUNT above 0, and no `where`"
+            )
+        start = int(match[2] or 0)
+        return [BuiltInClip(number) for number in range(start, start + int(match[1]))]
     listed = os.path.join(name, "manifest.jsonl")
     if os.path.isfile(listed):
         clips = read_manifest(listed)

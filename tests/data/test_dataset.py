@@ -258,7 +258,7 @@ def test_what_is_no_source(tmp_path: Path) -> None:
         (str(tmp_path / "gone.jsonl"), "no such manifest"),
         (str(tmp_path / "notes.txt"), "a manifest ends in .jsonl or .csv"),
         (str(tmp_path / "bad"), "none of its 1 sounds can be read"),
-        ("synth:0", "needs a count above 0"),
+        ("synth:0", "expected synth:COUNT or .*, COUNT above 0"),
         ("synth:many", "expected synth:COUNT or synth:COUNT@START"),
         ("synth", "expected synth:COUNT"),
     ]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from audiogen.data.synth.signals import Signal, Synth, band, vowel
+from audiogen.data.synth.signals import Signal, Synth, band
 
 # ---- Weather, water and fire.
 
@@ -105,7 +105,7 @@ def dog_bark(s: Synth) -> Signal:
     glide = glide * (1 + 0.04 * s.wander(90))
     size = (s.pitch / 450) ** 0.7
     formants = [(650 * size, 300), (1300 * size, 350), (2500 * size, 700)]
-    voice = s.harmonic(glide, vowel(s.pitch, formants, 0.7))
+    voice = s.voice(glide, s.pitch, formants, 0.7)
     breath = s.noise([(100, -30), (500, -3), (1100, 0), (2500, -10), (8000, -30)])
     loud = s.line((0, 0), (0.08, 1), (0.45, 0.8), (1, 0))
     return voice / (np.abs(voice).max() + 1e-6) * loud + 0.22 * breath * loud**2
@@ -116,10 +116,8 @@ def cat_meow(s: Synth) -> Signal:
     glide = s.pitch * s.line((0, 0.8), (0.3, 1.1), (0.7, 1.0), (1, 0.75))
     glide = glide * (1 + 0.015 * s.sine(s.uniform(5, 8)))
     size = (s.pitch / 650) ** 0.7
-    closed = s.harmonic(glide, vowel(s.pitch, [(700 * size, 300), (2200 * size, 500)], 1.2))
-    opened = s.harmonic(
-        glide, vowel(s.pitch, [(1100 * size, 400), (1800 * size, 400), (3200 * size, 700)], 0.5)
-    )
+    closed = s.voice(glide, s.pitch, [(700 * size, 300), (2200 * size, 500)], 1.2)
+    opened = s.voice(glide, s.pitch, [(1100 * size, 400), (1800 * size, 400), (3200 * size, 700)], 0.5)
     opening = s.line((0, 0), (0.35, 1), (0.6, 0.8), (1, 0.1))
     return (closed * (1 - opening) + opened * opening) * s.line((0, 0), (0.15, 1), (0.6, 0.8), (1, 0))
 
@@ -134,7 +132,7 @@ def rooster_crow(s: Synth) -> Signal:
     loud = s.line(
         (0, 0), (0.04, 0.7), (0.1, 0.1), (0.14, 0.8), (0.24, 0.1), (0.28, 0.8), (0.4, 1), (0.8, 0.8), (1, 0)
     )
-    voice = s.harmonic(glide, vowel(top, [(1000, 500), (1900, 600), (3200, 900)], 0.3))
+    voice = s.voice(glide, top, [(1000, 500), (1900, 600), (3200, 900)], 0.3)
     return voice * loud + 0.05 * np.abs(voice).max() * s.noise(band(800, 5000)) * loud
 
 
@@ -178,7 +176,7 @@ def speech(s: Synth) -> Signal:
         voices = []
         for first, second in s.rng.permutation(vowels)[:2]:
             formants = [(first * size, 90), (second * size, 130), (2700 * size, 250), (3500 * size, 350)]
-            voices.append(syllable.harmonic(hz, vowel(s.pitch, formants, 0.9)))
+            voices.append(syllable.voice(hz, s.pitch, formants, 0.9))
         voice = voices[0] + (voices[1] - voices[0]) * syllable.line((0, 0), (0.3, 0), (0.8, 1), (1, 1))
         out[at : at + m] = voice * syllable.line((0, 0), (0.2, 1), (0.7, 0.8), (1, 0.05)) * s.uniform(0.5, 1)
         if s.rng.random() < 0.35:
@@ -192,7 +190,7 @@ def baby_cry(s: Synth) -> Signal:
     """A long arched wail, bright and trembling."""
     top = s.uniform(400, 560)
     glide = top * s.line((0, 0.75), (0.2, 1.0), (0.6, 1.03), (1, 0.7)) * (1 + 0.02 * s.wander(25))
-    voice = s.harmonic(glide, vowel(top, [(1100, 400), (1700, 500), (3300, 800)], 0.4))
+    voice = s.voice(glide, top, [(1100, 400), (1700, 500), (3300, 800)], 0.4)
     return voice * s.line((0, 0), (0.15, 1), (0.7, 0.9), (1, 0)) * (1 + 0.2 * s.wander(20))
 
 
@@ -203,7 +201,7 @@ def sneeze(s: Synth) -> Signal:
     burst = burst * s.line((0, 0), (0.44, 0), (0.48, 1), (0.6, 0.5), (1, 0))
     start = s.uniform(220, 380)
     hz = start * s.line((0, 1.2), (0.5, 1.2), (1, 0.7))
-    voice = s.harmonic(hz, vowel(start, [(700, 200), (1600, 300)], 0.8))
+    voice = s.voice(hz, start, [(700, 200), (1600, 300)], 0.8)
     return inhale + burst + 0.6 * voice * s.line((0, 0), (0.42, 0), (0.5, 1), (0.8, 0.4), (1, 0))
 
 

@@ -75,6 +75,16 @@ class Synth:
         index = (self.phase(hz) * TABLE_SIZE).astype(np.int64) & (TABLE_SIZE - 1)
         return table[index]
 
+    def voice(
+        self, hz: Frequency, pitch_hz: float, formants: Sequence[tuple[float, float]], tilt: float
+    ) -> Signal:
+        """A voice [N]: 60 harmonics, 1/h**tilt times resonances (centre, bandwidth in Hz) that `pitch_hz` has."""
+        order = np.arange(1, 61)
+        peaks = np.full(len(order), 0.01)
+        for centre, width in formants:
+            peaks += 1 / (1 + ((order * pitch_hz - centre) / (0.5 * width)) ** 2)
+        return self.harmonic(hz, peaks / order**tilt)
+
     def partials(self, hz: Numbers, amplitudes: Numbers, decays_s: Numbers) -> Signal:
         """Inharmonic partials [N], each dying away with its own time constant, as a struck body does."""
         time, out = self.seconds(), np.zeros(self.n, dtype=np.float32)
@@ -172,16 +182,6 @@ def band(low_hz: float, high_hz: float, slope_db: float = 24.0) -> Curve:
     """A curve for `noise`: flat from low to high, falling by `slope_db` per octave outside."""
     high_hz = max(high_hz, low_hz * 1.01)
     return [(low_hz / 8, -3 * slope_db), (low_hz, 0.0), (high_hz, 0.0), (high_hz * 8, -3 * slope_db)]
-
-
-def vowel(pitch_hz: float, formants: Sequence[tuple[float, float]], tilt: float = 1.0) -> Signal:
-    """Amplitudes of 60 harmonics of a voice: a 1/h**tilt source times resonances (centre Hz, bandwidth Hz)."""
-    order = np.arange(1, 61)
-    hz = order * pitch_hz
-    peaks = np.full(len(hz), 0.01)
-    for centre, width in formants:
-        peaks += 1 / (1 + ((hz - centre) / (0.5 * width)) ** 2)
-    return peaks / order**tilt
 
 
 def at_speed(signal: Signal, speed: float) -> Signal:
