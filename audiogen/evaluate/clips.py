@@ -14,9 +14,8 @@ from audiogen.data.manifest import Clip, group_of, held_out
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 
-ORDER_OFFSET = (
-    500_000  # order prompt `number` is generated with a seed that much higher than another prompt's
-)
+SEED_STRIDE = 1_000_000  # prompt `number` of seed s is generated with seed s * SEED_STRIDE + number,
+ORDER_OFFSET = 500_000  # and an order prompt with one that much higher
 
 Seconds = Annotated[float, Range(0, 86_400, above=True)]  # of sound or of time, up to a day
 
@@ -30,13 +29,15 @@ def check_distinct(option: str, values: Sequence[object]) -> None:
 class Prompt(NamedTuple):
     """A text to generate from, and the real clip that it describes.
 
-    number: its place in the choice. order: it is one of those for two events in order, which have numbers of their own.
+    number: its place in the choice. kinds, scene: of a prompt for two events in order, the kinds of sound in that order
+    and the number of its clip in the built-in corpus; such prompts are numbered by themselves.
     """
 
     number: int
     text: str
     clip: Clip
-    order: bool = False
+    kinds: tuple[str, ...] = ()
+    scene: int = 0
 
     @property
     def label(self) -> str | None:
@@ -44,14 +45,13 @@ class Prompt(NamedTuple):
         label = self.clip.fields.get("label")
         return None if label is None else str(label)
 
-    @property
-    def seed(self) -> int:
-        """Of its sound, with seed 0 of the comparison."""
-        return self.number + self.order * ORDER_OFFSET
+    def seed(self, seed: int) -> int:
+        """Of its sound, with a seed of the comparison."""
+        return seed * SEED_STRIDE + self.number + bool(self.kinds) * ORDER_OFFSET
 
     def path(self, folder: Path, take: int | str) -> Path:
         """Where the sound of a seed, or what `take` says, lies."""
-        return folder / f"{'order_' if self.order else ''}{self.number:04d}_{take}.wav"
+        return folder / f"{'order_' if self.kinds else ''}{self.number:04d}_{take}.wav"
 
 
 def choose(clips: Sequence[Clip], num_clips: int | None = None) -> list[Prompt]:
@@ -80,7 +80,7 @@ def choose(clips: Sequence[Clip], num_clips: int | None = None) -> list[Prompt]:
 
 
 def _place(clip: Clip) -> str:
-    """Names a clip by the last two parts of its path, so that it does not matter where the corpus lies."""
+    """A clip's name by the last two parts of its path, so that it does not matter where the corpus lies."""
     return f"{'/'.join(Path(clip.path).parts[-2:])}@{clip.start_s:g}"
 
 

@@ -23,7 +23,7 @@ from audiogen.evaluate import scores, systems
 from audiogen.evaluate.clips import Prompt, read, shuffled
 from audiogen.evaluate.cost import Clock, machine
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
-from audiogen.evaluate.order import OrderPrompt, check_judge, judge_clips, order_accuracy
+from audiogen.evaluate.order import check_judge, judge_clips, order_accuracy
 from audiogen.evaluate.report import REFERENCE, Column, Report, Sound, columns_of, filled, notes_on
 from audiogen.evaluate.scores import Cells, Warn
 from audiogen.evaluate.systems import RECONSTRUCTION, Comparison, Material, System, is_kept, keep
@@ -92,10 +92,9 @@ def run(
             f"other, the share of clips that hold both, in that order, as `{tagger.name}` ({tagger.identity}) labels "
             "them."
         )
-    references = [entry.row for entry in entries[2:] if entry.row.get(REFERENCE)]
-    contestants = [entry.row for entry in entries[2:] if not entry.row.get(REFERENCE)]
+    codecs_first = sorted(entries[2:], key=lambda entry: REFERENCE not in entry.row)
     failed: list[Cells] = [{"system": name, "remark": f"failed: {why}"} for name, why in failures.items()]
-    rows = [ceiling.row, *references, *contestants, *failed, floor.row]
+    rows = [ceiling.row, *(entry.row for entry in codecs_first), *failed, floor.row]
     columns, costs = filled(columns, rows), filled(columns_of("costs"), rows)
     quality = [column.key for column in columns if column.better]
     report = Report(
@@ -118,7 +117,7 @@ def run_systems(
     finished: dict[str, System] = {}
     failures: dict[str, str] = {}
     names = systems.system_names(comparison.models)
-    num_sounds = (1 + len(comparison.seeds)) * (len(material.prompts) + len(material.order_clips))
+    num_sounds = (1 + len(comparison.seeds)) * len(material.all_prompts)
     with tqdm(total=num_sounds * len(names), unit="sound", disable=None) as bar:
         for place, (name, model) in enumerate(zip(names, comparison.models, strict=True), 1):
             bar.set_description(name)
@@ -150,7 +149,7 @@ def real_entries(material: Material) -> tuple[Entry, Entry]:
         return [clips[other] for other in shuffled(len(clips))] if len(clips) > 1 else []
 
     clips = [prompt.clip for prompt in material.prompts]
-    order_clips = [prompt.clip for prompt in material.order_clips]
+    order_clips = [prompt.clip for prompt in material.order]
     ceiling: Cells = {"system": "ground truth", "family": "real clips", "n": len(clips), REFERENCE: True}
     floor = ceiling | {"system": "captions shuffled"}
     if len(clips) == 1:
@@ -166,7 +165,7 @@ def system_entries(name: str, system: System, comparison: Comparison, material: 
         return [Clip(str(prompt.path(folder, take))) for prompt in prompts for take in takes]
 
     def entry(row: Cells, takes: Sequence[int | str]) -> Entry:
-        sounds, order_sounds = clips(material.prompts, takes), clips(material.order_clips, takes)
+        sounds, order_sounds = clips(material.prompts, takes), clips(material.order, takes)
         return Entry(row | {"n": len(sounds)}, sounds, order_sounds, len(takes))
 
     codec: Cells = {"system": f"{name}, codec alone", "family": "real clips", REFERENCE: True}
@@ -217,7 +216,7 @@ def _warn_of_row(warn: Warn, name: str, message: str) -> None:
     warn(f"{name}: {message}")
 
 
-def judge_order(tagger: Tagger, entries: Sequence[Entry], prompts: Sequence[OrderPrompt]) -> Column:
+def judge_order(tagger: Tagger, entries: Sequence[Entry], prompts: Sequence[Prompt]) -> Column:
     """Share of clips that hold both events in order; for the JSON, that hold both, and of these those in order."""
     judge = f"{tagger.name} {tagger.identity}"
     for entry in entries:
@@ -266,10 +265,10 @@ def in_words(where: Mapping[str, Sequence[str]]) -> str:
 def find_sounds(comparison: Comparison, material: Material, names: Sequence[str]) -> list[Sound]:
     """The sounds to listen to, prompt by prompt: real, through each codec, of each system with the first seed."""
     sounds, num = [], comparison.num_sounds
-    for prompt in [*material.prompts[:num], *material.order_clips[:num]]:
-        title = f"{prompt.number + 1}{' in order' if prompt.order else ''}. {prompt.text}"
+    for prompt in [*material.prompts[:num], *material.order[:num]]:
+        title = f"{prompt.number + 1}{' in order' if prompt.kinds else ''}. {prompt.text}"
         path = prompt.path(comparison.folder("real"), "real")
-        if not prompt.order:
+        if not prompt.kinds:  # those of order prompts are there
             settings = {"clip": prompt.clip.key, "duration_s": comparison.duration_s}
             if not is_kept(path, settings):
                 sound = read(prompt.clip, None, None, comparison.duration_s)

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +22,10 @@ from torch import Tensor
 from audiogen.audio import resample
 from audiogen.data import synth
 from audiogen.data.dataset import SYNTH_SEED
+from audiogen.data.manifest import Clip
 from audiogen.data.synth.scene import compose
 from audiogen.errors import InputError
+from audiogen.evaluate.clips import Prompt
 from audiogen.evaluate.metrics import Array, Index, Interval, bootstrap, prompt_interval
 from audiogen.tagger.model import Tagger
 
@@ -35,15 +38,6 @@ THRESHOLD = 0.15
 EARLIER = 0.8  # share of the pairs of frames with the one and the other sound that must be in order
 
 
-class OrderPrompt(NamedTuple):
-    """A caption of two sounds, one after the other. number: the clip of the built-in corpus that it describes."""
-
-    caption: str
-    first_kind: str
-    second_kind: str
-    number: int
-
-
 class OrderVerdict(NamedTuple):
     """The judge's result for one clip. in_order is true only where both sounds are present."""
 
@@ -52,11 +46,12 @@ class OrderVerdict(NamedTuple):
     in_order: bool
 
 
-def order_prompts(num: int, duration_s: float = 5.0) -> list[OrderPrompt]:
+def order_prompts(num: int, duration_s: float = 5.0, folder: Path = Path()) -> list[Prompt]:
     """`num` prompts in which all kinds of sound come first, and second, about equally often.
 
     Always the same for a duration; the first prompts of a longer list are the shorter list. Each prompt is
     the one, of a pool of the next clips with two sounds in order, whose sounds were asked for least in their place.
+    folder: where the real clips will lie, once `real_clip` has made them.
     """
     if num < 1:
         raise InputError(f"{num} order prompts were asked for; the least is 1")
@@ -68,19 +63,21 @@ def order_prompts(num: int, duration_s: float = 5.0) -> list[OrderPrompt]:
     )
     pool = list(itertools.islice(ordered, POOL))
     asked: Counter[tuple[int, str]] = Counter()
-    prompts: list[OrderPrompt] = []
-    for _ in range(num):
+    prompts: list[Prompt] = []
+    for number in range(num):
         chosen = min(pool, key=lambda entry: (asked[0, entry[1]] + asked[1, entry[2]], entry))
         pool[pool.index(chosen)] = next(ordered)
-        clip, first, second = chosen
-        asked.update([(0, first), (1, second)])
-        prompts.append(OrderPrompt(synth.captions(SYNTH_SEED, clip, duration_s)[0], first, second, clip))
+        scene, *kinds = chosen
+        asked.update(enumerate(kinds))
+        text = synth.captions(SYNTH_SEED, scene, duration_s)[0]
+        prompt = Prompt(number, text, Clip(""), tuple(kinds), scene)
+        prompts.append(prompt._replace(clip=Clip(str(prompt.path(folder, "real")))))
     return prompts
 
 
-def real_clip(prompt: OrderPrompt, sample_rate: int, duration_s: float = 5.0) -> Tensor:
+def real_clip(prompt: Prompt, sample_rate: int, duration_s: float = 5.0) -> Tensor:
     """The clip [1, N] of the built-in corpus that a prompt describes, for the ceiling."""
-    return synth.render(SYNTH_SEED, prompt.number, sample_rate, duration_s).audio
+    return synth.render(SYNTH_SEED, prompt.scene, sample_rate, duration_s).audio
 
 
 def judge(probabilities: ArrayLike, first: int, second: int, threshold: float = THRESHOLD) -> OrderVerdict:
@@ -108,25 +105,26 @@ def frame_probabilities(tagger: Tagger, audio: Tensor, sample_rate: int) -> Arra
     return logits.double().sigmoid().cpu().numpy()
 
 
-def check_judge(tagger: Tagger, prompts: Sequence[OrderPrompt]) -> None:
+def check_judge(tagger: Tagger, prompts: Sequence[Prompt]) -> None:
     """InputError where prompts name a kind of sound that the tagger has no label for."""
-    asked = {kind for prompt in prompts for kind in (prompt.first_kind, prompt.second_kind)}
-    if unknown := sorted(asked - set(tagger.config.groups.get(GROUP, ()))):
+    if unknown := sorted(
+        {kind for prompt in prompts for kind in prompt.kinds} - set(tagger.config.groups.get(GROUP, ()))
+    ):
         raise InputError(
             f"the tagger {tagger.name!r} cannot judge order: it has no label {unknown[0]!r}; use tagger_tiny"
         )
 
 
 def judge_clips(
-    tagger: Tagger, clips: Iterable[Tensor], sample_rate: int, prompts: Sequence[OrderPrompt]
+    tagger: Tagger, clips: Iterable[Tensor], sample_rate: int, prompts: Sequence[Prompt]
 ) -> list[OrderVerdict]:
     """A verdict for each clip [C, N], each on its own prompt. Raises InputError as `check_judge` does."""
     check_judge(tagger, prompts)
     kinds = tagger.config.groups[GROUP]
     verdicts = []
     for clip, prompt in zip(clips, prompts, strict=True):
-        frames = frame_probabilities(tagger, clip, sample_rate)
-        verdicts.append(judge(frames, kinds.index(prompt.first_kind), kinds.index(prompt.second_kind)))
+        first, second = map(kinds.index, prompt.kinds)
+        verdicts.append(judge(frame_probabilities(tagger, clip, sample_rate), first, second))
     return verdicts
 
 

@@ -24,7 +24,7 @@ from audiogen.errors import InputError
 from audiogen.evaluate import cost
 from audiogen.evaluate.clips import Prompt, Seconds, ceiling_split, check_distinct, choose, read
 from audiogen.evaluate.cost import Clock, Job
-from audiogen.evaluate.order import OrderPrompt, order_prompts, real_clip
+from audiogen.evaluate.order import order_prompts, real_clip
 from audiogen.evaluate.scores import Cells, Warn
 from audiogen.files import checkpoint
 from audiogen.interfaces import Generator
@@ -32,7 +32,6 @@ from audiogen.interfaces import Generator
 ORDER_RATE = 16000  # Hz, of the built-in corpus as it is rendered for the ceiling of order accuracy
 SHORT = 0.9  # of the generated length: shorter real clips are warned of
 RECONSTRUCTION = "codec"  # stands in a file's name in place of the seed
-SEED_STRIDE = 1_000_000  # prompt `number` of seed s is generated with seed s * SEED_STRIDE + number
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,12 @@ class Material(NamedTuple):
     reference: list[Clip]
     prompts: list[Prompt]
     split: tuple[list[Clip], list[Prompt]]
-    order: list[OrderPrompt]
-    order_clips: list[Prompt]
+    order: list[Prompt]
+
+    @property
+    def all_prompts(self) -> list[Prompt]:
+        """Those of clips, then those for two events in order."""
+        return [*self.prompts, *self.order]
 
     @property
     def clips(self) -> list[Clip]:
@@ -136,13 +139,8 @@ def gather(comparison: Comparison, warn: Warn) -> Material:
             f"{comparison.data}: one clip is chosen as reference; give at least 2, better hundreds"
         )
     num_order = comparison.order_prompts
-    order = order_prompts(num_order, duration_s=duration_s) if num_order else []
-    order_clips = []
-    for number, caption in enumerate(prompt.caption for prompt in order):
-        prompt = Prompt(number, caption, Clip(""), order=True)
-        path = prompt.path(comparison.folder("real"), "real")
-        order_clips.append(prompt._replace(clip=Clip(str(path))))
-    material = Material(reference, prompts, ceiling_split(reference, prompts), order, order_clips)
+    order = order_prompts(num_order, duration_s, comparison.folder("real")) if num_order else []
+    material = Material(reference, prompts, ceiling_split(reference, prompts), order)
 
     def length_s(clip: Clip) -> float:
         rest_s = audio.info(clip.path).duration_s - clip.start_s  # by the header of the file
@@ -159,11 +157,9 @@ def gather(comparison: Comparison, warn: Warn) -> Material:
 
 def render_order_clips(comparison: Comparison, material: Material) -> None:
     """Write the real clips of order prompts, which are synthesised, where they are not kept yet."""
-    for prompt, rendered in zip(material.order, material.order_clips, strict=True):
-        path, settings = (
-            Path(rendered.clip.path),
-            {"clip": prompt.number, "duration_s": comparison.duration_s},
-        )
+    for prompt in material.order:
+        path = Path(prompt.clip.path)
+        settings = {"clip": prompt.scene, "duration_s": comparison.duration_s}
         if not is_kept(path, settings):
             keep(path, real_clip(prompt, ORDER_RATE, comparison.duration_s), ORDER_RATE, settings)
 
@@ -187,9 +183,8 @@ def run_system(
     identity, rate = generator.identity(), generator.sample_rate
     job = Job(generator, [prompt.text for prompt in material.prompts], duration_s, guidance, clock)
     steps, measured = prepare(job, identity, comparison, folder)
-    prompts = [*material.prompts, *material.order_clips]
     codec_settings = {"identity": identity, "duration_s": duration_s}
-    for prompt in prompts:
+    for prompt in material.all_prompts:
         made_with = codec_settings | {"clip": prompt.clip.key}
         if not is_kept(path := prompt.path(folder, RECONSTRUCTION), made_with):
             real = read(prompt.clip, rate, generator.channels, duration_s)
@@ -198,8 +193,8 @@ def run_system(
     settings = codec_settings | {"steps": steps, "guidance": guidance}
     pending: dict[int, tuple[Prompt, Path, dict[str, Any]]] = {}  # by the seed
     for seed in comparison.seeds:
-        for prompt in prompts:
-            own_seed = seed * SEED_STRIDE + prompt.seed
+        for prompt in material.all_prompts:
+            own_seed = prompt.seed(seed)
             made_with = settings | {"text": prompt.text, "seed": own_seed}
             if is_kept(path := prompt.path(folder, seed), made_with):
                 advance(1)

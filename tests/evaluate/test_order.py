@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from audiogen.data import synth
+from audiogen.data.manifest import Clip
 from audiogen.data.synth.scene import compose
 from audiogen.errors import InputError
+from audiogen.evaluate.clips import Prompt
 from audiogen.evaluate.order import (
     FIRST_CLIP,
-    OrderPrompt,
     OrderVerdict,
     frame_probabilities,
     judge,
@@ -27,23 +28,23 @@ from audiogen.tagger.model import Tagger, TaggerConfig
 def test_prompts_are_true_of_their_clips() -> None:
     prompts = order_prompts(20, duration_s=4.0)
     for prompt in prompts:
-        scene = compose(0, prompt.number, 4.0)
+        scene = compose(0, prompt.scene, 4.0)
         assert scene.form == "order"
-        assert [event.kind for event in scene.events] == [prompt.first_kind, prompt.second_kind]
-        assert prompt.caption in synth.captions(0, prompt.number, 4.0)
+        assert tuple(event.kind for event in scene.events) == prompt.kinds
+        assert prompt.text in synth.captions(0, prompt.scene, 4.0)
     assert real_clip(prompts[0], 8000, 4.0).shape == (1, 32000)
 
 
 def test_prompts_are_fixed_apart_and_beyond_training() -> None:
     prompts = order_prompts(30)
     assert prompts == order_prompts(30) and order_prompts(7) == prompts[:7]
-    numbers = {prompt.number for prompt in prompts}
+    numbers = {prompt.scene for prompt in prompts}
     assert len(numbers) == 30 and min(numbers) >= FIRST_CLIP
 
 
 def test_kinds_are_asked_for_equally_often() -> None:
     prompts = order_prompts(104)  # 2 for each of 52 kinds
-    for kinds in ([p.first_kind for p in prompts], [p.second_kind for p in prompts]):
+    for kinds in zip(*(prompt.kinds for prompt in prompts), strict=True):
         counts = Counter(kinds)
         assert max(counts.values()) <= 4 and len(counts) >= 50
 
@@ -133,12 +134,12 @@ def test_shares_where_both_are_never_or_once_present() -> None:
 def test_clips_that_cannot_be_judged() -> None:
     tagger = Tagger(TaggerConfig({"synth": ("bell", "siren")}, widths=(4, 4), time_pools=(2, 2))).eval()
     tagger.name = "small"
-    prompts = [OrderPrompt("a bell, then a siren", "bell", "siren", FIRST_CLIP)] * 2
+    prompts = [Prompt(0, "a bell, then a siren", Clip(""), ("bell", "siren"))] * 2
     fine = torch.zeros(2, 8000)  # silent, stereo
     assert len(judge_clips(tagger, [fine, fine], 16000, prompts)) == 2
     assert frame_probabilities(tagger, fine, 8000).shape == (13, 2)  # 1 s in frames of 0.08 s
     with pytest.raises(InputError, match="has no label 'rain'"):
-        judge_clips(tagger, [fine], 16000, [OrderPrompt("a bell, then rain", "bell", "rain", 0)])
+        judge_clips(tagger, [fine], 16000, [Prompt(0, "a bell, then rain", Clip(""), ("bell", "rain"))])
     with pytest.raises(ValueError, match="argument 2"):
         judge_clips(tagger, [fine], 16000, prompts)
 
@@ -150,9 +151,7 @@ def test_the_bundled_judge_hears_order_in_real_clips() -> None:
 
     tagger, prompts = load_tagger(), order_prompts(15)
     clips = [real_clip(prompt, 16000) for prompt in prompts]
-    swapped = [
-        prompt._replace(first_kind=prompt.second_kind, second_kind=prompt.first_kind) for prompt in prompts
-    ]
+    swapped = [prompt._replace(kinds=prompt.kinds[::-1]) for prompt in prompts]
     real = order_accuracy(judge_clips(tagger, clips, 16000, prompts))
     assert real["order"].value >= 0.7 and real["in_order"].value >= 0.9
     assert order_accuracy(judge_clips(tagger, clips, 16000, swapped))["order"].value <= 0.1
