@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -26,6 +26,17 @@ def check_distinct(option: str, values: Sequence[object]) -> None:
         raise InputError(f"{option} names one twice: {', '.join(map(str, values))}; name each once")
 
 
+def in_words(where: Mapping[str, Sequence[object]]) -> str:
+    """A selection as notes print it: "fold 1/2, license CC0"."""
+    return ", ".join(f"{name} {'/'.join(map(str, values))}" for name, values in where.items()) or "all clips"
+
+
+def label_of(clip: Clip) -> str | None:
+    """The class of a clip, if its manifest says one."""
+    label = clip.fields.get("label")
+    return None if label is None else str(label)
+
+
 class Prompt(NamedTuple):
     """A text to generate from, and the real clip that it describes.
 
@@ -39,12 +50,6 @@ class Prompt(NamedTuple):
     kinds: tuple[str, ...] = ()
     scene: int = 0
 
-    @property
-    def label(self) -> str | None:
-        """The class of the clip, if the manifest says one."""
-        label = self.clip.fields.get("label")
-        return None if label is None else str(label)
-
     def seed(self, seed: int) -> int:
         """Of its sound, with a seed of the comparison."""
         return seed * SEED_STRIDE + self.number + bool(self.kinds) * ORDER_OFFSET
@@ -55,11 +60,7 @@ class Prompt(NamedTuple):
 
 
 def choose(clips: Sequence[Clip], num_clips: int | None = None) -> list[Prompt]:
-    """`num_clips` of the clips that have a caption (all for None), each with one of its wordings.
-
-    Where clips have labels, one of each label in turn. The choice is always the same, whatever the clips' order and
-    wherever they lie, and the first N of a longer one are the shorter one.
-    """
+    """`num_clips` of the clips that have a caption (all for None), `balanced`, each with one of its wordings."""
     captioned = [clip for clip in clips if clip.captions]
     if not captioned:
         raise InputError(f"none of the {len(clips)} clips has a caption to generate from")
@@ -68,15 +69,22 @@ def choose(clips: Sequence[Clip], num_clips: int | None = None) -> list[Prompt]:
             f"--num-clips is {num_clips}, but {len(captioned)} of the chosen clips have a caption; give 1 to "
             f"{len(captioned)} (more --seeds make more sounds of each)"
         )
-    by_label: dict[str, list[Clip]] = {}
-    for clip in sorted(captioned, key=lambda clip: (seed_for("evaluate", _place(clip)), clip.place)):
-        by_label.setdefault(str(clip.fields.get("label", "")), []).append(clip)
-    turns = [(turn, label, clip) for label in by_label for turn, clip in enumerate(by_label[label])]
-    turns.sort(key=lambda entry: entry[:2])
     return [
         Prompt(number, clip.captions[seed_for("wording", _place(clip)) % len(clip.captions)], clip)
-        for number, (_, _, clip) in enumerate(turns[:num_clips])
+        for number, clip in enumerate(balanced(captioned)[:num_clips])
     ]
+
+
+def balanced(clips: Sequence[Clip]) -> list[Clip]:
+    """The clips by chance, where they have labels one of each label in turn.
+
+    Always in the same order, whatever the order they come in and wherever they lie.
+    """
+    by_label: dict[str, list[Clip]] = {}
+    for clip in sorted(clips, key=lambda clip: (seed_for("evaluate", _place(clip)), clip.place)):
+        by_label.setdefault(str(clip.fields.get("label", "")), []).append(clip)
+    turns = [(turn, label, clip) for label in by_label for turn, clip in enumerate(by_label[label])]
+    return [clip for _, _, clip in sorted(turns, key=lambda entry: entry[:2])]
 
 
 def _place(clip: Clip) -> str:

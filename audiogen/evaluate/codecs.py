@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -29,7 +28,7 @@ from audiogen.data.manifest import Clip
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.evaluate import coding, scores
-from audiogen.evaluate.clips import check_distinct, choose
+from audiogen.evaluate.clips import balanced, check_distinct, in_words, label_of
 from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips, join, load_embedder
 from audiogen.evaluate.metrics import Array, Index, Interval, bootstrap, frechet_distance, set_interval
 from audiogen.evaluate.reconstruction import check_metrics, code_entropy, measure
@@ -39,6 +38,9 @@ from audiogen.files import checkpoint
 from audiogen.models.build import load_codec
 
 Cells = dict[str, Any]  # of a row: figures by the keys of columns, and what only the JSON has
+Passed = tuple[
+    Tensor, dict[str, Any]
+]  # a decoded clip [1, N] at the common rate, and what was measured of it
 
 TRUTH = "Ground truth"
 PLOTTED = ("mel", "multi_resolution_stft", "visqol")  # against kbps; and, of every embedder:
@@ -84,8 +86,6 @@ def run(evaluation: CodecEvaluation, warn: Warn = lambda message: None) -> Repor
     Everything is measured before anything is written. warn gets what is odd but no error, as the notes do. Sets
     torch's number of threads for the time it runs.
     """
-    if evaluation.out.exists() and not evaluation.out.is_dir():
-        raise InputError(f"--out {evaluation.out} is a file; give a folder")
     check_metrics(evaluation.metrics)
     threads = torch.get_num_threads()
     torch.set_num_threads(evaluation.threads)
@@ -148,19 +148,22 @@ def choose_clips(evaluation: CodecEvaluation) -> list[Clip]:
     """The clips to evaluate on: all, or the same choice that `evaluate compare` makes."""
     clips = read_source(SourceConfig(evaluation.data, where=dict(evaluation.where)))
     wanted = evaluation.num_clips
-    if wanted is None:
-        return clips
-    if wanted > len(clips):
-        raise InputError(
-            f"--num-clips is {wanted}, but there are {len(clips)} clips; allowed: 1 to {len(clips)}"
-        )
-    if any(isinstance(clip, BuiltInClip) for clip in clips):  # they are in random order
+    if wanted is not None and wanted > len(clips):
+        raise InputError(f"--num-clips is {wanted}, but there are {len(clips)} clips; give 1 to that")
+    if wanted is None or isinstance(clips[0], BuiltInClip):  # these are in random order
         return clips[:wanted]
-    captioned = [clip if clip.captions else replace(clip, captions=("",)) for clip in clips]
-    return [prompt.clip for prompt in choose(captioned, wanted)]
+    return balanced(clips)[:wanted]
 
 
 # ---------------------------------------------------------------------------------------------------- the rows
+
+
+class Decoded(NamedTuple):
+    """What came out of a system. embedded: by each embedder. sounds: the first few clips [1, N]. values: by figure."""
+
+    embedded: list[Embedded]
+    sounds: list[Tensor]
+    values: dict[str, list[Any]]
 
 
 def measure_all(
@@ -173,46 +176,40 @@ def measure_all(
     """The rows of the table, ground truth first, and of each system the first few decoded clips [1, N]."""
     rate, num_sounds = originals.sample_rate, evaluation.num_sounds
     keys = [clip.key for clip in originals.clips]
-    fields = [clip.fields for clip in originals.clips]
-    labels = [str(each["label"]) if "label" in each else None for each in fields]
-    real, first = embed(iter(originals), rate, embedders, num_sounds)
-    sounds = {TRUTH: first}
+    labels = [label_of(clip) for clip in originals.clips]
+    for embedder in embedders:
+        scores.warn_of_labels(embedder, labels, "clips", warn)
+    real = embed(((target, {}) for target in originals), rate, embedders, num_sounds)
 
-    def row_with(row: Cells, values: dict[str, Any], decoded: Sequence[Embedded]) -> Cells:
-        for embedder, of_real, embedded in zip(embedders, real, decoded, strict=True):
+    def row_of(row: Cells, decoded: Decoded) -> Cells:
+        values: dict[str, Any] = {key: each for key, each in decoded.values.items() if key != "counts"}
+        for embedder, of_real, embedded in zip(embedders, real.embedded, decoded.embedded, strict=True):
             target = None if decoded is real else of_real
             of_clips = scores.clip_values(embedder, embedded, 1, target, labels)
-            values = values | of_clips
-            row = row | {key: mean_of_defined(each) for key, each in of_clips.items()}
+            values |= of_clips
+            row |= {key: mean_of_defined(each) for key, each in of_clips.items()}
             if target is not None:
                 row[scores.key_of(embedder, "fad")] = paired_fad(embedder, target, embedded, warn)
-            scores.warn_of_labels(embedder, labels, "clips", warn)
         per_clip = {  # JSON has no NaN
             key: [None if math.isnan(value) else value for value in each] for key, each in values.items()
         }
         return row | {"n": len(keys), "clips": keys, "per_clip": per_clip}
 
-    rows = [row_with({"system": TRUTH, REFERENCE: True}, {}, real)]
+    rows, sounds = [row_of({"system": TRUTH, REFERENCE: True}, real)], {TRUTH: real.sounds}
     for system in systems:
-        values: dict[str, list[Any]] = defaultdict(list)
-        sent = send(system, originals, evaluation.metrics, values)
+        sent = send(system, originals, evaluation.metrics)
         clips = tqdm(sent, system.title, len(keys), unit="clip", disable=None, leave=False)
-        decoded, sounds[system.title] = embed(iter(clips), rate, embedders, num_sounds)
+        decoded = embed(clips, rate, embedders, num_sounds)
         for name in evaluation.metrics:
-            if undefined := sum(map(math.isnan, values[name])):
+            if undefined := sum(map(math.isnan, decoded.values[name])):
                 warn(f"{name}: not defined on {undefined} of {len(keys)} clips, which its mean leaves out")
-        row = row_of(system, values, values.pop("counts", []))
-        rows.append(row_with(row, values, decoded))
+        rows.append(row_of(system_cells(system, decoded.values), decoded))
+        sounds[system.title] = decoded.sounds
     return rows, sounds
 
 
-def send(
-    system: coding.System, originals: coding.Originals, optional: Sequence[str], values: dict[str, list[Any]]
-) -> Iterator[Tensor]:
-    """Every clip through the system -> the decoded clips [1, N] at the common rate.
-
-    values gets what was measured of each: distances by name, duration_s, and what `coding.System.code` says.
-    """
+def send(system: coding.System, originals: coding.Originals, optional: Sequence[str]) -> Iterator[Passed]:
+    """Every clip through the system; measured are distances by name, duration_s, and what `System.code` says."""
     system.code(originals.read(0, system.sample_rate, system.channels))  # the first call sets up: not counted
     for index, clip in enumerate(originals.clips):
         wave = originals.read(index, system.sample_rate, system.channels)
@@ -226,43 +223,42 @@ def send(
         except InputError as error:
             raise InputError(f"{system.title}, {clip.key}: {error}") from None
         measured["duration_s"] = wave.shape[-1] / system.sample_rate
-        measured |= {name: float(value) for name, value in distances.items()}
-        for name, value in measured.items():
-            values[name].append(value)
-        yield decoded
+        yield decoded, measured | {name: float(value) for name, value in distances.items()}
 
 
 def embed(
-    clips: Iterator[Tensor], sample_rate: int, embedders: Sequence[Embedder], num_sounds: int
-) -> tuple[list[Embedded], list[Tensor]]:
-    """Clips [1, N] as they come -> their embeddings by each embedder, and the first few of them."""
-    sounds: list[Tensor] = []
-    parts: list[list[Embedded]] = [[] for _ in embedders]
-    while some := list(islice(clips, EMBED_CLIPS)):
-        sounds += some[: num_sounds - len(sounds)]
+    passed: Iterable[Passed], sample_rate: int, embedders: Sequence[Embedder], num_sounds: int
+) -> Decoded:
+    """The embeddings and figures of clips, some at a time as they come."""
+    passed, parts = iter(passed), [[] for _ in embedders]
+    sounds, measured = [], []
+    while some := list(islice(passed, EMBED_CLIPS)):
+        clips = [clip for clip, _ in some]
+        measured += [values for _, values in some]
+        sounds += clips[: num_sounds - len(sounds)]
         for embedder, part in zip(embedders, parts, strict=True):
-            part.append(embed_clips(embedder, some, sample_rate))
-    return [join(part) for part in parts], sounds
+            part.append(embed_clips(embedder, clips, sample_rate))
+    values = {name: [each[name] for each in measured] for name in measured[0]}
+    return Decoded([join(part) for part in parts], sounds, values)
 
 
-def row_of(system: coding.System, measured: Mapping[str, Sequence[float]], counts: Sequence[Index]) -> Cells:
-    """The cells of a system that need no embedder; beside the columns bits_per_s carried and a codec's use of codes.
-
-    counts: of a codec's codes [K, V], of each clip.
-    """
+def system_cells(system: coding.System, measured: Mapping[str, Sequence[Any]]) -> Cells:
+    """The cells of a system that need no embedder; beside the columns bits_per_s carried and a codec's use of codes."""
     values = {key: np.asarray(each, dtype=np.float64) for key, each in measured.items()}
     row: Cells = {"system": system.name, "codebooks": system.codebooks, "kbps": system.kbps}
     row |= {c.key: mean_of_defined(values[c.key]) for c in columns_of("distances") if c.key in values}
     row |= {key: ratio(values["duration_s"], values[f"{key}_s"]) for key in ("encode", "decode")}
-    if counts:
-        of_clips = np.stack(counts)  # [n, K, V]
+    if "counts" in measured:
+        of_clips = np.stack(measured["counts"])  # of a codec's codes [n, K, V]
         use = code_entropy(of_clips.sum(0), system.frame_rate)
 
         def kbps(clips: Index) -> float:
             return code_entropy(of_clips[clips].sum(0), system.frame_rate).bits_per_s / 1000
 
         most = system.kbps or math.inf
-        row["carried"] = set_interval(kbps, len(counts), minimum=1, rounds=scores.ROUNDS, allowed=(0.0, most))
+        row["carried"] = set_interval(
+            kbps, len(of_clips), minimum=1, rounds=scores.ROUNDS, allowed=(0.0, most)
+        )
         row["codes_used"] = 100 * float(use.used.mean()) / of_clips.shape[-1]
         row |= {"perplexity": use.perplexity.tolist(), "used": use.used.tolist()}
     else:
@@ -312,12 +308,11 @@ def notes_of(
 ) -> list[str]:
     """What was compared with what, and on what."""
     rate, n = originals.sample_rate, len(originals.clips)
-    where = "".join(f", {key} {'/'.join(map(str, values))}" for key, values in evaluation.where.items())
     chosen = "all of them" if evaluation.num_clips is None else "a choice that is always the same"
     notes = [f"Command: `{evaluation.command}`"] if evaluation.command else []
     notes.append(
-        f"{n} clips of `{evaluation.data}`{where}, {chosen}. Compared at {rate} Hz in mono: what a system gives at "
-        "another rate is resampled, and the embedders get the clips after that."
+        f"{n} clips of `{evaluation.data}` ({in_words(evaluation.where)}), {chosen}. Compared at {rate} Hz in mono: "
+        "what a system gives at another rate is resampled, and the embedders get the clips after that."
     )
     for name, codec in codecs.items():
         notes.append(

@@ -20,7 +20,7 @@ from audiogen.data.manifest import Clip
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.evaluate import scores, systems
-from audiogen.evaluate.clips import Prompt, read, shuffled
+from audiogen.evaluate.clips import Prompt, in_words, label_of, read, shuffled
 from audiogen.evaluate.cost import Clock, machine
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
 from audiogen.evaluate.order import check_judge, judge_clips, order_accuracy
@@ -186,7 +186,7 @@ def fill(
     def of_real(clips: Sequence[Clip]) -> Embedded:
         return scores.take(real, [places[clip.place] for clip in clips])
 
-    labels = [prompt.label for prompt in material.prompts]
+    labels = [label_of(prompt.clip) for prompt in material.prompts]
     scores.warn_of_labels(embedder, labels, "prompts", warn)
     ceiling, floor = entries[:2]
     originals, texts = of_real(ceiling.clips), [prompt.text for prompt in material.prompts]
@@ -255,11 +255,6 @@ def describe_run(comparison: Comparison, material: Material, finished: Mapping[s
             "runs; one without runs as it is, and its row says how much of the budget it used."
         )
     return [*lines, *(f"System {name}: {system.note}" for name, system in finished.items())]
-
-
-def in_words(where: Mapping[str, Sequence[str]]) -> str:
-    """A selection as the notes print it: "fold 1/2, license CC0"."""
-    return ", ".join(f"{name} {'/'.join(values)}" for name, values in where.items()) or "all clips"
 
 
 def find_sounds(comparison: Comparison, material: Material, names: Sequence[str]) -> list[Sound]:

@@ -16,7 +16,7 @@ from audiogen import audio
 from audiogen.data.manifest import Clip, group_of, read_manifest
 from audiogen.errors import InputError
 from audiogen.evaluate import compare
-from audiogen.evaluate.clips import ceiling_split, choose, shuffled
+from audiogen.evaluate.clips import ceiling_split, choose, label_of, shuffled
 from audiogen.evaluate.embedders import Embedded, load_embedder
 from audiogen.evaluate.metrics import Interval, prompt_interval
 from audiogen.evaluate.scores import key_of, set_cells, take_rows
@@ -102,7 +102,7 @@ def test_the_choice_is_balanced_stable_and_a_prefix_of_longer_ones(labelled: Pat
     clips = read_manifest(labelled)
     prompts = choose(clips, 7)
     assert [prompt.number for prompt in prompts] == list(range(7))
-    labels = [prompt.label for prompt in prompts]
+    labels = [label_of(prompt.clip) for prompt in prompts]
     assert sorted(labels.count(label) for label in set(labels)) == [2, 2, 3]
     assert choose(clips[::-1], 7) == prompts
     assert choose(clips)[:7] == prompts and len(choose(clips)) == 18
