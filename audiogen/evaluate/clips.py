@@ -65,10 +65,8 @@ def choose(clips: Sequence[Clip], num_clips: int | None = None) -> list[Prompt]:
     if not captioned:
         raise InputError(f"none of the {len(clips)} clips has a caption to generate from")
     if num_clips is not None and not 1 <= num_clips <= len(captioned):
-        raise InputError(
-            f"--num-clips is {num_clips}, but {len(captioned)} of the chosen clips have a caption; give 1 to "
-            f"{len(captioned)} (more --seeds make more sounds of each)"
-        )
+        got = f"--num-clips is {num_clips}, but {len(captioned)} of the chosen clips have a caption"
+        raise InputError(f"{got}; give 1 to {len(captioned)} (more --seeds make more sounds of each)")
     return [
         Prompt(number, clip.captions[seed_for("wording", _place(clip)) % len(clip.captions)], clip)
         for number, clip in enumerate(balanced(captioned)[:num_clips])

@@ -56,8 +56,8 @@ class CodecEvaluation:
     None is the lowest of the codecs. command: what to quote in the report.
     """
 
-    codecs: tuple[str, ...]
     data: str
+    codecs: tuple[str, ...] = ("codec_tiny",)
     where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     num_clips: Positive | None = None
     embedders: tuple[str, ...] = ("tagger_tiny",)
@@ -116,7 +116,7 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Report:
     rows, sounds = measure_all(evaluation, systems, originals, embedders, note)
     notes = [
         *notes_of(evaluation, codecs, originals, levels),
-        *map(scores.describe, embedders),
+        *(line for embedder in embedders for line in notes_on("embedder", embedder=embedder)),
         *notes_on("codec"),
         *(line for name in evaluation.metrics for line in notes_on(name)),
         *warnings,
@@ -230,8 +230,10 @@ def embed(
     passed: Iterable[Passed], sample_rate: int, embedders: Sequence[Embedder], num_sounds: int
 ) -> Decoded:
     """The embeddings and figures of clips, some at a time as they come."""
-    passed, parts = iter(passed), [[] for _ in embedders]
-    sounds, measured = [], []
+    passed = iter(passed)
+    parts: list[list[Embedded]] = [[] for _ in embedders]
+    sounds: list[Tensor] = []
+    measured: list[dict[str, Any]] = []
     while some := list(islice(passed, EMBED_CLIPS)):
         clips = [clip for clip, _ in some]
         measured += [values for _, values in some]
@@ -307,34 +309,22 @@ def notes_of(
     levels: Mapping[float, tuple[float, float]],
 ) -> list[str]:
     """What was compared with what, and on what."""
-    rate, n = originals.sample_rate, len(originals.clips)
+    rate, where, n = originals.sample_rate, in_words(evaluation.where), len(originals.clips)
     chosen = "all of them" if evaluation.num_clips is None else "a choice that is always the same"
     notes = [f"Command: `{evaluation.command}`"] if evaluation.command else []
-    notes.append(
-        f"{n} clips of `{evaluation.data}` ({in_words(evaluation.where)}), {chosen}. Compared at {rate} Hz in mono: "
-        "what a system gives at another rate is resampled, and the embedders get the clips after that."
-    )
+    notes += notes_on("clips", n=n, evaluation=evaluation, where=where, chosen=chosen, rate=rate)
     for name, codec in codecs.items():
-        notes.append(
-            f"Codec {name}: weights {checkpoint.identity(codec.codec.state_dict())}, {codec.sample_rate} Hz, "
-            f"{codec.channels} channel{'s' if codec.channels > 1 else ''}, {codec.frame_rate:g} frames a second, "
-            f"{codec.num_codebooks} codebooks of {codec.codebook_size}."
-        )
+        identity = checkpoint.identity(codec.codec.state_dict())
+        notes += notes_on("weights", name=name, identity=identity, codec=codec)
     if levels:
-        found = "; ".join(
+        found = [
             f"{asked:g} asked, {kbps:.2f} found at level {level:.4f}"
             for asked, (level, kbps) in levels.items()
-        )
-        notes.append(
-            f"Opus: libsndfile {soundfile.__libsndfile_version__}, mono at {coding.opus_rate(rate)} Hz, variable "
-            f"bitrate, the compression level whose files over all these clips come nearest to the kbps asked: {found}."
-        )
-    device = next(iter(codecs.values())).device
-    notes.append(
-        f"Speeds: seconds of sound a second, one clip at a time. Codecs on {device.type}, {evaluation.threads} CPU "
-        f"thread{'s' if evaluation.threads > 1 else ''}; Opus on one thread of the CPU."
-    )
-    return notes
+        ]
+        facts = {"version": soundfile.__libsndfile_version__, "rate": coding.opus_rate(rate)}
+        notes += notes_on("opus", found="; ".join(found), **facts)
+    device = next(iter(codecs.values())).device.type
+    return notes + notes_on("speeds", device=device, evaluation=evaluation)
 
 
 def write_sounds(

@@ -41,9 +41,7 @@ class Originals:
 
     def __init__(self, clips: Sequence[Clip], sample_rate: int) -> None:
         self.clips, self.sample_rate = clips, sample_rate
-        self._at = cache(
-            partial(AudioDataset, clips, cache_mb=CACHE_MB)
-        )  # (sample rate, channels) -> all clips
+        self._at = cache(partial(AudioDataset, clips, cache_mb=CACHE_MB))  # by sample rate and channels
 
     def read(self, index: int, sample_rate: int, channels: int) -> Tensor:
         """Clip `index` [C, N]; InputError, which names the file, for one that cannot be read."""
@@ -61,10 +59,8 @@ class Originals:
         constant = []
         for clip, wave in zip(self.clips, self, strict=True):
             if wave.shape[-1] < LONGEST_WINDOW:
-                raise InputError(
-                    f"{clip.key} lasts {wave.shape[-1] / self.sample_rate:.3f} s; the distances need "
-                    f"{LONGEST_WINDOW / self.sample_rate:.3f} s: leave the clip out"
-                )
+                lasts_s, needed_s = (n / self.sample_rate for n in (wave.shape[-1], LONGEST_WINDOW))
+                raise InputError(f"{clip.key} lasts {lasts_s:.3f} s; the distances need {needed_s:.3f} s")
             if bool((wave == wave[:, :1]).all()):
                 constant.append(clip.key)
         return constant
@@ -128,10 +124,8 @@ def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
     """The result and the wall seconds it took, a GPU's queue included."""
     began = time.perf_counter()
     result = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # not the current one
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)  # not the current one
     return result, time.perf_counter() - began
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from audiogen import audio
 from audiogen.data.manifest import Clip
 from audiogen.device import choose_device
 from audiogen.errors import InputError
@@ -26,7 +24,7 @@ from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
 from audiogen.evaluate.order import check_judge, judge_clips, order_accuracy
 from audiogen.evaluate.report import REFERENCE, Column, Report, Sound, columns_of, filled, notes_on
 from audiogen.evaluate.scores import Cells, Warn
-from audiogen.evaluate.systems import RECONSTRUCTION, Comparison, Material, System, is_kept, keep
+from audiogen.evaluate.systems import RECONSTRUCTION, Comparison, Material, System, keep_real
 from audiogen.generators import load as generators
 from audiogen.interfaces import Generator
 from audiogen.models.own import load_tagger
@@ -45,24 +43,16 @@ class Entry(NamedTuple):
 
 
 def run(
-    comparison: Comparison,
-    warn: Warn,
-    open_generator: Open | None = None,
-    clock: Clock = time.perf_counter,
+    comparison: Comparison, warn: Warn, open_generator: Open | None = None, clock: Clock = time.perf_counter
 ) -> Report:
     """Generate what is missing, judge it, write the report.
 
     What is wrong with the data or an embedder is an InputError before anything is generated. A system that fails has
     a row that says so, and the others finish.
     """
-    if open_generator is None:
-        # One that is missing is named before any work, and the hub is asked once.
-        found = {model: generators.find(model) for model in comparison.models}
-
-        def open_found(model: str, device: str) -> Generator:
-            return generators.load(found[model], device, comparison.dtype)
-
-        open_generator = open_found
+    # One that is missing is named before any work, and the hub is asked once.
+    found = {} if open_generator else {model: generators.find(model) for model in comparison.models}
+    opened = open_generator or (lambda model, device: generators.load(found[model], device, comparison.dtype))
     warnings, note = scores.once(warn)
     material = systems.gather(comparison, note)
     device = choose_device(comparison.device)
@@ -72,8 +62,9 @@ def run(
         spec: scores.embed_files(load_embedder(spec, device), material.clips, comparison.duration_s, note)
         for spec in comparison.embedders
     }
-    systems.render_order_clips(comparison, material)
-    finished, failures = run_systems(comparison, material, open_generator, clock)
+    for prompt in material.order:
+        keep_real(prompt, comparison)
+    finished, failures = run_systems(comparison, material, opened, clock)
     ceiling, floor = real_entries(material)
     entries = [ceiling, floor]
     for name, system in finished.items():
@@ -83,15 +74,11 @@ def run(
         embedder = load_embedder(spec, device)
         fill(embedder, material, real[spec], entries, note)
         columns += scores.embedder_columns(embedder)
-        judges.append(scores.describe(embedder))
+        judges += notes_on("embedder", embedder=embedder)
     if material.order:
         tagger = load_tagger(comparison.order_judge, device)
         columns.append(judge_order(tagger, entries, material.order))
-        judges.append(
-            f"Order accuracy: of {len(material.order)} prompts for two events of the built-in corpus, one after the "
-            f"other, the share of clips that hold both, in that order, as `{tagger.name}` ({tagger.identity}) labels "
-            "them."
-        )
+        judges += notes_on("order", num_prompts=len(material.order), tagger=tagger)
     codecs_first = sorted(entries[2:], key=lambda entry: REFERENCE not in entry.row)
     failed: list[Cells] = [{"system": name, "remark": f"failed: {why}"} for name, why in failures.items()]
     rows = [ceiling.row, *(entry.row for entry in codecs_first), *failed, floor.row]
@@ -124,15 +111,12 @@ def run_systems(
             folder = comparison.folder(name)
             log = folder / "failure.txt"
             try:
-                generator = open_generator(model, comparison.device)
-                finished[name] = systems.run_system(
-                    generator, comparison, folder, material, bar.update, clock
-                )
+                opened = open_generator(model, comparison.device)
+                finished[name] = systems.run_system(opened, comparison, folder, material, bar.update, clock)
                 log.unlink(missing_ok=True)
             except Exception as error:  # whatever it is, it must not take hours of the other systems with it
-                reason = " ".join(str(error).split())
                 kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-                failures[name] = kind + reason
+                failures[name] = kind + " ".join(str(error).split())
                 folder.mkdir(parents=True, exist_ok=True)
                 log.write_text(traceback.format_exc())
                 bar.update(num_sounds * place - bar.n)
@@ -193,7 +177,10 @@ def fill(
     against, measured = material.split
     for entry in entries:
         is_real = bool(entry.row.get(REFERENCE))
-        warn_of = partial(_warn_of_row, warn, str(entry.row["system"]))
+
+        def warn_of(message: str, row: object = entry.row["system"]) -> None:
+            warn(f"{row}: {message}")
+
         if entry is ceiling or entry is floor:
             sounds = of_real(entry.clips)
         else:
@@ -210,10 +197,6 @@ def fill(
             values = scores.clip_values(embedder, sounds, entry.takes, originals, labels, texts)
             entry.row.update(scores.inception_cells(embedder, sounds, entry.takes))
             entry.row.update({key: scores.mean_of_defined(each, entry.takes) for key, each in values.items()})
-
-
-def _warn_of_row(warn: Warn, name: str, message: str) -> None:
-    warn(f"{name}: {message}")
 
 
 def judge_order(tagger: Tagger, entries: Sequence[Entry], prompts: Sequence[Prompt]) -> Column:
@@ -234,26 +217,23 @@ def judge_order(tagger: Tagger, entries: Sequence[Entry], prompts: Sequence[Prom
 def describe_run(comparison: Comparison, material: Material, finished: Mapping[str, System]) -> list[str]:
     """Notes on what was done, with what, on which machine."""
     against, measured = material.split
-    chosen = in_words(comparison.where)
-    of_reference = chosen if comparison.reference_where is None else in_words(comparison.reference_where)
+    where, of_reference = comparison.where, comparison.reference_where
     lines = [f"Command: `{comparison.command}`"] if comparison.command else []
-    lines += [
-        f"Prompts: captions of {len(material.prompts)} clips of `{comparison.data}` ({chosen}), one wording each; "
-        f"every system makes {comparison.duration_s:g} s of each with seeds {', '.join(map(str, comparison.seeds))}. "
-        f"Reference of sets: {len(material.reference)} real clips ({of_reference}), at most their first "
-        f"{comparison.duration_s:g} s.",
-        *notes_on("compare"),
-        "Sets: how many sounds FAD, KD, density and coverage compare with how many real ones. In the rows of real "
-        f"clips these are {len(measured)} prompts' clips and {len(against)} real clips of other recordings.",
-        f"Costs: {machine()}, torch {torch.__version__}; one clip after one that warmed up. Model evaluations: a "
-        "guided step counts as two. Real-time factor: wall seconds for a second of sound. Memory: of the GPU where "
-        f"there is one, else of the whole process. Number type: {comparison.dtype}.",
-    ]
+    lines += notes_on(
+        "compare",
+        comparison=comparison,
+        where=in_words(where),
+        reference_where=in_words(where if of_reference is None else of_reference),
+        seeds=", ".join(map(str, comparison.seeds)),
+        num_prompts=len(material.prompts),
+        num_reference=len(material.reference),
+        num_measured=len(measured),
+        num_against=len(against),
+        machine=machine(),
+        torch=torch.__version__,
+    )
     if comparison.budget_s is not None:
-        lines.append(
-            f"Equal time: {comparison.budget_s:g} s a clip. A system that has steps takes as many as fit, by two timed "
-            "runs; one without runs as it is, and its row says how much of the budget it used."
-        )
+        lines += notes_on("budget", comparison=comparison)
     return [*lines, *(f"System {name}: {system.note}" for name, system in finished.items())]
 
 
@@ -262,13 +242,7 @@ def find_sounds(comparison: Comparison, material: Material, names: Sequence[str]
     sounds, num = [], comparison.num_sounds
     for prompt in [*material.prompts[:num], *material.order[:num]]:
         title = f"{prompt.number + 1}{' in order' if prompt.kinds else ''}. {prompt.text}"
-        path = prompt.path(comparison.folder("real"), "real")
-        if not prompt.kinds:  # those of order prompts are there
-            settings = {"clip": prompt.clip.key, "duration_s": comparison.duration_s}
-            if not is_kept(path, settings):
-                sound = read(prompt.clip, None, None, comparison.duration_s)
-                keep(path, sound, audio.info(prompt.clip.path).sample_rate, settings)
-        sounds.append(Sound("ground truth", title, path))
+        sounds.append(Sound("ground truth", title, keep_real(prompt, comparison)))
         for name in names:
             for row, take in ((f"{name}, codec alone", RECONSTRUCTION), (name, comparison.seeds[0])):
                 sounds.append(Sound(row, title, prompt.path(comparison.folder(name), take)))

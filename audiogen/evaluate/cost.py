@@ -34,9 +34,8 @@ class Job(NamedTuple):
 
     def generate(self, texts: list[str], seed: int, steps: int | None) -> Tensor:
         """Sounds [B, C, N] on the CPU; row b has seed + b."""
-        sampling = Sampling(steps=steps)
         made = self.generator.generate(
-            texts, self.duration_s, guidance=self.guidance, seed=seed, sampling=sampling
+            texts, self.duration_s, guidance=self.guidance, seed=seed, sampling=Sampling(steps=steps)
         )
         return made.cpu()
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
+from einops import reduce
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,9 +72,7 @@ class Embedder:
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Texts -> float32 [n, D]."""
         if self.text is None:
-            raise InputError(
-                f"embedder {self.name} does not read text; use clap:HUB_ID_OR_DIR for a text score"
-            )
+            raise InputError(f"embedder {self.name} does not read text; use clap:HUB_ID_OR_DIR")
         if not texts:
             raise InputError(f"there are no texts for embedder {self.name}; give at least one")
         return to_numpy(self.text(texts))
@@ -85,17 +83,9 @@ def load_embedder(spec: str, device: Device = "cpu") -> Embedder:
     kind, _, where = spec.partition(":")
     if spec == "tagger_tiny":
         kind, where = "tagger", spec
-    loaders: dict[str, Callable[[str, Device], Embedder]] = {
-        "tagger": _tagger,
-        "codec": _codec,
-        "panns": _panns,
-        "vggish": _vggish,
-        "clap": _clap,
-        "ast": _ast,
-    }
-    if kind not in loaders or not where:
+    if kind not in LOADERS or not where:
         raise InputError(f"no embedder is called {spec!r}; there are {EMBEDDERS}")
-    return loaders[kind](where, device)
+    return LOADERS[kind](where, device)
 
 
 def _tagger(where: str, device: Device) -> Embedder:
@@ -115,9 +105,7 @@ def _codec(where: str, device: Device) -> Embedder:
     """Mean and standard deviation over time of the latents before quantisation: D is twice the codec's latent_dim."""
     codec = load_codec(where, device)
     if not isinstance(codec, Codec) or codec.config.dual_mono:
-        raise InputError(
-            f"codec {codec.name} has no one sequence of latents of a whole sound: it cannot be an embedder"
-        )
+        raise InputError(f"codec {codec.name} cannot be an embedder: a sound is not one sequence of latents")
 
     def forward(audio: Tensor) -> tuple[Tensor, None]:
         latents = codec.encoder(audio[:, None].expand(-1, codec.channels, -1))  # [B, latent_dim, T]
@@ -178,12 +166,9 @@ def _ast(where: str, device: Device) -> Embedder:
     """
     from transformers import ASTFeatureExtractor, ASTForAudioClassification  # here: it takes seconds
 
-    advice = (
-        "give a directory as transformers writes it, with safetensors weights, or a hub id while the hub can be "
-        "reached"
-    )
+    advice = "give a directory as transformers writes it, with safetensors weights, or a hub id"
     with opening(f"AST model {where!r}", advice):
-        path = Path(where) if Path(where).is_dir() else hub.fetch(where, LAYOUTS)
+        path = hub.fetch(where, LAYOUTS)
         model = open_model({"audio-spectrogram-transformer": ASTForAudioClassification}, path)
         extractor = ASTFeatureExtractor.from_pretrained(path)
     model.to(device)
@@ -196,13 +181,14 @@ def _ast(where: str, device: Device) -> Embedder:
         values = extractor(pieces, sampling_rate=rate, return_tensors="pt")["input_values"].to(device)
         pooled = model.audio_spectrogram_transformer(values).pooler_output  # [B * windows, D]
         probabilities = model.classifier(pooled).softmax(-1)
-        embeddings, labels = (
-            rearrange(x, "(b w) d -> b w d", b=len(audio)).mean(1) for x in (pooled, probabilities)
-        )
-        return embeddings, labels
+        mean = partial(reduce, pattern="(b w) d -> b d", reduction="mean", b=len(audio))
+        return mean(pooled), mean(probabilities)
 
     labels = [config.id2label[number] for number in range(config.num_labels)]
     return Embedder(f"ast:{_short(where)}", _identity(model), rate, model, forward, device, labels)
+
+
+LOADERS = {"tagger": _tagger, "codec": _codec, "panns": _panns, "vggish": _vggish, "clap": _clap, "ast": _ast}
 
 
 def _identity(model: nn.Module) -> str:
@@ -224,13 +210,9 @@ def embed_clips(embedder: Embedder, clips: Iterable[Tensor], sample_rate: int, b
     def prepared() -> Iterator[Tensor]:
         for index, clip in enumerate(clips):
             if clip.dim() != 2 or clip.numel() == 0:
-                raise InputError(
-                    f"clip {index} has shape {list(clip.shape)}; [channels, samples], at least one of each, is allowed"
-                )
+                raise InputError(f"clip {index} has shape {list(clip.shape)}; [C, N], neither 0, is allowed")
             if not clip.isfinite().all():
-                raise InputError(
-                    f"clip {index} has samples that are not finite (NaN or infinity); leave it out"
-                )
+                raise InputError(f"clip {index} has samples that are not finite; leave it out")
             yield resample(clip.float().mean(0, keepdim=True), sample_rate, embedder.sample_rate)
 
     parts = []
@@ -244,10 +226,9 @@ def embed_clips(embedder: Embedder, clips: Iterable[Tensor], sample_rate: int, b
 
 def join(parts: Sequence[Embedded]) -> Embedded:
     """Sets of clips of one embedder, one after another."""
-    probabilities = [part.probabilities for part in parts if part.probabilities is not None]
+    embeddings, probabilities = zip(*parts, strict=True)
     return Embedded(
-        np.concatenate([part.embeddings for part in parts]),
-        np.concatenate(probabilities) if probabilities else None,
+        np.concatenate(embeddings), None if probabilities[0] is None else np.concatenate(probabilities)
     )
 
 

@@ -74,16 +74,14 @@ def run(evaluation: FilesEvaluation, warn: Warn) -> Report:
     ceiling: Cells = {"set": "reference, one half against the other", "n": num_half, REFERENCE: True}
     row: Cells = {"set": str(generated.path), "n": len(generated.clips)}
     notes = [f"Command: `{evaluation.command}`"] if evaluation.command else []
-    notes.append(
-        f"Reference: `{reference.path}`, {len(reference.clips)} sounds. Generated: `{generated.path}`, "
-        f"{len(generated.clips)} sounds, {len(pairs)} of them paired with the reference of the same name."
-    )
+    sizes = {"num_reference": len(reference.clips), "num_generated": len(generated.clips)}
+    notes += notes_on("folders", reference=reference, generated=generated, num_pairs=len(pairs), **sizes)
     device = choose_device(evaluation.device)
     for spec in evaluation.embedders:
         embedder = load_embedder(spec, device)
         check_rates(embedder, reference, generated, note)
         columns += scores.embedder_columns(embedder)
-        notes.append(scores.describe(embedder))
+        notes += notes_on("embedder", embedder=embedder)
         a, b = (
             scores.embed_files(embedder, folder.clips, evaluation.duration_s, note)
             for folder in (reference, generated)

@@ -35,8 +35,7 @@ def frechet_distance(reference: ArrayLike, generated: ArrayLike) -> float:
     Finite sets bias it upwards, the more the smaller n / D: compare only figures of equal n, or `frechet_infinity`.
     Raises InputError when a set has D clips or fewer: its covariance is then singular whatever the sounds are.
     """
-    reference, generated = _pair(reference, generated)
-    _check_frechet(reference, generated, least=reference.shape[1] + 1)
+    reference, generated = _pair(reference, generated, np.shape(reference)[-1] + 1)
     a, b = _root(reference), _root(generated)
     shift = np.square(reference.mean(0) - generated.mean(0)).sum()
     # With covariances A'A and B'B the eigenvalues of R G are the squared singular values of A B' [D, D]. Taking those
@@ -61,9 +60,8 @@ def frechet_infinity(reference: ArrayLike, generated: ArrayLike, *, seed: int) -
     taken off, at 1.25 D by a tenth. Around equal distributions it may be negative. Raises InputError when a set has
     fewer than about 1.1 D clips.
     """
-    reference, generated = _pair(reference, generated)
-    least = reference.shape[1] + 1
-    _check_frechet(reference, generated, math.ceil(least / MAX_SHARE))
+    least = np.shape(reference)[-1] + 1
+    reference, generated = _pair(reference, generated, math.ceil(least / MAX_SHARE))
     rng = np.random.default_rng(seed)
     largest_inverse = min(2.0, min(len(reference), len(generated)) / least)
     inverse_shares = np.linspace(1, largest_inverse, SIZES + 1)[1:]
@@ -96,9 +94,7 @@ def kernel_distance(reference: ArrayLike, generated: ArrayLike) -> float:
     reference, generated = _pair(reference, generated, least=2)
     sigma = float(np.median(pdist(reference)))
     if sigma == 0:
-        raise InputError(
-            "the median distance between reference clips is 0; the kernel distance needs different clips"
-        )
+        raise InputError("the median distance between reference clips is 0; give clips that differ")
 
     def kernel(squared_distance: Array) -> Array:
         return np.exp(-squared_distance / (2 * sigma**2))
@@ -180,9 +176,7 @@ def cosine(a: ArrayLike, b: ArrayLike) -> Array:
     a, b = _pair(a, b, paired=True)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     if not lengths.all():
-        raise InputError(
-            f"the embedding of pair {np.argmin(lengths)} is all zeros, which has no direction; leave it out"
-        )
+        raise InputError(f"an embedding of pair {np.argmin(lengths)} is all zeros; leave the pair out")
     return np.clip((a * b).sum(1) / lengths, -1, 1)
 
 
@@ -274,12 +268,11 @@ def _rows(name: str, values: ArrayLike, least: int = 1) -> Array:
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise InputError(f"{name}: shape is {list(rows.shape)}; give one row a clip, [n, D]")
     if len(rows) < least:
-        raise InputError(f"{name}: {len(rows)} clips are too few; give at least {least}")
+        size = f"{len(rows)} {name} clips are too few for this figure of {rows.shape[1]} dimensions"
+        raise InputError(f"{size}; give at least {least}")
     bad = np.flatnonzero(~np.isfinite(rows).all(1))
     if len(bad):
-        raise InputError(
-            f"{name}: row {bad[0]} is not finite ({len(bad)} of {len(rows)} rows); leave such clips out"
-        )
+        raise InputError(f"{name}: row {bad[0]} is not finite ({len(bad)} of {len(rows)} rows); leave it out")
     return rows
 
 
@@ -289,24 +282,11 @@ def _pair(
     """Both sets, checked, of one width D and, if they are paired, of as many clips."""
     reference, generated = _rows("reference", reference, least), _rows("generated", generated, least)
     if reference.shape[1] != generated.shape[1]:
-        raise InputError(
-            f"reference has {reference.shape[1]} dimensions, generated {generated.shape[1]}; "
-            "embed both with the same embedder"
-        )
+        widths = f"reference has {reference.shape[1]} dimensions, generated {generated.shape[1]}"
+        raise InputError(f"{widths}; embed both with the same embedder")
     if paired and len(reference) != len(generated):
-        raise InputError(
-            f"{len(reference)} and {len(generated)} clips do not pair; give as many on both sides"
-        )
+        raise InputError(f"{len(reference)} and {len(generated)} clips do not pair; give equal numbers")
     return reference, generated
-
-
-def _check_frechet(reference: Array, generated: Array, least: int) -> None:
-    for name, (n, dim) in (("reference", reference.shape), ("generated", generated.shape)):
-        if n < least:
-            raise InputError(
-                f"{n} {name} clips are too few for the Frechet distance of embeddings of {dim} dimensions; "
-                f"give at least {least}, or an embedder of fewer dimensions"
-            )
 
 
 def _distributions(name: str, probabilities: ArrayLike) -> Array:
@@ -315,8 +295,6 @@ def _distributions(name: str, probabilities: ArrayLike) -> Array:
     sums = p.sum(1, keepdims=True)
     bad = np.flatnonzero((p < 0).any(1) | (abs(sums[:, 0] - 1) > 1e-3))
     if len(bad):
-        raise InputError(
-            f"{name} label probabilities: row {bad[0]} sums to {sums[bad[0], 0]:.4g}, least {p[bad[0]].min():.4g}; "
-            "rows must be distributions: none negative, sum 1 (softmax, or divide by the sum)"
-        )
+        row = f"{name} label probabilities: row {bad[0]} sums to {sums[bad[0], 0]:.4g}, least {p[bad[0]].min():.4g}"
+        raise InputError(f"{row}; a distribution has none below 0 and the sum 1, as softmax gives")
     return p / sums

@@ -107,12 +107,10 @@ def frame_probabilities(tagger: Tagger, audio: Tensor, sample_rate: int) -> Arra
 
 def check_judge(tagger: Tagger, prompts: Sequence[Prompt]) -> None:
     """InputError where prompts name a kind of sound that the tagger has no label for."""
-    if unknown := sorted(
-        {kind for prompt in prompts for kind in prompt.kinds} - set(tagger.config.groups.get(GROUP, ()))
-    ):
-        raise InputError(
-            f"the tagger {tagger.name!r} cannot judge order: it has no label {unknown[0]!r}; use tagger_tiny"
-        )
+    asked = {kind for prompt in prompts for kind in prompt.kinds}
+    if unknown := sorted(asked.difference(tagger.config.groups.get(GROUP, ()))):
+        lacks = f"{tagger.name!r} cannot judge order: it has no label {unknown[0]!r}"
+        raise InputError(f"the tagger {lacks}; use tagger_tiny")
 
 
 def judge_clips(

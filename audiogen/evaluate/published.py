@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.audio_utils import mel_filter_bank
 
-from audiogen.errors import InputError
+from audiogen.errors import InputError, opening
 from audiogen.files import checkpoint, pickles
 
 # What rebuilds NumPy's arrays and numbers from their bytes, and nothing else. Files of before 2023 name these by
@@ -34,11 +34,7 @@ _NUMPY += [(_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_c
 
 NUM_MELS = 64  # of both
 NUM_BLOCKS = 6  # of CNN14
-RATES = {
-    513: 32000,
-    257: 16000,
-    129: 8000,
-}  # of CNN14, Hz, by the bins of the mel matrix: how a file says its rate
+RATES = {513: 32000, 257: 16000, 129: 8000}  # of CNN14, Hz, by the bins of a file's mel matrix
 WINDOW, HOP, N_FFT = 400, 160, 512  # of VGGish, samples at 16 kHz: frames of 25 ms, every 10 ms
 FRAMES = 96  # of one of VGGish's examples
 EXAMPLE = (FRAMES - 1) * HOP + WINDOW  # samples that an example draws on: 0.975 s
@@ -52,35 +48,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     file is missing, damaged, or cannot be read without running code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(
-            f"{path} is {'a directory' if path.is_dir() else 'not there'}; give the weights file "
-            "(.pth, .safetensors or .npz), downloaded beforehand"
-        )
     if path.suffix == ".safetensors":
         return checkpoint.read_tensors(path)
-    contents = _read_arrays(path) if path.suffix == ".npz" else pickles.read_pickle(path, also=_NUMPY)
+    if path.suffix == ".npz":
+        with opening(str(path), "download it again"), np.load(path) as arrays:
+            contents: Any = dict(arrays)
+    else:
+        contents = pickles.read_pickle(path, also=_NUMPY)
     for key in ("model", "state_dict"):
         if isinstance(contents, dict) and isinstance(contents.get(key), dict):
             contents = contents[key]
     if not isinstance(contents, dict):
-        raise InputError(
-            f"{path} holds a {type(contents).__name__}; a state dict (names to tensors) is needed"
-        )
-    return {
-        str(name): torch.as_tensor(value)
-        for name, value in contents.items()
-        if isinstance(value, (Tensor, np.ndarray))
-    }
-
-
-def _read_arrays(path: Path) -> dict[str, Any]:
-    try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except Exception as error:  # damage shows as any of a dozen errors of zip and NumPy
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} cannot be read as arrays ({reason[:200]}); download it again") from None
+        raise InputError(f"{path} holds a {type(contents).__name__}; names with tensors are needed")
+    arrays = {name: value for name, value in contents.items() if isinstance(value, (Tensor, np.ndarray))}
+    return {str(name): torch.as_tensor(value) for name, value in arrays.items()}
 
 
 def _sizes(tensors: Mapping[str, Tensor], names: tuple[str, ...], path: str | Path, what: str) -> list[int]:
@@ -260,7 +241,6 @@ def read_pca(path: str | Path, dim: int = 128) -> Pca:
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     means = tensors.get("pca_means", torch.empty(0))
     if shapes.get("pca_eigen_vectors") != [dim, dim] or means.numel() != dim:
-        raise InputError(
-            f"{path} has {shapes or 'no tensors'}; pca_eigen_vectors [{dim}, {dim}] and pca_means [{dim}] are needed"
-        )
+        needed = f"pca_eigen_vectors [{dim}, {dim}] and pca_means [{dim}]"
+        raise InputError(f"{path} has {shapes or 'no tensors'}; {needed} are needed")
     return Pca(tensors["pca_eigen_vectors"].float(), means.float().flatten())

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,13 +28,10 @@ Distance: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 Samples: TypeAlias = NDArray[np.float64]  # [N]
 
 FLOOR = 1e-5  # spectral magnitudes below -100 dB of a full-scale sine count as that: the difference is not audible
-STFT_WINDOWS = (512, 1024, 2048)
-LONGEST_WINDOW = 2048
+STFT_WINDOWS = (512, 1024, 2048)  # samples, as in Parallel WaveGAN
+LONGEST_WINDOW = STFT_WINDOWS[-1]
 SI_SDR_LIMIT_DB = 100.0
 CONSTANT_RMS = 1e-7  # about the mean; a sound below it is constant but for rounding
-
-
-# -------------------------------------------------------------------------------------------------- distances
 
 
 def mel_by_item(audio: Tensor, target: Tensor, sample_rate: int) -> Tensor:
@@ -64,7 +61,7 @@ def log_spectral_distance_db(audio: Tensor, target: Tensor, sample_rate: int) ->
 
     Windows of 2048 samples, hop 512. A gain of g dB gives |g|, as far as both stay above -100 dB.
     """
-    a, t = (20 * _magnitude(sound, 2048).clamp(min=FLOOR).log10() for sound in (audio, target))
+    a, t = (20 * _magnitude(sound, LONGEST_WINDOW).clamp(min=FLOOR).log10() for sound in (audio, target))
     return (a - t).square().mean(2).sqrt().mean((1, 2))
 
 
@@ -75,17 +72,15 @@ def si_sdr_db(audio: Tensor, target: Tensor, sample_rate: int) -> Tensor:
     """
     a, t = _standardised(audio), _standardised(target)
     ratio = losses.si_sdr(a, t).clamp(-SI_SDR_LIMIT_DB, SI_SDR_LIMIT_DB)
-    ratio = torch.where(_is_zero(a), -SI_SDR_LIMIT_DB, ratio)
-    return torch.where(_is_zero(t), math.nan, ratio)
+    ratio = torch.where(a.any(2).any(1), ratio, -SI_SDR_LIMIT_DB)
+    return torch.where(t.any(2).any(1), ratio, math.nan)
 
 
 def _magnitude(audio: Tensor, n_fft: int) -> Tensor:
     """[B, C, N] -> magnitudes [B, C, F, T], 1 at the bin of a full-scale sine; hop n_fft / 4, zeros beyond the ends."""
     window = torch.hann_window(n_fft, device=audio.device)
     flat = rearrange(audio.float(), "b c n -> (b c) n")
-    spectrum = torch.stft(
-        flat, n_fft, n_fft // 4, window=window, center=True, pad_mode="constant", return_complex=True
-    )
+    spectrum = torch.stft(flat, n_fft, n_fft // 4, window=window, pad_mode="constant", return_complex=True)
     return rearrange(spectrum.abs() * (2 / window.sum()), "(b c) f t -> b c f t", b=audio.shape[0])
 
 
@@ -96,22 +91,20 @@ def _standardised(audio: Tensor) -> Tensor:
     return torch.where(rms > CONSTANT_RMS, centred / rms, 0.0).float()
 
 
-def _is_zero(audio: Tensor) -> Tensor:
-    return (audio == 0).all(2).all(1)
-
-
 # ------------------------------------------------------------------------------------- of optional packages
 
 
 def visqol(audio: Tensor, target: Tensor, sample_rate: int) -> Tensor:
     """ViSQOL v3 in audio mode (arXiv:2004.09584): predicted opinion of quality [B], 1 to 4.73; mono at 48 kHz."""
     api = _visqol_api()
-    return _each(
-        lambda a, t: api.measure_from_arrays(t, a, 48000).moslqo, 1.0, audio, target, sample_rate, 48000
-    )
+
+    def score(a: Samples, t: Samples) -> float:
+        return api.measure_from_arrays(t, a, 48000).moslqo
+
+    return _each(score, 1.0, audio, target, sample_rate, 48000)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _visqol_api() -> Any:
     api = _package("visqol").VisqolApi()
     api.create(mode="audio")
@@ -172,10 +165,8 @@ def _package(metric: str) -> Any:
     try:
         return importlib.import_module(PACKAGES[metric])
     except ImportError as error:
-        raise InputError(
-            f'the metric {metric} needs a package that cannot be imported ({error}): pip install "audiogen[metrics]", '
-            "or leave the metric out"
-        ) from None
+        advice = 'pip install "audiogen[metrics]", or leave the metric out'
+        raise InputError(f"the metric {metric} needs a package ({error}): {advice}") from None
 
 
 # ---------------------------------------------------------------------------------------------------- by name

@@ -84,9 +84,9 @@ def columns_of(table: str) -> list[Column]:
     return [Column(key, **entry) for key, entry in read_table(TEXTS)["columns"][table].items()]
 
 
-def notes_on(topic: str) -> list[str]:
-    """Notes by the name of their list in `report.yaml`."""
-    return list(read_table(TEXTS)["notes"][topic])
+def notes_on(topic: str, **facts: object) -> list[str]:
+    """Notes by the name of their list in `report.yaml`, with the facts that they name."""
+    return [note.format(**facts) for note in read_table(TEXTS)["notes"][topic]]
 
 
 def filled(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
@@ -114,8 +114,12 @@ class Report:
 
     @cached_property
     def picture(self) -> bytes:
-        """The plots as a PNG; nothing where there are none to draw."""
-        return draw(self.plots, self.columns, self.rows)
+        """All plots as one PNG; nothing where no row has both values. Raises KeyError for a key without a column."""
+        file = io.BytesIO()
+        with rc_context({"text.parse_math": False}):  # a dollar in a name is a dollar
+            if figure := draw_figure(self.plots, self.columns, self.rows):
+                figure.savefig(file, dpi=120, format="png")
+        return file.getvalue()
 
     def write(self, directory: str | Path) -> None:
         """The three files, each whole or not at all, and none if a sound cannot be read (InputError)."""
@@ -325,15 +329,6 @@ def spectrogram(clip: Tensor, sample_rate: int) -> bytes:
     image.putpalette(colormaps["magma"](np.linspace(0, 1, SHADES), bytes=True)[:, :3].tobytes())
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
-    return file.getvalue()
-
-
-def draw(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence[Row]) -> bytes:
-    """All plots as one PNG; nothing where no row has both values. Raises KeyError for a key without a column."""
-    file = io.BytesIO()
-    with rc_context({"text.parse_math": False}):  # a dollar in a name is a dollar
-        if figure := draw_figure(plots, columns, rows):
-            figure.savefig(file, dpi=120, format="png")
     return file.getvalue()
 
 

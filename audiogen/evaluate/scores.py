@@ -47,11 +47,6 @@ def key_of(embedder: Embedder, name: str) -> str:
     return f"{name} {embedder.name} {embedder.identity}"
 
 
-def describe(embedder: Embedder) -> str:
-    """A note that names an embedder and its weights."""
-    return f"Embedder `{embedder.name}`, weights {embedder.identity}, input at {embedder.sample_rate} Hz."
-
-
 def by_key(embedder: Embedder, cells: Mapping[str, T]) -> dict[str, T]:
     """Cells, or what they are made of, by the keys of an embedder."""
     return {key_of(embedder, name): cell for name, cell in cells.items()}
@@ -208,9 +203,8 @@ def warn_of_labels(embedder: Embedder, labels: Sequence[str | None], what: str, 
     """Say of how many clips or prompts label accuracy is the share, where it is not of all."""
     shared = sum(label in embedder.labels for label in labels)
     if 0 < shared < len(labels):
-        warn(
-            f"label accuracy by {embedder.name}: {shared} of {len(labels)} {what} have a label it has as well"
-        )
+        share = f"{shared} of {len(labels)} {what}"
+        warn(f"label accuracy by {embedder.name}: {share} have a label it has as well")
 
 
 def take_rows(prompts: Index, takes: int) -> Index:

@@ -7,10 +7,10 @@ with steps and cost. A run that was interrupted goes on where it ended.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,9 +69,7 @@ class Comparison:
         if self.budget_s is not None and self.steps is not None:
             raise InputError("--budget-s and --steps exclude each other: equal time or equal steps")
         if not self.models or not self.embedders or not self.seeds:
-            raise InputError(
-                "nothing to compare; give at least one --model, one --embedder and one of --seeds"
-            )
+            raise InputError("give at least one --model, one --embedder and one of --seeds")
         check_distinct("--seeds", self.seeds)
         check_distinct("--embedder", self.embedders)
         system_names(self.models)
@@ -79,8 +77,8 @@ class Comparison:
     @property
     def order_judge(self) -> str:
         """The tagger that judges the order of events: the first one among the embedders, else the bundled one."""
-        taggers = [spec.partition(":")[2] for spec in self.embedders if spec.startswith("tagger:")]
-        return taggers[0] if taggers else "tagger_tiny"
+        taggers = (spec.partition(":")[2] for spec in self.embedders if spec.startswith("tagger:"))
+        return next(taggers, "tagger_tiny")
 
     def folder(self, name: str) -> Path:
         """Where the sounds of a system are kept; of `real`, the clips for the report's players."""
@@ -128,16 +126,14 @@ def system_names(models: Sequence[str]) -> list[str]:
 
 
 def gather(comparison: Comparison, warn: Warn) -> Material:
-    """Choose clips and prompts. Writes nothing: `render_order_clips` does, once all embedders have opened."""
+    """Choose clips and prompts. Writes nothing: the clips of order prompts are to be made by `keep_real`."""
     everything, duration_s = read_manifest(comparison.data), comparison.duration_s
     reference = chosen = select(everything, comparison.where)
     if comparison.reference_where is not None:
         reference = select(everything, comparison.reference_where)
     prompts = choose(chosen, comparison.num_clips)
     if len(reference) < 2:
-        raise InputError(
-            f"{comparison.data}: one clip is chosen as reference; give at least 2, better hundreds"
-        )
+        raise InputError(f"{comparison.data}: one clip is no reference; give at least 2, better hundreds")
     num_order = comparison.order_prompts
     order = order_prompts(num_order, duration_s, comparison.folder("real")) if num_order else []
     material = Material(reference, prompts, ceiling_split(reference, prompts), order)
@@ -155,13 +151,17 @@ def gather(comparison: Comparison, warn: Warn) -> Material:
     return material
 
 
-def render_order_clips(comparison: Comparison, material: Material) -> None:
-    """Write the real clips of order prompts, which are synthesised, where they are not kept yet."""
-    for prompt in material.order:
-        path = Path(prompt.clip.path)
-        settings = {"clip": prompt.scene, "duration_s": comparison.duration_s}
-        if not is_kept(path, settings):
-            keep(path, real_clip(prompt, ORDER_RATE, comparison.duration_s), ORDER_RATE, settings)
+def keep_real(prompt: Prompt, comparison: Comparison) -> Path:
+    """Write the real clip of a prompt, that of an order prompt synthesised, where it is not kept yet -> its path."""
+    path, duration_s = prompt.path(comparison.folder("real"), "real"), comparison.duration_s
+    settings = {"clip": prompt.scene if prompt.kinds else prompt.clip.key, "duration_s": duration_s}
+    if not is_kept(path, settings):
+        if prompt.kinds:
+            sound, rate = real_clip(prompt, ORDER_RATE, duration_s), ORDER_RATE
+        else:
+            sound, rate = read(prompt.clip, None, None, duration_s), audio.info(prompt.clip.path).sample_rate
+        keep(path, sound, rate, settings)
+    return path
 
 
 # ------------------------------------------------------------------------------------------- one system's sounds
@@ -191,7 +191,7 @@ def run_system(
             keep(path, generator.reconstruct(real[None])[0], rate, made_with)
         advance(1)
     settings = codec_settings | {"steps": steps, "guidance": guidance}
-    pending: dict[int, tuple[Prompt, Path, dict[str, Any]]] = {}  # by the seed
+    pending: dict[int, tuple[Path, dict[str, Any]]] = {}  # by the seed
     for seed in comparison.seeds:
         for prompt in material.all_prompts:
             own_seed = prompt.seed(seed)
@@ -199,12 +199,11 @@ def run_system(
             if is_kept(path := prompt.path(folder, seed), made_with):
                 advance(1)
             else:
-                pending[own_seed] = (prompt, path, made_with)
+                pending[own_seed] = (path, made_with)
     for seeds in consecutive(pending, comparison.batch_size):
-        # row b has the seed of the first + b
-        sounds = job.generate([pending[seed][0].text for seed in seeds], seeds[0], steps)
-        for seed, sound in zip(seeds, sounds, strict=True):
-            _, path, made_with = pending[seed]
+        sounds = job.generate([pending[seed][1]["text"] for seed in seeds], seeds[0], steps)
+        for seed, sound in zip(seeds, sounds, strict=True):  # row b has the seed of the first + b
+            path, made_with = pending[seed]
             keep(path, sound, rate, made_with)
         advance(len(seeds))
     cells: Cells = {
@@ -255,11 +254,9 @@ def prepare(
 
 def is_kept(path: Path, settings: Mapping[str, Any]) -> bool:
     """Whether an earlier run finished this sound with these settings."""
-    try:
-        made_with = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return path.is_file() and made_with == settings
+    with suppress(InputError):
+        return path.is_file() and checkpoint.read_json(path.with_suffix(".json")) == settings
+    return False
 
 
 def keep(path: Path, sound: Tensor, sample_rate: int, settings: Mapping[str, Any]) -> None:

@@ -51,14 +51,10 @@ class TaggerConfig:
             if not labels or len(set(labels)) != len(labels):
                 raise InputError(f"groups.{name} has {len(labels)} labels; name at least one, none twice")
         if len(self.time_pools) != len(self.widths) or not self.widths:
-            raise InputError(
-                f"widths {list(self.widths)}, time_pools {list(self.time_pools)}: give one of each a block"
-            )
-        if self.n_mels % 2 ** len(self.widths):
-            raise InputError(
-                f"n_mels is {self.n_mels}; {len(self.widths)} blocks that halve it need a multiple of "
-                f"{2 ** len(self.widths)}"
-            )
+            sizes = f"widths {list(self.widths)}, time_pools {list(self.time_pools)}"
+            raise InputError(f"{sizes}: give one of each a block")
+        if self.n_mels % (halvings := 2 ** len(self.widths)):
+            raise InputError(f"n_mels is {self.n_mels}; its blocks need a multiple of {halvings}")
 
 
 class TaggerOutput(NamedTuple):
@@ -135,9 +131,7 @@ class Tagger(nn.Module):
         Silence stays silent. The last frame is completed with zeros.
         """
         if audio.dim() != 2 or audio.shape[1] == 0:
-            raise InputError(
-                f"got audio of shape {list(audio.shape)}; the tagger takes [B, N], one sample at least"
-            )
+            raise InputError(f"got audio of shape {list(audio.shape)}; the tagger takes [B, N], N at least 1")
         audio = audio / audio.abs().amax(-1, keepdim=True).clamp(min=1e-4)
         audio = F.pad(audio, (0, -audio.shape[1] % self.hop_length))
         config = self.config
@@ -162,9 +156,3 @@ class Tagger(nn.Module):
     def forward(self, audio: Tensor) -> TaggerOutput:
         """Audio [B, N] at `sample_rate` -> its sounds, frame by frame and as a whole; ceil(N / hop_length) frames."""
         return self.tag(self.features(audio))
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits [..., labels] -> probabilities: softmax in exclusive groups, sigmoid in multi-label ones."""
-        parts = {name: logits[..., self.group(name)].float() for name in self.config.groups}
-        several = self.config.multi_label
-        return torch.cat([x.sigmoid() if name in several else x.softmax(-1) for name, x in parts.items()], -1)

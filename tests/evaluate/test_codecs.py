@@ -50,8 +50,8 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> str:
 def evaluation(codec: str, labelled: Path, tiny_tagger: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(settings, the report's JSON, warnings) of one run that most tests read."""
     settings = CodecEvaluation(
-        (codec,),
         str(labelled),
+        (codec,),
         {"fold": (0,)},
         embedders=(tiny_tagger,),
         opus_kbps=(16.0,),
@@ -77,7 +77,7 @@ def test_rows_are_ground_truth_the_codec_at_every_bitrate_and_opus(evaluation: A
     text = "\n".join(report["notes"])
     assert report["notes"][0] == "Command: `python -m audiogen.evaluate codec`"
     assert "9 clips of" in text and "fold 0" in text and "8000 Hz" in text and "16 asked" in text
-    assert "1 CPU thread;" in text and "libsndfile" in text
+    assert "CPU threads: 1;" in text and "libsndfile" in text
 
 
 def test_figures_are_those_of_the_parts(evaluation: Any) -> None:
@@ -160,8 +160,8 @@ def test_a_codec_of_another_rate_is_compared_at_the_common_one(
     """One at 12 kHz in stereo: it gets the clips so, and the table is at 8 kHz in mono, or as asked."""
     other = make_codec(tmp_path / "wide", 12000, channels=2, num_codebooks=1)
     settings = CodecEvaluation(
-        (codec, other),
         str(labelled),
+        (codec, other),
         num_clips=1,
         embedders=(),
         opus_kbps=(),
@@ -197,7 +197,7 @@ def test_a_long_clip_goes_through_in_windows_unchanged(codec: str, tmp_path: Pat
 
 
 def test_the_choice_of_clips_is_balanced_and_repeats(codec: str, labelled: Path) -> None:
-    settings = CodecEvaluation((codec,), str(labelled))
+    settings = CodecEvaluation(str(labelled), (codec,))
     chosen = [choose_clips(replace(settings, num_clips=number)) for number in (3, 6, 6)]
     labels = [sorted(clip.fields["label"] for clip in clips) for clips in chosen]
     assert labels[0] == ["noise", "pulses", "tone"] and labels[1] == sorted(2 * labels[0])
@@ -207,8 +207,8 @@ def test_the_choice_of_clips_is_balanced_and_repeats(codec: str, labelled: Path)
 
 def test_clips_without_captions_and_the_built_in_corpus_are_data_too(codec: str, tmp_path: Path) -> None:
     data = write_clips(tmp_path, {name: torch.ones(1, 3000) for name in "abc"})
-    assert len(choose_clips(CodecEvaluation((codec,), data, num_clips=2))) == 2
-    corpus = choose_clips(CodecEvaluation((codec,), "synth:3", num_clips=2))
+    assert len(choose_clips(CodecEvaluation(data, (codec,), num_clips=2))) == 2
+    corpus = choose_clips(CodecEvaluation("synth:3", (codec,), num_clips=2))
     assert [clip.key for clip in corpus] == ["synth:1@0", "synth:1@1"]
     assert Originals(corpus, 8000).target(1).shape == (1, 40000)
 
@@ -230,11 +230,11 @@ def test_silent_and_constant_clips_are_warned_of_and_left_out_where_undefined(
     data = write_clips(tmp_path, sounds | {"soft": 0.1 * noise.flip(-1)})
     warnings: list[str] = []
     settings = CodecEvaluation(
-        (codec,), data, embedders=(tiny_tagger,), opus_kbps=(12.0,), out=tmp_path / "out"
+        data, (codec,), embedders=(tiny_tagger,), opus_kbps=(12.0,), out=tmp_path / "out"
     )
     run(settings, warnings.append)
     assert "2 of 4 clips are silent or constant, the first is" in warnings[0] and "silent.wav" in warnings[0]
-    assert len(warnings) == 2 and "too few for the Frechet distance" in warnings[1]  # 4 clips of 4 dimensions
+    assert len(warnings) == 2 and "clips are too few" in warnings[1]  # 4 clips of 4 dimensions
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert any("silent or constant" in note for note in report["notes"])
     for row in report["rows"][1:]:
@@ -262,7 +262,7 @@ def test_clips_that_a_metric_does_not_judge_are_counted(
     warnings: list[str] = []
     out = tmp_path / "out"
     run(
-        CodecEvaluation((codec,), data, embedders=(), opus_kbps=(), metrics=("pesq",), out=out),
+        CodecEvaluation(data, (codec,), embedders=(), opus_kbps=(), metrics=("pesq",), out=out),
         warnings.append,
     )
     assert warnings == ["pesq: not defined on 1 of 3 clips, which its mean leaves out"]
@@ -274,7 +274,7 @@ def test_clips_that_a_metric_does_not_judge_are_counted(
 
 def test_mistakes_are_one_line_and_leave_nothing(codec: str, labelled: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    good = CodecEvaluation((codec,), str(labelled), embedders=(), opus_kbps=(), num_clips=2, out=out)
+    good = CodecEvaluation(str(labelled), (codec,), embedders=(), opus_kbps=(), num_clips=2, out=out)
     for changes, message in [
         ({"codecs": ()}, "no codec is given"),
         ({"codecs": (codec, codec)}, "--codec names one twice"),
@@ -302,7 +302,7 @@ def test_clips_that_cannot_be_measured_are_named_before_anything_is_written(
 ) -> None:
     noise = 0.1 * torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
     data = write_clips(tmp_path, {"good": noise, "short": noise[:, :2000]})
-    settings = CodecEvaluation((codec,), data, embedders=(), opus_kbps=(), out=tmp_path / "out")
+    settings = CodecEvaluation(data, (codec,), embedders=(), opus_kbps=(), out=tmp_path / "out")
     with pytest.raises(InputError, match=r"short.wav lasts 0.250 s; the distances need 0.256 s"):
         run(settings)
     broken = noise[0].numpy().copy()
@@ -333,7 +333,7 @@ def test_the_number_of_threads_is_set_back_even_after_an_error(labelled: Path) -
     torch.set_num_threads(before + 1)
     try:
         with pytest.raises(InputError, match="codec_tyni"):
-            run(CodecEvaluation(("codec_tyni",), str(labelled)))
+            run(CodecEvaluation(str(labelled), ("codec_tyni",)))
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
@@ -343,8 +343,8 @@ def test_real_recordings_through_the_bundled_codec(shared: Path, tmp_path: Path)
     """More codebooks are nearer to the recordings; what is fixed by the codec is as documented."""
     manifest = str(shared / "data" / "esc10" / "manifest.jsonl")
     settings = CodecEvaluation(
-        ("codec_tiny",),
         manifest,
+        ("codec_tiny",),
         {"fold": (4,)},
         2,
         embedders=(),

@@ -163,7 +163,7 @@ def test_too_few_clips_leave_figures_out(compare, real: Path, tmp_path: Path) ->
     assert isinstance(row["kd"], Interval) and row["kl"].value == pytest.approx(0, abs=1e-9)
     said = [message for message in warnings if "too few" in message]
     assert len(said) == 2  # one for each cause
-    assert said[1].startswith("no precision, recall, density, coverage by tagger_x: generated: 3 clips")
+    assert said[1].startswith("no precision, recall, density, coverage by tagger_x: 3 generated clips")
     assert any(
         "fad by tagger_x" in message and "3 generated clips are too few" in message for message in said
     )

@@ -175,7 +175,7 @@ def test_kernel_distance_ignores_scale_and_rotation_and_has_its_limits():
 def test_kernel_distance_needs_a_reference_that_varies():
     with pytest.raises(InputError, match="median distance between reference clips is 0"):
         kernel_distance(np.ones((4, 2)), normal(4, 2))
-    with pytest.raises(InputError, match="generated: 1 clips"):
+    with pytest.raises(InputError, match="1 generated clips"):
         kernel_distance(normal(4, 2), normal(1, 2))
 
 
@@ -222,7 +222,7 @@ def test_one_outlier_moves_precision_but_hardly_density():
 
 def test_prdc_needs_more_clips_than_neighbours():
     prdc(normal(6, 2), normal(6, 2, 1))
-    with pytest.raises(InputError, match="reference: 5 clips are too few; give at least 6"):
+    with pytest.raises(InputError, match="5 reference clips are too few.*give at least 6"):
         prdc(normal(5, 2), normal(9, 2))
 
 
@@ -393,7 +393,7 @@ def test_bad_embeddings_are_one_line_that_says_which(metric):
         (infinite, good, "row 2 is not finite"),
         (good, good[:, :2], "dimensions|do not pair"),
         (good, good[0], r"shape is \[3\]"),
-        (good, np.zeros((0, 3)), "0 clips are too few|0 generated clips"),
+        (good, np.zeros((0, 3)), "0 generated clips are too few"),
         ([], good, r"shape is \[0\]"),
     ):
         with pytest.raises(InputError, match=message) as caught:

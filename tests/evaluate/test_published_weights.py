@@ -70,7 +70,7 @@ def test_missing_damaged_and_other_files_are_one_clear_line(tmp_path):
         ".": "is a directory",
         "text.pth": "no file of torch.save",
         "empty.pth": "no file of torch.save",
-        "text.npz": "cannot be read as arrays",
+        "text.npz": "cannot be opened",
         "text.safetensors": "damaged",
         "list.pth": "holds a list",
     }.items():

@@ -26,7 +26,6 @@ from audiogen.evaluate.report import (
     Report,
     Sound,
     columns_of,
-    draw,
     draw_figure,
     format_cell,
     leaders,
@@ -308,16 +307,16 @@ def test_axes_hold_their_values(values: list[float]) -> None:
     (axes,) = draw_figure([("x", "y")], columns, rows).axes
     (left, right), (below, above) = axes.get_xlim(), axes.get_ylim()
     assert all(left <= x <= right and below <= -x <= above for x in values)
-    assert draw([("x", "y")], columns, rows).startswith(b"\x89PNG")
+    assert Report("", [], columns, rows, (), [("x", "y")]).picture.startswith(b"\x89PNG")
 
 
 def test_text_of_a_plot_is_no_markup() -> None:
     rows = [{"system": r"$\broken{$ & <b>", "fad": 1.0, "wall_s": 2.0}]
-    assert draw([("wall_s", "fad")], COLUMNS, rows).startswith(b"\x89PNG")
+    assert Report("", [], COLUMNS, rows, (), [("wall_s", "fad")]).picture.startswith(b"\x89PNG")
 
 
 def test_a_plot_without_points_is_left_out() -> None:
-    assert draw([("wall_s", "order")], COLUMNS, ROWS[:1] + ROWS[3:]) == b""
+    assert Report("", [], COLUMNS, ROWS[:1] + ROWS[3:], (), [("wall_s", "order")]).picture == b""
     assert len(draw_figure([("wall_s", "order"), ("wall_s", "fad")], COLUMNS, ROWS[:3]).axes) == 2
     with pytest.raises(KeyError):
-        draw([("nothing", "order")], COLUMNS, ROWS)
+        draw_figure([("nothing", "order")], COLUMNS, ROWS)
