@@ -15,17 +15,13 @@ the Protocols: they are contracts of shape, checked by the type checker and by t
 
 from __future__ import annotations
 
-from collections import abc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from audiogen.errors import InputError
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-
     import torch
     from torch import Tensor, nn
 
@@ -39,7 +35,6 @@ class CodecOutput:
     audio: reconstruction [B, C, N], as long as the input; None where it was not asked for.
     codes: int64 [B, K, T]; entries of codebooks an item did not use are still the codes it would have had.
     commitment_loss: scalar, mean over the codebooks each item used.
-    latents: the encoder's output before quantisation [B, D, T].
     spectral_loss: scalar, the decoder's error where it works on spectra instead of samples; 0 for one that does not.
     spectra, target_spectra: those spectra as decoded and of the input [B, C, T, F]; None for one that does not.
     """
@@ -47,7 +42,6 @@ class CodecOutput:
     audio: Tensor | None
     codes: Tensor
     commitment_loss: Tensor
-    latents: Tensor
     spectral_loss: Tensor
     spectra: Tensor | None = None
     target_spectra: Tensor | None = None
@@ -100,7 +94,7 @@ class Codec(Protocol):
         """
         ...
 
-    def parameters(self, recurse: bool = True) -> abc.Iterator[nn.Parameter]:
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Its weights, frozen; their device is where audio and codes must be."""
         ...
 
@@ -147,46 +141,6 @@ class CodeBatch(Batch):
     """codes: int64 [B, K, T], zero-padded at the end."""
 
     codes: Tensor
-
-
-class Loader(Protocol):
-    """Batches in an order that is a function of (seed, epoch, step, rank): resume needs one integer."""
-
-    def batches(self, start_step: int = 0) -> abc.Generator[Any, None, None]:
-        """Batches from a step on, without end; closing the generator ends the workers that prefetch them."""
-        ...
-
-
-class Task(Protocol):
-    """What `audiogen.train.loop.fit` trains: it owns the model, the losses and the optimisers."""
-
-    sample_rate: int
-
-    def step(self, batch: Any, step: int) -> Mapping[str, float]:
-        """One optimiser step on a `Batch` of the task's kind, accumulation inside -> scalars, `loss` among them."""
-        ...
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """The context of the three methods below: no gradients, no dropout, averaged weights where there are some."""
-        ...
-
-    def evaluate(self, batches: Iterable[Any]) -> Mapping[str, float]:
-        """Validation scalars, e.g. `mel`; `loss` decides which checkpoint is best (lower)."""
-        ...
-
-    def samples(self, batches: Iterable[Any]) -> Mapping[str, Tensor]:
-        """Sounds [C, N] by name, to listen to during training."""
-        ...
-
-    def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write the model as it stands as a model directory."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a bit-exact resume needs, as nested dicts and lists of tensors and plain scalars."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)

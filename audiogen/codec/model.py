@@ -203,9 +203,7 @@ class Codec(nn.Module):
         else:
             loss = latents.new_zeros(())
             decoded = self.decoder(quantised.latents)[..., : audio.shape[-1]]
-        return CodecOutput(
-            decoded, quantised.codes, quantised.commitment_loss, latents, loss, spectra, target
-        )
+        return CodecOutput(decoded, quantised.codes, quantised.commitment_loss, loss, spectra, target)
 
     def freeze(self, dtype: torch.dtype) -> None:
         """For inference only: it computes with packed copies of its weights where there are kernels for them.

@@ -17,19 +17,20 @@ from typing import Any
 
 import torch
 
-from audiogen import distributed, interfaces
+from audiogen import distributed
 from audiogen.config import to_plain
+from audiogen.data.loader import AudioLoader
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.interfaces import Batch, Task
+from audiogen.interfaces import Batch
 from audiogen.train.log import Log
-from audiogen.train.task import Resume, Run
+from audiogen.train.task import Resume, Run, TrainingTask
+
+Task = TrainingTask[Any]
 
 
-def fit(
-    task: Task, loader: interfaces.Loader, valid: Callable[[], Iterable[Batch]] | None, recipe: Run
-) -> None:
+def fit(task: Task, loader: AudioLoader, valid: Callable[[], Iterable[Batch]] | None, recipe: Run) -> None:
     """Train `task` on `loader` in the run directory `recipe.out`, from its newest checkpoint if it has one.
 
     valid: makes the validation batches anew, the same each time. On SIGTERM or SIGINT the step that runs is finished

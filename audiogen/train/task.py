@@ -22,7 +22,7 @@ from audiogen.data.seeds import seed_for
 from audiogen.device import has_bfloat16
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.interfaces import Batch, Task
+from audiogen.interfaces import Batch
 from audiogen.text.t5 import T5Conditioner, TextConfig
 from audiogen.text.vocabulary import train_vocabulary
 from audiogen.train.optim import Average, OptimConfig, Optimizer
@@ -90,7 +90,7 @@ class Run:
 class Prepared(NamedTuple):
     """A task with its training and validation sets."""
 
-    task: Task
+    task: TrainingTask[Any]
     train: Dataset
     valid: Dataset | None
 
@@ -99,13 +99,15 @@ R = TypeVar("R", bound=Run)
 
 
 class TrainingTask(Generic[R]):
-    """A module that learns, its optimiser and its moving average.
+    """What `loop.fit` trains: a module that learns, its optimiser and its moving average.
 
     A task adds `sample_rate`, `step`, `evaluate` and `export`; `samples` if it makes sound.
 
     saved: what a checkpoint holds beside the module's weights: objects with `state_dict` and `load_state_dict` by name,
     or None for what this recipe does not use.
     """
+
+    sample_rate: int
 
     def __init__(self, recipe: R, module: nn.Module, device: torch.device, name: str = "model"):
         """name: of the module's weights in checkpoints."""
@@ -130,8 +132,20 @@ class TrainingTask(Generic[R]):
         finally:
             self.train()
 
+    def step(self, batch: Any, step: int) -> Mapping[str, float]:
+        """One optimiser step on a `Batch` of the task's kind, accumulation inside -> scalars, `loss` among them."""
+        raise NotImplementedError
+
+    def evaluate(self, batches: Iterable[Any]) -> Mapping[str, float]:
+        """Within `averaged`: validation scalars, e.g. `mel`; `loss` decides which checkpoint is best (lower)."""
+        raise NotImplementedError
+
+    def export(self, directory: Path, info: Mapping[str, Any]) -> None:
+        """Within `averaged`: write the model as it stands as a model directory."""
+        raise NotImplementedError
+
     def samples(self, batches: Iterable[Any]) -> dict[str, Tensor]:
-        """Sounds [C, N] by name: none, unless the task makes sound."""
+        """Sounds [C, N] by name, to listen to during training: none, unless the task makes sound."""
         return {}
 
     def parts(self, batch: Batch) -> list[slice]:
