@@ -235,24 +235,14 @@ class Generator(Protocol):
     channels: int
     max_duration_s: float
     batch_size: int
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def guidance(self) -> float: ...
-
-    @property
-    def family(self) -> str: ...
-
-    @property
-    def latent_rate(self) -> str: ...
+    device: torch.device
+    guidance: float
+    family: str
+    latent_rate: str
+    notes: tuple[str, ...]
 
     @property
     def num_parameters(self) -> int: ...
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
 
     def identity(self) -> str:
         """16 hex digits that change with any weight and with the number type."""
@@ -308,8 +298,4 @@ class Generator(Protocol):
 
     def num_frames(self, duration_s: float) -> int:
         """Frames that are generated for a duration, which is checked: InputError where the model cannot make it."""
-        ...
-
-    def num_samples(self, duration_s: float) -> int:
-        """Audio samples for a duration."""
         ...

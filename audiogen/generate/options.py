@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audiogen.errors import InputError
-from audiogen.generators.request import FAMILIES, refuse
+from audiogen.generators.request import FAMILIES, LATENT_DRAWS, LM_DRAWS, refuse
 
 FORMATS = ("wav", "flac", "ogg", "mp3")
 # By the names in the parsed arguments; their defaults say that nothing was given.
-LM_DRAWS = ("temperature", "top_k", "top_p", "peer_padding")
 LM_ONLY = ("continue_from", "adapter", *LM_DRAWS, "cuda_graph", "stream")
-LATENT_EDITS = ("init", "strength", "inpaint", "upsample")
-LATENT_ONLY = ("steps", "sampler", *LATENT_EDITS, "candidates", "clap", "heads")
+LATENT_ONLY = (*LATENT_DRAWS, "init", "strength", "inpaint", "upsample", "clap", "heads")
 MAX_THREADS = 1024
 
 
@@ -71,7 +69,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
-    _check_edit(args)
+    changes = {"--strength": args.strength, "--inpaint": args.inpaint, "--upsample": args.upsample or None}
+    given = [name for name, value in changes.items() if value is not None]
+    if given and args.init is None:
+        raise InputError(f"{given[0]} says what becomes of a sound; give it with --init FILE")
+    if args.init is not None and not given:
+        raise InputError("--init needs --strength, --inpaint or --upsample: what is to become of the sound")
     args.inpaint, args.heads = _read_span(args.inpaint), _read_heads(args.heads)
     return args
 
@@ -203,16 +206,6 @@ def refuse_others(args: argparse.Namespace, latent: bool) -> None:
         f"--{name.replace('_', '-')}": getattr(args, name) for name in (LM_ONLY if latent else LATENT_ONLY)
     }
     refuse(options, f"{args.model}, {FAMILIES[latent]}")
-
-
-def _check_edit(args: argparse.Namespace) -> None:
-    """Raise InputError where the options of a sound made of another do not go together."""
-    changes = {"--strength": args.strength, "--inpaint": args.inpaint, "--upsample": args.upsample or None}
-    given = [name for name, value in changes.items() if value is not None]
-    if given and args.init is None:
-        raise InputError(f"{given[0]} says what becomes of a sound; give it with --init FILE")
-    if args.init is not None and not given:
-        raise InputError("--init needs --strength, --inpaint or --upsample: what is to become of the sound")
 
 
 def _read_span(text: str | None) -> tuple[float, float] | None:

@@ -23,6 +23,7 @@ from audiogen.generate import live
 from audiogen.generate.jobs import Job, plan
 from audiogen.generate.options import refuse_others
 from audiogen.generators import load as generators
+from audiogen.generators.request import check_prompt, num_samples
 from audiogen.interfaces import Edit, Generator, Sampling
 from audiogen.models.find import SYSTEM, find
 
@@ -86,7 +87,9 @@ def generate(jobs: Sequence[Job], generator: Generator, make: Callable[..., Tens
             )
             spent_s += time.monotonic() - began
             for job, sound in zip(group, sounds, strict=True):
-                picture = write(job, sound[:, : generator.num_samples(job.duration_s)], generator.sample_rate)
+                picture = write(
+                    job, sound[:, : num_samples(job.duration_s, generator.sample_rate)], generator.sample_rate
+                )
                 tqdm.write(f"{job.path}  {picture}  seed {job.seed}")
     return spent_s
 
@@ -153,14 +156,8 @@ def _check_durations(
             edit.check_duration(job.duration_s)
         if not (endless and job.duration_s == math.inf):
             generator.num_frames(job.duration_s)
-    if (
-        prompt is not None
-        and (shortest := min(job.duration_s for job in jobs)) <= prompt[0].shape[-1] / prompt[1]
-    ):
-        raise InputError(
-            f"the sound to continue has {prompt[0].shape[-1] / prompt[1]:g} s and the duration counts it in; "
-            f"{shortest:g} s are too few: give a longer --duration"
-        )
+    if prompt is not None:
+        check_prompt(prompt, [job.duration_s for job in jobs])
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

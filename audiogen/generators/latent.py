@@ -69,20 +69,21 @@ class LatentGenerator:
 
         clap: ranks candidates; None is the system's own.
         """
-        where = choose_device(device)
+        self.device = where = choose_device(device)
         self.dtype = _choose_dtype(dtype, where)
         self.system, self.name, self.notes = released.system, released.name, released.notes
         self.process = Process(process_of(self.name, released.process))
+        self.family = "latent flow" if self.process.config.kind == "flow" else "latent diffusion"
         self._sampling = released.sampling or SAMPLINGS[self.name]
+        self.guidance = self._sampling.guidance
         self._clap = clap
         self.window_s = window_s = released.window_s
-        self.system.autoencoder.to(where)
+        autoencoder = self.system.autoencoder.to(where)
         self.system.denoiser.to(where)
-        self.device = where
-        self.sample_rate, self.channels = (
-            self.system.autoencoder.sample_rate,
-            self.system.autoencoder.channels,
-        )
+        self.sample_rate, self.channels = autoencoder.sample_rate, autoencoder.channels
+        self._depth, _, *self._bins = autoencoder.latent_shape(1.0)
+        size = " x ".join(map(str, (self._depth, *self._bins)))
+        self.latent_rate = f"{self.sample_rate / autoencoder.hop_length:.4g} Hz x {size}"
         seconds = self.system.config.conditioner.seconds
         longest_s = MAX_DURATION_S if seconds is None else min(seconds.max_s, MAX_DURATION_S)
         self.max_duration_s = longest_s if window_s is None else window_s
@@ -116,51 +117,28 @@ class LatentGenerator:
         return cls(released, device, dtype, scorer)
 
     @property
-    def family(self) -> str:
-        """What kind of system this is, for tables."""
-        return "latent flow" if self.process.config.kind == "flow" else "latent diffusion"
-
-    @property
-    def latent_rate(self) -> str:
-        """What is generated: frames a second and the numbers of each."""
-        depth, _, *bins = self.system.autoencoder.latent_shape(1.0)
-        sizes = " x ".join(map(str, (depth, *bins)))
-        return f"{self.sample_rate / self.system.autoencoder.hop_length:.4g} Hz x {sizes}"
-
-    @property
     def num_parameters(self) -> int:
         """Of all that runs from text to audio: encoders of text, denoiser, autoencoder and vocoder."""
         return self.system.num_parameters + _num_frozen_parameters(self.system.conditioner)
-
-    @property
-    def default_steps(self) -> int:
-        """Those of the recipe that trained it, or else the authors'."""
-        return self._sampling.steps
-
-    @property
-    def guidance(self) -> float:
-        """Weight of the text, of the recipe that trained it, or else the authors'."""
-        return self._sampling.guidance
 
     def sampling(
         self, steps: int | None = None, sampler: str | None = None, guidance: float | None = None
     ) -> LatentSampling:
         """Its recipe's way to sample, or else the authors', with what is given; InputError where that cannot be."""
         own = self._sampling
+        asked = {"sampler": sampler, "steps": steps, "guidance": guidance}
         chosen = dataclasses.replace(
-            own,
-            sampler=own.sampler if sampler is None else sampler,
-            steps=own.steps if steps is None else steps,
-            guidance=own.guidance if guidance is None else guidance,
-            eta=own.eta if sampler in (None, own.sampler) else 0.0,
+            own, **{name: value for name, value in asked.items() if value is not None}
         )
+        if chosen.sampler != own.sampler:
+            chosen = dataclasses.replace(chosen, eta=0.0)
         make_sampler(self.process, chosen.sampler, chosen.steps, chosen.eta)
         return chosen
 
     def steps_at_most(self, steps: int | None) -> int:
         """The largest number up to `steps` that its own sampler can take; its own number for None."""
         if steps is None:
-            return self.default_steps
+            return self._sampling.steps
         for number in range(steps, 1, -1):
             try:
                 return self.sampling(number).steps
@@ -176,10 +154,7 @@ class LatentGenerator:
 
     def num_frames(self, duration_s: float) -> int:
         """Latent frames that are generated for a duration, checked."""
-        if not 0 < duration_s <= self.max_duration_s:  # also refuses NaN
-            raise InputError(
-                f"duration is {duration_s:g} s; it must be above 0 and at most {self.max_duration_s:g} s"
-            )
+        requests.check_duration(duration_s, self.max_duration_s)
         generated_s = duration_s if self.window_s is None else self.window_s
         _, frames, *_ = self.system.autoencoder.latent_shape(generated_s)
         return -(-frames // self._frame_multiple) * self._frame_multiple
@@ -189,10 +164,6 @@ class LatentGenerator:
         """A UNet halves time from level to level; what it cannot halve it would stretch when doubling."""
         unet = self.system.config.audio_unet or self.system.config.text_unet
         return 1 if unet is None or self.window_s is not None else 2 ** (len(unet.channels) - 1)
-
-    def num_samples(self, duration_s: float) -> int:
-        """Audio samples for a duration."""
-        return max(1, round(duration_s * self.sample_rate))
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a directory in the layout of diffusers that `from_pretrained` opens, frozen text encoders included."""
@@ -234,11 +205,9 @@ class LatentGenerator:
 
         Where guidance, steps or sampler are None, the recipe that trained the system decides, or else its authors.
         """
-        lacking = {
-            name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "peer_padding")
-        }
+        lacking = requests.given(sampling, requests.LM_DRAWS)
         requests.refuse({"prompt": prompt, **lacking}, requests.FAMILIES[1])
-        request = requests.check(texts, duration_s, seed, guidance, sampling)
+        request = requests.check(self, texts, duration_s, seed, guidance, sampling)
         chosen = self.sampling(sampling.steps, sampling.sampler, guidance)
         candidates = 1 if sampling.candidates is None else sampling.candidates
         clap = self._ranker(candidates, request.texts) if candidates != 1 else None
@@ -249,35 +218,32 @@ class LatentGenerator:
                 )
             for duration in request.durations_s:
                 edit.check_duration(duration)
-        durations = request.durations_s
-        shapes = [self._shape(duration) for duration in durations]
+        # D, T or D, T, M
+        shapes = [(self._depth, num_frames, *self._bins) for num_frames in request.num_frames]
         conditions = [
             self._conditioning(text, duration, sampling.negative)
-            for text, duration in zip(texts, durations, strict=True)
+            for text, duration in zip(request.texts, request.durations_s, strict=True)
         ]
-        pairs = zip(durations, shapes, strict=True)
-        references = [] if edit is None else [self._reference(edit, *pair) for pair in pairs]
+        sizes = zip(request.num_samples, shapes, strict=True)
+        references = [] if edit is None else [self._reference(edit, *size) for size in sizes]
         runs = [(row, candidate) for row in range(len(texts)) for candidate in range(candidates)]
         sounds: list[list[Tensor]] = [[] for _ in texts]  # [C, n] of each candidate of each row
-        done = 0
-        for group in requests.alike([shapes[row] for row, _ in runs], self.batch_size):
-            members = [runs[index] for index in group]
-            rows = [row for row, _ in members]
-            seeds = [(request.seeds[row] + number * CANDIDATE_STRIDE) % 2**63 for row, number in members]
+        for group, callback in requests.alike(runs, lambda run: shapes[run[0]], self.batch_size, progress):
+            members = [row for row, _ in group]
+            seeds = [(request.seeds[row] + number * CANDIDATE_STRIDE) % 2**63 for row, number in group]
             latents = sample(
                 self._denoise,
                 self.process,
                 chosen,
-                stack([conditions[row][0] for row in rows]),
-                Noise(shapes[rows[0]], seeds, self.device),
-                negative=stack([conditions[row][1] for row in rows]),
-                reference=_together([references[row] for row in rows]) if references else None,
-                callback=requests.part_of(progress, done / len(runs), len(group) / len(runs)),
+                stack([conditions[row][0] for row in members]),
+                Noise(shapes[members[0]], seeds, self.device),
+                negative=stack([conditions[row][1] for row in members]),
+                reference=_together([references[row] for row in members]) if references else None,
+                callback=callback,
             )
-            for row, latent in zip(rows, latents, strict=True):
-                sounds[row].append(self._decode(latent[None])[:, : self.num_samples(durations[row])])
-            done += len(group)
-        result = torch.zeros(len(texts), self.channels, max(map(self.num_samples, durations)))
+            for row, latent in zip(members, latents, strict=True):
+                sounds[row].append(self._decode(latent[None])[:, : request.num_samples[row]])
+        result = torch.zeros(len(texts), self.channels, max(request.num_samples))
         for row, made in enumerate(sounds):
             best = made[0] if clap is None else self._best(torch.stack(made), texts[row], clap)
             result[row, :, : best.shape[-1]] = best
@@ -309,22 +275,17 @@ class LatentGenerator:
         given, away = self.system.conditioner.guided([text], torch.tensor([duration_s]), negative)
         return given.to(self.device), away.to(self.device)
 
-    def _shape(self, duration_s: float) -> tuple[int, ...]:
-        """(D, T) or (D, T, M) of what is generated for a duration."""
-        depth, _, *bins = self.system.autoencoder.latent_shape(duration_s)
-        return (depth, self.num_frames(duration_s), *bins)
-
-    def _reference(self, edit: Edit, duration_s: float, shape: tuple[int, ...]) -> Reference:
+    def _reference(self, edit: Edit, num_samples: int, shape: tuple[int, ...]) -> Reference:
         """The sound to begin from as latents [1, ...] of that shape, silence after its end, and what of it is new."""
         sound = audio_io.convert_channels(
             audio_io.resample(edit.audio, edit.sample_rate, self.sample_rate), self.channels
-        )[:, : self.num_samples(duration_s)]
-        num_samples = shape[1] * self.system.autoencoder.hop_length
-        sound = F.pad(sound, (0, num_samples - sound.shape[-1]))
+        )[:, :num_samples]
+        padded = shape[1] * self.system.autoencoder.hop_length
+        sound = F.pad(sound, (0, padded - sound.shape[-1]))
         latents = self.system.autoencoder.encode(sound[None].to(self.device, torch.float32))
         mask = None
         if edit.inpaint is not None:
-            mask = inpaint_mask(shape, num_samples / self.sample_rate, *edit.inpaint)
+            mask = inpaint_mask(shape, padded / self.sample_rate, *edit.inpaint)
         elif edit.upsample:
             mask = super_resolution_mask(shape)
         return Reference(latents, 1.0 if edit.strength is None else edit.strength, mask)

@@ -5,23 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from audiogen.errors import InputError
-from audiogen.interfaces import Progress, Sampling
+from audiogen.interfaces import Generator, Progress, Sampling
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
 FAMILIES = ("a token language model", "a latent-diffusion system")
+# The fields of `Sampling` that only one of the two has.
+LM_DRAWS = ("temperature", "top_k", "top_p", "peer_padding")
+LATENT_DRAWS = ("steps", "sampler", "candidates")
 
 
 @dataclass(frozen=True)
 class Request:
-    """Sounds to make, B of each list. texts: None is no text."""
+    """Sounds to make, B of each list. texts: None is no text. num_frames, num_samples: for those durations."""
 
     texts: list[str | None]
     durations_s: list[float]
     seeds: list[int]
+    num_frames: list[int]
+    num_samples: list[int]
+    guidance: float
 
 
 def check(
+    generator: Generator,
     texts: Sequence[str | None],
     duration_s: float | Sequence[float],
     seed: int | Sequence[int],
@@ -30,7 +42,7 @@ def check(
 ) -> Request:
     """A request of one or more rows; InputError names the row or the option that cannot be.
 
-    duration_s: one for all rows or one each. seed: row b has seed + b, or one each.
+    duration_s: one for all rows or one each. seed: row b has seed + b, or one each. guidance: None is the generator's.
     """
     if isinstance(texts, str):
         raise InputError(f"texts is the one string {texts[:40]!r}; give a list of strings")
@@ -51,7 +63,16 @@ def check(
     for number in seeds:
         if not 0 <= number < 2**63:
             raise InputError(f"seed is {number}; it must be from 0 to {2**63 - 1}")
-    return Request(list(texts), durations, seeds)
+    frames = [generator.num_frames(duration) for duration in durations]
+    samples = [num_samples(duration, generator.sample_rate) for duration in durations]
+    return Request(
+        list(texts), durations, seeds, frames, samples, generator.guidance if guidance is None else guidance
+    )
+
+
+def num_samples(duration_s: float, sample_rate: int) -> int:
+    """Audio samples for a duration."""
+    return max(1, round(duration_s * sample_rate))
 
 
 def refuse(options: Mapping[str, object], what: str) -> None:
@@ -61,17 +82,45 @@ def refuse(options: Mapping[str, object], what: str) -> None:
             raise InputError(f"{name} is not for {what}; drop {name}")
 
 
-def alike(keys: Sequence[Hashable], size: int) -> Iterator[list[int]]:
-    """Indices with equal keys, in order, at most `size` at a time."""
-    groups: dict[Hashable, list[int]] = {}
-    for index, key in enumerate(keys):
-        groups.setdefault(key, []).append(index)
-    for indices in groups.values():
-        yield from (indices[start : start + size] for start in range(0, len(indices), size))
+def given(sampling: Sampling, names: Sequence[str]) -> dict[str, object]:
+    """Those of some fields that are not left to the model's own default."""
+    values = {name: getattr(sampling, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def part_of(progress: Progress | None, before: float, share: float) -> Callable[[int, int], None] | None:
-    """A callback (steps done, steps in all) that reports a part of the work to `progress`."""
-    if progress is None:
-        return None
+def check_duration(duration_s: float, longest_s: float) -> None:
+    """InputError unless a sound of this length can be made."""
+    if not 0 < duration_s <= longest_s:  # also refuses NaN
+        raise InputError(f"duration is {duration_s:g} s; it must be above 0 and at most {longest_s:g} s")
+
+
+def check_prompt(prompt: tuple[Tensor, int], durations_s: Sequence[float]) -> None:
+    """InputError unless every result is longer than what it continues: audio [..., N] and its sample rate."""
+    prompt_s, shortest_s = prompt[0].shape[-1] / prompt[1], min(durations_s)
+    if shortest_s <= prompt_s:
+        raise InputError(
+            f"the sound to continue has {prompt_s:g} s and the duration counts it in; {shortest_s:g} s are too few: "
+            "give a longer duration"
+        )
+
+
+def alike(
+    runs: Sequence[T], key: Callable[[T], Hashable], size: int, progress: Progress | None
+) -> Iterator[tuple[list[T], Callable[[int, int], None] | None]]:
+    """Runs with equal keys, in order, at most `size` at a time, which together are all.
+
+    With each a callback (steps done, steps in all), which reports to `progress` how much of all runs is done.
+    """
+    groups: dict[Hashable, list[T]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    before = 0
+    for equal in groups.values():
+        for start in range(0, len(equal), size):
+            group = equal[start : start + size]
+            yield group, progress and _part_of(progress, before / len(runs), len(group) / len(runs))
+            before += len(group)
+
+
+def _part_of(progress: Progress, before: float, share: float) -> Callable[[int, int], None]:
     return lambda done, total: progress(before + share * done / total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from torch.nn import functional as F
 from audiogen import audio as audio_io
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
-from audiogen.device import choose_device
+from audiogen.device import DTYPES, choose_device
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.files.tensors import unfilled
 from audiogen.generators import request as requests
 from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling
 from audiogen.lm import decoders, lora
-from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.lm.model import TokenLM
 from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling, generate_tokens, num_decoded
 from audiogen.lm.stream import stream_tokens
 from audiogen.models.build import load_codec, read_lm
@@ -42,10 +43,9 @@ class AudioGen:
     """Text to audio: a language model over the tokens of a codec. Implements `interfaces.Generator`.
 
     A row's audio is a function of its text, duration, seed and the settings: the same alone, in a batch and in any
-    order, to the last bit on one machine. Different batch sizes would call different matrix kernels, which round
-    differently, so the language model always runs on `batch_size` rows of one length (the last one repeated to fill
-    up), and a row passes the text encoder and the codec by itself. The C++ kernels compute every row by itself: they
-    run on at most `batch_size` rows, without filling up.
+    order, to the last bit on one machine. PyTorch rounds differently with the number of rows, so the language model
+    always runs on `batch_size` rows of one length (the last one repeated to fill up), and a row passes the text encoder
+    and the codec by itself. The C++ kernels compute every row by itself, and run without filling up.
     """
 
     family = "token LM"
@@ -72,21 +72,21 @@ class AudioGen:
                 "such codecs make token files only"
             )
         config = lm.config
-        if (config.codebook_size, config.dim) != (codec.codebook_size, conditioner.width):
+        own = (config.codebook_size, config.dim)
+        if own != (codec.codebook_size, conditioner.width) or config.num_codebooks > codec.num_codebooks:
             raise InputError(
-                f"the language model has {config.codebook_size} codes and width {config.dim}, but the codec "
-                f"{codec.codebook_size} codes and the text encoder width {conditioner.width}; they must be equal"
+                f"the language model has {config.num_codebooks} codebooks of {config.codebook_size} codes and width "
+                f"{config.dim}, but its codec {codec.num_codebooks} of {codec.codebook_size} and its text encoder "
+                f"width {conditioner.width}; the codec may have more codebooks, the rest must be equal"
             )
-        if config.num_codebooks > codec.num_codebooks:
-            raise InputError(
-                f"the language model has {config.num_codebooks} codebooks, its codec only {codec.num_codebooks}"
-            )
-        self._lm, self.conditioner, self.codec = lm, conditioner, codec
+        self._lm, self.conditioner, self.codec, self.config = lm, conditioner, codec, config
+        self.device = next(codec.parameters()).device
         self.decoder: Decoder = decoder or self.lm
         self.max_frames = max_frames
         self.info = dict(info or {})
         self.guidance = float(self.info.get("generation", {}).get("guidance", GUIDANCE))
-        self.sample_rate, self.channels = codec.sample_rate, codec.channels
+        self.sample_rate, self.channels, self.frame_rate = codec.sample_rate, codec.channels, codec.frame_rate
+        self.latent_rate = f"{self.frame_rate:g} Hz x {config.num_codebooks}"
         self.max_duration_s = MAX_DURATION_S
         self.batch_size = ROWS_ON_CPU if self.device.type == "cpu" else ROWS_ELSEWHERE
 
@@ -126,18 +126,17 @@ class AudioGen:
                 f"{found.name} was trained on the tokens of codec {parts.codec.identity}, but {parts.codec.location} "
                 f"is {codec.identity}; put the codec it was trained with there"
             )
-        lm: TokenLM | LMParts = parts
-        if adapter is not None or not packed:
-            lm = parts.load(where, torch.float32 if packed else decoders.torch_dtype(dtype))
-        if adapter is not None and isinstance(lm, TokenLM):
+        if packed and adapter is None:
+            decoder = decoders.pack(parts.skeleton(), dtype, where, parts.read)
+            return cls(parts, conditioner, codec, parts.max_frames, parts.info, decoder)
+        if not packed and dtype not in DTYPES:
+            raise InputError(f"dtype {dtype} is for packed weights; choose {', '.join(DTYPES)}")
+        lm = parts.load(where, torch.float32 if packed else DTYPES[dtype])
+        if adapter is not None:
             lora.load_adapter(adapter, lm)
             lora.merge(lm)
-        decoder = None
-        if isinstance(lm, LMParts):
-            decoder = decoders.pack(lm.skeleton(), dtype, where, lm.read)
-        elif packed:
-            decoder = decoders.pack(lm, dtype, where)
-        return cls(lm, conditioner, codec, parts.max_frames, parts.info, decoder)
+        packed_lm = decoders.pack(lm, dtype, where) if packed else None
+        return cls(lm, conditioner, codec, parts.max_frames, parts.info, packed_lm)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a model directory that `from_pretrained` opens; a codec that is not bundled is copied into it.
@@ -146,15 +145,22 @@ class AudioGen:
         tokens mean the same.
         """
         directory = Path(directory)
-        location = self.codec.name
-        if location not in bundled() or not _equal(load_codec(location), self.codec):
+        location, own = self.codec.name, checkpoint.identity(self.codec.state_dict())
+        codec = load_codec(location) if location in bundled() else None
+        # all weights are compared: equal identities would still allow different decoders
+        if (
+            codec is None
+            or isinstance(codec, SegmentedCodec)
+            or checkpoint.identity(codec.state_dict()) != own
+        ):
             location = str(directory / CODEC_FOLDER)
             save_codec(location, self.codec)
-        reference = CodecReference(location, load_codec(location).identity)
+            codec = load_codec(location)
+        reference = CodecReference(location, codec.identity)
         save_lm(directory, self.lm, self.conditioner, reference, self.max_frames, self.info, dtype)
 
     def save_transformers(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write a directory that `transformers` opens, and `from_pretrained` too: see `audiogen.export`.
+        """Write a directory that `transformers` opens, and `from_pretrained` too: see `models.export`.
 
         Raises InputError where it cannot express the codec, the pattern or the text encoder.
         """
@@ -169,11 +175,6 @@ class AudioGen:
             self._lm = self._lm.load(self.device)
         return self._lm
 
-    @property
-    def config(self) -> LMConfig:
-        """The language model's."""
-        return self.decoder.config
-
     def identity(self) -> str:
         """16 hex digits that change with any weight, and with the number type they are rounded to."""
         lm = self._lm
@@ -181,21 +182,6 @@ class AudioGen:
         others = [checkpoint.identity(part.state_dict()) for part in (self.conditioner, self.codec)]
         parts = [lm_identity, *others, type(self.decoder).__name__, getattr(self.decoder, "dtype", "")]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the models are."""
-        return self.decoder.device
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames of tokens a second, Hz."""
-        return self.codec.sample_rate / self.codec.hop_length
-
-    @property
-    def latent_rate(self) -> str:
-        """What is generated: frames a second and codebooks."""
-        return f"{self.frame_rate:g} Hz x {self.config.num_codebooks}"
 
     @property
     def num_parameters(self) -> int:
@@ -210,21 +196,15 @@ class AudioGen:
 
     def steps_at_most(self, steps: int | None) -> None:
         """None: every frame is decoded once, there is no number of steps to choose."""
-        return None
 
     def num_evaluations(self, duration_s: float, guidance: float, steps: int | None = None) -> int:
         """Decoding steps for one clip, each counted twice where guidance needs a second row."""
-        return num_decoded(self.config, self.num_frames(duration_s), self.max_frames) * (
-            1 if guidance == 1 else 2
-        )
+        decoded = num_decoded(self.config, self.num_frames(duration_s), self.max_frames)
+        return decoded * (1 if guidance == 1 else 2)
 
     def reconstruct(self, audio: Tensor) -> Tensor:
         """Audio [B, C, N] at the model's rate and channels through its tokens -> [B, C, N]: its upper bound."""
-        sounds = []
-        for sound in audio:
-            blocks = [sound[None].to(self.device, torch.float32)]
-            codes = torch.cat(list(encode_stream(self.codec, blocks, self.config.num_codebooks)), -1)
-            sounds.append(self._decode(codes[0])[:, : audio.shape[-1]].cpu())
+        sounds = [self._decode(self._encode(sound)[0])[:, : audio.shape[-1]].cpu() for sound in audio]
         return torch.stack(sounds)
 
     @torch.inference_mode()
@@ -242,52 +222,39 @@ class AudioGen:
     ) -> Tensor:
         """Texts to audio [B, C, N]: see `interfaces.Generator`. What they mean in audiocraft, options mean here.
 
-        With a prompt the result begins with it as the codec renders it, in whole frames; any sample rate and channel
-        count is converted.
+        With a prompt the result begins with it as the codec renders it, in whole frames.
         """
         requests.refuse({"edit": edit}, requests.FAMILIES[0])
         draws = _draws(sampling)
-        request = requests.check(texts, duration_s, seed, guidance, sampling)
+        request = requests.check(self, texts, duration_s, seed, guidance, sampling)
+        frames, lengths = request.num_frames, request.num_samples
         given = None if prompt is None else self._encode_prompt(*prompt, len(texts))  # [B, K, P]
-        frames = [self.num_frames(duration) for duration in request.durations_s]
-        if given is not None and min(frames) <= given.shape[-1]:
-            raise InputError(
-                f"duration is {min(request.durations_s):g} s, but the sound to continue has "
-                f"{given.shape[-1] / self.frame_rate:g} s and the duration counts it in; give a longer one"
-            )
+        if prompt is not None:
+            requests.check_prompt(prompt, request.durations_s)
         conditions = self._conditions(texts, sampling.peer_padding)
-        without = self._negative(sampling)
-        lengths = [self.num_samples(duration) for duration in request.durations_s]
+        without = None if sampling.negative is None else self.conditioner([sampling.negative])
         result = torch.zeros(len(texts), self.channels, max(lengths))
-        num_done = 0
-        for rows in self._groups(conditions, frames):
-            missing = 0 if self.decoder.independent_rows else self.batch_size - len(rows)
-            filled = rows + rows[-1:] * missing
+        independent = self.decoder.independent_rows
+        # independent rows of any length run together, the longest first
+        order = sorted(range(len(texts)), key=lambda row: -frames[row] if independent else row)
+        sizes = [() if independent else (c.mask.shape[1], n) for c, n in zip(conditions, frames, strict=True)]
+        for rows, callback in requests.alike(order, sizes.__getitem__, self.batch_size, progress):
+            filled = rows if independent else rows + rows[-1:] * (self.batch_size - len(rows))
             wanted = TokenRequest(
                 stack([conditions[row] for row in filled]),
                 [frames[row] for row in filled],
                 [request.seeds[row] for row in filled],
-                self.guidance if guidance is None else guidance,
+                request.guidance,
                 None if without is None else stack([without] * len(filled)),
                 None if given is None else given[filled],
             )
-            callback = requests.part_of(progress, num_done / len(texts), len(rows) / len(texts))
             codes = generate_tokens(
                 self.decoder, wanted, draws, max_frames=self.max_frames, callback=callback
             )
             for row, row_codes in zip(rows, codes, strict=False):
                 sound = self._decode(row_codes[:, : frames[row]])[:, : lengths[row]]
                 result[row, :, : lengths[row]] = sound.cpu()
-            num_done += len(rows)
         return result
-
-    def _groups(self, conditions: Sequence[Condition], frames: Sequence[int]) -> list[list[int]]:
-        """Rows that run together: alike in lengths, unless they are independent; then the longest go together."""
-        if not self.decoder.independent_rows:
-            text_lengths = [condition.mask.shape[1] for condition in conditions]
-            return list(requests.alike(list(zip(text_lengths, frames, strict=True)), self.batch_size))
-        order = sorted(range(len(frames)), key=lambda row: -frames[row])
-        return [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
 
     def generate_continuation(
         self,
@@ -333,21 +300,21 @@ class AudioGen:
         is sooner, with a cross-fade from piece to piece. The other parameters are as in `generate`.
         """
         draws = _draws(sampling)
-        request = requests.check([text], 1.0 if duration_s is None else duration_s, seed, guidance, sampling)
-        num_frames = None if duration_s is None else self.num_frames(duration_s)
+        request = requests.check(
+            self, [text], 1.0 if duration_s is None else duration_s, seed, guidance, sampling
+        )
         codes = None if prompt is None else self._encode_prompt(*prompt, 1)
         for name, value in (("chunk_s", chunk_s), ("lookahead_s", lookahead_s or 0.0)):
             if not 0 <= value <= MAX_DURATION_S:
                 raise InputError(f"{name} is {value}; it must be from 0 to {MAX_DURATION_S:g} s")
         (condition,) = self._conditions(request.texts, sampling.peer_padding)
-        wanted = TokenRequest(
-            condition, num_frames, request.seeds, self.guidance if guidance is None else guidance,
-            self._negative(sampling), codes,
-        )  # fmt: skip
+        num_frames = None if duration_s is None else request.num_frames
+        without = None if sampling.negative is None else self.conditioner([sampling.negative])
+        wanted = TokenRequest(condition, num_frames, request.seeds, request.guidance, without, codes)
         frames = stream_tokens(self.decoder, wanted, draws, max_frames=self.max_frames)
         lookahead = None if lookahead_s is None else round(lookahead_s * self.frame_rate)
         sound = decode_live(self.codec, frames, max(1, round(chunk_s * self.frame_rate)), lookahead)
-        return self._until(sound, None if duration_s is None else self.num_samples(duration_s))
+        return self._until(sound, None if duration_s is None else request.num_samples[0])
 
     @staticmethod
     def _until(blocks: Iterable[Tensor], num_samples: int | None) -> Iterator[Tensor]:
@@ -361,16 +328,8 @@ class AudioGen:
 
     def num_frames(self, duration_s: float) -> int:
         """Frames of tokens for a duration, checked: the last one may reach beyond it."""
-        if not 0 < duration_s <= self.max_duration_s:  # also refuses NaN
-            raise InputError(
-                f"duration is {duration_s:g} s; it must be above 0 and at most {self.max_duration_s:g} s "
-                "(continue a sound for more)"
-            )
+        requests.check_duration(duration_s, self.max_duration_s)
         return max(1, math.ceil(round(duration_s * self.frame_rate, 6)))  # 0.14 s at 50 Hz is 7 frames, not 8
-
-    def num_samples(self, duration_s: float) -> int:
-        """Audio samples for a duration."""
-        return max(1, round(duration_s * self.sample_rate))
 
     def _conditions(self, texts: Sequence[str | None], peer_padding: bool) -> list[Condition]:
         """Each text as a condition of one row, encoded by itself, L padded to a multiple of TEXT_MULTIPLE."""
@@ -385,10 +344,6 @@ class AudioGen:
             for condition, pad in zip(alone, pads, strict=True)
         ]
 
-    def _negative(self, sampling: Sampling) -> Condition | None:
-        """What guidance moves away from, one row."""
-        return None if sampling.negative is None else self.conditioner([sampling.negative])
-
     def _encode_prompt(self, prompt: Tensor, sample_rate: int, num_texts: int) -> Tensor:
         """Audio [C, N] for all texts, or [B, C, N] -> codes [num_texts, K, P] of its whole frames."""
         sounds = prompt[None] if prompt.dim() == 2 else prompt
@@ -401,17 +356,17 @@ class AudioGen:
             raise InputError(
                 f"{len(sounds)} sounds to continue for {num_texts} texts; give one, or one a text"
             )
-        codes = torch.cat([self._encode(sound, sample_rate) for sound in sounds])  # [B or 1, K, P]
-        return codes.expand(num_texts, -1, -1)
-
-    def _encode(self, audio: Tensor, sample_rate: int) -> Tensor:
-        """Audio [C, N] of any rate and channels -> codes [1, K, P] of its whole frames (at least one)."""
-        audio = audio_io.convert_channels(
-            audio_io.resample(audio, sample_rate, self.sample_rate), self.channels
+        sounds = audio_io.convert_channels(
+            audio_io.resample(sounds, sample_rate, self.sample_rate), self.channels
         )
         hop = self.codec.hop_length
-        whole = max(1, audio.shape[-1] // hop) * hop
-        blocks = [audio[None, :, :whole].to(self.device, torch.float32)]
+        whole = sounds[..., : max(1, sounds.shape[-1] // hop) * hop]
+        codes = torch.cat([self._encode(sound) for sound in whole])  # [B or 1, K, P]
+        return codes.expand(num_texts, -1, -1)
+
+    def _encode(self, audio: Tensor) -> Tensor:
+        """Audio [C, N] at the codec's rate and channels -> codes [1, K, T]."""
+        blocks = [audio[None].to(self.device, torch.float32)]
         return torch.cat(list(encode_stream(self.codec, blocks, self.config.num_codebooks)), -1)
 
     def _decode(self, codes: Tensor) -> Tensor:
@@ -419,17 +374,8 @@ class AudioGen:
         return torch.cat(list(decode_stream(self.codec, [codes[None]])), -1)[0]
 
 
-def _equal(a: Codec | SegmentedCodec, b: Codec) -> bool:
-    """Whether all weights are the same; equal identities would still allow different decoders."""
-    return not isinstance(a, SegmentedCodec) and checkpoint.identity(a.state_dict()) == checkpoint.identity(
-        b.state_dict()
-    )
-
-
 def _draws(sampling: Sampling) -> TokenSampling:
     """How codes are drawn: audiocraft's defaults, with what is given. Refuses what only latent diffusion has."""
-    requests.refuse(
-        {name: getattr(sampling, name) for name in ("steps", "sampler", "candidates")}, requests.FAMILIES[0]
-    )
-    given = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")}
-    return TokenSampling(**{name: value for name, value in given.items() if value is not None})
+    requests.refuse(requests.given(sampling, requests.LATENT_DRAWS), requests.FAMILIES[0])
+    names = [field.name for field in fields(TokenSampling)]
+    return TokenSampling(**requests.given(sampling, names))  # type: ignore[arg-type]
