@@ -61,7 +61,7 @@ class Candidate(NamedTuple):
     step: Callable[[int], object]
 
 
-def native_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: native.Dtype) -> Candidate:
+def native_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: str, num_bytes: int) -> Candidate:
     """The kernels of audiogen/lm/kernels/native.cpp."""
     fast = native.NativeLM(lm, dtype)
     cache = fast.new_cache(text, len(steps), steps.shape[2])
@@ -71,7 +71,7 @@ def native_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: native.Dtyp
         cache.struct.length = position
         return fast.step(steps[..., position : position + 1], cache)
 
-    return Candidate(f"native-{dtype}", fast.step_bytes(guided=True), step)
+    return Candidate(f"native-{dtype}", num_bytes, step)
 
 
 def packed_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: str, num_bytes: int) -> Candidate:
@@ -87,7 +87,9 @@ def packed_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: str, num_by
     return Candidate(f"packed-{dtype}", num_bytes, step)
 
 
-def graph_model(lm: TokenLM, text: Condition, steps: Tensor, mode: graph.Mode, dtype: str) -> Candidate:
+def graph_model(
+    lm: TokenLM, text: Condition, steps: Tensor, dtype: str, num_bytes: int, mode: graph.Mode
+) -> Candidate:
     """The step of audiogen/lm/kernels/graph.py; with int8, what is not a matrix is bfloat16 on a GPU."""
     fast = graph.GraphLM(lm, dtype, mode=mode)
     cache = fast.new_cache(text, len(steps), steps.shape[2])
@@ -99,7 +101,7 @@ def graph_model(lm: TokenLM, text: Condition, steps: Tensor, mode: graph.Mode, d
             cache.position.fill_(position)
         return fast.step(steps[..., position : position + 1], cache)
 
-    return Candidate(f"{mode}-{dtype}", fast.step_bytes, step)
+    return Candidate(f"{mode}-{dtype}", num_bytes, step)
 
 
 def pytorch_model(
@@ -169,17 +171,15 @@ def candidates(lm: TokenLM, names: Sequence[str], num_frames: int, batch: int) -
     for name in names:
         print(f"preparing {name}", file=sys.stderr)
         kind, _, dtype = name.partition("-")
-        if kind == "native":
-            made.append(native_model(lm, text, steps, dtype))  # type: ignore[arg-type]
-        elif kind in GRAPH:
-            made.append(graph_model(lm, text, steps, kind, dtype))  # type: ignore[arg-type]
-        elif kind == "packed":
-            num_bytes = num_weights * {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
-            made.append(packed_model(lm, text, steps, dtype, num_bytes))
+        num_bytes = num_weights * getattr(torch, dtype).itemsize
+        if kind in GRAPH:
+            made.append(graph_model(lm, text, steps, dtype, num_bytes, kind))  # type: ignore[arg-type]
+        elif kind in ("native", "packed"):
+            make = native_model if kind == "native" else packed_model
+            made.append(make(lm, text, steps, dtype, num_bytes))
         else:
-            make = pytorch_model if kind == "pytorch" else transformers_model
-            torch_dtype = getattr(torch, dtype)
-            made.append(make(lm, text, steps, torch_dtype, num_weights * torch_dtype.itemsize))
+            plain = pytorch_model if kind == "pytorch" else transformers_model
+            made.append(plain(lm, text, steps, getattr(torch, dtype), num_bytes))
     return made
 
 

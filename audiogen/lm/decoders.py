@@ -6,8 +6,6 @@ On a CPU weights are packed: by C++ kernels where a compiler builds them (`nativ
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 
 from audiogen.device import DTYPES, has_bfloat16
@@ -29,17 +27,9 @@ def choose_dtype(name: str, device: torch.device) -> str:
     return name
 
 
-def torch_dtype(dtype: str) -> torch.dtype:
-    """What a PyTorch module holds for a number type; int8 is one of packed weights only."""
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype} is for packed weights; choose {', '.join(DTYPES)}")
-    return DTYPES[dtype]
-
-
 def is_packed(dtype: str, device: torch.device) -> bool:
     """Whether `pack` serves this type on this device."""
-    types: dict[str, tuple[str, ...]] = {"cpu": native.DTYPES, "cuda": graph.DTYPES}
-    return dtype in types.get(device.type, ())
+    return dtype in {"cpu": native.DTYPES, "cuda": graph.DTYPES}.get(device.type, ())
 
 
 def pack(lm: TokenLM, dtype: str, device: torch.device, read: Read | None = None) -> Decoder:
@@ -49,4 +39,4 @@ def pack(lm: TokenLM, dtype: str, device: torch.device, read: Read | None = None
     kernels = library()
     if kernels is None:
         return packed.PackedLM(lm, dtype, read)
-    return native.NativeLM(lm, cast("native.Dtype", dtype), kernels, read)
+    return native.NativeLM(lm, dtype, kernels, read)

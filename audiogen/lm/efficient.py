@@ -100,15 +100,10 @@ def run_layer(layer: nn.Module, recompute: Recompute, x: Tensor, *others: object
     cheap again: norms, GELU, dropout, sums and the weights of attention. No product with weights is computed twice.
     """
     run = partial(_run_fast, layer) if layer.training and not torch.compiler.is_compiling() else layer
-    output: Tensor
     if not recompute:
-        output = run(x, *others)
-    elif recompute == "selective":
-        contexts = partial(create_selective_checkpoint_contexts, _policy)
-        output = checkpoint(run, x, *others, use_reentrant=False, context_fn=contexts)
-    else:
-        output = checkpoint(run, x, *others, use_reentrant=False)
-    return output
+        return run(x, *others)
+    selective = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
+    return checkpoint(run, x, *others, use_reentrant=False, **(selective if recompute == "selective" else {}))
 
 
 def _run_fast(layer: nn.Module, x: Tensor, *others: object) -> Any:  # x [B, S, D]

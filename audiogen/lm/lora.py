@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from audiogen.config import Positive, Range, build, check_ranges, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
+from audiogen.files.tensors import match
 from audiogen.lm.model import TokenLM
 
 KIND = "lora"
@@ -138,18 +139,8 @@ def adapter_state(lm: TokenLM) -> dict[str, Tensor]:
 def load_adapter_state(lm: TokenLM, tensors: Mapping[str, Tensor], where: str | Path) -> None:
     """Copy tensors into the adapters of a model that has them, all and nothing else; what does not fit is named."""
     own = adapter_state(lm)
-    here = {name: list(tensor.shape) for name, tensor in own.items()}
-    there = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]
-    if differing:
-        name = differing[0]
-        raise InputError(
-            f"the adapter of {where} does not fit: {name} is {there.get(name, 'missing')}, should be "
-            f"{here.get(name, 'absent')}{f', and {len(differing) - 1} more' if differing[1:] else ''}; "
-            "lora.rank and lora.targets must be those it was trained with"
-        )
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
+    for name, found in match(own, tensors, str, where).items():
+        own[name].copy_(found.value())
 
 
 def fingerprint(lm: TokenLM) -> Tensor:
@@ -206,7 +197,7 @@ def load_adapter(directory: str | Path, lm: TokenLM) -> dict[str, Any]:
     training = lm.training
     add(lm, config)
     try:
-        load_adapter_state(lm, tensors, directory)
+        load_adapter_state(lm, tensors, f"the adapter {directory}")
     except InputError:
         remove(lm)
         raise

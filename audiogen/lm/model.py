@@ -128,10 +128,6 @@ class TokenLM(nn.Module):
         """The layers, from the first to the last."""
         return cast("list[Block]", list(self.layers))
 
-    def pattern(self, num_frames: int) -> Pattern:
-        """This model's interleaving of `num_frames` frames."""
-        return self.config.pattern_of(num_frames)
-
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> KVCache:
         """An empty cache for `max_steps` steps, with the condition's keys and values of every layer."""
         text, text_mask = self._project_text(condition)
@@ -253,7 +249,7 @@ def teacher_forcing(lm: TokenLM, codes: Tensor, lengths: Tensor | None = None) -
     if lengths is not None:
         past_end = torch.arange(num_frames, device=codes.device) >= lengths.to(codes.device)[:, None]
         codes = codes.masked_fill(past_end[:, None], lm.special)
-    steps = interleave(codes, lm.pattern(num_frames), lm.special)
+    steps = interleave(codes, lm.config.pattern_of(num_frames), lm.special)
     targets = steps[..., 1:]
     return TeacherForcing(steps[..., :-1], targets, targets != lm.special)
 

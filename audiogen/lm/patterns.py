@@ -40,52 +40,30 @@ class Pattern:
         return self.frame.shape[-1]
 
 
-def _from_steps(step: Tensor) -> Pattern:
-    """Complete a pattern from its map [K, T] of frames to steps."""
-    num_codebooks, num_frames = step.shape
-    frame = torch.full((num_codebooks, int(step.max()) + 1 if num_frames else 1), -1)
-    frame.scatter_(1, step, torch.arange(num_frames).expand_as(step))
-    return Pattern(frame, step)
-
-
-def delay(num_codebooks: int, num_frames: int, delays: Sequence[int] | None = None) -> Pattern:
-    """Codebook k of frame t at step 1 + t + delays[k]; S = T + max(delays) + 1. By default delays[k] = k."""
-    delays = range(num_codebooks) if delays is None else delays
-    return _from_steps(1 + torch.arange(num_frames) + torch.tensor(list(delays))[:, None])
-
-
-def parallel(num_codebooks: int, num_frames: int) -> Pattern:
-    """All codebooks of frame t at step 1 + t; S = T + 1."""
-    return delay(num_codebooks, num_frames, [0] * num_codebooks)
-
-
-def flatten(num_codebooks: int, num_frames: int) -> Pattern:
-    """One code per step, codebooks in turn within each frame; S = K T + 1. Exact, and K times as long."""
-    return _from_steps(1 + torch.arange(num_frames) * num_codebooks + torch.arange(num_codebooks)[:, None])
-
-
-def coarse_first(num_codebooks: int, num_frames: int) -> Pattern:
-    """Codebook 0 of all frames, then the other codebooks in parallel; S = 2 T + 1 (T + 1 when K = 1).
-
-    The only pattern in which the steps of the first frames depend on how many frames follow.
-    """
-    later = (torch.arange(num_codebooks) > 0).long()
-    return _from_steps(1 + torch.arange(num_frames) + num_frames * later[:, None])
-
-
 def make_pattern(
     name: str, num_codebooks: int, num_frames: int, delays: Sequence[int] | None = None
 ) -> Pattern:
-    """The pattern of this name; `delays` (one per codebook) belongs to "delay" only."""
-    if name == "delay":
-        return delay(num_codebooks, num_frames, delays)
-    if name == "parallel":
-        return parallel(num_codebooks, num_frames)
-    if name == "flatten":
-        return flatten(num_codebooks, num_frames)
-    if name == "coarse_first":
-        return coarse_first(num_codebooks, num_frames)
-    raise InputError(f"pattern {name!r} is unknown; allowed: {', '.join(PATTERNS)}")
+    """The pattern of this name; `delays` (one per codebook) belongs to "delay" only.
+
+    delay: codebook k of frame t at step 1 + t + delays[k], by default k; S = T + max(delays) + 1.
+    parallel: all codebooks of frame t at step 1 + t; S = T + 1.
+    flatten: one code per step, codebooks in turn within each frame; S = K T + 1. Exact, and K times as long.
+    coarse_first: codebook 0 of all frames, then the other codebooks in parallel; S = 2 T + 1 (T + 1 when K = 1). The
+    only pattern in which the steps of the first frames depend on how many frames follow.
+    """
+    book, frame = torch.arange(num_codebooks)[:, None], torch.arange(num_frames)  # [K, 1], [T]
+    steps = {
+        "delay": frame + (book if delays is None else torch.tensor(list(delays))[:, None]),
+        "parallel": frame.expand(num_codebooks, -1),
+        "flatten": frame * num_codebooks + book,
+        "coarse_first": frame + num_frames * (book > 0),
+    }
+    if name not in steps:
+        raise InputError(f"pattern {name!r} is unknown; allowed: {', '.join(PATTERNS)}")
+    step = 1 + steps[name]  # [K, T]; step 0 holds special tokens
+    inverse = torch.full((num_codebooks, int(step.max()) + 1 if num_frames else 1), -1)
+    inverse.scatter_(1, step, frame.expand_as(step))
+    return Pattern(inverse, step)
 
 
 class PatternSchedule(NamedTuple):

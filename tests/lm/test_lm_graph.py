@@ -228,14 +228,6 @@ def test_number_types_are_as_near_as_they_can_be(dtype: str) -> None:
     assert codes.shape == (2, K, 9) and 0 <= codes.min() and codes.max() < V
 
 
-def test_the_bytes_of_a_step_are_counted() -> None:
-    lm = make_lm(num_layers=1)
-    num_weights = D * (3 * D + D + D + D + 3 * D + 3 * D) + D * K * V
-    assert GraphLM(lm).step_bytes == 4 * num_weights
-    outputs = 3 * D + D + D + D + 3 * D + D + K * V
-    assert GraphLM(lm, "int8").step_bytes == num_weights + 4 * outputs
-
-
 def test_weights_come_by_their_names_and_the_model_may_have_none() -> None:
     lm, text = make_lm(), random_text([5, 2])
     weights = {name: weight.split(5) for name, weight in lm.state_dict().items()}

@@ -49,7 +49,7 @@ def oracle(
     while len(codes) < num_frames:
         begin = 0 if len(codes) < max_frames else len(codes) - (max_frames - stride)
         end = min(begin + max_frames, num_frames)
-        pattern = lm.pattern(end - begin)
+        pattern = lm.config.pattern_of(end - begin)
         given = len(codes) - begin
         sequence = torch.full((K, pattern.num_steps), lm.special)
         for s in range(1, pattern.num_steps):

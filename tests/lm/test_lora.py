@@ -210,14 +210,14 @@ def test_damage_is_named_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
         assert checkpoint.identity(lm.state_dict()) == checkpoint.identity(model().state_dict())
 
     for tensors, said in (
-        ({k: v for k, v in whole.items() if k != "layers.1.ff_in.up"}, r"layers\.1\.ff_in\.up is missing"),
-        (whole | {"layers.7.ff_in.up": torch.zeros(1)}, r"layers\.7\.ff_in\.up is \[1\], should be absent"),
+        ({k: v for k, v in whole.items() if k != "layers.1.ff_in.up"}, r"missing layers\.1\.ff_in\.up"),
+        (whole | {"layers.7.ff_in.up": torch.zeros(1)}, r"unexpected layers\.7\.ff_in\.up"),
         ({k: v for k, v in whole.items() if k != "fingerprint"}, "lacks the tensor 'fingerprint'"),
     ):
         checkpoint.save_model(tmp_path, lora.KIND, contents["config"], tensors)
         refuses(said)
     checkpoint.save_model(tmp_path, lora.KIND, {"lora": {"rank": 4}, "base": "some/model"}, whole)
-    refuses(r"down is \[5, 24\], should be \[4, 24\], and 27 more; lora.rank")
+    refuses(r"down is \[5, 24\], should make \[4, 24\]; .* and 24 more")
     checkpoint.save_model(tmp_path, lora.KIND, {"base": "some/model"}, whole)
     refuses("lacks config.lora")
     checkpoint.save_model(tmp_path, "token_lm", {}, whole)

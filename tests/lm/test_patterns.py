@@ -4,16 +4,7 @@ import pytest
 import torch
 
 from audiogen.errors import InputError
-from audiogen.lm.patterns import (
-    PATTERNS,
-    coarse_first,
-    deinterleave,
-    delay,
-    flatten,
-    interleave,
-    make_pattern,
-    parallel,
-)
+from audiogen.lm.patterns import PATTERNS, deinterleave, interleave, make_pattern
 
 PAD = 99
 
@@ -38,7 +29,7 @@ def test_frames_of_a_codebook_stay_in_order(name: str) -> None:
 
 
 def test_deinterleave_keeps_trailing_axes() -> None:
-    pattern = delay(3, 7)
+    pattern = make_pattern("delay", 3, 7)
     steps = interleave(torch.arange(42).view(2, 3, 7), pattern, PAD)
     logits = torch.stack([steps, -steps], dim=-1)
     assert torch.equal(deinterleave(logits, pattern)[..., 1], -deinterleave(steps, pattern))
@@ -47,17 +38,19 @@ def test_deinterleave_keeps_trailing_axes() -> None:
 def test_layouts_written_out() -> None:
     codes = torch.tensor([[[1, 2, 3], [4, 5, 6], [7, 8, 9]]])
     _ = PAD
-    assert interleave(codes, delay(3, 3), PAD).tolist() == [
+    assert interleave(codes, make_pattern("delay", 3, 3), PAD).tolist() == [
         [[_, 1, 2, 3, _, _], [_, _, 4, 5, 6, _], [_, _, _, 7, 8, 9]]
     ]
-    assert interleave(codes, delay(3, 3, [0, 0, 1]), PAD).tolist() == [
+    assert interleave(codes, make_pattern("delay", 3, 3, [0, 0, 1]), PAD).tolist() == [
         [[_, 1, 2, 3, _], [_, 4, 5, 6, _], [_, _, 7, 8, 9]]
     ]
-    assert interleave(codes, parallel(3, 3), PAD).tolist() == [[[_, 1, 2, 3], [_, 4, 5, 6], [_, 7, 8, 9]]]
-    assert interleave(codes, flatten(3, 3), PAD).tolist() == [
+    assert interleave(codes, make_pattern("parallel", 3, 3), PAD).tolist() == [
+        [[_, 1, 2, 3], [_, 4, 5, 6], [_, 7, 8, 9]]
+    ]
+    assert interleave(codes, make_pattern("flatten", 3, 3), PAD).tolist() == [
         [[_, 1, _, _, 2, _, _, 3, _, _], [_, _, 4, _, _, 5, _, _, 6, _], [_, _, _, 7, _, _, 8, _, _, 9]]
     ]
-    assert interleave(codes, coarse_first(3, 3), PAD).tolist() == [
+    assert interleave(codes, make_pattern("coarse_first", 3, 3), PAD).tolist() == [
         [[_, 1, 2, 3, _, _, _], [_, _, _, _, 4, 5, 6], [_, _, _, _, 7, 8, 9]]
     ]
 

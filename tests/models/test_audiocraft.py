@@ -146,7 +146,7 @@ def test_sizes_and_delays_come_from_the_file(
     num_codebooks = settings["n_q"]
     assert (loaded.lm.config.delays or tuple(range(num_codebooks))) == tuple(delays or range(num_codebooks))
     codes = torch.randint(settings["card"], (2, num_codebooks, 6))
-    steps = interleave(codes, loaded.lm.pattern(6), loaded.lm.special)
+    steps = interleave(codes, loaded.lm.config.pattern_of(6), loaded.lm.special)
     assert steps.shape[-1] == 6 + max(delays or [0]) + 1
     tokens = torch.randn(2, 4, settings["dim"])
     expected = theirs(steps.flatten(0, 1), encoder_hidden_states=tokens).logits.unflatten(0, (2, -1))

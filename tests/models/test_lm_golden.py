@@ -34,7 +34,7 @@ def rows(condition: Condition, count: int) -> Condition:
 
 def test_delay_interleaving(golden: tuple[TokenLM, Condition, dict[str, Tensor]]) -> None:
     lm, _, expected = golden
-    steps = interleave(expected["lm_codes"], lm.pattern(12), lm.special)
+    steps = interleave(expected["lm_codes"], lm.config.pattern_of(12), lm.special)
     assert torch.equal(steps, expected["lm_steps"])
     assert torch.equal(steps[0] != lm.special, expected["lm_step_mask"].bool())
 
@@ -58,7 +58,7 @@ def test_training_logits_are_ours_before_the_tail(
     with torch.no_grad():
         logits = lm(example.inputs, rows(text, 2))
     predicted = F.pad(logits, (0, 0, 1, 0))  # those at step s predict step s + 1
-    pattern = lm.pattern(12)
+    pattern = lm.config.pattern_of(12)
     aligned = deinterleave(predicted, pattern)
     theirs = expected["train_mask"].bool()
     assert torch.equal(theirs[0], pattern.step <= 12)  # they leave out the steps after T

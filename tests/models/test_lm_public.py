@@ -142,7 +142,7 @@ def test_logits_are_those_of_transformers(pair: tuple[MusicgenForConditionalGene
     model, folder = pair
     loaded = load_lm(folder)
     codes = torch.randint(20, (2, loaded.lm.config.num_codebooks, FRAMES))
-    steps = interleave(codes, loaded.lm.pattern(FRAMES), loaded.lm.special)
+    steps = interleave(codes, loaded.lm.config.pattern_of(FRAMES), loaded.lm.special)
     inputs = encoded(folder, TEXTS)
     assert not inputs["attention_mask"].all()  # one text is padded
     condition = loaded.conditioner(list(TEXTS))
@@ -223,7 +223,7 @@ def test_ours_opens_in_transformers_and_comes_back(config: LMConfig, channels: i
     theirs, report = MusicgenForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     codes = torch.randint(config.codebook_size, (2, config.num_codebooks, 7))
-    steps = interleave(codes, lm.pattern(7), lm.special)
+    steps = interleave(codes, lm.config.pattern_of(7), lm.special)
     tokens, mask = torch.randn(2, 5, config.dim), torch.arange(5) < torch.tensor([[5], [3]])
     condition = Condition(tokens * mask[..., None], mask)
     expected = theirs.eval()(

@@ -218,7 +218,7 @@ def test_adapters_and_whole_models_are_not_mixed_up(lora_run: Train, lm_run: Tra
     with pytest.raises(InputError, match=r"is of a whole model \(lora=null\); choose another out="):
         lora_run("base", "fit.steps=3")
     with pytest.raises(
-        InputError, match=r"the checkpoint does not fit: .* is \[3, 16\], should be \[4, 16\]"
+        InputError, match=r"weights of the checkpoint do not fit .* is \[3, 16\], should make \[4, 16\]"
     ):
         lora_run("run", "fit.steps=3", "lora.rank=4")
     other = lm_run("other", "seed=1", "fit.steps=1", "fit.valid_every=0")

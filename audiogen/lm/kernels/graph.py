@@ -139,13 +139,6 @@ class GraphLM:
             )
         self._free: list[StaticCache] = []
 
-    @property
-    def step_bytes(self) -> int:
-        """Bytes of the matrices that a step reads: all but the text's projection, which runs once a prompt."""
-        layers = [layer for name, layer in self._lm.named_modules() if not name.endswith("text_proj")]
-        matrices = [layer for layer in layers if isinstance(layer, (nn.Linear, Int8Linear))]
-        return sum(part.nbytes for matrix in matrices for part in matrix.state_dict().values())
-
     @torch.inference_mode()
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> StaticCache:
         """An empty cache for at least `max_steps` steps, with the condition's keys and values of every layer.

@@ -12,7 +12,6 @@ import os
 import threading
 from collections.abc import Iterable
 from ctypes import byref, c_int64
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,9 +23,8 @@ from audiogen.lm.kernels.library import BLOCK, Cache, Layer, Linear, Model, Norm
 from audiogen.lm.model import Read, TokenLM, quantise, reader
 from audiogen.lm.transformer import sinusoidal_positions
 
-Dtype = Literal["float32", "bfloat16", "int8"]
-DTYPES: tuple[Dtype, ...] = get_args(Dtype)  # the C++ side has the index
-VALUES = {"float32": 1, "bfloat16": 2, "int8": 4}  # values in a word of 32 bits
+VALUES = {"float32": 1, "bfloat16": 2, "int8": 4}  # of each number type in a word of 32 bits
+DTYPES = tuple(VALUES)  # the C++ side has the index
 LANES = 16  # outputs in a panel of weights, positions in one of keys
 MAX_STEPS = 128  # steps in one call: a longer prefill goes in pieces, which bounds the memory of activations
 
@@ -50,7 +48,7 @@ class NativeCache:
     float32 for a float32 model, else bfloat16. length: steps seen. text_lengths: int64 [B], 0 for a row without text.
     """
 
-    def __init__(self, sizes: tuple[int, int, int, int], rows: int, max_steps: int, text_lengths: Tensor):
+    def __init__(self, sizes: list[int], rows: int, max_steps: int, text_lengths: Tensor):
         """sizes: bytes of the keys and values of a head, then of its text. rows: heads of all layers and rows."""
         self.text_lengths, self.max_steps = text_lengths, max_steps
         memory = [torch.empty(rows * size, dtype=torch.uint8) for size in sizes]
@@ -83,7 +81,7 @@ class NativeLM:
     def __init__(
         self,
         lm: TokenLM,
-        dtype: Dtype = "float32",
+        dtype: str = "float32",
         native: ctypes.CDLL | None = None,
         read: Read | None = None,
     ):
@@ -107,20 +105,6 @@ class NativeLM:
         """Memory of the weights."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors)
 
-    def step_bytes(self, guided: bool = False) -> int:
-        """Bytes of the weights that a step reads: all matrices but the text's projection, which runs once a prompt.
-
-        guided: some row has text; without, cross-attention is not read.
-        """
-        names = [name.replace(".", "_") for name in BLOCK if "norm" not in name and "text_proj" not in name]
-        names = [name for name in names if guided or not name.startswith("cross_attention")]
-        layers = self._model.layers[: self.config.num_layers]
-        linears = [self._model.heads, *(getattr(layer, name) for layer in layers for name in names)]
-        return sum(
-            _num_panels(linear.outputs) * _num_words(self.dtype, linear.inputs) * LANES * 4
-            for linear in linears
-        )
-
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> NativeCache:
         """An empty cache for `max_steps` steps, with the condition's keys and values of every layer.
 
@@ -134,15 +118,12 @@ class NativeLM:
                     f"the condition is {list(condition.tokens.shape)}; it must be "
                     f"[{batch_size}, L, {self.config.dim}]"
                 )
-            tokens = condition.tokens.detach().float()
-            texts = [
-                row[mask].contiguous() if row[mask].any() else row[:0]
-                for row, mask in zip(tokens, condition.mask, strict=True)
-            ]
+            tokens = zip(condition.tokens.detach().float(), condition.mask, strict=True)
+            texts = [text if text.any() else text[:0] for text in (row[mask] for row, mask in tokens)]
         text_lengths = torch.tensor([len(text) for text in texts], dtype=torch.int64)
-        sizes = [*self._head_bytes(max_steps), *self._head_bytes(int(text_lengths.max()))]
+        sizes = self._head_bytes(max_steps) + self._head_bytes(int(text_lengths.max()))
         rows = self.config.num_layers * batch_size * self.config.num_heads
-        cache = NativeCache((sizes[0], sizes[1], sizes[2], sizes[3]), rows, max_steps, text_lengths)
+        cache = NativeCache(sizes, rows, max_steps, text_lengths)
         with self._lock:
             threads = self._threads()
             for row, text in enumerate(texts):
@@ -233,7 +214,8 @@ class NativeLM:
 
     def _pack(self, weight: Iterable[Tensor], outputs: int, inputs: int) -> Linear:
         """A matrix [outputs, inputs], which comes a few rows at a time, in panels [outputs / LANES, words, LANES]."""
-        panels = torch.empty(_num_panels(outputs), _num_words(self.dtype, inputs), LANES, dtype=torch.int32)
+        num_words = -(-inputs // VALUES[self.dtype])  # of 32 bits, for one output
+        panels = torch.empty(-(-outputs // LANES), num_words, LANES, dtype=torch.int32)
         self._native.audiogen_pages(panels.data_ptr(), panels.numel() * 4)
         scales = torch.zeros(len(panels) * LANES) if self.dtype == "int8" else None
         self._tensors += [panels] if scales is None else [panels, scales]
@@ -244,7 +226,7 @@ class NativeLM:
         return Linear(panels.data_ptr(), None if scales is None else scales.data_ptr(), inputs, outputs)
 
 
-def pack(rows: Tensor, dtype: Dtype, panels: Tensor, scales: Tensor | None) -> None:
+def pack(rows: Tensor, dtype: str, panels: Tensor, scales: Tensor | None) -> None:
     """Weights float32 [rows, inputs] -> the first panels int32 [rows / LANES, words, LANES], rounded up with zeros.
 
     int8 is symmetric, with a scale for every row, and stored with 128 added. Few rows at a time stay in the
@@ -261,12 +243,3 @@ def pack(rows: Tensor, dtype: Dtype, panels: Tensor, scales: Tensor | None) -> N
         rows = F.pad(rows, missing, value=128 if dtype == "int8" else 0)
     words = rows.contiguous().view(torch.int32).view(-1, LANES, panels.shape[1])
     panels[: len(words)] = words.transpose(1, 2)
-
-
-def _num_panels(outputs: int) -> int:
-    return -(-outputs // LANES)
-
-
-def _num_words(dtype: Dtype, inputs: int) -> int:
-    """Of 32 bits, for one output."""
-    return -(-inputs // VALUES[dtype])
