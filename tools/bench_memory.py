@@ -61,7 +61,7 @@ def decode(config: LMConfig, kind: str, dtype: str) -> None:
     elif kind == "packed":
         lm = packed.PackedLM(skeleton, dtype, read)  # type: ignore[assignment]
     else:
-        lm = native.NativeLM(skeleton, dtype, read=read)  # type: ignore[assignment, arg-type]
+        lm = native.NativeLM(skeleton, dtype, read=read)  # type: ignore[assignment]
     cache = lm.new_cache(None, 2, NUM_STEPS)
     for _ in range(NUM_STEPS):
         lm.step(steps, cache)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,12 +127,12 @@ class LatentGenerator:
     ) -> LatentSampling:
         """Its recipe's way to sample, or else the authors', with what is given; InputError where that cannot be."""
         own = self._sampling
-        asked = {"sampler": sampler, "steps": steps, "guidance": guidance}
+        asked: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance}
+        if sampler not in (None, own.sampler):
+            asked["eta"] = 0.0
         chosen = dataclasses.replace(
             own, **{name: value for name, value in asked.items() if value is not None}
         )
-        if chosen.sampler != own.sampler:
-            chosen = dataclasses.replace(chosen, eta=0.0)
         make_sampler(self.process, chosen.sampler, chosen.steps, chosen.eta)
         return chosen
 

@@ -102,8 +102,10 @@ def run_layer(layer: nn.Module, recompute: Recompute, x: Tensor, *others: object
     run = partial(_run_fast, layer) if layer.training and not torch.compiler.is_compiling() else layer
     if not recompute:
         return run(x, *others)
-    selective = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
-    return checkpoint(run, x, *others, use_reentrant=False, **(selective if recompute == "selective" else {}))
+    options: dict[str, Any] = {"use_reentrant": False}
+    if recompute == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    return checkpoint(run, x, *others, **options)
 
 
 def _run_fast(layer: nn.Module, x: Tensor, *others: object) -> Any:  # x [B, S, D]
