@@ -93,25 +93,15 @@ class Match(NamedTuple):
 
 
 def check_sizes(where: str | Path, config: Any) -> None:
-    """Refuse whole numbers, of a dataclass or alone, whose products could overflow, or take all memory."""
-    for size in whole_numbers(config):
-        if not 0 <= size <= WIDEST:
-            raise InputError(
-                f"{where}: its configuration asks for a size of {size:g}; {WIDEST} is the largest: copy it again"
-            )
-
-
-def whole_numbers(config: Any) -> Iterator[int]:
-    """All whole numbers in a dataclass and what is nested in it, but for the sample rate: sizes to check."""
+    """Refuse whole numbers, alone or anywhere in a dataclass, whose products could overflow, or take all memory."""
     if dataclasses.is_dataclass(config):
-        for field in dataclasses.fields(config):
-            if field.name != "sample_rate":
-                yield from whole_numbers(getattr(config, field.name))
-    elif isinstance(config, (tuple, list)):
+        names = [field.name for field in dataclasses.fields(config) if field.name != "sample_rate"]
+        config = [getattr(config, name) for name in names]
+    if isinstance(config, (tuple, list)):
         for item in config:
-            yield from whole_numbers(item)
-    elif type(config) is int:
-        yield config
+            check_sizes(where, item)
+    elif type(config) is int and not 0 <= config <= WIDEST:
+        raise InputError(f"{where}: its configuration asks for a size of {config:g}; {WIDEST} is the largest")
 
 
 def empty(make: Callable[[], T], where: str | Path, num_tensors: int | None = None) -> T:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,13 @@ from audiogen.files.tensors import (
     release,
     shaped,
     unfilled,
-    whole_numbers,
 )
+
+
+@dataclass
+class Sizes:
+    layers: tuple[tuple[int, ...], ...]
+    sample_rate: int = 10**6
 
 
 def same(name: str) -> str:
@@ -150,7 +156,10 @@ def test_sizes_are_refused_before_anything_is_made() -> None:
     with pytest.raises(InputError, match="x: no network has .*: the 100 tensors that there are cannot fill"):
         empty(lambda: [nn.Linear(2, 2) for _ in range(10**9)], "x", 100)
     assert len(empty(lambda: [nn.LSTM(2, 2) for _ in range(25)], "x", 100)) == 25
-    assert max(whole_numbers(released()["audioldm2"])) == 50257
+    check_sizes("x", released()["audioldm2"])
+    check_sizes("x", Sizes(((1, 2**18),)))  # a sample rate is no size
+    with pytest.raises(InputError, match="a size of 1.04858e[+]06"):
+        check_sizes("x", (True, Sizes(((1, 2**20),))))
 
 
 # ------------------------------------------------------------------------------------------- lean loading
