@@ -32,7 +32,6 @@ from audiogen.text.t5 import TextConfig
 PROJECTION = "condition_provider.conditioners.description.output_proj."
 DAC_NAMES = {f"dac_{rate}khz": f"descript/dac_{rate}khz" for rate in (16, 24, 44)}  # hub ids of its pointers
 
-MELODY = ("chroma_stem", "style", "self_wav")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # of transformers
 
 
@@ -128,19 +127,12 @@ def _text_encoder(settings: Settings) -> str:
     conditioners = settings.section("conditioners", {})
     names = [name for name in conditioners.contents if name != "args"]
     for name in names:
-        item = conditioners.contents[name]
-        kind = item.get("model") if isinstance(item, Mapping) else item
-        if name in MELODY or (isinstance(kind, str) and kind in MELODY):
-            raise InputError(
-                f"{settings.where}: conditioners.{name} is {short(kind)}: this model follows a melody or a style "
-                "beside text, which is not implemented; choose a model that is conditioned on text alone"
-            )
-        if name != "description" or kind != "t5":
+        kind = conditioners.take(f"{name}.model", None)
+        if (name, kind) != ("description", "t5"):
             raise InputError(
                 f"{settings.where}: conditioners.{name}.model is {short(kind)}; only a 't5' named description is "
-                "implemented, so this model cannot be run"
+                "implemented, and no melody or style beside text: choose a model that is conditioned on text alone"
             )
-        conditioners.take(f"{name}.model")
     if not names:
         raise InputError(
             f"{settings.where}: conditioners is empty; only models with a description are implemented"
@@ -214,15 +206,18 @@ def _stereo(settings: Settings, lm: LMConfig) -> bool:
 
 def _frame_rate(path: Path) -> float:
     """Hz of the codec in a compression file, or of the one that it names."""
-    path, contents, target = follow(path)
-    if target is not None:
-        rates = table("audiocraft.pointers")
-        if target not in rates:
+    contents = read_contents(path)
+    if "pretrained" in contents:
+        target, rates = pointed(path, contents["pretrained"]), table("audiocraft.pointers")
+        if target in rates:
+            return float(rates[target])
+        if isinstance(target, str) or target.is_dir():
             raise InputError(
                 f"{path}: pretrained is {short(contents['pretrained'])}; allowed: a file beside it, or as the codec of "
                 f"a language model {', '.join(rates)}"
             )
-        return rates[target]
+        path = target
+        contents = read_contents(path)
     settings = release(contents, path).settings("seanet.ratios", "sample_rate")
     return float(settings.whole("sample_rate", within=RATE) / math.prod(settings.wholes("seanet.ratios")))
 
@@ -230,37 +225,23 @@ def _frame_rate(path: Path) -> float:
 # --------------------------------------------------------------------------------------------------- the codec
 
 
-def follow(path: Path) -> tuple[Path, dict[Any, Any], str | Path | None]:
-    """A compression file -> (file, its contents, None), of itself or of the file that it points to.
-
-    Where no such file lies beside it, the last is a directory beside it or else the name it points to.
-    """
-    contents = read_contents(path)
-    if "pretrained" not in contents:
-        return path, contents, None
-    name = contents["pretrained"]
+def pointed(path: Path, name: Any) -> Path | str:
+    """What a compression file points to: a file or directory beside it, or else the name itself."""
     if not isinstance(name, str) or not name:
         raise InputError(f"{path}: pretrained is {short(name)}; the name of a codec is needed")
     inside, beside = Path(name), path.parent / name
     if inside.is_absolute() or ".." in inside.parts or beside == path or not beside.exists():
-        return path, contents, name
-    if beside.is_dir():
-        if not (beside / CODEC_FILE).is_file():
-            return path, contents, beside
-        beside = beside / CODEC_FILE
-    contents = read_contents(beside)
-    if "pretrained" in contents:
-        raise InputError(f"{beside} is a pointer that another one led to; give the codec itself")
-    return beside, contents, None
+        return name
+    return beside / CODEC_FILE if (beside / CODEC_FILE).is_file() else beside
 
 
 def read_codec(path: Path) -> CodecParts | Found:
     """The codec in a file, in audiocraft's or in the encodec package's form; for a pointer where the codec lies."""
-    path, contents, target = follow(path)
-    if isinstance(target, Path):
-        return find(target, CODEC)
-    if target is not None:
-        directory = path.parent
+    contents = read_contents(path)
+    if "pretrained" in contents:
+        target, directory = pointed(path, contents["pretrained"]), path.parent
+        if isinstance(target, Path):
+            return find(target, CODEC)
         if (directory / "config.json").is_file() and any((directory / name).is_file() for name in WEIGHTS):
             return Found(CODEC, "transformers", directory, str(directory))  # the release's other layout
         name = DAC_NAMES.get(target, target)

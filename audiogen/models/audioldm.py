@@ -104,7 +104,9 @@ def _config(settings: Settings, vae: Mapping[str, Tensor], scale_factor: float) 
     params = settings.section(_PARAMS)
     second = f"cond_stage_config.{LOA}" in params
     _check_targets(settings, second)
-    mel, hifigan = _mel(settings), VocoderConfig()
+    sound = settings.section("preprocessing")
+    sound.expect(**{"stft.win_length": sound.whole("stft.filter_length")})
+    mel, hifigan = sound.build(MelConfig, "audioldm.mel"), VocoderConfig()
     if "vocoder_config" in params:  # else the authors' code has the sizes, and no setting for them
         section = params.section("vocoder_config.params")
         hifigan = parts.vocoder_config(section)
@@ -162,12 +164,6 @@ def _conditioner_2(settings: Settings, context: tuple[int | None, ...]) -> Condi
         clap_dim=dims[0],
         loa=gpt2.build(LoaConfig, "audioldm.gpt2", length=loa.whole("sequence_gen_length"), **given),
     )
-
-
-def _mel(settings: Settings) -> MelConfig:
-    section = settings.section("preprocessing")
-    section.expect(**{"stft.win_length": section.whole("stft.filter_length")})
-    return section.build(MelConfig, "audioldm.mel")
 
 
 def _process(params: Settings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from audiogen.config import Range, build, to_plain
+from audiogen.config import build, to_plain
 from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.process import process_of
 from audiogen.diffusion.sample import Sampling
@@ -25,13 +25,14 @@ from audiogen.files import checkpoint
 from audiogen.files.checkpoint import read_weights, weights_file
 from audiogen.files.tensors import under
 from audiogen.models.pipelines import (
+    SystemFile,
     component_settings,
     pipeline_of,
     read_pipeline,
     required,
     scheduler_config,
 )
-from audiogen.models.settings import RATE, Settings, read_settings
+from audiogen.models.settings import RATE, read_settings
 from audiogen.models.systems import Component, SystemParts
 from audiogen.text import encoder
 from audiogen.text.clap import Clap
@@ -97,24 +98,24 @@ def save_diffusers(
     for key in AUTOENCODERS:
         if config[key] is not None:
             config[key]["scale_factor"] = scale
-    contents = {"config": config, "name": name, "process": dict(process)}
-    if sampling is not None:
-        contents["sampling"] = to_plain(sampling)
-    if window_s is not None:
-        contents["window_s"] = window_s
-    checkpoint.write_json(directory / SYSTEM, contents)
+    contents = {
+        "config": config,
+        "name": name,
+        "process": process,
+        "sampling": sampling,
+        "window_s": window_s,
+    }
+    given = {key: to_plain(value) for key, value in contents.items() if value is not None}
+    checkpoint.write_json(directory / SYSTEM, given)
     checkpoint.write_json(directory / INDEX, {"_class_name": pipeline_of(system.config), **classes})
 
 
 def read_diffusers(directory: Path) -> SystemParts:
     """Read a directory that `save_diffusers` wrote, or that of an AudioLDM, AudioLDM 2 or Stable Audio pipeline."""
-    index, ours, own = read_settings(directory / INDEX), directory / SYSTEM, None
-    if ours.is_file():
-        own = read_settings(ours)
-        config = build(SystemConfig, own.section("config").contents, where=str(ours))
-        name, process = own.text("name"), own.section("process").contents
-    else:
-        config, name, process = read_pipeline(directory, index)
+    index, ours = read_settings(directory / INDEX), directory / SYSTEM
+    own = build(SystemFile, checkpoint.read_json(ours), str(ours)) if ours.is_file() else None
+    found = own or read_pipeline(directory, index)
+    config = found.config
     folders = _folders(config)
     for folder in folders:
         required(directory, folder)
@@ -123,43 +124,16 @@ def read_diffusers(directory: Path) -> SystemParts:
         if not key.startswith("_") and isinstance(value, list) and value[-1:] != [None]:
             required(directory, key)
     _check_rates(directory, config)
+    components = [_component(directory, folder, part, own is None) for folder, part in folders.items()]
     return SystemParts(
-        config,
-        [
-            *(_component(directory, folder, part, own is None) for folder, part in folders.items()),
-            *_trained(directory, config),
-        ],
-        directory,
-        name,
-        process,
-        "" if config.audio_unet is None else f"those of {directory.name}",
-        sampling=None if own is None else _sampling(own, name, process),
-        window_s=_window_s(directory, config, own),
+        **vars(found),
+        components=components + _trained(directory, config),
+        where=directory,
+        heads_from="" if config.audio_unet is None else f"those of {directory.name}",
         vocabulary=_vocabulary(directory, config),
         frozen=_frozen_text(directory, index.contents),
         clap=_clap(directory, index.contents),
     )
-
-
-def _sampling(own: Settings, name: str, process: Mapping[str, Any]) -> Sampling | None:
-    """How a system of ours is sampled, where it says so."""
-    if "sampling" not in own:
-        return None
-    where = f"{own.where}: sampling"
-    sampling = build(Sampling, own.section("sampling").contents, where)
-    sampling.check(process_of(name, process, str(own.where)), where)
-    return sampling
-
-
-def _window_s(directory: Path, config: SystemConfig, own: Settings | None) -> float | None:
-    """Seconds that are always generated: our own say so, and Stable Audio's release by its number of latents."""
-    if own is not None:
-        return own.number("window_s", None, Range(0, above=True))
-    codec = config.waveform_autoencoder
-    if codec is None:
-        return None
-    length = component_settings(directory, "transformer").whole("sample_size")
-    return length * codec.hop_length / codec.sample_rate
 
 
 def _vocabulary(directory: Path, config: SystemConfig) -> bytes | None:

@@ -54,23 +54,34 @@ def save(
     max_frames, guidance: what it generates by default. dtype: of language model and text encoder; the codec's
     weights stay float32, though `transformers` opens all in this one type by default.
     """
-    directory = Path(directory)
-    config, tensors = parts(lm, conditioner, codec, dtype)
-    channels = config["decoder"]["audio_channels"]
+    directory, encoder = Path(directory), conditioner.text_encoder().stack
+    projection = _projection(conditioner)
+    audio_config, audio = encodec_parts(codec)
+    decoder_config, decoder = decoder_parts(lm)
+    learned = projection | {f"decoder.{name}": tensor for name, tensor in decoder.items()}
+    learned |= {f"text_encoder.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    # the embedding that T5's encoder shares with its decoder is stored once
+    learned["text_encoder.shared.weight"] = learned.pop("text_encoder.encoder.embed_tokens.weight")
+    tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in learned.items()}
+    tensors |= {f"audio_encoder.{name}": tensor.detach().cpu() for name, tensor in audio.items()}
+    text_name = "" if conditioner.config.embedded else conditioner.config.encoder
+    config = {
+        "architectures": ["MusicgenForConditionalGeneration"],
+        "model_type": "musicgen",
+        "is_encoder_decoder": True,
+        "dtype": str(dtype).removeprefix("torch."),
+        "text_encoder": encoder.config.to_dict() | {"_name_or_path": text_name},
+        "audio_encoder": audio_config,
+        "decoder": decoder_config,
+    }
     generation = {
         # one token is all three
         **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id"), lm.special),
         "do_sample": True,
         "guidance_scale": guidance,
         # steps of the interleaved sequence: the frames and the delays of one channel's codebooks
-        "max_length": max_frames + lm.config.num_codebooks // channels,
+        "max_length": max_frames + lm.config.num_codebooks // decoder_config["audio_channels"],
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    if isinstance(conditioner.tokenizer, Vocabulary):
-        from_vocabulary(conditioner.tokenizer).save_pretrained(directory)
-    else:
-        conditioner.tokenizer.save(directory)
-    checkpoint.write_json(directory / "generation_config.json", generation)
     processor = {
         "feature_extractor_type": "EncodecFeatureExtractor",
         "processor_class": "MusicgenProcessor",
@@ -78,6 +89,12 @@ def save(
         "sampling_rate": codec.sample_rate,
         "padding_side": "left",
     }
+    directory.mkdir(parents=True, exist_ok=True)
+    if isinstance(conditioner.tokenizer, Vocabulary):
+        from_vocabulary(conditioner.tokenizer).save_pretrained(directory)
+    else:
+        conditioner.tokenizer.save(directory)
+    checkpoint.write_json(directory / "generation_config.json", generation)
     _write(directory, config, tensors, processor)
 
 
@@ -89,33 +106,6 @@ def _write(
     contents = {**processor, "padding_value": 0.0, "return_attention_mask": True}
     checkpoint.write_json(directory / "preprocessor_config.json", contents)
     checkpoint.write_json(directory / "config.json", config)
-
-
-def parts(
-    lm: TokenLM, conditioner: T5Conditioner, codec: AnyCodec, dtype: torch.dtype = torch.float32
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """MusicgenConfig as a dict, and the tensors of MusicgenForConditionalGeneration by name."""
-    encoder = conditioner.text_encoder().stack
-    name = "" if conditioner.config.embedded else conditioner.config.encoder
-    projection = _projection(conditioner)
-    audio_config, audio = encodec_parts(codec)
-    decoder_config, decoder = decoder_parts(lm)
-    learned = projection | {f"decoder.{name}": tensor for name, tensor in decoder.items()}
-    learned |= {f"text_encoder.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
-    # the embedding that T5's encoder shares with its decoder is stored once
-    learned["text_encoder.shared.weight"] = learned.pop("text_encoder.encoder.embed_tokens.weight")
-    tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in learned.items()}
-    tensors |= {f"audio_encoder.{name}": tensor.detach().cpu() for name, tensor in audio.items()}
-    config = {
-        "architectures": ["MusicgenForConditionalGeneration"],
-        "model_type": "musicgen",
-        "is_encoder_decoder": True,
-        "dtype": str(dtype).removeprefix("torch."),
-        "text_encoder": encoder.config.to_dict() | {"_name_or_path": name},
-        "audio_encoder": audio_config | {"model_type": "encodec"},
-        "decoder": decoder_config | {"model_type": "musicgen_decoder"},
-    }
-    return config, tensors
 
 
 def _projection(conditioner: T5Conditioner) -> dict[str, Tensor]:

@@ -79,14 +79,14 @@ LAYOUTS = (
     Layout("AudioLDM", ("*.pth",), (), SYSTEM),
     Layout("audiocraft", (CODEC_FILE,), (CODEC_FILE,), CODEC),
     Layout("encodec", ("encodec_[0-9]*khz*.th",), ("encodec_[0-9]*khz*.th",), CODEC),
-    Layout("transformers", (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors"), CODEC),
-    Layout(
-        "transformers",
-        (CONFIG, "model.safetensors.index.json"),
-        (CONFIG, "model.safetensors.index.json", "model-*.safetensors"),
-        CODEC,
+    *(
+        Layout("transformers", (CONFIG, weights[0]), (CONFIG, *weights), CODEC)
+        for weights in (
+            ("model.safetensors",),
+            ("model.safetensors.index.json", "model-*.safetensors"),
+            ("pytorch_model.bin",),
+        )
     ),
-    Layout("transformers", (CONFIG, "pytorch_model.bin"), (CONFIG, "pytorch_model.bin"), CODEC),
 )
 _OWN = Layout(OWN, (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors", "text/*", "codec/*"))
 

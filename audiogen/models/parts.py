@@ -68,7 +68,7 @@ class LMParts:
     def skeleton(self) -> TokenLM:
         """The model without memory for its weights, on the meta device; InputError where the files do not fit it."""
         _ = self.tensors  # which checks them
-        return self._empty()
+        return empty(lambda: TokenLM(self.config).eval(), self.directory)
 
     def read(self, name: str) -> Iterator[Tensor]:
         """One weight from its file, as `model.Read` gives it."""
@@ -84,12 +84,9 @@ class LMParts:
 
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TokenLM:
         """The model with its weights; beside them there is never more than one of the file's in memory."""
-        lm = self._empty()
+        lm = self.skeleton()
         assign(lm, self.tensors, self.directory, device, dtype)
         return lm
-
-    def _empty(self) -> TokenLM:
-        return empty(lambda: TokenLM(self.config).eval(), self.directory)
 
 
 class PretrainedLM(NamedTuple):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from audiogen.config import PositiveFloat, check_ranges
 from audiogen.diffusion.autoencoders import MelAutoencoderConfig, WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import SecondsConfig
 from audiogen.diffusion.denoisers import AudioUNetConfig, DiTConfig, TextUNetConfig
 from audiogen.diffusion.loa import LoaConfig
 from audiogen.diffusion.mel import MelConfig
 from audiogen.diffusion.process import ProcessConfig
+from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
 from audiogen.models import latent_diffusion as parts
@@ -25,6 +28,20 @@ PIPELINES = {
 }
 
 
+@dataclass(frozen=True)
+class SystemFile:
+    """system.json of ours, and what the files of a released pipeline say in its place: fields of `SystemParts`."""
+
+    config: SystemConfig
+    name: str
+    process: dict[str, Any]
+    sampling: Sampling | None = None
+    window_s: PositiveFloat | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
 def pipeline_of(config: SystemConfig) -> str:
     """The pipeline that opens such a system; where it has none of its own, the one that opens components."""
     if config.dit is not None:
@@ -34,8 +51,8 @@ def pipeline_of(config: SystemConfig) -> str:
     return "DiffusionPipeline"
 
 
-def read_pipeline(directory: Path, index: Settings) -> tuple[SystemConfig, str, dict[str, Any]]:
-    """Our configuration of a released pipeline, the name of its kind, and what its scheduler says of the process."""
+def read_pipeline(directory: Path, index: Settings) -> SystemFile:
+    """What a released pipeline says."""
     kind = index.text("_class_name")
     if kind == "DiffusionPipeline":  # what ours are to diffusers where it has no pipeline for them
         raise InputError(
@@ -47,9 +64,14 @@ def read_pipeline(directory: Path, index: Settings) -> tuple[SystemConfig, str, 
         )
     name = PIPELINES[kind]
     scheduler = component_settings(directory, "scheduler")
-    if name == "stable_audio":
-        return _stable_audio(directory), name, _cosine_process(scheduler)
-    return _audioldm(directory, name), name, scheduler_process(scheduler)
+    if name != "stable_audio":
+        return SystemFile(_audioldm(directory, name), name, scheduler_process(scheduler))
+    config = _stable_audio(directory)
+    frames = component_settings(directory, "transformer").whole("sample_size")  # that are always generated
+    codec = config.waveform_autoencoder
+    assert codec is not None
+    window_s = frames * codec.hop_length / codec.sample_rate
+    return SystemFile(config, name, _cosine_process(scheduler), window_s=window_s)
 
 
 def component_settings(directory: Path, component: str) -> Settings:

@@ -9,7 +9,6 @@ each format that our configurations take as they are, and those that are harmles
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -31,6 +30,8 @@ RATE = Range(1, 768_000)  # Hz
 RATES = ("sample_rate", "sampling_rate")
 ANY = Range()
 LONGEST = 256  # values in a list
+LARGEST = 1e300  # of numbers: what is near the end of float64 is no setting
+TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 FORMATS = Path(__file__).with_name("formats.yaml")
 
 
@@ -74,7 +75,7 @@ class Settings:
     def sections(self, key: str) -> list[Settings]:
         """A list of mappings; their keys are key.0, key.1 ..."""
         values = self._find(key)
-        if values is REQUIRED or not isinstance(values, list):
+        if not isinstance(values, list):
             raise self._error(key, self.take(key), "a list of mappings")
         return [
             Settings(value, self.where, f"{self._full(key)}.{index}", self._used)
@@ -83,53 +84,31 @@ class Settings:
 
     def whole(self, key: str, default: Any = REQUIRED, within: Range = SIZE) -> Any:
         """A whole number in a range."""
-        value = self.take(key, default)
-        if value is None and default is None:
-            return None
-        return self._whole(key, value, within)
+        return self._get(key, default, int, within)
 
     def wholes(self, key: str, default: Any = REQUIRED, within: Range = SIZE) -> tuple[int, ...]:
         """A list of whole numbers in a range, at least one."""
-        values = self._list(key, self.take(key, default))
-        return tuple(self._whole(f"{key}.{index}", value, within) for index, value in enumerate(values))
-
-    def rows(self, key: str, within: Range = SIZE) -> tuple[tuple[int, ...], ...]:
-        """A list of lists of whole numbers in a range."""
-        values = self._list(key, self.take(key))
-        rows = Settings({str(index): row for index, row in enumerate(values)}, self.where, self._full(key))
-        return tuple(rows.wholes(name, within=within) for name in rows.contents)
+        return self._get(key, default, tuple[int, ...], within)
 
     def number(self, key: str, default: Any = REQUIRED, within: Range = ANY) -> Any:
         """A finite number in a range, as a float."""
-        value = self.take(key, default)
-        if value is None and default is None:
-            return None
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
-            if math.isfinite(value) and within.holds(value):
-                return float(value)
-        allowed = "" if within == ANY else f" {within}"
-        raise self._error(key, value, f"a number{allowed}")
+        return self._get(key, default, float, within)
 
-    def flag(self, key: str, default: Any = REQUIRED) -> bool:
+    def numbers(self, key: str, default: Any = REQUIRED, within: Range = ANY) -> tuple[float, ...]:
+        """A list of finite numbers in a range, at least one."""
+        return self._get(key, default, tuple[float, ...], within)
+
+    def flag(self, key: str, default: Any = REQUIRED) -> Any:
         """true or false."""
-        value = self.take(key, default)
-        if not isinstance(value, bool):
-            raise self._error(key, value, "true or false")
-        return value
+        return self._get(key, default, bool)
 
-    def text(self, key: str, default: Any = REQUIRED) -> str:
+    def text(self, key: str, default: Any = REQUIRED) -> Any:
         """A string that is not empty."""
-        value = self.take(key, default)
-        if not isinstance(value, str) or not value:
-            raise self._error(key, value, "a text")
-        return value
+        return self._get(key, default, str)
 
-    def texts(self, key: str, default: Any = REQUIRED) -> tuple[str, ...]:
-        """A list of strings."""
-        values = self.take(key, default)
-        if not all(isinstance(value, str) for value in self._list(key, values)):
-            raise self._error(key, values, "a list of texts")
-        return tuple(values)
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings, at least one."""
+        return self._get(key, REQUIRED, tuple[str, ...])
 
     def choice(self, key: str, allowed: Iterable[Any], default: Any = REQUIRED) -> Any:
         """One of the values that are implemented. default: the value that an absent key stands for, checked as well."""
@@ -159,12 +138,32 @@ class Settings:
         hint, limit = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, SIZE)
         if get_origin(hint) is Literal:
             return self.choice(key, get_args(hint), default)
+        whole = RATE if field in RATES else Range(limit.low, SIZE.high)
+        return self._get(key, default, hint, ANY if hint in (float, bool) else whole)
+
+    def _get(self, key: str, default: Any, hint: Any, within: Range = ANY) -> Any:
+        value = self.take(key, default)
+        return None if value is None and default is None else self._as(hint, key, value, within)
+
+    def _as(self, hint: Any, key: str, value: Any, within: Range) -> Any:
+        """The value as one of `TYPES` within a range, or as a tuple of what is."""
+        if get_origin(hint) is Annotated:
+            hint = get_args(hint)[0]
         if get_origin(hint) is tuple:
-            nested = get_origin(get_args(hint)[0]) is tuple
-            return self.rows(key) if nested else self.wholes(key, default)
-        if hint is int:
-            return self.whole(key, default, RATE if field in RATES else Range(limit.low, SIZE.high))
-        return {float: self.number, bool: self.flag}[hint](key, default)
+            if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= LONGEST:
+                raise self._error(key, value, f"a list of 1 to {LONGEST} values")
+            item = get_args(hint)[0]
+            return tuple(self._as(item, f"{key}.{index}", v, within) for index, v in enumerate(value))
+        if hint is int and isinstance(value, float) and value.is_integer():
+            value = int(value)  # 1e3 is a float in YAML
+        if hint is float and type(value) is int and abs(value) < LARGEST:
+            value = float(value)
+        fits = type(value) is hint and value != ""
+        if fits and hint in (int, float):
+            fits = within.holds(value) and abs(value) < LARGEST
+        if not fits:
+            raise self._error(key, value, TYPES[hint] + ("" if within == ANY else f" {within}"))
+        return value
 
     def done(self, harmless: Iterable[str] = ()) -> None:
         """Refuse the first key that was not read, here or in any section.
@@ -188,18 +187,6 @@ class Settings:
         for part in key.split("."):
             value = value.get(part, REQUIRED) if isinstance(value, Mapping) else REQUIRED
         return value
-
-    def _whole(self, key: str, value: Any, within: Range) -> int:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # 1e3 is a float in YAML
-        if type(value) is not int or not within.holds(value):
-            raise self._error(key, value, f"a whole number {within}")
-        return value
-
-    def _list(self, key: str, values: Any) -> list[Any]:
-        if not isinstance(values, (list, tuple)) or not 1 <= len(values) <= LONGEST:
-            raise self._error(key, values, f"a list of 1 to {LONGEST} values")
-        return list(values)
 
     def _error(self, key: str, value: Any, needed: str) -> InputError:
         return InputError(f"{self.where}: {self._full(key)} is {short(value)}; it must be {needed}")

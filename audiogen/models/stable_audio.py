@@ -89,7 +89,8 @@ def _conditioner(model: Settings) -> ConditionerConfig:
     for key, value in zip(("min_val", "max_val"), ends, strict=True):
         start.choice(f"config.{key}", [value], value)  # our two embeddings share their range
     cross, vector = (
-        tuple(_pieces(model, f"diffusion.{kind}_cond_ids")) for kind in ("cross_attention", "global")
+        tuple(PIECES.get(name, name) for name in model.texts(f"diffusion.{kind}_cond_ids"))
+        for kind in ("cross_attention", "global")
     )
     return conditioner_config(
         "stable_audio",
@@ -99,15 +100,6 @@ def _conditioner(model: Settings) -> ConditionerConfig:
         text_length=length,
         seconds=SecondsConfig(model.whole("conditioning.cond_dim"), *ends),
     )
-
-
-def _pieces(model: Settings, key: str) -> list[str]:
-    names = model.texts(key)
-    if wrong := [name for name in names if name not in PIECES]:
-        raise InputError(
-            f"{model.where}: model.{key} names {wrong[0]!r}; implemented are {', '.join(PIECES)}"
-        )
-    return [PIECES[name] for name in names]
 
 
 def _autoencoder(settings: Settings) -> WaveformAutoencoderConfig:

@@ -102,7 +102,9 @@ def conditioner_config(name: str, **sizes: Any) -> ConditionerConfig:
 def without_weights(parts: SystemParts) -> LatentSystem:
     """The system on the meta device; InputError where its settings or sizes are none of ours."""
     config, where = parts.config, parts.where
-    process_of(parts.name, parts.process, str(where))  # which refuses values that make no process
+    process = process_of(parts.name, parts.process, str(where))
+    if parts.sampling is not None:
+        parts.sampling.check(process, f"{where}: sampling")
     check_sizes(where, config)
     num_tensors = sum(len(component.tensors) for component in parts.components)
     system = empty(

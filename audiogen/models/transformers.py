@@ -187,13 +187,9 @@ def codec_config(settings: Settings) -> CodecConfig:
 
 def _count_codebooks(settings: Settings, frame_rate: int, codebook_size: int) -> int:
     """transformers says how many codebooks there are by the largest bandwidth in kbit/s."""
-    kbps = settings.take("target_bandwidths", [1.5, 3.0, 6.0, 12.0, 24.0])
-    if (
-        not isinstance(kbps, list)
-        or not kbps
-        or any(type(b) not in (int, float) or not 0 < b < 1e6 for b in kbps)
-    ):
-        raise InputError(f"{settings.where}: target_bandwidths is {short(kbps)}; a list of kbit/s is needed")
+    kbps = settings.numbers(
+        "target_bandwidths", [1.5, 3.0, 6.0, 12.0, 24.0], Range(0, 1e6, above=True, below=True)
+    )
     bits = max(1, math.ceil(math.log2(codebook_size)))
     count = int(1000 * kbps[-1] // (frame_rate * bits))
     if count < 1:

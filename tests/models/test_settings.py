@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from audiogen.config import Range
+from audiogen.diffusion.mel import VocoderConfig
 from audiogen.errors import InputError
 from audiogen.models.settings import Settings, parse_yaml, read_settings, resolve
 
+ROWS = {"resblock_dilations": ["layers"]}
 CONTENTS = {
     "model": {"dim": 8, "layers": [1, 2.0], "rate": 0.5, "causal": True, "act": "gelu", "none": None},
     "parts": [{"id": "a", "size": 3}, {"id": "b", "size": 4}],
@@ -22,7 +24,8 @@ def test_values_are_read_by_dotted_key_or_section() -> None:
     assert model.wholes("layers") == (1, 2)
     assert model.number("rate") == 0.5 and model.number("dim") == 8.0
     assert model.flag("causal") is True
-    assert Settings({"a": [[1, 2], [3]]}, "c.json").rows("a") == ((1, 2), (3,))
+    rows = Settings({"layers": [[1, 2], [3]]}, "c.json").values(VocoderConfig, ROWS)
+    assert rows == {"resblock_dilations": ((1, 2), (3,))}
     assert model.choice("act", ["gelu", "relu"]) == "gelu"
     assert model.whole("none", None) is None and model.whole("absent", None) is None
     assert [part.text("id") for part in settings.sections("parts")] == ["a", "b"]
@@ -45,7 +48,7 @@ def test_values_are_read_by_dotted_key_or_section() -> None:
         (lambda s: s.whole("model.dim", within=Range(9)), r"is 8; it must be a whole number at least 9"),
         (lambda s: s.wholes("model.dim"), r"model.dim is 8; it must be a list of 1 to 256 values"),
         (lambda s: s.wholes("model.layers", within=Range(2)), r"model.layers.0 is 1; it must be a whole"),
-        (lambda s: s.rows("model.layers"), r"model.layers.0 is 1; it must be a list of 1 to 256 values"),
+        (lambda s: s.section("model").values(VocoderConfig, ROWS), r"model.layers.0 is 1; it must be a list of 1"),
         (lambda s: s.number("model.causal"), r"model.causal is True; it must be a number"),
         (lambda s: s.number("model.rate", within=Range(1)), r"it must be a number at least 1"),
         (lambda s: s.flag("model.dim"), r"model.dim is 8; it must be true or false"),
