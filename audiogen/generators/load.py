@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.generators.request import FAMILIES
+from audiogen.generators.request import FAMILIES, refuse
 from audiogen.generators.token import AudioGen as AudioGen
 from audiogen.lm import lora
 from audiogen.models.find import LM, SYSTEM, Found, find
@@ -34,17 +34,11 @@ def load(
     """
     found = find(name)
     check_generates(found)
-    for option, value, kind in (
-        ("adapter", adapter, LM),
-        ("packed", packed, LM),
-        ("heads", heads, SYSTEM),
-        ("clap", clap, SYSTEM),
-    ):
-        if value is not None and kind != found.kind:
-            raise InputError(
-                f"{option} is for another family; {found.name} is {FAMILIES[found.kind == SYSTEM]}"
-            )
-    if found.kind == SYSTEM:
+    latent = found.kind == SYSTEM
+    refuse(
+        {"adapter": adapter, "packed": packed} if latent else {"heads": heads, "clap": clap}, FAMILIES[latent]
+    )
+    if latent:
         from audiogen.generators.latent import LatentGenerator
 
         return LatentGenerator.from_pretrained(found, device, dtype, text_encoder, heads, clap=clap)

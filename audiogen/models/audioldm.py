@@ -1,4 +1,4 @@
-"""AudioLDM and AudioLDM 2 as their authors publish them: one checkpoint with everything.
+"""AudioLDM, AudioLDM 2 and LAFMA as their authors publish them; the first two as one checkpoint with everything.
 
 The sizes are in config.yaml beside it, or those of the released models, by the width of the UNet.
 
@@ -7,21 +7,30 @@ first_stage_model.*           VAE, with the vocoder under vocoder.
 scale_factor                  of the latents
 cond_stage_models.0.*         AudioLDM 2: GPT-2 and what joins its input
 cond_stage_model.*, clap.*    CLAP and T5, which come from the hub here
+
+LAFMA has the same parts in a file each, with two files of settings:
+
+*.json with "model.audioldm"    settings of UNet and VAE, JSON with comments
+*.ckpt with "model"             unet.*
+*.ckpt with "autoencoder"       the VAE
+hifigan*.json, hifigan*.ckpt    the vocoder of AudioLDM, weight norm apart
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from audiogen.config import Range
 from audiogen.diffusion.conditioners import ConditionerConfig
 from audiogen.diffusion.loa import LoaConfig
 from audiogen.diffusion.mel import MelConfig, VocoderConfig
 from audiogen.diffusion.process import ProcessConfig
+from audiogen.diffusion.sample import SAMPLINGS, Sampling
 from audiogen.diffusion.systems import SystemConfig, released
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import read_weights
@@ -34,22 +43,20 @@ from audiogen.text.t5 import TextConfig
 CONFIG = "config.yaml"
 LOA = "crossattn_audiomae_generated"
 LOA_PARTS = ("start_of_sequence_tokens.", "end_of_sequence_tokens.", "input_sequence_embed_linear.", "model.")
+LAFMA_UNET = "model.audioldm"  # the key of its settings
 _PARAMS, _LOA = "model.params", f"model.params.cond_stage_config.{LOA}.params"
 
 
 def read_audioldm(directory: Path, ema: bool | None = None) -> SystemParts:
     """Read either. ema: take the averaged UNet; by default as its authors, who take it for AudioLDM alone."""
-    files = sorted(path for path in directory.iterdir() if path.suffix in (".ckpt", ".pth"))
-    if len(files) != 1:
-        raise InputError(
-            f"{directory} has {len(files)} checkpoints (.ckpt, .pth); one is needed beside {CONFIG}"
-        )
-    tensors = read_weights(files[0], "state_dict")
+    checkpoints = (path for path in directory.iterdir() if path.suffix in (".ckpt", ".pth"))
+    file = _only(directory, checkpoints, f"checkpoints (.ckpt, .pth) beside {CONFIG}")
+    tensors = read_weights(file, "state_dict")
     vae, vocoder = parts.split_vocoder(under(tensors, "first_stage_model."))
     scale = tensors.get("scale_factor")
     if scale is None or not is_whole(scale) or scale.numel() != 1:
         lack = "lacks" if scale is None else f"has {list(scale.shape)} values for"
-        raise InputError(f"{files[0]} {lack} scale_factor; its latents cannot be scaled: copy it again")
+        raise InputError(f"{file} {lack} scale_factor; its latents cannot be scaled: copy it again")
     scale_factor, process, origin = float(scale), {}, "the authors'"
     if (directory / CONFIG).is_file():
         settings = read_settings(directory / CONFIG)
@@ -57,20 +64,20 @@ def read_audioldm(directory: Path, ema: bool | None = None) -> SystemParts:
         settings.done(table("audioldm.harmless"))
         origin = f"channels / num_head_channels of {CONFIG}"
     else:
-        config = standard_config(tensors, scale_factor, files[0])
+        config = standard_config(tensors, scale_factor, file)
     unet, codec, loa = config.audio_unet, config.mel_autoencoder, config.conditioner.loa
     assert unet is not None and codec is not None
     averaged = loa is None if ema is None else ema
     found = under(tensors, "model_ema.diffusion_model" if averaged else "model.diffusion_model.")
     if not found:
         which = "averaged " if averaged else ""
-        raise InputError(f"{files[0]} has no {which}UNet; set ema the other way, or copy it again")
+        raise InputError(f"{file} has no {which}UNet; set ema the other way, or copy it again")
     components = [
-        parts.unet_component(unet, found, files[0], averaged),
-        *parts.autoencoder_components(codec, vae, vocoder, files[0]),
+        parts.unet_component(unet, found, file, averaged),
+        *parts.autoencoder_components(codec, vae, vocoder, file),
     ]
     if loa is not None:
-        components.append(_loa_component(tensors, files[0]))
+        components.append(_loa_component(tensors, file))
     notes = (f"UNet weights: {'their average (model_ema)' if averaged else 'the last (model)'}",)
     name = "audioldm" if loa is None else "audioldm2"
     return SystemParts(config, components, directory, name, process, origin, notes)
@@ -184,3 +191,70 @@ def _loa_component(tensors: Mapping[str, Tensor], where: Path) -> Component:
     masks = [name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))]  # of old GPT-2s
     rules = "audioldm.names_loa"
     return Component("conditioner.loa", found, lambda name: source(name, rules), where, ignore=tuple(masks))
+
+
+# --------------------------------------------------------------------------------------------------- LAFMA
+
+
+def read_lafma(directory: Path) -> SystemParts:
+    """Read it."""
+    found = [read_settings(path) for path in sorted(directory.glob("*.json"))]
+    settings = next((settings for settings in found if LAFMA_UNET in settings), None)
+    if settings is None:
+        raise InputError(f"{directory} has no .json with {LAFMA_UNET}, the settings of LAFMA: copy it again")
+    vocoder_file = _only(
+        directory, directory.glob("hifigan*.ckpt"), "files like hifigan*.ckpt, LAFMA's vocoder"
+    )
+    vae_file = directory / settings.text("model.autoencoder_path", "vae.ckpt").rpartition("/")[2]
+    others = (path for path in directory.glob("*.ckpt") if path not in (vae_file, vocoder_file))
+    unet_file = _only(
+        directory, others, f".ckpt files beside {vae_file.name} and {vocoder_file.name}, the UNet"
+    )
+    unet = under(read_weights(unet_file, "model"), "unet.")
+    vae, vocoder = read_weights(vae_file, "autoencoder"), read_weights(vocoder_file, "generator")
+    config = _lafma_config(settings, read_settings(vocoder_file.with_suffix(".json")), vae)
+    assert config.mel_autoencoder is not None and config.audio_unet is not None
+    usual = SAMPLINGS["lafma"]
+    sampling = Sampling(
+        usual.sampler,
+        settings.whole("num_steps", usual.steps),
+        settings.number("guidance_scale", usual.guidance, Range(0)),
+    )
+    settings.done(table("lafma.harmless"))
+    return SystemParts(
+        config,
+        [
+            parts.unet_component(config.audio_unet, unet, unet_file),
+            *parts.autoencoder_components(config.mel_autoencoder, vae, vocoder, vae_file, vocoder_file),
+        ],
+        directory,
+        "lafma",
+        heads_from=f"num_heads of {Path(settings.where).name}",
+        sampling=None if sampling == usual else sampling,
+    )
+
+
+def _lafma_config(settings: Settings, hifigan: Settings, vae: dict[str, Tensor]) -> SystemConfig:
+    mel, vocoder = parts.mel_and_vocoder(hifigan)
+    spectrogram = settings.section("preprocess", {})
+    spectrogram.expect(n_mel=mel.num_mels, hop_size=mel.hop_length, sample_rate=mel.sample_rate)
+    spectrogram.expect(n_fft=mel.n_fft, win_size=mel.n_fft, filter_length=mel.n_fft)
+    spectrogram.expect(fmin=mel.f_min, fmax=mel.f_max)
+    unet = settings.section(LAFMA_UNET)
+    unet.expect(extra_sa_layer=True)
+    text_dim = unet.whole("context_dim")
+    return SystemConfig(
+        conditioner_config("lafma", text=TextConfig(parts.TEXT_ENCODER, width=text_dim)),
+        mel_autoencoder=parts.autoencoder_config(
+            settings.section("model.autoencoderkl"), vae, mel, vocoder, scale_factor=1.0
+        ),
+        audio_unet=parts.unet_config(unet, (text_dim, text_dim), None),
+    )
+
+
+def _only(directory: Path, files: Iterable[Path], what: str) -> Path:
+    """The one of these files; InputError where there is another number of them."""
+    found = sorted(files)
+    if len(found) != 1:
+        raise InputError(f"{directory} has {len(found)} {what}; one is needed: copy it again")
+    return found[0]

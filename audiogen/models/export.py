@@ -297,26 +297,19 @@ def _field(message: bytes, wanted: int) -> bytes:
     Empty where it lacks the field.
     """
     at = 0
-
-    def varint() -> int:
-        """Seven bits a byte, the lowest first; the last byte is below 128."""
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
     while at < len(message):
-        number, kind = divmod(varint(), 8)
-        if kind == 0:
-            varint()
-            continue
-        size = varint() if kind == 2 else {1: 8, 5: 4}[kind]
+        key, at = _varint(message, at)
+        number, kind = divmod(key, 8)
+        size = {1: 8, 5: 4}.get(kind, 0)
+        if kind in (0, 2):  # of kind 0 it is the value itself
+            size, at = _varint(message, at)
         if kind == 2 and number == wanted:
             return message[at : at + size]
-        at += size
+        at += size if kind else 0
     return b""
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """The number from a place on and where it ends: seven bits a byte, the lowest first; the last is below 128."""
+    end = next(place for place in range(at, len(message)) if message[place] < 128) + 1
+    return sum((byte & 127) << 7 * place for place, byte in enumerate(message[at:end])), end

@@ -114,16 +114,10 @@ def find(name: str | Path | Found, prefer: str = "") -> Found:
         checkpoint.read_config(path)
     files = [entry.name for entry in path.iterdir()]
     config = checkpoint.read_json(path / CONFIG) if (path / CONFIG).is_file() else None
-    if kind := _own_kind(config):
-        return Found(kind, OWN, path, text)
-    fitting = [layout for layout in LAYOUTS if _marks(layout, files, config)]
-    if layout := _choose(fitting, prefer, config, path):
+    if layout := _layout(LAYOUTS, files, config, prefer, path):
         return Found(layout.kind, layout.name, path, text)
     if config is None and not any(file.endswith((*checkpoint.PICKLES, ".safetensors")) for file in files):
-        marks: dict[str, dict[str, None]] = {}  # of each package, the files that show its layouts
-        for layout in LAYOUTS:
-            marks.setdefault(layout.name, {})[layout.required[0]] = None
-        others = ", ".join(f"{' or '.join(files)} ({name})" for name, files in marks.items())
+        others = ", ".join(dict.fromkeys(f"{layout.required[0]} ({layout.name})" for layout in LAYOUTS))
         raise InputError(
             f"{path} is not a model directory or was half-written: model.safetensors is missing; of other packages it "
             f"would need {others}"
@@ -139,46 +133,39 @@ def _find_on_hub(name: str, prefer: str) -> Found:
     if CONFIG in repository.files:
         path = repository.fetch([CONFIG])
         config = checkpoint.read_json(path / CONFIG)
-    if kind := _own_kind(config):
-        return Found(kind, OWN, repository.fetch(_OWN.patterns), name)
-    fitting = [
-        layout
-        for layout in LAYOUTS
-        if layout.patterns and layout.fits(repository.files) and _marks(layout, repository.files, config)
-    ]
-    if layout := _choose(fitting, prefer, config, path):
+    layouts = [layout for layout in LAYOUTS if layout.patterns]
+    fitting = [layout for layout in layouts if layout.fits(repository.files)]
+    if layout := _layout(fitting, repository.files, config, prefer, path):
         return Found(layout.kind, layout.name, repository.fetch(layout.patterns), name)
-    raise repository.lacks([_OWN, *(layout for layout in LAYOUTS if layout.patterns)])
+    raise repository.lacks([_OWN, *layouts])
 
 
-def _own_kind(config: Any) -> str | None:
-    kind = config.get("kind") if isinstance(config, dict) else None
-    return str(kind) if kind is not None else None
+def _layout(
+    layouts: Sequence[Layout], files: Sequence[str], config: Any, prefer: str, where: Path
+) -> Layout | None:
+    """The layout that files show: the first of the wanted kind, else the first.
 
-
-def _marks(layout: Layout, files: Sequence[str], config: Any) -> bool:
-    """Whether files show a layout: by the first file that it requires, for transformers by model_type as well."""
-    if layout.name != "transformers":
-        return any(fnmatch(file, layout.required[0]) for file in files)
+    Ours is one by the kind in config.json, one of transformers by its model_type, which is an InputError where no such
+    model is read, any other by the first file that it requires.
+    """
+    contents = config if isinstance(config, dict) else {}
+    kind, model_type = contents.get("kind"), contents.get("model_type")
+    if kind is not None:
+        return _OWN._replace(kind=str(kind))
     # beside audiocraft's weights, a config.json without weights of its own says nothing
     alone = LM_FILE not in files or any(fnmatch(file, "model*.safetensors") for file in files)
-    return isinstance(config, dict) and "model_type" in config and (alone or layout.kind == CODEC)
-
-
-def _choose(fitting: Sequence[Layout], prefer: str, config: Any, where: Path) -> Layout | None:
-    """The first layout of the wanted kind, else the first; InputError for a model of transformers that is not read."""
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    kinds = MODEL_TYPES.get(model_type, ()) if isinstance(model_type, str) else ()
+    fitting = [
+        layout
+        for layout in layouts
+        if (layout.name == "transformers" and "model_type" in contents and (alone or layout.kind == CODEC))
+        or (layout.name != "transformers" and any(fnmatch(file, layout.required[0]) for file in files))
+    ]
+    kinds = MODEL_TYPES.get(str(model_type), ())
     read = [layout for layout in fitting if layout.name != "transformers" or layout.kind in kinds]
     if fitting and not read:
-        if model_type == "musicgen_melody":
-            raise InputError(
-                f"{where / CONFIG}: model_type is 'musicgen_melody': this model follows a melody beside text, which is "
-                "not implemented; choose a model that is conditioned on text alone"
-            )
         raise InputError(
             f"{where / CONFIG}: model_type is {model_type!r}; allowed: 'musicgen' (a generator), 'encodec', 'dac' "
-            "(codecs)"
+            "(codecs); a generator that follows a melody is not implemented"
         )
     return next((layout for layout in read if layout.kind == prefer), next(iter(read), None))
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from audiogen.diffusion.autoencoders import MelAutoencoderConfig
 from audiogen.diffusion.denoisers import AudioUNetConfig
 from audiogen.diffusion.mel import MelConfig, VocoderConfig
-from audiogen.files.tensors import under
-from audiogen.models.settings import Settings, table
+from audiogen.files.tensors import Source, under
+from audiogen.models.settings import Settings, source, table
 from audiogen.models.systems import Component
 
 # ------------------------------------------------------------------------------------------- configurations
@@ -173,24 +173,7 @@ def unet_name(name: str, num_res_blocks: int, num_layers: int, attention: tuple[
     return f"output_blocks.{first + num_res_blocks}.{1 + num_layers * attends}.conv.{leaf}"
 
 
-def vae_name(name: str, levels: int) -> str:
+def vae_name(name: str, levels: int) -> Source:
     """AutoencoderKL -> the autoencoder of the latent-diffusion family, whose decoder counts levels from the end."""
-    stem, leaf = name.rsplit(".", 1)
-    side, *rest = stem.split(".")
-    if not rest or rest[0] in ("conv_in", "conv_out"):
-        return name
-    if rest[0] == "conv_norm_out":
-        return f"{side}.norm_out.{leaf}"
-    if rest[0] == "mid_block":
-        if rest[1] == "attentions":
-            return f"{side}.mid.attn_1.{table('ldm.names_vae_attention')['.'.join(rest[3:])]}.{leaf}"
-        return f"{side}.mid.block_{int(rest[2]) + 1}.{_vae_resnet(rest[3])}.{leaf}"
-    level = int(rest[1]) if rest[0] == "down_blocks" else levels - 1 - int(rest[1])
-    where = f"{side}.{'down' if rest[0] == 'down_blocks' else 'up'}.{level}"
-    if rest[2] == "resnets":
-        return f"{where}.block.{rest[3]}.{_vae_resnet(rest[4])}.{leaf}"
-    return f"{where}.{'downsample' if rest[2] == 'downsamplers' else 'upsample'}.conv.{leaf}"
-
-
-def _vae_resnet(layer: str) -> str:
-    return "nin_shortcut" if layer == "conv_shortcut" else layer
+    name = re.sub(r"(?<=up_blocks\.)\d+", lambda level: str(levels - 1 - int(level[0])), name)
+    return source(name, "ldm.names_vae")

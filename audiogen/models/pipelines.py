@@ -12,7 +12,7 @@ from audiogen.diffusion.conditioners import SecondsConfig
 from audiogen.diffusion.denoisers import AudioUNetConfig, DiTConfig, TextUNetConfig
 from audiogen.diffusion.loa import LoaConfig
 from audiogen.diffusion.mel import MelConfig
-from audiogen.diffusion.process import ProcessConfig
+from audiogen.diffusion.process import ProcessConfig, process_of
 from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
@@ -40,6 +40,8 @@ class SystemFile:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.sampling is not None:
+            self.sampling.check(process_of(self.name, self.process), "sampling")
 
 
 def pipeline_of(config: SystemConfig) -> str:

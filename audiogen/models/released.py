@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from audiogen.errors import InputError
-from audiogen.models import audioldm, diffusers, lafma, stable_audio, tango
+from audiogen.models import audioldm, diffusers, stable_audio, tango
 from audiogen.models.find import SYSTEM, Found, find
 from audiogen.models.systems import Released, SystemParts, build_system
 
 READERS: dict[str, Callable[[Path], SystemParts]] = {
     "diffusers": diffusers.read_diffusers,
-    "LAFMA": lafma.read_lafma,
+    "LAFMA": audioldm.read_lafma,
     "stable-audio-tools": stable_audio.read_stable_audio,
     "Tango": tango.read_tango,
     "TangoFlux": tango.read_tangoflux,

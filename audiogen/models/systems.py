@@ -85,8 +85,9 @@ class Released:
 def build_system(parts: SystemParts) -> Released:
     """The system with its weights. Settings, sizes, names and shapes are checked before anything is allocated."""
     system = without_weights(parts)
-    for part, tensors, source, where, own, ignore, _, _ in parts.components:
-        fill(system.get_submodule(part), tensors, source, where, own=own, ignore=ignore)
+    for part in parts.components:
+        module = system.get_submodule(part.part)
+        fill(module, part.tensors, part.source, part.where, own=part.own, ignore=part.ignore)
     system.autoencoder.scale_factor = torch.tensor(parts.config.autoencoder.scale_factor)
     notes = parts.notes
     if parts.heads_from:
@@ -102,9 +103,7 @@ def conditioner_config(name: str, **sizes: Any) -> ConditionerConfig:
 def without_weights(parts: SystemParts) -> LatentSystem:
     """The system on the meta device; InputError where its settings or sizes are none of ours."""
     config, where = parts.config, parts.where
-    process = process_of(parts.name, parts.process, str(where))
-    if parts.sampling is not None:
-        parts.sampling.check(process, f"{where}: sampling")
+    process_of(parts.name, parts.process, str(where))  # which refuses values that make no process
     check_sizes(where, config)
     num_tensors = sum(len(component.tensors) for component in parts.components)
     system = empty(
