@@ -18,7 +18,6 @@ from torch import Tensor, cat, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from audiogen.codec.packed import PackedConv1d, PackedConvTranspose1d, PackedLSTM
-from audiogen.errors import InputError
 
 
 class PastInput(NamedTuple):
@@ -66,13 +65,6 @@ def normalisation(norm: str, dim: int) -> nn.Module:
     return nn.GroupNorm(1, dim) if norm == "group" else nn.Identity()
 
 
-def _check_state(norm: nn.Module) -> None:
-    if isinstance(norm, nn.GroupNorm):
-        raise InputError(
-            "a codec with group norm, which is over all of a sound, cannot run block by block with state"
-        )
-
-
 class PaddedConv1d(nn.Module):
     """Convolution [B, D_in, N] -> [B, D_out, ceil(N / stride)], then its norm."""
 
@@ -117,12 +109,10 @@ class PaddedConv1d(nn.Module):
         return F.conv1d(x, self.conv.weight, self.conv.bias, self.stride, padding, self.conv.dilation)
 
     def pack(self, dtype: torch.dtype) -> PackedConv1d:
-        """See `packed.Packable`."""
         return PackedConv1d(self.conv, dtype)
 
     def _block(self, x: Tensor, state: StreamState, last: bool) -> Tensor:
         """[B, D_in, n] -> the frames [B, D_out, t] that are determined now."""
-        _check_state(self.norm)
         past = state.get(self)
         x = join(past.x, x) if isinstance(past, PastInput) else x
         start = self.behind  # where in x the next frame begins
@@ -180,12 +170,10 @@ class PaddedConvTranspose1d(nn.Module):
         return self.convtr(x) if self.packed is None else self.packed(x)
 
     def pack(self, dtype: torch.dtype) -> PackedConvTranspose1d:
-        """See `packed.Packable`."""
         return PackedConvTranspose1d(self.convtr, dtype)
 
     def _block(self, x: Tensor, state: StreamState, last: bool) -> Tensor:
         """[B, D_in, t] -> the samples [B, D_out, n] that are determined now."""
-        _check_state(self.norm)
         past = state.get(self)
         if not isinstance(past, Overlap):
             past = Overlap(x.new_zeros(x.shape[0], self.convtr.out_channels, self.surplus), self.left)
@@ -221,25 +209,7 @@ class ResidualLSTM(nn.Module):
         return (out + frames).permute(1, 2, 0)
 
     def pack(self, dtype: torch.dtype) -> PackedLSTM:
-        """See `packed.Packable`."""
         return PackedLSTM(self.lstm, dtype)
-
-
-def reach(stack: nn.Module, step: int, hop: int) -> int:
-    """Upper bound on one side of a stack's receptive field, in frames; its input is `step` samples apart.
-
-    Of its convolutions, in the order in which they run: an LSTM has no bound.
-    """
-    samples = 0
-    for layer in stack.modules():
-        if isinstance(layer, nn.Conv1d):
-            span, padding = layer.dilation[0] * (layer.kernel_size[0] - 1), int(layer.padding[0])
-            samples += max(padding, span - padding) * step
-            step *= layer.stride[0]
-        elif isinstance(layer, nn.ConvTranspose1d):
-            samples += 2 * step  # a kernel is two strides long
-            step //= layer.stride[0]
-    return math.ceil(samples / hop) + 1
 
 
 def add_weight_norm(module: nn.Module) -> None:

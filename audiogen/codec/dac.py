@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property
-from math import prod
+from math import ceil, prod
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiogen.codec.conv import reach
-from audiogen.codec.model import check_codebooks, check_codes
+from audiogen.codec.model import check_audio, check_codebooks, check_codes
 from audiogen.config import Range, check_ranges
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
@@ -83,8 +82,7 @@ class DacCodec(nn.Module):
     @torch.no_grad()
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
         """As `interfaces.Codec`; zeros fill the last frame."""
-        if audio.dim() != 3 or audio.shape[1] != 1 or audio.shape[2] < 1:
-            raise InputError(f"audio has shape {list(audio.shape)}: [B, 1, N >= 1] is allowed")
+        check_audio(audio, self.channels)
         count = check_codebooks(num_codebooks, self.num_codebooks)
         whole = F.pad(audio, (0, -audio.shape[-1] % self.hop_length))
         return self.quantizer(self.encoder(whole), count)[1]
@@ -103,13 +101,30 @@ class DacCodec(nn.Module):
     @cached_property
     def context_frames(self) -> int:
         """One-sided receptive field of encoder and decoder, in frames."""
-        hop = self.hop_length
-        return max(reach(self.encoder, 1, hop), reach(self.decoder, hop, hop))
+        samples = max(_reach(self.encoder, 1), _reach(self.decoder, self.hop_length))
+        return ceil(samples / self.hop_length) + 1
 
     @property
     def lookahead_frames(self) -> int:
         """It runs over windows."""
         return self.context_frames
+
+
+def _reach(stack: nn.Module, step: int) -> int:
+    """Upper bound on one side of a stack's receptive field, in samples; its input is `step` samples apart.
+
+    Of its convolutions, in the order in which they run.
+    """
+    samples = 0
+    for layer in stack.modules():
+        if isinstance(layer, nn.Conv1d):
+            span, padding = layer.dilation[0] * (layer.kernel_size[0] - 1), int(layer.padding[0])
+            samples += max(padding, span - padding) * step
+            step *= layer.stride[0]
+        elif isinstance(layer, nn.ConvTranspose1d):
+            samples += 2 * step  # a kernel is two strides long
+            step //= layer.stride[0]
+    return samples
 
 
 def identity(codec: DacCodec) -> str:

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         def save(clip: Clip[Tensor]) -> None:  # of blocks [C, n]
             rate = clip.header.source_sample_rate if original else None
-            audio.save(target_of[clip.key], clip.parts, rate or codec.sample_rate)
+            audio.save(target_of[clip.key], clip.parts, rate or clip.header.sample_rate)
 
         counts.each(decode_clips(codec, clips, original, arguments.batch_size), save)
 
@@ -94,15 +94,15 @@ def load_codec_of(clips: Sequence[Tokens], given: str | None, device: torch.devi
     for clip in clips:
         try:
             header, _ = clip.read()
+            break
         except InputError as error:
             reasons.append(str(error))
-            continue
-        name = header.codec if header.identity else f"facebook/{header.codec}"  # of an .ecdc file
-        identity = f" ({header.identity})" if header.identity else ""
-        try:
-            return in_segments(load_codec(name, device))
-        except InputError as error:
-            raise InputError(
-                f"{clip.key}: made by codec {header.codec}{identity}; give its directory with --codec ({error})"
-            ) from None
-    raise InputError(f"none of the {len(clips)} token files can be read; the first: {reasons[0]}")
+    else:
+        raise InputError(f"none of the {len(clips)} token files can be read; the first: {reasons[0]}")
+    name = header.codec if header.identity else f"facebook/{header.codec}"  # of an .ecdc file
+    try:
+        return in_segments(load_codec(name, device))
+    except InputError as error:
+        raise InputError(
+            f"{clip.key}: made by codec {header.named_codec}; give its directory with --codec ({error})"
+        ) from None

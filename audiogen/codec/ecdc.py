@@ -72,8 +72,8 @@ def read_ecdc(path: str | Path) -> tuple[TokenHeader, list[Segment]]:
     header, data = _open(path)
     segments = []
     position = 0
-    for index in range(header.num_segments):
-        where, num_frames = f"{path}: segment {index}", header.segment_frames(index)
+    for index, num_frames in enumerate(header.segment_frames()):
+        where = f"{path}: segment {index}"
         begin = position + (SCALE.size if header.normalised else 0)
         end = begin + -(-num_frames * header.num_codebooks * header.bits_per_code // 8)
         if end > len(data):

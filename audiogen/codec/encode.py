@@ -15,9 +15,8 @@ from audiogen.codec import ecdc
 from audiogen.codec.formats import ECDC, SUFFIXES, format_of
 from audiogen.codec.report import check_distinct, choose_targets, report
 from audiogen.codec.segmented import SegmentedCodec, in_segments
-from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.codec.transcode import Clip as EncodedClip
-from audiogen.codec.transcode import Sound, encode_clips, header_for
+from audiogen.codec.transcode import Sound, encode_clips
 from audiogen.data import synth
 from audiogen.data.dataset import SYNTH_SEED, BuiltInClip, SourceConfig, read_source
 from audiogen.data.manifest import Clip, find_captions, read_manifest, sound_files
@@ -38,26 +37,26 @@ def run(arguments: argparse.Namespace) -> None:
     elif targets[0] == Path(arguments.out) or format_of(targets[0]) is ECDC:
         raise InputError("--shards writes a folder of shards: give --out a folder, and no --format")
     device = choose_device(arguments.device)
-    codec = load_codec(arguments.codec, device, dtype=getattr(torch, arguments.dtype))
-    num_codebooks = choose_codebooks(in_segments(codec), arguments.bandwidth)
+    codec = in_segments(load_codec(arguments.codec, device, dtype=getattr(torch, arguments.dtype)))
+    num_codebooks = choose_codebooks(codec, arguments.bandwidth)
     if arguments.shards:
-        if isinstance(codec, SegmentedCodec):
+        if codec.header.segment_samples is not None:
             raise InputError(
                 f"--shards: codec {codec.name} works on overlapping segments, each with codes and a scale of its own, "
                 "which are no sequence to train on; leave it out for token files, or choose another codec"
             )
-        encode_shards(arguments, in_segments(codec), num_codebooks, sounds)
+        encode_shards(arguments, codec, num_codebooks, sounds)
     else:
-        encode_files(arguments, in_segments(codec), num_codebooks, dict(zip(targets, sounds, strict=True)))
+        encode_files(arguments, codec, num_codebooks, dict(zip(targets, sounds, strict=True)))
 
 
 def encode_files(
     arguments: argparse.Namespace, codec: SegmentedCodec, num_codebooks: int, sounds: Mapping[Path, Sound]
 ) -> None:
     """One token file a sound; those that an earlier run finished are kept."""
-    name, identity, format = codec.name, codec.identity, format_of(next(iter(sounds)))
+    name, identity, format = codec.name, codec.header.identity, format_of(next(iter(sounds)))
     if format is ECDC:  # such a file names a model and has no hash
-        name, identity = ecdc.model_name(header_for(codec, codec.num_codebooks, 1)), ""
+        name, identity = ecdc.model_name(codec.header), ""
     wanted = (name, identity, num_codebooks)
     pending = [
         replace(sound, key=str(target))
@@ -86,9 +85,8 @@ def is_encoded(target: Path, source: Path, wanted: tuple[object, ...]) -> bool:
         raise InputError(f"{error}; to replace the file, add --overwrite") from None
     if (header.codec, header.identity, header.num_codebooks) != wanted:
         raise InputError(
-            f"{target} exists, of codec {header.codec} ({header.identity}) at "
-            f"{bandwidth_kbps(header, header.num_codebooks):g} kbps; choose another --out, or replace it with "
-            "--overwrite"
+            f"{target} exists, of codec {header.named_codec} at {header.bandwidth_kbps:g} kbps; choose another --out, "
+            "or replace it with --overwrite"
         )
     return not source.exists() or source.stat().st_mtime <= target.stat().st_mtime
 
@@ -127,53 +125,53 @@ def encode_shards(
 
 def find_sounds(inputs: Iterable[str], captions: bool) -> list[Sound]:
     """The sounds that the inputs name, with captions from beside them if asked; InputError for an empty input."""
-
-    def from_file(clip: Clip, root: Path) -> Sound:
-        name = Path(os.path.relpath(clip.path, root))
-        folder = Path(os.path.abspath(root)).name
-        if ".." in name.parts:  # a manifest may name sounds anywhere
-            name, folder = Path(name.name), name.parent.name
-        if clip.start_s:
-            name = name.with_name(f"{name.stem}@{clip.start_s:g}s{name.suffix}")
-        part = (Path(clip.path), clip.start_s, clip.duration_s)
-        return Sound((folder / name).as_posix(), name, *part, clip.captions, clip.fields)
-
-    def from_folder(sound: Path, root: Path) -> Sound:
-        texts, fields = find_captions(sound, root) if captions else ((), {})
-        return from_file(Clip(str(sound), texts, fields=fields), root)
-
-    def from_corpus(clip: BuiltInClip) -> Sound:
-        def render(sample_rate: int) -> torch.Tensor:  # [1, N]
-            return synth.render(SYNTH_SEED, clip.number, sample_rate).audio
-
-        name = Path("synth", f"{clip.number:06d}")
-        texts = synth.captions(SYNTH_SEED, clip.number) if captions else ()
-        return Sound(clip.key, name, name, captions=texts, render=render)
-
     sounds: list[Sound] = []
     for given in inputs:
         path = Path(given)
         if path.suffix.lower() in (".jsonl", ".csv"):
             sounds += [from_file(clip, path.parent) for clip in read_manifest(path)]
-        elif path.is_dir():
-            sounds += [from_folder(sound, path) for sound in sound_files(path)]
         elif path.exists():
-            sounds.append(from_folder(path, path.parent))
+            root = path if path.is_dir() else path.parent
+            for file in sound_files(path) if path.is_dir() else [path]:
+                texts, fields = find_captions(file, root) if captions else ((), {})
+                sounds.append(from_file(Clip(str(file), texts, fields=fields), root))
         elif given.startswith("synth:"):
             clips = read_source(SourceConfig(given))
-            sounds += [from_corpus(clip) for clip in clips if isinstance(clip, BuiltInClip)]
+            sounds += [from_corpus(clip, captions) for clip in clips if isinstance(clip, BuiltInClip)]
         else:
             raise InputError(f"{given}: no such file or folder")
     return sounds
 
 
+def from_file(clip: Clip, root: Path) -> Sound:
+    """A sound file, or a part of one, by its path below the input `root`."""
+    name = Path(os.path.relpath(clip.path, root))
+    folder = Path(os.path.abspath(root)).name
+    if ".." in name.parts:  # a manifest may name sounds anywhere
+        name, folder = Path(name.name), name.parent.name
+    if clip.start_s:
+        name = name.with_name(f"{name.stem}@{clip.start_s:g}s{name.suffix}")
+    part = (Path(clip.path), clip.start_s, clip.duration_s)
+    return Sound((folder / name).as_posix(), name, *part, clip.captions, clip.fields)
+
+
+def from_corpus(clip: BuiltInClip, captions: bool) -> Sound:
+    """A sound of the built-in corpus, whatever the rate."""
+
+    def render(sample_rate: int) -> torch.Tensor:  # [1, N]
+        return synth.render(SYNTH_SEED, clip.number, sample_rate).audio
+
+    name = Path("synth", f"{clip.number:06d}")
+    texts = synth.captions(SYNTH_SEED, clip.number) if captions else ()
+    return Sound(clip.key, name, name, captions=texts, render=render)
+
+
 def choose_codebooks(codec: SegmentedCodec, wanted_kbps: float | None) -> int:
     """How many codebooks make that bandwidth; all of them for None. InputError lists what the codec has."""
     if wanted_kbps is None:
-        return codec.num_codebooks
-    bandwidths = [bandwidth_kbps(codec, count) for count in range(1, codec.num_codebooks + 1)]
-    for count, value in enumerate(bandwidths, 1):
+        return codec.header.num_codebooks
+    for count, value in enumerate(codec.bandwidths_kbps, 1):
         if math.isclose(value, wanted_kbps, rel_tol=1e-4):
             return count
-    listed = ", ".join(f"{value:g}" for value in bandwidths)
+    listed = ", ".join(f"{value:g}" for value in codec.bandwidths_kbps)
     raise InputError(f"--bandwidth {wanted_kbps:g}: codec {codec.name} has {listed} kbps")

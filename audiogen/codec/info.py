@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from audiogen.codec.formats import format_of
 from audiogen.codec.segmented import in_segments
-from audiogen.codec.tokens import TokenHeader, bandwidth_kbps
-from audiogen.codec.transcode import header_for
-from audiogen.data.shards import ShardReader, TokenSpec, is_shard_directory
+from audiogen.codec.tokens import TokenHeader
+from audiogen.data.shards import ShardReader, is_shard_directory
 from audiogen.files.checkpoint import PICKLES, read_config
 from audiogen.models.build import load_codec
 from audiogen.models.find import CODEC, OWN, find
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
 def describe_tokens(header: TokenHeader) -> dict[str, str]:
     """A token file."""
     lines = {
-        "codec": f"{header.codec} ({header.identity})" if header.identity else header.codec,
+        "codec": header.named_codec,
         "sample rate": f"{header.sample_rate} Hz",
         "channels": str(header.channels),
         "length": f"{header.num_samples} samples, {header.duration_s:.3f} s, {header.num_frames} frames",
@@ -49,42 +49,42 @@ def describe_tokens(header: TokenHeader) -> dict[str, str]:
 def describe_shards(path: Path) -> dict[str, str]:
     """A folder of token shards."""
     reader = ShardReader(path)
-    hours = sum(reader.num_samples) / reader.spec.sample_rate / 3600
+    header = TokenHeader(**asdict(reader.spec), num_samples=1)
+    hours = sum(reader.num_samples) / header.sample_rate / 3600
     return {
-        "codec": f"{reader.spec.codec} ({reader.spec.identity})",
-        "sample rate": f"{reader.spec.sample_rate} Hz",
+        "codec": header.named_codec,
+        "sample rate": f"{header.sample_rate} Hz",
         "clips": f"{len(reader)}, {hours:.3f} hours, {sum(reader.num_frames)} frames",
-        "codebooks": codebooks(reader.spec),
+        "codebooks": codebooks(header),
         "unreadable": str(len(reader.unreadable)),
     }
 
 
-def codebooks(tokens: TokenHeader | TokenSpec) -> str:
+def codebooks(header: TokenHeader) -> str:
     """How many, and what they take."""
-    kbps = bandwidth_kbps(tokens, tokens.num_codebooks)
-    return f"{tokens.num_codebooks} of {tokens.codebook_size} codes, {kbps:g} kbps"
+    return f"{header.num_codebooks} of {header.codebook_size} codes, {header.bandwidth_kbps:g} kbps"
 
 
 def describe_codec(name: str) -> dict[str, str]:
     """A codec, with what its directory records of its training; the recipe stays in config.json."""
     found = find(name, CODEC)
     codec = in_segments(load_codec(found))
-    bandwidths = [bandwidth_kbps(codec, count) for count in range(1, codec.num_codebooks + 1)]
-    lines = {"codec": f"{codec.name} ({codec.identity})"}
+    header = codec.header
+    lines = {"codec": header.named_codec}
     record: dict[str, object] = {}
     if found.layout == OWN:
         lines["directory"], record = str(found.path), read_config(found.path)["info"]
     architecture = getattr(getattr(codec.codec, "config", None), "arch", "dac")
     lines |= {
         "architecture": f"{architecture}, {sum(p.numel() for p in codec.codec.parameters())} parameters",
-        "sample rate": f"{codec.sample_rate} Hz",
-        "channels": str(codec.channels),
-        "frames": f"{codec.frame_rate:g} a second, of {codec.hop_length} samples",
-        "codebooks": f"{codec.num_codebooks} of {codec.codebook_size} codes",
-        "bandwidths": f"{', '.join(f'{value:g}' for value in bandwidths)} kbps",
+        "sample rate": f"{header.sample_rate} Hz",
+        "channels": str(header.channels),
+        "frames": f"{header.frame_rate:g} a second, of {header.hop_length} samples",
+        "codebooks": f"{header.num_codebooks} of {header.codebook_size} codes",
+        "bandwidths": f"{', '.join(f'{value:g}' for value in codec.bandwidths_kbps)} kbps",
     }
-    if codec.segment_samples is not None:
-        lines["segments"] = segments(header_for(codec, 1, 1))
+    if header.segment_samples is not None:
+        lines["segments"] = segments(header)
     return lines | {key: str(value) for key, value in record.items() if not isinstance(value, (dict, list))}
 
 

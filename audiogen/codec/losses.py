@@ -69,16 +69,14 @@ def _mel_basis(sample_rate: int, n_fft: int, num_mels: int, device: str) -> tupl
     )
 
 
-def mel_magnitude(
-    audio: Tensor, sample_rate: int, n_fft: int, num_mels: int, hop_length: int | None = None
-) -> Tensor:
-    """[B, C, N] -> mel-weighted magnitude spectrogram [B, C, M, time], float32. hop defaults to n_fft / 4."""
+def mel_magnitude(audio: Tensor, sample_rate: int, n_fft: int, num_mels: int) -> Tensor:
+    """[B, C, N] -> mel-weighted magnitude spectrogram [B, C, M, time], float32, with hops of n_fft / 4."""
     window, basis = _mel_basis(sample_rate, n_fft, num_mels, str(audio.device))
     with torch.autocast(audio.device.type, enabled=False):
         spectrum = torch.stft(
             rearrange(audio.float(), "b c n -> (b c) n"),
             n_fft,
-            hop_length or n_fft // 4,
+            n_fft // 4,
             window=window,
             center=True,
             pad_mode="constant",

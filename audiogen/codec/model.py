@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, prod
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from audiogen.codec.conv import StreamState, reach
+from audiogen.codec.conv import StreamState
 from audiogen.codec.losses import log_magnitude_distance
 from audiogen.codec.packed import can_pack, pack
 from audiogen.codec.rvq import ResidualQuantizer
@@ -18,8 +18,6 @@ from audiogen.codec.spectral import SpectralConfig, SpectralDecoder, SpectralEnc
 from audiogen.config import Positive, Range, check_ranges
 from audiogen.errors import InputError
 from audiogen.interfaces import CodecOutput
-
-LSTM_CONTEXT_S = 4.0  # warm-up of a window: an LSTM has no finite receptive field
 
 
 @dataclass(frozen=True)
@@ -78,18 +76,6 @@ class CodecConfig:
             return prod(self.seanet.ratios)
         return self.spectral.hop_length * self.spectral.frames_per_latent
 
-    @property
-    def segment_samples(self) -> int | None:
-        """Samples of a segment; None where a sound is coded as a whole."""
-        return None if self.segment_s is None else int(self.segment_s * self.sample_rate)
-
-    @property
-    def stride_samples(self) -> int | None:
-        """A segment begins every so many samples; None as `segment_samples`."""
-        if self.segment_samples is None:
-            return None
-        return max(1, int((1 - self.segment_overlap) * self.segment_samples))
-
 
 class Codec(nn.Module):
     """Implements `interfaces.Codec`. Weight norm is not applied here: see `conv.add_weight_norm`."""
@@ -122,53 +108,54 @@ class Codec(nn.Module):
         )
 
     @torch.no_grad()
-    def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
-        """As `interfaces.Codec`."""
-        self._check_audio(audio)
-        return self._encode(audio, num_codebooks)
-
-    @torch.no_grad()
-    def encode_block(
-        self, audio: Tensor, state: StreamState, num_codebooks: int | None = None, last: bool = False
+    def encode(
+        self,
+        audio: Tensor,
+        num_codebooks: int | None = None,
+        state: StreamState | None = None,
+        last: bool = False,
     ) -> Tensor:
-        """The next block [B, C, n] of a sound -> the codes [B, K, t] that are determined now, t may be 0.
+        """As `interfaces.Codec`; with `state`, the next block [B, C, n] -> the codes [B, K, t] that it determines.
 
         state: {} at the start of a sound; the layers keep in it what later blocks need. last: the sound ends with this
-        block, which may be empty. All blocks' codes are those that `encode` gives for the whole.
+        block, which may be empty. All blocks' codes, of which one may have none, are those of the whole.
         """
-        self._check_stateful()
-        return self._encode(audio, num_codebooks, state, last)
-
-    def _encode(self, audio: Tensor, num_codebooks: int | None, *block: StreamState | bool) -> Tensor:
-        """[B, C, N] -> codes [B, num_codebooks, T]. block: state and `last` of `encode_block`."""
+        check_audio(audio, self.channels, at_least=1 if state is None else 0)
         count = self._check_codebooks(num_codebooks)
         audio = rearrange(audio, "b (s c) n -> (b s) c n", s=self.streams)
-        latents = self._compute(self.encoder, audio, *block)  # [B * streams, D, T]
+        latents = self._compute(self.encoder, audio, *self._block(state, last))  # [B * streams, D, T]
         codes = self.quantizer.encode(latents, count // self.streams)
         return rearrange(codes, "(b s) k t -> b (k s) t", s=self.streams)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor, first_frame: int = 0) -> Tensor:
-        """As `interfaces.Codec`."""
-        self._check_codes(codes)
-        # Only a spectral decoder computes something that depends on the position: the phase.
-        return self._decode(codes, *((first_frame,) if self.config.arch == "spectral" else ()))
-
-    @torch.no_grad()
-    def decode_block(self, codes: Tensor, state: StreamState, last: bool = False) -> Tensor:
-        """The next block of codes [B, K, t] -> the audio [B, C, n] that is determined now; as `encode_block`."""
-        self._check_stateful()
-        if codes.shape[-1] > 0:
-            self._check_codes(codes)
-        return self._decode(codes, state, last)
-
-    def _decode(self, codes: Tensor, *block: StreamState | int) -> Tensor:
-        """Codes [B, K, T], checked -> audio [B, C, T * hop_length]."""
+    def decode(
+        self, codes: Tensor, first_frame: int = 0, state: StreamState | None = None, last: bool = False
+    ) -> Tensor:
+        """As `interfaces.Codec`; with `state`, the next block [B, K, t] -> the audio [B, C, n] that it determines."""
+        if state is None or codes.shape[-1] > 0:
+            check_codes(codes, self.num_codebooks, self.codebook_size)
+            self._check_codebooks(codes.shape[1])
         codes = rearrange(codes, "b (k s) t -> (b s) k t", s=self.streams)
+        block = self._block(state, last)
+        if (
+            self.config.arch == "spectral"
+        ):  # the only decoder with something that depends on the position: the phase
+            block = (first_frame,)
         audio = self._compute(self.decoder, self.quantizer.decode(codes), *block)
         return rearrange(audio, "(b s) c n -> b (s c) n", s=self.streams)
 
-    def _compute(self, stack: nn.Module, x: Tensor, *block: StreamState | int) -> Tensor:
+    def _block(self, state: StreamState | None, last: bool) -> tuple[Any, ...]:
+        """What encoder and decoder take beside their input."""
+        if state is None:
+            return ()
+        if not self.stateful:
+            why = "a spectral codec" if self.config.arch == "spectral" else "a codec with group norm"
+            raise InputError(
+                f"{why} keeps no state from block to block: use the functions of codec/stream.py"
+            )
+        return state, last
+
+    def _compute(self, stack: nn.Module, x: Tensor, *block: Any) -> Tensor:
         """Encoder or decoder of x [B, C, N] or [B, D, T], in the number type of `freeze` -> float32."""
         if self.dtype is not None:
             if stack not in self.packed:  # at the first use: many commands use one of the two only
@@ -186,7 +173,7 @@ class Codec(nn.Module):
         num_codebooks: an int, or one per item [B]; None is all. In training mode the codebooks learn from the batch.
         reconstruct: False leaves out the synthesis of a spectral decoder, when only its spectral loss is wanted.
         """
-        self._check_audio(audio)
+        check_audio(audio, self.channels)
         if self.config.segment_s is not None or self.config.dual_mono:
             raise InputError(
                 "a codec with segment_s or dual_mono encodes and decodes, but is not trained; set neither"
@@ -242,34 +229,20 @@ class Codec(nn.Module):
         return self.sample_rate / self.hop_length
 
     @property
-    def causal(self) -> bool:
-        """True where encoder and decoder never look ahead."""
-        return self.stateful and self.config.seanet.causal and self.config.seanet.trim_right_ratio == 1
-
-    @property
     def stateful(self) -> bool:
-        """True where it runs block by block, by `encode_block` and `decode_block`: SEANet without group norm.
-
-        Group norm is over all of a sound.
-        """
+        """True where it runs block by block, with `state`: SEANet without group norm, which is over all of a sound."""
         return self.config.arch == "seanet" and self.config.seanet.norm == "none"
 
-    @cached_property
+    @property
     def context_frames(self) -> int:
-        """One-sided receptive field of encoder and decoder, in frames.
-
-        A window that sees this much beyond its body gives the codes and the audio of the whole. A stateful codec needs
-        no windows.
-        """
+        """As `interfaces.Codec`: the one-sided receptive field. A stateful codec needs no windows."""
         if self.config.arch == "spectral":
             return self.config.spectral.context_frames
         if self.config.seanet.norm == "group":
             raise InputError(
                 "group norm is over all of a sound: this codec has no windows, encode it in one call"
             )
-        hop = self.hop_length
-        frames = max(reach(self.encoder, 1, hop), reach(self.decoder, hop, hop))
-        return frames + (ceil(LSTM_CONTEXT_S * self.frame_rate) if self.config.seanet.lstm else 0)
+        return 0
 
     @cached_property
     def lookahead_frames(self) -> int:
@@ -281,26 +254,17 @@ class Codec(nn.Module):
             return self.context_frames
         return ceil(lookahead_samples(self.decoder) / self.hop_length)
 
-    def _check_stateful(self) -> None:
-        if not self.stateful:
-            why = "a spectral codec" if self.config.arch == "spectral" else "a codec with group norm"
-            raise InputError(
-                f"{why} keeps no state from block to block: use the functions of codec/stream.py"
-            )
-
-    def _check_audio(self, audio: Tensor) -> None:  # [B, C, N]
-        if audio.dim() != 3 or audio.shape[1] != self.channels or audio.shape[2] < 1:
-            raise InputError(f"audio has shape {list(audio.shape)}: [B, {self.channels}, N >= 1] is allowed")
-
-    def _check_codes(self, codes: Tensor) -> None:  # [B, K, T]
-        check_codes(codes, self.num_codebooks, self.codebook_size)
-        self._check_codebooks(codes.shape[1])
-
     def _check_codebooks(self, num_codebooks: int | None) -> int:
         count = check_codebooks(num_codebooks, self.num_codebooks)
         if count % self.streams:
             raise InputError(f"num_codebooks is {num_codebooks}: with dual_mono an even number is allowed")
         return count
+
+
+def check_audio(audio: Tensor, channels: int, at_least: int = 1) -> None:
+    """InputError for what is not audio [B, C, N] for a codec."""
+    if audio.dim() != 3 or audio.shape[1] != channels or audio.shape[2] < at_least:
+        raise InputError(f"audio has shape {list(audio.shape)}: [B, {channels}, N >= {at_least}] is allowed")
 
 
 def check_codebooks(num_codebooks: int | None, available: int) -> int:

@@ -28,21 +28,18 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 @runtime_checkable
 class Packable(Protocol):
-    """A layer that computes with `packed` weights where they are set, otherwise with its own."""
+    """A layer that computes with `packed` weights, what `pack` gives for a number type, where they are set."""
 
     packed: Any
 
-    def pack(self, dtype: torch.dtype) -> Any:
-        """Its weights packed in a number type."""
-        ...
+    def pack(self, dtype: torch.dtype) -> Any: ...
 
 
 def pack(module: nn.Module, dtype: torch.dtype | None) -> None:
     """Switch all layers of a module to packed weights in `dtype`, or with None back to their own."""
-    layers = [layer for layer in module.modules() if isinstance(layer, Packable)]
-    made = [None if dtype is None else layer.pack(dtype) for layer in layers]
-    for layer, packed in zip(layers, made, strict=True):
-        layer.packed = packed
+    for layer in module.modules():
+        if isinstance(layer, Packable):
+            layer.packed = None if dtype is None else layer.pack(dtype)
 
 
 class Linear(nn.Linear):
@@ -54,7 +51,6 @@ class Linear(nn.Linear):
         return super().forward(x) if self.packed is None else self.packed(x)
 
     def pack(self, dtype: torch.dtype) -> "PackedLinear":
-        """See `Packable`."""
         return PackedLinear(self.weight, self.bias, dtype)
 
 

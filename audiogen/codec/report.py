@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from audiogen.codec.transcode import Clip, Failed, Part, UnreadableError
+from audiogen.codec.transcode import Clip, Part, UnreadableError
 from audiogen.errors import InputError
 
 
@@ -26,14 +26,14 @@ class Counts:
     duration_s: float = 0.0
 
     def each(
-        self, clips: Iterable[Clip[Part] | Failed], save: Callable[[Clip[Part]], object]
+        self, clips: Iterable[Clip[Part] | UnreadableError], save: Callable[[Clip[Part]], object]
     ) -> dict[str, str]:
         """Save every clip; one that cannot be read is named, and the others go on -> reasons by key of those."""
         reasons = {}
         for clip in clips:
             try:
-                if isinstance(clip, Failed):
-                    raise UnreadableError(clip.reason)
+                if isinstance(clip, UnreadableError):
+                    raise clip
                 save(clip)
             except UnreadableError as error:
                 reasons[clip.key] = str(error)

@@ -8,6 +8,7 @@ both kinds, by `in_segments`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from audiogen.codec import stream
 from audiogen.codec.model import Codec as ModelCodec
+from audiogen.codec.tokens import TokenHeader
 from audiogen.errors import InputError
 from audiogen.interfaces import Codec, Segment
 
@@ -26,6 +28,7 @@ class SegmentedCodec:
 
     The last one may even lie within the one before it: the released codecs code it all the same. segment_samples and
     stride_samples are None where a segment is the whole sound. normalised: each segment is divided by its loudness.
+    header: of the tokens that it makes with all its codebooks; num_samples is a placeholder.
     """
 
     def __init__(
@@ -35,37 +38,43 @@ class SegmentedCodec:
         stride_samples: int | None = None,
         normalised: bool = False,
     ) -> None:
-        self.codec = codec
-        self.segment_samples, self.stride_samples = segment_samples, stride_samples
-        self.normalised = normalised
-        self.name, self.identity = codec.name, codec.identity
-        self.sample_rate, self.channels, self.hop_length = codec.sample_rate, codec.channels, codec.hop_length
-        self.num_codebooks, self.codebook_size = codec.num_codebooks, codec.codebook_size
-        self.frame_rate = codec.frame_rate
+        self.codec, self.name, self.identity = codec, codec.name, codec.identity
+        self.sample_rate, self.channels = codec.sample_rate, codec.channels
+        self.header = TokenHeader(
+            codec=codec.name,
+            identity=codec.identity,
+            sample_rate=codec.sample_rate,
+            channels=codec.channels,
+            num_samples=1,
+            num_codebooks=codec.num_codebooks,
+            codebook_size=codec.codebook_size,
+            hop_length=codec.hop_length,
+            segment_samples=segment_samples,
+            stride_samples=stride_samples,
+            normalised=normalised,
+        )
 
     @property
     def device(self) -> torch.device:
         return next(self.codec.parameters()).device
 
-    def segment_frames(self, num_samples: int) -> list[int]:
-        """Frames of each segment of a sound of that many samples."""
-        return [-(-(piece.stop - piece.start) // self.hop_length) for piece in self._cut(num_samples)]
-
-    def _cut(self, num_samples: int) -> list[slice]:
-        length, stride = self.segment_samples or num_samples, self.stride_samples or max(1, num_samples)
-        starts = range(0, max(1, num_samples), stride)
-        return [slice(start, min(start + length, num_samples)) for start in starts]
+    @property
+    def bandwidths_kbps(self) -> list[float]:
+        """Of the first codebook, of the first two, ... of all."""
+        counts = range(1, self.header.num_codebooks + 1)
+        return [replace(self.header, num_codebooks=count).bandwidth_kbps for count in counts]
 
     @torch.no_grad()
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> list[Segment]:
         """[B, C, N] -> its segments in their order."""
-        return [
-            self._encode_segment(audio[..., piece], num_codebooks) for piece in self._cut(audio.shape[-1])
-        ]
+        num_samples = audio.shape[-1]
+        length, stride = self.header.segment_samples, self.header.stride_samples or max(1, num_samples)
+        pieces = (audio[..., start:][..., :length] for start in range(0, max(1, num_samples), stride))
+        return [self._encode_segment(piece, num_codebooks) for piece in pieces]
 
     def _encode_segment(self, audio: Tensor, num_codebooks: int | None) -> Segment:
         """[B, C, n] -> codes [B, K, t] and scale [B]."""
-        if not self.normalised:
+        if not self.header.normalised:
             return Segment(self.codec.encode(audio, num_codebooks))
         scale = loudness(audio)
         return Segment(self.codec.encode(audio / scale[:, None, None], num_codebooks), scale)
@@ -76,22 +85,24 @@ class SegmentedCodec:
 
         A sound that is one segment may come in several blocks of its codes.
         """
-        if self.segment_samples is None and segments:
+        header = replace(self.header, num_samples=num_samples)
+        if header.segment_samples is None and segments:
             segments = [Segment(torch.cat([segment.codes for segment in segments], -1), segments[0].scale)]
-        frames, given = self.segment_frames(num_samples), [segment.codes.shape[-1] for segment in segments]
+        frames, given = list(header.segment_frames()), [segment.codes.shape[-1] for segment in segments]
         if given != frames:
             raise InputError(
                 f"{len(given)} segments of {given[:4]} ... frames are not {num_samples} samples, which are "
                 f"{len(frames)} of {frames[:4]} ..."
             )
-        pieces = [self._decode_segment(segment) for segment in segments]
-        audio = pieces[0] if self.stride_samples is None else overlap_add(pieces, self.stride_samples)
-        return audio[..., :num_samples]
+        pieces: Iterable[Tensor] = map(self._decode_segment, segments)
+        if header.stride_samples is not None:
+            pieces = cross_fade(pieces, header.stride_samples)
+        return torch.cat(list(pieces), -1)[..., :num_samples]
 
     def _decode_segment(self, segment: Segment) -> Tensor:
         """-> audio [B, C, t * hop_length]."""
         codes, scale = segment
-        if (scale is None) == self.normalised:
+        if (scale is None) == self.header.normalised:
             raise InputError(
                 f"scale is {scale}: a normalising codec needs one for each segment, others have none"
             )
@@ -101,26 +112,27 @@ class SegmentedCodec:
     @torch.no_grad()
     def encode_stream(self, blocks: Iterable[Tensor], num_codebooks: int | None = None) -> Iterator[Segment]:
         """Audio blocks [1, C, n] of any lengths -> the segments of the whole signal, or blocks of its one segment."""
-        if self.segment_samples is None or self.stride_samples is None:
+        length, stride = self.header.segment_samples, self.header.stride_samples
+        if length is None or stride is None:
             for codes in stream.encode_stream(self.codec, blocks, num_codebooks):
                 yield Segment(codes)
             return
         buffer: Tensor | None = None  # from the beginning of the next segment on
         for block in blocks:
             buffer = block if buffer is None else torch.cat([buffer, block], -1)
-            while buffer.shape[-1] >= self.segment_samples:
-                yield self._encode_segment(buffer[..., : self.segment_samples], num_codebooks)
-                buffer = buffer[..., self.stride_samples :]
+            while buffer.shape[-1] >= length:
+                yield self._encode_segment(buffer[..., :length], num_codebooks)
+                buffer = buffer[..., stride:]
         if buffer is not None and buffer.shape[-1] > 0:
             yield from self.encode(buffer, num_codebooks)
 
     @torch.no_grad()
     def decode_stream(self, segments: Iterable[Segment], num_samples: int) -> Iterator[Tensor]:
         """What `encode_stream` gave of `num_samples` -> audio [1, C, n]; joined, at least so many samples."""
-        if self.segment_samples is None or self.stride_samples is None:
+        if self.header.stride_samples is None:
             yield from stream.decode_stream(self.codec, (segment.codes for segment in segments))
             return
-        for block in cross_fade(map(self._decode_segment, segments), self.stride_samples):
+        for block in cross_fade(map(self._decode_segment, segments), self.header.stride_samples):
             yield block[..., :num_samples]  # the last frame may reach beyond the sound
             num_samples -= block.shape[-1]
 
@@ -130,7 +142,9 @@ def as_configured(codec: ModelCodec) -> ModelCodec | SegmentedCodec:
     config = codec.config
     if config.segment_s is None:
         return codec
-    return SegmentedCodec(codec, config.segment_samples, config.stride_samples, config.normalise)
+    segment_samples = int(config.segment_s * config.sample_rate)
+    stride_samples = max(1, int((1 - config.segment_overlap) * segment_samples))
+    return SegmentedCodec(codec, segment_samples, stride_samples, config.normalise)
 
 
 def in_segments(codec: Codec | SegmentedCodec) -> SegmentedCodec:
@@ -141,11 +155,6 @@ def in_segments(codec: Codec | SegmentedCodec) -> SegmentedCodec:
 def loudness(audio: Tensor) -> Tensor:
     """Root mean square [B] of the mean of the channels of audio [B, C, N], never 0."""
     return audio.mean(1).square().mean(1).sqrt() + MIN_LOUDNESS
-
-
-def overlap_add(pieces: Sequence[Tensor], stride: int) -> Tensor:
-    """Pieces [B, C, n], one every `stride` samples -> audio [B, C, N] with N = where the last one ends."""
-    return torch.cat(list(cross_fade(pieces, stride)), -1)
 
 
 def cross_fade(pieces: Iterable[Tensor], stride: int) -> Iterator[Tensor]:

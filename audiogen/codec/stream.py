@@ -6,8 +6,9 @@ its receptive field, so that the joined result is that of one call, too. `decode
 made: audio comes out as soon as it is determined.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -21,40 +22,38 @@ BODY_S = 20.0  # seconds of audio per window
 FADE_FRAMES = 1  # from one window into the next, where a window sees less than its context
 
 
+class Window(NamedTuple):
+    """A part [B, D, n] of a signal: `left` items of earlier context, `length` of body, then what follows."""
+
+    x: Tensor
+    left: int
+    length: int
+    last: bool
+
+
 @torch.no_grad()
 def encode_stream(
     codec: Codec, blocks: Iterable[Tensor], num_codebooks: int | None = None
 ) -> Iterator[Tensor]:
     """Audio blocks [1, C, n] of any lengths -> codes [1, K, t]; joined, those of the whole signal."""
-    hop = codec.hop_length
-    body, context = _body_and_context(codec)
+    hop, context = codec.hop_length, codec.context_frames * codec.hop_length
+    body = _body_frames(codec) * hop
     state: StreamState = {}
-    for window, left, length, last in _windows(blocks, body * hop, context * hop):
+    for window, left, length, last in _windows(blocks, body, body, context, max(context, 1)):
         if _is_stateful(codec):
-            codes = codec.encode_block(window, state, num_codebooks, last)
+            codes = codec.encode(window, num_codebooks, state, last)
         else:
             codes = codec.encode(window, num_codebooks)[..., left // hop : -(-(left + length) // hop)]
         if codes.shape[-1] > 0:
             yield codes
 
 
-@torch.no_grad()
 def decode_stream(codec: Codec, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     """Code blocks [1, K, t] of any lengths -> audio [1, C, n]; joined, that of the whole, t * hop_length samples."""
-    hop = codec.hop_length
-    state: StreamState = {}
-    done = 0  # frames whose audio came out
-    for window, left, length, last in _windows(blocks, *_body_and_context(codec)):
-        if _is_stateful(codec):
-            audio = codec.decode_block(window, state, last)
-        else:
-            audio = codec.decode(window, first_frame=done - left)[..., left * hop : (left + length) * hop]
-        if audio.shape[-1] > 0:
-            yield audio
-        done += length
+    body, context = _body_frames(codec), codec.context_frames
+    return _decode(codec, _windows(blocks, body, body, context, max(context, 1)))
 
 
-@torch.no_grad()
 def decode_live(
     codec: Codec, blocks: Iterable[Tensor], body_frames: int = 1, lookahead_frames: int | None = None
 ) -> Iterator[Tensor]:
@@ -69,33 +68,32 @@ def decode_live(
         raise InputError(
             f"body_frames is {body_frames}, lookahead_frames {lookahead_frames}: from 1, and from 0 are allowed"
         )
-    if _is_stateful(codec):
-        state: StreamState = {}
-        for window, last in _append_empty(_at_least(blocks, body_frames)):
-            if (audio := codec.decode_block(window, state, last)).shape[-1] > 0:
-                yield audio
-        return
-    hop, context = codec.hop_length, codec.context_frames
+    context = codec.context_frames
     ahead = context if lookahead_frames is None else min(lookahead_frames, context)
-    fade = min(FADE_FRAMES, ahead) * hop if ahead < context else 0  # samples
-    buffer: Tensor | None = None  # [B, K, left + t]
+    fade = min(FADE_FRAMES, ahead) if ahead < context else 0
+    return _decode(codec, _windows(blocks, body_frames, sys.maxsize, context, ahead), fade * codec.hop_length)
+
+
+@torch.no_grad()
+def _decode(codec: Codec, windows: Iterable[Window], fade: int = 0) -> Iterator[Tensor]:
+    """The audio [B, C, n] of each window of codes; `fade` samples beyond its body are faded into the next one."""
+    hop = codec.hop_length
+    state: StreamState = {}
+    done = 0  # frames whose audio came out
     tail: Tensor | None = None  # [B, C, fade]: audio of the window before, from the end of its body on
-    left = done = 0  # frames of `buffer` whose audio came out already; frames of the signal
-    for block, last in _append_empty(blocks):
-        buffer = block if buffer is None else torch.cat([buffer, block], -1)
-        length = buffer.shape[-1] - left - (0 if last else ahead)  # of the body
-        if length < (1 if last else body_frames):
-            continue
-        audio = codec.decode(buffer, first_frame=done - left)
-        audio = audio[..., left * hop : (left + length) * hop + fade]
-        if tail is not None:
-            rising = torch.linspace(0, 1, tail.shape[-1], device=audio.device)
-            audio[..., : tail.shape[-1]] = torch.lerp(tail, audio[..., : tail.shape[-1]], rising)
-        yield audio[..., : length * hop]
-        tail = audio[..., length * hop :]
+    for window, left, length, last in windows:
+        if _is_stateful(codec):
+            audio = codec.decode(window, state=state, last=last)
+        else:
+            audio = codec.decode(window, first_frame=done - left)
+            audio = audio[..., left * hop : (left + length) * hop + fade]
+            if tail is not None:
+                rising = torch.linspace(0, 1, tail.shape[-1], device=audio.device)
+                audio[..., : tail.shape[-1]] = torch.lerp(tail, audio[..., : tail.shape[-1]], rising)
+            audio, tail = audio[..., : length * hop], audio[..., length * hop :]
+        if audio.shape[-1] > 0:
+            yield audio
         done += length
-        keep = min(context, left + length)
-        buffer, left = buffer[..., left + length - keep :], keep
 
 
 def _is_stateful(codec: Codec) -> TypeGuard[OwnCodec]:
@@ -103,45 +101,23 @@ def _is_stateful(codec: Codec) -> TypeGuard[OwnCodec]:
     return isinstance(codec, OwnCodec) and codec.stateful
 
 
-def _body_and_context(codec: Codec) -> tuple[int, int]:
-    """Frames of a window, and how many it sees beyond them on both sides."""
-    return max(1, round(BODY_S * codec.frame_rate)), 0 if _is_stateful(codec) else codec.context_frames
+def _body_frames(codec: Codec) -> int:
+    return max(1, round(BODY_S * codec.frame_rate))
 
 
-def _append_empty(blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Every block [B, D, n] as it comes, and after them all an empty one [B, D, 0], marked as the last."""
-    block: Tensor | None = None
-    for block in blocks:
-        yield block, False
-    if block is not None:
-        yield block[..., :0], True
+def _windows(blocks: Iterable[Tensor], least: int, most: int, context: int, ahead: int) -> Iterator[Window]:
+    """Regroup blocks [B, D, n] along their last axis into windows with bodies of `least` to `most` items.
 
-
-def _at_least(blocks: Iterable[Tensor], length: int) -> Iterator[Tensor]:
-    """Blocks [B, D, n] joined until they are so long; the rest at the end."""
-    buffer: Tensor | None = None
-    for block in blocks:
-        buffer = block if buffer is None else torch.cat([buffer, block], -1)
-        if buffer.shape[-1] >= length:
-            yield buffer
-            buffer = None
-    if buffer is not None and buffer.shape[-1] > 0:
-        yield buffer
-
-
-def _windows(blocks: Iterable[Tensor], body: int, context: int) -> Iterator[tuple[Tensor, int, int, bool]]:
-    """Regroup blocks [B, D, n] along their last axis into (window, left, length, whether it is the last).
-
-    A window is `left` items of earlier context, `length` items of body (`body`, at the end what is left), then up to
-    `context` items of what follows.
+    A window has `context` items before its body, as far as there are, and up to so many after it; `ahead` items must
+    follow the body before it comes. The last body is what is left, which may be nothing where there is no context.
     """
     buffer: Tensor | None = None
     left = 0
     for block in blocks:
         buffer = block if buffer is None else torch.cat([buffer, block], -1)
-        while buffer.shape[-1] - left >= body + max(context, 1):  # so that something is left for the last one
-            yield buffer[..., : left + body + context], left, body, False
-            keep = min(context, left + body)
-            buffer, left = buffer[..., left + body - keep :], keep
-    if buffer is not None and buffer.shape[-1] > left:
-        yield buffer, left, buffer.shape[-1] - left, True
+        while (length := min(buffer.shape[-1] - left - ahead, most)) >= least:
+            yield Window(buffer[..., : left + length + context], left, length, False)
+            keep = min(context, left + length)
+            buffer, left = buffer[..., left + length - keep :], keep
+    if buffer is not None and (buffer.shape[-1] > left or context == 0):
+        yield Window(buffer, left, buffer.shape[-1] - left, True)

@@ -24,7 +24,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from struct import Struct
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -87,6 +86,11 @@ class TokenHeader:
             raise InputError("normalised goes with segment_samples only")
 
     @property
+    def named_codec(self) -> str:
+        """Its name and, where the file has it, its hash."""
+        return f"{self.codec} ({self.identity})" if self.identity else self.codec
+
+    @property
     def version(self) -> int:
         """Of the file format."""
         return VERSION if self.segment_samples is None else SEGMENTED_VERSION
@@ -96,19 +100,20 @@ class TokenHeader:
         """One begins every `stride_samples`, as long as there is sound."""
         return -(-self.num_samples // (self.stride_samples or self.num_samples))
 
-    def segment_frames(self, index: int) -> int:
-        """Frames of a segment: ceil(its samples / hop_length); those that end with the clip are shorter."""
-        left = self.num_samples - index * (self.stride_samples or 0)
-        return -(-min(self.segment_samples or left, left) // self.hop_length)
+    def segment_frames(self, first: int = 0) -> Iterator[int]:
+        """ceil(samples / hop_length) of each segment from `first` on; those that end with the clip are shorter."""
+        length, stride = self.segment_samples or self.num_samples, self.stride_samples or self.num_samples
+        for start in range(first * stride, self.num_samples, stride):
+            yield -(-min(length, self.num_samples - start) // self.hop_length)
 
     @property
     def num_frames(self) -> int:
         """T, summed over the segments; ceil(num_samples / hop_length) where the clip is one piece."""
-        segment, stride = self.segment_samples or self.num_samples, self.stride_samples or self.num_samples
-        # Not by a loop over all segments: the numbers may come from a forged header.
-        num_whole = max(0, (self.num_samples - segment) // stride + 1)
-        short = range(num_whole, self.num_segments)  # two or three, as segments overlap by half at most
-        return num_whole * -(-segment // self.hop_length) + sum(map(self.segment_frames, short))
+        length, stride = self.segment_samples or self.num_samples, self.stride_samples or self.num_samples
+        # Not by a loop over all segments: the numbers may come from a forged header. The short ones are two or three,
+        # as segments overlap by half at most.
+        num_whole = max(0, (self.num_samples - length) // stride + 1)
+        return num_whole * -(-length // self.hop_length) + sum(self.segment_frames(num_whole))
 
     @property
     def frame_rate(self) -> float:
@@ -125,24 +130,14 @@ class TokenHeader:
         return (self.codebook_size - 1).bit_length()
 
     @property
+    def bandwidth_kbps(self) -> float:
+        """Thousand bits a second that the packed codes take."""
+        return self.frame_rate * self.num_codebooks * self.bits_per_code / 1000
+
+    @property
     def num_bytes(self) -> int:
         """Of the packed codes."""
         return -(-self.num_frames * self.num_codebooks * self.bits_per_code // 8)
-
-
-class CodeRate(Protocol):
-    """Codes as they come: of a codec, a token file, or token shards."""
-
-    @property
-    def frame_rate(self) -> float: ...
-
-    @property
-    def codebook_size(self) -> int: ...
-
-
-def bandwidth_kbps(codes: CodeRate, num_codebooks: int) -> float:
-    """Thousand bits a second that so many codebooks take, packed in ceil(log2 V) bits a code."""
-    return codes.frame_rate * num_codebooks * (codes.codebook_size - 1).bit_length() / 1000
 
 
 def pack(codes: np.ndarray, bits_per_code: int) -> bytes:
@@ -228,7 +223,7 @@ def checked(
         frames.append(values.shape[1])
         yield values, None if scale is None else float(scale)
     given = [sum(frames)] if header.segment_samples is None else frames
-    wanted = [header.segment_frames(index) for index in range(header.num_segments)]
+    wanted = list(header.segment_frames())
     if given != wanted:
         raise InputError(
             f"{wrong} got {len(given)} segments of {given[:3]} frames; {header.num_samples} samples are "
@@ -268,8 +263,8 @@ def _segments(path: str | Path, header: TokenHeader, data: bytes) -> Iterator[Se
     if not (np.isfinite(scales) & (scales > 0)).all():
         raise InputError(f"{path}: a scale is not a positive number; encode the clip again")
     first = 0
-    for index in range(header.num_segments):
-        end = first + header.segment_frames(index)
+    for index, segment_frames in enumerate(header.segment_frames()):
+        end = first + segment_frames
         while first < end:
             num_frames = end - first if header.segment_samples else min(BLOCK_FRAMES, end - first)
             block = unpack(data, header.num_codebooks, num_frames, header.bits_per_code, first)

@@ -1,8 +1,8 @@
 """Many clips through a codec: read ahead by threads, equal lengths in one batch, long clips in a stream.
 
-Both directions, `encode_clips` (sounds to codes) and `decode_clips` (codes to sounds), yield one result a clip. One
-that cannot be read comes out as `Failed` and does not disturb the others. Clips wait for others of their length, so
-the order may differ from the input's.
+Both directions, `encode_clips` (sounds to codes) and `decode_clips` (codes to sounds), yield one result a clip. For one
+that cannot be read it is an `UnreadableError`, and the others go on. Clips wait for others of their length, so the
+order may differ from the input's.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import soxr
 import torch
@@ -35,20 +35,16 @@ WORKERS = 4  # threads that read files ahead
 # file that is decoded.
 LONG_S = 30.0
 BLOCK_S = 10.0
-# What a codec and the header of its tokens have in common.
-SIZES = (
-    "sample_rate",
-    "channels",
-    "codebook_size",
-    "hop_length",
-    "segment_samples",
-    "stride_samples",
-    "normalised",
-)
+# What differs between clips of one codec, or is checked by itself.
+CLIP_KEYS = {"codec", "identity", "num_codebooks", "num_samples", "source_sample_rate", "source_num_samples"}
 
 
 class UnreadableError(InputError):
-    """A clip that streams turned out to be damaged."""
+    """Why a clip cannot be read, which may come out only while it is converted."""
+
+    def __init__(self, key: str, reason: InputError) -> None:
+        super().__init__(str(reason))
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -79,11 +75,11 @@ class Tokens:
 
 
 class Clip(NamedTuple, Generic[Part]):
-    """What became of a clip.
+    """A clip, read or converted.
 
-    parts: encoded, the codec's segments with B = 1, or blocks of any length of a codec that takes the clip as a whole;
-    decoded, blocks of audio [C, n] in [-1, 1], joined exactly as long as what was encoded. To iterate over those of a
-    long clip is to read it: `UnreadableError` may come.
+    parts: of codes, the codec's segments with B = 1, or blocks of any length of a codec that takes the clip as a whole;
+    of sound, blocks of audio [C, n], decoded in [-1, 1] and joined exactly as long as what was encoded. To iterate over
+    those of a long clip is to read it: `UnreadableError` may come.
     """
 
     key: str
@@ -91,44 +87,24 @@ class Clip(NamedTuple, Generic[Part]):
     parts: Iterable[Part]
 
 
-class Ready(NamedTuple):
-    """A clip that was read: those of one `group` are converted together, one of group None is streamed."""
-
-    key: str
-    header: TokenHeader
-    group: Hashable
-    data: Any  # audio [C, N] or segments, of a long clip block by block
-
-
-class Failed(NamedTuple):
-    """A clip that could not be read, and why."""
-
-    key: str
-    reason: str
-
-
 def encode_clips(
     codec: SegmentedCodec, sounds: Iterable[Sound], num_codebooks: int, batch_size: int | None = None
-) -> Iterator[Clip[Segment] | Failed]:
+) -> Iterator[Clip[Segment] | UnreadableError]:
     """Encode sounds, resampled and mixed to the codec's rate and channels, with the first `num_codebooks`.
 
     batch_size: clips of equal length at a time; None is 8 on a GPU and 1 on a CPU.
     """
-    rate = codec.sample_rate
 
-    def read(sound: Sound) -> Ready:
-        header, samples = _read_sound(codec, num_codebooks, sound)
-        num_samples = samples.shape[-1] if isinstance(samples, Tensor) else None
-        return Ready(sound.key, header, num_samples, samples)
+    def read(sound: Sound) -> Clip[Tensor]:  # of blocks [C, n]
+        return _read_sound(replace(codec.header, num_codebooks=num_codebooks), sound)
 
-    def encode(clips: Sequence[Ready]) -> list[list[Segment]]:
-        stacked = torch.stack([clip.data for clip in clips]).to(codec.device)  # [B, C, N]
-        segments = codec.encode(stacked, num_codebooks)
+    def encode(clips: Sequence[Clip[Tensor]]) -> list[list[Segment]]:
+        samples = torch.stack([block for clip in clips for block in clip.parts])  # [B, C, N]
+        segments = codec.encode(samples.to(codec.device), num_codebooks)
         return [[_row(segment, row) for segment in segments] for row in range(len(clips))]
 
-    def stream(header: TokenHeader, blocks: Iterable[Tensor]) -> Iterator[Segment]:
-        """Audio blocks [C, n] -> segments, or blocks of codes."""
-        moved = (block[None].to(codec.device) for block in _watch("encoded", blocks, rate, header.duration_s))
+    def stream(clip: Clip[Tensor]) -> Iterator[Segment]:  # from blocks [C, n]
+        moved = (block[None].to(codec.device) for block in _watch("encoded", clip.parts, clip.header))
         return (_row(segment, 0) for segment in codec.encode_stream(moved, num_codebooks))
 
     return _transcode(sounds, read, encode, stream, batch_size or _default_batch(codec))
@@ -139,43 +115,40 @@ def decode_clips(
     clips: Iterable[Tokens],
     original_rate: bool = False,
     batch_size: int | None = None,
-) -> Iterator[Clip[Tensor] | Failed]:
+) -> Iterator[Clip[Tensor] | UnreadableError]:
     """Decode codes that this codec made, to its own sample rate or to that of the recording (`original_rate`).
 
     The length is that of the encoded clip, or with `original_rate` of the recording, to the sample.
     """
 
-    def read(clip: Tokens) -> Ready:
+    def read(clip: Tokens) -> Clip[Segment]:
         header, segments = clip.read()
         check_codec(codec, header, clip.key)
         if original_rate and header.source_num_samples is None:
             raise InputError(
                 f"{clip.key}: the sample rate of the recording is not in the file; decode to the codec's rate"
             )
-        if header.duration_s > LONG_S:
-            return Ready(clip.key, header, None, segments)
-        length = header.num_frames if header.segment_samples is None else header.num_samples
-        return Ready(clip.key, header, (header.num_codebooks, length), list(segments))
+        return Clip(clip.key, header, segments if header.duration_s > LONG_S else list(segments))
 
     def finish(header: TokenHeader, blocks: Iterable[Tensor]) -> Iterator[Tensor]:  # each [C, n]
         blocks = _first(header.num_samples, blocks)
         if original_rate:
             assert header.source_sample_rate and header.source_num_samples
-            resampled = _resample(blocks, codec.sample_rate, header.source_sample_rate)
+            resampled = _resample(blocks, header.sample_rate, header.source_sample_rate)
             blocks = _first(header.source_num_samples, resampled)
         # A decoder overshoots on loud recordings: expected, so `audio.save` must not warn of it.
         return (block.clamp(-1, 1) for block in blocks)
 
-    def decode(clips: Sequence[Ready]) -> list[Iterator[Tensor]]:
-        segments = [_stack(row, codec.device) for row in zip(*(clip.data for clip in clips), strict=True)]
+    def decode(clips: Sequence[Clip[Segment]]) -> list[Iterator[Tensor]]:
+        segments = [_stack(row, codec.device) for row in zip(*(clip.parts for clip in clips), strict=True)]
         num_samples = max(clip.header.num_samples for clip in clips)  # of the same number of frames
         decoded = codec.decode(segments, num_samples).cpu()  # [B, C, N]
         return [finish(clip.header, [row]) for clip, row in zip(clips, decoded, strict=True)]
 
-    def stream(header: TokenHeader, segments: Iterable[Segment]) -> Iterator[Tensor]:  # each [C, n]
-        stacked = (_stack([segment], codec.device) for segment in segments)
-        blocks = (block[0].cpu() for block in codec.decode_stream(stacked, header.num_samples))
-        return finish(header, _watch("decoded", blocks, codec.sample_rate, header.duration_s))
+    def stream(clip: Clip[Segment]) -> Iterator[Tensor]:  # each [C, n]
+        stacked = (_stack([segment], codec.device) for segment in clip.parts)
+        blocks = (block[0].cpu() for block in codec.decode_stream(stacked, clip.header.num_samples))
+        return finish(clip.header, _watch("decoded", blocks, clip.header))
 
     return _transcode(clips, read, decode, stream, batch_size or _default_batch(codec))
 
@@ -188,110 +161,94 @@ def _default_batch(codec: SegmentedCodec) -> int:
 
 def _transcode(
     items: Iterable[Any],
-    read: Callable[[Any], Ready],
-    convert: Callable[[Sequence[Ready]], Sequence[Iterable[Part]]],
-    stream: Callable[[TokenHeader, Any], Iterable[Part]],
+    read: Callable[[Any], Clip[Any]],
+    convert: Callable[[Sequence[Clip[Any]]], Sequence[Iterable[Part]]],
+    stream: Callable[[Clip[Any]], Iterable[Part]],
     batch_size: int,
-) -> Iterator[Clip[Part] | Failed]:
-    """Sounds or tokens, read ahead, then converted in batches or streamed."""
+) -> Iterator[Clip[Part] | UnreadableError]:
+    """Sounds or tokens, read ahead, then converted in batches of equal shapes or, long ones, streamed."""
 
-    def read_item(item: Any) -> Ready | Failed:
+    def read_item(item: Any) -> Clip[Any] | UnreadableError:
         try:
             return read(item)
         except InputError as error:
-            return Failed(item.key, str(error))
+            return UnreadableError(item.key, error)
 
-    def group(item: Ready | Failed) -> Hashable:
-        return None if isinstance(item, Failed) else item.group
+    def group(clip: Clip[Any] | UnreadableError) -> Hashable:
+        if isinstance(clip, UnreadableError) or clip.header.duration_s > LONG_S:
+            return None
+        return tuple((part.codes if isinstance(part, Segment) else part).shape for part in clip.parts)
 
     for batch in batches(prefetch(read_item, items, WORKERS + batch_size), group, batch_size):
         first = batch[0]
-        if isinstance(first, Failed):
+        if isinstance(first, UnreadableError):  # it comes alone, and so does a long clip
             yield first
-        elif first.group is None:
-            yield Clip(first.key, first.header, _readable(stream(first.header, first.data)))
+        elif first.header.duration_s > LONG_S:
+            yield first._replace(parts=_readable(first.key, stream(first)))
         else:
-            ready = cast("list[Ready]", batch)  # what failed comes alone
-            for clip, parts in zip(ready, convert(ready), strict=True):
-                yield Clip(clip.key, clip.header, parts)
+            clips = [clip for clip in batch if isinstance(clip, Clip)]
+            for clip, parts in zip(clips, convert(clips), strict=True):
+                yield clip._replace(parts=parts)
 
 
-def _readable(parts: Iterable[Part]) -> Iterator[Part]:
+def _readable(key: str, parts: Iterable[Part]) -> Iterator[Part]:
     """The parts of a clip that is read while it is converted; an InputError is of this clip alone."""
     try:
         yield from parts
     except InputError as error:
-        raise UnreadableError(str(error)) from error
+        raise UnreadableError(key, error) from error
 
 
 def check_codec(codec: SegmentedCodec, header: TokenHeader, name: str) -> None:
     """Codes mean something only to the encoder and codebooks that made them; InputError for any other codec."""
-    if header.identity and header.identity != codec.identity:  # formats of others do not carry one
+    ours = codec.header
+    if header.identity and header.identity != ours.identity:  # formats of others do not carry one
         raise InputError(
-            f"{name}: made by codec {header.codec} ({header.identity}); "
-            f"this is {codec.name} ({codec.identity}): give the right one with --codec"
+            f"{name}: made by codec {header.named_codec}; this is {ours.named_codec}: give the right one with --codec"
         )
-    for size in SIZES:
-        if getattr(header, size) != getattr(codec, size):
-            raise InputError(
-                f"{name}: {size} is {getattr(header, size)}, the codec's is {getattr(codec, size)}"
-            )
-    if header.num_codebooks > codec.num_codebooks:
-        raise InputError(f"{name}: {header.num_codebooks} codebooks, the codec has {codec.num_codebooks}")
+    for key, value in vars(ours).items():
+        if key not in CLIP_KEYS and getattr(header, key) != value:
+            raise InputError(f"{name}: {key} is {getattr(header, key)}, the codec's is {value}")
+    if header.num_codebooks > ours.num_codebooks:
+        raise InputError(f"{name}: {header.num_codebooks} codebooks, the codec has {ours.num_codebooks}")
 
 
-def header_for(
-    codec: SegmentedCodec,
-    num_codebooks: int,
-    num_samples: int,
-    source_sample_rate: int | None = None,
-    source_num_samples: int | None = None,
-) -> TokenHeader:
-    """The header of codes that this codec makes of a clip."""
-    return TokenHeader(
-        codec=codec.name,
-        identity=codec.identity,
-        num_samples=num_samples,
-        num_codebooks=num_codebooks,
-        source_sample_rate=source_sample_rate,
-        source_num_samples=source_num_samples,
-        **{name: getattr(codec, name) for name in SIZES},
-    )
-
-
-def _read_sound(
-    codec: SegmentedCodec, num_codebooks: int, sound: Sound
-) -> tuple[TokenHeader, Tensor | Iterable[Tensor]]:
-    """The header of the codes to come, and the samples [C, N] or, of a long sound, blocks of them [C, n]."""
-    rate, channels, samples = codec.sample_rate, codec.channels, None
+def _read_sound(header: TokenHeader, sound: Sound) -> Clip[Tensor]:
+    """Its samples [C, N] in one part or, of a long sound, in blocks [C, n]; header: the codec's."""
+    rate, channels, samples = header.sample_rate, header.channels, None
     if sound.render is not None:
         samples = audio.convert_channels(sound.render(rate), channels)
-        source_rate, num_samples = rate, samples.shape[-1]
-        source_num_samples = num_samples
+        source_rate, source_num_samples = rate, samples.shape[-1]
     else:
         info = audio.info(sound.path)
         source_rate, source_num_samples = info.sample_rate, info.num_frames
-        num_samples = audio.resampled_length(source_num_samples, source_rate, rate)
         is_part = sound.start_s > 0 or sound.duration_s is not None
         if is_part or info.duration_s <= LONG_S:
             samples, _ = audio.load(sound.path, rate, channels, sound.start_s, sound.duration_s)
-            if is_part:
-                num_samples = samples.shape[-1]
-                source_num_samples = min(source_num_samples, num_samples * source_rate // rate)
-    header = header_for(codec, num_codebooks, num_samples, source_rate, source_num_samples)
+            source_num_samples = min(source_num_samples, samples.shape[-1] * source_rate // rate)  # of a part
     if samples is None:
-        return header, audio.stream(sound.path, rate, channels, BLOCK_S)
-    return header, samples.split(round(BLOCK_S * rate), dim=-1) if header.duration_s > LONG_S else samples
+        num_samples = audio.resampled_length(source_num_samples, source_rate, rate)
+        parts: Iterable[Tensor] = audio.stream(sound.path, rate, channels, BLOCK_S)
+    else:
+        num_samples = samples.shape[-1]
+        parts = samples.split(round(BLOCK_S * rate) if num_samples > LONG_S * rate else num_samples, dim=-1)
+    header = replace(
+        header,
+        num_samples=num_samples,
+        source_sample_rate=source_rate,
+        source_num_samples=source_num_samples,
+    )
+    return Clip(sound.key, header, parts)
 
 
-def _watch(verb: str, blocks: Iterable[Tensor], sample_rate: int, duration_s: float) -> Iterator[Tensor]:
+def _watch(verb: str, blocks: Iterable[Tensor], header: TokenHeader) -> Iterator[Tensor]:
     """Pass on the audio blocks [C, n] of a long clip, which gets a bar of its own."""
-    with tqdm(total=round(duration_s), unit="s", desc=verb, disable=None, leave=False) as bar:
+    with tqdm(total=round(header.duration_s), unit="s", desc=verb, disable=None, leave=False) as bar:
         num_samples = 0
         for block in blocks:
             yield block
             num_samples += block.shape[-1]
-            bar.update(round(num_samples / sample_rate) - bar.n)
+            bar.update(round(num_samples / header.sample_rate) - bar.n)
 
 
 def _row(segment: Segment, row: int) -> Segment:

@@ -100,7 +100,7 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Report:
     device = choose_device(evaluation.device)
     codecs = open_codecs(evaluation.codecs, device)
     embedders = [load_embedder(spec, device) for spec in evaluation.embedders]
-    rate = evaluation.sample_rate or min(codec.sample_rate for codec in codecs.values())
+    rate = evaluation.sample_rate or min(codec.header.sample_rate for codec in codecs.values())
     originals = coding.Originals(choose_clips(evaluation), rate)
     warnings, note = scores.once(warn)
     if constant := originals.check():
@@ -315,7 +315,7 @@ def notes_of(
     notes += notes_on("clips", n=n, evaluation=evaluation, where=where, chosen=chosen, rate=rate)
     for name, codec in codecs.items():
         identity = checkpoint.identity(codec.codec.state_dict())
-        notes += notes_on("weights", name=name, identity=identity, codec=codec)
+        notes += notes_on("weights", name=name, identity=identity, codec=codec.header)
     if levels:
         found = [
             f"{asked:g} asked, {kbps:.2f} found at level {level:.4f}"

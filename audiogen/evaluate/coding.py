@@ -20,7 +20,6 @@ from torch import Tensor
 
 from audiogen.audio import resample
 from audiogen.codec.segmented import SegmentedCodec
-from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.data.dataset import AudioDataset
 from audiogen.data.manifest import Clip
 from audiogen.errors import InputError
@@ -88,23 +87,22 @@ class System(NamedTuple):
 
 def codec_systems(name: str, codec: SegmentedCodec) -> list[System]:
     """A codec at every number of codebooks."""
-    device = codec.device
+    device, header = codec.device, codec.header
 
-    def system(count: int) -> System:
+    def system(count: int, kbps: float) -> System:
         def code(wave: Tensor) -> tuple[Tensor, dict[str, Any]]:
             sound = wave[None].to(device)
             segments, encode_s = timed(lambda: list(codec.encode_stream([sound], count)), device)
             blocks, decode_s = timed(lambda: list(codec.decode_stream(segments, sound.shape[-1])), device)
             codes = torch.cat([segment.codes for segment in segments], -1)  # [1, K, T]
-            counts = count_codes(codes, codec.codebook_size)
+            counts = count_codes(codes, header.codebook_size)
             measured = {"encode_s": encode_s, "decode_s": decode_s, "counts": counts}
             return torch.cat(blocks, -1)[0].cpu(), measured
 
         title = f"{name}, {count} codebook{'s' if count > 1 else ''}"
-        kbps = bandwidth_kbps(codec, count)
-        return System(name, title, codec.sample_rate, codec.channels, code, count, kbps, codec.frame_rate)
+        return System(name, title, header.sample_rate, header.channels, code, count, kbps, header.frame_rate)
 
-    return [system(count) for count in range(1, codec.num_codebooks + 1)]
+    return [system(count, kbps) for count, kbps in enumerate(codec.bandwidths_kbps, 1)]
 
 
 def opus_system(wanted_kbps: float, level: float, sample_rate: int) -> System:

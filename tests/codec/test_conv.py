@@ -10,7 +10,6 @@ from audiogen.codec.conv import (
     pad,
     plain_weights,
 )
-from audiogen.errors import InputError
 
 
 def influences(layer: torch.nn.Module, x: torch.Tensor, position: int) -> list[int]:
@@ -116,15 +115,6 @@ def test_the_norm_of_a_transposed_convolution_hears_what_is_trimmed():
     x = torch.randn(1, 2, 4)
     whole = torch.nn.functional.group_norm(layer.convtr(x), 1)
     torch.testing.assert_close(layer(x), whole[..., 3:-2])
-
-
-def test_group_norm_refuses_state_as_it_is_over_all_of_a_sound():
-    for layer in (
-        PaddedConv1d(2, 2, 3, causal=True, norm="group"),
-        PaddedConvTranspose1d(2, 2, 4, 2, causal=True, norm="group"),
-    ):
-        with pytest.raises(InputError, match="group norm"):
-            layer(torch.randn(1, 2, 9), {})
 
 
 def test_without_a_norm_a_layer_has_the_tensors_it_always_had():

@@ -29,7 +29,7 @@ def make_header(model: str, num_samples: int, num_codebooks: int) -> TokenHeader
 
 def segment_frames(model: str, num_samples: int) -> list[int]:
     header = make_header(model, num_samples, 1)
-    return [header.segment_frames(index) for index in range(header.num_segments)]
+    return list(header.segment_frames())
 
 
 def make_segments(model: str, num_samples: int, num_codebooks: int) -> list[Segment]:

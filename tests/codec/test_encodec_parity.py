@@ -11,8 +11,6 @@ from torch import Tensor
 
 from audiogen.codec import ecdc
 from audiogen.codec.segmented import SegmentedCodec, in_segments
-from audiogen.codec.tokens import bandwidth_kbps
-from audiogen.codec.transcode import header_for
 from audiogen.interfaces import Segment
 from audiogen.models.build import load_codec
 from tests import encodec_package
@@ -35,7 +33,7 @@ class Case(NamedTuple):
     def segments(self, sound: int, bandwidth: int) -> list[Segment]:
         start, indices = (
             f"{sound}.{bandwidth}.",
-            range(len(self.codec.segment_frames(LENGTHS[self.name][sound]))),
+            range(replace(self.codec.header, num_samples=LENGTHS[self.name][sound]).num_segments),
         )
         scales = [self.theirs.get(f"scale{start}{index}") for index in indices]
         return [
@@ -56,10 +54,10 @@ each_sound = pytest.mark.parametrize(("sound", "bandwidth"), [(0, 0), (1, 0), (1
 
 
 def test_what_the_file_does_not_say_is_filled_in(case: Case) -> None:
-    assert ecdc.model_name(header_for(case.codec, case.codec.num_codebooks, 1)) == case.name
+    assert ecdc.model_name(case.codec.header) == case.name
     codebooks = [case.segments(1, bandwidth)[0].codes.shape[1] for bandwidth in range(2)]
-    assert [bandwidth_kbps(case.codec, num) for num in codebooks] == list(BANDWIDTHS_KBPS)
-    assert getattr(case.codec.codec, "causal", None) == (case.name == "encodec_24khz")
+    assert [case.codec.bandwidths_kbps[num - 1] for num in codebooks] == list(BANDWIDTHS_KBPS)
+    assert getattr(case.codec.codec, "stateful", None) == (case.name == "encodec_24khz")
 
 
 @each_sound

@@ -15,7 +15,6 @@ import torch
 from audiogen.codec import tokens
 from audiogen.codec.tokens import (
     TokenHeader,
-    bandwidth_kbps,
     pack,
     read_header,
     read_tokens,
@@ -75,7 +74,7 @@ def test_codes_take_ceil_log2_bits_each(tmp_path: Path) -> None:
     num_bytes = 3 * 1000 * 10 // 8  # V = 1000 needs 10 bits
     assert header.num_bytes == num_bytes
     assert num_bytes < (tmp_path / "a.agtok").stat().st_size < num_bytes + 400
-    assert bandwidth_kbps(header, 3) == pytest.approx(50 * 3 * 10 / 1000)
+    assert header.bandwidth_kbps == pytest.approx(50 * 3 * 10 / 1000)
 
 
 def test_bit_order_is_frame_after_frame_and_lowest_bit_first() -> None:

@@ -17,7 +17,6 @@ from audiogen.codec.losses import mel_distance
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.segmented import in_segments
 from audiogen.codec.spectral import SpectralConfig
-from audiogen.codec.tokens import bandwidth_kbps
 from audiogen.data.manifest import read_manifest, select
 from audiogen.errors import InputError
 from audiogen.evaluate import reconstruction
@@ -355,9 +354,7 @@ def test_real_recordings_through_the_bundled_codec(shared: Path, tmp_path: Path)
     run(settings)
     rows = json.loads((tmp_path / "a" / "report.json").read_text())["rows"]
     codec = load_codec("codec_tiny")
-    assert [row["kbps"] for row in rows[1:]] == pytest.approx(
-        [bandwidth_kbps(codec, count) for count in range(1, codec.num_codebooks + 1)]
-    )
+    assert [row["kbps"] for row in rows[1:]] == pytest.approx(in_segments(codec).bandwidths_kbps)
     distances = [row["mel"]["value"] for row in rows[1:]]
     assert distances == sorted(distances, reverse=True) and distances[-1] < 0.9
     assert all(row["carried"]["value"] <= row["kbps"] for row in rows[1:])

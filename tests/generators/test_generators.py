@@ -172,7 +172,7 @@ def test_continuation_begins_with_the_clip_as_the_codec_renders_it(model: AudioG
         clip, 8000, ["a dog barks", "rain"], 0.3, sampling=Sampling(temperature=0.0)
     )
     assert sounds.shape == (2, 1, 2400)
-    context = model.codec.context_frames * 80
+    context = model.codec.lookahead_frames * 80
     kept = max(0, 960 - context)
     rendered = model.codec.decode(codes)[0, :, :kept]
     for sound in sounds:
