@@ -50,21 +50,18 @@ class MelAutoencoderConfig:
         check_ranges(self)
         if not self.channels or any(width % self.norm_groups for width in self.channels):
             raise InputError(f"channels {self.channels} must be multiples of norm_groups, {self.norm_groups}")
-        if self.vocoder is None and 2 * self.mel.hop_length > self.mel.n_fft:
+        hop_length, num_mels = self.mel.hop_length, self.mel.num_mels
+        made = None if self.vocoder is None else self.vocoder.hop_length
+        if made is None and 2 * hop_length > self.mel.n_fft:
             raise InputError(
-                f"mel.hop_length is {self.mel.hop_length}; Griffin-Lim (vocoder: null) needs at most half of "
-                f"mel.n_fft ({self.mel.n_fft})"
+                f"mel.hop_length is {hop_length}; Griffin-Lim (vocoder: null) needs n_fft / 2 or less"
             )
-        if self.vocoder is not None and self.vocoder.hop_length != self.mel.hop_length:
+        if made not in (None, hop_length):
             raise InputError(
-                f"vocoder.rates {self.vocoder.rates} make {self.vocoder.hop_length} samples of a frame, but "
-                f"mel.hop_length is {self.mel.hop_length}; they must be equal"
+                f"vocoder.rates make {made} samples of a frame, but mel.hop_length is {hop_length}"
             )
-        if self.mel.num_mels % self.reduction:
-            raise InputError(
-                f"mel.num_mels is {self.mel.num_mels}; it is halved {len(self.channels) - 1} times, so it must be a "
-                f"multiple of {self.reduction}"
-            )
+        if num_mels % self.reduction:
+            raise InputError(f"mel.num_mels is {num_mels}; the levels need a multiple of {self.reduction}")
 
     @property
     def reduction(self) -> int:
@@ -93,9 +90,7 @@ class WaveformAutoencoderConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if len(self.multiples) != len(self.strides) or not self.strides:
-            raise InputError(
-                f"multiples {self.multiples}, strides {self.strides}: one of each is needed a level"
-            )
+            raise InputError(f"multiples {self.multiples}, strides {self.strides}: a level needs one of each")
         if self.bands != 1 and self.bands % 2:
             raise InputError(f"bands is {self.bands}; it must be 1 (samples) or an even number of MDCT bands")
         if any(stride % 2 for stride in self.strides):  # decoding would not give a multiple of their product
@@ -156,9 +151,7 @@ class LatentAutoencoder(nn.Module):
         """Set the scale so that these latents, as `encode` gave them, get unit variance; returns it."""
         spread = float(latents.float().std())
         if not (spread > 0 and math.isfinite(spread)):
-            raise InputError(
-                f"latents with a standard deviation of {spread:g} have no scale: check the sound"
-            )
+            raise InputError(f"latents have a standard deviation of {spread:g}: check the sound")
         self.scale_factor.div_(spread)
         return float(self.scale_factor)
 

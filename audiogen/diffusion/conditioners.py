@@ -78,12 +78,10 @@ class ConditionerConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        for key, pieces, allowed in (
-            ("cross", [piece for stream in self.cross for piece in stream], TOKEN_PIECES),
-            ("vector", list(self.vector), VECTOR_PIECES),
-        ):
-            if wrong := [piece for piece in pieces if piece not in allowed]:
-                raise InputError(f"conditioner.{key} names {wrong[0]!r}; allowed: {', '.join(allowed)}")
+        cross = [piece for stream in self.cross for piece in stream]
+        for key, pieces, allowed in (("cross", cross, TOKEN_PIECES), ("vector", self.vector, VECTOR_PIECES)):
+            if wrong := set(pieces) - set(allowed):
+                raise InputError(f"conditioner.{key} names {min(wrong)!r}; allowed: {', '.join(allowed)}")
         if not self.uses or not all(self.cross):
             raise InputError("conditioner.cross and .vector name nothing, or an empty stream; see recipes")
         for key, needed in (
@@ -176,10 +174,7 @@ class Conditioner(nn.Module):
         self.loa = None if config.loa is None else LoaGenerator(config.loa)
 
     def inputs(
-        self,
-        texts: Sequence[str | None],
-        seconds: Tensor | None = None,
-        device: torch.device | str = "cpu",
+        self, texts: Sequence[str | None], seconds: Tensor | None = None, device: torch.device | str = "cpu"
     ) -> ConditionerInputs:
         """Features of B texts, on `device`; seconds [B] from the start of a sound, for the systems that have them."""
         uses, clap = self.config.uses, None

@@ -52,9 +52,7 @@ class AudioUNetConfig:
         check_ranges(self)
         _check_levels(self)
         if not 1 <= len(self.layers) <= MOST_LAYERS or len(self.cross_dims) > 2:
-            raise InputError(
-                f"layers {self.layers}: 1 to {MOST_LAYERS} are allowed, null or one of two widths"
-            )
+            raise InputError(f"layers {self.layers}: 1 to {MOST_LAYERS} are needed, null or one of 2 widths")
 
     @property
     def streams(self) -> dict[int, int]:

@@ -40,10 +40,9 @@ class MelConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.hop_length > self.n_fft or (self.n_fft - self.hop_length) % 2:
+        if self.hop_length > self.n_fft or (self.n_fft - self.hop_length) % 2:  # both ends are padded alike
             raise InputError(
-                f"mel.hop_length is {self.hop_length}; it must be between 1 and mel.n_fft ({self.n_fft}), and an even "
-                "number below it, so that both ends are padded alike"
+                f"mel.hop_length is {self.hop_length}; n_fft, {self.n_fft}, less an even number is needed"
             )
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise InputError(
@@ -88,18 +87,13 @@ class VocoderConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if len(self.rates) != len(self.kernels) or not self.rates:
-            raise InputError(
-                f"vocoder.rates {self.rates}, kernels {self.kernels}: one of each is needed a stage"
-            )
+            raise InputError(f"vocoder.rates {self.rates}, kernels {self.kernels}: a stage needs one of each")
         if any(kernel < rate for rate, kernel in zip(self.rates, self.kernels, strict=True)):
             raise InputError(f"vocoder.kernels {self.kernels}: each must be at least its rate {self.rates}")
         if len(self.resblock_kernels) != len(self.resblock_dilations):
             raise InputError("vocoder.resblock_kernels and vocoder.resblock_dilations must be as many")
         if self.channels % 2 ** len(self.rates):
-            raise InputError(
-                f"vocoder.channels is {self.channels}; it is halved {len(self.rates)} times, so it must be a multiple "
-                f"of {2 ** len(self.rates)}"
-            )
+            raise InputError(f"vocoder.channels {self.channels} must be a multiple of {2 ** len(self.rates)}")
 
     @property
     def hop_length(self) -> int:
