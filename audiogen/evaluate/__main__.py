@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command -> its exit status: 1 where a system failed and the others finished."""
+    """Run one command, print its table and where the rest is -> 1 where a system failed and the others finished."""
     settings = parse(argv)
     words = sys.argv[1:] if argv is None else argv
     settings["command"] = shlex.join(["python", "-m", "audiogen.evaluate", *words])
@@ -57,11 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings[name] = read_list(f"--{name.removesuffix('_kbps')}", settings[name], LISTS[name])
     for name in {"codecs", "models", "embedders"} & settings.keys():
         settings[name] = tuple(settings[name])
-    return run(settings.pop("name"), settings)
-
-
-def run(name: str, settings: Mapping[str, Any]) -> int:
-    """Run a command, print its table and where the rest is -> 1 where a system failed and the others finished."""
     from audiogen.evaluate import codecs, compare, files, systems  # here: they import torch
 
     commands: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -69,7 +64,7 @@ def run(name: str, settings: Mapping[str, Any]) -> int:
         "compare": (systems.Comparison, compare.run),
         "files": (files.FilesEvaluation, files.run),
     }
-    make_settings, evaluate = commands[name]
+    make_settings, evaluate = commands[settings.pop("name")]
     evaluation = make_settings(**settings)
     check_out(evaluation.out)
     try:

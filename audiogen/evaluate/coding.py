@@ -27,6 +27,7 @@ from audiogen.evaluate.reconstruction import LONGEST_WINDOW, count_codes
 
 T = TypeVar("T")
 
+CPU = torch.device("cpu")
 CACHE_MB = 512  # of decoded originals, for each sample rate
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)  # that Opus takes, Hz
 LOWEST_KBPS, HIGHEST_KBPS = 6.0, 256.0  # a channel, at compression levels 1 and 0
@@ -107,18 +108,17 @@ def codec_systems(name: str, codec: SegmentedCodec) -> list[System]:
 
 def opus_system(wanted_kbps: float, level: float, sample_rate: int) -> System:
     """Opus at a compression level."""
-    cpu = torch.device("cpu")
 
     def code(wave: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        file, encode_s = timed(lambda: encode_opus(wave, sample_rate, level), cpu)
-        decoded, decode_s = timed(lambda: decode_opus(file, sample_rate, wave.shape[-1]), cpu)
+        file, encode_s = timed(lambda: encode_opus(wave, sample_rate, level))
+        decoded, decode_s = timed(lambda: decode_opus(file, sample_rate, wave.shape[-1]))
         sizes = {"file_bytes": len(file), "packet_bytes": payload_bytes(file)}
         return decoded, {"encode_s": encode_s, "decode_s": decode_s} | sizes
 
     return System("Opus", f"Opus, {wanted_kbps:g} kbps", sample_rate, 1, code)
 
 
-def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
+def timed(function: Callable[[], T], device: torch.device = CPU) -> tuple[T, float]:
     """The result and the wall seconds it took, a GPU's queue included."""
     began = time.perf_counter()
     result = function()

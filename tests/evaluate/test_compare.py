@@ -465,7 +465,7 @@ def test_bad_data_is_said_before_anything_is_generated(comparison: Comparison, t
     deaf = f"tagger:{tmp_path / 'deaf'}"
 
     for change, said in (
-        ({"data": tmp_path / "absent.jsonl"}, "no such manifest"),
+        ({"data": tmp_path / "absent.jsonl"}, "cannot be read"),
         ({"where": {"fold": ("7",)}}, "no clip has the value '7'"),
         ({"num_clips": 19}, "--num-clips is 19"),
         ({"embedders": ("clap",)}, "no embedder is called 'clap'"),

@@ -70,7 +70,7 @@ def test_a_comparison(run, labelled: Path, tiny_tagger: str, tiny_model: Path, t
 def test_released_models_are_compared_too(run, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "musicgen"}))
     status, _, err = run("compare", "--model", tmp_path, "--data", "absent.jsonl")
-    assert status == 2 and len(err) == 1 and "absent.jsonl: no such manifest" in err[0]
+    assert status == 2 and len(err) == 1 and "absent.jsonl: cannot be read" in err[0]
 
 
 def test_codecs(run, labelled: Path, tiny_tagger: str, tiny_model: Path) -> None:
@@ -88,7 +88,7 @@ def test_codecs(run, labelled: Path, tiny_tagger: str, tiny_model: Path) -> None
     [
         ("files --reference . --generated absent", "no sound files"),
         ("compare --model lm_tinny --data absent.jsonl", "neither a directory nor a bundled model"),
-        ("compare --model lm_tiny --data absent.jsonl", "no such manifest"),
+        ("compare --model lm_tiny --data absent.jsonl", "cannot be read"),
         ("compare --model lm_tiny --data a.jsonl --seeds 0,x", "--seeds 0,x: give int values"),
         ("compare --model lm_tiny --data a.jsonl --where fold", "--where fold: give a field and its values"),
         ("compare --model lm_tiny --data a.jsonl --budget-s 1 --steps 2", "exclude each other"),
