@@ -260,10 +260,7 @@ def render_page(report: Report) -> str:
         for prompt in dict.fromkeys(sound.prompt for sound in report.sounds):
             takes = "\n".join(_figure(sound) for sound in report.sounds if sound.prompt == prompt)
             articles.append(f'<article><h3>{escape(prompt)}</h3><div class="takes">{takes}</div></article>')
-        key = (
-            "Spectrograms: mel scale from 0 to half the sample rate, one scale of levels for all "
-            f"({LEVELS_DB[1] - LEVELS_DB[0]:.0f} dB). Sounds are mono Ogg Vorbis copies, at most {LONGEST_S:.0f} s."
-        )
+        key = "".join(notes_on("listen", span_db=LEVELS_DB[1] - LEVELS_DB[0], longest_s=LONGEST_S))
         sections.append(f'<section><h2>Listen</h2><p class="key">{key}</p>{chr(10).join(articles)}</section>')
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     return string.Template(template).substitute(
