@@ -94,6 +94,10 @@ class Codec(Protocol):
         """
         ...
 
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Let it compute in this number type from now on, for inference only; InputError where it has not that."""
+        ...
+
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Its weights, frozen; their device is where audio and codes must be."""
         ...

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from audiogen.codec.model import check_audio, check_codebooks, check_codes
 from audiogen.config import Range, check_ranges
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
 
 Size = Annotated[int, Range(1, 1 << 18)]  # a product of three does not overflow 64 bits
 
@@ -74,6 +73,17 @@ class DacCodec(nn.Module):
         """Stays in evaluation mode: in training its quantiser leaves out codebooks at random."""
         return super().train(False)
 
+    def freeze(self, dtype: torch.dtype) -> None:
+        """As `interfaces.Codec`: it is frozen, and has float32 alone."""
+        if dtype != torch.float32:
+            raise InputError(
+                f"codec {self.name or 'given'} does not compute in {str(dtype)[6:]}: a DAC has float32 alone"
+            )
+
+    def meaning(self) -> dict[str, Tensor]:
+        """The weights that its codes depend on: all but the decoder's."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("decoder.")}
+
     @property
     def frame_rate(self) -> float:
         """Frames a second, Hz."""
@@ -125,8 +135,3 @@ def _reach(stack: nn.Module, step: int) -> int:
             samples += 2 * step  # a kernel is two strides long
             step //= layer.stride[0]
     return samples
-
-
-def identity(codec: DacCodec) -> str:
-    """16 hex digits over all weights that the codes depend on: all but the decoder's."""
-    return checkpoint.identity({k: v for k, v in codec.state_dict().items() if not k.startswith("decoder.")})

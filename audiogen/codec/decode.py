@@ -20,7 +20,7 @@ from audiogen.data.shards import ShardReader, is_shard_directory
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.interfaces import Segment
-from audiogen.models.build import freeze, load_codec
+from audiogen.models.build import load_codec
 
 SOUNDS = {name: f".{name}" for name in audio.SAVE_FORMATS}  # the suffix of each format
 
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"{existing[0]} exists{more}; choose another --out, or replace with --overwrite")
     device, dtype = choose_device(arguments.device), getattr(torch, arguments.dtype)
     codec = load_codec_of(clips, arguments.codec, device)
-    freeze(codec.codec, dtype)
+    codec.codec.freeze(dtype)
     target_of = {clip.key: target for clip, target in zip(clips, targets, strict=True)}
     with report("decoded", len(clips)) as counts:
         original = arguments.original_rate

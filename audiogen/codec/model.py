@@ -223,6 +223,14 @@ class Codec(nn.Module):
             pack(stack, None)
         self.packed, self.dtype = set(), None
 
+    def meaning(self) -> dict[str, Tensor]:
+        """The weights that its codes depend on: the encoder's and the codewords (plain weights: no weight norm)."""
+        state = self.state_dict().items()
+        kept = {k: v for k, v in state if k.startswith("encoder.") or k.endswith(".codewords")}
+        if self.config.dual_mono:  # the same weights, and codes of two channels
+            kept["dual_mono"] = torch.tensor(True)
+        return kept
+
     @property
     def frame_rate(self) -> float:
         """Frames a second, Hz."""

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from audiogen.codec import dac
 from audiogen.codec.dac import DacCodec, DacSizes
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.segmented import SegmentedCodec, as_configured
@@ -78,10 +77,9 @@ def load_codec(
     parts, name = _read(found), found.name if hub.is_hub_id(found.name) else _name_of(found)
     if dual_mono:
         parts = parts._replace(config=_as_dual_mono(parts.config, name))
-    codec: AnyCodec = _build(parts).to(device)
-    codec.name = name
-    codec.identity = identity(codec)
-    freeze(codec, dtype)
+    codec = _build(parts).to(device)
+    codec.name, codec.identity = name, checkpoint.identity(codec.meaning())
+    codec.freeze(dtype)
     return as_configured(codec) if isinstance(codec, Codec) else codec
 
 
@@ -130,28 +128,6 @@ def _name_of(found: Found) -> str:
     if path.is_dir():
         return path.name
     return path.parent.name if path.name == CODEC_FILE else path.stem
-
-
-def identity(codec: AnyCodec) -> str:
-    """16 hex digits over the encoder's weights and the codewords (plain weights: no weight norm)."""
-    if isinstance(codec, DacCodec):
-        return dac.identity(codec)
-    kept = {
-        k: v for k, v in codec.state_dict().items() if k.startswith("encoder.") or k.endswith(".codewords")
-    }
-    if isinstance(codec, Codec) and codec.config.dual_mono:  # the same weights, and codes of two channels
-        kept["dual_mono"] = torch.tensor(True)
-    return checkpoint.identity(kept)
-
-
-def freeze(codec: AnyCodec, dtype: torch.dtype) -> None:
-    """Let a codec compute in `dtype` from now on: `Codec.freeze`; a DAC has float32 alone."""
-    if isinstance(codec, Codec):
-        codec.freeze(dtype)
-    elif dtype != torch.float32:
-        raise InputError(
-            f"codec {codec.name or 'given'} does not compute in {str(dtype)[6:]}: a DAC has float32 alone"
-        )
 
 
 def _as_dual_mono(config: CodecConfig | DacSizes, name: str) -> CodecConfig:

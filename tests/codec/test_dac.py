@@ -12,10 +12,11 @@ from transformers import DacConfig, DacModel
 from audiogen import audio
 from audiogen.codec import stream
 from audiogen.codec.__main__ import main
-from audiogen.codec.dac import DacCodec, DacSizes, identity
+from audiogen.codec.dac import DacCodec, DacSizes
 from audiogen.codec.tokens import read_tokens
 from audiogen.data.shards import ShardReader
 from audiogen.errors import InputError, run_command
+from audiogen.files import checkpoint
 from audiogen.models.build import load_codec, load_lm
 from audiogen.models.own import save_codec
 from audiogen.train.__main__ import main as train
@@ -109,13 +110,13 @@ def test_it_does_not_train(tmp_path: Path) -> None:
 def test_identity_is_what_the_codes_mean(tmp_path: Path) -> None:
     make(tmp_path, SHAPES["odd"])
     codec = load_codec(tmp_path)
-    assert codec.identity == identity(codec) and len(codec.identity) == 16
+    assert codec.identity == checkpoint.identity(codec.meaning()) and len(codec.identity) == 16
     for part, changes in (("decoder", False), ("encoder", True), ("quantizer", True)):
         other = load_codec(tmp_path)
         parameter = next(iter(other.get_submodule(part).parameters()))
         with torch.no_grad():
             parameter[0] += 1
-        assert (identity(other) != codec.identity) == changes
+        assert (checkpoint.identity(other.meaning()) != codec.identity) == changes
 
 
 def test_it_is_loaded_by_its_directory_and_saved_as_ours(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.codec.stream import decode_live, encode_stream
 from audiogen.errors import InputError
-from audiogen.models.build import freeze, load_codec
+from audiogen.models.build import load_codec
 from audiogen.models.own import save_codec
 
 CPU = torch.device("cpu")
@@ -174,7 +174,7 @@ def test_the_command_computes_in_bfloat16(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="codec spectral does not compute in bfloat16"):
         main(f"encode {tmp_path}/a.wav -o {tmp_path} --codec {tmp_path}/spectral --dtype bfloat16".split())
     with pytest.raises(InputError, match="codec spectral does not compute in bfloat16"):
-        freeze(load_codec(tmp_path / "spectral"), torch.bfloat16)
+        load_codec(tmp_path / "spectral").freeze(torch.bfloat16)
 
 
 def test_training_goes_on_with_the_plain_weights() -> None:
