@@ -25,8 +25,7 @@ def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
     # An adapter is added in float32 and rounded once.
     latent = found.kind == SYSTEM
     read_as = "float32" if args.adapter is not None or latent else args.dtype
-    packed = None if latent else False
-    model = load(found, "cpu", read_as, args.text_encoder, args.adapter, packed)
+    model = load(found, "cpu", read_as, args.text_encoder, args.adapter, packed=False)
     if not isinstance(model, AudioGen):
         if (args.to, args.dtype) != ("audiogen", "float32"):
             raise InputError(

@@ -190,7 +190,7 @@ def _loa_component(tensors: Mapping[str, Tensor], where: Path) -> Component:
     found = {name: tensor for name, tensor in stage.items() if name.startswith(LOA_PARTS)}
     masks = [name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))]  # of old GPT-2s
     rules = "audioldm.names_loa"
-    return Component("conditioner.loa", found, lambda name: source(name, rules), where, ignore=tuple(masks))
+    return Component("conditioner.loa", found, where, lambda name: source(name, rules), ignore=tuple(masks))
 
 
 # --------------------------------------------------------------------------------------------------- LAFMA

@@ -199,7 +199,7 @@ def _component(directory: Path, folder: str, part: str, released: bool) -> Compo
     free: tuple[str, ...] = _FREE
     if settings is not None and settings.contents.get("_class_name") == "UNet2DConditionModel":
         free += ("cross_attention_dim",)  # AudioLDM's: as wide as each level, which attends to itself
-    return Component(part, tensors, source, where, settings=settings, free=free)
+    return Component(part, tensors, where, source, settings=settings, free=free)
 
 
 def _owners(config: SystemConfig) -> list[str]:
@@ -215,7 +215,7 @@ def _owners(config: SystemConfig) -> list[str]:
 def _trained(directory: Path, config: SystemConfig) -> list[Component]:
     owners, folder = _owners(config), directory / EXTRA
     tensors = read_weights(weights_file(required(directory, EXTRA), *WEIGHTS)) if owners else {}
-    return [Component(f"conditioner.{owner}", under(tensors, f"{owner}."), str, folder) for owner in owners]
+    return [Component(f"conditioner.{owner}", under(tensors, f"{owner}."), folder) for owner in owners]
 
 
 def _class_of(part: Any) -> list[str]:

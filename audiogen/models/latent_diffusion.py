@@ -109,7 +109,7 @@ def unet_component(
         found = unet_name(name, config.num_res_blocks, len(config.layers), config.attention)
         return found.replace(".", "") if ema else found
 
-    return Component("denoiser.network", tensors, source, where)
+    return Component("denoiser.network", tensors, where, source)
 
 
 def autoencoder_components(
@@ -123,12 +123,12 @@ def autoencoder_components(
     bins, levels = config.mel.num_mels, len(config.channels)
     loss = tuple(name for name in vae if name.startswith("loss."))
     return [
-        Component("autoencoder.vae", vae, lambda name: vae_name(name, levels), where, ignore=loss),
+        Component("autoencoder.vae", vae, where, lambda name: vae_name(name, levels), ignore=loss),
         Component(
             "autoencoder.vocoder",
             vocoder,
-            lambda name: re.sub(r"^upsampler\.", "ups.", name),
             vocoder_where or where,
+            lambda name: re.sub(r"^upsampler\.", "ups.", name),
             own={"mean": torch.zeros(bins), "scale": torch.ones(bins)},
         ),
     ]
@@ -149,28 +149,24 @@ def unet_name(name: str, num_res_blocks: int, num_layers: int, attention: tuple[
     num_layers: attention layers at each place. attention: which levels attend. Their blocks are numbered through, a
     down- or upsampler counted in.
     """
-    stem, leaf = name.rsplit(".", 1)
-    outer, resnet = table("ldm.names_unet"), table("ldm.names_resnet")
-    if stem in outer:
-        return f"{outer[stem]}.{leaf}"
-    block, *rest = stem.split(".")
-    if block == "mid_block":
-        kind, index, tail = rest[0], int(rest[1]), ".".join(rest[2:])
-        if kind == "resnets":
-            return f"middle_block.{index * (num_layers + 1)}.{resnet[tail]}.{leaf}"
-        return f"middle_block.{1 + index}.{tail}.{leaf}"
-    level, kind, index, tail = int(rest[0]), rest[1], int(rest[2]), ".".join(rest[3:])
-    stride = num_res_blocks + 1
-    first, side = (1 + level * stride, "input") if block == "down_blocks" else (level * stride, "output")
-    if kind == "resnets":
-        return f"{side}_blocks.{first + index}.0.{resnet[tail]}.{leaf}"
-    if kind == "attentions":
-        place, layer = divmod(index, num_layers)
-        return f"{side}_blocks.{first + place}.{1 + layer}.{tail}.{leaf}"
-    if kind == "downsamplers":
-        return f"input_blocks.{first + num_res_blocks}.0.op.{leaf}"
-    attends = attention[len(attention) - 1 - level]
-    return f"output_blocks.{first + num_res_blocks}.{1 + num_layers * attends}.conv.{leaf}"
+    found = re.fullmatch(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(\w+)\.(\d+)\.(.+)\.(\w+)", name)
+    if found is None:
+        stem, _, leaf = name.rpartition(".")
+        return f"{table('ldm.names_unet')[stem]}.{leaf}"
+    side, kind, tail, leaf = found.group(1, 3, 5, 6)
+    level, index = int(found[2] or 0), int(found[4])
+    tail = table("ldm.names_resnet")[tail] if kind == "resnets" else "op" if kind == "downsamplers" else tail
+    if side == "mid":
+        place = index * (num_layers + 1) if kind == "resnets" else 1 + index
+        return f"middle_block.{place}.{tail}.{leaf}"
+    block, layer = {
+        "resnets": (index, 0),
+        "attentions": (index // num_layers, 1 + index % num_layers),
+        "downsamplers": (num_res_blocks, 0),
+        "upsamplers": (num_res_blocks, 1 + num_layers * attention[-1 - level]),
+    }[kind]
+    block += level * (num_res_blocks + 1) + (side == "down")  # after conv_in
+    return f"{'input' if side == 'down' else 'output'}_blocks.{block}.{layer}.{tail}.{leaf}"
 
 
 def vae_name(name: str, levels: int) -> Source:

@@ -46,21 +46,21 @@ def read_stable_audio(directory: Path) -> SystemParts:
         Component(
             "autoencoder.vae",
             under(tensors, "pretransform.model."),
-            lambda name: _oobleck_name(name, levels),
             path,
+            lambda name: _oobleck_name(name, levels),
         ),
         Component(
             "denoiser.network",
             under(tensors, "model.model."),
-            lambda name: source(name, "stable_audio.names_dit"),
             path,
+            lambda name: source(name, "stable_audio.names_dit"),
             ignore=("transformer.rotary_pos_emb.inv_freq",),  # follows from the head's width
         ),
         Component(
             "conditioner.seconds",
             numbers,
-            lambda name: source(name, "stable_audio.names_seconds"),
             path,
+            lambda name: source(name, "stable_audio.names_seconds"),
             ignore=tuple(name for name in numbers if name.startswith("prompt.model.")),  # T5, from the hub
         ),
     ]

@@ -37,8 +37,8 @@ class Component(NamedTuple):
 
     part: str
     tensors: Mapping[str, Tensor]
-    source: Callable[[str], str | Source]
     where: Path
+    source: Callable[[str], str | Source] = str
     own: Mapping[str, Tensor] | None = None
     ignore: tuple[str, ...] = ()
     settings: Settings | None = None

@@ -64,7 +64,6 @@ def read_tango(directory: Path) -> SystemParts:
     denoiser = Component(
         "denoiser.network",
         under(read_weights(directory / TANGO[0]), "unet."),
-        str,
         directory / TANGO[0],
         settings=unet_settings,
         free=("attention_head_dim",),
@@ -101,10 +100,10 @@ def read_tangoflux(directory: Path) -> SystemParts:
     window_s = settings.whole("audio_seq_len") * codec.hop_length / codec.sample_rate
     settings.done(table("tango.harmless"))
     components = [
-        Component("denoiser.network", under(tensors, "transformer."), str, path),
-        Component("conditioner.pooled", under(tensors, "fc.0."), str, path),
-        Component("conditioner.seconds", under(tensors, "duration_emebdder."), str, path),  # their spelling
-        Component("autoencoder.vae", vae, str, directory / TANGOFLUX[1]),
+        Component("denoiser.network", under(tensors, "transformer."), path),
+        Component("conditioner.pooled", under(tensors, "fc.0."), path),
+        Component("conditioner.seconds", under(tensors, "duration_emebdder."), path),  # their spelling
+        Component("autoencoder.vae", vae, directory / TANGOFLUX[1]),
     ]
     return SystemParts(config, components, directory, "tangoflux", window_s=window_s)
 
