@@ -192,6 +192,17 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        path: value
+        for key, item in node.items()
+        for path, value in flatten(item, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
 def to_yaml(value: Any) -> str:
     """A config as YAML text, in the order of its fields."""
     return OmegaConf.to_yaml(OmegaConf.create(to_plain(value)))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 def initialize(device: torch.device) -> None:
@@ -72,9 +73,7 @@ def first_process_first() -> Iterator[None]:
 
 def any_process(flag: bool) -> bool:
     """Whether the flag is up in any process: all leave a loop at the same step, or none does."""
-    if world() == 1:
-        return flag
-    return bool(all_reduce_sum(torch.tensor(int(flag), device=_device())).item())
+    return average_scalars({"flag": float(flag)})["flag"] > 0
 
 
 def average_scalars(scalars: Mapping[str, float]) -> dict[str, float]:
@@ -91,21 +90,15 @@ def _device() -> torch.device:
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace each gradient by its mean over processes, in one reduction per dtype.
+    """Replace each gradient by its mean over processes, in one reduction; all are of one dtype.
 
     A parameter without a gradient counts as zero, for another process may have used it.
     """
     if world() == 1:
         return
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    gradients = []
     for parameter in parameters:
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-    for gradients in by_dtype.values():
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= world()
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    vector_to_parameters(all_reduce_sum(parameters_to_vector(gradients)).div_(world()), gradients)

@@ -176,7 +176,7 @@ def lm_transformers(
 def codec_race(name: str, precision: str, device: torch.device, compiled: bool) -> Race:
     """CodecTask against a plain loop."""
     settings = [*CODECS[name], f"fit.precision={precision}", "fit.ema_decay=0"]
-    recipe: CodecRecipe = open_recipe(name, settings)[0]
+    recipe: CodecRecipe = open_recipe(name, settings)
     num_clips, rate = recipe.fit.batch_size, recipe.model.sample_rate
     audio = 0.1 * torch.randn(num_clips, 1, rate)
     keys = [str(row) for row in range(num_clips)]

@@ -78,7 +78,7 @@ def permutation(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator_for("order", seed, epoch))
 
 
-def prefetch(source: Any, keys: Iterable[int], workers: int) -> Generator[Any, None, None]:
+def prefetch(source: Any, keys: Iterable[Any], workers: int) -> Generator[Any, None, None]:
     """`source[key]` of each key in order, made ahead by worker processes, one thread each; 0 uses this process.
 
     Closing the generator, or leaving Python, ends the workers at once.
@@ -90,7 +90,7 @@ def prefetch(source: Any, keys: Iterable[int], workers: int) -> Generator[Any, N
     return made
 
 
-def _from_workers(source: Any, keys: Iterable[int], workers: int) -> Generator[Any, None, None]:
+def _from_workers(source: Any, keys: Iterable[Any], workers: int) -> Generator[Any, None, None]:
     made = iter(
         DataLoader(
             source,

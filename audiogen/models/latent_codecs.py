@@ -11,7 +11,7 @@ from torch import Tensor
 
 from audiogen import audio as audio_io
 from audiogen.codec.losses import mel_distance
-from audiogen.config import build, to_plain
+from audiogen.config import build, flatten, to_plain
 from audiogen.diffusion.autoencoders import (
     AutoencoderConfig,
     MelAutoencoder,
@@ -40,18 +40,13 @@ def differences(own: AutoencoderConfig, wanted: AutoencoderConfig) -> str:
     """In what an autoencoder differs from the one that a recipe describes, but for its scale: the first three."""
     if type(own) is not type(wanted):
         return f"it is a {kind_of(own)}"
-    found = _differences(to_plain(own), to_plain(wanted))
+    here, there = flatten(to_plain(wanted)), flatten(to_plain(own))
+    found = [
+        f"{key} is {there.get(key)} there and {value} here"
+        for key, value in here.items()
+        if there.get(key) != value and key != "scale_factor"
+    ]
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-
-
-def _differences(own: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in wanted:
-        if isinstance(own[key], dict) and isinstance(wanted[key], dict):
-            found += _differences(own[key], wanted[key], f"{key}.")
-        elif own[key] != wanted[key] and key != "scale_factor":
-            found.append(f"{prefix}{key} is {own[key]} there and {wanted[key]} here")
-    return found
 
 
 def save_autoencoder(directory: Path, autoencoder: Autoencoder, info: Mapping[str, Any]) -> None:

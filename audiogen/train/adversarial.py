@@ -44,7 +44,7 @@ class Adversary:
     ):
         self.discriminator = discriminator
         self.config, self.precision = config, fit.precision
-        self.optimizer = Optimizer([discriminator], optim, fit.steps)
+        self.optimizer = Optimizer(discriminator, optim, fit.steps)
 
     def learns(self, step: int) -> bool:
         """Whether the discriminator is updated at this step."""
@@ -79,7 +79,7 @@ class Adversary:
         """Update the discriminator, where it learns, with the gradients gathered -> `discriminator_...` scalars."""
         if not self.learns(step):
             return {}
-        metrics = self.optimizer.step(step, self.optimizer.clip())
+        metrics = self.optimizer.step(step)
         return {f"discriminator_{name}": value for name, value in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:

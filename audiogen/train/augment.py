@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 NOISE_BELOW = (2.0, 9.0)  # nats from the loudest bin down to the added noise: 17 to 78 dB
-NUM_COSINES = (
-    6  # of a smooth curve over the mel bins: a constant, a tilt, and bends down to a fifth of the range
-)
+# Of a smooth curve over the mel bins: a constant, a tilt, and bends down to a fifth of the range.
+NUM_COSINES = 6
 
 
 def roll(mel: Tensor, frames: Tensor, columns: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from audiogen.codec.discriminators import (
 )
 from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
 from audiogen.config import to_plain
-from audiogen.data.dataset import AudioDataset, open_data
+from audiogen.data.dataset import AudioDataset, Split, open_data
 from audiogen.data.seeds import seed_for
 from audiogen.diffusion.autoencoders import (
     MelAutoencoder,
@@ -33,11 +33,16 @@ from audiogen.diffusion.autoencoders import (
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import AudioBatch
-from audiogen.models import latent_codecs
-from audiogen.models.latent_codecs import Autoencoder, load_autoencoder, reconstruct, save_autoencoder
+from audiogen.models.latent_codecs import (
+    Autoencoder,
+    kind_of,
+    load_autoencoder,
+    reconstruct,
+    save_autoencoder,
+)
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.optim import OptimConfig
-from audiogen.train.task import SAMPLES, Prepared, Run, Totals, TrainingTask, means
+from audiogen.train.task import SAMPLES, Run, Task, means
 
 MEL_STRIDES = ((2, 2), (2, 2), (1, 1))  # (time, mel) of the layers that judge log-mels
 
@@ -99,25 +104,19 @@ class AutoencoderRecipe(Run):
         assert found is not None
         return found
 
+    @staticmethod
+    def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Run`; a vocoder that is trained stays that of the recipe."""
+        config = load_autoencoder(recipe["init_from"]).config
+        found = to_plain(config)
+        if recipe.get("trains") == "vocoder" and isinstance(config, MelAutoencoderConfig):
+            own = recipe.get("mel_autoencoder")
+            found["vocoder"] = own.get("vocoder") if isinstance(own, dict) else None
+        return {"mel_autoencoder": None, "waveform_autoencoder": None} | {kind_of(config): found}
 
-def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What init_from decides of a recipe that trains an autoencoder further, or a vocoder for it."""
-    config = load_autoencoder(recipe["init_from"]).config
-    found = to_plain(config)
-    if recipe.get("trains") == "vocoder" and isinstance(config, MelAutoencoderConfig):
-        own = recipe.get("mel_autoencoder")
-        found["vocoder"] = own.get("vocoder") if isinstance(own, dict) else None
-    return {"mel_autoencoder": None, "waveform_autoencoder": None} | {latent_codecs.kind_of(config): found}
-
-
-def prepare(recipe: AutoencoderRecipe, run: Path, device: torch.device) -> Prepared:
-    """The task and the data of a run."""
-    config = recipe.autoencoder
-    if isinstance(config, MelAutoencoderConfig):
-        train, valid = open_data(recipe.data, config.mel.sample_rate)
-    else:
-        train, valid = open_data(recipe.data, config.sample_rate, config.channels)
-    return Prepared(AutoencoderTask(recipe, train, device), train, valid)
+    def prepare(self, device: torch.device) -> tuple[AutoencoderTask, Split[AudioDataset]]:
+        task = AutoencoderTask(self, device)
+        return task, task.data
 
 
 class LogMelDiscriminator(nn.Module):
@@ -145,24 +144,24 @@ def start(recipe: AutoencoderRecipe) -> Autoencoder:
     """The autoencoder to train, with new weights where init_from gives none."""
     autoencoder = make_autoencoder(recipe.autoencoder)
     if recipe.init_from:
-        given = load_autoencoder(recipe.init_from)
+        given: Any = load_autoencoder(recipe.init_from)
         checkpoint.load_into(autoencoder.vae, given.vae.state_dict(), recipe.init_from)
         autoencoder.scale_factor = given.scale_factor
-        if isinstance(given, MelAutoencoder) and isinstance(autoencoder, MelAutoencoder):
-            config, own = given.config.vocoder, autoencoder.config.vocoder
-            if own is not None and config == own:
+        if isinstance(autoencoder, MelAutoencoder):
+            own = autoencoder.config.vocoder
+            if own is not None and given.config.vocoder == own:
                 checkpoint.load_into(autoencoder.vocoder, given.vocoder.state_dict(), recipe.init_from)
     return autoencoder
 
 
-class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
-    """Generator (VAE or vocoder) and discriminator, each with its optimiser. `task.Task`."""
+class AutoencoderTask(Task[AutoencoderRecipe]):
+    """Generator (VAE or vocoder) and discriminator, each with its optimiser."""
 
-    def __init__(self, recipe: AutoencoderRecipe, train: AudioDataset, device: torch.device):
+    def __init__(self, recipe: AutoencoderRecipe, device: torch.device):
         torch.manual_seed(seed_for(recipe.seed, "weights"))
-        self.train_data = train
         self.autoencoder = start(recipe).to(device).eval().requires_grad_(False)
         self.sample_rate = self.autoencoder.sample_rate
+        self.data = open_data(recipe.data, self.sample_rate, self.autoencoder.channels)
         vae: Any = self.autoencoder.vae
         generator: Any = self.autoencoder.vocoder if recipe.trains == "vocoder" else vae
         (vae.decoder if recipe.trains == "decoder" else generator).requires_grad_(True)
@@ -196,7 +195,6 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
     def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
         """Discriminator and generator, one update each, on audio [B, C, N]."""
         adversary, parts = self.adversary, self.parts(batch)
-        totals = Totals(len(parts))
         for rows in parts:
             with self.autocast():
                 made = self.make(batch.audio[rows].to(self.device))
@@ -209,9 +207,8 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
             weighted = [getattr(self.recipe.loss, name) * value for name, value in losses.items()]
             loss = torch.stack(weighted).sum()
             self.optimizer.backward(loss / len(parts), shared="adversarial" in losses)
-            totals.add(found | losses | {"loss": loss})
-        metrics = adversary.step(step) if adversary else {}
-        return self.update(step, totals, metrics)
+            self.add(found | losses | {"loss": loss}, len(parts))
+        return self.update(step, adversary.step(step) if adversary else None)
 
     def distances(self, fake: Tensor, real: Tensor) -> dict[str, Tensor]:
         """How far the output is from its target: scalars by name."""
@@ -262,7 +259,7 @@ class AutoencoderTask(TrainingTask[AutoencoderRecipe]):
         """Write the autoencoder, its latents at unit variance over training clips."""
         unscaled = self.autoencoder.scale_factor.clone()
         if self.recipe.trains == "vae":  # else the latents are what they were
-            data = self.train_data
+            data = self.data.train
             clips = [data.item(index, 0, 0).data for index in range(min(8, len(data)))]
             self.autoencoder.fit_scale(self.autoencoder.encode(torch.stack(clips).to(self.device)))
         save_autoencoder(directory, self.autoencoder, info)

@@ -8,9 +8,10 @@ one is used again.
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,8 @@ from audiogen.models.latent_codecs import Autoencoder
 from audiogen.train.log import bar_interval_s
 from audiogen.train.task import Run
 
-CLIPS_PER_SHARD = 512  # of tokens, at least
+CLIPS_PER_SHARD = 512  # of tokens, at least, but for the last
+NO_SOUND = torch.empty(0)  # of items that are encoded: their samples need no memory any more
 ITEMS_PER_SHARD = 256  # of latents: shard s holds the readable ones of the items 256 s to 256 s + 255
 
 
@@ -42,7 +44,8 @@ class Feature(NamedTuple):
     of: Callable[[Tensor, Tensor], Tensor]  # audio [B, C, N] and its latents -> [B, ...]
 
 
-class Pass(NamedTuple):
+@dataclass(frozen=True)
+class Pass:
     """One pass over a data set, stored in a directory; its items are those of (epoch, seed)."""
 
     dataset: AudioDataset
@@ -51,52 +54,48 @@ class Pass(NamedTuple):
     seed: int
     title: str
 
+    def __getitem__(self, indices: Sequence[int]) -> list[tuple[int, Item | str]]:
+        """Each index with its item, or why that cannot be read: what worker processes make of a batch."""
+        made: list[tuple[int, Item | str]] = []
+        for index in indices:
+            try:
+                made.append((index, self.dataset.item(index, self.epoch, self.seed)))
+            except InputError as error:
+                made.append((index, str(error)))
+        return made
 
-class Encoded(NamedTuple):
-    """Item `number` of a data set, and what was made of it by name; captions: those that training chooses among."""
-
-    number: int
-    item: Item
-    captions: tuple[str, ...]
-    arrays: dict[str, Tensor]
-
-    def row(self) -> dict[str, Any]:
-        """What a shard says of it."""
-        return {"key": self.item.key, "num_samples": self.item.length, "captions": self.captions}
+    def captions(self, index: int, item: Item) -> Sequence[str]:
+        """Those that training chooses among; of a clip that was mixed with another one, what its item says."""
+        captions = self.dataset.captions(index)
+        return captions if item.caption in captions else (item.caption,) if item.caption else ()
 
 
-def pretokenize(
-    sets: Split[AudioDataset], recipe: Run, num_passes: int, folder: Path, codec: Codec
-) -> Split[CodeDataset]:
-    """Tokenise the sets that `recipe.data` describes into `folder` -> the sets to train and validate on.
+def pretokenize(sets: Split[AudioDataset], recipe: Run, num_passes: int, codec: Codec) -> Split[CodeDataset]:
+    """Tokenise the sets that `recipe.data` describes into the run's `tokens/` -> the sets to train and validate on.
 
-    Raises InputError where `folder` holds tokens of other data or of another codec.
+    Raises InputError where it holds tokens of other data or of another codec.
     """
-    device = next(codec.parameters()).device
+    device, size = next(codec.parameters()).device, recipe.fit.batch_size
 
     def encode(audio: Tensor) -> dict[str, Tensor]:
         return {"codes": codec.encode(audio.to(device)).cpu()}  # [B, K, T]
 
-    passes = plan_passes(sets, recipe, num_passes, folder, "tokens", {"codec": codec.identity})
+    passes = plan_passes(sets, recipe, num_passes, "tokens", {"codec": codec.identity})
     for each in passes:
         writer = ShardWriter(each.directory, TokenSpec.of(codec))
         if len(writer.done) + len(writer.unreadable) == len(each.dataset):
             continue
         keys = [f"{clip.key}#{index}" for index, clip in enumerate(each.dataset.clips)]
         missing = [index for index, key in enumerate(keys) if key not in writer.done]
-        clips: list[CodeClip] = []
-        unreadable: dict[str, str] = {}
-        with closing(encode_items(each, batched(missing, recipe.fit.batch_size), recipe, encode)) as encoded:
-            for batch, failed in encoded:
-                unreadable |= {keys[index]: reason for index, reason in failed.items()}
-                for one in batch:
-                    length = one.item.length
-                    codes = one.arrays["codes"][:, : -(-length // codec.hop_length)]  # [K, T] of the sound
-                    clips.append(CodeClip(keys[one.number], codes, length, one.captions))
-                if len(clips) >= CLIPS_PER_SHARD:
-                    writer.write(clips, unreadable)
-                    clips, unreadable = [], {}
-        writer.write(clips, unreadable)
+        shards = batched(missing, -(-CLIPS_PER_SHARD // size) * size)  # of whole batches
+        with closing(encode_pass(each, shards, recipe, encode)) as encoded:
+            for items, unreadable in encoded:
+                clips = []
+                for index, item in items.items():
+                    length = item.length
+                    codes = item.features["codes"][:, : -(-length // codec.hop_length)]  # [K, T] of the sound
+                    clips.append(CodeClip(keys[index], codes, length, tuple(each.captions(index, item))))
+                writer.write(clips, {keys[index]: reason for index, reason in unreadable.items()})
     sources = tuple(SourceConfig(str(each.directory)) for each in passes)
     train, valid = sources[:num_passes], sources[num_passes:]
     return open_codes(DataConfig(train, valid, segment_s=recipe.data.segment_s, holdout=0.0))
@@ -106,13 +105,12 @@ def cache_latents(
     sets: Split[AudioDataset],
     recipe: Run,
     num_passes: int,
-    folder: Path,
     autoencoder: Autoencoder,
     features: Mapping[str, Feature],
 ) -> Split[LatentDataset]:
-    """Encode the sets that `recipe.data` describes into `folder` -> the sets to train and validate on.
+    """Encode the sets that `recipe.data` describes into the run's `latents/` -> the sets to train and validate on.
 
-    features: stored beside the latents, by name, clap or loa. Raises InputError where `folder` holds latents of other
+    features: stored beside the latents, by name, clap or loa. Raises InputError where the folder holds latents of other
     data, of another encoder, or with other features.
     """
     device = next(autoencoder.parameters()).device
@@ -128,38 +126,37 @@ def cache_latents(
     encoder = {name: tensor for name, tensor in autoencoder.state_dict().items() if "decoder." not in name}
     made_by = {name: feature.made_by for name, feature in features.items()}
     made_by = {"encoder": checkpoint.identity(encoder), "clap": False, **made_by}
-    passes = plan_passes(sets, recipe, num_passes, folder, "latents", made_by)
-    checkpoint.clean(folder)
+    passes = plan_passes(sets, recipe, num_passes, "latents", made_by)
+    checkpoint.clean(Path(recipe.out, "latents"))
     for each in passes:
-        missing = {}
-        for number, indices in enumerate(batched(range(len(each.dataset)), ITEMS_PER_SHARD)):
-            path = each.directory / f"shard-{number:05d}.safetensors"
-            if not path.exists():
-                missing[path] = batched(indices, recipe.fit.batch_size)
-        with closing(encode_items(each, list(chain(*missing.values())), recipe, encode)) as encoded:
-            for path, batches in missing.items():
-                clips = [clip for batch, _ in islice(encoded, len(batches)) for clip in batch]
-                if clips:
-                    names = clips[0].arrays
-                    arrays = {name: torch.stack([clip.arrays[name] for clip in clips]) for name in names}
-                    write_shard(path, arrays, [clip.row() for clip in clips])
+        shards = {
+            each.directory / f"shard-{number:05d}.safetensors": indices
+            for number, indices in enumerate(batched(range(len(each.dataset)), ITEMS_PER_SHARD))
+        }
+        missing = {path: indices for path, indices in shards.items() if not path.exists()}
+        with closing(encode_pass(each, list(missing.values()), recipe, encode)) as encoded:
+            for path, (items, _) in zip(missing, encoded, strict=True):
+                rows, arrays = [], defaultdict(list)
+                for index, item in items.items():
+                    captions = each.captions(index, item)
+                    rows.append({"key": item.key, "num_samples": item.length, "captions": captions})
+                    for name, array in item.features.items():
+                        arrays[name].append(array)
+                if rows:
+                    write_shard(path, {name: torch.stack(found) for name, found in arrays.items()}, rows)
     folders = [each.directory for each in passes]
     valid = LatentDataset(folders[num_passes:]) if folders[num_passes:] else None
     return Split(LatentDataset(folders[:num_passes]), valid)
 
 
 def plan_passes(
-    sets: Split[AudioDataset],
-    recipe: Run,
-    num_passes: int,
-    folder: Path,
-    what: str,
-    made_by: Mapping[str, Any],
+    sets: Split[AudioDataset], recipe: Run, num_passes: int, what: str, made_by: Mapping[str, Any]
 ) -> list[Pass]:
-    """The passes over the training set, then one over the validation set if there is one.
+    """The passes over the training set, then one over the validation set if there is one, into the run's `what/`.
 
-    made_by: what the shards depend on beside the data and the seed; InputError where `folder` was made by other values.
+    made_by: what the shards depend on beside the data and the seed; InputError where some were made by other values.
     """
+    folder = Path(recipe.out, what)
     data = to_plain(replace(recipe.data, cache_mb=0))  # the cache changes no result
     settings = {"data": data, "seed": recipe.seed, **made_by}
     written = folder / "settings.json"
@@ -185,47 +182,33 @@ def batched(indices: Sequence[int], size: int) -> list[Sequence[int]]:
 
 
 @torch.no_grad()
-def encode_items(
-    each: Pass, batches: Sequence[Sequence[int]], recipe: Run, encode: Callable[[Tensor], dict[str, Tensor]]
-) -> Generator[tuple[list[Encoded], dict[int, str]], None, None]:
-    """For each batch of indices: the items encoded, and reason by index of those that cannot be read, also printed.
+def encode_pass(
+    each: Pass, shards: Sequence[Sequence[int]], recipe: Run, encode: Callable[[Tensor], dict[str, Tensor]]
+) -> Generator[tuple[dict[int, Item], dict[int, str]], None, None]:
+    """For each shard its items by index, and why the others cannot be read, which is also printed.
 
-    encode: audio [B, C, N] -> arrays [B, ...] by name, on the CPU.
+    An item's `features` hold what was made of it, and replace its sound. encode: audio [B, C, N] -> arrays [B, ...] by
+    name, on the CPU.
     """
+    batches = [batched(indices, recipe.fit.batch_size) for indices in shards]
     total = len(each.dataset)
-    done = total - sum(map(len, batches))
+    done = total - sum(map(len, shards))
     with (
-        closing(prefetch(_Batches(each, batches), range(len(batches)), recipe.fit.workers)) as made,
+        closing(prefetch(each, list(chain(*batches)), recipe.fit.workers)) as made,
         tqdm(total=total, initial=done, unit="clip", desc=each.title, mininterval=bar_interval_s()) as bar,
     ):
-        for batch in made:
-            failed = {index: result for index, result in batch if isinstance(result, str)}
-            for index, reason in failed.items():
-                print(f"left out: {each.dataset.clips[index].key}: {reason}", file=sys.stderr)
-            items = [(index, result) for index, result in batch if isinstance(result, Item)]
-            arrays = encode(torch.stack([item.data for _, item in items])) if items else {}
-            encoded = []
-            for row, (index, item) in enumerate(items):
-                captions = tuple(each.dataset.captions(index))
-                if item.caption not in captions:  # it is mixed with another clip, or has no caption
-                    captions = (item.caption,) if item.caption else ()
-                own = {name: array[row] for name, array in arrays.items()}
-                encoded.append(Encoded(index, item, captions, own))
-            bar.update(len(batch))
-            yield encoded, failed
-
-
-class _Batches:
-    """Number -> (index, item of the pass, or why it cannot be read) of each index: what worker processes map."""
-
-    def __init__(self, each: Pass, batches: Sequence[Sequence[int]]):
-        self.each, self.batches = each, batches
-
-    def __getitem__(self, number: int) -> list[tuple[int, Item | str]]:
-        return [(index, self._item(index)) for index in self.batches[number]]
-
-    def _item(self, index: int) -> Item | str:
-        try:
-            return self.each.dataset.item(index, self.each.epoch, self.each.seed)
-        except InputError as error:
-            return str(error)
+        for own in batches:
+            encoded: dict[int, Item] = {}
+            unreadable: dict[int, str] = {}
+            for batch in islice(made, len(own)):
+                items = {index: item for index, item in batch if isinstance(item, Item)}
+                failed = {index: reason for index, reason in batch if isinstance(reason, str)}
+                for index, reason in failed.items():
+                    print(f"left out: {each.dataset.clips[index].key}: {reason}", file=sys.stderr)
+                arrays = encode(torch.stack([item.data for item in items.values()])) if items else {}
+                for row, (index, item) in enumerate(items.items()):
+                    features = {name: array[row] for name, array in arrays.items()}
+                    encoded[index] = item._replace(data=NO_SOUND, features=features)
+                unreadable |= failed
+                bar.update(len(batch))
+            yield encoded, unreadable

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from audiogen import distributed
 from audiogen.config import Range, to_plain
 from audiogen.data.captions import meanings, wordings
-from audiogen.data.dataset import AudioDataset, open_data
+from audiogen.data.dataset import AudioDataset, Split, open_data
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
@@ -26,10 +27,9 @@ from audiogen.interfaces import AudioBatch
 from audiogen.models.clap import ClapModelConfig, describe, learn_vocabulary, new_clap, save_clap
 from audiogen.text.clap import MAX_TOKENS, Clap, ClapParts, clap_features, embedding
 from audiogen.train.augment import mask
-from audiogen.train.task import Prepared, Run, TrainingTask
+from audiogen.train.task import Run, Task
 
 MAX_SCALE = 100.0  # of similarities, as in CLIP (arXiv:2103.00020, section 2.5)
-VOCABULARY_FILE = "vocabulary.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,31 +58,26 @@ class ClapRecipe(Run):
                 "cannot be run in parts: make it 1, and fit.batch_size smaller if memory is short"
             )
 
+    @staticmethod
+    def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
+        name = recipe["init_from"]
+        return {"model": to_plain(describe(Clap(name).parts, name))}
 
-def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What init_from decides of a recipe that trains a model further, own or released."""
-    name = recipe["init_from"]
-    return {"model": to_plain(describe(Clap(name).parts, name))}
-
-
-def prepare(recipe: ClapRecipe, run: Path, device: torch.device) -> Prepared:
-    """The task and the data of a run."""
-    train, valid = open_data(recipe.data, recipe.model.features.sample_rate)
-    captions = [captioned(dataset) for dataset in (train, valid) if dataset]
-    if recipe.init_from:
-        clap = Clap(recipe.init_from).parts
-        clap.model.requires_grad_(True)
-    else:
-        path = run / VOCABULARY_FILE
-        with distributed.first_process_first():
-            if not path.exists():
-                words = (caption for clip in captions[0] for caption in clip)
-                vocabulary = learn_vocabulary(words, recipe.model.text.vocab_size)
-                checkpoint.write_bytes_atomic(path, vocabulary.encode())
-        torch.manual_seed(seed_for(recipe.seed, "weights"))
-        clap = new_clap(recipe.model, path.read_text(encoding="utf-8"))
-    task = ClapTask(recipe, clap, meanings(clip for clips in captions for clip in clips), device)
-    return Prepared(task, train, valid)
+    def prepare(self, device: torch.device) -> tuple[ClapTask, Split[AudioDataset]]:
+        data = open_data(self.data, self.model.features.sample_rate)
+        captions = [captioned(dataset) for dataset in data if dataset]
+        if self.init_from:
+            clap = Clap(self.init_from).parts
+            clap.model.requires_grad_(True)
+        else:
+            path = Path(self.out) / "vocabulary.json"
+            with distributed.first_process_first():
+                if not path.exists():
+                    vocabulary = learn_vocabulary(chain(*captions[0]), self.model.text.vocab_size)
+                    checkpoint.write_bytes_atomic(path, vocabulary.encode())
+            torch.manual_seed(seed_for(self.seed, "weights"))
+            clap = new_clap(self.model, path.read_text(encoding="utf-8"))
+        return ClapTask(self, clap, meanings(chain(*captions)), device), data
 
 
 def captioned(dataset: AudioDataset) -> list[Sequence[str]]:
@@ -97,8 +92,8 @@ def captioned(dataset: AudioDataset) -> list[Sequence[str]]:
     return found
 
 
-class ClapTask(TrainingTask[ClapRecipe]):
-    """The model with its tokenizer and features, and which captions mean the same. `task.Task`."""
+class ClapTask(Task[ClapRecipe]):
+    """The model with its tokenizer and features, and which captions mean the same."""
 
     def __init__(self, recipe: ClapRecipe, clap: ClapParts, meaning: Mapping[str, str], device: torch.device):
         """meaning: each caption -> one representative of all that mean the same, see `captions.meanings`."""
@@ -151,7 +146,7 @@ class ClapTask(TrainingTask[ClapRecipe]):
         same = self.same(batch.captions)
         loss = self.loss(texts, sounds, same)
         self.optimizer.backward(loss)
-        metrics = self.optimizer.step(step, self.optimizer.clip())
+        metrics = self.optimizer.step(step)
         with torch.no_grad():
             for scale in (self.model.logit_scale_t, self.model.logit_scale_a):
                 scale.clamp_(0.0, math.log(MAX_SCALE))
@@ -189,7 +184,6 @@ class ClapTask(TrainingTask[ClapRecipe]):
         return metrics
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write a directory that `Clap` opens."""
         save_clap(directory, self.clap, info)
 
 

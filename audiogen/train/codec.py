@@ -19,9 +19,8 @@ from audiogen.codec.discriminators import (
 )
 from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import Probability, to_plain
-from audiogen.data.dataset import open_data
+from audiogen.data.dataset import AudioDataset, Split, open_data
 from audiogen.data.seeds import generator_for, seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
@@ -30,7 +29,7 @@ from audiogen.models.build import load_codec
 from audiogen.models.own import save_codec
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.optim import OptimConfig
-from audiogen.train.task import SAMPLES, Prepared, Run, Totals, TrainingTask, means
+from audiogen.train.task import SAMPLES, Run, Task, means
 
 
 @dataclass(frozen=True)
@@ -83,31 +82,24 @@ class CodecRecipe(Run):
                 "fit.precision=float16 is not for codecs: the balancer's gradients overflow; use bfloat16"
             )
 
+    @staticmethod
+    def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
+        return {"model": to_plain(open_origin(recipe["init_from"]).config)}
 
-def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What init_from decides of a recipe that trains a codec further, own or released."""
-    return {"model": to_plain(open_origin(recipe["init_from"]).config)}
+    def prepare(self, device: torch.device) -> tuple[CodecTask, Split[AudioDataset]]:
+        data = open_data(self.data, self.model.sample_rate, self.model.channels)
+        return CodecTask(self, device), data
 
 
 def open_origin(init_from: str) -> Codec:
     """The codec to start from, on the CPU; one that `CodecTask` cannot train is refused."""
     codec = load_codec(init_from)
-    if isinstance(codec, SegmentedCodec) or (isinstance(codec, Codec) and codec.config.dual_mono):
+    if not isinstance(codec, Codec) or codec.config.dual_mono:
         raise InputError(
-            f"init_from={init_from} codes sounds in overlapping segments or channel by channel, which is not trained "
-            "here; start from another codec"
-        )
-    if not isinstance(codec, Codec):
-        raise InputError(
-            f"init_from={init_from} is a DAC codec, which is only used here, not trained; start from another codec"
+            f"init_from={init_from} is a codec that is only used here, not trained: DAC, or one that codes overlapping "
+            "segments or each channel by itself; start from another codec"
         )
     return codec
-
-
-def prepare(recipe: CodecRecipe, run: Path, device: torch.device) -> Prepared:
-    """The task and the data of a run."""
-    train, valid = open_data(recipe.data, recipe.model.sample_rate, recipe.model.channels)
-    return Prepared(CodecTask(recipe, device), train, valid)
 
 
 def make_discriminator(recipe: CodecRecipe) -> nn.Module:
@@ -123,8 +115,8 @@ def make_discriminator(recipe: CodecRecipe) -> nn.Module:
     return MultiScaleSTFTDiscriminator(config, model.channels)
 
 
-class CodecTask(TrainingTask[CodecRecipe]):
-    """Generator (the codec) and discriminator, each with its optimiser. `task.Task`."""
+class CodecTask(Task[CodecRecipe]):
+    """Generator (the codec) and discriminator, each with its optimiser."""
 
     def __init__(self, recipe: CodecRecipe, device: torch.device):
         torch.manual_seed(seed_for(recipe.seed, "weights"))
@@ -159,7 +151,6 @@ class CodecTask(TrainingTask[CodecRecipe]):
     def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
         """Discriminator and generator, one update each, on audio [B, C, N]."""
         adversary, weights, parts = self.adversary, self.recipe.loss, self.parts(batch)
-        totals = Totals(len(parts))
         shares: dict[str, float] = {}
         for rows in parts:
             real = batch.audio[rows].to(self.device)  # [B, C, N]
@@ -192,11 +183,11 @@ class CodecTask(TrainingTask[CodecRecipe]):
 
             found |= {"commitment": output.commitment_loss, "spectral": output.spectral_loss, **losses}
             found["loss"] = sum((self.loss_weights[name] * loss for name, loss in losses.items()), apart)
-            totals.add(found)
+            self.add(found, len(parts))
         metrics = {f"share_{name}": share for name, share in shares.items()}
         if adversary:
             metrics |= adversary.step(step)
-        return self.update(step, totals, metrics)
+        return self.update(step, metrics)
 
     def draw_codebooks(self, keys: Sequence[str], step: int) -> Tensor:
         """How many codebooks each clip uses, int64 [B]: a function of (seed, step, clip), not of its neighbours."""
@@ -245,5 +236,4 @@ class CodecTask(TrainingTask[CodecRecipe]):
         return sounds
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write the codec, for `audiogen.codec` and LM training."""
         save_codec(directory, self.codec, info)

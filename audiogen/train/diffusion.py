@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from audiogen import distributed
 from audiogen.config import Positive, Probability, to_plain
 from audiogen.data.captions import Captioned, wordings
-from audiogen.data.dataset import Split, open_data
-from audiogen.data.encoded import LatentBatch
+from audiogen.data.dataset import AudioDataset, Split, open_data
+from audiogen.data.encoded import LatentBatch, LatentDataset
 from audiogen.data.loader import valid_batches
 from audiogen.data.seeds import generator_for, seed_for
 from audiogen.diffusion.conditioners import ConditionerInputs
@@ -39,13 +38,13 @@ from audiogen.models.latent_codecs import (
     kind_of,
     load_autoencoder,
 )
-from audiogen.models.released import load_released
+from audiogen.models.released import load_released, read_released
 from audiogen.text.clap import Clap
 from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import Vocabulary
 from audiogen.train.cache import Feature, cache_latents
 from audiogen.train.loa import LoaTraining, true_vectors
-from audiogen.train.task import CaptionedTask, Prepared, Run, Totals, means, new_text
+from audiogen.train.task import CaptionedTask, Run, means, new_text
 
 CHECKED_CLIPS = 8  # that go through the autoencoder before training
 VALID_DRAWS = 2  # times and noises for each validation clip
@@ -99,86 +98,78 @@ class DiffusionRecipe(Run):
             )
         self.sampling.check(self.process, "sampling")
 
+    @staticmethod
+    def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
+        found = read_released(recipe["init_from"])
+        process = process_of(found.name, found.process)
+        return {"system": to_plain(found.config), "kind": found.name, "process": to_plain(process)}
 
-def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What init_from decides of a recipe that trains a system further, own or released."""
-    found = load_released(recipe["init_from"])
-    process = process_of(found.name, found.process)
-    return {"system": to_plain(found.system.config), "kind": found.name, "process": to_plain(process)}
-
-
-def prepare(recipe: DiffusionRecipe, run: Path, device: torch.device) -> Prepared:
-    """The task and the data of a run: the autoencoder checked on real clips, then latents, made before or now."""
-    start = load_released(recipe.init_from).system if recipe.init_from else None
-    autoencoder = start.autoencoder if start else load_autoencoder(str(recipe.autoencoder))
-    autoencoder = autoencoder.to(device).eval().requires_grad_(False)
-    own, wanted = autoencoder.config, recipe.system.autoencoder
-    if dataclasses.replace(own, scale_factor=1.0) != dataclasses.replace(wanted, scale_factor=1.0):
-        raise InputError(
-            f"autoencoder={recipe.autoencoder} is not the one that system.{kind_of(wanted)} describes: "
-            f"{differences(own, wanted)}; change the recipe, or give another"
-        )
-    sets = open_data(recipe.data, autoencoder.sample_rate, autoencoder.channels)
-    with distributed.first_process_first():
-        check_autoencoder(autoencoder, sets, recipe.max_reconstruction, run / "latents" / "check")
-        features = make_features(recipe, autoencoder, start)
-        data = cache_latents(sets, recipe, recipe.latent_passes, run / "latents", autoencoder, features)
-    if start is None:
-        start = new_system(recipe.system, recipe.text_from, data.train, run, recipe.seed)
-        start.autoencoder = autoencoder
-    elif recipe.text_from:
-        freeze_text(start, recipe.text_from, recipe.init_from)
-    task = DiffusionTask(recipe, start, wordings(data.valid), device)
-    return Prepared(task, data.train, data.valid)
+    def prepare(self, device: torch.device) -> tuple[DiffusionTask, Split[LatentDataset]]:
+        """See `Run`; the autoencoder is checked on real clips, the data are latents, made before or now."""
+        system = load_released(self.init_from).system if self.init_from else None
+        autoencoder = system.autoencoder if system else load_autoencoder(str(self.autoencoder))
+        autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+        own, wanted = autoencoder.config, self.system.autoencoder
+        if replace(own, scale_factor=1.0) != replace(wanted, scale_factor=1.0):
+            raise InputError(
+                f"autoencoder={self.autoencoder} is not the one that system.{kind_of(wanted)} describes: "
+                f"{differences(own, wanted)}; change the recipe, or give another"
+            )
+        sets = open_data(self.data, autoencoder.sample_rate, autoencoder.channels)
+        with distributed.first_process_first():
+            check_autoencoder(self, autoencoder, sets)
+            features = make_features(self, autoencoder, system)
+            data = cache_latents(sets, self, self.latent_passes, autoencoder, features)
+        if system is None:
+            system = new_system(self, data.train)
+            system.autoencoder = autoencoder
+        if self.text_from:
+            freeze_text(self, system)
+        return DiffusionTask(self, system, wordings(data.valid), device), data
 
 
-def new_system(
-    config: SystemConfig, text_from: str | None, train: Captioned, run: Path, seed: int
-) -> LatentSystem:
+def new_system(recipe: DiffusionRecipe, train: Captioned) -> LatentSystem:
     """A latent system with new weights; its embedded text encoder is text_from's, or new with a new vocabulary."""
-    text, given = config.conditioner.text, None
-    if text_from:
-        given = given_text(config, text_from)
-    elif text is not None and text.embedded:
-        given = new_text(text, train, run, seed)
-    vocabulary = None
-    if given is not None:
-        assert isinstance(given.tokenizer, Vocabulary)
-        vocabulary = given.tokenizer.model
-    torch.manual_seed(seed_for(seed, "weights"))
-    system = LatentSystem(config, vocabulary)
-    if given is not None:
-        assert system.conditioner.text is not None and system.conditioner.text.embedded is not None
-        system.conditioner.text.embedded.load_state_dict(given.state_dict())
-        system.conditioner.text.requires_grad_(not text_from)
+    config, given = recipe.system.conditioner.text, None
+    if recipe.text_from:
+        given = given_text(recipe)
+    elif config is not None and config.embedded:
+        given = new_text(recipe, config, train)
+    torch.manual_seed(seed_for(recipe.seed, "weights"))
+    if given is None:
+        return LatentSystem(recipe.system)
+    assert isinstance(given.tokenizer, Vocabulary)
+    system = LatentSystem(recipe.system, given.tokenizer.model)
+    text: Any = system.conditioner.text
+    text.embedded.load_state_dict(given.state_dict())
     return system
 
 
-def given_text(config: SystemConfig, text_from: str) -> T5Conditioner:
-    """The text encoder of text_from; InputError where it is not the one that the system's config describes."""
-    given = T5Conditioner.load(find(text_from, LM).path / "text")
-    if given.config != config.conditioner.text:
+def given_text(recipe: DiffusionRecipe) -> T5Conditioner:
+    """The text encoder of text_from; InputError where it is not the one that the recipe's system describes."""
+    given = T5Conditioner.load(find(str(recipe.text_from), LM).path / "text")
+    if given.config != recipe.system.conditioner.text:
         raise InputError(
-            f"system.conditioner.text is not that of text_from={text_from}; make it {to_plain(given.config)}"
+            f"system.conditioner.text is not that of text_from={recipe.text_from}; make it {to_plain(given.config)}"
         )
     return given
 
 
-def freeze_text(system: LatentSystem, text_from: str, init_from: str | None) -> None:
-    """Freeze the text encoder of a system that is trained further; InputError where it is not that of text_from."""
-    given = given_text(system.config, text_from)
-    text = system.conditioner.text
-    assert text is not None and text.embedded is not None
-    if checkpoint.identity(text.embedded.state_dict()) != checkpoint.identity(given.state_dict()):
+def freeze_text(recipe: DiffusionRecipe, system: LatentSystem) -> None:
+    """Freeze the system's text encoder; InputError where it is not that of text_from."""
+    text: Any = system.conditioner.text
+    own, given = (checkpoint.identity(each.state_dict()) for each in (text.embedded, given_text(recipe)))
+    if own != given:
         raise InputError(
-            f"the text encoder of init_from={init_from} is not that of text_from={text_from}; with "
+            f"the text encoder of init_from={recipe.init_from} is not that of text_from={recipe.text_from}; with "
             "text_from=null it is trained further"
         )
     text.requires_grad_(False)
 
 
-def check_autoencoder(autoencoder: Autoencoder, sets: Split, bound: float, folder: Path) -> None:
-    """Reconstruct real clips into `folder`, unless that was done; InputError where the distance is above `bound`."""
+def check_autoencoder(recipe: DiffusionRecipe, autoencoder: Autoencoder, sets: Split[AudioDataset]) -> None:
+    """Reconstruct real clips, unless that was done; InputError where they are further off than the recipe allows."""
+    bound, folder = recipe.max_reconstruction, Path(recipe.out, "latents", "check")
     path = folder / "reconstruction.json"
     if path.exists():
         before = checkpoint.read_json(path)
@@ -210,7 +201,7 @@ def make_features(
 
 
 class DiffusionTask(CaptionedTask[DiffusionRecipe]):
-    """The denoiser with its conditioner's projections; autoencoder and pretrained encoders are frozen. `task.Task`."""
+    """The denoiser with its conditioner's projections; autoencoder and pretrained encoders are frozen."""
 
     def __init__(
         self,
@@ -249,7 +240,6 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
         keep = torch.rand(size, generator=random) >= self.recipe.condition_dropout  # [B]
         from_audio = torch.rand(size, generator=random) < CLAP_FROM_AUDIO[self.recipe.clap_of]  # [B]
         is_true = torch.rand(size, generator=random) < (self.loa.true_share if self.loa else 0.0)  # [B]
-        totals = Totals()
         for rows in self.parts(batch):
             inputs = self.inputs(batch, batch.captions[rows], rows, from_audio[rows])
             losses: dict[str, Tensor] = {}  # of each row [B]
@@ -271,8 +261,8 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
             if self.loa is not None and not self.gpt2_only:
                 loss = loss + self.loa.weight * mean["loa"]
             self.optimizer.backward(loss)
-            totals.add(mean)
-        return self.update(step, totals)
+            self.add(mean)
+        return self.update(step)
 
     def draw(self, latents: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times [B] and noise in the shape of the latents, on the CPU: the same on every device."""
@@ -294,7 +284,7 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
         clap = inputs.clap
         if clap is not None and "clap" in batch.features and from_audio is not None:
             clap = torch.where(from_audio[:, None], batch.features["clap"][rows], clap.cpu())
-        return dataclasses.replace(inputs, clap=clap).to(self.device)
+        return replace(inputs, clap=clap).to(self.device)
 
     def errors(self, clean: Tensor, noise: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Mean squared error of the prediction for each row [B], float32. clean, noise: [B, D, T] or [B, D, T, M]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from audiogen import distributed
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import NotNegative, Probability, to_plain
 from audiogen.data.captions import wordings
-from audiogen.data.dataset import open_data
+from audiogen.data.dataset import Split, open_data
 from audiogen.data.encoded import CodeDataset, open_codes
 from audiogen.data.seeds import generator_for, seed_for
 from audiogen.data.shards import is_shard_directory
@@ -27,13 +27,13 @@ from audiogen.lm.lora import LoraConfig
 from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing, token_loss
 from audiogen.lm.sample import TokenRequest, generate_tokens
 from audiogen.models.build import load_codec, load_lm, read_lm
-from audiogen.models.find import LM, bundled, find
+from audiogen.models.find import CODEC, LM, OWN, bundled, find
 from audiogen.models.own import CODEC_FOLDER, save_codec, save_lm
 from audiogen.models.parts import CodecReference, PretrainedLM
 from audiogen.text.condition import drop
 from audiogen.text.t5 import TextConfig
 from audiogen.train.cache import pretokenize
-from audiogen.train.task import CaptionedTask, Prepared, Run, autocast, new_text
+from audiogen.train.task import CaptionedTask, Run, autocast, new_text, product_dtype
 
 SAMPLE_GUIDANCE = 3.0  # AudioGen's and MusicGen's default
 
@@ -76,50 +76,43 @@ class LMRecipe(Run):
                 "text_encoder replaces that of init_from=, which is not given; a new model has text.encoder"
             )
 
+    @staticmethod
+    def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
+        found = read_lm(find(recipe["init_from"], LM), recipe.get("text_encoder"))
+        return {
+            "model": to_plain(found.config),
+            "text": to_plain(found.text),
+            "codec": found.codec.location,
+            "dual_mono": found.codec.dual_mono,
+        }
 
-def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What init_from decides of a recipe that trains a model further, own or released; reads no weights."""
-    found = read_lm(find(recipe["init_from"], LM), recipe.get("text_encoder"))
-    return {
-        "model": to_plain(found.config),
-        "text": to_plain(found.text),
-        "codec": found.codec.location,
-        "dual_mono": found.codec.dual_mono,
-    }
-
-
-def prepare(recipe: LMRecipe, run: Path, device: torch.device) -> Prepared:
-    """The task and the data of a run: sound, or tokens made before or now."""
-    if recipe.lora and not recipe.init_from:
-        raise InputError("lora adapts a model that there is: give init_from=, or lora=null for a new one")
-    codec = open_codec(recipe, device)
-    shards = [is_shard_directory(source.source) for source in recipe.data.train + recipe.data.valid]
-    if any(shards) and not all(shards):
-        raise InputError("data names token shards and sounds; give only one of the two kinds")
-    data: Any = (
-        open_codes(recipe.data) if any(shards) else open_data(recipe.data, codec.sample_rate, codec.channels)
-    )
-    origin = open_model(recipe, codec, device) if recipe.init_from else None
-    reference = CodecReference(recipe.codec, codec.identity, recipe.dual_mono)
-    if recipe.lora is None:  # adapters go with a model that has its codec
-        reference = keep_codec(recipe, codec, run)
-    if recipe.pretokenize_epochs and not any(shards):
-        with distributed.first_process_first():
-            data = pretokenize(data, recipe, recipe.pretokenize_epochs, run / "tokens", codec)
-    tokens = isinstance(data.train, CodeDataset)
-    if tokens and data.train.spec.identity != codec.identity:
-        raise InputError(
-            f"the token shards are of codec {data.train.spec.codec} ({data.train.spec.identity}), but "
-            f"codec={recipe.codec} is {codec.identity}; encode the sounds again with it"
+    def prepare(self, device: torch.device) -> tuple[LMTask, Split[Any]]:
+        """See `Run`; the data are sounds, or tokens that were made before or are made now."""
+        if self.lora and not self.init_from:
+            raise InputError("lora adapts a model that there is: give init_from=, or lora=null for a new one")
+        codec = open_codec(self, device)
+        shards = [is_shard_directory(source.source) for source in self.data.train + self.data.valid]
+        if any(shards) and not all(shards):
+            raise InputError("data names token shards and sounds; give only one of the two kinds")
+        data: Split[Any] = (
+            open_codes(self.data) if any(shards) else open_data(self.data, codec.sample_rate, codec.channels)
         )
-    if origin:
-        start = origin._replace(codec=reference)
-    else:
-        text = new_text(recipe.text, data.train, run, recipe.seed)
-        torch.manual_seed(seed_for(recipe.seed, "weights"))
-        start = PretrainedLM(TokenLM(recipe.model), text, reference, 0, {})
-    task = LMTask(recipe, codec, start, wordings(data.valid), device)
-    return Prepared(task, data.train, data.valid)
+        start = open_model(self, codec, device) if self.init_from else None
+        reference = keep_codec(self, codec)
+        if self.pretokenize_epochs and not any(shards):
+            with distributed.first_process_first():
+                data = pretokenize(data, self, self.pretokenize_epochs, codec)
+        if isinstance(data.train, CodeDataset) and data.train.spec.identity != codec.identity:
+            raise InputError(
+                f"the token shards are of {data.train.spec}, but codec={self.codec} is {codec.identity}; encode the "
+                "sounds again with it"
+            )
+        if start is None:
+            text = new_text(self, self.text, data.train)
+            torch.manual_seed(seed_for(self.seed, "weights"))
+            start = PretrainedLM(TokenLM(self.model), text, reference, 0, {})
+        start = start._replace(codec=reference)
+        return LMTask(self, codec, start, wordings(data.valid), device), data
 
 
 def open_codec(recipe: LMRecipe, device: torch.device) -> Codec:
@@ -168,38 +161,28 @@ def open_model(recipe: LMRecipe, codec: Codec, device: torch.device) -> Pretrain
     return found
 
 
-def product_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """The dtype of the matrix products of a forward pass at `precision`."""
-    with autocast(device, precision):
-        if torch.is_autocast_enabled(device.type):
-            return torch.get_autocast_dtype(device.type)
-    return torch.float32
-
-
-def keep_codec(recipe: LMRecipe, codec: Codec, run: Path) -> CodecReference:
+def keep_codec(recipe: LMRecipe, codec: Codec) -> CodecReference:
     """A bundled codec by its name; of any other a copy in the run directory, which is then complete in itself."""
-    name, dual_mono, target = recipe.codec, recipe.dual_mono, run / CODEC_FOLDER
+    reference = CodecReference(recipe.codec, codec.identity, recipe.dual_mono)
+    if recipe.lora:  # adapters go with a model that has its codec
+        return reference
+    source, run, target = Path(recipe.codec), Path(recipe.out), Path(recipe.out, CODEC_FOLDER)
     if target.exists() and checkpoint.latest(run) and load_codec(target).identity != codec.identity:
-        raise InputError(f"{run} was trained on tokens of another codec than {name}; choose another out=")
-    source = Path(name)
-    if not source.exists() and name in bundled():
-        return CodecReference(name, codec.identity, dual_mono)
+        raise InputError(f"{run} was trained on tokens of another codec than {source}; choose another out=")
+    if not source.exists() and recipe.codec in bundled():
+        return reference
     if distributed.rank() == 0 and source.resolve() != target.resolve():
-        try:
-            checkpoint.read_config(source)
-            own = not dual_mono  # our own format, which can be copied as it is
-        except InputError:
-            own = False
-        if own:
-            checkpoint.copy_model(source, target)
+        found = find(recipe.codec, CODEC)
+        if found.layout == OWN and not recipe.dual_mono:
+            checkpoint.copy_model(found.path, target)
         else:
             save_codec(target, codec)
     distributed.barrier()
-    return CodecReference(str(target), codec.identity, dual_mono)
+    return replace(reference, location=str(target))
 
 
 class LMTask(CaptionedTask[LMRecipe]):
-    """The token LM with its text encoder; the codec is frozen. `task.Task`."""
+    """The token LM with its text encoder; the codec is frozen."""
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ def true_vectors(
 
     Raises InputError where the sounds have other vectors, and where AudioMAE cannot be opened.
     """
-    made_by = {"target": training.target, "length": loa.length, "width": loa.width}
+    made_by: dict[str, str | int] = {"target": training.target, "length": loa.length, "width": loa.width}
     if training.model is not None:
         encoder = load_audiomae(training.model)
         if (encoder.num_vectors, encoder.width) != (loa.length, loa.width):
@@ -88,11 +88,8 @@ def true_vectors(
                 f"loa.model={training.model} finds {encoder.num_vectors} vectors of width {encoder.width}; "
                 f"system.conditioner.loa has length {loa.length} and width {loa.width}; make them the same"
             )
-
-        def found(audio: Tensor, latents: Tensor) -> Tensor:  # [B, C, N] -> [B, length, width]
-            return encoder.to(audio.device).vectors(audio, sample_rate)
-
-        return Feature({**made_by, "model": checkpoint.identity(encoder.state_dict())}, found)
+        made_by["model"] = checkpoint.identity(encoder.state_dict())
+        return Feature(made_by, lambda audio, _: encoder.to(audio.device).vectors(audio, sample_rate))
     dim, num_frames, num_bins = (*latent_shape, 1)[:3]
     if loa.width % dim or num_bins % (loa.width // dim) or num_frames % loa.length:
         raise InputError(
@@ -100,8 +97,4 @@ def true_vectors(
             f"{loa.length} vectors of width {loa.width}: system.conditioner.loa.length must divide {num_frames}, and "
             f"its width be {dim} times a number that divides {num_bins}"
         )
-
-    def pooled(audio: Tensor, latents: Tensor) -> Tensor:  # [B, C, N], [B, D, T, M] -> [B, length, width]
-        return pool(latents, loa.length, loa.width)
-
-    return Feature(made_by, pooled)
+    return Feature(made_by, lambda _, latents: pool(latents, loa.length, loa.width))

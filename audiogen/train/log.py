@@ -71,9 +71,8 @@ class Log:
 
     def advance(self, metrics: Mapping[str, float]) -> None:
         """One step is done: move the bar."""
-        if self.visible:
-            self._bar.set_postfix_str(f"loss {metrics['train/loss']:.4f}", refresh=False)
-            self._bar.update()
+        self._bar.set_postfix_str(f"loss {metrics['train/loss']:.4f}", refresh=False)
+        self._bar.update()
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write scalars after `step` optimiser steps."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,24 +20,33 @@ import torch
 
 from audiogen import distributed
 from audiogen.config import to_plain
-from audiogen.data.loader import AudioLoader
+from audiogen.data.dataset import Split
+from audiogen.data.loader import AudioLoader, valid_batches
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
 from audiogen.train.log import Log
-from audiogen.train.task import Resume, Run, TrainingTask
-
-Task = TrainingTask[Any]
+from audiogen.train.task import Resume, Run, Task
 
 
-def fit(task: Task, loader: AudioLoader, valid: Callable[[], Iterable[Batch]] | None, recipe: Run) -> None:
-    """Train `task` on `loader` in the run directory `recipe.out`, from its newest checkpoint if it has one.
+def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
+    """Train `task` on `data` in the run directory `recipe.out`, from its newest checkpoint if it has one.
 
-    valid: makes the validation batches anew, the same each time. On SIGTERM or SIGINT the step that runs is finished
-    and saved, and `fit` returns. Raises InputError when a loss is not finite.
+    On SIGTERM or SIGINT the step that runs is finished and saved, and `fit` returns. Raises InputError when a loss is
+    not finite.
     """
-    config, run, first = recipe.fit, Path(recipe.out), distributed.rank() == 0
+    config, run, rank = recipe.fit, Path(recipe.out), distributed.rank()
+    loader = AudioLoader(
+        data.train, config.batch_size, recipe.seed, rank, distributed.world(), config.workers
+    )
+    first, valid_data = rank == 0, data.valid
+    validates = first and valid_data is not None
+
+    def valid() -> Iterator[Any]:  # the same batches each time
+        assert valid_data is not None
+        return valid_batches(valid_data, config.batch_size, config.valid_batches)
+
     start, best, validated = restore(task, run, recipe.resume)
     if start >= config.steps:
         print(f"{run} is finished at step {start}; to go on, set fit.steps higher")
@@ -48,10 +58,10 @@ def fit(task: Task, loader: AudioLoader, valid: Callable[[], Iterable[Batch]] | 
         stop_signals() as received,
         closing(loader.batches(start)) as batches,
     ):
-        if first and valid and not validated and due(start, config.valid_every, False):
+        if validates and not validated and due(start, config.valid_every, False):
             best = validate(task, valid(), start, best, recipe, log)  # the signal came before it
         for step in range(start, config.steps):
-            torch.manual_seed(seed_for(recipe.seed, step, distributed.rank()))
+            torch.manual_seed(seed_for(recipe.seed, step, rank))
             batch = next(batches)
             metrics = {f"train/{name}": value for name, value in task.step(batch, step).items()}
             require_finite(metrics, step, batch, run)
@@ -62,7 +72,7 @@ def fit(task: Task, loader: AudioLoader, valid: Callable[[], Iterable[Batch]] | 
             log.advance(metrics)
             if due(done, config.log_every, final):
                 log.record(done, distributed.average_scalars(metrics))
-            if first and valid and not stopping:
+            if validates and not stopping:
                 if due(done, config.valid_every, final):
                     best = validate(task, valid(), done, best, recipe, log)
                 if due(done, config.sample_every, final):
@@ -76,6 +86,8 @@ def fit(task: Task, loader: AudioLoader, valid: Callable[[], Iterable[Batch]] | 
         else:
             at_best = f"; at its best validation, step {best['step']}: {run / 'best'}" if best else ""
             log.say(f"the model: {run}{at_best}")
+    if loader.unreadable:
+        print(f"{len(loader.unreadable)} clips could not be read and were left out", file=sys.stderr)
 
 
 def due(done: int, every: int, final: bool) -> bool:
@@ -84,7 +96,12 @@ def due(done: int, every: int, final: bool) -> bool:
 
 
 def validate(
-    task: Task, batches: Iterable[Batch], done: int, best: Mapping[str, Any] | None, recipe: Run, log: Log
+    task: Task[Any],
+    batches: Iterable[Batch],
+    done: int,
+    best: Mapping[str, Any] | None,
+    recipe: Run,
+    log: Log,
 ) -> Mapping[str, Any] | None:
     """Log the validation scalars; write the model to `best/` if none had a lower `valid/loss`."""
     with task.averaged():
@@ -110,7 +127,7 @@ def not_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
         raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
 
 
-def save(task: Task, done: int, best: Mapping[str, Any] | None, validated: bool, recipe: Run) -> None:
+def save(task: Task[Any], done: int, best: Mapping[str, Any] | None, validated: bool, recipe: Run) -> None:
     """Write the checkpoint, then the model; drop old checkpoints."""
     run = Path(recipe.out)
     state = {"best": best, "validated": validated, "task": task.state_dict()}
@@ -120,7 +137,7 @@ def save(task: Task, done: int, best: Mapping[str, Any] | None, validated: bool,
     checkpoint.prune(run, recipe.fit.keep_last)
 
 
-def restore(task: Task, run: Path, resume: Resume) -> tuple[int, Mapping[str, Any] | None, bool]:
+def restore(task: Task[Any], run: Path, resume: Resume) -> tuple[int, Mapping[str, Any] | None, bool]:
     """Load the newest checkpoint -> (steps done, best validation so far, whether a validation due then was made)."""
     found = checkpoint.latest(run)
     if resume == "must" and found is None:

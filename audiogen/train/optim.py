@@ -1,12 +1,12 @@
 """AdamW as all tasks use it, and a moving average of weights.
 
-A step of a task is: forward, `backward` for each part of the batch, `clip`, `step`, then `Average.update`.
+A step of a task is: forward, `backward` for each part of the batch, `step`, then `Average.update`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -61,14 +61,12 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
 
 
 class Optimizer:
-    """AdamW with its schedule: `backward` for each part of a batch, then `clip` and `step` once."""
+    """AdamW with its schedule: `backward` for each part of a batch, then `step` once."""
 
-    def __init__(
-        self, modules: Iterable[nn.Module], config: OptimConfig, num_steps: int, scale_losses: bool = False
-    ):
+    def __init__(self, module: nn.Module, config: OptimConfig, num_steps: int, scale_losses: bool = False):
         """scale_losses: for float16, whose smallest gradients vanish (Micikevicius et al., 2018)."""
         self.config, self.num_steps = config, num_steps
-        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
         # Gains and biases are not decayed: pulling them towards zero is no regularisation.
         matrices = [p for p in self.parameters if p.dim() >= 2]
         vectors = [p for p in self.parameters if p.dim() < 2]
@@ -85,30 +83,24 @@ class Optimizer:
         """
         self.scaler.scale(loss).backward(retain_graph=shared, inputs=self.parameters if shared else None)
 
-    def clip(self) -> Tensor:
-        """Average gradients over processes, scale them down to `clip_norm` -> their norm before that, a scalar."""
+    def step(self, step: int) -> dict[str, float]:
+        """Update the weights at the rate of `step`, clear the gradients -> {"lr", "grad_norm": before it is clipped}.
+
+        Gradients are averaged over processes. One whose norm is not finite changes no weight; the caller sees it in
+        `grad_norm` (float16 skips the step by design, lowers its loss scale, and reports that instead).
+        """
         distributed.average_gradients(self.parameters)
         self.scaler.unscale_(self.adamw)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if self.config.clip_norm and bool(torch.isfinite(norm)):
+        finite = bool(torch.isfinite(norm))
+        if self.config.clip_norm and finite:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
-        return norm
-
-    def step(self, step: int, norm: Tensor) -> dict[str, float]:
-        """Update the weights at the rate of `step`, clear the gradients -> {"lr", "grad_norm": `norm`, a scalar}.
-
-        A gradient whose norm is not finite changes no weight; the caller sees it in `grad_norm` (float16 skips the
-        step by design, lowers its loss scale, and reports that instead).
-        """
         lr = learning_rate(self.config, step, self.num_steps)
         for group in self.adamw.param_groups:
             group["lr"] = lr
-        finite = bool(torch.isfinite(norm))
-        if self.scaler.is_enabled():
+        if finite or self.scaler.is_enabled():  # which leaves a step out by itself
             self.scaler.step(self.adamw)
             self.scaler.update()
-        elif finite:
-            self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         metrics = {"lr": lr}
         if self.scaler.is_enabled():
@@ -123,13 +115,9 @@ class Optimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore; the settings (rates, betas, decay) stay those of this run's recipe."""
-        settings = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in self.adamw.param_groups
-        ]
-        self.adamw.load_state_dict(state["adamw"])
-        for group, own in zip(self.adamw.param_groups, settings, strict=True):
-            group.update(own)
+        groups = zip(self.adamw.state_dict()["param_groups"], state["adamw"]["param_groups"], strict=True)
+        merged = [{**own, "params": saved["params"]} for own, saved in groups]
+        self.adamw.load_state_dict({**state["adamw"], "param_groups": merged})
         self.scaler.load_state_dict(state["scaler"])
 
 

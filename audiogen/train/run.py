@@ -5,23 +5,22 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from audiogen import __version__, distributed
-from audiogen.config import build, did_you_mean, load_recipe, plain, recipe_names, to_plain, to_yaml
+from audiogen.config import build, did_you_mean, flatten, load_recipe, plain, recipe_names, to_plain, to_yaml
 from audiogen.data.dataset import parse_sources
-from audiogen.data.loader import AudioLoader, valid_batches
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.train.loop import fit
-from audiogen.train.task import Run, check_precision
+from audiogen.train.task import Run
 
 # Recipes' `task:` -> the recipe's class, in the module of the task's name.
 TASKS = {
@@ -35,12 +34,26 @@ TASKS = {
 
 
 def run(settings: Sequence[str], print_config: bool = False) -> int:
-    """Build the recipe from `recipe=NAME` and `a.b=value` settings, prepare its task, fit."""
-    recipe, module = open_recipe(*split_settings(settings))
+    """Build the recipe from `recipe=NAME` and `a.b=value` settings; train in its run directory, or print it.
+
+    The directory then holds the recipe, the log, checkpoints and the model.
+    """
+    recipe = open_recipe(*split_settings(settings))
     if print_config:
         print(to_yaml(recipe), end="")
         return 0
-    return train(recipe, module)
+    device = choose_device(recipe.fit.device)
+    if recipe.fit.precision == "float16" and device.type == "cpu":
+        raise InputError("fit.precision=float16 needs a GPU; on a CPU use bfloat16 or float32")
+    distributed.initialize(device)
+    try:
+        task, data = recipe.prepare(device)
+        if distributed.rank() == 0:
+            record(recipe)
+        fit(task, data, recipe)
+    finally:
+        distributed.shutdown()
+    return 0
 
 
 def split_settings(settings: Sequence[str]) -> tuple[str, list[str]]:
@@ -53,62 +66,33 @@ def split_settings(settings: Sequence[str]) -> tuple[str, list[str]]:
     return names[0], [setting for setting in settings if not setting.startswith("recipe=")]
 
 
-def open_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[Any, Any]:
-    """A recipe with `a.b=value` settings as its dataclass, and the module of its task: `inherit`, `prepare`."""
+def open_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
+    """A recipe with `a.b=value` settings, as the dataclass of its task."""
     node = load_recipe(name, overrides)
     task = str(node.get("task"))
     if task not in TASKS:
         raise InputError(f"task: got {task!r}; {did_you_mean(task, TASKS)}")
-    module = import_module(f"audiogen.train.{task}")
-    return build(getattr(module, TASKS[task]), normalise(node, module.inherit, overrides)), module
-
-
-def normalise(
-    node: DictConfig, inherit: Callable[[Mapping[str, Any]], dict[str, Any]], overrides: Sequence[str]
-) -> dict[str, Any]:
-    """The recipe as plain values: sources of data spelled out, the architecture of `init_from` filled in."""
+    cls: type[Run] = getattr(import_module(f"audiogen.train.{task}"), TASKS[task])
+    # As plain values: sources of data spelled out, the architecture of `init_from` filled in.
     values = plain(node)
     if isinstance(values.get("data"), dict):
         for key in ("train", "valid"):
             if key in values["data"]:
                 values["data"][key] = parse_sources(values["data"][key])
     if values.get("init_from"):
-        inherited = inherit(values)
+        inherited = cls.inherit(values)
         fixed = [text for text in overrides if re.split(r"[.=\[]", text)[0] in inherited]
         if fixed:
             raise InputError(
                 f"{fixed[0]}: init_from={values['init_from']} decides the architecture; leave one out"
             )
         values |= inherited
-    return values
+    return build(cls, values)
 
 
-def train(recipe: Run, module: Any) -> int:
-    """Run a recipe in its run directory, which then holds the recipe, the log, checkpoints and the model."""
-    settings, out = recipe.fit, Path(recipe.out)
-    device = choose_device(settings.device)
-    check_precision(device, settings.precision)  # before anything is written
-    distributed.initialize(device)
-    try:
-        task, data, valid_data = module.prepare(recipe, out, device)
-        if distributed.rank() == 0:
-            record(recipe, out)
-        rank, world = distributed.rank(), distributed.world()
-        loader = AudioLoader(data, settings.batch_size, recipe.seed, rank, world, settings.workers)
-
-        def valid() -> Iterable[Any]:
-            return valid_batches(valid_data, settings.batch_size, settings.valid_batches)
-
-        fit(task, loader, valid if valid_data else None, recipe)
-        if loader.unreadable:
-            print(f"{len(loader.unreadable)} clips could not be read and were left out", file=sys.stderr)
-    finally:
-        distributed.shutdown()
-    return 0
-
-
-def record(recipe: Run, out: Path) -> None:
+def record(recipe: Run) -> None:
     """Write `recipe.yaml` and `run.json` (versions, machine); say what differs from the recipe that began the run."""
+    out = Path(recipe.out)
     path = out / "recipe.yaml"
     if path.exists():
         before, now = flatten(OmegaConf.to_container(OmegaConf.load(path))), flatten(to_plain(recipe))
@@ -121,14 +105,3 @@ def record(recipe: Run, out: Path) -> None:
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     checkpoint.write_json(out / "run.json", {"versions": versions, "machine": machine, "seed": recipe.seed})
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {
-        path: value
-        for key, item in node.items()
-        for path, value in flatten(item, f"{prefix}.{key}" if prefix else str(key)).items()
-    }

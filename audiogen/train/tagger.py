@@ -13,19 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiogen import distributed
-from audiogen.config import NotNegativeFloat, Probability
-from audiogen.data.dataset import SYNTH_DURATION_S, SYNTH_LONGEST_S, SYNTH_SEED, BuiltInClip, open_data
+from audiogen.config import NotNegativeFloat, Probability, to_plain
+from audiogen.data.dataset import (
+    SYNTH_DURATION_S,
+    SYNTH_LONGEST_S,
+    SYNTH_SEED,
+    AudioDataset,
+    BuiltInClip,
+    Split,
+    open_data,
+)
 from audiogen.data.manifest import Clip
 from audiogen.data.seeds import seed_for
 from audiogen.data.synth.scene import KINDS, SynthEvent, compose
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
 from audiogen.interfaces import AudioBatch
-from audiogen.models.find import TAGGER, find
-from audiogen.models.own import save_tagger
+from audiogen.models.own import load_tagger, save_tagger
 from audiogen.tagger.model import Tagger, TaggerConfig, TaggerOutput
 from audiogen.train.augment import mask, recolour, roll
-from audiogen.train.task import Prepared, Run, Totals, TrainingTask
+from audiogen.train.task import Run, Task
 
 BUILT_IN = "synth"  # the group whose labels are kinds of the built-in corpus
 IN_FRAME_S = 0.015  # a frame holds a sound if this much of the sound lies in it: half of the shortest click
@@ -58,45 +64,39 @@ class TaggerRecipe(Run):
         if wrong:
             raise InputError(f"alike: {wrong[0]!r} is not in model.groups.{BUILT_IN}")
 
+    @staticmethod
+    def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
+        return {"model": to_plain(load_tagger(recipe["init_from"]).config)}
 
-def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What init_from decides of a recipe that trains the tagger of a model directory further."""
-    source = find(recipe["init_from"]).check(TAGGER).path
-    return {"model": checkpoint.read_config(source, TAGGER)["config"]}
-
-
-def prepare(recipe: TaggerRecipe, run: Path, device: torch.device) -> Prepared:
-    """The task and the data of a run."""
-    train, valid = open_data(recipe.data, recipe.model.sample_rate)
-    clips = [*train.clips, *(valid.clips if valid else ())]
-    if any(isinstance(clip, BuiltInClip) for clip in clips) and not (
-        SYNTH_DURATION_S <= recipe.data.segment_s <= SYNTH_LONGEST_S
-    ):
-        raise InputError(
-            f"data.segment_s is {recipe.data.segment_s:g}; the events of built-in clips are defined for whole clips "
-            f"of {SYNTH_DURATION_S:g} to {SYNTH_LONGEST_S:g} s"
-        )
-    groups = {clip.key: group_of(clip, recipe.model) for clip in clips}
-    if not recipe.init_from:
-        learned = {groups[clip.key] for clip in train.clips}
-        kept = {name: labels for name, labels in recipe.model.groups.items() if name in learned}
-        left_out = sorted(set(recipe.model.groups) - set(kept))
-        if left_out and distributed.rank() == 0:
-            names = ", ".join(left_out)
-            print(f"no training clip has a label of {names}: left out of the model", file=sys.stderr)
-        alike = recipe.alike if BUILT_IN in kept else {}
-        recipe = replace(recipe, model=replace(recipe.model, groups=kept), alike=alike)
-    return Prepared(TaggerTask(recipe, clips, device), train, valid)
+    def prepare(self, device: torch.device) -> tuple[TaggerTask, Split[AudioDataset]]:
+        recipe, data = self, open_data(self.data, self.model.sample_rate)
+        clips = [clip for dataset in data if dataset for clip in dataset.clips]
+        groups = {clip.key: group_of(clip, self) for clip in clips}
+        if not self.init_from:
+            learned = {groups[clip.key] for clip in data.train.clips}
+            kept = {name: labels for name, labels in self.model.groups.items() if name in learned}
+            left_out = ", ".join(sorted(set(self.model.groups) - set(kept)))
+            if left_out and distributed.rank() == 0:
+                print(f"no training clip has a label of {left_out}: left out of the model", file=sys.stderr)
+            alike = self.alike if BUILT_IN in kept else {}
+            recipe = replace(self, model=replace(self.model, groups=kept), alike=alike)
+        return TaggerTask(recipe, clips, device), data
 
 
-def group_of(clip: Clip, config: TaggerConfig) -> str:
-    """The group a clip's label is in. Raises InputError for a clip that has none."""
+def group_of(clip: Clip, recipe: TaggerRecipe) -> str:
+    """The group a clip's label is in. Raises InputError for a clip that cannot be learned from."""
+    groups = recipe.model.groups
     if isinstance(clip, BuiltInClip):
-        if BUILT_IN in config.groups:
+        if not SYNTH_DURATION_S <= recipe.data.segment_s <= SYNTH_LONGEST_S:
+            raise InputError(
+                f"data.segment_s is {recipe.data.segment_s:g}; the events of built-in clips are defined for whole "
+                f"clips of {SYNTH_DURATION_S:g} to {SYNTH_LONGEST_S:g} s"
+            )
+        if BUILT_IN in groups:
             return BUILT_IN
         raise InputError(f"{clip.key}: model.groups has no group {BUILT_IN}, so built-in clips teach nothing")
     label = clip.fields.get("label")
-    for name, labels in config.groups.items():
+    for name, labels in groups.items():
         if name != BUILT_IN and label in labels:
             return name
     raise InputError(
@@ -129,18 +129,15 @@ class Targets(NamedTuple):
     frames: Tensor
 
 
-class TaggerTask(TrainingTask[TaggerRecipe]):
-    """The tagger, its targets by clip key, augmentation. `task.Task`."""
+class TaggerTask(Task[TaggerRecipe]):
+    """The tagger, its targets by clip key, augmentation."""
 
     def __init__(self, recipe: TaggerRecipe, clips: Iterable[Clip], device: torch.device):
         torch.manual_seed(seed_for(recipe.seed, "weights"))
         self.sample_rate = recipe.model.sample_rate
         self.clips = {clip.key: clip for clip in clips}
-        self.tagger = Tagger(recipe.model)
-        if recipe.init_from:
-            source = find(recipe.init_from).check(TAGGER).path
-            checkpoint.load_into(self.tagger, checkpoint.load_tensors(source), source)
-        self.tagger.to(device)
+        self.tagger = load_tagger(recipe.init_from) if recipe.init_from else Tagger(recipe.model)
+        self.tagger.to(device).requires_grad_(True)
         super().__init__(recipe, self.tagger, device, "tagger")
         self.forward = torch.compile(self.tagger.tag) if recipe.fit.compile else self.tagger.tag
 
@@ -170,7 +167,6 @@ class TaggerTask(TrainingTask[TaggerRecipe]):
     def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
         """One update: cross-entropy of exclusive groups, binary cross-entropy of multi-label ones."""
         parts = self.parts(batch)
-        totals = Totals(len(parts))
         for rows in parts:
             audio = batch.audio[rows, 0]  # [B, N]
             targets = self.targets(batch.keys[rows], audio.shape[1])
@@ -180,8 +176,8 @@ class TaggerTask(TrainingTask[TaggerRecipe]):
             losses = self.losses(output, Targets(*(part.to(self.device) for part in targets)))
             loss = torch.stack(list(losses.values())).sum()
             self.optimizer.backward(loss / len(parts))
-            totals.add({"loss": loss, **losses})
-        return self.update(step, totals)
+            self.add({"loss": loss, **losses}, len(parts))
+        return self.update(step)
 
     def vary(self, mel: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """A batch [B, M, T] changed as other recordings of such sounds would be; on the CPU, as data is.
@@ -263,7 +259,6 @@ class TaggerTask(TrainingTask[TaggerRecipe]):
         return metrics
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
-        """Write the tagger."""
         save_tagger(directory, self.tagger, info)
 
 

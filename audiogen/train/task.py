@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from audiogen import distributed
 from audiogen.config import NotNegative, Positive, Range, check_ranges
 from audiogen.data.captions import Captioned, meanings, shuffle_captions, wordings
-from audiogen.data.dataset import DataConfig
-from audiogen.data.loader import Dataset
+from audiogen.data.dataset import DataConfig, Split
 from audiogen.data.seeds import seed_for
-from audiogen.device import has_bfloat16
+from audiogen.device import DTYPES, has_bfloat16
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
@@ -86,22 +85,23 @@ class Run:
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    @staticmethod
+    def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys that init_from decides, with their values, of a recipe in plain values."""
+        raise NotImplementedError
 
-class Prepared(NamedTuple):
-    """A task with its training and validation sets."""
-
-    task: TrainingTask[Any]
-    train: Dataset
-    valid: Dataset | None
+    def prepare(self, device: torch.device) -> tuple[Task[Any], Split[Any]]:
+        """The task, and the data to train and validate it on."""
+        raise NotImplementedError
 
 
 R = TypeVar("R", bound=Run)
 
 
-class TrainingTask(Generic[R]):
-    """What `loop.fit` trains: a module that learns, its optimiser and its moving average.
+class Task(Generic[R]):
+    """What `loop.fit` trains: a module with its losses, its optimiser and its moving average.
 
-    A task adds `sample_rate`, `step`, `evaluate` and `export`; `samples` if it makes sound.
+    A task sets `sample_rate`, in Hz, and adds `step`, `evaluate` and `export`; `samples` if it makes sound.
 
     saved: what a checkpoint holds beside the module's weights: objects with `state_dict` and `load_state_dict` by name,
     or None for what this recipe does not use.
@@ -113,9 +113,10 @@ class TrainingTask(Generic[R]):
         """name: of the module's weights in checkpoints."""
         self.recipe, self.module, self.device, self.name = recipe, module, device, name
         fit = recipe.fit
-        self.optimizer = Optimizer([module], recipe.optim, fit.steps, fit.precision == "float16")
+        self.optimizer = Optimizer(module, recipe.optim, fit.steps, fit.precision == "float16")
         self.average = Average(module, fit.ema_decay)
         self.saved: dict[str, Any] = {"optimizer": self.optimizer, "average": self.average}
+        self.scalars: dict[str, Tensor] = {}  # of the step, gathered by `add`
         self.train()
 
     def train(self) -> None:
@@ -132,21 +133,21 @@ class TrainingTask(Generic[R]):
         finally:
             self.train()
 
-    def step(self, batch: Any, step: int) -> Mapping[str, float]:
+    def step(self, batch: Any, step: int) -> dict[str, float]:
         """One optimiser step on a `Batch` of the task's kind, accumulation inside -> scalars, `loss` among them."""
         raise NotImplementedError
 
-    def evaluate(self, batches: Iterable[Any]) -> Mapping[str, float]:
-        """Within `averaged`: validation scalars, e.g. `mel`; `loss` decides which checkpoint is best (lower)."""
+    def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:
+        """Within `averaged`: validation scalars; `loss` decides which checkpoint is best (lower)."""
         raise NotImplementedError
+
+    def samples(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        """Within `averaged`: sounds [C, N] by name, to listen to; none, unless the task makes sound."""
+        return {}
 
     def export(self, directory: Path, info: Mapping[str, Any]) -> None:
         """Within `averaged`: write the model as it stands as a model directory."""
         raise NotImplementedError
-
-    def samples(self, batches: Iterable[Any]) -> dict[str, Tensor]:
-        """Sounds [C, N] by name, to listen to during training: none, unless the task makes sound."""
-        return {}
 
     def parts(self, batch: Batch) -> list[slice]:
         """The rows of each part of a batch, as many parts as `fit.accumulate`."""
@@ -156,16 +157,19 @@ class TrainingTask(Generic[R]):
         """The context of a forward pass: `fit.precision`."""
         return autocast(self.device, self.recipe.fit.precision)
 
-    def update(
-        self, step: int, totals: Totals | None = None, metrics: Mapping[str, float] | None = None
-    ) -> dict[str, float]:
-        """Change the weights by the gradients gathered -> scalars: totals, metrics, those of the optimiser.
+    def add(self, scalars: Mapping[str, Tensor], num_parts: int = 1) -> None:
+        """Gather scalars of one of a batch's parts, each divided by `num_parts`, for `update`."""
+        for name, value in scalars.items():
+            self.scalars[name] = self.scalars.get(name, 0.0) + value.detach() / num_parts
 
-        totals: read after the update, because reading waits for the device.
-        """
-        own = self.optimizer.step(step, self.optimizer.clip())
+    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Change the weights by the gradients gathered -> the scalars gathered, metrics, those of the optimiser."""
+        own = self.optimizer.step(step)
         self.average.update()
-        return {**(totals.read() if totals else {}), **(metrics or {}), **own}
+        found, self.scalars = self.scalars, {}
+        # Read together, and after the update: reading waits for the device.
+        values = torch.stack(list(found.values())).tolist() if found else []
+        return {**dict(zip(found, values, strict=True)), **(metrics or {}), **own}
 
     def weights(self) -> dict[str, Any]:
         """The entry of a checkpoint, or entries, that hold the module's weights."""
@@ -189,7 +193,7 @@ class TrainingTask(Generic[R]):
                 part.load_state_dict(state[name])
 
 
-class CaptionedTask(TrainingTask[R]):
+class CaptionedTask(Task[R]):
     """A task that generates sound from captions, which it also validates with wrong captions and with none."""
 
     def __init__(self, recipe: R, module: nn.Module, device: torch.device, captions: Iterable[Sequence[str]]):
@@ -228,34 +232,17 @@ class CaptionedTask(TrainingTask[R]):
         raise NotImplementedError
 
 
-def new_text(config: TextConfig, train: Captioned, run: Path, seed: int) -> T5Conditioner:
+def new_text(recipe: Run, config: TextConfig, train: Captioned) -> T5Conditioner:
     """A text encoder to be trained along with a new model; its vocabulary is built from the training captions."""
     if not config.embedded:
         return T5Conditioner(config)
-    path = run / "vocabulary.model"
+    path = Path(recipe.out) / "vocabulary.model"
     with distributed.first_process_first():
         if not path.exists():
             captions = (caption for clip in wordings(train) for caption in clip)
             checkpoint.write_bytes_atomic(path, train_vocabulary(captions, config.vocab_size))
-    torch.manual_seed(seed_for(seed, "text weights"))
+    torch.manual_seed(seed_for(recipe.seed, "text weights"))
     return T5Conditioner(config, path.read_bytes())
-
-
-class Totals:
-    """Scalars of a step, summed over the parts of its batch; read together, so that the device is waited for once."""
-
-    def __init__(self, num_parts: int = 1):
-        self.num_parts = num_parts
-        self.sums: dict[str, Tensor] = {}
-
-    def add(self, scalars: Mapping[str, Tensor]) -> None:
-        """Add the scalars of one part, each divided by the number of parts."""
-        for name, value in scalars.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach() / self.num_parts
-
-    def read(self) -> dict[str, float]:
-        """The sums by name."""
-        return dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
 
 
 def row_slices(num_rows: int, parts: int) -> list[slice]:
@@ -264,17 +251,17 @@ def row_slices(num_rows: int, parts: int) -> list[slice]:
     return [slice(first, first + size) for first in range(0, num_rows, size)]
 
 
-def check_precision(device: torch.device, precision: str) -> None:
-    """Raise InputError where the device has no forward passes at `precision`."""
-    if precision == "float16" and device.type == "cpu":
-        raise InputError("fit.precision=float16 needs a GPU; on a CPU use bfloat16 or float32")
+def product_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """The dtype of the matrix products of a forward pass at `precision`."""
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16(device) else "float32"
+    return DTYPES[precision]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a model's forward runs at `precision`; its weights stay float32."""
-    if precision == "auto":
-        precision = "bfloat16" if has_bfloat16(device) else "float32"
-    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+    dtype = product_dtype(device, precision)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def means(values: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:

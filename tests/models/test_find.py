@@ -21,7 +21,7 @@ from audiogen.generate.__main__ import main as generate
 from audiogen.models import build
 from audiogen.models.find import CODEC, LM, bundled, find
 from audiogen.models.latent_codecs import load_autoencoder
-from audiogen.train.lm import inherit
+from audiogen.train.lm import LMRecipe
 
 COMMIT = "a" * 40
 
@@ -167,7 +167,7 @@ def server(
 def train_from(name: str) -> None:
     """As training from a model does: its sizes, its codec, its weights."""
     parts = build.read_lm(find(name, LM))
-    assert inherit({"init_from": name})["codec"] == parts.codec.location
+    assert LMRecipe.inherit({"init_from": name})["codec"] == parts.codec.location
     build.load_codec(parts.codec.location)
     build.load_lm(name)
 

@@ -345,11 +345,11 @@ def test_the_recipe_is_complete_small_and_steps(tmp_path: Path) -> None:
         "fit.batch_size=2",
         "fit.device=cpu",
     ]
-    recipe, module = open_recipe("clap_tiny", small)
+    recipe = open_recipe("clap_tiny", small)
     assert set(load_recipe("clap_tiny")) == set(vars(recipe)), "a recipe is complete"
-    task, train, valid = module.prepare(recipe, tmp_path, torch.device("cpu"))
+    task, data = recipe.prepare(torch.device("cpu"))
     assert sum(parameter.numel() for parameter in task.model.parameters()) < 2e6
-    metrics = task.step(next(valid_batches(train, 2, 1)), 0)
+    metrics = task.step(next(valid_batches(data.train, 2, 1)), 0)
     assert metrics["loss"] == pytest.approx(math.log(2), abs=0.7)
 
 

@@ -30,7 +30,7 @@ from audiogen.models.find import weights_folder
 from audiogen.models.latent_codecs import KINDS, load_autoencoder, reconstruct, save_autoencoder
 from audiogen.models.released import load_released
 from audiogen.train.__main__ import main
-from audiogen.train.diffusion import new_system
+from audiogen.train.diffusion import freeze_text, new_system
 from audiogen.train.log import read_log
 from audiogen.train.run import open_recipe
 from tests.diffusion.tiny_encoders import write_clap
@@ -485,9 +485,10 @@ def test_a_system_is_trained_on(lafma: Train, tmp_path: Path) -> None:
     assert all(torch.allclose(after[name], before[name], atol=1e-9) for name in before)
 
 
-def test_the_text_encoder_of_a_language_model_is_taken_and_stays(tmp_path: Path) -> None:
-    built, _ = open_recipe("lafma_tiny")
-    system = new_system(built.system, built.text_from, None, tmp_path, 0)  # type: ignore[arg-type]
+def test_the_text_encoder_of_a_language_model_is_taken_and_stays() -> None:
+    recipe = open_recipe("lafma_tiny")
+    system = new_system(recipe, None)  # type: ignore[arg-type]
+    freeze_text(recipe, system)
     text = system.conditioner.text.embedded
     given = checkpoint.load_tensors(weights_folder() / "lm_tiny" / "text")
     assert torch.equal(text.output_proj.weight, given["output_proj.weight"].float())
@@ -504,7 +505,7 @@ def test_every_recipe_builds(name: str, capsys: pytest.CaptureFixture[str]) -> N
     printed = OmegaConf.create(capsys.readouterr().out)
     written = load_recipe(name)
     assert set(printed) == set(written), "a recipe is complete"
-    recipe, _ = open_recipe(name)
+    recipe = open_recipe(name)
     with torch.device("meta"):
         model: Any = (
             make_autoencoder(recipe.autoencoder)

@@ -10,11 +10,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from audiogen.data.dataset import Split
 from audiogen.data.loader import valid_batches
 from audiogen.device import choose_device
 from audiogen.errors import InputError, run_command
@@ -25,7 +27,7 @@ from audiogen.train.log import Log, read_log
 from audiogen.train.loop import due, stop_signals, validate
 from audiogen.train.optim import Average, OptimConfig, Optimizer, learning_rate
 from audiogen.train.run import open_recipe
-from audiogen.train.task import FitConfig, Prepared, Run, Totals, TrainingTask, autocast, row_slices
+from audiogen.train.task import FitConfig, Run, Task, autocast, row_slices
 
 ROOT = Path(__file__).resolve().parents[2]
 Train = Callable[..., Path]
@@ -52,9 +54,9 @@ def test_schedules_have_their_closed_forms() -> None:
 
 def test_the_gradient_is_clipped_by_its_norm_over_all_parameters() -> None:
     layer = nn.Linear(2, 2)
-    optimizer = Optimizer([layer], OptimConfig(clip_norm=0.5, lr=1e-3, warmup_steps=0), 10)
+    optimizer = Optimizer(layer, OptimConfig(clip_norm=0.5, lr=1e-3, warmup_steps=0), 10)
     optimizer.backward((layer.weight * 3).sum() + (layer.bias * 4).sum())
-    metrics = optimizer.step(0, optimizer.clip())
+    metrics = optimizer.step(0)
     assert metrics["grad_norm"] == pytest.approx(math.sqrt(4 * 9 + 2 * 16))
     moments = optimizer.adamw.state[layer.weight]["exp_avg"] / (1 - 0.9)
     assert torch.allclose(moments, torch.full((2, 2), 3 * 0.5 / metrics["grad_norm"]))
@@ -64,9 +66,9 @@ def test_only_matrices_are_decayed() -> None:
     layer = nn.Linear(2, 3)
     before = {name: value.detach().clone() for name, value in layer.named_parameters()}
     config = OptimConfig(lr=0.1, weight_decay=0.5, warmup_steps=0, schedule="constant")
-    optimizer = Optimizer([layer], config, 10)
+    optimizer = Optimizer(layer, config, 10)
     optimizer.backward((layer.weight * 0).sum() + (layer.bias * 0).sum())
-    optimizer.step(0, optimizer.clip())
+    optimizer.step(0)
     assert torch.allclose(layer.weight, before["weight"] * 0.95)
     assert torch.equal(layer.bias, before["bias"])
 
@@ -74,22 +76,22 @@ def test_only_matrices_are_decayed() -> None:
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     layer = nn.Linear(2, 2)
     before = layer.weight.detach().clone()
-    optimizer = Optimizer([layer], OptimConfig(), 10)
+    optimizer = Optimizer(layer, OptimConfig(), 10)
     optimizer.backward((layer.weight * float("nan")).sum())
-    assert math.isnan(optimizer.step(0, optimizer.clip())["grad_norm"])
+    assert math.isnan(optimizer.step(0)["grad_norm"])
     assert torch.equal(layer.weight, before)
 
 
 def test_float16_losses_are_scaled_and_an_overflow_is_left_out() -> None:
     layer = nn.Linear(2, 2, bias=False)
     before = layer.weight.detach().clone()
-    optimizer = Optimizer([layer], OptimConfig(warmup_steps=0, weight_decay=0.0), 10, scale_losses=True)
+    optimizer = Optimizer(layer, OptimConfig(warmup_steps=0, weight_decay=0.0), 10, scale_losses=True)
     optimizer.backward((layer.weight * float("inf")).sum())
-    metrics = optimizer.step(0, optimizer.clip())
+    metrics = optimizer.step(0)
     assert "grad_norm" not in metrics and metrics["loss_scale"] == 2.0**15
     assert torch.equal(layer.weight, before)
     optimizer.backward((layer.weight * 3).sum())
-    assert optimizer.step(1, optimizer.clip())["grad_norm"] == pytest.approx(6.0)
+    assert optimizer.step(1)["grad_norm"] == pytest.approx(6.0)
     assert not torch.equal(layer.weight, before)
 
 
@@ -273,21 +275,21 @@ def test_checkpoints_keep_their_names(codec_run: Train, lm_run: Train) -> None:
         assert state["task"]["average"].keys() == {"averages", "num_updates"}
 
 
-def prepared(recipe: Path) -> tuple[Prepared, Run]:
+def prepared(recipe: Path) -> tuple[Task[Any], Split[Any], Run]:
     """The task and data of a recipe, on the CPU, and the recipe."""
-    built, module = open_recipe(str(recipe))
-    return module.prepare(built, Path(built.out), torch.device("cpu")), built
+    built = open_recipe(str(recipe))
+    return (*built.prepare(torch.device("cpu")), built)
 
 
 @pytest.mark.parametrize("name", ["codec", "lm"])
 def test_validation_holds_one_batch_of_sound_at_a_time(
     name: str, codec_run: Train, lm_run: Train, tmp_path: Path
 ) -> None:
-    (task, _, data), recipe = prepared(tmp_path / f"{name}.yaml")
+    task, data, recipe = prepared(tmp_path / f"{name}.yaml")
     made: list[weakref.ref[Batch]] = []
 
     def batches() -> Iterator[Batch]:
-        for batch in valid_batches(data, 2):
+        for batch in valid_batches(data.valid, 2):
             assert not any(earlier() for earlier in made[:-1]), "an earlier batch is still in memory"
             made.append(weakref.ref(batch))
             yield batch
@@ -300,8 +302,7 @@ def test_validation_holds_one_batch_of_sound_at_a_time(
 
 
 def test_a_module_trains_on_after_an_error_in_its_evaluation(codec_run: Train, tmp_path: Path) -> None:
-    (task, _, _), _ = prepared(tmp_path / "codec.yaml")
-    assert isinstance(task, TrainingTask)
+    task, _, _ = prepared(tmp_path / "codec.yaml")
     with pytest.raises(ValueError, match="broken"), task.averaged():
         assert not task.module.training
         raise ValueError("broken")
@@ -310,17 +311,17 @@ def test_a_module_trains_on_after_an_error_in_its_evaluation(codec_run: Train, t
 
 def test_scalars_of_a_step_are_read_after_the_update(codec_run: Train, tmp_path: Path) -> None:
     """Reading waits for the device, which has the update to do meanwhile."""
-    (task, _, _), _ = prepared(tmp_path / "codec.yaml")
-    assert isinstance(task, TrainingTask)
+    task, _, _ = prepared(tmp_path / "codec.yaml")
     weight = next(task.module.parameters())
 
-    class Late(Totals):
-        def read(self) -> dict[str, float]:
-            return {"weight": weight.sum().item()}
+    class Late(dict[str, Tensor]):
+        def values(self) -> Any:
+            return [weight.sum()]
 
     before = weight.sum().item()
     task.optimizer.backward(weight.square().sum())
-    metrics = task.update(0, Late(), {"share": 1.0})
+    task.scalars = Late(weight=weight)
+    metrics = task.update(0, {"share": 1.0})
     assert list(metrics) == ["weight", "share", "lr", "grad_norm"]
     assert metrics["weight"] == weight.sum().item() != before
 
