@@ -77,18 +77,16 @@ def build(
     and of several processes one builds while the others wait.
     """
     key = _key(compiler, targets, source)
-    found = _load(directory, key)
-    if found is not None:
-        return found
     with _lock(directory / f"native-{key}.lock"):
-        found = _load(directory, key)  # built by another process meanwhile
-        if found is not None:
-            return found
-        print("building fast kernels for this machine, once (some seconds) ...", file=sys.stderr, flush=True)
-        begin = time.monotonic()
-        _compile(compiler, directory, key, targets, source)
-        print(f"... built in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
-    found = _load(directory, key)
+        found = _load(directory, key)
+        if found is None:
+            print(
+                "building fast kernels for this machine, once (some seconds) ...", file=sys.stderr, flush=True
+            )
+            begin = time.monotonic()
+            _compile(compiler, directory, key, targets, source)
+            print(f"... built in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+            found = _load(directory, key)
     if found is None:
         raise OSError(f"{compiler} built a library that cannot be loaded from {directory}")
     return found

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +99,8 @@ def _pack_int8(weight: Tensor) -> Product:
         quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
     packed = torch.ops.quantized.linear_prepack(quantised, None)
     # Without 8-bit dot products x86 adds pairs in 16 bits, which seven bits of input cannot overflow.
-    reduce_range = engine != "qnnpack" and not _has_vnni()
+    has_vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)()  # there is no public function
+    reduce_range = engine != "qnnpack" and not has_vnni
     ends = torch.zeros(1, weight.shape[1])
     ends[0, :1], ends[0, 1:2] = 1.0, -1.0
 
@@ -110,8 +110,3 @@ def _pack_int8(weight: Tensor) -> Product:
         return torch.ops.quantized.linear_dynamic(rows, packed, reduce_range)[:-1] * largest
 
     return product
-
-
-def _has_vnni() -> bool:
-    supported = cast(Any, getattr(torch.cpu, "_is_vnni_supported", None))  # there is no public function
-    return supported is not None and bool(supported())
