@@ -121,8 +121,3 @@ class LatentSystem(nn.Module):
         self.autoencoder = make_autoencoder(config.autoencoder)
         self.conditioner = Conditioner(config.conditioner, vocabulary, frozen, clap)
         self.denoiser = denoiser(config.denoiser)
-
-    @property
-    def num_parameters(self) -> int:
-        """Of all but the frozen encoders of text."""
-        return sum(parameter.numel() for parameter in self.parameters())

@@ -120,7 +120,8 @@ class LatentGenerator:
     @property
     def num_parameters(self) -> int:
         """Of all that runs from text to audio: encoders of text, denoiser, autoencoder and vocoder."""
-        return self.system.num_parameters + _num_frozen_parameters(self.system.conditioner)
+        trained = sum(parameter.numel() for parameter in self.system.parameters())
+        return trained + _num_frozen_parameters(self.system.conditioner)
 
     def sampling(
         self, steps: int | None = None, sampler: str | None = None, guidance: float | None = None
