@@ -204,7 +204,7 @@ def fetch_from(port: int, home: Path, *names: str) -> list[dict[str, str] | str]
     return json.loads(done.stdout)
 
 
-def test_files_of_the_first_layout_come_from_the_hub_and_then_from_the_cache(
+def test_files_of_the_first_layout_come_from_the_hub_and_without_it_from_the_cache(
     server: ThreadingHTTPServer, tmp_path: Path
 ) -> None:
     port, home = server.server_address[1], tmp_path / "home"
@@ -216,7 +216,9 @@ def test_files_of_the_first_layout_come_from_the_hub_and_then_from_the_cache(
     asked = len(server.asked)  # type: ignore[attr-defined]
     assert fetch_from(port, home, *names) == wanted
     assert not [path for path in server.asked[asked:] if "/resolve/" in path], "fetched twice"  # type: ignore[attr-defined]
-    assert fetch_from(1, home, *names) == wanted, "no hub at this port: the cache is used"
+    *cached, line = fetch_from(1, home, *names, "org/other")
+    assert cached == wanted, "no hub at this port: the cache is used"
+    assert isinstance(line, str) and "not in the cache, and the hub cannot be reached" in line
 
 
 def test_each_refusal_of_the_hub_is_one_line_that_says_what_to_do(
@@ -238,8 +240,3 @@ def test_each_refusal_of_the_hub_is_one_line_that_says_what_to_do(
         strict=True,
     ):
         assert isinstance(line, str) and line.startswith(name) and part in line and "\n" not in line, line
-
-
-def test_no_network_and_nothing_cached_is_one_line(tmp_path: Path) -> None:
-    (line,) = fetch_from(1, tmp_path, "org/both")
-    assert isinstance(line, str) and "not in the cache, and the hub cannot be reached" in line
