@@ -134,12 +134,12 @@ class Stack(nn.Module):
 class SpectralEncoder(nn.Module):
     """Audio [B, C, N] -> latents [B, latent_dim, T], T = ceil(N / (hop_length * frames_per_latent))."""
 
-    window: Tensor
+    window: Tensor  # no file holds it, so it has values where the weights are made without memory
 
     def __init__(self, config: SpectralConfig, channels: int, latent_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(config.n_fft, device="cpu"), persistent=False)
         width = latent_dim // config.frames_per_latent
         self.stack = Stack(channels * config.num_bins, width, config.num_encoder_blocks, config)
 
@@ -171,9 +171,9 @@ class SpectralDecoder(nn.Module):
     def __init__(self, config: SpectralConfig, channels: int, latent_dim: int) -> None:
         super().__init__()
         self.config, self.channels = config, channels
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(config.n_fft, device="cpu"), persistent=False)
         generator = torch.Generator().manual_seed(0)
-        phase = 2 * torch.pi * torch.rand(PHASE_FRAMES, config.num_bins, generator=generator)
+        phase = 2 * torch.pi * torch.rand(PHASE_FRAMES, config.num_bins, generator=generator, device="cpu")
         self.register_buffer("first_phase", phase, persistent=False)
         width = latent_dim // config.frames_per_latent
         self.stack = Stack(width, channels * config.num_bins, config.num_decoder_blocks, config)
