@@ -126,7 +126,9 @@ class _Reader:
         sample_rate: int | None,
         channels: int | None,
     ) -> None:
-        self.file, self.path, self.channels = file, path, channels or file.channels
+        self.file = file
+        self.path = path
+        self.channels = channels or file.channels
         self.rate = sample_rate or file.samplerate
         self.total = resampled_length(file.frames, file.samplerate, self.rate)
         self.position = 0  # of the file

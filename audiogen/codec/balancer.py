@@ -50,6 +50,7 @@ class Balancer:
             self._sum[name] = self._sum.get(name, 0.0) * self.ema_decay + norm
             self._count[name] = self._count.get(name, 0.0) * self.ema_decay + 1.0
             average = self._sum[name] / self._count[name]
+            # 1e-12: a loss whose gradient is zero is not divided by it
             scale = self.total_norm * self.weights[name] / total_weight / (average + 1e-12)
             total = total + scale * grad
             shares[name] = scale * norm

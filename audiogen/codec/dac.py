@@ -23,7 +23,7 @@ Size = Annotated[int, Range(1, 1 << 18)]  # a product of three does not overflow
 
 @dataclass(frozen=True)
 class DacSizes:
-    """The keys of `transformers.DacConfig` that determine the architecture, under their names there."""
+    """The keys of `transformers.DacConfig` that determine the architecture, under their names and defaults there."""
 
     sampling_rate: Size = 16000
     encoder_hidden_size: Size = 64
@@ -128,7 +128,8 @@ def _reach(stack: nn.Module, step: int) -> int:
     samples = 0
     for layer in stack.modules():
         if isinstance(layer, nn.Conv1d):
-            span, padding = layer.dilation[0] * (layer.kernel_size[0] - 1), int(layer.padding[0])
+            span = layer.dilation[0] * (layer.kernel_size[0] - 1)
+            padding = int(layer.padding[0])
             samples += max(padding, span - padding) * step
             step *= layer.stride[0]
         elif isinstance(layer, nn.ConvTranspose1d):

@@ -26,7 +26,8 @@ class DiscriminatorConfig:
 
     sees: its input: audio, or spectra, the log magnitudes of a spectral codec, bin by bin and in mel bands. The other
     keys are for audio, num_filters for both. n_ffts: one network each, window = n_fft, hop = n_fft / 4. dilations:
-    along time, one layer each; every such layer halves the frequencies.
+    along time, one layer each; every such layer halves the frequencies. The defaults are EnCodec's (arXiv:2210.13438,
+    section 3.4).
     """
 
     sees: Literal["audio", "spectra"] = "audio"
@@ -67,7 +68,7 @@ class STFTDiscriminator(PatchDiscriminator):
     window: Tensor
 
     def __init__(self, n_fft: int, channels: int, num_filters: int, dilations: tuple[int, ...]) -> None:
-        layers = [nn.Conv2d(2 * channels, num_filters, (3, 9), padding=(1, 4))]
+        layers = [nn.Conv2d(2 * channels, num_filters, (3, 9), padding=(1, 4))]  # EnCodec's kernel
         layers += [
             nn.Conv2d(num_filters, num_filters, (3, 9), stride=(1, 2), dilation=(d, 1), padding=(d, 4))
             for d in dilations

@@ -54,9 +54,12 @@ def encode_files(
     arguments: argparse.Namespace, codec: SegmentedCodec, num_codebooks: int, sounds: Mapping[Path, Sound]
 ) -> None:
     """One token file a sound; those that an earlier run finished are kept."""
-    name, identity, format = codec.name, codec.header.identity, format_of(next(iter(sounds)))
+    name = codec.name
+    identity = codec.header.identity
+    format = format_of(next(iter(sounds)))
     if format is ECDC:  # such a file names a model and has no hash
-        name, identity = ecdc.model_name(codec.header), ""
+        name = ecdc.model_name(codec.header)
+        identity = ""
     wanted = (name, identity, num_codebooks)
     pending = [
         replace(sound, key=str(target))
@@ -171,7 +174,7 @@ def choose_codebooks(codec: SegmentedCodec, wanted_kbps: float | None) -> int:
     if wanted_kbps is None:
         return codec.header.num_codebooks
     for count, value in enumerate(codec.bandwidths_kbps, 1):
-        if math.isclose(value, wanted_kbps, rel_tol=1e-4):
+        if math.isclose(value, wanted_kbps, rel_tol=1e-4):  # as it is written: 2.2 for 2.20004
             return count
     listed = ", ".join(f"{value:g}" for value in codec.bandwidths_kbps)
     raise InputError(f"--bandwidth {wanted_kbps:g}: codec {codec.name} has {listed} kbps")

@@ -151,6 +151,7 @@ def si_sdr(audio: Tensor, target: Tensor) -> Tensor:
     """Scale-invariant signal-to-distortion ratio of audio [B, C, N], dB per item [B] (arXiv:1811.02508)."""
     a = audio.float() - audio.float().mean(-1, keepdim=True)
     t = target.float() - target.float().mean(-1, keepdim=True)
+    # 1e-8: silence gives a finite value
     scale = (a * t).sum((1, 2), keepdim=True) / t.square().sum((1, 2), keepdim=True).clamp(min=1e-8)
     signal = scale * t
     noise = (a - signal).square().sum((1, 2))

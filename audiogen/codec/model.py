@@ -25,7 +25,8 @@ class CodecConfig:
     """arch chooses which of `seanet` and `spectral` is used; the other is ignored.
 
     dead_below: a codeword whose moving average of vectors per batch falls below this is replaced. Even use gives
-        batch * frames / codebook_size, so small batches want it well below the 2 of EnCodec.
+        batch * frames / codebook_size, so small batches want it well below the 2 of EnCodec. codebook_decay and
+        kmeans_iterations are EnCodec's as well.
     dual_mono: a mono model codes the two channels each by itself; the codebooks alternate, left 0, right 0, left 1,
         right 1 ..., and num_codebooks counts both.
     segment_s, segment_overlap, normalise: of a `SegmentedCodec` around this one. Seconds of audio that are coded at a

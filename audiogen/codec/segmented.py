@@ -68,7 +68,8 @@ class SegmentedCodec:
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> list[Segment]:
         """[B, C, N] -> its segments in their order."""
         num_samples = audio.shape[-1]
-        length, stride = self.header.segment_samples, self.header.stride_samples or max(1, num_samples)
+        length = self.header.segment_samples
+        stride = self.header.stride_samples or max(1, num_samples)
         pieces = (audio[..., start:][..., :length] for start in range(0, max(1, num_samples), stride))
         return [self._encode_segment(piece, num_codebooks) for piece in pieces]
 
@@ -88,7 +89,8 @@ class SegmentedCodec:
         header = replace(self.header, num_samples=num_samples)
         if header.segment_samples is None and segments:
             segments = [Segment(torch.cat([segment.codes for segment in segments], -1), segments[0].scale)]
-        frames, given = list(header.segment_frames()), [segment.codes.shape[-1] for segment in segments]
+        frames = list(header.segment_frames())
+        given = [segment.codes.shape[-1] for segment in segments]
         if given != frames:
             raise InputError(
                 f"{len(given)} segments of {given[:4]} ... frames are not {num_samples} samples, which are "

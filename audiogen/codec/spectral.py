@@ -29,7 +29,7 @@ PHASE_FRAMES = 1024  # first phases repeat after so many frames (20 s at 50 Hz)
 
 @dataclass(frozen=True)
 class SpectralConfig:
-    """Sizes of the spectral encoder and decoder.
+    """Sizes of the spectral encoder and decoder; the defaults are those of the bundled codec (docs/LOG.md).
 
     n_fft: a multiple of hop_length. mlp_ratio: widens the two-layer perceptron of each block. phase_iterations: of
     Griffin-Lim, when decoding; each extends the receptive field by n_fft / hop_length - 1 frames. frames_per_latent:

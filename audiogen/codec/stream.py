@@ -36,7 +36,8 @@ def encode_stream(
     codec: Codec, blocks: Iterable[Tensor], num_codebooks: int | None = None
 ) -> Iterator[Tensor]:
     """Audio blocks [1, C, n] of any lengths -> codes [1, K, t]; joined, those of the whole signal."""
-    hop, context = codec.hop_length, codec.context_frames * codec.hop_length
+    hop = codec.hop_length
+    context = codec.context_frames * codec.hop_length
     body = _body_frames(codec) * hop
     state: StreamState = {}
     for window, left, length, last in _windows(blocks, body, body, context, max(context, 1)):
@@ -50,7 +51,8 @@ def encode_stream(
 
 def decode_stream(codec: Codec, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     """Code blocks [1, K, t] of any lengths -> audio [1, C, n]; joined, that of the whole, t * hop_length samples."""
-    body, context = _body_frames(codec), codec.context_frames
+    body = _body_frames(codec)
+    context = codec.context_frames
     return _decode(codec, _windows(blocks, body, body, context, max(context, 1)))
 
 
@@ -118,6 +120,7 @@ def _windows(blocks: Iterable[Tensor], least: int, most: int, context: int, ahea
         while (length := min(buffer.shape[-1] - left - ahead, most)) >= least:
             yield Window(buffer[..., : left + length + context], left, length, False)
             keep = min(context, left + length)
-            buffer, left = buffer[..., left + length - keep :], keep
+            buffer = buffer[..., left + length - keep :]
+            left = keep
     if buffer is not None and (buffer.shape[-1] > left or context == 0):
         yield Window(buffer, left, buffer.shape[-1] - left, True)

@@ -102,14 +102,16 @@ class TokenHeader:
 
     def segment_frames(self, first: int = 0) -> Iterator[int]:
         """ceil(samples / hop_length) of each segment from `first` on; those that end with the clip are shorter."""
-        length, stride = self.segment_samples or self.num_samples, self.stride_samples or self.num_samples
+        length = self.segment_samples or self.num_samples
+        stride = self.stride_samples or self.num_samples
         for start in range(first * stride, self.num_samples, stride):
             yield -(-min(length, self.num_samples - start) // self.hop_length)
 
     @property
     def num_frames(self) -> int:
         """T, summed over the segments; ceil(num_samples / hop_length) where the clip is one piece."""
-        length, stride = self.segment_samples or self.num_samples, self.stride_samples or self.num_samples
+        length = self.segment_samples or self.num_samples
+        stride = self.stride_samples or self.num_samples
         # Not by a loop over all segments: the numbers may come from a forged header. The short ones are two or three,
         # as segments overlap by half at most.
         num_whole = max(0, (self.num_samples - length) // stride + 1)

@@ -34,7 +34,7 @@ WORKERS = 4  # threads that read files ahead
 # A longer clip goes through the codec as a stream: memory does not grow with its length, but for the bytes of the token
 # file that is decoded.
 LONG_S = 30.0
-BLOCK_S = 10.0
+BLOCK_S = 10.0  # of it that are read at a time
 # What differs between clips of one codec, or is checked by itself.
 CLIP_KEYS = {"codec", "identity", "num_codebooks", "num_samples", "source_sample_rate", "source_num_samples"}
 
@@ -218,7 +218,8 @@ def _read_sound(header: TokenHeader, sound: Sound) -> Clip[Tensor]:
     rate, channels, samples = header.sample_rate, header.channels, None
     if sound.render is not None:
         samples = audio.convert_channels(sound.render(rate), channels)
-        source_rate, source_num_samples = rate, samples.shape[-1]
+        source_rate = rate
+        source_num_samples = samples.shape[-1]
     else:
         info = audio.info(sound.path)
         source_rate, source_num_samples = info.sample_rate, info.num_frames

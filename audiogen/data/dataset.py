@@ -219,7 +219,8 @@ class AudioDataset:
         if isinstance(clip, BuiltInClip):
             return round(self._built_in_s() * self.sample_rate)
         if clip.place not in self.lengths:
-            header, rate = audio.info(clip.path), self.sample_rate
+            header = audio.info(clip.path)
+            rate = self.sample_rate
             length = audio.resampled_length(header.num_frames, header.sample_rate, rate)
             length -= round(clip.start_s * rate)
             wanted = length if clip.duration_s is None else max(1, round(clip.duration_s * rate))

@@ -105,7 +105,8 @@ def _clip(row: Row, folder: Path) -> Clip:
     if not isinstance(name, str) or not name:
         raise InputError("has no key audio that names a file")
     captions = _wordings(row.get("captions", row.get("caption")))
-    start, duration = seconds(row, "start", zero=True), seconds(row, "duration")
+    start = seconds(row, "start", zero=True)
+    duration = seconds(row, "duration")
     standard = ("audio", "path", "caption", "captions", "start", "duration")
     fields = {key: value for key, value in row.items() if key not in standard}
     return Clip(os.path.join(folder, name), captions, start or 0.0, duration, fields)
@@ -277,7 +278,8 @@ PLAIN_WORDS = frozenset(
 
 def caption_from_names(path: Path) -> str:
     """Words of the folder, then of the file: `dog_bark/small-puppy_03.wav -> "dog bark, small puppy"`; maybe ""."""
-    words, folder = _words(path.stem), _words(path.parent.name)
+    words = _words(path.stem)
+    folder = _words(path.parent.name)
     words = [] if set(words) <= set(folder) else words
     folder = [] if set(folder) <= set(words) else folder
     return ", ".join(" ".join(part) for part in (folder, words) if part)

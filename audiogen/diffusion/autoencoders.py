@@ -233,7 +233,8 @@ class WaveformAutoencoder(LatentAutoencoder):
 
     def features(self, audio: Tensor) -> Tensor:
         """[B, C, N] -> [B, C * bands, N / bands]."""
-        whole, bands = self._whole_frames(audio), self.config.bands
+        whole = self._whole_frames(audio)
+        bands = self.config.bands
         return whole if bands == 1 else compress(mdct(whole, mdct_basis(bands, str(audio.device))))
 
     def synthesise(self, features: Tensor) -> Tensor:

@@ -41,7 +41,10 @@ VECTOR_PIECES = ("clap", "pooled", "seconds_start", "seconds_total")
 
 @dataclass(frozen=True)
 class SecondsConfig:
-    """Numbers of seconds as tokens `width` wide; what lies outside of min_s to max_s counts as the nearest."""
+    """Numbers of seconds as tokens `width` wide; what lies outside of min_s to max_s counts as the nearest.
+
+    The defaults are Stable Audio Open's.
+    """
 
     width: Positive = 768
     min_s: float = 0.0

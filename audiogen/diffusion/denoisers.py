@@ -295,10 +295,8 @@ class AudioDiT(Denoiser):
         assert conditioning.vector is not None
         # Half of each head is rotated, at least 32 numbers, as in the release. One position more than frames: that of
         # the global token, which comes first.
-        rotated, times = (
-            max(self.config.head_dim // 2, 32),
-            torch.arange(x_t.shape[-1] + 1, device=x_t.device),
-        )
+        rotated = max(self.config.head_dim // 2, 32)
+        times = torch.arange(x_t.shape[-1] + 1, device=x_t.device)
         waves = get_1d_rotary_pos_embed(rotated, times, use_real=True, repeat_interleave_real=False)
         return self.network(
             x_t,

@@ -31,8 +31,8 @@ from audiogen.interfaces import Condition
 # Of AudioMAE.
 SAMPLE_RATE = 16000
 HOP_LENGTH, WINDOW, N_FFT = 160, 400, 512  # kaldi's 10 ms and 25 ms, and the next power of two
-NUM_MELS = 128
-F_MIN = 20.0
+NUM_MELS = 128  # of AudioMAE's paper (arXiv:2207.06405)
+F_MIN = 20.0  # Hz, kaldi's default, as the next
 PREEMPHASIS = 0.97
 FLOOR = 1.1920928955078125e-07  # smallest power in a mel bin, float32's epsilon
 MEAN, SCALE = -4.2677393, 2 * 4.5689974  # AudioSet's, as AudioMAE was trained

@@ -62,7 +62,8 @@ def log_mel(audio: Tensor, config: MelConfig) -> Tensor:
     t is centred on its own hop. Zeros follow audio that is too short to be reflected. Differentiable.
     """
     n_fft, hop_length = config.n_fft, config.hop_length
-    frames, pad = audio.shape[-1] // hop_length, (n_fft - hop_length) // 2
+    frames = audio.shape[-1] // hop_length
+    pad = (n_fft - hop_length) // 2
     flat = audio.float()[:, 0]  # [B, N]
     flat = F.pad(flat, (0, max(0, pad + 1 - flat.shape[-1])))
     flat = F.pad(flat, (pad, pad), mode="reflect")
@@ -127,7 +128,7 @@ def magnitudes(mel: Tensor, config: MelConfig) -> Tensor:
     spread = filters / filters.sum(1, keepdim=True).clamp(min=1e-8)
     found = (wanted / filters.sum(0).clamp(min=1e-8)) @ spread.T  # [B, T, F]
     for _ in range(MAGNITUDE_STEPS):
-        ratio = wanted / (found @ filters).clamp(min=1e-9)
+        ratio = wanted / (found @ filters).clamp(min=1e-9)  # silence divides by no zero
         found = found * (ratio @ filters.T) / filters.sum(1).clamp(min=1e-9)
     return found.transpose(1, 2)
 
@@ -153,7 +154,7 @@ def griffin_lim(mel: Tensor, config: MelConfig) -> Tensor:
         # padded with zeros: one frame is too short to be reflected
         spectrum = torch.stft(inverse(rotation), **frames, pad_mode="constant", return_complex=True)
         ahead = spectrum + MOMENTUM * (spectrum - previous)  # [B, F, T + 2]
-        rotation = ahead / ahead.abs().clamp(min=1e-8)
+        rotation = ahead / ahead.abs().clamp(min=1e-8)  # where nothing is, the phase is any
         previous = spectrum
     half = config.hop_length // 2
     return inverse(rotation)[:, half : half + mel.shape[1] * config.hop_length]

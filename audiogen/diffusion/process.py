@@ -28,13 +28,14 @@ class ProcessConfig:
     kind: `ddpm`, integer t below num_train_steps and a beta schedule; `cosine_v`, t in [0, 1], alpha = cos(pi t / 2);
         `flow`, t in [0, 1], straight lines.
     prediction: what the network gives, `epsilon` or `v` (ddpm), `v` (cosine_v), `velocity` = dx_t/dt (flow).
-    beta_schedule: `scaled_linear` is linear in the square root.
+    beta_schedule: `scaled_linear` is linear in the square root. The betas are AudioLDM's.
     time_sampling: how training draws t; `logit_normal` is the sigmoid of N(0, 1).
     snr_gamma: weights of min-SNR; None weights all times alike.
     one_is: what t = 1 is in a flow, `data` (LAFMA) or `noise` (TangoFlux): direction of time and sign of the velocity.
     t_min: a flow's t is at least this. sigma_min: noise that stays on the data at a flow's end.
     time_scale: the network's time is t x time_scale.
-    lowest_sigma, highest_sigma: ends of the grid, as sigma / alpha, of the DPM-Solvers of cosine_v.
+    lowest_sigma, highest_sigma: ends of the grid, as sigma / alpha, of the DPM-Solvers of cosine_v; the defaults
+        are those of stable-audio-tools.
     """
 
     kind: Literal["ddpm", "cosine_v", "flow"] = "ddpm"

@@ -160,7 +160,8 @@ def _cosine_solver(process: Process, name: str, steps: int) -> Sampler:
     t = torch.atan(sigmas) * (2 / math.pi)
     alpha = (1.0 + sigmas**2).rsqrt()  # cos(pi t / 2): from x_t / alpha to x_t
     start_scale = scheduler.init_noise_sigma
-    times, ones = process.model_time(t), torch.ones(steps)
+    times = process.model_time(t)
+    ones = torch.ones(steps)
     return Sampler(scheduler, times, t, ones, sigmas, input_scale=alpha, start_scale=start_scale)
 
 

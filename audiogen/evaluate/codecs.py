@@ -195,7 +195,8 @@ def measure_all(
         }
         return row | {"n": len(keys), "clips": keys, "per_clip": per_clip}
 
-    rows, sounds = [row_of({"system": TRUTH, REFERENCE: True}, real)], {TRUTH: real.sounds}
+    rows = [row_of({"system": TRUTH, REFERENCE: True}, real)]
+    sounds = {TRUTH: real.sounds}
     for system in systems:
         sent = send(system, originals, evaluation.metrics)
         clips = tqdm(sent, system.title, len(keys), unit="clip", disable=None, leave=False)
@@ -309,7 +310,9 @@ def notes_of(
     levels: Mapping[float, tuple[float, float]],
 ) -> list[str]:
     """What was compared with what, and on what."""
-    rate, where, n = originals.sample_rate, in_words(evaluation.where), len(originals.clips)
+    rate = originals.sample_rate
+    where = in_words(evaluation.where)
+    n = len(originals.clips)
     chosen = "all of them" if evaluation.num_clips is None else "a choice that is always the same"
     notes = [f"Command: `{evaluation.command}`"] if evaluation.command else []
     notes += notes_on("clips", n=n, evaluation=evaluation, where=where, chosen=chosen, rate=rate)

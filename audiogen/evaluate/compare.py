@@ -149,7 +149,8 @@ def system_entries(name: str, system: System, comparison: Comparison, material: 
         return [Clip(str(prompt.path(folder, take))) for prompt in prompts for take in takes]
 
     def entry(row: Cells, takes: Sequence[int | str]) -> Entry:
-        sounds, order_sounds = clips(material.prompts, takes), clips(material.order, takes)
+        sounds = clips(material.prompts, takes)
+        order_sounds = clips(material.order, takes)
         return Entry(row | {"n": len(sounds)}, sounds, order_sounds, len(takes))
 
     codec: Cells = {"system": f"{name}, codec alone", "family": "real clips", REFERENCE: True}

@@ -153,13 +153,16 @@ def gather(comparison: Comparison, warn: Warn) -> Material:
 
 def keep_real(prompt: Prompt, comparison: Comparison) -> Path:
     """Write the real clip of a prompt, that of an order prompt synthesised, where it is not kept yet -> its path."""
-    path, duration_s = prompt.path(comparison.folder("real"), "real"), comparison.duration_s
+    path = prompt.path(comparison.folder("real"), "real")
+    duration_s = comparison.duration_s
     settings = {"clip": prompt.scene if prompt.kinds else prompt.clip.key, "duration_s": duration_s}
     if not is_kept(path, settings):
         if prompt.kinds:
-            sound, rate = real_clip(prompt, ORDER_RATE, duration_s), ORDER_RATE
+            sound = real_clip(prompt, ORDER_RATE, duration_s)
+            rate = ORDER_RATE
         else:
-            sound, rate = read(prompt.clip, None, None, duration_s), audio.info(prompt.clip.path).sample_rate
+            sound = read(prompt.clip, None, None, duration_s)
+            rate = audio.info(prompt.clip.path).sample_rate
         keep(path, sound, rate, settings)
     return path
 

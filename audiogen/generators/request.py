@@ -96,7 +96,8 @@ def check_duration(duration_s: float, longest_s: float) -> None:
 
 def check_prompt(prompt: tuple[Tensor, int], durations_s: Sequence[float]) -> None:
     """InputError unless every result is longer than what it continues: audio [..., N] and its sample rate."""
-    prompt_s, shortest_s = prompt[0].shape[-1] / prompt[1], min(durations_s)
+    prompt_s = prompt[0].shape[-1] / prompt[1]
+    shortest_s = min(durations_s)
     if shortest_s <= prompt_s:
         raise InputError(
             f"the sound to continue has {prompt_s:g} s and the duration counts it in; {shortest_s:g} s are too few: "

@@ -145,7 +145,8 @@ class AudioGen:
         tokens mean the same.
         """
         directory = Path(directory)
-        location, own = self.codec.name, checkpoint.identity(self.codec.state_dict())
+        location = self.codec.name
+        own = checkpoint.identity(self.codec.state_dict())
         codec = load_codec(location) if location in bundled() else None
         # all weights are compared: equal identities would still allow different decoders
         if (

@@ -32,7 +32,7 @@ from audiogen.lm.transformer import Block, KeysValues, KVCache, sinusoidal_posit
 
 # What gives a weight, by its name in TokenLM, to those that pack it: float32, ROWS of its rows at a time.
 Read = Callable[[str], Iterable[Tensor]]
-ROWS = 64
+ROWS = 64  # float32 of a bfloat16 weight never exists as a whole
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,8 @@ def _frame_rate(path: Path) -> float:
     """Hz of the codec in a compression file, or of the one that it names."""
     contents = read_contents(path)
     if "pretrained" in contents:
-        target, rates = pointed(path, contents["pretrained"]), table("audiocraft.pointers")
+        target = pointed(path, contents["pretrained"])
+        rates = table("audiocraft.pointers")
         if target in rates:
             return float(rates[target])
         if isinstance(target, str) or target.is_dir():
@@ -239,7 +240,8 @@ def read_codec(path: Path) -> CodecParts | Found:
     """The codec in a file, in audiocraft's or in the encodec package's form; for a pointer where the codec lies."""
     contents = read_contents(path)
     if "pretrained" in contents:
-        target, directory = pointed(path, contents["pretrained"]), path.parent
+        target = pointed(path, contents["pretrained"])
+        directory = path.parent
         if isinstance(target, Path):
             return find(target, CODEC)
         if (directory / "config.json").is_file() and any((directory / name).is_file() for name in WEIGHTS):

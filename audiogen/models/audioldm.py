@@ -113,7 +113,8 @@ def _config(settings: Settings, vae: Mapping[str, Tensor], scale_factor: float) 
     _check_targets(settings, second)
     sound = settings.section("preprocessing")
     sound.expect(**{"stft.win_length": sound.whole("stft.filter_length")})
-    mel, hifigan = sound.build(MelConfig, "audioldm.mel"), VocoderConfig()
+    mel = sound.build(MelConfig, "audioldm.mel")
+    hifigan = VocoderConfig()
     if "vocoder_config" in params:  # else the authors' code has the sizes, and no setting for them
         section = params.section("vocoder_config.params")
         hifigan = parts.vocoder_config(section)
@@ -132,7 +133,8 @@ def _config(settings: Settings, vae: Mapping[str, Tensor], scale_factor: float) 
         params.expect(conditioning_key="film")
         unet.expect(extra_film_use_concat=True)
         vector_dim = unet.whole("extra_film_condition_dim")
-        conditioner, layers = conditioner_config("audioldm", clap_dim=vector_dim), (None,)
+        conditioner = conditioner_config("audioldm", clap_dim=vector_dim)
+        layers = (None,)
     return SystemConfig(conditioner, codec, audio_unet=parts.unet_config(unet, layers, vector_dim))
 
 
@@ -211,7 +213,8 @@ def read_lafma(directory: Path) -> SystemParts:
         directory, others, f".ckpt files beside {vae_file.name} and {vocoder_file.name}, the UNet"
     )
     unet = under(read_weights(unet_file, "model"), "unet.")
-    vae, vocoder = read_weights(vae_file, "autoencoder"), read_weights(vocoder_file, "generator")
+    vae = read_weights(vae_file, "autoencoder")
+    vocoder = read_weights(vocoder_file, "generator")
     config = _lafma_config(settings, read_settings(vocoder_file.with_suffix(".json")), vae)
     assert config.mel_autoencoder is not None and config.audio_unet is not None
     usual = SAMPLINGS["lafma"]

@@ -78,7 +78,8 @@ def load_codec(
     if dual_mono:
         parts = parts._replace(config=_as_dual_mono(parts.config, name))
     codec = _build(parts).to(device)
-    codec.name, codec.identity = name, checkpoint.identity(codec.meaning())
+    codec.name = name
+    codec.identity = checkpoint.identity(codec.meaning())
     codec.freeze(dtype)
     return as_configured(codec) if isinstance(codec, Codec) else codec
 
@@ -105,7 +106,9 @@ def _read(found: Found, pointed: bool = False) -> CodecParts:
 
 def _build(parts: CodecParts) -> Codec | DacCodec:
     """A frozen codec with a file's tensors, float32, in evaluation mode; all are checked before any is copied."""
-    config, where, num_tensors = parts.config, parts.where, len(parts.tensors)
+    config = parts.config
+    where = parts.where
+    num_tensors = len(parts.tensors)
     check_sizes(where, config)
     if isinstance(config, DacSizes):
         codec: Codec | DacCodec = empty(lambda: DacCodec(config), where, num_tensors)

@@ -112,7 +112,8 @@ def save_diffusers(
 
 def read_diffusers(directory: Path) -> SystemParts:
     """Read a directory that `save_diffusers` wrote, or that of an AudioLDM, AudioLDM 2 or Stable Audio pipeline."""
-    index, ours = read_settings(directory / INDEX), directory / SYSTEM
+    index = read_settings(directory / INDEX)
+    ours = directory / SYSTEM
     own = build(SystemFile, checkpoint.read_json(ours), str(ours)) if ours.is_file() else None
     found = own or read_pipeline(directory, index)
     config = found.config

@@ -54,7 +54,8 @@ def save(
     max_frames, guidance: what it generates by default. dtype: of language model and text encoder; the codec's
     weights stay float32, though `transformers` opens all in this one type by default.
     """
-    directory, encoder = Path(directory), conditioner.text_encoder().stack
+    directory = Path(directory)
+    encoder = conditioner.text_encoder().stack
     projection = _projection(conditioner)
     audio_config, audio = encodec_parts(codec)
     decoder_config, decoder = decoder_parts(lm)

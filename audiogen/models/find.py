@@ -149,7 +149,8 @@ def _layout(
     model is read, any other by the first file that it requires.
     """
     contents = config if isinstance(config, dict) else {}
-    kind, model_type = contents.get("kind"), contents.get("model_type")
+    kind = contents.get("kind")
+    model_type = contents.get("model_type")
     if kind is not None:
         return _OWN._replace(kind=str(kind))
     # beside audiocraft's weights, a config.json without weights of its own says nothing

@@ -40,7 +40,8 @@ def differences(own: AutoencoderConfig, wanted: AutoencoderConfig) -> str:
     """In what an autoencoder differs from the one that a recipe describes, but for its scale: the first three."""
     if type(own) is not type(wanted):
         return f"it is a {kind_of(own)}"
-    here, there = flatten(to_plain(wanted)), flatten(to_plain(own))
+    here = flatten(to_plain(wanted))
+    there = flatten(to_plain(own))
     found = [
         f"{key} is {there.get(key)} there and {value} here"
         for key, value in here.items()

@@ -154,7 +154,8 @@ def unet_name(name: str, num_res_blocks: int, num_layers: int, attention: tuple[
         stem, _, leaf = name.rpartition(".")
         return f"{table('ldm.names_unet')[stem]}.{leaf}"
     side, kind, tail, leaf = found.group(1, 3, 5, 6)
-    level, index = int(found[2] or 0), int(found[4])
+    level = int(found[2] or 0)
+    index = int(found[4])
     tail = table("ldm.names_resnet")[tail] if kind == "resnets" else "op" if kind == "downsamplers" else tail
     if side == "mid":
         place = index * (num_layers + 1) if kind == "resnets" else 1 + index

@@ -52,7 +52,8 @@ def quiet() -> Iterator[None]:
     """Without transformers' warnings and the bars that it draws for a second of reading; that of a download stays."""
     from transformers.utils import logging  # late, as the tokenizer's
 
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
+    has_bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # beside a MusicGen's config.json it warns of the special token's id
     logging.disable_progress_bar()
     try:

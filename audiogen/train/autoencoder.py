@@ -182,12 +182,14 @@ class AutoencoderTask(Task[AutoencoderRecipe]):
 
     def make(self, audio: Tensor) -> Made:
         """Audio [B, C, N] through the part that is trained; latents are drawn from their distribution."""
-        autoencoder, kl = self.autoencoder, audio.new_zeros(())
+        autoencoder = self.autoencoder
+        kl = audio.new_zeros(())
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             features = real = autoencoder.features(audio)  # in float32 also where the model runs in less
         if self.recipe.trains != "vocoder":
             posterior = autoencoder.posterior(real)
-            features, kl = autoencoder.vae.decode(posterior.sample()).sample, mean_kl(posterior)
+            features = autoencoder.vae.decode(posterior.sample()).sample
+            kl = mean_kl(posterior)
         if self.makes_mel:
             return Made(features, real, kl)
         return Made(autoencoder.synthesise(features)[..., : audio.shape[-1]], audio, kl)

@@ -136,7 +136,8 @@ def cache_latents(
         missing = {path: indices for path, indices in shards.items() if not path.exists()}
         with closing(encode_pass(each, list(missing.values()), recipe, encode)) as encoded:
             for path, (items, _) in zip(missing, encoded, strict=True):
-                rows, arrays = [], defaultdict(list)
+                rows = []
+                arrays = defaultdict(list)
                 for index, item in items.items():
                     captions = each.captions(index, item)
                     rows.append({"key": item.key, "num_samples": item.length, "captions": captions})

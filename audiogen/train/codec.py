@@ -39,7 +39,7 @@ class CodecLossWeights:
     commitment and spectral stand outside the balancer: the weights of the commitment loss and, for arch: spectral,
     of the error of its log magnitudes. With the other four at 0 no audio is made in training, which is faster; nor
     where the discriminator sees spectra: the output is then the log magnitudes, and spectral is a share as well.
-    mel_windows: STFT sizes of `mel`.
+    mel_windows: STFT sizes of `mel`. The weights of the first four are those of audiocraft's EnCodec.
     """
 
     waveform_l1: float = 0.1

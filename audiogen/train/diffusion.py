@@ -77,7 +77,7 @@ class DiffusionRecipe(Run):
     sampling: Sampling = field(default_factory=Sampling)
     clap_of: Literal["text", "audio", "mixed"] = "text"
     loa: LoaTraining | None = None
-    condition_dropout: Probability = 0.1
+    condition_dropout: Probability = 0.1  # AudioLDM's share (arXiv:2301.12503)
     latent_passes: Positive = 1
     max_reconstruction: float = 1.0
 
@@ -169,7 +169,8 @@ def freeze_text(recipe: DiffusionRecipe, system: LatentSystem) -> None:
 
 def check_autoencoder(recipe: DiffusionRecipe, autoencoder: Autoencoder, sets: Split[AudioDataset]) -> None:
     """Reconstruct real clips, unless that was done; InputError where they are further off than the recipe allows."""
-    bound, folder = recipe.max_reconstruction, Path(recipe.out, "latents", "check")
+    bound = recipe.max_reconstruction
+    folder = Path(recipe.out, "latents", "check")
     path = folder / "reconstruction.json"
     if path.exists():
         before = checkpoint.read_json(path)

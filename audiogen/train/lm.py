@@ -61,7 +61,7 @@ class LMRecipe(Run):
     lora: LoraConfig | None = None
     dual_mono: bool = False
     text: TextConfig = field(default_factory=TextConfig)
-    condition_dropout: Probability = 0.1
+    condition_dropout: Probability = 0.1  # AudioGen's share (arXiv:2209.15352)
     pretokenize_epochs: NotNegative = 0
     gradient_checkpointing: Recompute = False
 
@@ -166,7 +166,9 @@ def keep_codec(recipe: LMRecipe, codec: Codec) -> CodecReference:
     reference = CodecReference(recipe.codec, codec.identity, recipe.dual_mono)
     if recipe.lora:  # adapters go with a model that has its codec
         return reference
-    source, run, target = Path(recipe.codec), Path(recipe.out), Path(recipe.out, CODEC_FOLDER)
+    source = Path(recipe.codec)
+    run = Path(recipe.out)
+    target = Path(recipe.out, CODEC_FOLDER)
     if target.exists() and checkpoint.latest(run) and load_codec(target).identity != codec.identity:
         raise InputError(f"{run} was trained on tokens of another codec than {source}; choose another out=")
     if not source.exists() and recipe.codec in bundled():

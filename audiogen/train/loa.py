@@ -31,7 +31,7 @@ class LoaTraining:
     model: str | None = None
     loss: Literal["mse", "l1"] = "mse"
     weight: PositiveFloat = 1.0
-    true_share: Probability = 0.25
+    true_share: Probability = 0.25  # P_gt of AudioLDM 2 (arXiv:2308.05734)
     only: bool = False
 
     def __post_init__(self) -> None:

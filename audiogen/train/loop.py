@@ -36,11 +36,14 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
     On SIGTERM or SIGINT the step that runs is finished and saved, and `fit` returns. Raises InputError when a loss is
     not finite.
     """
-    config, run, rank = recipe.fit, Path(recipe.out), distributed.rank()
+    config = recipe.fit
+    run = Path(recipe.out)
+    rank = distributed.rank()
     loader = AudioLoader(
         data.train, config.batch_size, recipe.seed, rank, distributed.world(), config.workers
     )
-    first, valid_data = rank == 0, data.valid
+    first = rank == 0
+    valid_data = data.valid
     validates = first and valid_data is not None
 
     def valid() -> Iterator[Any]:  # the same batches each time

@@ -26,8 +26,8 @@ class OptimConfig:
 
     lr: the highest rate, reached after warmup_steps. schedule: what follows until the last step: constant; cosine
     or linear, down to min_lr_ratio * lr; or inverse_sqrt, lr * sqrt(warmup_steps / step), which needs no end.
-    betas: those of GPT-3 (arXiv:2005.14165, appendix B). clip_norm: the gradient is scaled down to this norm; 0 turns
-    that off.
+    betas, weight_decay: those of GPT-3 (arXiv:2005.14165, appendix B). clip_norm: the gradient is scaled down to this
+    norm; 0 turns that off.
     """
 
     lr: Annotated[float, Range(0, math.inf, above=True, below=True)] = 3e-4

@@ -69,7 +69,8 @@ class TaggerRecipe(Run):
         return {"model": to_plain(load_tagger(recipe["init_from"]).config)}
 
     def prepare(self, device: torch.device) -> tuple[TaggerTask, Split[AudioDataset]]:
-        recipe, data = self, open_data(self.data, self.model.sample_rate)
+        recipe = self
+        data = open_data(self.data, self.model.sample_rate)
         clips = [clip for dataset in data if dataset for clip in dataset.clips]
         groups = {clip.key: group_of(clip, self) for clip in clips}
         if not self.init_from:

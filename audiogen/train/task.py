@@ -166,7 +166,8 @@ class Task(Generic[R]):
         """Change the weights by the gradients gathered -> the scalars gathered, metrics, those of the optimiser."""
         own = self.optimizer.step(step)
         self.average.update()
-        found, self.scalars = self.scalars, {}
+        found = self.scalars
+        self.scalars = {}
         # Read together, and after the update: reading waits for the device.
         values = torch.stack(list(found.values())).tolist() if found else []
         return {**dict(zip(found, values, strict=True)), **(metrics or {}), **own}

@@ -173,7 +173,7 @@ class NativeLM:
     def _sinusoids(self, length: int) -> Tensor:
         """Those of at least the first `length` positions, [S, D]."""
         if len(self._positions) < length:
-            positions = torch.arange(max(length, 2 * len(self._positions), 64))
+            positions = torch.arange(max(length, 2 * len(self._positions), 64))  # doubled: few times anew
             self._positions = sinusoidal_positions(positions, self.config.dim)
         return self._positions
 
@@ -237,7 +237,7 @@ def pack(rows: Tensor, dtype: str, panels: Tensor, scales: Tensor | None) -> Non
     if dtype == "int8":
         assert scales is not None
         values, scales[: len(rows)] = quantise(rows)
-        rows = values.add_(128).to(torch.uint8)
+        rows = values.add_(128).to(torch.uint8)  # 0 is at 128: products of bytes want one without sign
     missing = (0, -rows.shape[1] % VALUES[dtype], 0, -len(rows) % LANES)
     if any(missing):
         rows = F.pad(rows, missing, value=128 if dtype == "int8" else 0)

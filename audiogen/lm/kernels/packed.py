@@ -92,7 +92,7 @@ def _pack_int8(weight: Tensor) -> Product:
         )
     # also decides who computes later: set to nothing else in this package
     torch.backends.quantized.engine = engine
-    scales = weight.abs().amax(1).clamp(min=1e-30) / 127
+    scales = weight.abs().amax(1).clamp(min=1e-30) / 127  # int8's largest; rows of zeros stay finite
     zeros = torch.zeros(len(weight), dtype=torch.int64)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
