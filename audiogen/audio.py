@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audiogen.errors import InputError
-from audiogen.files.checkpoint import replacing
+from audiogen.files.writing import replacing
 
 log = logging.getLogger(__name__)
 

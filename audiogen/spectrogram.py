@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from audiogen.errors import InputError
-from audiogen.files.checkpoint import replacing
+from audiogen.files.writing import replacing
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from audiogen.errors import InputError, run_command
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.generators.latent import LatentGenerator
 from audiogen.models.build import load_codec, load_lm
 from audiogen.models.diffusers import INDEX, save_diffusers
@@ -57,7 +57,7 @@ def bundle_system(run: Path, target: Path) -> None:
     for parameter in released.system.parameters():  # and not the scale of the latents, which is a buffer
         parameter.data = parameter.data.half()
     save_diffusers(target, released.system, released.name, released.process, sampling=released.sampling)
-    checkpoint.write_json(target / "info.json", figures_of(checkpoint.read_json(run / "info.json")))
+    writing.write_json(target / "info.json", figures_of(writing.read_json(run / "info.json")))
     print(f"{target.name}: identity {LatentGenerator.from_pretrained(target).identity()}")
 
 

@@ -23,7 +23,7 @@ from audiogen.data.manifest import read_manifest
 from audiogen.data.synth.scene import KINDS, compose
 from audiogen.errors import run_command
 from audiogen.evaluate.order import FIRST_CLIP, THRESHOLD, frame_probabilities
-from audiogen.files import checkpoint
+from audiogen.files import writing
 from audiogen.generators.load import AudioGen
 from audiogen.models.own import load_tagger
 
@@ -37,7 +37,7 @@ def classes(comparison: Path, model: str, manifest: Path) -> None:
     label_of = {Path(clip.path).name: str(clip.fields["label"]) for clip in read_manifest(manifest)}
     right, total, wrong = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
     for codec_row in sorted((comparison / "clips" / model).glob("[0-9]*_codec.json")):
-        wanted = label_of[Path(checkpoint.read_json(codec_row)["clip"]).name]
+        wanted = label_of[Path(writing.read_json(codec_row)["clip"]).name]
         for path in sorted(codec_row.parent.glob(codec_row.name.replace("codec.json", "[0-9]*.wav"))):
             sound, _ = audio.load(path, tagger.sample_rate, 1)
             guess = names[int(tagger(sound).logits[0, group].argmax())]

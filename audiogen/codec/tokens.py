@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from audiogen.config import Positive, build, check_ranges
 from audiogen.errors import InputError
-from audiogen.files.checkpoint import replacing
+from audiogen.files.writing import replacing
 from audiogen.interfaces import Segment
 
 SUFFIX = ".agtok"

@@ -23,7 +23,7 @@ from audiogen import audio
 from audiogen.data.rows import Row, read_rows, seconds
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
-from audiogen.files.checkpoint import write_bytes_atomic
+from audiogen.files.writing import write_bytes_atomic
 
 SOUND_SUFFIXES = frozenset(
     """.aac .aif .aifc .aiff .au .caf .flac .m4a .mp2 .mp3 .mp4 .oga .ogg .opus .rf64 .snd .w64 .wav .wave .webm

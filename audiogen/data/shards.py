@@ -26,7 +26,8 @@ from torch import Tensor
 
 from audiogen.data.manifest import Clip
 from audiogen.errors import InputError
-from audiogen.files.checkpoint import clean, write_json, write_tensors
+from audiogen.files.checkpoint import write_tensors
+from audiogen.files.writing import clean, write_json
 from audiogen.interfaces import Codec
 
 FORMAT = 1

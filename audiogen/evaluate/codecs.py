@@ -34,7 +34,7 @@ from audiogen.evaluate.metrics import Array, Index, Interval, bootstrap, frechet
 from audiogen.evaluate.reconstruction import check_metrics, code_entropy, measure
 from audiogen.evaluate.report import REFERENCE, Report, Sound, columns_of, filled, notes_on
 from audiogen.evaluate.scores import Warn, mean_of_defined
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.models.build import load_codec
 
 Cells = dict[str, Any]  # of a row: figures by the keys of columns, and what only the JSON has
@@ -129,7 +129,7 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Report:
     keys = {column.key for column in columns}
     plots = [("kbps", key) for key in (*PLOTTED, *of_embedders) if key in keys]
     report = Report("Codecs", notes, columns, rows, write_sounds(evaluation.out, sounds, originals), plots)
-    checkpoint.write_bytes_atomic(evaluation.out / "quality.png", report.picture)
+    writing.write_bytes_atomic(evaluation.out / "quality.png", report.picture)
     report.write(evaluation.out)
     return report
 

@@ -33,7 +33,7 @@ from torch.nn.functional import adaptive_max_pool1d
 from audiogen import audio
 from audiogen.config import read_table
 from audiogen.evaluate.metrics import Interval
-from audiogen.files.checkpoint import write_bytes_atomic, write_json
+from audiogen.files.writing import write_bytes_atomic, write_json
 from audiogen.spectrogram import log_mel
 
 Cell: TypeAlias = Interval | float | int | str | None

@@ -26,7 +26,7 @@ from audiogen.evaluate.clips import Prompt, Seconds, ceiling_split, check_distin
 from audiogen.evaluate.cost import Clock, Job
 from audiogen.evaluate.order import order_prompts, real_clip
 from audiogen.evaluate.scores import Cells, Warn
-from audiogen.files import checkpoint
+from audiogen.files import writing
 from audiogen.interfaces import Generator
 
 ORDER_RATE = 16000  # Hz, of the built-in corpus as it is rendered for the ceiling of order accuracy
@@ -242,7 +242,7 @@ def prepare(
         "budget_s": comparison.budget_s,
         "asked_steps": comparison.steps,
     }
-    found = checkpoint.read_json(path) if path.is_file() else {}
+    found = writing.read_json(path) if path.is_file() else {}
     if found.get("facts") == facts:
         return found["steps"], found["cost"]
     steps = job.generator.steps_at_most(None)
@@ -251,14 +251,14 @@ def prepare(
     elif steps is not None and comparison.steps is not None:
         steps = comparison.steps  # as asked: the generator refuses what its sampler cannot take
     measured = cost.measure(job, steps)
-    checkpoint.write_json(path, {"facts": facts, "steps": steps, "cost": measured})
+    writing.write_json(path, {"facts": facts, "steps": steps, "cost": measured})
     return steps, measured
 
 
 def is_kept(path: Path, settings: Mapping[str, Any]) -> bool:
     """Whether an earlier run finished this sound with these settings."""
     with suppress(InputError):
-        return path.is_file() and checkpoint.read_json(path.with_suffix(".json")) == settings
+        return path.is_file() and writing.read_json(path.with_suffix(".json")) == settings
     return False
 
 
@@ -268,7 +268,7 @@ def keep(path: Path, sound: Tensor, sample_rate: int, settings: Mapping[str, Any
         raise InputError(f"the sound for {path} holds samples that are not finite (NaN or infinity)")
     path.with_suffix(".json").unlink(missing_ok=True)  # of a sound made otherwise
     audio.save(path, audio.below_full_scale(sound), sample_rate)
-    checkpoint.write_json(path.with_suffix(".json"), settings)
+    writing.write_json(path.with_suffix(".json"), settings)
 
 
 def consecutive(numbers: Iterable[int], size: int) -> list[list[int]]:

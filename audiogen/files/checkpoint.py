@@ -8,11 +8,9 @@ the structure and scalars, `state.safetensors` the tensors.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,49 +22,18 @@ from torch import Tensor, nn
 from audiogen.errors import InputError
 from audiogen.files.pickles import read_pickle
 from audiogen.files.tensors import match
+from audiogen.files.writing import (
+    clean,
+    publish,
+    read_json,
+    replacing,
+    temporary_path,
+    write_bytes_atomic,
+    write_json,
+)
 
 FORMAT = 1
 PICKLES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle")
-TEMPORARY = ".writing-"  # prefix of names that a finished write never has
-
-
-# ---------------------------------------------------------------------------------------------- atomic writes
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A name beside `path` for a new file, which takes the place of `path` at the end, at once and for good.
-
-    Folders that are missing are made. After an error the old file stays, and nothing of the new one does.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
-    try:
-        yield temporary
-        _fsync(temporary)
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_bytes_atomic(path: str | Path, data: bytes) -> None:
-    """Write a file so that readers, and we after a crash, see all of it or what was there before."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, indented."""
-    write_bytes_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: str | Path) -> Any:
-    """A JSON file; a missing or damaged one is an `InputError` that names it."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a huge number
-        raise InputError(f"{path} cannot be read: {error}; copy it or train again") from None
 
 
 def write_tensors(
@@ -78,36 +45,6 @@ def write_tensors(
         mode = temporary.stat().st_mode  # what the umask allows; save_file's own are for their owner only
         save_file(_storable(tensors), temporary, metadata)
         temporary.chmod(mode)
-
-
-def clean(folder: str | Path) -> None:
-    """Remove what interrupted writes left in a folder and the folders in it."""
-    for path in list(Path(folder).rglob(f"{TEMPORARY}*")):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def temporary_path(path: Path) -> Path:
-    """Where to write what `publish` then puts in the place of `path`."""
-    # A hash, not the name, which may be as long as the file system allows.
-    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    return path.with_name(f"{TEMPORARY}{os.getpid()}-{name}")
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Give a finished file or directory its name, at once and for good."""
-    os.replace(temporary, path)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

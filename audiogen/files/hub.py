@@ -24,7 +24,7 @@ import huggingface_hub  # its functions come when they are first named, and most
 from huggingface_hub import constants
 
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import writing
 
 TIMEOUT_S = 5.0  # for the hub's answer; after it, the cache is used
 _ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w.-]*(?:/\w[\w.-]*)*))?", re.ASCII)
@@ -108,7 +108,7 @@ class Repository:
             except Exception as error:  # of whichever client this huggingface_hub is built on
                 raise InputError(f"{self.name} cannot be fetched: {_reason(error, self._revision)}") from None
         if (commit := self._snapshot.name) not in (self._cached, self._revision):
-            checkpoint.write_bytes_atomic(self._reference, commit.encode())
+            writing.write_bytes_atomic(self._reference, commit.encode())
         return self._snapshot
 
     def lacks(self, layouts: Sequence[Layout]) -> InputError:

@@ -20,7 +20,7 @@ from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrained
 
 from audiogen.config import Positive, Probability, build, check_ranges
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.models.settings import Settings, table, theirs
 from audiogen.text.clap import MAX_TOKENS, ClapParts
 from audiogen.text.encoder import quiet
@@ -241,6 +241,6 @@ def save_clap(directory: str | Path, parts: ClapParts, info: Mapping[str, Any]) 
     with quiet():
         tokenizer.save_pretrained(directory)
         extractor.save_pretrained(directory)
-    checkpoint.write_json(directory / "info.json", dict(info))
+    writing.write_json(directory / "info.json", dict(info))
     config = json.loads(model.config.to_json_string()) | {"architectures": [type(model).__name__]}
-    checkpoint.write_json(directory / "config.json", config)
+    writing.write_json(directory / "config.json", config)

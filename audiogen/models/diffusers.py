@@ -21,7 +21,7 @@ from audiogen.diffusion.process import process_of
 from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import AUTOENCODERS, LatentSystem, SystemConfig
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.files.checkpoint import read_weights, weights_file
 from audiogen.files.tensors import under
 from audiogen.models.pipelines import (
@@ -92,7 +92,7 @@ def save_diffusers(
             {key: tensor for key, tensor in state.items() if key.startswith(prefixes)},
         )
     scheduler = scheduler_config(process_of(name, process))
-    checkpoint.write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
+    writing.write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
     classes["scheduler"] = ["diffusers", scheduler["_class_name"]]
     config = to_plain(system.config)
     for key in AUTOENCODERS:
@@ -106,15 +106,15 @@ def save_diffusers(
         "window_s": window_s,
     }
     given = {key: to_plain(value) for key, value in contents.items() if value is not None}
-    checkpoint.write_json(directory / SYSTEM, given)
-    checkpoint.write_json(directory / INDEX, {"_class_name": pipeline_of(system.config), **classes})
+    writing.write_json(directory / SYSTEM, given)
+    writing.write_json(directory / INDEX, {"_class_name": pipeline_of(system.config), **classes})
 
 
 def read_diffusers(directory: Path) -> SystemParts:
     """Read a directory that `save_diffusers` wrote, or that of an AudioLDM, AudioLDM 2 or Stable Audio pipeline."""
     index = read_settings(directory / INDEX)
     ours = directory / SYSTEM
-    own = build(SystemFile, checkpoint.read_json(ours), str(ours)) if ours.is_file() else None
+    own = build(SystemFile, writing.read_json(ours), str(ours)) if ours.is_file() else None
     found = own or read_pipeline(directory, index)
     config = found.config
     folders = _folders(config)
@@ -235,10 +235,10 @@ def _save_encoders(directory: Path, system: LatentSystem) -> dict[str, list[str]
         last = "_2" if classes else ""
         conditioner.text.save_frozen(directory / f"text_encoder{last}", directory / f"tokenizer{last}")
         path = directory / f"tokenizer{last}" / "tokenizer_config.json"
-        contents = checkpoint.read_json(path)
+        contents = writing.read_json(path)
         if conditioner.config.text_length is not None:  # diffusers pads to it
             contents["model_max_length"] = conditioner.config.text_length
-            checkpoint.write_json(path, contents)
+            writing.write_json(path, contents)
         classes[f"text_encoder{last}"] = ["transformers", "T5EncoderModel"]
         classes[f"tokenizer{last}"] = ["transformers", contents.get("tokenizer_class", "T5Tokenizer")]
     return classes

@@ -28,7 +28,7 @@ from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import to_plain
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.files.tensors import length
 from audiogen.interfaces import Codec as AnyCodec
 from audiogen.lm.model import LMConfig, TokenLM
@@ -95,7 +95,7 @@ def save(
         from_vocabulary(conditioner.tokenizer).save_pretrained(directory)
     else:
         conditioner.tokenizer.save(directory)
-    checkpoint.write_json(directory / "generation_config.json", generation)
+    writing.write_json(directory / "generation_config.json", generation)
     _write(directory, config, tensors, processor)
 
 
@@ -105,8 +105,8 @@ def _write(
     """Weights, `processor`, which turns sound into input, and config.json, which comes last."""
     checkpoint.write_tensors(directory / "model.safetensors", tensors, {"format": "pt"})
     contents = {**processor, "padding_value": 0.0, "return_attention_mask": True}
-    checkpoint.write_json(directory / "preprocessor_config.json", contents)
-    checkpoint.write_json(directory / "config.json", config)
+    writing.write_json(directory / "preprocessor_config.json", contents)
+    writing.write_json(directory / "config.json", config)
 
 
 def _projection(conditioner: T5Conditioner) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from audiogen.config import did_you_mean
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, hub
+from audiogen.files import checkpoint, hub, writing
 from audiogen.files.hub import Layout
 
 LM, CODEC, SYSTEM, TAGGER = "token_lm", "codec", "system", "tagger"  # our own directories have more kinds
@@ -113,7 +113,7 @@ def find(name: str | Path | Found, prefer: str = "") -> Found:
     if not path.is_dir():
         checkpoint.read_config(path)
     files = [entry.name for entry in path.iterdir()]
-    config = checkpoint.read_json(path / CONFIG) if (path / CONFIG).is_file() else None
+    config = writing.read_json(path / CONFIG) if (path / CONFIG).is_file() else None
     if layout := _layout(LAYOUTS, files, config, prefer, path):
         return Found(layout.kind, layout.name, path, text)
     if config is None and not any(file.endswith((*checkpoint.PICKLES, ".safetensors")) for file in files):
@@ -132,7 +132,7 @@ def _find_on_hub(name: str, prefer: str) -> Found:
     config, path = None, Path(name)
     if CONFIG in repository.files:
         path = repository.fetch([CONFIG])
-        config = checkpoint.read_json(path / CONFIG)
+        config = writing.read_json(path / CONFIG)
     layouts = [layout for layout in LAYOUTS if layout.patterns]
     fitting = [layout for layout in layouts if layout.fits(repository.files)]
     if layout := _layout(fitting, repository.files, config, prefer, path):

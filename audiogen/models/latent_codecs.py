@@ -21,7 +21,7 @@ from audiogen.diffusion.autoencoders import (
     make_autoencoder,
 )
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.interfaces import AudioBatch
 from audiogen.models.find import SYSTEM, find
 from audiogen.models.released import load_released
@@ -107,7 +107,7 @@ def check_reconstruction(autoencoder: Autoencoder, batch: AudioBatch, bound: flo
     found = float(mel_distance(fake, real, rate).mean())
     folder.mkdir(parents=True, exist_ok=True)
     contents = {"mel": found, "bound": bound, "clips": batch.keys, "autoencoder": identity(autoencoder)}
-    checkpoint.write_json(folder / "reconstruction.json", contents)
+    writing.write_json(folder / "reconstruction.json", contents)
     for row in range(min(4, len(real))):
         for name, sound in ((f"{row}_original", real[row]), (f"{row}_reconstructed", fake[row])):
             if torch.isfinite(sound).all():

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from audiogen.audio import resample
 from audiogen.errors import InputError, opening
-from audiogen.files import checkpoint, hub
+from audiogen.files import hub, writing
 from audiogen.text.encoder import quiet
 
 _NEEDED = ("config.json", "model.safetensors")
@@ -144,7 +144,7 @@ def open_model(kinds: dict[str, Any], path: Path) -> Any:
 
     Raises InputError for a model of another type and for missing weights.
     """
-    config = checkpoint.read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    config = writing.read_json(path / "config.json") if (path / "config.json").is_file() else {}
     found = config.get("model_type")
     if found is None:
         raise InputError("it holds no model that transformers wrote (a config.json with a model_type)")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from audiogen.config import build
 from audiogen.errors import InputError, opening
-from audiogen.files import checkpoint, hub
+from audiogen.files import checkpoint, hub, writing
 from audiogen.files.tensors import empty, fill, under
 from audiogen.text.t5_stack import T5Shape, T5Stack
 from audiogen.text.vocabulary import PAD_ID, Vocabulary
@@ -253,7 +253,7 @@ def carried(
 
 def shape_of(directory: Path) -> T5Shape:
     """The shape in a directory's config.json, see `read_shape`."""
-    return read_shape(checkpoint.read_json(directory / "config.json"), directory)
+    return read_shape(writing.read_json(directory / "config.json"), directory)
 
 
 def read_shape(found: Any, where: str | Path) -> T5Shape:

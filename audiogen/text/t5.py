@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from audiogen.config import Positive, Range, build, check_ranges, to_plain
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.files.tensors import fill, unfilled
 from audiogen.interfaces import Condition
 from audiogen.text import encoder
@@ -166,7 +166,7 @@ class T5Conditioner(nn.Module):
             self.tokenizer.save(directory)
         elif self.config.trainable or self.config.stored:
             stack, tokenizer = self.text_encoder()
-            checkpoint.write_json(directory / TRAINED_FOLDER / "config.json", stack.config.to_dict())
+            writing.write_json(directory / TRAINED_FOLDER / "config.json", stack.config.to_dict())
             tokenizer.save(directory / TRAINED_FOLDER)
             state |= {f"{STACK}{name}": tensor for name, tensor in stack.state_dict().items()}
         checkpoint.save_model(directory, KIND, to_plain(self.config), state, dtype=dtype)
@@ -233,7 +233,7 @@ class TextStates(nn.Module):
         tensors[SHARED] = tensors.pop(f"{STACK}embed_tokens.weight")
         checkpoint.write_tensors(model / "model.safetensors", tensors)
         config = stack.config.to_dict() | {"architectures": ["T5EncoderModel"]}
-        checkpoint.write_json(model / "config.json", config)
+        writing.write_json(model / "config.json", config)
         words.save(tokenizer)
 
     def forward(self, texts: Sequence[str | None], lengths: Sequence[int] | None = None) -> Condition:

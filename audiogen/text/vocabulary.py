@@ -7,7 +7,7 @@ from pathlib import Path
 import sentencepiece
 
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import writing
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # as in T5
 VOCABULARY_FILE = "vocabulary.model"
@@ -69,4 +69,4 @@ class Vocabulary:
 
     def save(self, directory: Path) -> None:
         """Write the model's bytes, which `Vocabulary` reads, as vocabulary.model."""
-        checkpoint.write_bytes_atomic(directory / VOCABULARY_FILE, self.model)
+        writing.write_bytes_atomic(directory / VOCABULARY_FILE, self.model)

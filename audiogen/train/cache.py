@@ -26,7 +26,7 @@ from audiogen.data.encoded import CodeDataset, LatentDataset, open_codes
 from audiogen.data.loader import VALID_SEED, Item, prefetch
 from audiogen.data.shards import CodeClip, ShardWriter, TokenSpec, write_shard
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Codec
 from audiogen.models.latent_codecs import Autoencoder
 from audiogen.train.log import bar_interval_s
@@ -127,7 +127,7 @@ def cache_latents(
     made_by = {name: feature.made_by for name, feature in features.items()}
     made_by = {"encoder": checkpoint.identity(encoder), "clap": False, **made_by}
     passes = plan_passes(sets, recipe, num_passes, "latents", made_by)
-    checkpoint.clean(Path(recipe.out, "latents"))
+    writing.clean(Path(recipe.out, "latents"))
     for each in passes:
         shards = {
             each.directory / f"shard-{number:05d}.safetensors": indices
@@ -161,13 +161,13 @@ def plan_passes(
     data = to_plain(replace(recipe.data, cache_mb=0))  # the cache changes no result
     settings = {"data": data, "seed": recipe.seed, **made_by}
     written = folder / "settings.json"
-    before = checkpoint.read_json(written) if written.exists() else settings
+    before = writing.read_json(written) if written.exists() else settings
     if before != settings:
         keys = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
         raise InputError(
             f"{folder} holds {what} made with other settings ({', '.join(keys)}); delete it or choose another out="
         )
-    checkpoint.write_json(written, settings)
+    writing.write_json(written, settings)
     passes = [
         Pass(sets.train, folder / f"pass_{n:03d}", n, recipe.seed, f"{what}, pass {n + 1} of {num_passes}")
         for n in range(num_passes)

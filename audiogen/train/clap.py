@@ -22,7 +22,7 @@ from audiogen.data.captions import meanings, wordings
 from audiogen.data.dataset import AudioDataset, Split, open_data
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import writing
 from audiogen.interfaces import AudioBatch
 from audiogen.models.clap import ClapModelConfig, describe, learn_vocabulary, new_clap, save_clap
 from audiogen.text.clap import MAX_TOKENS, Clap, ClapParts, clap_features, embedding
@@ -74,7 +74,7 @@ class ClapRecipe(Run):
             with distributed.first_process_first():
                 if not path.exists():
                     vocabulary = learn_vocabulary(chain(*captions[0]), self.model.text.vocab_size)
-                    checkpoint.write_bytes_atomic(path, vocabulary.encode())
+                    writing.write_bytes_atomic(path, vocabulary.encode())
             torch.manual_seed(seed_for(self.seed, "weights"))
             clap = new_clap(self.model, path.read_text(encoding="utf-8"))
         return ClapTask(self, clap, meanings(chain(*captions)), device), data

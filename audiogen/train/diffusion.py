@@ -26,7 +26,7 @@ from audiogen.diffusion.process import PROCESSES, Process, ProcessConfig, proces
 from audiogen.diffusion.sample import Noise, Sampling, sample
 from audiogen.diffusion.systems import LatentSystem, SystemConfig
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Batch
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.find import LM, find
@@ -173,7 +173,7 @@ def check_autoencoder(recipe: DiffusionRecipe, autoencoder: Autoencoder, sets: S
     folder = Path(recipe.out, "latents", "check")
     path = folder / "reconstruction.json"
     if path.exists():
-        before = checkpoint.read_json(path)
+        before = writing.read_json(path)
         if before["autoencoder"] == identity(autoencoder) and before["mel"] <= bound:
             return
     clips = next(valid_batches(sets.valid or sets.train, CHECKED_CLIPS, 1))
@@ -366,4 +366,4 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
         """Write the whole system; frozen encoders by name."""
         recipe, process = self.recipe, to_plain(self.recipe.process)
         save_diffusers(directory, self.system, recipe.kind, process, encoders=False, sampling=recipe.sampling)
-        checkpoint.write_json(directory / "info.json", dict(info))
+        writing.write_json(directory / "info.json", dict(info))

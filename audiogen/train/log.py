@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from audiogen import audio as audio_io
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import writing
 from audiogen.spectrogram import save_spectrogram
 
 
@@ -58,7 +58,7 @@ class Log:
             return
         kept = [record for record in read_log(run) if record["step"] <= start]
         lines = "".join(json.dumps(record) + "\n" for record in kept)
-        checkpoint.write_bytes_atomic(run / "log.jsonl", lines.encode())
+        writing.write_bytes_atomic(run / "log.jsonl", lines.encode())
         self._file = open(run / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         if tensorboard:
             try:

@@ -24,7 +24,7 @@ from audiogen.data.dataset import Split
 from audiogen.data.loader import AudioLoader, valid_batches
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Batch
 from audiogen.train.log import Log
 from audiogen.train.task import Resume, Run, Task
@@ -55,7 +55,7 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
         print(f"{run} is finished at step {start}; to go on, set fit.steps higher")
         return
     if first:
-        checkpoint.clean(run)
+        writing.clean(run)
     with (
         closing(Log(run, start, config.steps, config.tensorboard, visible=first)) as log,
         stop_signals() as received,

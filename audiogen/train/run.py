@@ -18,7 +18,7 @@ from audiogen.config import build, did_you_mean, flatten, load_recipe, plain, re
 from audiogen.data.dataset import parse_sources
 from audiogen.device import choose_device
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import writing
 from audiogen.train.loop import fit
 from audiogen.train.task import Run
 
@@ -99,9 +99,9 @@ def record(recipe: Run) -> None:
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 print(f"{out}: {key} was {before.get(key)}, is now {now.get(key)}", file=sys.stderr)
-    checkpoint.write_bytes_atomic(path, to_yaml(recipe).encode())
+    writing.write_bytes_atomic(path, to_yaml(recipe).encode())
     versions = {"audiogen": __version__, "python": platform.python_version(), "torch": torch.__version__}
     machine = {"platform": platform.platform(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    checkpoint.write_json(out / "run.json", {"versions": versions, "machine": machine, "seed": recipe.seed})
+    writing.write_json(out / "run.json", {"versions": versions, "machine": machine, "seed": recipe.seed})

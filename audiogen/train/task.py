@@ -20,7 +20,7 @@ from audiogen.data.dataset import DataConfig, Split
 from audiogen.data.seeds import seed_for
 from audiogen.device import DTYPES, has_bfloat16
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Batch
 from audiogen.text.t5 import T5Conditioner, TextConfig
 from audiogen.text.vocabulary import train_vocabulary
@@ -241,7 +241,7 @@ def new_text(recipe: Run, config: TextConfig, train: Captioned) -> T5Conditioner
     with distributed.first_process_first():
         if not path.exists():
             captions = (caption for clip in wordings(train) for caption in clip)
-            checkpoint.write_bytes_atomic(path, train_vocabulary(captions, config.vocab_size))
+            writing.write_bytes_atomic(path, train_vocabulary(captions, config.vocab_size))
     torch.manual_seed(seed_for(recipe.seed, "text weights"))
     return T5Conditioner(config, path.read_bytes())
 

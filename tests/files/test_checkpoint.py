@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -135,7 +135,7 @@ def full(descriptor: int) -> None:
 @pytest.mark.parametrize(
     "write",
     [
-        lambda path: checkpoint.write_json(path, {"a": 2}),
+        lambda path: writing.write_json(path, {"a": 2}),
         lambda path: checkpoint.write_tensors(path, tensors()),
     ],
     ids=["json", "tensors"],
@@ -143,7 +143,7 @@ def full(descriptor: int) -> None:
 def test_a_failed_write_leaves_the_folder_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None]
 ) -> None:
-    checkpoint.write_json(tmp_path / "a.json", {"a": 1})
+    writing.write_json(tmp_path / "a.json", {"a": 1})
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         write(tmp_path / "a.json")
@@ -155,12 +155,12 @@ def test_a_failed_write_leaves_the_folder_as_it_was(
 def test_replacing_leaves_nothing_of_what_was_interrupted(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "new" / "a.txt"
     for text in ("one", "two"):
-        with checkpoint.replacing(path) as temporary:
+        with writing.replacing(path) as temporary:
             temporary.write_text(text)
-            assert temporary.name.startswith(checkpoint.TEMPORARY)
+            assert temporary.name.startswith(writing.TEMPORARY)
         assert (os.listdir(path.parent), path.read_text()) == (["a.txt"], text)
     for contents in ("", "half"):  # before and after the file is made
-        with pytest.raises(error), checkpoint.replacing(path) as temporary:
+        with pytest.raises(error), writing.replacing(path) as temporary:
             if contents:
                 temporary.write_text(contents)
             raise error
@@ -169,10 +169,10 @@ def test_replacing_leaves_nothing_of_what_was_interrupted(tmp_path: Path, error:
 
 def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     name = "ä" * 127 + "x"  # 255 bytes
-    checkpoint.write_json(tmp_path / name, 1)
+    writing.write_json(tmp_path / name, 1)
     checkpoint.write_tensors(tmp_path / name, tensors())
     assert os.listdir(tmp_path) == [name]
-    one, other = (checkpoint.temporary_path(tmp_path / f"{name[:-1]}{end}") for end in "ab")
+    one, other = (writing.temporary_path(tmp_path / f"{name[:-1]}{end}") for end in "ab")
     assert one != other  # two writers in one folder do not meet
 
 
@@ -249,7 +249,7 @@ def test_tensors_of_several_files_are_found_by_their_index(tmp_path: Path) -> No
     checkpoint.write_tensors(tmp_path / "m-2.safetensors", second)
     index = tmp_path / "m.safetensors.index.json"
     places = {"a": "m-1.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}
-    checkpoint.write_json(index, {"metadata": {}, "weight_map": places})
+    writing.write_json(index, {"metadata": {}, "weight_map": places})
     assert equal(checkpoint.read_weights(index), {**first, **second})
     assert equal(checkpoint.read_weights(tmp_path / "m-2.safetensors"), second)
     for wrong, message in {
@@ -257,10 +257,10 @@ def test_tensors_of_several_files_are_found_by_their_index(tmp_path: Path) -> No
         "m-3.safetensors": "m-3.safetensors does not exist",
         "../m-2.safetensors": "is not an index",
     }.items():
-        checkpoint.write_json(index, {"weight_map": {**places, "c": wrong}})
+        writing.write_json(index, {"weight_map": {**places, "c": wrong}})
         with pytest.raises(InputError, match=message):
             checkpoint.read_weights(index)
-    checkpoint.write_json(index, {"a": 1})
+    writing.write_json(index, {"a": 1})
     with pytest.raises(InputError, match="is not an index"):
         checkpoint.read_weights(index)
 

@@ -13,7 +13,7 @@ from audiogen.diffusion.sample import SAMPLINGS
 from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.systems import LatentSystem
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import writing
 from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
 from audiogen.interfaces import Edit, Sampling
@@ -268,10 +268,10 @@ def test_a_bundled_system_is_opened_by_its_name(tmp_path: Path, monkeypatch) -> 
     monkeypatch.setattr("audiogen.models.find.weights_folder", lambda: tmp_path)
     run, system = tmp_path / "runs" / "best", LatentGenerator(make("lafma"))
     system.save_pretrained(run)
-    checkpoint.write_json(run / "info.json", {"step": 7, "valid/loss": 0.5, "host": "mine"})
+    writing.write_json(run / "info.json", {"step": 7, "valid/loss": 0.5, "host": "mine"})
     assert bundle.main([str(run), "small"]) == 0
     assert bundled() == ["small"]
-    assert checkpoint.read_json(tmp_path / "small" / "info.json") == {"step": 7, "valid/loss": 0.5}
+    assert writing.read_json(tmp_path / "small" / "info.json") == {"step": 7, "valid/loss": 0.5}
     stored = [path.stat().st_size for path in (tmp_path / "small").rglob("*.safetensors")]
     assert sum(stored) < 0.6 * sum(path.stat().st_size for path in run.rglob("*.safetensors"))
     opened = generators.load("small", device="cpu")

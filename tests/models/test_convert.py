@@ -21,7 +21,7 @@ from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.convert.__main__ import main
 from audiogen.errors import InputError, run_command
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.generators import load as generators
 from audiogen.interfaces import Sampling
 from audiogen.lm import lora
@@ -337,7 +337,7 @@ def test_as_a_command(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_what_a_killed_conversion_left_goes_with_the_next(tiny_model: Path, tmp_path: Path) -> None:
-    half = tmp_path / f"{checkpoint.TEMPORARY}out"
+    half = tmp_path / f"{writing.TEMPORARY}out"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     assert main([str(tiny_model), "--to", "audiogen", "-o", str(tmp_path / "out")]) == 0

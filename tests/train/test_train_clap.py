@@ -19,7 +19,7 @@ from audiogen.config import build, load_recipe, plain
 from audiogen.data.loader import valid_batches
 from audiogen.diffusion.autoencoders import MelAutoencoder, MelAutoencoderConfig
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.generators.latent import LatentGenerator
 from audiogen.interfaces import AudioBatch, Sampling
 from audiogen.models.clap import (
@@ -249,7 +249,7 @@ def test_a_run_is_a_model_that_embeds_as_the_task_does(
     assert ClapModel.from_pretrained(run).config.projection_dim == 12
     valid = [record for record in scalars(run) if "valid/loss" in record]
     assert [record["step"] for record in valid] == [4, 6]
-    info = checkpoint.read_json(run / "best" / "info.json")
+    info = writing.read_json(run / "best" / "info.json")
     assert info["valid/loss"] == min(record["valid/loss"] for record in valid)
     assert Clap(str(run / "best")).embed_text(["rain"]).shape == (1, 12)
 
@@ -298,7 +298,7 @@ def test_a_model_of_ours_or_another_is_trained_on(clap_run: Train, tmp_path: Pat
         torch.testing.assert_close(
             Clap(str(run)).embed_text(captions), Clap(str(source)).embed_text(captions), rtol=0, atol=1e-4
         )
-        recipe = checkpoint.read_json(run / "info.json")["recipe"]
+        recipe = writing.read_json(run / "info.json")["recipe"]
         assert recipe["model"]["features"]["sample_rate"] == rate
     with pytest.raises(InputError, match=r"init_from=.* decides the architecture"):
         clap_run("no", f"init_from={first}", "model.projection_dim=3")

@@ -22,7 +22,7 @@ from audiogen.codec.losses import adversarial_discriminator, adversarial_generat
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.models.build import load_codec
 from audiogen.models.own import save_codec
 from audiogen.train.adversarial import AdversarialConfig, Adversary
@@ -128,7 +128,7 @@ def test_killed_in_the_middle_of_a_save_resumes_bit_for_bit(codec_run: Train, tm
     killed = codec_run("killed", "resume=must")
     assert scalars(killed) == scalars(whole)
     assert same_state(killed, whole) and same_weights(killed, whole)
-    assert not list(killed.rglob(f"{checkpoint.TEMPORARY}*"))
+    assert not list(killed.rglob(f"{writing.TEMPORARY}*"))
 
 
 @pytest.mark.parametrize("at", [2, 3])

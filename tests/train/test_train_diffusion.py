@@ -23,7 +23,7 @@ from audiogen.diffusion.denoisers import denoiser
 from audiogen.diffusion.process import PROCESSES, ProcessConfig
 from audiogen.diffusion.sample import SAMPLINGS, Noise, Sampling, sample
 from audiogen.errors import InputError, run_command
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
 from audiogen.models.find import weights_folder
@@ -219,7 +219,7 @@ def test_a_decoder_is_trained_on_and_latents_keep_their_meaning(
     train(recipe_of_system, system, "fit.steps=2", f"autoencoder={run}")  # the latents stored serve on
     vae = load_released(system).system.autoencoder.vae.state_dict()
     assert all(torch.equal(weight, vae[name]) for name, weight in after.vae.state_dict().items())
-    checked = checkpoint.read_json(system / "latents" / "check" / "reconstruction.json")
+    checked = writing.read_json(system / "latents" / "check" / "reconstruction.json")
     assert checked["autoencoder"] == checkpoint.identity(after.state_dict())
     with pytest.raises(InputError, match="that of init_from, which is not given"):
         train(recipe, tmp_path / "none", "trains=decoder")
@@ -306,7 +306,7 @@ def test_a_bad_autoencoder_stops_the_run_with_the_figure(
     ):
         lafma("run", "max_reconstruction=0.01")
     check = tmp_path / "run" / "latents" / "check"
-    assert checkpoint.read_json(check / "reconstruction.json")["mel"] > 0.01
+    assert writing.read_json(check / "reconstruction.json")["mel"] > 0.01
     assert len(list(check.glob("*_reconstructed.wav"))) == 4
     assert not (tmp_path / "run" / "latents" / "settings.json").exists()
     with pytest.raises(

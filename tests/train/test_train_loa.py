@@ -15,7 +15,7 @@ from audiogen.data.encoded import LatentDataset
 from audiogen.data.loader import collate
 from audiogen.diffusion.loa import load_audiomae, pool
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.models.released import load_released
 from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import train_vocabulary
@@ -109,7 +109,7 @@ def test_audiomaes_vectors_are_stored_and_learned(audioldm2: Train, clips: Path,
     vectors = model.vectors(torch.stack([item.data for item in items]), 2000)
     torch.testing.assert_close(batch.features["loa"], vectors, atol=1e-4, rtol=1e-4)
     assert all(loss > 0 for loss in trained(run, "train/loa")) and len(trained(run, "train/loa")) == 2
-    made_by = checkpoint.read_json(run / "latents" / "settings.json")["loa"]
+    made_by = writing.read_json(run / "latents" / "settings.json")["loa"]
     assert made_by["model"] == checkpoint.identity(model.state_dict())
     with pytest.raises(
         InputError, match="finds 2 vectors of width 64; system.conditioner.loa has length 5 and width 64"
