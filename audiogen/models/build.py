@@ -118,6 +118,8 @@ def _build(parts: CodecParts) -> Codec | DacCodec:
     # dilations grow with each layer, and 2**20 is too large already
     check_sizes(where, seanet.dilation_base ** min(seanet.num_residual_layers, 20))
     codec = empty(lambda: Codec(config), where, num_tensors)
+    if config.arch == "spectral":
+        codec = Codec(config)  # which draws its weights: what a training from this codec draws stays as it was
     names = codec.state_dict()
     fill(codec, parts.tensors, lambda name: their_name(name, parts.layout, names), where)
     return codec.eval().requires_grad_(False)
