@@ -119,7 +119,8 @@ def _build(parts: CodecParts) -> Codec | DacCodec:
     check_sizes(where, seanet.dilation_base ** min(seanet.num_residual_layers, 20))
     codec = empty(lambda: Codec(config), where, num_tensors)
     if config.arch == "spectral":
-        codec = Codec(config)  # which draws its weights: what a training from this codec draws stays as it was
+        # Its weights are drawn, as ever: what a training that starts from this codec draws stays the same.
+        codec = Codec(config)
     names = codec.state_dict()
     fill(codec, parts.tensors, lambda name: their_name(name, parts.layout, names), where)
     return codec.eval().requires_grad_(False)
