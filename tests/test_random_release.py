@@ -58,16 +58,22 @@ def test_a_release_generates_sound_with_its_text_encoder(
     )
 
 
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("release")
+    random_release.build(folder, Size(512, 16, 8, 64, ("t5-small", 512), 4, 16))
+    return folder
+
+
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="memory is read from /proc, which Linux has"
 )
 @pytest.mark.parametrize(
     ("dtype", "way"), [("float32", "--unpacked"), ("bfloat16", "--unpacked"), ("float32", ""), ("int8", "")]
 )
-def test_loading_takes_little_beside_the_weights(tmp_path: Path, dtype: str, way: str) -> None:
-    random_release.build(tmp_path, Size(512, 16, 8, 64, ("t5-small", 512), 4, 16))
+def test_loading_takes_little_beside_the_weights(release: Path, dtype: str, way: str) -> None:
     done = subprocess.run(
-        [sys.executable, "tools/random_release.py", "load", str(tmp_path), "--dtype", dtype, *way.split()],
+        [sys.executable, "tools/random_release.py", "load", str(release), "--dtype", dtype, *way.split()],
         cwd=ROOT,
         capture_output=True,
         text=True,

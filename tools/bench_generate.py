@@ -24,8 +24,6 @@ from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, MusicgenForCausalLM
-from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
 from audiogen.errors import InputError, run_command
 from audiogen.interfaces import Condition
@@ -131,6 +129,9 @@ def transformers_model(
     lm: TokenLM, text: Condition, steps: Tensor, dtype: torch.dtype, num_bytes: int
 ) -> Candidate:
     """MusicgenForCausalLM, as its `generate` calls it: the pairs as a batch."""
+    from transformers import DynamicCache, EncoderDecoderCache, MusicgenForCausalLM  # 5 s, for this way alone
+    from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
+
     config, tensors = decoder_parts(lm)
     model = MusicgenForCausalLM._from_config(MusicgenDecoderConfig(**config), dtype=dtype)
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}

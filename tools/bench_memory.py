@@ -17,14 +17,11 @@ from pathlib import Path
 import torch
 from bench_generate import MODELS, SHAPES
 from torch import Tensor
-from transformers import MusicgenForCausalLM
-from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
 from audiogen.errors import InputError, run_command
 from audiogen.files.tensors import unfilled
 from audiogen.lm.kernels import library, native, packed
 from audiogen.lm.model import ROWS, LMConfig, TokenLM
-from audiogen.models.export import decoder_parts
 
 NUM_STEPS = 8
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -48,6 +45,11 @@ def decode(config: LMConfig, kind: str, dtype: str) -> None:
 
     steps = torch.zeros(2, config.num_codebooks, 1, dtype=torch.int64)
     if kind == "transformers":
+        from transformers import MusicgenForCausalLM
+        from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
+
+        from audiogen.models.export import decoder_parts
+
         settings, _ = decoder_parts(skeleton)
         model = MusicgenForCausalLM._from_config(
             MusicgenDecoderConfig(**settings), dtype=getattr(torch, dtype)

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from audiogen.errors import InputError, run_command
 from audiogen.generators.load import AudioGen
@@ -274,6 +273,12 @@ def codec_config(size: Size) -> dict[str, Any]:
 
 def write_text_encoder(directory: Path, width: int) -> None:
     """A T5 of that width with random weights, shallow, whose vocabulary is letters: what --text-encoder takes."""
+    from transformers import (  # 5 s of a processor's time, for this alone
+        T5Config,
+        T5EncoderModel,
+        T5Tokenizer,
+    )
+
     pieces = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz,.'"]
     T5Tokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0).save_pretrained(
         directory
