@@ -341,7 +341,10 @@ def draw_figure(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence
         return None
     wide = min(PANELS_WIDE, len(panels))
     high = math.ceil(len(panels) / wide)
-    figure = Figure(figsize=(4.6 * wide, 3.6 * high), layout="constrained")
+    width, height = 4.6 * wide, 3.6 * high  # inches
+    figure = Figure(figsize=(width, height))
+    # Room for labels in inches; a layout that measures them takes as long as the drawing.
+    figure.subplots_adjust(0.75 / width, 0.6 / height, 1 - 0.2 / width, 1 - 0.15 / height, 0.28, 0.24)
     for place, (x_name, y_name, curves) in enumerate(panels, 1):
         axes = figure.add_subplot(high, wide, place)
         for name, points in curves.items():

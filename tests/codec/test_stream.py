@@ -69,7 +69,8 @@ def test_blocks_of_any_lengths_give_what_one_call_gives(name: str, length: int) 
     with torch.no_grad():
         latents = codec.encoder(sound)
         whole = codec.decoder(latents)
-        for sizes in ([1], [7, 0, 100], [41]):
+        smallest = 1 if length < 200 else 13  # single samples through all strides need no longer sound
+        for sizes in ([smallest], [7, 0, 100], [41]):
             state: StreamState = {}
             parts = [codec.encoder(block, state) for block in blocks(sound, sizes)]
             parts.append(codec.encoder(sound[..., :0], state, last=True))

@@ -344,7 +344,7 @@ SMALL = {
 }
 # Noise is slower to learn than v or a flow; the transformers want smaller steps than the UNets.
 OVERFIT = {
-    "audioldm_tiny": ("fit.steps=250",),
+    "audioldm_tiny": ("fit.steps=200",),
     "audioldm2_tiny": (
         "fit.steps=200",
         "loa=null",  # GPT-2 learns from the denoiser's loss
@@ -353,7 +353,7 @@ OVERFIT = {
     ),
     "lafma_tiny": ("fit.steps=120",),
     "stable_audio_tiny": (
-        "fit.steps=250",
+        "fit.steps=200",
         "optim.lr=3e-3",
         "system.conditioner.text_length=24",
         "system.conditioner.text.max_tokens=24",
