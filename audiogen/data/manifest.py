@@ -200,12 +200,11 @@ def scan_folder(
     """List a folder's sounds -> (clips with captions and true lengths, bad files as (path, reason)).
 
     decode reads every file to its end, so damage shows now; otherwise only headers are read. progress is
-    called at each file. Captions come from a sidecar `.txt` (one wording a line) or `.json`, else from
+    called after each file. Captions come from a sidecar `.txt` (one wording a line) or `.json`, else from
     folder and file names.
     """
 
     def look(path: Path) -> Clip | tuple[str, str]:
-        progress()
         try:
             header = audio.info(path)
             frames = header.num_frames
@@ -216,8 +215,11 @@ def scan_folder(
         except InputError as error:
             return str(path), str(error).removeprefix(f"{path}: ")
 
+    found = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the decoders release the interpreter lock
-        found = list(pool.map(look, sound_files(folder)))
+        for result in pool.map(look, sound_files(folder)):
+            progress()
+            found.append(result)
     return [clip for clip in found if isinstance(clip, Clip)], [x for x in found if isinstance(x, tuple)]
 
 

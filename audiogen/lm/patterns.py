@@ -51,8 +51,8 @@ def make_pattern(
     coarse_first: codebook 0 of all frames, then the other codebooks in parallel; S = 2 T + 1 (T + 1 when K = 1). The
     only pattern in which the steps of the first frames depend on how many frames follow.
     """
-    book = torch.arange(num_codebooks)[:, None]
-    frame = torch.arange(num_frames)  # [K, 1], [T]
+    book = torch.arange(num_codebooks)[:, None]  # [K, 1]
+    frame = torch.arange(num_frames)  # [T]
     steps = {
         "delay": frame + (book if delays is None else torch.tensor(list(delays))[:, None]),
         "parallel": frame.expand(num_codebooks, -1),
