@@ -94,10 +94,14 @@ def no_picture(*_):
 
 spectrogram.save_spectrogram = no_picture
 generate.main(["--text", "a dog barks", "--duration", "0.1", "--device", "cpu", "--out", sys.argv[1]])
+from audiogen.train import codec, lm, run, tagger
+print(json.dumps(sorted(sys.modules)))
 """
 
 
-def test_the_first_sound_waits_for_no_package_that_it_does_not_need(tmp_path: Path) -> None:
+def test_the_first_sound_and_training_on_tokens_wait_for_no_package_that_they_do_not_need(
+    tmp_path: Path,
+) -> None:
     run = subprocess.run(
         [sys.executable, "-c", FIRST_SOUND, str(tmp_path / "dog.wav")],
         capture_output=True,
@@ -112,6 +116,7 @@ def test_the_first_sound_waits_for_no_package_that_it_does_not_need(tmp_path: Pa
     # torch imports its compiler, a second, for `normal_` on the meta device
     slow = {"transformers", "tokenizers", "scipy", "matplotlib", "torch._dynamo", "sympy", "httpx"}
     assert not slow & imported
+    assert not {"transformers", "diffusers", "torch._dynamo"} & set(json.loads(run.stdout.splitlines()[-1]))
 
 
 def options() -> str:

@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,9 +28,11 @@ from audiogen.data.shards import CodeClip, ShardWriter, TokenSpec, write_shard
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Codec
-from audiogen.models.latent_codecs import Autoencoder
 from audiogen.train.log import bar_interval_s
 from audiogen.train.task import Run
+
+if TYPE_CHECKING:  # it imports diffusers and transformers, 6 s that a training on tokens does not need
+    from audiogen.models.latent_codecs import Autoencoder
 
 CLIPS_PER_SHARD = 512  # of tokens, at least, but for the last
 NO_SOUND = torch.empty(0)  # of items that are encoded: their samples need no memory any more
