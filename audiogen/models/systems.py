@@ -109,10 +109,15 @@ def without_weights(parts: SystemParts) -> LatentSystem:
     system = empty(
         lambda: LatentSystem(config, parts.vocabulary, parts.frozen, parts.clap), where, num_tensors
     )
+    compare_settings(parts, system)
+    return system
+
+
+def compare_settings(parts: SystemParts, system: LatentSystem) -> None:
+    """Refuse settings of the files' components that are not those of the networks in the system that was made."""
     for component in parts.components:
         if component.settings is not None:
             _compare(component.settings, system.get_submodule(component.part), component.free)
-    return system
 
 
 def _compare(settings: Settings, module: Any, free: tuple[str, ...]) -> None:
