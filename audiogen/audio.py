@@ -12,9 +12,7 @@ import itertools
 import logging
 import math
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,18 +24,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audiogen.errors import InputError
+from audiogen.files.sounds import MAX_RATE, MIN_RATE, Read, Sound, open_sound, reason_of
 from audiogen.files.writing import replacing
 
 log = logging.getLogger(__name__)
 
-MIN_RATE, MAX_RATE = 1_000, 768_000
-MAX_CHANNELS = 64
-OGG_PAGE_BYTES = 27 + 255 + 255 * 255  # the largest page
 MAX_LOAD_SAMPLES = 1_000_000_000  # 4 GB of float32, 17 hours of 16 kHz mono; longer sounds are for `stream`
 SAVE_SAMPLES = 1 << 16  # written at a time: longer pieces crash the Vorbis encoder
 SAVE_FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
-
-Read = Callable[[int, int], NDArray[np.float32]]  # source frames [start, stop) -> [frames, channels]
 
 
 class AudioInfo(NamedTuple):
@@ -52,65 +46,12 @@ class AudioInfo(NamedTuple):
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-@contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
-    """An open, checked sound file. What libsndfile refuses, and what it lets pass by mistake, is an `InputError`."""
-    try:
-        raw = open(path, "rb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
-    with raw:
-        if not raw.read(1):
-            raise InputError(f"{path}: the file is empty")
-        raw.seek(0)
-        try:  # the open file, not its name: libsndfile then goes by the content alone, whatever the suffix
-            file = soundfile.SoundFile(raw)
-        except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless formats want a rate
-            raise InputError(
-                f"{path}: not a sound file that can be read ({_reason(error)}); convert it, as in: ffmpeg -i IN OUT.wav"
-            ) from error
-        with file:
-            if not MIN_RATE <= file.samplerate <= MAX_RATE:
-                raise InputError(
-                    f"{path}: sample rate {file.samplerate} Hz, allowed are {MIN_RATE} to {MAX_RATE}; resave the file"
-                )
-            if file.channels > MAX_CHANNELS:
-                raise InputError(f"{path}: {file.channels} channels, allowed are 1 to {MAX_CHANNELS}")
-            if file.frames <= 0:
-                raise InputError(f"{path}: holds no samples")
-            if _is_cut(file, path):
-                raise InputError(f"{path}: truncated, the file ends before its sound does; copy it again")
-            yield file
-
-
-def _is_cut(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> bool:
-    """Whether a file ends early where libsndfile says nothing: WAV and AIFF (it notes so in its log) and Ogg."""
-    if file.format == "OGG":  # the last page must be whole and carry the end-of-stream flag (RFC 3533)
-        with open(path, "rb") as raw:
-            raw.seek(max(0, os.path.getsize(path) - OGG_PAGE_BYTES))
-            tail = raw.read()
-        page = tail[tail.rfind(b"OggS") :]
-        segments = page[26] if len(page) > 26 else 0
-        return len(page) < 27 + segments + sum(page[27 : 27 + segments]) or not page[5] & 4
-    lengths = re.search(r"(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info)
-    # Recorders that write to a pipe leave the largest number, or 0, where the length belongs: that is no damage.
-    return lengths is not None and int(lengths[2]) < int(lengths[1]) < 0x7FFF0000
-
-
-def _reason(error: Exception) -> str:
-    text = str(getattr(error, "error_string", "") or error)
-    return text.rstrip(".") or type(error).__name__
-
-
 def info(path: str | os.PathLike[str]) -> AudioInfo:
     """Read the header. Raises InputError for what is no sound file, holds no samples, or is out of the limits."""
-    with _open(path) as file:
-        return AudioInfo(file.samplerate, file.channels, file.frames, file.frames / file.samplerate)
-
-
-# libsndfile 1.2 lands in the wrong place when it seeks into the last page of a Vorbis stream, or a second time
-# (libsndfile issue 885). A page holds at most 255 packets of, in practice, 1024 frames.
-VORBIS_LAST_PAGE = 255 * 1024
+    with open_sound(path) as sound:
+        return AudioInfo(
+            sound.sample_rate, sound.channels, sound.num_frames, sound.num_frames / sound.sample_rate
+        )
 
 
 class _Reader:
@@ -120,57 +61,22 @@ class _Reader:
     """
 
     def __init__(
-        self,
-        file: soundfile.SoundFile,
-        path: str | os.PathLike[str],
-        sample_rate: int | None,
-        channels: int | None,
+        self, sound: Sound, path: str | os.PathLike[str], sample_rate: int | None, channels: int | None
     ) -> None:
-        self.file = file
+        self.sound = sound
         self.path = path
-        self.channels = channels or file.channels
-        self.rate = sample_rate or file.samplerate
-        self.total = resampled_length(file.frames, file.samplerate, self.rate)
-        self.position = 0  # of the file
-        # the frames before position
-        self.kept: NDArray[np.float32] = np.zeros((0, file.channels), np.float32)
+        self.channels = channels or sound.channels
+        self.rate = sample_rate or sound.sample_rate
+        self.total = resampled_length(sound.num_frames, sound.sample_rate, self.rate)
 
     def part(self, start: int, stop: int) -> Tensor:
         """Samples [start, stop) -> [C, stop - start]."""
-        span = _resample_span(self._frames, self.file.frames, self.file.samplerate, self.rate, start, stop)
+        sound = self.sound
+        span = _resample_span(sound.read, sound.num_frames, sound.sample_rate, self.rate, start, stop)
         try:
             return convert_channels(torch.from_numpy(np.ascontiguousarray(span.T)), self.channels)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from None
-
-    def _frames(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Source frames [start, stop) -> [frames, C]; where two calls overlap, they are kept, not sought again."""
-        if not self.position - len(self.kept) <= start <= self.position:
-            self._seek(start)
-        overlap = self.kept[len(self.kept) - (self.position - start) :]
-        self.kept = np.concatenate([overlap, self._read(stop - self.position)])
-        self.position = stop
-        return self.kept
-
-    def _seek(self, frame: int) -> None:
-        position = frame
-        if self.file.subtype == "VORBIS":
-            position = min(frame, max(0, self.file.frames - VORBIS_LAST_PAGE))
-        self.file.seek(position)
-        while position < frame:
-            position += len(self._read(min(frame - position, 1 << 16)))
-        self.position, self.kept = frame, self.kept[:0]
-
-    def _read(self, frames: int) -> NDArray[np.float32]:
-        try:
-            block = self.file.read(frames, dtype="float32", always_2d=True)
-        except soundfile.SoundFileError as error:
-            raise InputError(f"{self.path}: damaged ({_reason(error)}); copy or convert it again") from error
-        if missing := frames - len(block):
-            raise InputError(f"{self.path}: damaged, {missing} of {self.file.frames} frames are missing")
-        if not np.isfinite(block).all():
-            raise InputError(f"{self.path}: holds samples that are not finite (NaN or infinity)")
-        return block
 
 
 def load(
@@ -187,8 +93,8 @@ def load(
     file, for a file that cannot be read, is damaged, holds samples that are not finite, or ends before
     start_s.
     """
-    with _open(path) as file:
-        reader = _Reader(file, path, sample_rate, channels)
+    with open_sound(path) as sound:
+        reader = _Reader(sound, path, sample_rate, channels)
         rate, total = reader.rate, reader.total
         start = round(start_s * rate)
         stop = total if duration_s is None else min(total, start + round(duration_s * rate))
@@ -197,7 +103,7 @@ def load(
             raise InputError(
                 f"{path}: a part{length} from {start_s:g} s is not in a file of {total / rate:g} s"
             )
-        if (stop - start) * file.channels > MAX_LOAD_SAMPLES:
+        if (stop - start) * sound.channels > MAX_LOAD_SAMPLES:
             length_s = (stop - start) / rate
             raise InputError(f"{path}: {length_s:g} s are too much to load at once; ask for a part of it")
         return reader.part(start, stop), rate
@@ -210,8 +116,8 @@ def stream(
     block_s: float = 10.0,
 ) -> Iterator[Tensor]:
     """Yield a file of any length in blocks [C, n] of block_s (the last is shorter); joined they equal `load`."""
-    with _open(path) as file:
-        reader = _Reader(file, path, sample_rate, channels)
+    with open_sound(path) as sound:
+        reader = _Reader(sound, path, sample_rate, channels)
         step = max(1, round(block_s * reader.rate))
         for start in range(0, reader.total, step):
             yield reader.part(start, min(reader.total, start + step))
@@ -329,7 +235,7 @@ def save(path: str | os.PathLike[str], audio: Tensor | Iterable[Tensor], sample_
                     file.write(piece.T.numpy())
     except soundfile.SoundFileError as error:
         raise InputError(
-            f"{target}: {channels} channels at {sample_rate} Hz cannot be written as {kind} ({_reason(error)})"
+            f"{target}: {channels} channels at {sample_rate} Hz cannot be written as {kind} ({reason_of(error)})"
         ) from error
     if over:
         log.warning("%s: %d of %d samples beyond full scale were clipped", target, over, total)
