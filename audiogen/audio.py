@@ -8,13 +8,16 @@ part and the joined blocks of `stream` agree exactly. (MP3 is the exception, its
 by where it started.)
 """
 
+import io
 import itertools
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -25,12 +28,13 @@ from torch import Tensor
 
 from audiogen.errors import InputError
 from audiogen.files.sounds import MAX_RATE, MIN_RATE, Read, Sound, open_sound, reason_of
-from audiogen.files.writing import replacing
+from audiogen.files.writing import replacing, storing
 
 log = logging.getLogger(__name__)
 
 MAX_LOAD_SAMPLES = 1_000_000_000  # 4 GB of float32, 17 hours of 16 kHz mono; longer sounds are for `stream`
 SAVE_SAMPLES = 1 << 16  # written at a time: longer pieces crash the Vorbis encoder
+RESERVE_BYTES = 1 << 20  # more than an encoder makes of SAVE_SAMPLES, and what it holds back until the end
 SAVE_FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
 
 
@@ -202,11 +206,15 @@ def below_full_scale(sound: Tensor) -> Tensor:
     return sound / max(1.0, float(sound.abs().max()))
 
 
-def save(path: str | os.PathLike[str], audio: Tensor | Iterable[Tensor], sample_rate: int) -> Path:
+def save(
+    path: str | os.PathLike[str], audio: Tensor | Iterable[Tensor], sample_rate: int, keep_begun: bool = False
+) -> Path:
     """Write audio [C, N], or blocks [C, n] of a long sound, and return the path; the file appears whole or not at all.
 
     The suffix decides: .wav (16 bit), .flac, .ogg (Vorbis) or .mp3. Samples beyond [-1, 1] are clipped, and a warning
-    says how many; samples that are not finite are refused.
+    says how many; samples that are not finite are refused. What the file system refuses is a `StorageError`.
+
+    keep_begun: where the disk is full in the middle, the file is the sound up to there, whole, and the error says so.
     """
     target = Path(path)
     kind = target.suffix.lstrip(".").lower()
@@ -220,23 +228,59 @@ def save(path: str | os.PathLike[str], audio: Tensor | Iterable[Tensor], sample_
     channels = first.shape[0]
     coding = {"subtype": SAVE_FORMATS[kind], "format": kind.upper()}
     over = total = 0
-    try:
-        with (
-            replacing(target) as temporary,
-            soundfile.SoundFile(temporary, "w", sample_rate, channels, **coding) as file,
-        ):
-            for block in itertools.chain([first], blocks):
-                samples = block.detach().to("cpu", torch.float32)
-                if not torch.isfinite(samples).all():
-                    raise InputError(f"{target}: some samples are not finite (NaN or infinity)")
-                over += int((samples.abs() > 1).sum())
-                total += samples.numel()
-                for piece in samples.clamp(-1, 1).split(SAVE_SAMPLES, dim=-1):
-                    file.write(piece.T.numpy())
-    except soundfile.SoundFileError as error:
-        raise InputError(
-            f"{target}: {channels} channels at {sample_rate} Hz cannot be written as {kind} ({reason_of(error)})"
-        ) from error
+    with replacing(target) as temporary, ExitStack() as stack:
+        reserve = None
+        if keep_begun:
+            reserve = stack.enter_context(tempfile.TemporaryFile(dir=target.parent, buffering=0))
+            reserve.write(bytes(RESERVE_BYTES))
+        sink = stack.enter_context(_Sink(temporary, reserve))
+        try:
+            with soundfile.SoundFile(sink, "w", sample_rate, channels, **coding) as file:
+                for block in itertools.chain([first], blocks):
+                    samples = block.detach().to("cpu", torch.float32)
+                    if not torch.isfinite(samples).all():
+                        raise InputError(f"{target}: some samples are not finite (NaN or infinity)")
+                    over += int((samples.abs() > 1).sum())
+                    total += samples.shape[-1]
+                    for piece in samples.clamp(-1, 1).split(SAVE_SAMPLES, dim=-1):
+                        file.write(piece.T.numpy())
+                    if sink.fault is not None:
+                        break
+        except soundfile.SoundFileError as error:
+            what = f"{channels} channels at {sample_rate} Hz"
+            raise InputError(f"{target}: {what} cannot be written as {kind} ({reason_of(error)})") from error
+        if sink.fault is not None and not keep_begun:
+            raise sink.fault
+    if sink.fault is not None:
+        kept = f"{sink.fault.strerror} (the {total / sample_rate:.1f} s up to there are kept)"
+        with storing(target):
+            raise OSError(sink.fault.errno, kept) from sink.fault
     if over:
-        log.warning("%s: %d of %d samples beyond full scale were clipped", target, over, total)
+        log.warning("%s: %d of %d samples beyond full scale were clipped", target, over, channels * total)
     return target
+
+
+class _Sink(io.FileIO):
+    """A new file for libsndfile, which reports no fault of its last writes, and never which fault it was.
+
+    fault: the first one. reserve: a file that is emptied then, so that what is begun can be finished on a full disk.
+    """
+
+    def __init__(self, path: Path, reserve: IO[bytes] | None) -> None:
+        super().__init__(path, "x+")
+        self.reserve = reserve
+        self.fault: OSError | None = None
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        """-> the number of bytes, also after a fault: `save` looks for it, and soundfile asserts that none is left."""
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:  # not raised here: this is called from C
+                self.fault = self.fault or error
+                if self.reserve is None:
+                    break
+                self.reserve.truncate(0)
+                self.reserve = None
+        return len(data)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from audiogen import audio
 from audiogen.errors import InputError
+from audiogen.files.writing import StorageError
 
 
 def noise(channels: int, num: int, seed: int = 0) -> Tensor:
@@ -288,7 +289,7 @@ def test_a_refused_sound_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(InputError, match="3 channels at 16000 Hz cannot be written as mp3"):
         audio.save(tmp_path / "x.mp3", noise(3, 100), 16000)
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match="x.wav cannot be written: No space left"):
         audio.save(path, noise(1, 200), 16000)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["x.wav"]

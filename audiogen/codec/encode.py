@@ -23,6 +23,7 @@ from audiogen.data.manifest import Clip, find_captions, read_manifest, sound_fil
 from audiogen.data.shards import CodeClip, ShardWriter, TokenSpec
 from audiogen.device import choose_device
 from audiogen.errors import InputError
+from audiogen.files.locks import only_writer
 from audiogen.interfaces import Segment
 from audiogen.models.build import load_codec
 
@@ -45,7 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
                 f"--shards: codec {codec.name} works on overlapping segments, each with codes and a scale of its own, "
                 "which are no sequence to train on; leave it out for token files, or choose another codec"
             )
-        encode_shards(arguments, codec, num_codebooks, sounds)
+        with only_writer(arguments.out):
+            encode_shards(arguments, codec, num_codebooks, sounds)
     else:
         encode_files(arguments, codec, num_codebooks, dict(zip(targets, sounds, strict=True)))
 

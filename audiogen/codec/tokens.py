@@ -235,11 +235,8 @@ def checked(
 
 def write_file(path: str | Path, parts: Iterable[bytes]) -> None:
     """Write a file part by part; it appears under its name when it is whole."""
-    try:
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            file.writelines(parts)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.writelines(parts)
 
 
 def read_header(path: str | Path) -> TokenHeader:

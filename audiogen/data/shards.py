@@ -105,6 +105,9 @@ class CodeClip:
 class ShardWriter:
     """Adds token shards to a directory; one that an earlier run with the same codec began is continued.
 
+    Whoever uses it holds `files.locks.only_writer` of the directory: the index is written as a whole, so that of two
+    writers the last would drop the shards of the other.
+
     done: keys of the clips that are stored already.
     unreadable: reason by key of the clips that could not be read.
     """

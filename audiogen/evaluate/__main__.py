@@ -19,6 +19,7 @@ from tqdm import tqdm
 from audiogen.config import read_table
 from audiogen.errors import InputError, run_command
 from audiogen.evaluate import EMBEDDERS
+from audiogen.files.locks import only_writer
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation = make_settings(**settings)
     check_out(evaluation.out)
     try:
-        with warnings.catch_warnings():
+        with only_writer(evaluation.out), warnings.catch_warnings():
             setattr(warnings, "showwarning", warn)  # noqa: B010 (a plain assignment does not pass mypy)
             report = evaluate(evaluation, warn)
     except BrokenPipeError:

@@ -25,6 +25,7 @@ from audiogen.evaluate.order import check_judge, judge_clips, order_accuracy
 from audiogen.evaluate.report import REFERENCE, Column, Report, Sound, columns_of, filled, notes_on
 from audiogen.evaluate.scores import Cells, Warn
 from audiogen.evaluate.systems import RECONSTRUCTION, Comparison, Material, System, keep_real
+from audiogen.files.writing import StorageError
 from audiogen.generators import load as generators
 from audiogen.interfaces import Generator
 from audiogen.models.own import load_tagger
@@ -114,6 +115,8 @@ def run_systems(
                 opened = open_generator(model, comparison.device)
                 finished[name] = systems.run_system(opened, comparison, folder, material, bar.update, clock)
                 log.unlink(missing_ok=True)
+            except StorageError:
+                raise  # the other systems would meet the same full disk
             except Exception as error:  # whatever it is, it must not take hours of the other systems with it
                 kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
                 failures[name] = kind + " ".join(str(error).split())

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,20 @@ from audiogen.errors import InputError
 from audiogen.files.pickles import read_pickle
 from audiogen.files.tensors import match
 from audiogen.files.writing import (
+    StorageError,
     clean,
     publish,
     read_json,
     replacing,
+    storing,
     temporary_path,
     write_bytes_atomic,
     write_json,
 )
 
 FORMAT = 1
+STATE_FILES = ("state.json", "state.safetensors")
+CHECKSUMS = "checksums.json"  # CRC-32 of the two, beside them
 PICKLES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle")
 
 
@@ -40,10 +46,16 @@ def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file atomically."""
-    with replacing(path) as temporary:
+    stored = _storable(tensors)
+    with replacing(path, sum(tensor.nbytes for tensor in stored.values())) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # what the umask allows; save_file's own are for their owner only
-        save_file(_storable(tensors), temporary, metadata)
+        try:
+            save_file(stored, temporary, metadata)
+        except SafetensorError as error:  # its text ends in (os error 28)
+            if (number := re.search(r"os error (\d+)", str(error))) is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         temporary.chmod(mode)
 
 
@@ -211,27 +223,54 @@ def save_state(directory: str | Path, state: Any) -> None:
     """Write nested dicts, lists, tuples of tensors and plain scalars; the directory appears whole or never.
 
     Dict keys are str or int. The write goes to a temporary directory beside, which is renamed at the end; a
-    `kill -9` leaves at most that, and the next `save_state` removes it.
+    `kill -9` leaves at most that, and the next `save_state` removes it. Faults of the file system: `StorageError`.
     """
     directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    clean(directory.parent)
     tensors: dict[str, Tensor] = {}
-    temporary = temporary_path(directory)
-    temporary.mkdir()
-    write_json(temporary / "state.json", _pack(state, "", tensors))
-    write_tensors(temporary / "state.safetensors", tensors)
-    old = temporary_path(directory.with_name(f"old-{directory.name}"))
-    if directory.exists():  # saved twice at one step: the old one may only go once the new one is whole
-        os.replace(directory, old)
-    publish(temporary, directory)
-    shutil.rmtree(old, ignore_errors=True)
+    temporary, old = temporary_path(directory), temporary_path(directory)
+    with storing(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        clean(directory.parent)
+        try:
+            temporary.mkdir()
+            write_json(temporary / "state.json", _pack(state, "", tensors))
+            write_tensors(temporary / "state.safetensors", tensors)
+            write_json(temporary / CHECKSUMS, {name: _crc32(temporary / name) for name in STATE_FILES})
+            if (
+                directory.exists()
+            ):  # saved twice at one step: the old one may only go once the new one is whole
+                os.replace(directory, old)
+            publish(temporary, directory)
+        except StorageError as error:
+            raise StorageError(str(error).replace(temporary.name, directory.name)) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_state(directory: str | Path) -> Any:
-    """What `save_state` wrote: equal values, dtypes, key types; tensors on the CPU."""
+    """What `save_state` wrote: equal values, dtypes, key types; tensors on the CPU.
+
+    InputError where a file is missing or has not the checksum of its writing.
+    """
     directory = Path(directory)
+    if (directory / CHECKSUMS).exists():  # not in checkpoints of November 2026 and before
+        checksums = read_json(directory / CHECKSUMS)
+        for name in STATE_FILES:
+            if _crc32(directory / name) != checksums.get(name):
+                raise InputError(f"{directory / name} is damaged (wrong checksum)")
     return _unpack(read_json(directory / "state.json"), read_tensors(directory / "state.safetensors"))
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                checksum = zlib.crc32(block, checksum)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    return checksum
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -280,9 +319,13 @@ def latest(run: str | Path) -> tuple[int, Path] | None:
     return found[-1] if found else None
 
 
-def prune(run: str | Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints, at least one."""
-    for _, path in step_dirs(run)[:-keep_last]:
-        doomed = temporary_path(path)
-        os.replace(path, doomed)  # first, so that a kill in the deletion leaves no half checkpoint
-        shutil.rmtree(doomed)
+def prune(run: str | Path, step: int, keep_last: int) -> None:
+    """Delete all checkpoints but `keep_last`, at least one, up to `step`: later ones were damaged, and are undone."""
+    found = step_dirs(run)
+    kept = [path for number, path in found if number <= step][-keep_last:]
+    for _, path in found:
+        if path not in kept:
+            doomed = temporary_path(path)
+            with storing(path):
+                os.replace(path, doomed)  # first, so that a kill in the deletion leaves no half checkpoint
+            shutil.rmtree(doomed, ignore_errors=True)

@@ -1,39 +1,84 @@
 """Files and folders that appear whole or not at all, and JSON in them."""
 
-import hashlib
+import errno
 import json
 import os
+import secrets
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from audiogen.errors import InputError
 
 TEMPORARY = ".writing-"  # prefix of names that a finished write never has
+# What to do about a fault of the file system, by its number.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ADVICE = {
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+    errno.EMFILE: "raise the limit (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk or its connection is faulty",
+}
+
+
+class StorageError(InputError):
+    """The file system refused to write: no space, no permission, a fault of the disk."""
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def storing(path: str | Path, size: int = 0) -> Iterator[None]:
+    """Whatever the file system refuses within is a `StorageError`: one line that names `path`.
+
+    size: bytes that are needed; a full disk's line has it beside what is free.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = ADVICE.get(error.errno or 0, "choose another place")
+        if error.errno in NO_SPACE:
+            needed = f", {size / 1e6:.3g} MB or more are needed" if size else ""
+            advice = f"{_free(Path(path)) / 1e6:.3g} MB are free{needed}; make space and run the same command again"
+        reason = (error.strerror or str(error)).splitlines()[0]
+        raise StorageError(f"{path} cannot be written: {reason}; {advice}") from error
+
+
+def _free(path: Path) -> int:
+    """Bytes that are free where `path` is to be."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    with suppress(OSError):
+        return shutil.disk_usage(path).free
+    return 0
+
+
+@contextmanager
+def replacing(path: str | Path, size: int = 0) -> Iterator[Path]:
     """A name beside `path` for a new file, which takes the place of `path` at the end, at once and for good.
 
-    Folders that are missing are made. After an error the old file stays, and nothing of the new one does.
+    Folders that are missing are made. After an error the old file stays, and nothing of the new one does; faults of
+    the file system are a `StorageError`. size: of the new file in bytes, if that is clear.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
-    try:
-        yield temporary
-        _fsync(temporary)
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with storing(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _fsync(temporary)
+            publish(temporary, path)
+        finally:
+            with suppress(OSError):  # a fault comes rarely alone, and the first one is the one to report
+                temporary.unlink(missing_ok=True)
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:
     """Write a file so that readers, and we after a crash, see all of it or what was there before."""
-    with replacing(path) as temporary:
+    with replacing(path, len(data)) as temporary:
         temporary.write_bytes(data)
 
 
@@ -61,9 +106,8 @@ def clean(folder: str | Path) -> None:
 
 def temporary_path(path: Path) -> Path:
     """Where to write what `publish` then puts in the place of `path`."""
-    # A hash, not the name, which may be as long as the file system allows.
-    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    return path.with_name(f"{TEMPORARY}{os.getpid()}-{name}")
+    # Not the name itself, which may be as long as the file system allows; of two that write one file, the last wins.
+    return path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -73,7 +117,10 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    windows = sys.platform == "win32"  # folders cannot be opened there, and files only to write
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

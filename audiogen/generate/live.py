@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import time
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,8 @@ from typing import BinaryIO
 
 import torch
 from torch import Tensor
+
+from audiogen.signals import stop_signals
 
 UNKNOWN = 0xFFFFFFFF  # as the length of a WAV file without an end: players read on
 
@@ -30,15 +33,14 @@ class Clock:
 
 
 def until_interrupted(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Blocks up to Ctrl-C, which ends the sound and not the program; before the first it is an interruption."""
-    begun = False
-    try:
-        for block in blocks:
+    """Blocks up to Ctrl-C, which ends the sound and not the program; before the first, and twice, it ends both."""
+    coming = iter(blocks)
+    yield from itertools.islice(coming, 1)
+    with stop_signals() as received:
+        for block in coming:
             yield block
-            begun = True
-    except KeyboardInterrupt:
-        if not begun:
-            raise
+            if received:
+                return
 
 
 def below_full_scale(blocks: Iterable[Tensor]) -> Iterator[Tensor]:

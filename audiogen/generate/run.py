@@ -98,11 +98,8 @@ def write(job: Job, sound: Tensor, sample_rate: int) -> Path:
     """Write a sound [C, N], turned down where it is past full scale, and its picture -> the picture's path."""
     sound = audio.below_full_scale(sound)
     picture = job.path.with_suffix(".png")
-    try:
-        audio.save(job.path, sound, sample_rate)
-        spectrogram.save_spectrogram(picture, sound, sample_rate, (job.text or "no text")[:100])
-    except OSError as error:
-        raise InputError(f"{job.path}: cannot be written ({error.strerror or error})") from error
+    audio.save(job.path, sound, sample_rate)
+    spectrogram.save_spectrogram(picture, sound, sample_rate, (job.text or "no text")[:100])
     return picture
 
 
@@ -129,7 +126,7 @@ def stream(
     if str(args.out) == "-":
         live.write_wav(sys.stdout.buffer, pieces, generator.sample_rate)
     else:
-        audio.save(job.path, pieces, generator.sample_rate)
+        audio.save(job.path, pieces, generator.sample_rate, keep_begun=True)
     print(
         f"{job.path}  seed {job.seed}  first sound after {clock.first_s:.2f} s, real-time factor "
         f"{clock.spent_s / clock.sound_s:.2f} ({clock.sound_s:g} s of sound in {clock.spent_s:.1f} s), "

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Log:
     def __init__(self, run: Path, start: int, total: int, tensorboard: bool = False, visible: bool = True):
         self.run, self.visible = run, visible
         self._began = time.monotonic()
+        self._unwritten = ""  # records that a full disk kept from the file
         self._file: Any = None
         self._board: Any = None
         self._bar = tqdm(
@@ -59,7 +61,8 @@ class Log:
         kept = [record for record in read_log(run) if record["step"] <= start]
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         writing.write_bytes_atomic(run / "log.jsonl", lines.encode())
-        self._file = open(run / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._file = open(run / "log.jsonl", "r+b", buffering=0)  # noqa: SIM115
+        self._size = self._file.seek(0, os.SEEK_END)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -75,14 +78,38 @@ class Log:
         self._bar.update()
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write scalars after `step` optimiser steps."""
+        """Write scalars after `step` optimiser steps; what finds no space is written with a later record."""
         if self._file is not None:
             time_s = round(time.monotonic() - self._began, 2)
-            self._file.write(json.dumps({"step": step, "time_s": time_s, **metrics}) + "\n")
-            self._file.flush()
+            self._unwritten += json.dumps({"step": step, "time_s": time_s, **metrics}) + "\n"
+            with self.tolerating():
+                self._write()
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
+
+    def _write(self) -> None:
+        """Append what is unwritten; after a fault the file ends where it did."""
+        data = self._unwritten.encode()
+        with writing.storing(self.run / "log.jsonl", len(data)):
+            try:
+                self._file.seek(self._size)
+                written = 0
+                while written < len(data):
+                    written += self._file.write(data[written:])
+            except OSError:
+                self._file.truncate(self._size)
+                raise
+        self._size += len(data)
+        self._unwritten = ""
+
+    @contextmanager
+    def tolerating(self) -> Iterator[None]:
+        """What cannot be stored within is a warning: training goes on, and tries again when it is due."""
+        try:
+            yield
+        except writing.StorageError as error:
+            self.say(f"warning: {error}")
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
@@ -92,7 +119,6 @@ class Log:
     def sounds(self, step: int, sounds: Mapping[str, Tensor], sample_rate: int) -> None:
         """Write audio [C, N] of each name, and its spectrogram, to `samples/step_.../`."""
         folder = self.run / "samples" / f"step_{step:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
         for name, sound in sounds.items():
             sound = sound.detach().float().cpu().clamp(-1, 1)
             audio_io.save(folder / f"{name}.wav", sound, sample_rate)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Batch
+from audiogen.signals import stop_signals
 from audiogen.train.log import Log
 from audiogen.train.task import Resume, Run, Task
 
@@ -33,8 +32,9 @@ from audiogen.train.task import Resume, Run, Task
 def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
     """Train `task` on `data` in the run directory `recipe.out`, from its newest checkpoint if it has one.
 
-    On SIGTERM or SIGINT the step that runs is finished and saved, and `fit` returns. Raises InputError when a loss is
-    not finite.
+    On SIGTERM or SIGINT the step that runs is finished and saved, and `fit` returns. A checkpoint that finds no space
+    is a warning, and the next one is tried; the last one is a `StorageError`. Raises InputError when a loss is not
+    finite.
     """
     config = recipe.fit
     run = Path(recipe.out)
@@ -79,10 +79,11 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
                 if due(done, config.valid_every, final):
                     best = validate(task, valid(), done, best, recipe, log)
                 if due(done, config.sample_every, final):
-                    with task.averaged():
+                    with task.averaged(), log.tolerating():
                         log.sounds(done, task.samples(valid()), task.sample_rate)
             if first and (final or stopping or due(done, config.save_every, final)):
-                save(task, done, best, not stopping, recipe)
+                with nullcontext() if final or stopping else log.tolerating():
+                    save(task, done, best, not stopping, recipe)
             if stopping:
                 log.say(f"stopped on a signal at step {done}, saved; the same command goes on from here")
                 break
@@ -115,8 +116,10 @@ def validate(
         shown = [f"{name} {value:.4f}" for name, value in metrics.items() if not re.search(r"_q\d+$", name)]
         log.say(f"step {done}: {'  '.join(shown)}")
         if best is None or metrics["valid/loss"] < best["valid/loss"]:
-            best = {"step": done, **metrics}
-            task.export(Path(recipe.out) / "best", {"recipe": to_plain(recipe), **best})
+            found_best = {"step": done, **metrics}
+            with log.tolerating():
+                task.export(Path(recipe.out) / "best", {"recipe": to_plain(recipe), **found_best})
+                best = found_best
     return best
 
 
@@ -137,7 +140,7 @@ def save(task: Task[Any], done: int, best: Mapping[str, Any] | None, validated: 
     checkpoint.save_state(checkpoint.step_dir(run, done), state)
     with task.averaged():
         task.export(run, {"recipe": to_plain(recipe), "step": done})
-    checkpoint.prune(run, recipe.fit.keep_last)
+    checkpoint.prune(run, done, recipe.fit.keep_last)
 
 
 def restore(task: Task[Any], run: Path, resume: Resume) -> tuple[int, Mapping[str, Any] | None, bool]:
@@ -149,10 +152,18 @@ def restore(task: Task[Any], run: Path, resume: Resume) -> tuple[int, Mapping[st
         raise InputError(f"resume=never, but {run} holds a run (step {found[0]}); choose another out=")
     if found is None:
         return 0, None, True
-    step, directory = found
-    state = checkpoint.load_state(directory)
-    task.load_state_dict(state["task"])
-    return step, state["best"], state["validated"]
+    for step, directory in reversed(checkpoint.step_dirs(run)):
+        try:
+            state = checkpoint.load_state(directory)
+        except InputError as error:
+            damage = error
+            print(f"warning: {error}; the checkpoint before it is tried", file=sys.stderr)
+            continue
+        task.load_state_dict(state["task"])
+        return step, state["best"], state["validated"]
+    raise InputError(
+        f"{damage}; no checkpoint of {run} is whole: choose another out=, or delete its checkpoints"
+    )
 
 
 def require_finite(metrics: Mapping[str, float], step: int, batch: Batch, run: Path) -> None:
@@ -166,22 +177,3 @@ def require_finite(metrics: Mapping[str, float], step: int, batch: Batch, run: P
             f"{f'the checkpoint of step {found[0]} is whole' if found else 'nothing was saved yet'}: "
             "try a lower optim.lr, a longer optim.warmup_steps or fit.precision=float32"
         )
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Within the context SIGTERM and SIGINT are listed instead of ending the process; a second one ends it."""
-    received: list[int] = []
-    previous: dict[int, Any] = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, previous[number] or signal.SIG_DFL)
-
-    for number in previous:
-        signal.signal(number, handle)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler or signal.SIG_DFL)

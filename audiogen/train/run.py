@@ -6,6 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from audiogen.data.dataset import parse_sources
 from audiogen.device import choose_device
 from audiogen.errors import InputError
 from audiogen.files import writing
+from audiogen.files.locks import only_writer
 from audiogen.train.loop import fit
 from audiogen.train.task import Run
 
@@ -46,11 +48,13 @@ def run(settings: Sequence[str], print_config: bool = False) -> int:
     if recipe.fit.precision == "float16" and device.type == "cpu":
         raise InputError("fit.precision=float16 needs a GPU; on a CPU use bfloat16 or float32")
     distributed.initialize(device)
+    first = distributed.rank() == 0
     try:
-        task, data = recipe.prepare(device)
-        if distributed.rank() == 0:
-            record(recipe)
-        fit(task, data, recipe)
+        with only_writer(recipe.out) if first else nullcontext():
+            task, data = recipe.prepare(device)
+            if first:
+                record(recipe)
+            fit(task, data, recipe)
     finally:
         distributed.shutdown()
     return 0

@@ -225,7 +225,7 @@ def test_nothing_is_written_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", no_space)
-        with pytest.raises(InputError, match=r"a\.agtok: cannot be written: No space left"):
+        with pytest.raises(InputError, match=r"a\.agtok cannot be written: No space left"):
             write_codes(path, header, codes)
     assert os.listdir(path.parent) == ["a.agtok"]
     for wrong, segments, error, message in [

@@ -1,6 +1,7 @@
 """Level, interruption and the endless WAV file of a sound that is still being made."""
 
 import io
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -26,14 +27,21 @@ def test_a_loud_block_is_turned_down_without_a_step_and_what_follows_too() -> No
 
 
 def test_an_interruption_ends_the_sound_after_its_first_piece_and_not_before() -> None:
-    def blocks(before: int) -> Iterator[Tensor]:
-        for _ in range(before):
+    def blocks(*interrupted: int) -> Iterator[Tensor]:
+        for number in range(5):
+            for _ in range(interrupted.count(number)):
+                signal.raise_signal(signal.SIGINT)
             yield torch.zeros(1, 3)
-        raise KeyboardInterrupt
 
-    assert len(list(streaming.until_interrupted(blocks(2)))) == 2
-    with pytest.raises(KeyboardInterrupt):
-        list(streaming.until_interrupted(blocks(0)))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
+    try:
+        assert len(list(streaming.until_interrupted(blocks(2)))) == 3  # the piece that was being made comes
+        assert len(list(streaming.until_interrupted(blocks()))) == 5
+        for at_once in ((0,), (2, 2)):
+            with pytest.raises(KeyboardInterrupt):
+                list(streaming.until_interrupted(blocks(*at_once)))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_wav_file_is_read_by_others() -> None:

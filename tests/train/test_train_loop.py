@@ -22,9 +22,10 @@ from audiogen.device import choose_device
 from audiogen.errors import InputError, run_command
 from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
+from audiogen.signals import stop_signals
 from audiogen.train.__main__ import main
 from audiogen.train.log import Log, read_log
-from audiogen.train.loop import due, stop_signals, validate
+from audiogen.train.loop import due, validate
 from audiogen.train.optim import Average, OptimConfig, Optimizer, learning_rate
 from audiogen.train.run import open_recipe
 from audiogen.train.task import FitConfig, Run, Task, autocast, row_slices
