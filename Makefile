@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 demo: venv
-	$(BIN)/python -m audiogen.generate --text "a dog barks" --text "rain falls"
+	$(BIN)/python -m audiogen.generate --text "a dog barks" --text "rain falls" --overwrite
 
 test: venv
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2

@@ -207,12 +207,17 @@ def below_full_scale(sound: Tensor) -> Tensor:
 
 
 def save(
-    path: str | os.PathLike[str], audio: Tensor | Iterable[Tensor], sample_rate: int, keep_begun: bool = False
+    path: str | os.PathLike[str],
+    audio: Tensor | Iterable[Tensor],
+    sample_rate: int,
+    keep_begun: bool = False,
+    overwrite: bool = True,
 ) -> Path:
     """Write audio [C, N], or blocks [C, n] of a long sound, and return the path; the file appears whole or not at all.
 
     The suffix decides: .wav (16 bit), .flac, .ogg (Vorbis) or .mp3. Samples beyond [-1, 1] are clipped, and a warning
-    says how many; samples that are not finite are refused. What the file system refuses is a `StorageError`.
+    says how many; samples that are not finite are refused, and without `overwrite` a file that exists. What the
+    file system refuses is a `StorageError`.
 
     keep_begun: where the disk is full in the middle, the file is the sound up to there, whole, and the error says so.
     """
@@ -228,7 +233,7 @@ def save(
     channels = first.shape[0]
     coding = {"subtype": SAVE_FORMATS[kind], "format": kind.upper()}
     over = total = 0
-    with replacing(target) as temporary, ExitStack() as stack:
+    with replacing(target, overwrite=overwrite) as temporary, ExitStack() as stack:
         reserve = None
         if keep_begun:
             reserve = stack.enter_context(tempfile.TemporaryFile(dir=target.parent, buffering=0))

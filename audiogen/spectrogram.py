@@ -58,8 +58,13 @@ def log_mel(
     return mel.clamp(min=floor).log().reshape(*audio.shape[:-1], n_mels, -1)
 
 
-def save_spectrogram(path: str | os.PathLike[str], audio: Tensor, sample_rate: int, title: str = "") -> Path:
-    """Draw the spectrogram (dB, 80 dB of range) of audio [C, N], channels averaged, as a PNG; whole or not at all."""
+def save_spectrogram(
+    path: str | os.PathLike[str], audio: Tensor, sample_rate: int, title: str = "", overwrite: bool = True
+) -> Path:
+    """Draw the spectrogram (dB, 80 dB of range) of audio [C, N], channels averaged, as a PNG; whole or not at all.
+
+    Without `overwrite` a file that exists is an InputError.
+    """
     from matplotlib.figure import Figure  # slow to import, and only pictures need it
 
     target = Path(path)
@@ -79,6 +84,6 @@ def save_spectrogram(path: str | os.PathLike[str], audio: Tensor, sample_rate: i
     axes.set(xlabel="time (s)", ylabel="frequency (kHz)")
     axes.set_title(title, fontsize=10, loc="left", wrap=True, parse_math=False)
     figure.colorbar(image, ax=axes, label="level (dB)")
-    with replacing(target) as temporary:
+    with replacing(target, overwrite=overwrite) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     return target

@@ -57,11 +57,12 @@ def _free(path: Path) -> int:
 
 
 @contextmanager
-def replacing(path: str | Path, size: int = 0) -> Iterator[Path]:
+def replacing(path: str | Path, size: int = 0, overwrite: bool = True) -> Iterator[Path]:
     """A name beside `path` for a new file, which takes the place of `path` at the end, at once and for good.
 
     Folders that are missing are made. After an error the old file stays, and nothing of the new one does; faults of
-    the file system are a `StorageError`. size: of the new file in bytes, if that is clear.
+    the file system are a `StorageError`. size: of the new file in bytes, if that is clear. Without `overwrite` a file
+    that is there at the end, whoever wrote it, is an InputError.
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -70,7 +71,10 @@ def replacing(path: str | Path, size: int = 0) -> Iterator[Path]:
         try:
             yield temporary
             _fsync(temporary)
-            publish(temporary, path)
+            if overwrite:
+                publish(temporary, path)
+            else:
+                _publish_new(temporary, path)
         finally:
             with suppress(OSError):  # a fault comes rarely alone, and the first one is the one to report
                 temporary.unlink(missing_ok=True)
@@ -113,6 +117,21 @@ def temporary_path(path: Path) -> Path:
 def publish(temporary: Path, path: Path) -> None:
     """Give a finished file or directory its name, at once and for good."""
     os.replace(temporary, path)
+    _fsync(path.parent)
+
+
+def _publish_new(temporary: Path, path: Path) -> None:
+    """As `publish`, for a file that replaces none: of two processes at once, one gets the name."""
+    try:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: the name is claimed by an empty file
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+            os.replace(temporary, path)
+    except FileExistsError:
+        raise InputError(f"{path} was written by another process; choose another --out") from None
     _fsync(path.parent)
 
 

@@ -19,12 +19,17 @@ DURATION_S = 5.0
 
 @dataclass(frozen=True)
 class Job:
-    """A sound file to make."""
+    """A sound file to make, with a picture beside it."""
 
     path: Path
     text: str | None
     duration_s: float
     seed: int
+
+    @property
+    def picture(self) -> Path:
+        """Where the picture of its spectrogram goes."""
+        return self.path.with_suffix(".png")
 
 
 def plan(args: argparse.Namespace, default_s: float = DURATION_S) -> list[Job]:
@@ -48,14 +53,14 @@ def plan(args: argparse.Namespace, default_s: float = DURATION_S) -> list[Job]:
     jobs = []
     for number, prompt in enumerate(prompts):
         for sample in range(args.num_samples):
-            name = f"{number:0{wide}}_{sample:0{wide_sample}}_{_slug(prompt.text)}.{args.format or 'wav'}"
             duration_s = asked_s if prompt.duration_s is None else prompt.duration_s
-            seed = args.seed if prompt.seed is None else prompt.seed
-            jobs.append(
-                Job(args.out if one_file else args.out / name, prompt.text, duration_s, seed + sample)
-            )
+            seed = (args.seed if prompt.seed is None else prompt.seed) + sample
+            name = f"{number:0{wide}}_{sample:0{wide_sample}}_{_slug(prompt.text)}_seed{seed}.{args.format or 'wav'}"
+            jobs.append(Job(args.out if one_file else args.out / name, prompt.text, duration_s, seed))
     if str(args.out) != "-":
         _check_writable(jobs[0].path.parent)
+        if not args.overwrite:
+            _check_new(jobs, pictures=not args.stream)
     return jobs
 
 
@@ -99,6 +104,14 @@ def _slug(text: str | None) -> str:
         return "no_text"
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:40].strip("_") or "sound"
+
+
+def _check_new(jobs: list[Job], pictures: bool) -> None:
+    """Raise InputError naming the first file that would be replaced."""
+    paths = [path for job in jobs for path in ((job.path, job.picture) if pictures else (job.path,))]
+    if existing := [path for path in paths if os.path.lexists(path)]:
+        more = "" if len(existing) == 1 else f", and {len(existing) - 1} more"
+        raise InputError(f"{existing[0]} exists{more}; choose another --out, or replace with --overwrite")
 
 
 def _check_writable(folder: Path) -> None:

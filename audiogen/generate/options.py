@@ -111,6 +111,7 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
             "a file for one sound, or a folder (default: generated); with --stream also -, a WAV file to a player: "
             "... --stream --duration inf --out - | aplay",
         ),
+        "--overwrite": (bool, "replace sounds and pictures that exist"),
         "--stream": (bool, "one sound, written piece by piece while it is generated, without a picture"),
     },
 }

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,7 +60,8 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
         make = partial(
             generator.generate, guidance=args.guidance, prompt=prompt, sampling=sampling, edit=edit
         )
-        spent_s = generate(jobs, generator, make, len(jobs) if args.peer_padding else generator.batch_size)
+        at_once = len(jobs) if args.peer_padding else generator.batch_size
+        spent_s = generate(jobs, generator, make, at_once, args.overwrite)
     for note in generator.notes:
         print(note)
     sound_s = sum(job.duration_s for job in jobs)
@@ -72,7 +72,13 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     return 0
 
 
-def generate(jobs: Sequence[Job], generator: Generator, make: Callable[..., Tensor], at_once: int) -> float:
+def generate(
+    jobs: Sequence[Job],
+    generator: Generator,
+    make: Callable[..., Tensor],
+    at_once: int,
+    overwrite: bool,
+) -> float:
     """Make and write the jobs, some at once -> seconds of generation. make: `generator.generate` with its settings."""
     spent_s = 0.0
     with tqdm(total=sum(job.duration_s for job in jobs), bar_format=BAR, disable=None) as bar:
@@ -87,20 +93,18 @@ def generate(jobs: Sequence[Job], generator: Generator, make: Callable[..., Tens
             )
             spent_s += time.monotonic() - began
             for job, sound in zip(group, sounds, strict=True):
-                picture = write(
-                    job, sound[:, : num_samples(job.duration_s, generator.sample_rate)], generator.sample_rate
-                )
-                tqdm.write(f"{job.path}  {picture}  seed {job.seed}")
+                rate = generator.sample_rate
+                write(job, sound[:, : num_samples(job.duration_s, rate)], rate, overwrite)
+                tqdm.write(f"{job.path}  {job.picture}  seed {job.seed}")
     return spent_s
 
 
-def write(job: Job, sound: Tensor, sample_rate: int) -> Path:
-    """Write a sound [C, N], turned down where it is past full scale, and its picture -> the picture's path."""
+def write(job: Job, sound: Tensor, sample_rate: int, overwrite: bool) -> None:
+    """Write a sound [C, N], turned down where it is past full scale, and its picture."""
     sound = audio.below_full_scale(sound)
-    picture = job.path.with_suffix(".png")
-    audio.save(job.path, sound, sample_rate)
-    spectrogram.save_spectrogram(picture, sound, sample_rate, (job.text or "no text")[:100])
-    return picture
+    title = (job.text or "no text")[:100]
+    audio.save(job.path, sound, sample_rate, overwrite=overwrite)
+    spectrogram.save_spectrogram(job.picture, sound, sample_rate, title, overwrite)
 
 
 def stream(
@@ -126,7 +130,7 @@ def stream(
     if str(args.out) == "-":
         live.write_wav(sys.stdout.buffer, pieces, generator.sample_rate)
     else:
-        audio.save(job.path, pieces, generator.sample_rate, keep_begun=True)
+        audio.save(job.path, pieces, generator.sample_rate, keep_begun=True, overwrite=args.overwrite)
     print(
         f"{job.path}  seed {job.seed}  first sound after {clock.first_s:.2f} s, real-time factor "
         f"{clock.spent_s / clock.sound_s:.2f} ({clock.sound_s:g} s of sound in {clock.spent_s:.1f} s), "

@@ -125,3 +125,26 @@ def test_damage_to_a_checkpoint_is_found(tmp_path: Path) -> None:
         data.tofile(tmp_path / name / name)
         with pytest.raises(writing.InputError, match=f"{name} is damaged"):
             checkpoint.load_state(tmp_path / name)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_replaces_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """With hard links, and on a file system without them."""
+    if not links:
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a" / "sound.wav"
+    with writing.replacing(path, overwrite=False) as temporary:
+        temporary.write_text("first")
+    with (
+        pytest.raises(writing.InputError, match="sound.wav was written by another process"),
+        writing.replacing(path, overwrite=False) as temporary,
+    ):
+        temporary.write_text("second")
+    assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
+    with writing.replacing(path) as temporary:
+        temporary.write_text("third")
+    assert path.read_text() == "third" and list(path.parent.iterdir()) == [path]

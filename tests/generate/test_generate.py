@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -67,7 +68,7 @@ def files(folder: str = ".") -> list[str]:
 def test_a_sound_and_a_picture_for_every_sample_of_every_prompt(run, tiny_model: Path) -> None:
     status, out, err = run("--text", "A dog barks!", "--text", "rain", "--num-samples", "2", "--seed", "7")
     assert (status, err) == (0, [])
-    stems = ["0_0_a_dog_barks", "0_1_a_dog_barks", "1_0_rain", "1_1_rain"]
+    stems = ["0_0_a_dog_barks_seed7", "0_1_a_dog_barks_seed8", "1_0_rain_seed7", "1_1_rain_seed8"]
     assert files() == [f"generated/{stem}.{suffix}" for stem in stems for suffix in ("png", "wav")]
     assert out[:4] == [
         f"generated/{stem}.wav  generated/{stem}.png  seed {seed}"
@@ -89,7 +90,7 @@ def test_a_sound_does_not_depend_on_the_prompts_before_it(run) -> None:
     texts = ["a dog", "a clock ticks", "rain", "tin", "a dog barks twice"]
     run(*(word for text in texts for word in ("--text", text)), "--out", "all")
     run("--text", "a dog barks twice", "--out", "alone")
-    together, alone = Path("all/4_0_a_dog_barks_twice.wav"), Path("alone/0_0_a_dog_barks_twice.wav")
+    together, alone = (Path(f"{name}_0_a_dog_barks_twice_seed0.wav") for name in ("all/4", "alone/0"))
     assert together.read_bytes() == alone.read_bytes()
 
 
@@ -99,19 +100,56 @@ def test_prompts_of_a_file_follow_those_of_the_command_and_names_sort_in_their_o
     words = f"--text dog --prompts {tmp_path / 'p.jsonl'} --out o --seed 3 --num-samples 2 --format ogg"
     jobs = plan(parse_arguments(words.split()))
     assert len(jobs) == 26 and sorted(jobs, key=lambda job: job.path.name) == jobs
-    assert jobs[0] == Job(Path("o/00_0_dog.ogg"), "dog", 5.0, 3)
-    assert jobs[23] == Job(Path("o/11_1_rain_10.ogg"), "rain 10", 5.0, 4)
-    assert jobs[25] == Job(Path("o/12_1_a_clock.ogg"), "a clock", 0.25, 41)
+    assert jobs[0] == Job(Path("o/00_0_dog_seed3.ogg"), "dog", 5.0, 3)
+    assert jobs[23] == Job(Path("o/11_1_rain_10_seed4.ogg"), "rain 10", 5.0, 4)
+    assert jobs[25] == Job(Path("o/12_1_a_clock_seed41.ogg"), "a clock", 0.25, 41)
+
+
+def test_earlier_takes_stay(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another seed has another name; what is there is replaced on demand only, and found before the model is opened."""
+    assert run("--text", "rain")[0] == run("--text", "rain", "--seed", "5")[0] == 0
+    kept = {name: Path(name).read_bytes() for name in files()}
+    assert len(kept) == 4
+    Path("generated/0_0_rain_seed9.png").write_text("a picture")
+    with monkeypatch.context() as patch:
+        patch.setattr(generators, "load", lambda *_: pytest.fail("opened"))
+        for words, first in (
+            (["--seed", "5"], "generated/0_0_rain_seed5.wav exists, and 1 more;"),
+            (["--seed", "9"], "generated/0_0_rain_seed9.png exists;"),
+            (["--out", "generated/0_0_rain_seed0.wav"], "generated/0_0_rain_seed0.wav exists, and 1 more;"),
+            (["--seed", "0", "--stream"], "generated/0_0_rain_seed0.wav exists;"),
+        ):
+            status, out, err = run("--text", "rain", *words)
+            assert (status, out, len(err)) == (2, [], 1) and first in err[0] and "--overwrite" in err[0]
+    assert {name: Path(name).read_bytes() for name in kept} == kept
+    for words in ([], ["--stream"]):
+        status, _, err = run("--text", "rain", "--guidance", "1", "--overwrite", *words)
+        assert (status, err) == (0, [])
+    assert Path("generated/0_0_rain_seed0.wav").read_bytes() != kept["generated/0_0_rain_seed0.wav"]
+
+
+def test_of_two_commands_at_once_one_gets_the_name(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = generators.load
+
+    def slow(*settings: Any) -> Any:
+        Path("a.wav").write_text("another's")  # after the check
+        return load(*settings)
+
+    monkeypatch.setattr(generators, "load", slow)
+    for words in ([], ["--stream"]):
+        status, out, err = run("--text", "rain", "--out", "a.wav", *words)
+        assert (status, out, len(err)) == (2, [], 1) and "a.wav was written by another process" in err[0]
+        assert files() == ["a.wav"] and Path("a.wav").read_text() == "another's"
+        Path("a.wav").unlink()
 
 
 @pytest.mark.parametrize("format", ["wav", "flac", "ogg", "mp3"])
 def test_formats(run, format: str) -> None:
     assert run("--text", "rain", "--out", f"a/one.{format}")[0] == 0
     assert run("--text", "rain", "--format", format, "--out", "b")[0] == 0
-    assert files() == sorted([f"a/one.{format}", "a/one.png", f"b/0_0_rain.{format}", "b/0_0_rain.png"])
-    assert (
-        Path(f"a/one.{format}").read_bytes() == Path(f"b/0_0_rain.{format}").read_bytes() or format == "ogg"
-    )
+    one, other = f"a/one.{format}", f"b/0_0_rain_seed0.{format}"
+    assert files() == sorted([one, "a/one.png", other, "b/0_0_rain_seed0.png"])
+    assert Path(one).read_bytes() == Path(other).read_bytes() or format == "ogg"
     info = soundfile.info(f"a/one.{format}")
     assert info.samplerate == 8000 and info.format.lower() in (format, "mpeg" if format == "mp3" else format)
 
@@ -121,7 +159,7 @@ def test_continuing_a_sound(run) -> None:
     audio.save("clip.wav", clip, 16000)
     assert run("--continue-from", "clip.wav", "--text", "rain", "--duration", "0.3", "--out", "a.wav")[0] == 0
     assert run("--continue-from", "clip.wav", "--duration", "0.3", "--out", "b")[0] == 0
-    assert files("b") == ["b/0_0_no_text.png", "b/0_0_no_text.wav"]
+    assert files("b") == ["b/0_0_no_text_seed0.png", "b/0_0_no_text_seed0.wav"]
     assert soundfile.info("a.wav").frames == 2400
     status, _, err = run(
         "--continue-from", "clip.wav", "--text", "rain", "--duration", "0.1", "--out", "c.wav"
@@ -177,7 +215,7 @@ def test_peers_are_all_prompts_of_the_command(run, tiny_model: Path) -> None:
     model = AudioGen.from_pretrained(tiny_model, "cpu")
     assert len(texts) > model.batch_size  # the longest is in another group
     expected = model.generate(texts, 0.1, sampling=Sampling(temperature=0.0, peer_padding=True))
-    written, _ = audio.load("generated/0_0_a_dog.wav")
+    written, _ = audio.load("generated/0_0_a_dog_seed0.wav")
     torch.testing.assert_close(written, expected[0].clamp(-1, 1), atol=2**-15, rtol=0)
 
 
@@ -203,7 +241,7 @@ def test_odd_prompts_are_warned_of_and_generated(run) -> None:
     assert len(err) == 3 and all(line.startswith("warning: ") for line in err)
     assert "reads the first 512" in err[0] and "has no token for '🐶🐶'" in err[1]
     names = [path.name for path in sorted(Path("generated").glob("*.wav"))]
-    assert len(names[0]) < 60 and names[1:] == ["1_0_sound.wav", "2_0_sound.wav"]
+    assert len(names[0]) < 70 and names[1:] == ["1_0_sound_seed0.wav", "2_0_sound_seed0.wav"]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +319,7 @@ def test_as_a_command(tiny_model: Path, tmp_path: Path) -> None:
     command += ["--model", str(tiny_model), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "out" / "0_0_a_dog_then_rain.wav").is_file()
+    assert (tmp_path / "out" / "0_0_a_dog_then_rain_seed0.wav").is_file()
     failed = subprocess.run(
         [*command[:3], "--text", ""], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -302,7 +340,7 @@ def test_a_stream_to_a_file_is_the_sound_without_a_picture(run) -> None:
     assert streamed.shape == whole.shape and torch.allclose(streamed, whole, atol=2**-14)
     assert files() == ["streamed.wav", "whole.png", "whole.wav"]
     assert run("--text", "rain", "--stream")[0] == 0
-    assert files("generated") == ["generated/0_0_rain.wav"]
+    assert files("generated") == ["generated/0_0_rain_seed0.wav"]
 
 
 def test_a_stream_to_a_player_is_a_wav_file_that_need_not_end(
@@ -342,7 +380,9 @@ def test_latent_diffusion_by_the_same_verb(run, tiny_latent: Path) -> None:
     words = "--steps 3 --sampler euler --guidance 2.5 --negative rain --seed 4 --num-samples 2".split()
     status, out, err = run("--text", "a dog barks", *words, "--out", "a", model=tiny_latent)
     assert (status, err) == (0, [])
-    assert files() == [f"a/0_{n}_a_dog_barks.{suffix}" for n in (0, 1) for suffix in ("png", "wav")]
+    assert files() == [
+        f"a/0_{n}_a_dog_barks_seed{4 + n}.{suffix}" for n in (0, 1) for suffix in ("png", "wav")
+    ]
     assert out[2].startswith("attention heads (2, 4): those of ") and out[3].startswith("real-time factor")
     model = generators.load(tiny_latent, "cpu")
     expected = model.generate(
@@ -353,9 +393,11 @@ def test_latent_diffusion_by_the_same_verb(run, tiny_latent: Path) -> None:
         guidance=2.5,
     )
     audio.save("b.wav", audio.below_full_scale(expected[0]), 16000)
-    assert Path("a/0_1_a_dog_barks.wav").read_bytes() == Path("b.wav").read_bytes()
+    assert Path("a/0_1_a_dog_barks_seed5.wav").read_bytes() == Path("b.wav").read_bytes()
     assert run("--text", "a dog barks", *words, "--heads", "2,2", "--out", "c", model=tiny_latent)[0] == 0
-    assert Path("a/0_1_a_dog_barks.wav").read_bytes() != Path("c/0_1_a_dog_barks.wav").read_bytes()
+    assert (
+        Path("a/0_1_a_dog_barks_seed5.wav").read_bytes() != Path("c/0_1_a_dog_barks_seed5.wav").read_bytes()
+    )
 
 
 @pytest.fixture(scope="module")
