@@ -26,15 +26,17 @@ from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Batch
 from audiogen.signals import stop_signals
 from audiogen.train.log import Log
-from audiogen.train.task import Resume, Run, Task
+from audiogen.train.task import FitConfig, Resume, Run, Task
+
+Best = Mapping[str, Any] | None  # {"step", "valid/loss", ...} of the best validation so far
 
 
 def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
     """Train `task` on `data` in the run directory `recipe.out`, from its newest checkpoint if it has one.
 
-    On SIGTERM or SIGINT the step that runs is finished and saved, and `fit` returns. A checkpoint that finds no space
-    is a warning, and the next one is tried; the last one is a `StorageError`. Raises InputError when a loss is not
-    finite.
+    On SIGTERM or SIGINT the step that runs is finished and saved, and `fit` returns. Where `fit.patience` is used up,
+    the run ends as after its last step. A checkpoint that finds no space is a warning, and the next one is tried; the
+    last one is a `StorageError`. Raises InputError when a loss is not finite.
     """
     config = recipe.fit
     run = Path(recipe.out)
@@ -50,9 +52,16 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
         assert valid_data is not None
         return valid_batches(valid_data, config.batch_size, config.valid_batches)
 
+    def check(done: int, best: Best) -> tuple[Best, bool]:  # the first process alone validates, for all
+        best = validate(task, valid(), done, best, recipe, log) if validates else best
+        stall = validates and stalled(done, best, config)
+        return best, config.patience > 0 and distributed.any_process(stall)
+
     start, best, validated = restore(task, run, recipe.resume)
-    if start >= config.steps:
-        print(f"{run} is finished at step {start}; to go on, set fit.steps higher")
+    ended = validated and stalled(start, best, config)
+    if start >= config.steps or ended:
+        more = "fit.patience" if ended and start < config.steps else "fit.steps"
+        print(f"{run} is finished at step {start}; to go on, set {more} higher")
         return
     if first:
         writing.clean(run)
@@ -61,9 +70,12 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
         stop_signals() as received,
         closing(loader.batches(start)) as batches,
     ):
-        if validates and not validated and due(start, config.valid_every, False):
-            best = validate(task, valid(), start, best, recipe, log)  # the signal came before it
-        for step in range(start, config.steps):
+        if valid_data is None and config.valid_every:
+            log.say("no clip is held out, so nothing is validated and best/ is not written; give data.valid")
+        if not validated and due(start, config.valid_every, False):
+            best, ended = check(start, best)  # the signal came before it
+        done, stopping = start, False
+        for step in range(start, start if ended else config.steps):
             torch.manual_seed(seed_for(recipe.seed, step, rank))
             batch = next(batches)
             metrics = {f"train/{name}": value for name, value in task.step(batch, step).items()}
@@ -75,21 +87,25 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
             log.advance(metrics)
             if due(done, config.log_every, final):
                 log.record(done, distributed.average_scalars(metrics))
-            if validates and not stopping:
-                if due(done, config.valid_every, final):
-                    best = validate(task, valid(), done, best, recipe, log)
-                if due(done, config.sample_every, final):
-                    with task.averaged(), log.tolerating():
-                        log.sounds(done, task.samples(valid()), task.sample_rate)
+            if not stopping and due(done, config.valid_every, final):
+                best, ended = check(done, best)
+                final = final or ended
+            if validates and not stopping and due(done, config.sample_every, final):
+                with task.averaged(), log.tolerating():
+                    log.sounds(done, task.samples(valid()), task.sample_rate)
             if first and (final or stopping or due(done, config.save_every, final)):
                 with nullcontext() if final or stopping else log.tolerating():
                     save(task, done, best, not stopping, recipe)
-            if stopping:
-                log.say(f"stopped on a signal at step {done}, saved; the same command goes on from here")
+            if stopping or ended:
                 break
+        if stopping:
+            log.say(f"stopped on a signal at step {done}, saved; the same command goes on from here")
         else:
+            stall = (
+                f"step {done}: no better validation in {config.patience}, so the run ends; " if ended else ""
+            )
             at_best = f"; at its best validation, step {best['step']}: {run / 'best'}" if best else ""
-            log.say(f"the model: {run}{at_best}")
+            log.say(f"{stall}the model: {run}{at_best}")
     if loader.unreadable:
         print(f"{len(loader.unreadable)} clips could not be read and were left out", file=sys.stderr)
 
@@ -99,14 +115,21 @@ def due(done: int, every: int, final: bool) -> bool:
     return every > 0 and (final or done % every == 0)
 
 
+def stalled(done: int, best: Best, config: FitConfig) -> bool:
+    """Whether the last `patience` validations up to step `done` had no lower `valid/loss` than the best one."""
+    if best is None or not config.patience:
+        return False
+    return bool(done - best["step"] >= config.patience * config.valid_every)
+
+
 def validate(
     task: Task[Any],
     batches: Iterable[Batch],
     done: int,
-    best: Mapping[str, Any] | None,
+    best: Best,
     recipe: Run,
     log: Log,
-) -> Mapping[str, Any] | None:
+) -> Best:
     """Log the validation scalars; write the model to `best/` if none had a lower `valid/loss`."""
     with task.averaged():
         found = task.evaluate(not_empty(batches))
@@ -133,7 +156,7 @@ def not_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
         raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
 
 
-def save(task: Task[Any], done: int, best: Mapping[str, Any] | None, validated: bool, recipe: Run) -> None:
+def save(task: Task[Any], done: int, best: Best, validated: bool, recipe: Run) -> None:
     """Write the checkpoint, then the model; drop old checkpoints."""
     run = Path(recipe.out)
     state = {"best": best, "validated": validated, "task": task.state_dict()}
@@ -143,7 +166,7 @@ def save(task: Task[Any], done: int, best: Mapping[str, Any] | None, validated: 
     checkpoint.prune(run, done, recipe.fit.keep_last)
 
 
-def restore(task: Task[Any], run: Path, resume: Resume) -> tuple[int, Mapping[str, Any] | None, bool]:
+def restore(task: Task[Any], run: Path, resume: Resume) -> tuple[int, Best, bool]:
     """Load the newest checkpoint -> (steps done, best validation so far, whether a validation due then was made)."""
     found = checkpoint.latest(run)
     if resume == "must" and found is None:

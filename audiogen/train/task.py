@@ -48,6 +48,7 @@ class FitConfig:
     log_every: NotNegative = 10
     valid_every: NotNegative = 500
     valid_batches: Positive = 8
+    patience: NotNegative = 0
     sample_every: NotNegative = 0
     save_every: NotNegative = 500
     keep_last: Positive = 2
@@ -62,6 +63,8 @@ class FitConfig:
             raise InputError(
                 f"batch_size {self.batch_size} cannot be split into accumulate={self.accumulate} parts"
             )
+        if self.patience and not self.valid_every:
+            raise InputError(f"patience is {self.patience}, but valid_every is 0: nothing would be validated")
 
 
 @dataclass(frozen=True, kw_only=True)

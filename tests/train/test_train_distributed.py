@@ -156,3 +156,14 @@ def test_sigterm_to_one_process_stops_all_at_one_step(
     in_two_processes(lambda rank: str(codec_run("run", "fit.batch_size=2")))
     found = checkpoint.latest(tmp_path / "run")
     assert found and found[0] == 3
+
+
+def test_all_processes_end_where_the_first_has_no_patience_left(lm_run: Train, tmp_path: Path) -> None:
+    """It alone validates; one that went on would wait for it without end."""
+    stalls = ("optim.lr=1e-30", "fit.steps=20", "fit.valid_every=2", "fit.patience=1", "fit.batch_size=2")
+    in_two_processes(lambda rank: str(lm_run("run", *stalls)))
+    found = checkpoint.latest(tmp_path / "run")
+    assert found and found[0] == 4
+    in_two_processes(lambda rank: str(lm_run("run", *stalls)))
+    found = checkpoint.latest(tmp_path / "run")
+    assert found and found[0] == 4

@@ -1,0 +1,88 @@
+"""Training on little sound: when a run ends by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audiogen.errors import InputError
+from audiogen.files import checkpoint
+from audiogen.train.log import read_log
+from audiogen.train.loop import stalled
+from audiogen.train.task import FitConfig
+
+Train = Callable[..., Path]
+# Nothing is learned, so that the first validation stays the best one.
+STALLS = ("optim.lr=1e-30", "fit.steps=20", "fit.valid_every=2", "fit.patience=2", "fit.save_every=50")
+
+
+def scalars(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
+
+
+def last_step(run: Path) -> int:
+    found = checkpoint.latest(run)
+    assert found
+    return found[0]
+
+
+def test_patience_counts_validations_since_the_best_one() -> None:
+    config = FitConfig(valid_every=10, patience=3)
+    best = {"step": 20, "valid/loss": 1.0}
+    assert [stalled(done, best, config) for done in (20, 30, 40, 50)] == [False, False, False, True]
+    assert not stalled(1000, None, config)
+    assert not stalled(1000, best, FitConfig(valid_every=10))
+    with pytest.raises(InputError, match="patience is 3, but valid_every is 0"):
+        FitConfig(valid_every=0, patience=3)
+
+
+def test_a_run_without_progress_ends_and_is_finished(
+    lm_run: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = lm_run("run", *STALLS, "fit.sample_every=50")
+    assert last_step(run) == 6
+    said = capsys.readouterr().err
+    assert f"step 6: no better validation in 2, so the run ends; the model: {run}" in said
+    assert checkpoint.read_config(run)["info"]["step"] == 6
+    assert checkpoint.read_config(run / "best")["info"]["step"] == 2
+    assert (run / "samples" / "step_00000006").is_dir()
+    before = scalars(run)
+    lm_run("run", *STALLS)
+    assert "run is finished at step 6; to go on, set fit.patience higher" in capsys.readouterr().out
+    assert scalars(run) == before
+    lm_run("run", *STALLS, "fit.patience=3")
+    assert last_step(run) == 8
+    assert scalars(run) == scalars(lm_run("whole", *STALLS, "fit.patience=3"))
+
+
+def test_a_signal_before_the_last_validation_changes_nothing(
+    lm_run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from audiogen.train.lm import LMTask
+
+    whole = lm_run("whole", *STALLS)
+    step = LMTask.step
+
+    def terminated(self: LMTask, batch: Any, number: int) -> Any:
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(LMTask, "step", terminated)
+    run = lm_run("run", *STALLS)
+    assert scalars(run) != scalars(whole)
+    lm_run("run", *STALLS)
+    assert scalars(run) == scalars(whole) and last_step(run) == 6
+
+
+def test_without_validation_patience_never_ends_a_run(
+    lm_run: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = lm_run("run", *STALLS, "data.valid=[]", "data.holdout=0", "fit.steps=8")
+    assert last_step(run) == 8 and not (run / "best").exists()
+    assert "nothing is validated and best/ is not written" in capsys.readouterr().err
