@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,13 +72,22 @@ def choose_targets(
 ) -> list[Path]:
     """The path that each clip's name has below the folder `out`, or `out` itself where that names a file.
 
+    The format's suffix takes the place of the name's own, `a.ogg` -> `a.agtok`; where several clips would share that,
+    all of them keep their own before it: `a.ogg.agtok`, `a.opus.agtok`.
+
     formats: the suffix of each format, the default one first; `kind` says what the files are. InputError where options
     contradict.
     """
     named = out.suffix.lower() if out.suffix.lower() in formats.values() and not out.is_dir() else None
     suffix = formats[format] if format else named or next(iter(formats.values()))
     if not named:
-        return [out / name.with_suffix(suffix) for name in names]
+        targets = [name.with_suffix(suffix) for name in names]
+        while True:  # again, as a name that is kept may be one that another clip has: a.ogg and a.ogg.wav
+            count, before = Counter(targets), targets
+            kept = [name.with_name(f"{name.name}{suffix}") for name in names]
+            targets = [long if count[short] > 1 else short for short, long in zip(before, kept, strict=True)]
+            if targets == before:
+                return [out / target for target in targets]
     if len(names) > 1:
         raise InputError(f"--out {out} names one {kind}, for {len(names)} clips: give a folder")
     if named != suffix:
@@ -90,5 +100,7 @@ def check_distinct(targets: Sequence[Path | str], sources: Sequence[str]) -> Non
     owner: dict[Path | str, str] = {}
     for target, source in zip(targets, sources, strict=True):
         if target in owner:
-            raise InputError(f"{owner[target]} and {source} would both become {target}: encode them apart")
+            raise InputError(
+                f"{owner[target]} and {source} would both become {target}: encode them into two folders"
+            )
         owner[target] = source
