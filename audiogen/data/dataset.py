@@ -85,7 +85,7 @@ class DataConfig:
     segment_s: longer clips are cropped at a random place, shorter ones padded with zeros at the end.
     mix_probability, mix_snr_db: AudioGen's mixing of two clips. gain_db: range of a random gain. speed: range of
     a random playback speed, which moves pitch and tempo together.
-    holdout: share of the training clips kept for validation when `valid` is empty.
+    holdout: share of each source's clips kept for validation when `valid` is empty; of few clips more, see `held_out`.
     cache_mb: decoded clips kept in memory, per worker process; 0 turns it off. It changes no result.
     """
 

@@ -31,6 +31,7 @@ SOUND_SUFFIXES = frozenset(
 )
 
 
+LEAST_HELD_OUT = 4  # one clip's loss says little about a model; that of four is the least to choose one by
 ClipPart = tuple[str, float, float | None]  # path, start_s, duration_s
 
 
@@ -167,16 +168,24 @@ def group_of(clip: Clip) -> str:
 def held_out(groups: Sequence[str], share: float) -> list[bool]:
     """Which entries are held out: the groups of lowest hash until `share` of the entries is reached.
 
-    Always the same for the same groups, whatever their order; at least one group if share > 0, and never all.
+    Of few entries a larger share: 4 of them, or a quarter. A group that is more than twice as large as what is wanted
+    stays on the other side, unless all are. Always the same for the same groups, whatever their order; at least one
+    group if share > 0 and there are two, and never all.
     """
+    if not groups or share <= 0:
+        return [False] * len(groups)
     sizes = Counter(groups)
+    order = sorted(sizes, key=lambda name: (seed_for("holdout", name), name))
+    wanted = max(share * len(groups), min(LEAST_HELD_OUT, len(groups) / 4))
+    most = min(2 * wanted, len(groups) - 1)
     chosen: set[str] = set()
     count = 0
-    for group in sorted(sizes, key=lambda name: (seed_for("holdout", name), name))[:-1]:
-        if share <= 0 or count >= share * len(groups):
-            break
-        chosen.add(group)
-        count += sizes[group]
+    for group in order:
+        if count < wanted and count + sizes[group] <= most:
+            chosen.add(group)
+            count += sizes[group]
+    if not chosen and len(order) > 1:
+        chosen = {min(order, key=sizes.__getitem__)}
     return [group in chosen for group in groups]
 
 

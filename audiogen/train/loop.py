@@ -71,7 +71,8 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
         closing(loader.batches(start)) as batches,
     ):
         if valid_data is None and config.valid_every:
-            log.say("no clip is held out, so nothing is validated and best/ is not written; give data.valid")
+            why = "no clip is held out (data.holdout is 0, or all are of one recording)"
+            log.say(f"{why}: nothing is validated and best/ is not written; data.valid= names other clips")
         if not validated and due(start, config.valid_every, False):
             best, ended = check(start, best)  # the signal came before it
         done, stopping = start, False

@@ -208,6 +208,33 @@ def test_the_split_is_never_empty_nor_everything() -> None:
     assert held_out([], 0.5) == []
 
 
+def test_few_clips_are_held_out_by_number_and_leave_enough_to_train_on() -> None:
+    for count, expected in [
+        (1, 0),
+        (2, 1),
+        (3, 1),
+        (4, 1),
+        (8, 2),
+        (12, 3),
+        (16, 4),
+        (30, 4),
+        (40, 4),
+        (60, 6),
+    ]:
+        assert sum(held_out([f"recording {n}" for n in range(count)], 0.1)) == expected, count
+        assert sum(held_out([f"recording {n}" for n in range(count)], 0.02)) == min(expected, 4), count
+
+
+@pytest.mark.parametrize("large", [f"recording {n}" for n in range(10)])
+def test_a_recording_of_most_clips_is_trained_on(large: str) -> None:
+    small = [f"small {n}" for n in range(8)]
+    out = held_out([large] * 22 + small, 0.1)
+    assert sum(out[:22]) == 0 and sum(out[22:]) == 4
+    assert held_out([large] * 29 + ["small"], 0.1) == [False] * 29 + [True]
+    assert sum(held_out([large] * 15 + ["other"] * 15, 0.1)) == 15
+    assert held_out([large] * 30, 0.1) == [False] * 30
+
+
 def test_a_group_is_the_recording_or_the_file_wherever_it_lies() -> None:
     assert group_of(Clip("/x/audio/1-A.ogg", fields={"source": "http://s/1"})) == "http://s/1"
     assert group_of(Clip("/x/audio/1-A.ogg")) == group_of(Clip("../y/audio/1-A.ogg", start_s=3.0))
