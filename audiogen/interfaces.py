@@ -269,7 +269,7 @@ class Generator(Protocol):
         texts: one a row; None is no text. Repeat a text for several sounds of it.
         duration_s: of every row, or one a row; N is that of the longest, shorter rows end in silence.
         guidance: weight of the text (classifier-free guidance); 1 is none, None is the model's own default.
-        seed: row b has seed + b, or one seed a row.
+        seed: row b has seed + b, or one seed a row; noise is drawn from a row's seed and text.
         prompt: audio [C, N] or [B, C, N] and its sample rate, which the result continues; duration_s counts it in.
         edit: a sound to change.
         """

@@ -27,6 +27,7 @@ from audiogen.evaluate.cost import Clock, Job
 from audiogen.evaluate.order import order_prompts, real_clip
 from audiogen.evaluate.scores import Cells, Warn
 from audiogen.files import writing
+from audiogen.generators.request import noise_seed
 from audiogen.interfaces import Generator
 
 ORDER_RATE = 16000  # Hz, of the built-in corpus as it is rendered for the ceiling of order accuracy
@@ -198,7 +199,7 @@ def run_system(
     for seed in comparison.seeds:
         for prompt in material.all_prompts:
             own_seed = prompt.seed(seed)
-            made_with = settings | {"text": prompt.text, "seed": own_seed}
+            made_with = settings | {"text": prompt.text, "noise": noise_seed(own_seed, prompt.text)}
             if is_kept(path := prompt.path(folder, seed), made_with):
                 advance(1)
             else:

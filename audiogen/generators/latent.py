@@ -232,7 +232,12 @@ class LatentGenerator:
         sounds: list[list[Tensor]] = [[] for _ in texts]  # [C, n] of each candidate of each row
         for group, callback in requests.alike(runs, lambda run: shapes[run[0]], self.batch_size, progress):
             members = [row for row, _ in group]
-            seeds = [(request.seeds[row] + number * CANDIDATE_STRIDE) % 2**63 for row, number in group]
+            seeds = [
+                requests.noise_seed(
+                    (request.seeds[row] + number * CANDIDATE_STRIDE) % 2**63, request.texts[row]
+                )
+                for row, number in group
+            ]
             latents = sample(
                 self._denoise,
                 self.process,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 from audiogen.interfaces import Generator, Progress, Sampling
 
@@ -68,6 +69,14 @@ def check(
     return Request(
         list(texts), durations, seeds, frames, samples, generator.guidance if guidance is None else guidance
     )
+
+
+def noise_seed(seed: int, text: str | None) -> int:
+    """What a row's noise is drawn from: its seed and its text, the seed alone without text.
+
+    By the seed alone, all texts of one seed would get the same noise, and their events would fall on the same moments.
+    """
+    return seed if text is None else seed_for("sound", seed, text)
 
 
 def num_samples(duration_s: float, sample_rate: int) -> int:

@@ -47,6 +47,15 @@ def test_a_sound_is_the_same_alone_in_a_batch_and_in_any_order(model: AudioGen) 
     assert len({row.numpy().tobytes() for row in together}) == 6
 
 
+def test_texts_of_one_seed_do_not_share_their_noise(model: AudioGen) -> None:
+    """So hot that every code is as probable as the others, text changes nothing but the noise."""
+    flat = {"guidance": 1.0, "sampling": Sampling(temperature=1e9, top_k=0), "seed": [3, 3, 3]}
+    dog, rain, again = model.generate(["a dog", "rain", "rain"], 0.2, **flat)  # type: ignore[arg-type]
+    assert not torch.equal(dog, rain) and torch.equal(rain, again)
+    streamed = torch.cat(list(model.stream("rain", 0.2, **flat | {"seed": 3})), -1)  # type: ignore[arg-type]
+    torch.testing.assert_close(streamed, rain, atol=1e-5, rtol=0)
+
+
 def test_long_and_short_rows_of_a_batch_are_what_they_are_alone(model: AudioGen) -> None:
     texts, durations = (
         ["a dog barks", "a clock ticks " * 20, "rain"],

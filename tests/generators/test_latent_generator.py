@@ -96,6 +96,13 @@ def test_a_row_is_the_same_to_the_bit_alone_and_in_a_batch(name: str, systems) -
     )
 
 
+def test_texts_of_one_seed_do_not_share_their_noise(systems) -> None:
+    """At guidance 0 the prediction is the one without text: text changes nothing but the noise."""
+    flat = {"guidance": 0.0, "sampling": Sampling(steps=2), "seed": [3, 3, 3]}
+    dog, rain, again = systems["lafma"].generate(["a dog barks", "rain", "rain"], 0.1, **flat)
+    assert not torch.equal(dog, rain) and torch.equal(rain, again)
+
+
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_rows_that_run_together_as_on_a_gpu_differ_by_rounding_only(name: str, systems, monkeypatch) -> None:
     """Texts of different lengths, two lengths of sound, and a part that is kept."""
