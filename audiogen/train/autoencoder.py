@@ -162,6 +162,7 @@ class AutoencoderTask(Task[AutoencoderRecipe]):
         self.autoencoder = start(recipe).to(device).eval().requires_grad_(False)
         self.sample_rate = self.autoencoder.sample_rate
         self.data = open_data(recipe.data, self.sample_rate, self.autoencoder.channels)
+        recipe = recipe.limited(len(self.data.train))
         vae: Any = self.autoencoder.vae
         generator: Any = self.autoencoder.vocoder if recipe.trains == "vocoder" else vae
         (vae.decoder if recipe.trains == "decoder" else generator).requires_grad_(True)

@@ -77,7 +77,7 @@ class ClapRecipe(Run):
                     writing.write_bytes_atomic(path, vocabulary.encode())
             torch.manual_seed(seed_for(self.seed, "weights"))
             clap = new_clap(self.model, path.read_text(encoding="utf-8"))
-        return ClapTask(self, clap, meanings(chain(*captions)), device), data
+        return ClapTask(self.limited(len(data.train)), clap, meanings(chain(*captions)), device), data
 
 
 def captioned(dataset: AudioDataset) -> list[Sequence[str]]:

@@ -88,7 +88,7 @@ class CodecRecipe(Run):
 
     def prepare(self, device: torch.device) -> tuple[CodecTask, Split[AudioDataset]]:
         data = open_data(self.data, self.model.sample_rate, self.model.channels)
-        return CodecTask(self, device), data
+        return CodecTask(self.limited(len(data.train)), device), data
 
 
 def open_origin(init_from: str) -> Codec:

@@ -125,7 +125,7 @@ class DiffusionRecipe(Run):
             system.autoencoder = autoencoder
         if self.text_from:
             freeze_text(self, system)
-        return DiffusionTask(self, system, wordings(data.valid), device), data
+        return DiffusionTask(self.limited(len(sets.train)), system, wordings(data.valid), device), data
 
 
 def new_system(recipe: DiffusionRecipe, train: Captioned) -> LatentSystem:

@@ -97,6 +97,7 @@ class LMRecipe(Run):
         data: Split[Any] = (
             open_codes(self.data) if any(shards) else open_data(self.data, codec.sample_rate, codec.channels)
         )
+        recipe = self.limited(len(data.train))  # before there are several encoded passes over them
         start = open_model(self, codec, device) if self.init_from else None
         reference = keep_codec(self, codec)
         if self.pretokenize_epochs and not any(shards):
@@ -112,7 +113,7 @@ class LMRecipe(Run):
             torch.manual_seed(seed_for(self.seed, "weights"))
             start = PretrainedLM(TokenLM(self.model), text, reference, 0, {})
         start = start._replace(codec=reference)
-        return LMTask(self, codec, start, wordings(data.valid), device), data
+        return LMTask(recipe, codec, start, wordings(data.valid), device), data
 
 
 def open_codec(recipe: LMRecipe, device: torch.device) -> Codec:

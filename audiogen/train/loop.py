@@ -60,7 +60,8 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
     start, best, validated = restore(task, run, recipe.resume)
     ended = validated and stalled(start, best, config)
     if start >= config.steps or ended:
-        more = "fit.patience" if ended and start < config.steps else "fit.steps"
+        more = "fit.steps and fit.epochs" if config.epochs else "fit.steps"
+        more = "fit.patience" if ended and start < config.steps else more
         print(f"{run} is finished at step {start}; to go on, set {more} higher")
         return
     if first:

@@ -53,8 +53,8 @@ def run(settings: Sequence[str], print_config: bool = False) -> int:
         with only_writer(recipe.out) if first else nullcontext():
             task, data = recipe.prepare(device)
             if first:
-                record(recipe)
-            fit(task, data, recipe)
+                record(task.recipe)
+            fit(task, data, task.recipe)
     finally:
         distributed.shutdown()
     return 0

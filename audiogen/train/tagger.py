@@ -81,7 +81,7 @@ class TaggerRecipe(Run):
                 print(f"no training clip has a label of {left_out}: left out of the model", file=sys.stderr)
             alike = self.alike if BUILT_IN in kept else {}
             recipe = replace(self, model=replace(self.model, groups=kept), alike=alike)
-        return TaggerTask(recipe, clips, device), data
+        return TaggerTask(recipe.limited(len(data.train)), clips, device), data
 
 
 def group_of(clip: Clip, recipe: TaggerRecipe) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -31,16 +31,22 @@ Resume = Literal["auto", "must", "never"]
 SAMPLES = 4  # sounds made at `fit.sample_every`
 
 
+R = TypeVar("R", bound="Run")
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """Order and cadence of a run. Counts are optimiser steps; a cadence of 0 is never, any other includes the end.
 
-    batch_size: clips per step and process. accumulate: into how many parts, run one after another, a batch is split
-    to save memory. precision: of the forward passes; auto is bfloat16 where the device computes it natively, else
-    float32. valid_batches: how many batches a validation reads at most. keep_last: checkpoints kept.
+    steps: at most. epochs: passes over the training clips, at most; 0 is any number. batch_size: clips per step and
+    process. accumulate: into how many parts, run one after another, a batch is split to save memory. precision: of the
+    forward passes; auto is bfloat16 where the device computes it natively, else float32. valid_batches: how many
+    batches a validation reads at most. patience: after so many validations without a `valid/loss` below the best one
+    the run ends; 0 is never. keep_last: checkpoints kept.
     """
 
     steps: Positive = 1000
+    epochs: NotNegative = 0
     batch_size: Positive = 16
     accumulate: Positive = 1
     precision: Precision = "float32"
@@ -94,11 +100,14 @@ class Run:
         raise NotImplementedError
 
     def prepare(self, device: torch.device) -> tuple[Task[Any], Split[Any]]:
-        """The task, and the data to train and validate it on."""
+        """The task, whose recipe is `limited`, and the data to train and validate it on."""
         raise NotImplementedError
 
-
-R = TypeVar("R", bound=Run)
+    def limited(self: R, num_clips: int) -> R:
+        """The recipe with no more `fit.steps` than `fit.epochs` passes over so many training clips need."""
+        fit = self.fit
+        steps = -(-fit.epochs * num_clips // (fit.batch_size * distributed.world())) or fit.steps
+        return replace(self, fit=replace(fit, steps=min(fit.steps, steps)))
 
 
 class Task(Generic[R]):

@@ -86,3 +86,56 @@ def test_without_validation_patience_never_ends_a_run(
     run = lm_run("run", *STALLS, "data.valid=[]", "data.holdout=0", "fit.steps=8")
     assert last_step(run) == 8 and not (run / "best").exists()
     assert "nothing is validated and best/ is not written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        (("fit.epochs=3",), 6),  # 8 clips, 4 a step
+        (("fit.epochs=3", "fit.steps=4"), 4),
+        (
+            ("fit.epochs=3", "pretokenize_epochs=2"),
+            6,
+        ),  # passes over the sounds, however often they are encoded
+        (("fit.epochs=3", "data.valid=[]", "data.holdout=0.1"), 5),  # six are trained on
+        (("fit.epochs=1", "fit.batch_size=20"), 1),
+    ],
+)
+def test_epochs_limit_the_steps(lm_run: Train, settings: tuple[str, ...], steps: int) -> None:
+    once = ("fit.steps=20", "fit.valid_every=0", "fit.save_every=0")
+    run = lm_run("run", *once, *settings)
+    assert last_step(run) == steps
+    rates = [record["train/lr"] for record in scalars(run)]
+    assert len(rates) == steps and (steps < 4 or rates[-1] < 0.1 * max(rates))  # the schedule ends there, too
+    assert f"steps: {steps}\n" in (run / "recipe.yaml").read_text()
+
+
+def test_a_finished_run_says_what_limits_it(lm_run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        run = lm_run("run", "fit.epochs=1", "fit.valid_every=0")
+    assert (
+        f"{run} is finished at step 2; to go on, set fit.steps and fit.epochs higher"
+        in capsys.readouterr().out
+    )
+    lm_run("run", "fit.epochs=2", "fit.valid_every=0")
+    assert last_step(run) == 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_one_to_three_clips_train(lm_run: Train, manifest: Path, tmp_path: Path, count: int) -> None:
+    """Two of three are trained on; one has none to be validated on. Each is shorter than a segment."""
+    lines = manifest.read_text().splitlines()[:count]
+    few = manifest.parent / f"{count}.jsonl"
+    few.write_text("\n".join(lines))
+    settings = (f"data={{train: {few}, segment_s: 1.5, holdout: 0.1}}", "fit.epochs=4", "fit.patience=2")
+    run = lm_run("run", *settings, "pretokenize_epochs=2", "fit.steps=20", "fit.valid_every=1")
+    assert last_step(run) >= 1
+    assert (run / "best").exists() == (count > 1)
+
+
+def test_epochs_limit_both_optimisers_of_a_codec(codec_run: Train) -> None:
+    run = codec_run(
+        "run", "fit.epochs=3", "fit.steps=20", "adversarial={start: 0, every: 1}", "fit.valid_every=0"
+    )
+    assert last_step(run) == 6
+    assert "steps: 6\n" in (run / "recipe.yaml").read_text()
