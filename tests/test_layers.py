@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "generators": MODELS,
     **dict.fromkeys({"generate", "serve", "convert", "evaluate", "train"}, MODELS | {"generators"}),
     "__init__": {"generators", "models"},  # the public names, imported with their first use
+    "__main__": CORE,
     # the commands of audiogen.codec open models, read manifests and write token shards
     **dict.fromkeys(
         {"codec/__main__", "codec/decode", "codec/encode", "codec/info"}, CORE | {"data", "models"}

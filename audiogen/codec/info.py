@@ -6,10 +6,11 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from audiogen.codec.formats import format_of
+from audiogen.codec.formats import SUFFIXES, format_of
 from audiogen.codec.segmented import in_segments
 from audiogen.codec.tokens import TokenHeader
 from audiogen.data.shards import ShardReader, is_shard_directory
+from audiogen.errors import InputError
 from audiogen.files.checkpoint import PICKLES, read_config
 from audiogen.models.build import load_codec
 from audiogen.models.find import CODEC, OWN, find
@@ -24,6 +25,8 @@ def run(arguments: argparse.Namespace) -> None:
         lines = describe_tokens(format_of(path).read_header(path))
     elif is_shard_directory(path):
         lines = describe_shards(path)
+    elif path.is_dir() and (files := [file for file in path.iterdir() if file.suffix in SUFFIXES.values()]):
+        raise InputError(f"{path} holds {len(files)} token files; give one of them, such as {min(files)}")
     else:
         lines = describe_codec(arguments.input)
     for name, value in lines.items():

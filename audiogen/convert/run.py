@@ -16,22 +16,28 @@ from audiogen.models.build import load_codec
 from audiogen.models.find import CODEC, LM, SYSTEM, Found, find
 from audiogen.models.own import save_codec
 
+CONVERTS = (LM, CODEC, SYSTEM)
+
 
 def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
     """Read the model, a generator or a codec -> what writes it to a directory."""
-    found = find(args.model).check(LM, CODEC, SYSTEM)
+    found = find(args.model, kinds=CONVERTS).check(*CONVERTS)
     if found.kind == CODEC:
         return _open_codec(found, args)
-    # An adapter is added in float32 and rounded once.
     latent = found.kind == SYSTEM
+    if latent and args.to != "audiogen":
+        raise InputError(
+            f"{found.name} is a latent-diffusion system, for which transformers has no class; give --to audiogen, "
+            "which writes it in the layout of diffusers"
+        )
+    if latent and args.dtype != "float32":
+        raise InputError(
+            f"{found.name} is a latent-diffusion system, whose weights are stored in float32; drop --dtype {args.dtype}"
+        )
+    # An adapter is added in float32 and rounded once.
     read_as = "float32" if args.adapter is not None or latent else args.dtype
     model = load(found, "cpu", read_as, args.text_encoder, args.adapter, packed=False)
     if not isinstance(model, AudioGen):
-        if (args.to, args.dtype) != ("audiogen", "float32"):
-            raise InputError(
-                f"{found.name} is a latent-diffusion system, which is written in float32, in the layout of diffusers; "
-                "give --to audiogen without --dtype"
-            )
         return model.save_pretrained
     text = model.conditioner.config
     if args.text_encoder is not None and Path(args.text_encoder).is_dir() and not text.trains_encoder:

@@ -52,7 +52,11 @@ def run(
     a row that says so, and the others finish.
     """
     # One that is missing is named before any work, and the hub is asked once.
-    found = {} if open_generator else {model: generators.find(model) for model in comparison.models}
+    found = (
+        {}
+        if open_generator
+        else {name: generators.find(name, kinds=generators.GENERATES) for name in comparison.models}
+    )
     opened = open_generator or (lambda model, device: generators.load(found[model], device, comparison.dtype))
     warnings, note = scores.once(warn)
     material = systems.gather(comparison, note)

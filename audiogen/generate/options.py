@@ -64,8 +64,9 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
         "--device": (("auto", "cpu", "cuda", "mps"), "where to compute (default: auto)"),
         "--dtype": (
             ("auto", "float32", "bfloat16", "float16", "int8"),
-            "that the model computes in; auto is bfloat16 on CUDA and float32 elsewhere. On a CPU, bfloat16 and int8 "
-            "(language models only) run several times faster by kernels that a C++ compiler builds at first use",
+            "that the model computes in; auto is bfloat16 on CUDA, on a CPU bfloat16 for a language model where the "
+            "processor has it, and else float32. int8 is for language models; on a CPU they run several times faster "
+            "in bfloat16 or int8, by kernels that a C++ compiler builds at first use",
         ),
         "--threads N": (int, "that compute on the CPU (default: PyTorch's choice)"),
     },

@@ -22,7 +22,7 @@ from audiogen.generate import live
 from audiogen.generate.jobs import Job, plan
 from audiogen.generate.options import refuse_others
 from audiogen.generators import load as generators
-from audiogen.generators.request import check_prompt, num_samples
+from audiogen.generators.request import check_duration, check_prompt, num_samples
 from audiogen.interfaces import Edit, Generator, Sampling
 from audiogen.models.find import SYSTEM, find
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     with warnings.catch_warnings():
         setattr(warnings, "showwarning", _show_warning)  # noqa: B010 (a plain assignment does not pass mypy)
         warnings.filterwarnings("ignore", message="Glyph")  # emoji in the title of a picture
-        found = find(args.model)
+        found = find(args.model, kinds=generators.GENERATES)
         generators.check_generates(found)
         refuse_others(args, found.kind == SYSTEM)
         prompt = None if args.continue_from is None else audio.load(args.continue_from)
@@ -44,6 +44,10 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
         if args.init is not None:
             edit = Edit(*audio.load(args.init), args.strength, args.inpaint, args.upsample)
             jobs = plan(args, edit.duration_s)
+        longest_s = generators.max_duration_s(found, args.heads)
+        for job in jobs:  # before its weights are read
+            if not (args.stream and job.duration_s == math.inf):
+                check_duration(job.duration_s, longest_s)
         packed = True if args.cuda_graph else None
         generator = generators.load(
             found, args.device, args.dtype, args.text_encoder, args.adapter, packed, args.heads, args.clap

@@ -33,6 +33,7 @@ from audiogen.diffusion.sample import (
 )
 from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.samplers import make_sampler
+from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import request as requests
@@ -85,9 +86,7 @@ class LatentGenerator:
         self._depth, _, *self._bins = autoencoder.latent_shape(1.0)
         size = " x ".join(map(str, (self._depth, *self._bins)))
         self.latent_rate = f"{self.sample_rate / autoencoder.hop_length:.4g} Hz x {size}"
-        seconds = self.system.config.conditioner.seconds
-        longest_s = MAX_DURATION_S if seconds is None else min(seconds.max_s, MAX_DURATION_S)
-        self.max_duration_s = longest_s if window_s is None else window_s
+        self.max_duration_s = longest_s(window_s, self.system.config)
         self.batch_size = ROWS_ON_CPU if where.type == "cpu" else ROWS_ELSEWHERE
 
     @classmethod
@@ -337,6 +336,13 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def longest_s(window_s: float | None, config: SystemConfig) -> float:
+    """Of the sounds that a system makes: as long as its window, its conditioning on seconds or its memory allows."""
+    seconds = config.conditioner.seconds
+    without_window = MAX_DURATION_S if seconds is None else min(seconds.max_s, MAX_DURATION_S)
+    return without_window if window_s is None else window_s
 
 
 def _choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators.request import FAMILIES, refuse
+from audiogen.generators.token import MAX_DURATION_S
 from audiogen.generators.token import AudioGen as AudioGen
 from audiogen.lm import lora
 from audiogen.models.find import LM, SYSTEM, Found, find
+
+GENERATES = (LM, SYSTEM)
 
 if TYPE_CHECKING:
     from audiogen.generators.latent import LatentGenerator
@@ -32,7 +35,7 @@ def load(
     adapter, packed are for the first, heads, clap for the second; arguments as in `AudioGen.from_pretrained` and
     `LatentGenerator.from_pretrained`.
     """
-    found = find(name)
+    found = find(name, kinds=GENERATES)
     check_generates(found)
     latent = found.kind == SYSTEM
     refuse(
@@ -52,7 +55,15 @@ def check_generates(found: Found) -> None:
         raise InputError(
             f"{found.name} holds LoRA adapters and no model; give --model {base} --adapter {found.name}"
         )
-    if found.kind not in (LM, SYSTEM):
-        raise InputError(
-            f"{found.name} holds a model of kind {found.kind!r}, which does not generate; allowed: {LM!r}, {SYSTEM!r}"
-        )
+    found.check(*GENERATES)
+
+
+def max_duration_s(found: Found, heads: tuple[int, ...] | None = None) -> float:
+    """Of the sounds that a generator makes, from its settings alone: no weights are read."""
+    if found.kind == LM:
+        return MAX_DURATION_S
+    from audiogen.generators import latent
+    from audiogen.models.released import read_released
+
+    parts = read_released(found, heads)
+    return latent.longest_s(parts.window_s, parts.config)

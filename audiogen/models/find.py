@@ -10,7 +10,7 @@ reader.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,15 @@ TANGOFLUX = ("tangoflux.safetensors", "vae.safetensors", CONFIG)
 MODEL_TYPES = {"musicgen": (LM, CODEC), "encodec": (CODEC,), "dac": (CODEC,)}
 
 
+# What a model of each kind is, and what opens it.
+KINDS = {
+    LM: ("a token language model", "audiogen.load"),
+    SYSTEM: ("a latent-diffusion system", "audiogen.load"),
+    CODEC: ("a codec", "audiogen.load_codec"),
+    TAGGER: ("a tagger", "audiogen.models.own.load_tagger"),
+}
+
+
 class Found(NamedTuple):
     """A model's files. kind: what they hold. layout: how. path: their directory, or a codec's one file.
 
@@ -46,8 +55,10 @@ class Found(NamedTuple):
     def check(self, *kinds: str) -> Found:
         """Itself; InputError unless it is of one of these kinds."""
         if self.kind not in kinds:
+            what, opens = KINDS.get(self.kind, (f"a model of kind {self.kind!r}", ""))
             raise InputError(
-                f"{self.name} holds a model of kind {self.kind!r}; {' or '.join(map(repr, kinds))} is needed here"
+                f"{self.name} holds {what}{opens and f', which {opens} opens'}; "
+                f"{' or '.join(KINDS[kind][0] for kind in kinds)} is needed here"
             )
         return self
 
@@ -91,13 +102,14 @@ LAYOUTS = (
 _OWN = Layout(OWN, (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors", "text/*", "codec/*"))
 
 
-def find(name: str | Path | Found, prefer: str = "") -> Found:
+def find(name: str | Path | Found, prefer: str = "", kinds: Sequence[str] = ()) -> Found:
     """What a bundled name, a directory, a codec's file or a hub id[@revision] holds; a hub id is downloaded.
 
     What was found is given back as it is, so that whoever takes a name takes a `Found` as well.
 
     prefer: the kind that is wanted of files that hold several, as the release of a language model holds its codec. What
     is there may still be of another kind (`Found.check`). InputError where there is nothing, or nothing that is read.
+    kinds: of the bundled models that it lists, where several serve; else those of the kind that is preferred.
     """
     if isinstance(name, Found):
         return name
@@ -105,7 +117,7 @@ def find(name: str | Path | Found, prefer: str = "") -> Found:
     if not path.exists():
         if path.parts[1:] or not (weights_folder() / path).is_dir():
             if path.parts[0] == "runs" or not hub.is_hub_id(text):  # runs/name is where our own runs lie
-                raise InputError(_nothing(text))
+                raise InputError(_nothing(text, kinds or ([prefer] if prefer else KINDS)))
             return _find_on_hub(text, prefer)
         path = weights_folder() / path
     if path.is_file() and path.suffix in CODEC_SUFFIXES:
@@ -179,16 +191,20 @@ def weights_folder() -> Path:
     return Path(__file__).parents[1] / "weights"
 
 
-def bundled() -> list[str]:
-    """Models that travel with the package, sorted."""
-    marks = [*weights_folder().glob("*/config.json"), *weights_folder().glob("*/model_index.json")]
-    return sorted({path.parent.name for path in marks})
+def bundled(kinds: Iterable[str] = tuple(KINDS)) -> list[str]:
+    """Models of these kinds that travel with the package, sorted."""
+    found = {path.parent.name: SYSTEM for path in weights_folder().glob("*/model_index.json")}
+    found |= {
+        path.parent.name: writing.read_json(path)["kind"] for path in weights_folder().glob(f"*/{CONFIG}")
+    }
+    return sorted(name for name, kind in found.items() if kind in kinds)
 
 
-def _nothing(name: str) -> str:
+def _nothing(name: str, kinds: Iterable[str]) -> str:
     """The message for a name that is nothing at all."""
-    hint = did_you_mean(name, bundled())
+    names = bundled(kinds)
+    hint = did_you_mean(name, names)
     return (
-        f"{name!r} is neither a directory nor a bundled model (bundled models: {', '.join(bundled()) or 'none'}); "
-        f"{hint if 'mean' in hint else 'give the path of a model directory'}"
+        f"{name!r} is neither a directory nor a bundled model (here: {', '.join(names) or 'none'}); "
+        f"{hint if 'mean' in hint else 'give one of these, the path of a model directory or a hub id (org/name)'}"
     )

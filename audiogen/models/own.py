@@ -139,7 +139,7 @@ def load_tagger(name_or_dir: str | Path = "tagger_tiny", device: str | torch.dev
     Its identity is the hash of its weights: figures of two taggers do not compare. Raises InputError where the
     directory is missing, damaged, or of another kind.
     """
-    path = find(name_or_dir).check(TAGGER).path
+    path = find(name_or_dir, TAGGER).check(TAGGER).path
     tagger = Tagger(build(TaggerConfig, checkpoint.read_config(path, TAGGER)["config"], where="config"))
     checkpoint.load_into(tagger, checkpoint.load_tensors(path), path)
     tagger.name, tagger.identity = path.name, checkpoint.identity(tagger.state_dict())

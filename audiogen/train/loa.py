@@ -94,7 +94,13 @@ def true_vectors(
     if loa.width % dim or num_bins % (loa.width // dim) or num_frames % loa.length:
         raise InputError(
             f"latents of a segment are {' x '.join(map(str, latent_shape))} (D, frames, bins), which do not pool to "
-            f"{loa.length} vectors of width {loa.width}: system.conditioner.loa.length must divide {num_frames}, and "
-            f"its width be {dim} times a number that divides {num_bins}"
+            f"{loa.length} vectors of width {loa.width}: choose a data.segment_s whose frames {loa.length} divides, or "
+            f"set system.conditioner.loa.length to {_divisors(num_frames)} and loa.width to {dim} times "
+            f"{_divisors(num_bins)}"
         )
     return Feature(made_by, lambda _, latents: pool(latents, loa.length, loa.width))
+
+
+def _divisors(number: int) -> str:
+    """Of a number, for a message."""
+    return " or ".join(str(n) for n in range(1, number + 1) if number % n == 0)

@@ -476,6 +476,8 @@ def test_info_describes_codec_tokens_and_shards(tmp_path: Path, codec: str, run:
     assert status == 0 and f"codec: tiny ({identity})\n" in out
     assert "length: 4001 samples, 1.000 s, 101 frames\n" in out
     assert "codebooks: 2 of 50 codes, 1.2 kbps\n" in out and "recording: 8001 samples at 8000 Hz\n" in out
+    status, _, err = run("info", tmp_path)  # a folder of token files
+    assert status == 2 and "holds 1 token files; give one of them, such as" in err and "a.agtok" in err
     status, out, _ = run("info", tmp_path / "shards")
     assert status == 0 and "clips: 1, 0.000 hours, 101 frames\n" in out and "1.8 kbps" in out
     status, _, err = run("info", tmp_path / "missing")

@@ -17,7 +17,7 @@ from audiogen import AudioGen, audio
 from audiogen.diffusion.sample import SAMPLINGS
 from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.systems import LatentSystem
-from audiogen.errors import run_command
+from audiogen.errors import InputError, run_command
 from audiogen.generate.__main__ import main
 from audiogen.generate.jobs import Job, plan
 from audiogen.generate.options import parse_arguments
@@ -293,8 +293,8 @@ def test_bad_model_directories(run, tiny_model: Path, tmp_path: Path) -> None:
     for model, said in [
         (tmp_path / "missing", "neither a directory nor a bundled model"),
         (half, "damaged or half-written"),
-        (tiny_model / "codec", "kind 'codec', which does not generate"),
-        (tiny_model / "text", "kind 'text_encoder', which does not generate"),
+        (tiny_model / "codec", "a codec, which audiogen.load_codec opens; a token language model or"),
+        (tiny_model / "text", "kind 'text_encoder'; a token language model or"),
         (pickled, "holds a pickle (pytorch_model.bin)"),
         (tiny_model / "config.json", "is a file"),
     ]:
@@ -590,3 +590,15 @@ def test_nothing_is_said_of_packages_on_the_way_to_a_sound(tiny_latent: Path, tm
     command += ["--text", "rain", "--duration", "0.1", "--out", str(tmp_path / "a.wav")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("model", "longest"), [("lafma_tiny", "60"), ("lm_tiny", "3600")])
+def test_a_duration_that_cannot_be_is_refused_before_weights_are_read(
+    model: str, longest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr("audiogen.generators.load.load", read)
+    with pytest.raises(InputError, match=f"duration is 3601 s; it must be above 0 and at most {longest} s"):
+        main(["--model", model, "--text", "rain", "--duration", "3601", "--out", str(tmp_path / "a.wav")])

@@ -18,9 +18,12 @@ from audiogen.errors import InputError
 from audiogen.evaluate.embedders import load_embedder
 from audiogen.files import hub
 from audiogen.generate.__main__ import main as generate
+from audiogen.generators.latent import LatentGenerator
+from audiogen.generators.token import AudioGen
 from audiogen.models import build
 from audiogen.models.find import CODEC, LM, bundled, find
 from audiogen.models.latent_codecs import load_autoencoder
+from audiogen.models.own import load_tagger
 from audiogen.train.lm import LMRecipe
 
 COMMIT = "a" * 40
@@ -86,7 +89,9 @@ def test_what_is_nothing_or_not_read_is_named(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(InputError, match=message) as caught:
             find(name)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="holds a model of kind 'codec'; 'token_lm' is needed here"):
+    with pytest.raises(
+        InputError, match="holds a codec, which audiogen.load_codec opens; a token language model is"
+    ):
         find("codec_tiny").check(LM)
 
 
@@ -101,10 +106,31 @@ def test_names_resolve_to_bundled_models_or_directories(
         == find(tmp_path / "weights" / "tiny").path
         == tmp_path / "weights" / "tiny"
     )
-    with pytest.raises(InputError, match=r"bundled models: tiny.*did you mean 'tiny'\?"):
+    with pytest.raises(InputError, match=r"bundled model .here: tiny.*did you mean 'tiny'\?"):
         find("tinny")
-    with pytest.raises(InputError, match="kind 'codec'; 'token_lm' is needed"):
+    with pytest.raises(InputError, match="holds a codec, which .* a token language model is needed"):
         find("tiny").check(LM)
+
+
+@pytest.mark.parametrize(
+    "opens, name, message",
+    [
+        (AudioGen.from_pretrained, "lafma_tiny", "a latent-diffusion system, which audiogen.load opens"),
+        (AudioGen.from_pretrained, "nosuch", r"\(here: lm_tiny\)"),
+        (LatentGenerator.from_pretrained, "lm_tiny", "a token language model, which audiogen.load opens"),
+        (audiogen.load, "nosuch", r"\(here: lafma_tiny, lm_tiny\); give one of these"),
+        (audiogen.load, "tagger_tiny", "holds a tagger, which .*; a token language model or a latent-diff"),
+        (audiogen.load_codec, "nosuch", r"\(here: codec_tiny\)"),
+        (audiogen.load_codec, "lm_tiny", "a codec is needed here"),
+        (load_tagger, "nosuch", r"\(here: tagger_tiny\)"),
+    ],
+)
+def test_a_model_of_another_kind_says_what_opens_it_and_a_missing_one_lists_those_of_the_kind(
+    opens: Callable[[str], object], name: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        opens(name)
+    assert "did you mean" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 # -------------------------------------------------------------------------------------------------- the hub
