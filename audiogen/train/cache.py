@@ -7,6 +7,7 @@ one is used again.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -161,9 +162,13 @@ def plan_passes(
     """
     folder = Path(recipe.out, what)
     data = to_plain(replace(recipe.data, cache_mb=0))  # the cache changes no result
-    settings = {"data": data, "seed": recipe.seed, **made_by}
+    # A folder of sounds may have grown, and with another number of clips others are held out.
+    clips = [dataset.clips for dataset in sets if dataset]
+    digest = hashlib.sha256(repr([[clip.place for clip in each] for each in clips]).encode()).hexdigest()[:16]
+    settings = {"data": data, "seed": recipe.seed, "clips": digest, **made_by}
     written = folder / "settings.json"
     before = writing.read_json(written) if written.exists() else settings
+    before = {"clips": digest, **before} if isinstance(before, dict) else {}
     if before != settings:
         keys = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -139,3 +140,32 @@ def test_epochs_limit_both_optimisers_of_a_codec(codec_run: Train) -> None:
     )
     assert last_step(run) == 6
     assert "steps: 6\n" in (run / "recipe.yaml").read_text()
+
+
+def test_stored_passes_over_a_folder_that_grew_are_not_used(
+    lm_run: Train, manifest: Path, tmp_path: Path
+) -> None:
+    """Other clips would be held out: some of those whose tokens are stored for training."""
+    lines = manifest.read_text().splitlines()
+    grown = manifest.parent / "grown.jsonl"
+    grown.write_text("\n".join(lines[:6]))
+    settings = (
+        f"data={{train: {grown}, holdout: 0.1}}",
+        "pretokenize_epochs=1",
+        "fit.steps=2",
+        "fit.valid_every=0",
+    )
+    run = lm_run("run", *settings)
+    lm_run("run", *settings, "fit.steps=3")
+    grown.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"holds tokens made with other settings \(clips\); delete it"):
+        lm_run("run", *settings, "fit.steps=4")
+    written = run / "tokens" / "settings.json"
+    before = json.loads(written.read_text())
+    del before["clips"]  # as in runs of November 2026 and before
+    grown.write_text("\n".join(lines[:6]))
+    written.write_text(json.dumps(before))
+    lm_run("run", *settings, "fit.steps=4")
+    written.write_text("[1]")
+    with pytest.raises(InputError, match=r"made with other settings \(clips, codec, data, seed\)"):
+        lm_run("run", *settings, "fit.steps=5")
