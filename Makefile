@@ -2,9 +2,10 @@
 # make test   the whole suite
 # make check  lint, format, types, docstrings, then the suite
 # make weights ESC10=folder   train the bundled models again (hours) and put them into the package
+# make faults every command on a file system that fails at each of its calls (an hour)
 # make venv   only the environment (.venv); PYTHON=/path/to/python3 chooses the interpreter
 
-.PHONY: demo test check weights venv clean
+.PHONY: demo test check faults weights venv clean
 .DEFAULT_GOAL := demo
 
 VENV := .venv
@@ -25,6 +26,11 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+faults: venv
+	rm -rf build/faults && mkdir -p build/faults
+	$(CC) -shared -fPIC -o build/faults/shim.so tests/faults/shim.c -ldl
+	LD_PRELOAD=$(CURDIR)/build/faults/shim.so $(TEST_ENV) $(BIN)/python tests/faults/driver.py build/faults/work
 
 # Folds 1-3 of ESC-10 with the built-in corpus; fold 4 validates. The two clips under Sampling+ are left out.
 CLIPS = source: $(ESC10)/manifest.jsonl, where: {license: [CC0, CC-BY], fold:

@@ -6,6 +6,7 @@ not read at all (AAC and ALAC in m4a, webm, wma, ...) is decoded by PyAV where t
 """
 
 import functools
+import io
 import itertools
 import mmap
 import os
@@ -13,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -48,11 +49,41 @@ class Sound(NamedTuple):
 @contextmanager
 def open_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
     """An open, checked sound file. What cannot be read, or ends before its sound does, is an `InputError`."""
-    with ExitStack() as stack:
+    try:
+        source = _Source(os.fspath(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
+    try:
+        yield from _open_sound(path, source)
+    except InputError:
+        source.check(path)
+        raise
+    source.check(path)
+
+
+class _Source(io.FileIO):
+    """An open file for libsndfile, to which a fault in reading is the end of the file. fault: the first one."""
+
+    fault: OSError | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        """-> the number of bytes; 0 after a fault: this is called from C."""
         try:
-            raw = stack.enter_context(open(path, "rb"))
+            return super().readinto(buffer)
         except OSError as error:
-            raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
+            self.fault = self.fault or error
+            return 0
+
+    def check(self, path: str | os.PathLike[str]) -> None:
+        """Raise InputError where there was a fault: it is behind whatever else was found."""
+        if self.fault is not None:
+            reason = f"cannot be read: {self.fault.strerror}; see whether its disk is sound"
+            raise InputError(f"{path}: {reason}") from self.fault
+
+
+def _open_sound(path: str | os.PathLike[str], source: _Source) -> Iterator[Sound]:
+    with ExitStack() as stack:
+        raw = stack.enter_context(io.BufferedReader(source))
         if not os.fstat(raw.fileno()).st_size:
             raise InputError(f"{path}: the file is empty")
         try:

@@ -167,6 +167,6 @@ class Average:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore; a run that only now turns averaging on starts it from its parameters."""
-        self.num_updates = state["num_updates"] if state["averages"] else 0
+        self.num_updates = state["num_updates"] if state["averages"] or not self.averages else 0
         for name, average in self.averages.items():
             average.copy_(state["averages"].get(name, self.parameters[name].detach()))
