@@ -2,10 +2,15 @@
 
 import atexit
 import gc
+import io
 import os
+import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+LONGEST_TEXT = 100_000  # characters of a prompt or caption; text encoders read the first 64 to 512 tokens
 
 
 class InputError(ValueError):
@@ -14,6 +19,22 @@ class InputError(ValueError):
     The message is one line: what was got, what is allowed, what to do. Everything else that is raised is a bug
     of ours and keeps its traceback.
     """
+
+
+def plain_text(text: str, what: str = "the text") -> str:
+    """A text by the one spelling of its accented letters (Unicode's NFC); InputError for what no tokenizer reads.
+
+    Bytes that are not UTF-8 reach Python as lone surrogates, from a command line or in a file's name, and JSON may hold
+    them. what: the text's part in the message.
+    """
+    shown = f"{what} {text[:40]!r}{'...' * (len(text) > 40)}"
+    if len(text) > LONGEST_TEXT:
+        raise InputError(f"{shown} has {len(text)} characters; at most {LONGEST_TEXT} are read: shorten it")
+    if odd := re.search("[\0\ud800-\udfff]", text):
+        raise InputError(
+            f"{shown} holds {odd[0]!r} at place {odd.start()}, which is no text; write it in UTF-8"
+        )
+    return unicodedata.normalize("NFC", text)
 
 
 @contextmanager
@@ -33,6 +54,10 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # The end of the process frees all memory; to look for garbage first took half a second.
     atexit.register(gc.freeze)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="surrogateescape"
+        )  # names of files that are not UTF-8 are printed as they are
     try:
         return main(argv) or 0
     except InputError as error:

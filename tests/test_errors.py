@@ -1,11 +1,13 @@
 """How the command line ends: the exit status, and one line for a user's mistake."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
 
-from audiogen.errors import InputError, run_command
+from audiogen.errors import LONGEST_TEXT, InputError, plain_text, run_command
 
 
 def test_an_input_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,3 +45,23 @@ def test_idle_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.M
     monkeypatch.delenv("OMP_WAIT_POLICY")
     run_command(main)
     assert seen == ["ACTIVE", "PASSIVE"]
+
+
+@pytest.mark.parametrize("text", ["a \udcff dog", "\ud83d", "a\0dog", "x" * 1_000_000])
+def test_what_is_no_text_is_one_short_line(text: str) -> None:
+    with pytest.raises(
+        InputError, match="^--text '.*(which is no text; write it in UTF-8|at most 100000)"
+    ) as caught:
+        plain_text(text, "--text")
+    assert len(str(caught.value)) < 200 and str(caught.value).isprintable()
+
+
+def test_one_spelling_of_a_text() -> None:
+    assert plain_text("cafe\u0301 🐶") == plain_text("caf\u00e9 🐶") == "caf\u00e9 🐶"
+    assert len(plain_text("é" * LONGEST_TEXT)) == LONGEST_TEXT
+
+
+def test_a_name_that_is_not_utf_8_can_be_printed() -> None:
+    program = "from audiogen.errors import run_command; run_command(lambda argv: print('caf\\udce9.wav'))"
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    assert subprocess.check_output([sys.executable, "-c", program], env=environment) == b"caf\xe9.wav\n"

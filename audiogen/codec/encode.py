@@ -19,7 +19,7 @@ from audiogen.codec.transcode import Clip as EncodedClip
 from audiogen.codec.transcode import Sound, encode_clips
 from audiogen.data import synth
 from audiogen.data.dataset import SYNTH_SEED, BuiltInClip, SourceConfig, read_source
-from audiogen.data.manifest import Clip, find_captions, read_manifest, sound_files
+from audiogen.data.manifest import Clip, check_name, find_captions, read_manifest, sound_files
 from audiogen.data.shards import CodeClip, ShardWriter, TokenSpec
 from audiogen.device import choose_device
 from audiogen.errors import InputError
@@ -106,6 +106,8 @@ def encode_shards(
     """
     if arguments.overwrite:
         raise InputError("--overwrite does not go with --shards: delete the folder, or choose another one")
+    for sound in sounds:
+        check_name(sound.name)
     by_key = {sound.key: sound for sound in sounds}
     check_distinct([sound.key for sound in sounds], [str(sound.path) for sound in sounds])
     writer = ShardWriter(arguments.out, replace(TokenSpec.of(codec.codec), num_codebooks=num_codebooks))

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from audiogen import audio
 from audiogen.data.rows import Row, read_rows, seconds
 from audiogen.data.seeds import seed_for
-from audiogen.errors import InputError
+from audiogen.errors import InputError, plain_text
 from audiogen.files.writing import write_bytes_atomic
 
 SOUND_SUFFIXES = frozenset(
@@ -110,7 +111,21 @@ def _clip(row: Row, folder: Path) -> Clip:
     duration = seconds(row, "duration")
     standard = ("audio", "path", "caption", "captions", "start", "duration")
     fields = {key: value for key, value in row.items() if key not in standard}
-    return Clip(os.path.join(folder, name), captions, start or 0.0, duration, fields)
+    return Clip(_find(folder, name), captions, start or 0.0, duration, fields)
+
+
+def _find(folder: Path, name: str) -> str:
+    """The path of a file by its name, which macOS may have written with other code points for accented letters.
+
+    macOS gives out names decomposed (e and an accent, NFD), most other systems as they were typed (one letter, NFC).
+    """
+    if "\0" in name:
+        raise InputError(f"names {name[:60]!r}, which no file can be called")
+    path = os.path.join(folder, name)
+    if not name.isascii() and not os.path.exists(path):
+        others = (os.path.join(folder, unicodedata.normalize(form, name)) for form in ("NFC", "NFD"))
+        return next(filter(os.path.exists, others), path)
+    return path
 
 
 def _wordings(given: Any) -> tuple[str, ...]:
@@ -118,7 +133,7 @@ def _wordings(given: Any) -> tuple[str, ...]:
     captions = [] if given is None else [given] if isinstance(given, str) else given
     if not isinstance(captions, Sequence) or not all(isinstance(caption, str) for caption in captions):
         raise InputError(f"has captions {given!r}, expected a text or a list of texts")
-    return tuple(dict.fromkeys(caption.strip() for caption in captions if caption.strip()))
+    return tuple(dict.fromkeys(plain_text(text.strip(), "the caption") for text in captions if text.strip()))
 
 
 def write_manifest(path: str | os.PathLike[str], clips: Iterable[Clip]) -> Path:
@@ -162,7 +177,7 @@ def group_of(clip: Clip) -> str:
     A file is its last two names, so that the split does not depend on where the corpus is stored.
     """
     source = clip.fields.get("source")
-    return str(source) if source else "/".join(Path(clip.path).parts[-2:])
+    return str(source) if source else unicodedata.normalize("NFC", "/".join(Path(clip.path).parts[-2:]))
 
 
 def held_out(groups: Sequence[str], share: float) -> list[bool]:
@@ -203,6 +218,14 @@ def sound_files(folder: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
+def check_name(path: Path) -> None:
+    """InputError for a path that no manifest and no shard can hold."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: its name is not UTF-8; rename it") from None
+
+
 def scan_folder(
     folder: str | os.PathLike[str], decode: bool = True, progress: Callable[[], object] = lambda: None
 ) -> tuple[list[Clip], list[tuple[str, str]]]:
@@ -215,6 +238,7 @@ def scan_folder(
 
     def look(path: Path) -> Clip | tuple[str, str]:
         try:
+            check_name(path)
             header = audio.info(path)
             frames = header.num_frames
             if decode:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiogen.data.rows import Row, read_rows, read_text, seconds
-from audiogen.errors import InputError
+from audiogen.errors import InputError, plain_text
 
 TEXT_KEYS = ("text", "prompt", "caption")
 SUFFIXES = (".txt", ".csv", ".jsonl")
@@ -56,4 +56,4 @@ def _prompt(row: Row) -> Prompt:
         seed = None if row.get("seed") is None else int(str(row["seed"]))
     except ValueError:
         raise InputError(f"has seed {row['seed']!r}, expected a whole number") from None
-    return Prompt(text.strip(), seconds(row, "duration"), seed)
+    return Prompt(plain_text(text.strip()), seconds(row, "duration"), seed)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiogen.data.prompts import Prompt, read_prompts
-from audiogen.errors import InputError
+from audiogen.errors import InputError, plain_text
 from audiogen.generate.options import FORMATS
 
 OTHER_SOUNDS = ("aac", "aif", "aiff", "au", "caf", "m4a", "mp4", "opus", "webm", "wma")
@@ -68,6 +68,7 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
     for number, text in enumerate(args.text, start=1):
         if not text.strip():
             raise InputError(f"--text number {number} is empty; describe a sound")
+        plain_text(text, "--text")
     prompts = [Prompt(text) for text in args.text]
     if args.prompts is not None:
         prompts += read_prompts(args.prompts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from audiogen.data.seeds import seed_for
-from audiogen.errors import InputError
+from audiogen.errors import InputError, plain_text
 from audiogen.interfaces import Generator, Progress, Sampling
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def check(
     for row, text in enumerate(texts):
         if text is not None and not text.strip():
             raise InputError(f"text {row} is empty; give words, or None for no text")
+    texts = [None if text is None else plain_text(text, f"text {row}") for row, text in enumerate(texts)]
     if sampling.negative is not None and not sampling.negative.strip():
         raise InputError("the negative text is empty; give words, or None for no text")
     if guidance is not None and not math.isfinite(guidance):
@@ -67,7 +68,7 @@ def check(
     frames = [generator.num_frames(duration) for duration in durations]
     samples = [num_samples(duration, generator.sample_rate) for duration in durations]
     return Request(
-        list(texts), durations, seeds, frames, samples, generator.guidance if guidance is None else guidance
+        texts, durations, seeds, frames, samples, generator.guidance if guidance is None else guidance
     )
 
 

@@ -244,7 +244,7 @@ class AudioGen:
             wanted = TokenRequest(
                 stack([conditions[row] for row in filled]),
                 [frames[row] for row in filled],
-                [requests.noise_seed(request.seeds[row], texts[row]) for row in filled],
+                [requests.noise_seed(request.seeds[row], request.texts[row]) for row in filled],
                 request.guidance,
                 None if without is None else stack([without] * len(filled)),
                 None if given is None else given[filled],
@@ -311,7 +311,7 @@ class AudioGen:
         (condition,) = self._conditions(request.texts, sampling.peer_padding)
         num_frames = None if duration_s is None else request.num_frames
         without = None if sampling.negative is None else self.conditioner([sampling.negative])
-        seeds = [requests.noise_seed(seed, text)]
+        seeds = [requests.noise_seed(seed, request.texts[0])]
         wanted = TokenRequest(condition, num_frames, seeds, request.guidance, without, codes)
         frames = stream_tokens(self.decoder, wanted, draws, max_frames=self.max_frames)
         lookahead = None if lookahead_s is None else round(lookahead_s * self.frame_rate)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiogen.audio import resample
-from audiogen.errors import InputError, opening
+from audiogen.errors import InputError, opening, plain_text
 from audiogen.files import hub, writing
 from audiogen.text.encoder import quiet
 
@@ -96,7 +96,9 @@ class Clap:
         longest = min(max_tokens, config.max_position_embeddings - config.pad_token_id - 1)
         rows = []
         for text in texts:
-            words = tokenizer(text, truncation=True, max_length=longest, return_tensors="pt").to(self._device)
+            words = tokenizer(plain_text(text), truncation=True, max_length=longest, return_tensors="pt").to(
+                self._device
+            )
             inputs = {key: words[key] for key in ("input_ids", "attention_mask")}
             found = model(**inputs).text_embeds if extractor is None else model.get_text_features(**inputs)
             rows.append(F.normalize(embedding(found), dim=-1).cpu())

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from audiogen.config import build
-from audiogen.errors import InputError, opening
+from audiogen.errors import InputError, opening, plain_text
 from audiogen.files import checkpoint, hub, writing
 from audiogen.files.tensors import empty, fill, under
 from audiogen.text.t5_stack import T5Shape, T5Stack
@@ -98,6 +98,7 @@ class TextEncoder(NamedTuple):
 
         name: of the encoder, for messages.
         """
+        text = plain_text(text)
         tokenizer, ids = self.tokenizer, self.tokenizer.encode(text)
         shown = text if len(text) <= 40 else text[:40] + "..."
         if tokenizer.unk_id in ids:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from audiogen.errors import InputError
+from audiogen.errors import InputError, plain_text
 from audiogen.files import writing
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # as in T5
@@ -20,7 +20,7 @@ def train_vocabulary(captions: Iterable[str | None], vocab_size: int) -> bytes:
     and case-folded, so "A Dog barks" and "a dog barks" are the same prompt. Few captions give fewer pieces
     than asked for. Kudo, "Subword Regularization", 2018; Kudo and Richardson, "SentencePiece", 2018.
     """
-    lines = sorted({caption.strip() for caption in captions if caption} - {""})
+    lines = sorted({plain_text(caption, "the caption").strip() for caption in captions if caption} - {""})
     if not lines:
         raise InputError("no captions to build a text vocabulary from; give at least one clip a caption")
     model = io.BytesIO()

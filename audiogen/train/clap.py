@@ -21,7 +21,7 @@ from audiogen.config import Range, to_plain
 from audiogen.data.captions import meanings, wordings
 from audiogen.data.dataset import AudioDataset, Split, open_data
 from audiogen.data.seeds import seed_for
-from audiogen.errors import InputError
+from audiogen.errors import InputError, plain_text
 from audiogen.files import writing
 from audiogen.interfaces import AudioBatch
 from audiogen.models.clap import ClapModelConfig, describe, learn_vocabulary, new_clap, save_clap
@@ -119,7 +119,7 @@ class ClapTask(Task[ClapRecipe]):
     def embed_captions(self, captions: Sequence[str | None]) -> Tensor:
         """B captions -> embeddings [B, E] of length 1, float32."""
         words = self.clap.tokenizer(
-            [caption or "" for caption in captions],
+            [plain_text(caption or "", "the caption") for caption in captions],
             padding=True,
             truncation=True,
             max_length=MAX_TOKENS,

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import threading
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -333,3 +335,47 @@ def test_the_recordings_manifest(shared: Path) -> None:
     assert len(clips) == 320
     assert len(select(clips, {"fold": (1, 2, 3), "license": ("CC0", "CC-BY")})) == 238
     assert all(len(clip.captions) >= 3 for clip in clips)
+
+
+@pytest.mark.parametrize("written, stored", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_manifest_of_another_system_finds_names_with_accents(
+    tmp_path: Path, written: str, stored: str
+) -> None:
+    name = unicodedata.normalize("NFC", "crème/brûlée.wav")
+    path = tmp_path / unicodedata.normalize(stored, name)
+    path.parent.mkdir()
+    path.touch()
+    row = {"audio": unicodedata.normalize(written, name), "caption": unicodedata.normalize(written, "brûlée")}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    (clip,) = read_manifest(tmp_path / "m.jsonl")
+    assert os.path.samefile(clip.path, path)
+    assert clip.captions == ("br\u00fbl\u00e9e",)
+    assert group_of(clip) == name  # the split does not depend on the system
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ({"audio": "a.wav", "caption": "a \udcff dog"}, "which is no text"),
+        ({"audio": "a.wav", "captions": ["rain", "a\0dog"]}, "which is no text"),
+        ({"audio": "a.wav", "caption": "x" * 1_000_000}, "1000000 characters"),
+        ({"audio": "a\0.wav"}, "which no file can be called"),
+        ({"audio": "\ud800.wav"}, "which is not a file"),
+    ],
+)
+def test_captions_and_names_that_are_no_text_are_one_line(
+    tmp_path: Path, row: dict[str, object], reason: str
+) -> None:
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InputError, match=f"line 1: .*{reason}") as caught:
+        read_manifest(tmp_path / "m.jsonl")
+    assert len(str(caught.value)) < 300
+
+
+def test_scan_leaves_out_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    sound(tmp_path / "b.wav")
+    os.rename(sound(tmp_path / "a.wav"), os.fsencode(tmp_path) + b"/caf\xe9.wav")
+    clips, [(bad, reason)] = scan_folder(tmp_path)
+    assert [Path(clip.path).name for clip in clips] == ["b.wav"]
+    assert bad.endswith("caf\udce9.wav") and reason == "its name is not UTF-8; rename it"

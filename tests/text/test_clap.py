@@ -32,6 +32,12 @@ def test_texts_are_embedded_as_transformers_does_padded_and_masked(folder: Path)
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(3))
 
 
+@pytest.mark.parametrize("text", ["a \udcff dog", "a\0dog", "x" * 1_000_000])
+def test_what_is_no_text_is_one_line(folder: Path, text: str) -> None:
+    with pytest.raises(InputError, match="the text '.*(is no text|at most)"):
+        Clap(str(folder)).embed_text([text])
+
+
 def test_a_download_shows_its_progress(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the bars of reading are left out."""
     shown = []

@@ -333,6 +333,13 @@ def test_everything_is_float32_under_autocast(embedded):
     assert same(inside, embedded(["a dog barks"]))
 
 
+@pytest.mark.parametrize("text", ["a \udcff dog", "a\0dog", "x" * 1_000_000])
+def test_what_is_no_text_is_one_line_with_either_tokenizer(embedded, pretrained, text):
+    for conditioner in (embedded, T5Conditioner(TextConfig(width=10, encoder=str(pretrained)))):
+        with pytest.raises(InputError, match="the text '.*(is no text|at most)"):
+            conditioner([text])
+
+
 def test_long_and_odd_texts(embedded):
     with pytest.warns(UserWarning, match=r"'a dog barks a dog.*' has \d+ tokens; .* first 512"):
         condition = embedded(["a dog barks " * 5000])
