@@ -127,7 +127,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> DictConfig:
         recipe = OmegaConf.load(path)
     except FileNotFoundError:
         raise InputError(f"recipe file {path} does not exist") from None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
         raise InputError(f"recipe file {path} cannot be read as YAML: {error}") from None
     if not isinstance(recipe, DictConfig):
         raise InputError(f"recipe file {path} holds no `key: value` mapping")

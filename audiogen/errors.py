@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 LONGEST_TEXT = 100_000  # characters of a prompt or caption; text encoders read the first 64 to 512 tokens
+LONGEST_LINE = 1000  # characters of a message
 
 
 class InputError(ValueError):
@@ -37,6 +38,13 @@ def plain_text(text: str, what: str = "the text") -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def one_line(message: object) -> str:
+    """A message for a terminal: on one line, without control characters of a file's, cut off past any reading."""
+    line = " ".join(str(message).split())
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line[: 2 * LONGEST_LINE])
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
+
+
 @contextmanager
 def opening(what: str, advice: str) -> Iterator[None]:
     """Whatever fails inside is an InputError, for packages whose functions raise a dozen kinds."""
@@ -61,7 +69,7 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     try:
         return main(argv) or 0
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 141  # the reader of our output went away, as `| head` does

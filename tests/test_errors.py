@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from audiogen.errors import LONGEST_TEXT, InputError, plain_text, run_command
+from audiogen.errors import LONGEST_TEXT, InputError, one_line, plain_text, run_command
 
 
 def test_an_input_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,6 +16,14 @@ def test_an_input_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[s
 
     assert run_command(main) == 2
     assert capsys.readouterr().err == "error: seconds is -1; it must be above 0\n"
+
+
+def test_a_message_has_no_control_characters_of_a_file_and_an_end() -> None:
+    assert (
+        one_line("unknown key \x1b[2J\udcff,\n did you mean é?")
+        == r"unknown key \x1b[2J\udcff, did you mean é?"
+    )
+    assert len(one_line("x" * 1_000_000)) < 1010
 
 
 def test_statuses() -> None:

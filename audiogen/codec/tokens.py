@@ -283,7 +283,7 @@ def _open(path: str | Path) -> tuple[TokenHeader, bytes]:
         raise InputError(f"{path}: damaged or truncated (wrong checksum); encode the clip again")
     try:
         header = build(TokenHeader, json.loads(text))
-    except ValueError as error:  # InputError is one
+    except (ValueError, RecursionError) as error:  # InputError is one
         raise InputError(f"{path}: bad header: {error}") from error
     if header.version != version:
         raise InputError(

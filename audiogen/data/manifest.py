@@ -297,10 +297,10 @@ def find_captions(path: Path, root: Path) -> tuple[tuple[str, ...], dict[str, An
             return _wordings(content), fields
         if text_file.is_file():
             return _wordings(text_file.read_text(encoding="utf-8-sig").splitlines()), {}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"its sidecar cannot be read ({error})") from error
     except InputError as error:
         raise InputError(f"its sidecar {json_file.name} {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"its sidecar cannot be read ({error})") from error
     return _wordings(caption_from_names(path.relative_to(root))), {}
 
 

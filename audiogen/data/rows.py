@@ -40,6 +40,11 @@ def _json_lines(text: str, key: str) -> Iterator[tuple[int, Row]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             row = InputError(f"is not JSON ({error.msg} at column {error.colno})")
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # a number of thousands of digits, thousands of brackets
+            row = InputError(f"is not JSON that can be read ({error})")
         if not isinstance(row, (dict, InputError)):
             row = InputError(f"is {type(row).__name__}, expected an object with the key {key}")
         yield number, row

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from audiogen.config import NotNegative, Positive, build, check_ranges
 from audiogen.data.manifest import Clip
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import write_tensors
@@ -41,12 +42,28 @@ def write_shard(path: Path, arrays: Mapping[str, Tensor], rows: Sequence[Mapping
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a shard's clips."""
+    """The rows of a shard's clips, each with key, num_samples and captions."""
     try:
         with safe_open(path, framework="pt") as shard:
-            return json.loads(shard.metadata()["clips"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            rows = json.loads(shard.metadata()["clips"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is missing or damaged ({error}); {AGAIN}") from None
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
+        raise InputError(f"{path} is damaged (a clip without key, length or captions); {AGAIN}")
+    return rows
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("key"), str)
+        and all(
+            type(row.get(name, 0)) is int and row.get(name, 0) >= 0 for name in ("num_samples", "num_frames")
+        )
+        and isinstance(row.get("captions"), list)
+        and all(isinstance(caption, str) for caption in row["captions"])
+        and isinstance(row.get("fields", {}), dict)
+    )
 
 
 class OpenFiles(dict[Path, Any]):
@@ -71,11 +88,14 @@ class TokenSpec:
 
     codec: str = field(compare=False)
     identity: str
-    sample_rate: int
-    channels: int
-    hop_length: int
-    num_codebooks: int
-    codebook_size: int
+    sample_rate: Positive
+    channels: Positive
+    hop_length: Positive
+    num_codebooks: Positive
+    codebook_size: Positive
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @classmethod
     def of(cls, codec: Codec) -> TokenSpec:
@@ -174,7 +194,16 @@ class ShardReader:
             for row in read_rows(path):
                 rows.append(row)
                 self._starts.append((path, start))
-                start += row["num_frames"]
+                start += row.get("num_frames", 0)
+            with safe_open(path, framework="pt") as shard:
+                stored = [shard.get_slice(name) for name in shard.keys() if name == "codes"]  # noqa: SIM118
+                kinds = [(codes.get_shape(), codes.get_dtype()) for codes in stored]
+                if kinds not in [[([self.spec.num_codebooks, start], dtype)] for dtype in ("U16", "I32")]:
+                    raise InputError(f"{path} is damaged (its codes are not those of its clips); {AGAIN}")
+        if lacking := [
+            row["key"] for row in rows if not {"num_frames", "num_samples", "fields"} <= row.keys()
+        ]:
+            raise InputError(f"{directory} is damaged (no length of {lacking[0]!r}); {AGAIN}")
         self.clips = [Clip(row["key"], tuple(row["captions"]), fields=row["fields"]) for row in rows]
         self.num_frames: list[int] = [row["num_frames"] for row in rows]
         self.num_samples: list[int] = [row["num_samples"] for row in rows]
@@ -186,8 +215,33 @@ class ShardReader:
         """Codes [K, T] of a clip, or `num_frames` of it from `start`; only they are read from disk."""
         path, offset = self._starts[index]
         stop = self.num_frames[index] if num_frames is None else start + num_frames
-        codes = self._files[path].get_slice("codes")
-        return codes[:, offset + start : offset + min(stop, self.num_frames[index])].long()
+        stored = self._files[path].get_slice("codes")
+        codes = stored[:, offset + start : offset + min(stop, self.num_frames[index])].long()
+        if codes.numel() and not 0 <= codes.min() <= codes.max() < self.spec.codebook_size:
+            raise InputError(
+                f"{path} is damaged (codes past the codebook's {self.spec.codebook_size}); {AGAIN}"
+            )
+        return codes
+
+
+@dataclass(frozen=True)
+class _Shard:
+    file: str
+    num_clips: NotNegative
+    num_frames: NotNegative
+    crc32: NotNegative
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.file != Path(self.file).name or not self.file.endswith(".safetensors"):
+            raise InputError(f"file is {self.file!r}; the shards lie beside the index")
+
+
+@dataclass(frozen=True)
+class _Index:
+    codec: TokenSpec
+    shards: tuple[_Shard, ...]
+    unreadable: dict[str, str]
 
 
 def _read_index(directory: Path) -> tuple[TokenSpec, list[dict[str, Any]], dict[str, str]]:
@@ -196,10 +250,11 @@ def _read_index(directory: Path) -> tuple[TokenSpec, list[dict[str, Any]], dict[
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] == FORMAT:
-            return TokenSpec(**index["codec"]), index["shards"], index["unreadable"]
+            contents = build(_Index, {key: value for key, value in index.items() if key != "format"})
+            return contents.codec, [asdict(shard) for shard in contents.shards], contents.unreadable
     except OSError as error:
         raise InputError(f"{directory}: not a folder of token shards ({INDEX}: {error.strerror})") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # InputError is a ValueError
         raise InputError(f"{path} is damaged ({error}); {AGAIN}") from None
     raise InputError(f"{path} has format {index['format']!r}; this version reads {FORMAT}: update audiogen")
 

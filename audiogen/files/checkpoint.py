@@ -257,9 +257,15 @@ def load_state(directory: str | Path) -> Any:
     if (directory / CHECKSUMS).exists():  # not in checkpoints of November 2026 and before
         checksums = read_json(directory / CHECKSUMS)
         for name in STATE_FILES:
-            if _crc32(directory / name) != checksums.get(name):
+            if not isinstance(checksums, dict) or _crc32(directory / name) != checksums.get(name):
                 raise InputError(f"{directory / name} is damaged (wrong checksum)")
-    return _unpack(read_json(directory / "state.json"), read_tensors(directory / "state.safetensors"))
+    structure, tensors = read_json(directory / "state.json"), read_tensors(directory / "state.safetensors")
+    try:
+        return _unpack(structure, tensors)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{directory} is damaged: state.json and state.safetensors do not fit ({error})"
+        ) from None
 
 
 def _crc32(path: Path) -> int:

@@ -98,7 +98,7 @@ def _check_records(path: Path) -> _Records | None:
     data = [entry.filename for entry in entries if "/data/" in entry.filename and entry.file_size]
     if damaged and damaged not in data:
         raise InputError(f"{path} is damaged: {damaged!r} is not what was written; download it again")
-    return _Records(data, damaged, all(order.decode() == sys.byteorder for order in orders))
+    return _Records(data, damaged, all(order == sys.byteorder.encode() for order in orders))
 
 
 def _check_plain(contents: Any, path: Path, kinds: tuple[type, ...]) -> None:

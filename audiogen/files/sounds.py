@@ -5,6 +5,7 @@ without a tag that has its length, several MP3 or Ogg sounds in one file, FLAC o
 not read at all (AAC and ALAC in m4a, webm, wma, ...) is decoded by PyAV where that is installed (`audiogen[av]`).
 """
 
+import errno
 import functools
 import io
 import itertools
@@ -25,6 +26,9 @@ from audiogen.files import streams
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
+MAX_SAMPLE = 2.0**32  # of float samples: full scale is 1; 2^31 where 32-bit numbers were stored as they are
+# Of sound in a byte, at most: silence in FLAC takes 13 bytes for each 65535 frames, and is the smallest of all.
+MAX_FRAMES_PER_BYTE = 1 << 13
 UNKNOWN_FRAMES = 2**40  # libsndfile's count of a FLAC stream that does not say its length is above this
 # A frame of layer III may use up to 511 bytes of frames before it (255 in MPEG 2), which libmpg123 does not care for
 # when it seeks. The smallest, 8 kbit/s at 24 kHz, hold 11 bytes of sound: 24 frames before, and one that overlaps.
@@ -84,7 +88,8 @@ class _Source(io.FileIO):
 def _open_sound(path: str | os.PathLike[str], source: _Source) -> Iterator[Sound]:
     with ExitStack() as stack:
         raw = stack.enter_context(io.BufferedReader(source))
-        if not os.fstat(raw.fileno()).st_size:
+        size = os.fstat(raw.fileno()).st_size
+        if not size:
             raise InputError(f"{path}: the file is empty")
         try:
             readers = _readers(raw, path)
@@ -101,6 +106,10 @@ def _open_sound(path: str | os.PathLike[str], source: _Source) -> Iterator[Sound
             raise InputError(f"{path}: {sound.channels} channels, allowed are 1 to {MAX_CHANNELS}")
         if sound.num_frames <= 0:
             raise InputError(f"{path}: holds no samples")
+        if sound.num_frames > MAX_FRAMES_PER_BYTE * size:
+            raise InputError(
+                f"{path}: damaged, {size} bytes do not hold the {sound.num_frames} frames of its header"
+            )
         yield sound
 
 
@@ -116,8 +125,8 @@ def _is_cut(file: soundfile.SoundFile, data: mmap.mmap) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """What libsndfile says of a file, without a full stop."""
-    text = str(getattr(error, "error_string", "") or error)
+    """What libsndfile or ffmpeg says of a file, without a full stop."""
+    text = str(getattr(error, "error_string", "") or getattr(error, "strerror", "") or error)
     return text.rstrip(".") or type(error).__name__
 
 
@@ -171,25 +180,36 @@ class _Reader:
             position = min(frame, max(0, self.num_frames - VORBIS_LAST_PAGE))
         elif mpeg:
             position = max(0, frame - PREROLL)
+        seekable = soundfile.SoundFile.seekable(self.file)
+        if not seekable:  # as GSM in WAV: from the beginning again
+            source, position = self.file.name, 0
+            source.seek(0)
+            self.file = _File(source)
         with _quiet() if mpeg else nullcontext():
-            self.file.seek(position)
+            try:
+                if seekable:
+                    self.file.seek(position)
+            except soundfile.SoundFileError as error:
+                raise self._damaged(error) from error
             for done in range(position, frame, BLOCK_FRAMES):
                 self._read(min(frame - done, BLOCK_FRAMES))
+
+    def _damaged(self, error: Exception) -> InputError:
+        return InputError(f"{self.path}: damaged ({reason_of(error)}); copy or convert it again")
 
     def _read(self, frames: int) -> NDArray[np.float32]:
         try:
             block = self.file.read(frames, dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
-            raise InputError(
-                f"{self.path}: damaged ({reason_of(error)}); copy or convert it again"
-            ) from error
+            raise self._damaged(error) from error
         if len(block) < frames:
             missing = frames - len(block)
             raise InputError(
                 f"{self.path}: truncated or damaged, {missing} of {self.num_frames} frames missing"
             )
-        if not np.isfinite(block).all():
-            raise InputError(f"{self.path}: holds samples that are not finite (NaN or infinity)")
+        if not -MAX_SAMPLE <= block.min(initial=0) <= block.max(initial=0) <= MAX_SAMPLE:  # nor is NaN
+            kind = "beyond any sound" if np.isfinite(block).all() else "that are not finite (NaN or infinity)"
+            raise InputError(f"{self.path}: holds samples {kind}; they lie in [-1, 1]; convert it again")
         return block
 
 
@@ -306,14 +326,22 @@ def _decoded(path: str | os.PathLike[str], raw: BinaryIO, reason: str, stack: Ex
         stream = next(iter(container.streams.audio), None)
         if stream is None:
             raise InputError(f"{path}: holds no sound")
+        if stream.codec_context is None:
+            raise InputError(f"{refusal}; nothing decodes its sound")
         rate, channels = stream.rate, stream.codec_context.channels
+        if not rate or not channels:
+            raise InputError(f"{refusal}; {rate} Hz, {channels} channels")
         resampler = av.AudioResampler(format="flt", layout=stream.layout, rate=rate)
         for frame in itertools.chain(container.decode(stream), [None]):
             for packed in resampler.resample(frame):
                 spool.write(packed.to_ndarray().tobytes())
-    except av.FFmpegError as error:
-        raise InputError(f"{refusal}; {error.strerror}") from error
-    spool.flush()
+        spool.flush()
+    except InputError:
+        raise
+    except Exception as error:  # of a damaged file, PyAV raises any of a dozen kinds
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of the temporary file
+        raise InputError(f"{refusal}; {reason_of(error)}") from error
     num_frames = os.fstat(spool.fileno()).st_size // (4 * channels)
     if not num_frames:
         raise InputError(f"{path}: holds no samples")

@@ -112,7 +112,7 @@ def ogg_links(data: mmap.mmap | bytes) -> list[tuple[int, int]]:
         beginning = first
         segments = data[position + 26]
         position += 27 + segments + sum(data[position + 27 : position + 27 + segments])
-    return list(zip(starts, [*starts[1:], len(data)], strict=True))
+    return list(zip(starts, [*starts[1:], len(data)][: len(starts)], strict=True))
 
 
 class Spans(io.RawIOBase):

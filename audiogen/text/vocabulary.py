@@ -55,10 +55,13 @@ class Vocabulary:
         self.model = model
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self._pieces.encode("a b")  # an empty model is only found now
         except RuntimeError as error:
             raise InputError(f"vocabulary is not a SentencePiece model ({error}); build it again") from error
         self.eos_id: int = self._pieces.eos_id()
         self.unk_id: int = self._pieces.unk_id()
+        if not (0 <= self.eos_id < len(self) and 0 <= self.unk_id < len(self)):
+            raise InputError("vocabulary has no piece for the end, or none for what it lacks; build it again")
 
     def __len__(self) -> int:
         return self._pieces.get_piece_size()

@@ -13,7 +13,15 @@ from audiogen.data.dataset import DataConfig, SourceConfig
 from audiogen.data.encoded import open_codes
 from audiogen.data.loader import AudioLoader, collate, permutation, valid_batches
 from audiogen.data.manifest import held_out
-from audiogen.data.shards import CodeClip, ShardReader, ShardWriter, TokenSpec, is_shard_directory
+from audiogen.data.shards import (
+    CodeClip,
+    ShardReader,
+    ShardWriter,
+    TokenSpec,
+    is_shard_directory,
+    read_rows,
+    write_shard,
+)
 from audiogen.errors import InputError
 
 SPEC = TokenSpec("tiny", "0123456789abcdef", 16000, 1, 320, num_codebooks=3, codebook_size=1024)
@@ -137,6 +145,48 @@ def test_damage_is_an_error_that_names_the_file(tmp_path: Path) -> None:
 def config(*train: SourceConfig | str | Path, **changes: object) -> DataConfig:
     sources = tuple(s if isinstance(s, SourceConfig) else SourceConfig(str(s)) for s in train)
     return DataConfig(**{"train": sources, "segment_s": 0.16, "holdout": 0.0, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("shards",), None),
+        (("shards", 0), {}),
+        (("shards", 0, "file"), "../x.safetensors"),
+        (("shards", 0, "crc32"), "x"),
+        (("codec", "hop_length"), 0),
+        (("codec", "num_codebooks"), 2),
+        (("codec", "sample_rate"), [1]),
+        (("codec", "codebook_size"), 5),
+        (("unreadable",), [1]),
+    ],
+)
+def test_an_index_that_was_forged_is_an_error_that_names_the_folder(
+    tmp_path: Path, keys: tuple[str | int, ...], value: object
+) -> None:
+    make_shards(tmp_path)
+    index = json.loads((tmp_path / "index.json").read_text())
+    place = index
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=f"{tmp_path}.* is (missing or )?damaged"):
+        ShardReader(tmp_path).codes(3)
+
+
+@pytest.mark.parametrize(
+    "change", [{"key": 3}, {"num_frames": -5}, {"num_frames": 6}, {"captions": "x"}, {"fields": []}]
+)
+def test_rows_that_were_forged_are_an_error_that_names_the_shard(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    make_shards(tmp_path)
+    path = tmp_path / "shard-00000.safetensors"
+    rows = read_rows(path)
+    write_shard(path, load_file(path), [rows[0] | change, *rows[1:]])
+    with pytest.raises(InputError, match=f"{path} is damaged"):
+        ShardReader(tmp_path)
 
 
 def test_items_are_crops_and_pure_functions_of_their_arguments(tmp_path: Path) -> None:

@@ -275,3 +275,12 @@ def test_identity_changes_with_every_difference() -> None:
         {("count2" if key == "count" else key): value for key, value in tensors().items()},
     ]
     assert len({base, *map(checkpoint.identity, others)}) == 5
+
+
+@pytest.mark.parametrize("structure", ['{"dict": 3}', '{"tensor": "/nosuch"}', "{}", '{"dict": [["a"]]}'])
+def test_a_state_whose_files_do_not_fit_is_named(tmp_path: Path, structure: str) -> None:
+    checkpoint.save_state(tmp_path / "x", {"a": torch.ones(2)})
+    (tmp_path / "x" / checkpoint.CHECKSUMS).unlink()
+    (tmp_path / "x" / "state.json").write_text(structure)
+    with pytest.raises(InputError, match="x is damaged: state.json and state.safetensors do not fit"):
+        checkpoint.load_state(tmp_path / "x")

@@ -205,3 +205,40 @@ def test_frames_of_every_kind_are_measured(tmp_path: Path) -> None:
         b"\xff\xf9\x90\x00",
     ):
         assert streams.frame_at(head, 0) is None
+
+
+def test_a_format_that_cannot_seek_is_read_from_any_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    whole = loaded(path, encoded(sound(1.0), "WAV", "GSM610", 8000))
+    for start in (4000, 100, 7000):
+        part, _ = audio.load(path, start_s=start / 8000, duration_s=0.1)
+        assert torch.equal(part, whole[:, start : start + 800])
+
+
+def test_a_forged_length_is_refused_before_memory_is_taken_for_it(tmp_path: Path) -> None:
+    data = bytearray(encoded(sound(0.1), "FLAC", "PCM_16"))
+    data[22:26] = (900_000_000).to_bytes(4, "big")
+    (tmp_path / "a.flac").write_bytes(data)
+    with pytest.raises(
+        InputError, match=r"damaged, \d+ bytes do not hold the 900000000 frames of its header"
+    ):
+        audio.info(tmp_path / "a.flac")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(1e38, "beyond any sound"), (np.nan, "not finite"), (-np.inf, "not finite")]
+)
+def test_samples_beyond_any_sound_are_refused(tmp_path: Path, value: float, kind: str) -> None:
+    samples = sound(0.1)
+    samples[7] = value
+    (tmp_path / "a.wav").write_bytes(encoded(samples, "WAV", "FLOAT"))
+    with pytest.raises(InputError, match=f"holds samples .*{kind}"):
+        audio.load(tmp_path / "a.wav", 16000)
+
+
+def test_an_ogg_file_without_a_beginning_is_refused(tmp_path: Path) -> None:
+    data = bytearray(encoded(sound(), "OGG", "VORBIS"))
+    data[5] = 0  # a page that begins no stream
+    (tmp_path / "a.ogg").write_bytes(data)
+    with pytest.raises(InputError, match="a.ogg: not a sound file that can be read"):
+        audio.info(tmp_path / "a.ogg")

@@ -35,3 +35,9 @@ def test_bad_input_is_said_in_a_line():
         train_vocabulary(CAPTIONS, 4)
     with pytest.raises(InputError, match="not a SentencePiece model"):
         Vocabulary(b"not a model")
+
+
+@pytest.mark.parametrize("model", [b"", b"\xff" * 20])
+def test_a_model_that_is_empty_or_noise_is_said_in_a_line(model):
+    with pytest.raises(InputError, match="vocabulary"):
+        Vocabulary(model)
