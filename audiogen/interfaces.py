@@ -156,7 +156,8 @@ class Sampling:
     probable codes, 0 keeps all. top_p: above 0 replaces top_k, keep the most probable codes that together reach p.
     peer_padding: attend to the padding of each text to the longest of the batch, as audiocraft does: a sound then
     depends on the texts beside it. Only for comparisons with its batches.
-    Latent diffusion: steps and sampler, see `diffusion.samplers`. candidates: make so many sounds for each row and
+    Latent diffusion: steps and sampler, see `diffusion.samplers`. guidance_rescale: share, 0 to 1, of the change of
+    level by guidance that is undone. candidates: make so many sounds for each row and
     keep the one whose CLAP embedding is nearest to its text's; the first has the row's seed.
     """
 
@@ -167,6 +168,7 @@ class Sampling:
     peer_padding: bool = False
     steps: int | None = None
     sampler: str | None = None
+    guidance_rescale: float | None = None
     candidates: int | None = None
 
 

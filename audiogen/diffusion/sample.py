@@ -24,14 +24,19 @@ Denoise = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How latents are drawn. sampler, steps, eta: see `samplers.py`. guidance: 1 turns it off and halves the work."""
+    """How latents are drawn. sampler, steps, eta: see `samplers.py`. guidance: 1 turns it off and halves the work.
+
+    guidance_rescale: how much of the change of level by guidance is undone, 0 (as published) to 1, see `rescaled`.
+    """
 
     sampler: str = "ddim"
     steps: int = 200
     guidance: float = 3.5
     eta: float = 0.0
+    guidance_rescale: Probability = 0.0
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not math.isfinite(self.guidance):
             raise InputError(f"guidance is {self.guidance}; it must be a number, 1 for none")
 
@@ -73,6 +78,12 @@ class Reference:
         check_ranges(self)
         if self.mask is not None and self.mask.dtype != torch.bool:
             raise ValueError(f"the mask is {self.mask.dtype}; it must be bool, True where something is new")
+
+
+def together(references: Sequence[Reference]) -> Reference:
+    """References of one row each, made by one edit, as one of several rows."""
+    latents, strengths, masks = zip(*((r.latents, r.strength, r.mask) for r in references), strict=True)
+    return Reference(torch.cat(latents), strengths[0], None if masks[0] is None else torch.stack(masks))
 
 
 def inpaint_mask(shape: Sequence[int], duration_s: float, begin_s: float, end_s: float) -> Tensor:
@@ -156,7 +167,8 @@ def sample(
             state = torch.where(mask, state, _noised(sampler, evaluation, given, _draw(generators, noise)))
         x_t = state if sampler.input_scale is None else state * sampler.input_scale[evaluation]
         time = sampler.times[evaluation].to(device)
-        prediction = _predict(denoise, x_t, time, conditioning, sampling.guidance)
+        data_step = None if sampler.data_steps is None else float(sampler.data_steps[evaluation])
+        prediction = _predict(denoise, x_t, time, conditioning, sampling, data_step)
         state = sampler.step(evaluation, prediction, state, generators)
         if callback is not None:
             callback(evaluation - first + 1, total - first)
@@ -176,15 +188,41 @@ def _draw(generators: list[torch.Generator], noise: Noise) -> Tensor:
     return torch.stack(rows).to(noise.device)
 
 
+def rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
+    """Guided [B, ...] with a share of each row's standard deviation brought back to that of the conditional.
+
+    2305.08891, equations 15 and 16: guidance is an extrapolation, which widens what it is applied to.
+    """
+    rows = tuple(range(1, guided.dim()))
+    ratio = conditional.std(rows, keepdim=True) / guided.std(rows, keepdim=True).clamp(min=1e-12)
+    return guided * (share * ratio + (1.0 - share))
+
+
 def _predict(
-    denoise: Denoise, x_t: Tensor, time: Tensor, conditioning: Conditioning, guidance: float
+    denoise: Denoise,
+    x_t: Tensor,
+    time: Tensor,
+    conditioning: Conditioning,
+    sampling: Sampling,
+    data_step: float | None,
 ) -> Tensor:
-    """The network's prediction [B, ...], float32; with guidance the conditioning has 2 B rows."""
+    """The network's prediction [B, ...], float32; with guidance the conditioning has 2 B rows.
+
+    data_step: of a flow, the factor of the velocity on the way from x_t to the data.
+    """
+    guidance, share = sampling.guidance, sampling.guidance_rescale
     if guidance == 1.0:
         return denoise(x_t, time.expand(len(x_t)), conditioning).float()
     both = denoise(torch.cat([x_t, x_t]), time.expand(2 * len(x_t)), conditioning).float()
     wanted, unwanted = both.chunk(2)
-    return unwanted + guidance * (wanted - unwanted)  # 2207.12598, equation 6, where w is guidance - 1
+    guided = unwanted + guidance * (wanted - unwanted)  # 2207.12598, equation 6, where w is guidance - 1
+    if not share:
+        return guided
+    if data_step is None:
+        return rescaled(guided, wanted, share)
+    # A velocity is data minus noise: with a smaller one, noise would stay. So the data that it leads to is rescaled.
+    data = rescaled(x_t + data_step * guided, x_t + data_step * wanted, share)
+    return (data - x_t) / data_step
 
 
 def _noised(sampler: Sampler, evaluation: int, clean: Tensor, noise: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class Sampler:
     times: [n], those that the network gets. positions: [n], where in the process's time, 1 being noise.
     alphas, sigmas: [n]. options: of the scheduler's steps. input_scale: [n], state to x_t of the process; None where it
     is x_t. sign: of the prediction, as the scheduler wants it. start_scale: of the noise that a run begins with.
+    data_steps: [n], of a flow, the factors s with data = x_t + s velocity; None of other processes.
     """
 
     scheduler: Any
@@ -48,6 +49,7 @@ class Sampler:
     input_scale: Tensor | None = None
     sign: float = 1.0
     start_scale: float = 1.0
+    data_steps: Tensor | None = None
 
     def begin_at(self, position: float) -> int:
         """Skip the steps that begin beyond that position -> the first evaluation; n where that is all of them."""
@@ -179,4 +181,7 @@ def _flow(process: Process, name: str, steps: int) -> Sampler:
     # The network gets times within its t_min..1 while the path is walked whole, as LAFMA's authors do.
     t = config.t_min + (1.0 - config.t_min) * progress
     sign = -1.0 if config.one_is == "data" else 1.0  # the velocity towards data is -d x_t / d noise
-    return Sampler(scheduler, process.model_time(t), noise, *process.coefficients(progress), sign=sign)
+    alphas, sigmas = process.coefficients(progress)
+    return Sampler(
+        scheduler, process.model_time(t), noise, alphas, sigmas, sign=sign, data_steps=-sign * noise
+    )

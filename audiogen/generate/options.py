@@ -91,6 +91,10 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
             str,
             "ddim, ddpm, dpm++, dpm++sde, or for flows euler, heun (default: the model's own, or the authors')",
         ),
+        "--guidance-rescale SHARE": (
+            float,
+            "of the change of level by guidance to undo, 0 to 1 (default: the model's own, 0 for released ones)",
+        ),
         "--candidates N": (
             int,
             "make N sounds for each and keep the one that CLAP finds nearest to its text (default: 1)",

@@ -123,11 +123,16 @@ class LatentGenerator:
         return trained + _num_frozen_parameters(self.system.conditioner)
 
     def sampling(
-        self, steps: int | None = None, sampler: str | None = None, guidance: float | None = None
+        self,
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance: float | None = None,
+        guidance_rescale: float | None = None,
     ) -> LatentSampling:
         """Its recipe's way to sample, or else the authors', with what is given; InputError where that cannot be."""
         own = self._sampling
         asked: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance}
+        asked["guidance_rescale"] = guidance_rescale
         if sampler not in (None, own.sampler):
             asked["eta"] = 0.0
         chosen = dataclasses.replace(
@@ -209,7 +214,7 @@ class LatentGenerator:
         lacking = requests.given(sampling, requests.LM_DRAWS)
         requests.refuse({"prompt": prompt, **lacking}, requests.FAMILIES[1])
         request = requests.check(self, texts, duration_s, seed, guidance, sampling)
-        chosen = self.sampling(sampling.steps, sampling.sampler, guidance)
+        chosen = self.sampling(sampling.steps, sampling.sampler, guidance, sampling.guidance_rescale)
         candidates = 1 if sampling.candidates is None else sampling.candidates
         clap = self._ranker(candidates, request.texts) if candidates != 1 else None
         if edit is not None:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 FAMILIES = ("a token language model", "a latent-diffusion system")
 # The fields of `Sampling` that only one of the two has.
 LM_DRAWS = ("temperature", "top_k", "top_p", "peer_padding")
-LATENT_DRAWS = ("steps", "sampler", "candidates")
+LATENT_DRAWS = ("steps", "sampler", "guidance_rescale", "candidates")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from audiogen.diffusion.sample import (
     Sampling,
     best_of,
     inpaint_mask,
+    rescaled,
     sample,
     super_resolution_mask,
 )
@@ -235,6 +236,51 @@ def test_masks_say_where_something_new_is_wanted() -> None:
     assert inpaint_mask((8, 10, 4), 5.0, 1.2, 1.6).flatten().int().tolist() == [0, 0, 1, 1, 0, 0, 0, 0, 0, 0]
     assert inpaint_mask((8, 10), 5.0, 0.0, 5.0).all()
     assert super_resolution_mask((8, 10, 16)).flatten().int().tolist() == [0] * 12 + [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("system", "sampler"), [("lafma", "euler"), ("lafma", "heun"), ("tangoflux", "euler")]
+)
+def test_in_a_flow_the_level_of_the_data_is_rescaled_and_no_noise_stays(system: str, sampler: str) -> None:
+    """A network of one sound, A with the condition and silence without: guidance 4 leads to 4 A."""
+    sound = (
+        torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1.0, 0.3])[:, None, None]
+    )
+    sign = 1.0 if PROCESSES[system].one_is == "data" else -1.0
+
+    def denoise(x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+        t = time[0] / PROCESSES[system].time_scale
+        share = 1 - t if sign > 0 else t  # of noise
+        data = torch.cat([sound, 0 * sound])
+        return sign * (data - x_t) / share
+
+    for share, level in ((0.0, 4.0), (0.5, 2.5), (1.0, 1.0)):
+        sampling = Sampling(sampler, 8, 4.0, guidance_rescale=share)
+        made = draw(system, sampling, [1, 2], denoise, negative=Conditioning())
+        torch.testing.assert_close(made, level * sound, atol=0.02, rtol=0.02)
+
+
+def test_elsewhere_the_prediction_is_rescaled_row_by_row() -> None:
+    """As diffusers' rescale_noise_cfg: equations 15 and 16 of 2305.08891."""
+    wanted = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(0))
+    guided = torch.stack([3 * wanted[0], 0.5 * wanted[1] + 1])
+    half = rescaled(guided, wanted, 0.5)
+    torch.testing.assert_close(half[0], 2 * wanted[0])  # halfway from 3 to 1
+    torch.testing.assert_close(half[1], 1.5 * guided[1])  # and from a half to 1, the mean along
+    torch.testing.assert_close(rescaled(guided, wanted, 1.0).std((1, 2)), wanted.std((1, 2)))
+    guidance = Sampling("ddim", 20, 9.0, guidance_rescale=1.0)
+    made = draw("tango", guidance, [1], wide, negative=Conditioning())
+    unguided = draw("tango", Sampling("ddim", 20, 1.0), [1], lambda x_t, time, conditioning: x_t / 2)
+    torch.testing.assert_close(made, unguided)  # these predictions differ in their level alone
+    with pytest.raises(InputError, match="guidance_rescale is 1.5"):
+        Sampling(guidance_rescale=1.5)
+
+
+def wide(x_t: Tensor, time: Tensor, conditioning: Conditioning) -> Tensor:
+    """Half of the noise that is there where there is a condition, a third without."""
+    with_text, without = x_t.chunk(2)
+    return torch.cat([with_text / 2, without / 3])
 
 
 def test_the_best_candidate_of_each_row_is_taken() -> None:
