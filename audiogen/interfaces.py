@@ -265,15 +265,17 @@ class Generator(Protocol):
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         edit: Edit | None = None,
         progress: Progress | None = None,
+        turned_down_db: list[float] | None = None,
     ) -> Tensor:
-        """Texts to audio [B, C, N]. An option that this family lacks is an InputError that names it.
+        """Texts to audio [B, C, N], within full scale. An option that this family lacks is an InputError that names it.
 
         texts: one a row; None is no text. Repeat a text for several sounds of it.
         duration_s: of every row, or one a row; N is that of the longest, shorter rows end in silence.
         guidance: weight of the text (classifier-free guidance); 1 is none, None is the model's own default.
         seed: row b has seed + b, or one seed a row; noise is drawn from a row's seed and text.
         prompt: audio [C, N] or [B, C, N] and its sample rate, which the result continues; duration_s counts it in.
-        edit: a sound to change.
+        edit: a sound to change. What stays of it, and of a prompt, are its own samples up to a short fade at the seam.
+        turned_down_db: becomes how much each row (beside samples that stay, its new part) was turned down.
         """
         ...
 
@@ -286,8 +288,12 @@ class Generator(Protocol):
         seed: int = 0,
         prompt: tuple[Tensor, int] | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        turned_down_db: list[float] | None = None,
     ) -> Iterator[Tensor]:
-        """Audio [C, n] piece by piece while it is generated; duration_s None goes on until the caller stops."""
+        """Audio [C, n] piece by piece while it is generated; duration_s None goes on until the caller stops.
+
+        turned_down_db: is kept at [how much the sound is turned down by now].
+        """
         ...
 
     def reconstruct(self, audio: Tensor) -> Tensor:

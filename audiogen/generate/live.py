@@ -1,11 +1,13 @@
-"""Sound that is still being made, on its way to a file or a player: level, WAV without an end, interruption."""
+"""Sound that is still being made, on its way to a file or a player: level, time, interruption, WAV without an end."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
@@ -13,7 +15,34 @@ from torch import Tensor
 
 from audiogen.signals import stop_signals
 
+ALMOST_SILENT_DB = -60.0  # root of the mean square, against full scale
 UNKNOWN = 0xFFFFFFFF  # as the length of a WAV file without an end: players read on
+
+
+@dataclass
+class Meter:
+    """The level of a sound that passes by."""
+
+    power: float = 0.0
+    count: int = 0
+
+    def watch(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The blocks [C, n] as they are, measured."""
+        for block in blocks:
+            self.add(block)
+            yield block
+
+    def add(self, block: Tensor) -> None:
+        """One block."""
+        self.power += float(block.double().square().sum())
+        self.count += block.numel()
+
+    def remark(self, turned_down_db: float) -> str:
+        """What is to be said of it: how far it was turned down, or that there is next to nothing."""
+        level_db = 10 * math.log10(max(self.power, 1e-20) / max(self.count, 1))
+        if level_db < ALMOST_SILENT_DB:
+            return f"  almost silent, {max(level_db, -200):.0f} dBFS"
+        return f"  turned down by {turned_down_db:.1f} dB" if turned_down_db > 0.05 else ""
 
 
 class Clock:
@@ -41,24 +70,6 @@ def until_interrupted(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
             yield block
             if received:
                 return
-
-
-def below_full_scale(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Blocks [C, n] turned down where a peak is past full scale; the level falls up to that peak and stays down.
-
-    The blocks to come may be louder, so this is not the one level of `audio.below_full_scale`; nothing is cut off.
-    """
-    level = 1.0
-    for block in blocks:
-        loud = block.abs().amax(0) * level > 1.0  # [n]
-        if not loud.any():
-            yield level * block
-            continue
-        before, level = level, 1.0 / float(block.abs().max())
-        fade = torch.full((block.shape[-1],), level)
-        first = int(loud.int().argmax())  # where it must be over; a peak at once leaves no time for it
-        fade[:first] = torch.linspace(before, level, first + 1)[:first]
-        yield fade * block
 
 
 def write_wav(file: BinaryIO, blocks: Iterable[Tensor], sample_rate: int) -> None:

@@ -89,23 +89,26 @@ def generate(
         for start in range(0, len(jobs), at_once):
             group = jobs[start : start + at_once]
             began = time.monotonic()
+            down_db: list[float] = []
             sounds = make(
                 [job.text for job in group],
                 [job.duration_s for job in group],
                 seed=[job.seed for job in group],
                 progress=partial(_advance, bar, bar.n, sum(job.duration_s for job in group)),
+                turned_down_db=down_db,
             )
             spent_s += time.monotonic() - began
-            for job, sound in zip(group, sounds, strict=True):
+            for job, sound, down in zip(group, sounds, down_db, strict=True):
                 rate = generator.sample_rate
-                write(job, sound[:, : num_samples(job.duration_s, rate)], rate, overwrite)
-                tqdm.write(f"{job.path}  {job.picture}  seed {job.seed}")
+                sound = sound[:, : num_samples(job.duration_s, rate)]
+                write(job, sound, rate, overwrite)
+                (meter := live.Meter()).add(sound)
+                tqdm.write(f"{job.path}  {job.picture}  seed {job.seed}{meter.remark(down)}")
     return spent_s
 
 
 def write(job: Job, sound: Tensor, sample_rate: int, overwrite: bool) -> None:
-    """Write a sound [C, N], turned down where it is past full scale, and its picture."""
-    sound = audio.below_full_scale(sound)
+    """Write a sound [C, N] and its picture."""
     title = (job.text or "no text")[:100]
     audio.save(job.path, sound, sample_rate, overwrite=overwrite)
     spectrogram.save_spectrogram(job.picture, sound, sample_rate, title, overwrite)
@@ -121,7 +124,7 @@ def stream(
     """Write one sound while it is generated; Ctrl-C ends it where it is."""
     if args.peer_padding:
         raise InputError("--peer-padding is for batches, and --stream makes one sound: drop one of the two")
-    clock = live.Clock(generator.sample_rate)
+    clock, meter = live.Clock(generator.sample_rate), live.Meter()
     pieces = generator.stream(
         job.text,
         None if math.isinf(job.duration_s) else job.duration_s,
@@ -129,8 +132,9 @@ def stream(
         seed=job.seed,
         prompt=prompt,
         sampling=sampling,
+        turned_down_db=(down_db := [0.0]),
     )
-    pieces = live.below_full_scale(clock.watch(live.until_interrupted(pieces)))
+    pieces = meter.watch(clock.watch(live.until_interrupted(pieces)))
     if str(args.out) == "-":
         live.write_wav(sys.stdout.buffer, pieces, generator.sample_rate)
     else:
@@ -138,7 +142,7 @@ def stream(
     print(
         f"{job.path}  seed {job.seed}  first sound after {clock.first_s:.2f} s, real-time factor "
         f"{clock.spent_s / clock.sound_s:.2f} ({clock.sound_s:g} s of sound in {clock.spent_s:.1f} s), "
-        f"model {args.model} on {generator.device}",
+        f"model {args.model} on {generator.device}{meter.remark(down_db[0])}",
         file=sys.stderr if str(args.out) == "-" else sys.stdout,
     )
     return 0

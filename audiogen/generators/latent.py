@@ -30,12 +30,14 @@ from audiogen.diffusion.sample import (
     inpaint_mask,
     sample,
     super_resolution_mask,
+    together,
 )
 from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.samplers import make_sampler
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
+from audiogen.generators import level
 from audiogen.generators import request as requests
 from audiogen.interfaces import Edit, Progress, Sampling
 from audiogen.models.diffusers import save_diffusers
@@ -206,6 +208,7 @@ class LatentGenerator:
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         edit: Edit | None = None,
         progress: Progress | None = None,
+        turned_down_db: list[float] | None = None,
     ) -> Tensor:
         """Texts to audio [B, C, N], or with `edit` another sound made of a given one: see `interfaces.Generator`.
 
@@ -231,9 +234,11 @@ class LatentGenerator:
             for text, duration in zip(request.texts, request.durations_s, strict=True)
         ]
         sizes = zip(request.num_samples, shapes, strict=True)
-        references = [] if edit is None else [self._reference(edit, *size) for size in sizes]
+        changed = [] if edit is None else [self._reference(edit, *size) for size in sizes]
+        references, kept = [reference for reference, _ in changed], [kept for _, kept in changed]
         runs = [(row, candidate) for row in range(len(texts)) for candidate in range(candidates)]
-        sounds: list[list[Tensor]] = [[] for _ in texts]  # [C, n] of each candidate of each row
+        # [C, n] of each candidate of each row, and by how much it was turned down
+        sounds: list[list[tuple[Tensor, float]]] = [[] for _ in texts]
         for group, callback in requests.alike(runs, lambda run: shapes[run[0]], self.batch_size, progress):
             members = [row for row, _ in group]
             seeds = [
@@ -249,14 +254,18 @@ class LatentGenerator:
                 stack([conditions[row][0] for row in members]),
                 Noise(shapes[members[0]], seeds, self.device),
                 negative=stack([conditions[row][1] for row in members]),
-                reference=_together([references[row] for row in members]) if references else None,
+                reference=together([references[row] for row in members]) if references else None,
                 callback=callback,
             )
             for row, latent in zip(members, latents, strict=True):
-                sounds[row].append(self._decode(latent[None])[:, : request.num_samples[row]])
+                sound = self._decode(latent[None])[:, : request.num_samples[row]]
+                sounds[row].append(level.finish(sound, kept[row] if kept else None))
         result = torch.zeros(len(texts), self.channels, max(request.num_samples))
+        down_db = [] if turned_down_db is None else turned_down_db
+        down_db[:] = [0.0] * len(texts)
         for row, made in enumerate(sounds):
-            best = made[0] if clap is None else self._best(torch.stack(made), texts[row], clap)
+            number = 0 if clap is None else self._best([sound for sound, _ in made], texts[row], clap)
+            best, down_db[row] = made[number]
             result[row, :, : best.shape[-1]] = best
         return result
 
@@ -269,6 +278,7 @@ class LatentGenerator:
         seed: int = 0,
         prompt: tuple[Tensor, int] | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        turned_down_db: list[float] | None = None,
     ) -> Iterator[Tensor]:
         """InputError: all of a sound is denoised together, so no piece of it is ready before the others."""
         raise InputError(f"stream is not for {requests.FAMILIES[1]}; use generate")
@@ -286,20 +296,28 @@ class LatentGenerator:
         given, away = self.system.conditioner.guided([text], torch.tensor([duration_s]), negative)
         return given.to(self.device), away.to(self.device)
 
-    def _reference(self, edit: Edit, num_samples: int, shape: tuple[int, ...]) -> Reference:
-        """The sound to begin from as latents [1, ...] of that shape, silence after its end, and what of it is new."""
+    def _reference(
+        self, edit: Edit, num_samples: int, shape: tuple[int, ...]
+    ) -> tuple[Reference, level.Kept | None]:
+        """The sound to begin from as latents [1, ...] of that shape, silence after its end, and what of it is new.
+
+        With it what of its samples is kept, beside a part that is inpainted.
+        """
         sound = audio_io.convert_channels(
             audio_io.resample(edit.audio, edit.sample_rate, self.sample_rate), self.channels
         )[:, :num_samples]
-        padded = shape[1] * self.system.autoencoder.hop_length
+        hop = self.system.autoencoder.hop_length
+        padded, kept = shape[1] * hop, None
         sound = F.pad(sound, (0, padded - sound.shape[-1]))
         latents = self.system.autoencoder.encode(sound[None].to(self.device, torch.float32))
         mask = None
         if edit.inpaint is not None:
             mask = inpaint_mask(shape, padded / self.sample_rate, *edit.inpaint)
+            begin, end = (round(edge * self.sample_rate) for edge in edit.inpaint)
+            kept = level.Kept(sound[:, :num_samples].float().cpu(), begin, end, self.sample_rate, hop)
         elif edit.upsample:
             mask = super_resolution_mask(shape)
-        return Reference(latents, 1.0 if edit.strength is None else edit.strength, mask)
+        return Reference(latents, 1.0 if edit.strength is None else edit.strength, mask), kept
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents [1, ...] -> audio [C, N] on the CPU."""
@@ -321,10 +339,12 @@ class LatentGenerator:
             )
         return clap
 
-    def _best(self, sounds: Tensor, text: str | None, clap: Clap) -> Tensor:
-        """The one of R sounds [R, C, n] whose CLAP embedding is nearest to the text's -> [C, n]."""
-        scores = clap.embed_audio(sounds, self.sample_rate) @ clap.embed_text([text or ""])[0]  # [R]
-        return best_of(sounds, scores)
+    def _best(self, sounds: Sequence[Tensor], text: str | None, clap: Clap) -> int:
+        """Which of R sounds [C, n] has the CLAP embedding that is nearest to the text's."""
+        scores = (
+            clap.embed_audio(torch.stack(list(sounds)), self.sample_rate) @ clap.embed_text([text or ""])[0]
+        )
+        return int(best_of(torch.arange(len(sounds)), scores.cpu()))
 
 
 @contextmanager
@@ -372,12 +392,6 @@ def _replace_text(released: Released, text_encoder: str, where: str | Path) -> N
         raise InputError(f"{where} has no T5 that could be replaced; drop the text encoder")
     else:
         conditioner.text = TextStates(dataclasses.replace(config, encoder=text_encoder))
-
-
-def _together(references: Sequence[Reference]) -> Reference:
-    """References of one row each, made by one edit, as one of several rows."""
-    latents, strengths, masks = zip(*((r.latents, r.strength, r.mask) for r in references), strict=True)
-    return Reference(torch.cat(latents), strengths[0], None if masks[0] is None else torch.stack(masks))
 
 
 def _num_frozen_parameters(conditioner: Conditioner) -> int:

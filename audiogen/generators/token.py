@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from audiogen.device import DTYPES, choose_device
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.files.tensors import unfilled
+from audiogen.generators import level
 from audiogen.generators import request as requests
 from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling
 from audiogen.lm import decoders, lora
@@ -220,18 +222,21 @@ class AudioGen:
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         edit: Edit | None = None,
         progress: Progress | None = None,
+        turned_down_db: list[float] | None = None,
     ) -> Tensor:
         """Texts to audio [B, C, N]: see `interfaces.Generator`. What they mean in audiocraft, options mean here.
 
-        With a prompt the result begins with it as the codec renders it, in whole frames.
+        With a prompt the result begins with its samples at the model's rate; the model continues whole frames of it.
         """
         requests.refuse({"edit": edit}, requests.FAMILIES[0])
         draws = _draws(sampling)
         request = requests.check(self, texts, duration_s, seed, guidance, sampling)
         frames, lengths = request.num_frames, request.num_samples
-        given = None if prompt is None else self._encode_prompt(*prompt, len(texts))  # [B, K, P]
+        kept, given = self._prompt(prompt, len(texts))  # given [B, K, P]
         if prompt is not None:
             requests.check_prompt(prompt, request.durations_s)
+        down_db = [] if turned_down_db is None else turned_down_db
+        down_db[:] = [0.0] * len(texts)
         conditions = self._conditions(texts, sampling.peer_padding)
         without = None if sampling.negative is None else self.conditioner([sampling.negative])
         result = torch.zeros(len(texts), self.channels, max(lengths))
@@ -253,8 +258,10 @@ class AudioGen:
                 self.decoder, wanted, draws, max_frames=self.max_frames, callback=callback
             )
             for row, row_codes in zip(rows, codes, strict=False):
-                sound = self._decode(row_codes[:, : frames[row]])[:, : lengths[row]]
-                result[row, :, : lengths[row]] = sound.cpu()
+                sound = self._decode(row_codes[:, : frames[row]])[:, : lengths[row]].cpu()
+                result[row, :, : lengths[row]], down_db[row] = level.finish(
+                    sound, kept[row] if kept else None
+                )
         return result
 
     def generate_continuation(
@@ -286,14 +293,16 @@ class AudioGen:
         seed: int = 0,
         prompt: tuple[Tensor, int] | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        turned_down_db: list[float] | None = None,
         chunk_s: float = 0.25,
         lookahead_s: float | None = None,
     ) -> Iterator[Tensor]:
         """Audio [C, n] piece by piece while it is generated, in memory that does not grow.
 
         Joined, the sound that `generate` makes of the same text and seed, as long as that is within one window
-        (`max_frames`); past it windows take turns here (`lm.stream`) and are encoded anew there. What rounds with the
-        number of rows, PyTorch's own products, may differ in the last bits, and so in a code in a million.
+        (`max_frames`) and full scale; past it windows take turns here (`lm.stream`) and are encoded anew there, and the
+        level falls from a peak on (`level.finish_live`). What rounds with the number of rows, PyTorch's own products,
+        may differ in the last bits, and so in a code in a million.
 
         duration_s: None goes on until the caller stops. prompt: audio [C, n] and its sample rate, which comes first.
         chunk_s: of sound at a time; less costs more for a codec without state, which decodes its context each time.
@@ -304,7 +313,7 @@ class AudioGen:
         request = requests.check(
             self, [text], 1.0 if duration_s is None else duration_s, seed, guidance, sampling
         )
-        codes = None if prompt is None else self._encode_prompt(*prompt, 1)
+        kept, codes = self._prompt(prompt, 1)
         for name, value in (("chunk_s", chunk_s), ("lookahead_s", lookahead_s or 0.0)):
             if not 0 <= value <= MAX_DURATION_S:
                 raise InputError(f"{name} is {value}; it must be from 0 to {MAX_DURATION_S:g} s")
@@ -316,7 +325,8 @@ class AudioGen:
         frames = stream_tokens(self.decoder, wanted, draws, max_frames=self.max_frames)
         lookahead = None if lookahead_s is None else round(lookahead_s * self.frame_rate)
         sound = decode_live(self.codec, frames, max(1, round(chunk_s * self.frame_rate)), lookahead)
-        return self._until(sound, None if duration_s is None else request.num_samples[0])
+        blocks = self._until(sound, None if duration_s is None else request.num_samples[0])
+        return level.finish_live(blocks, kept[0] if kept else None, turned_down_db)
 
     @staticmethod
     def _until(blocks: Iterable[Tensor], num_samples: int | None) -> Iterator[Tensor]:
@@ -346,12 +356,17 @@ class AudioGen:
             for condition, pad in zip(alone, pads, strict=True)
         ]
 
-    def _encode_prompt(self, prompt: Tensor, sample_rate: int, num_texts: int) -> Tensor:
-        """Audio [C, N] for all texts, or [B, C, N] -> codes [num_texts, K, P] of its whole frames."""
-        sounds = prompt[None] if prompt.dim() == 2 else prompt
+    def _prompt(
+        self, prompt: tuple[Tensor, int] | None, num_texts: int
+    ) -> tuple[list[level.Kept] | None, Tensor | None]:
+        """Audio [C, N] for all texts, or [B, C, N] -> what of it each text's sound keeps, codes [num_texts, K, P]."""
+        if prompt is None:
+            return None, None
+        audio, sample_rate = prompt
+        sounds = audio[None] if audio.dim() == 2 else audio
         if sounds.dim() != 3 or 0 in sounds.shape or not sounds.isfinite().all():
             raise InputError(
-                f"the sound to continue has shape {list(prompt.shape)} or samples that are not finite; "
+                f"the sound to continue has shape {list(audio.shape)} or samples that are not finite; "
                 "give [C, N] or [B, C, N] with N of at least 1"
             )
         if len(sounds) not in (1, num_texts):
@@ -364,7 +379,9 @@ class AudioGen:
         hop = self.codec.hop_length
         whole = sounds[..., : max(1, sounds.shape[-1] // hop) * hop]
         codes = torch.cat([self._encode(sound) for sound in whole])  # [B or 1, K, P]
-        return codes.expand(num_texts, -1, -1)
+        sounds, span = sounds.float().cpu().expand(num_texts, -1, -1), (sounds.shape[-1], sys.maxsize)
+        kept = [level.Kept(sound, *span, self.sample_rate, hop) for sound in sounds]
+        return kept, codes.expand(num_texts, -1, -1)
 
     def _encode(self, audio: Tensor) -> Tensor:
         """Audio [C, N] at the codec's rate and channels -> codes [1, K, T]."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from audiogen import distributed
+from audiogen import audio, distributed
 from audiogen.config import NotNegative, Positive, Range, check_ranges
 from audiogen.data.captions import Captioned, meanings, shuffle_captions, wordings
 from audiogen.data.dataset import DataConfig, Split
@@ -238,7 +238,7 @@ class CaptionedTask(Task[R]):
             return {}
         names = [re.sub(r"[^a-z0-9]+", "_", caption.lower()).strip("_")[:40] for caption in captions]
         pairs = zip(names, self.generate(captions), strict=True)
-        return {f"{row}_{name}": sound for row, (name, sound) in enumerate(pairs)}
+        return {f"{row}_{name}": audio.below_full_scale(sound) for row, (name, sound) in enumerate(pairs)}
 
     def generate(self, captions: list[str]) -> Tensor:
         """Captions -> sounds [B, C, N]."""

@@ -1,4 +1,4 @@
-"""Level, interruption and the endless WAV file of a sound that is still being made."""
+"""Level, time, interruption and the endless WAV file of a sound that is still being made."""
 
 import io
 import signal
@@ -12,18 +12,16 @@ from torch import Tensor
 from audiogen.generate import live as streaming
 
 
-def test_a_loud_block_is_turned_down_without_a_step_and_what_follows_too() -> None:
-    blocks = [0.5 * torch.ones(2, 100), torch.linspace(0.5, 2.0, 100).expand(2, -1), 0.5 * torch.ones(2, 100)]
-    made = list(streaming.below_full_scale(blocks))
-    assert torch.equal(made[0], blocks[0])
-    joined = torch.cat(made, -1)
-    assert joined.abs().max() <= 1.0 and joined[:, :200].diff().abs().max() < 0.02
-    assert torch.allclose(made[2], 0.5 * blocks[2])
-    early = torch.zeros(1, 100)
-    early[0, 3] = 4.0  # no time to fade
-    (made_early,) = streaming.below_full_scale([early])
-    assert torch.allclose(made_early, early / 4)
-    assert list(streaming.below_full_scale([torch.zeros(1, 5)]))[0].shape == (1, 5)
+def test_the_level_of_what_passes_is_measured_and_said() -> None:
+    for peak, down_db, remark in (
+        (0.5, 0.0, ""),
+        (1.0, 6.02, "  turned down by 6.0 dB"),
+        (1e-4, 0.0, "  almost silent, -80 dBFS"),
+        (0.0, 0.0, "  almost silent, -200 dBFS"),
+    ):
+        meter = streaming.Meter()
+        assert len(list(meter.watch([peak * torch.ones(2, 30), peak * torch.ones(2, 5)]))) == 2
+        assert meter.remark(down_db) == remark
 
 
 def test_an_interruption_ends_the_sound_after_its_first_piece_and_not_before() -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from audiogen import AudioGen
+from audiogen import audio as audio_io
 from audiogen.codec.model import Codec
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.errors import InputError
@@ -173,25 +174,41 @@ def test_without_text_guidance_changes_nothing(model: AudioGen) -> None:
     torch.testing.assert_close(alone, model.generate([None] * 3, 0.2, seed=4), atol=1e-5, rtol=0)
 
 
-def test_continuation_begins_with_the_clip_as_the_codec_renders_it(model: AudioGen) -> None:
+def test_continuation_begins_with_the_clip_itself(model: AudioGen) -> None:
+    """Bit for bit up to a fade of 20 ms; its whole frames, as the codec codes them, are what the model continues."""
     clip = 0.5 * torch.sin(torch.arange(1000) / 5.0)[None]  # 12 whole frames and a half
-    whole = clip[None, :, :960]
-    codes = model.codec.encode(whole)
-    sounds = model.generate_continuation(
-        clip, 8000, ["a dog barks", "rain"], 0.3, sampling=Sampling(temperature=0.0)
-    )
-    assert sounds.shape == (2, 1, 2400)
-    context = model.codec.lookahead_frames * 80
-    kept = max(0, 960 - context)
-    rendered = model.codec.decode(codes)[0, :, :kept]
+    greedy = Sampling(temperature=0.0)
+    sounds = model.generate_continuation(clip, 8000, ["a dog barks", "rain"], 0.3, sampling=greedy)
+    assert sounds.shape == (2, 1, 2400) and sounds.abs().max() <= 1
     for sound in sounds:
-        torch.testing.assert_close(sound[:, :kept], rendered, atol=1e-5, rtol=0)
-    plain = model.generate(["a dog barks", "rain"], 0.3, sampling=Sampling(temperature=0.0))
-    assert not torch.equal(sounds, plain)
+        assert torch.equal(sound[:, : 1000 - 160], clip[:, : 1000 - 160])
+        assert not torch.equal(sound[:, : 1000 - 150], clip[:, : 1000 - 150])
+    plain = model.generate(["a dog barks", "rain"], 0.3, sampling=greedy)
+    assert not torch.equal(sounds[..., 1000:], plain[..., 1000:])
     # a clip a row, at another rate and in stereo
     stereo = torch.stack([clip, clip.flip(-1)]).repeat_interleave(2, -1).expand(2, 2, -1)
     both = model.generate_continuation(stereo, 16000, duration_s=0.3)
     assert both.shape == (2, 1, 2400) and not torch.equal(both[0], both[1])
+    for row, sound in enumerate(both):
+        own = audio_io.resample(stereo[row], 16000, 8000).mean(0, keepdim=True)
+        assert torch.equal(sound[:, : 1000 - 160], own[:, : 1000 - 160])
+
+
+def test_a_loud_model_is_turned_down_and_not_the_sound_that_it_continues(
+    model: AudioGen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = model.codec.decode
+    monkeypatch.setattr(model.codec, "decode", lambda *given, **state: 50 * decode(*given, **state))
+    down_db: list[float] = []
+    sounds = model.generate(["a dog", "rain"], [0.1, 0.2], turned_down_db=down_db)
+    peaks = sounds.abs().amax((1, 2))
+    assert len(down_db) == 2 and min(down_db) > 0 and torch.equal(peaks, torch.ones(2))
+    clip = 0.9 * torch.sin(torch.arange(800) / 5.0)[None]
+    (whole,) = model.generate(["rain"], 0.2, prompt=(clip, 8000), turned_down_db=down_db)
+    pieces = model.stream("rain", 0.2, prompt=(clip, 8000), turned_down_db=down_db)
+    for sound in (whole, torch.cat(list(pieces), -1)):
+        assert torch.equal(sound[:, : 800 - 160], clip[:, : 800 - 160]) and sound.abs().max() <= 1
+        assert len(down_db) == 1 and down_db[0] > 0
 
 
 def test_a_saved_model_is_complete_and_generates_the_same(model: AudioGen, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from audiogen.audio import convert_channels, resample
 from audiogen.diffusion.sample import SAMPLINGS
 from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.systems import LatentSystem
@@ -194,6 +195,42 @@ def test_inpainting_leaves_the_other_latents_as_they_were(name: str, systems, mo
         assert torch.equal(latents[:, :, ~new], kept[:, :, ~new])
         assert (latents[:, :, new] != kept[:, :, new]).all()
     assert not torch.equal(inpainted[0], inpainted[1])
+
+
+@pytest.mark.parametrize("name", ["lafma", "stable_audio"])
+def test_inpainting_keeps_the_samples_outside_of_the_new_part(name: str, systems) -> None:
+    """To the bit, at the model's rate and channels, but for fades of 20 ms."""
+    generator, sound = systems[name], 3 * clip(44100, 0.3, 2)
+    rate, down_db = generator.sample_rate, [7.0]
+    made = generator.generate(
+        ["rain", "a dog"], 0.3, edit=Edit(sound, 44100, inpaint=(0.1, 0.2)), sampling=Sampling(steps=2),
+        turned_down_db=down_db,
+    )  # fmt: skip
+    kept = convert_channels(resample(sound, 44100, rate), generator.channels)
+    assert made.shape[-1] == kept.shape[-1] and len(down_db) == 2
+    for row in made:
+        for part in (slice(0, round(0.08 * rate)), slice(round(0.22 * rate), None)):
+            assert torch.equal(row[:, part], kept[:, part])
+        assert not torch.allclose(row, kept, atol=0.01)
+
+
+def test_a_loud_system_gives_nothing_past_full_scale(systems, monkeypatch) -> None:
+    generator, down_db = systems["lafma"], []
+    decode = generator.system.autoencoder.decode
+    monkeypatch.setattr(generator.system.autoencoder, "decode", lambda latents: 1e4 * decode(latents))
+    sounds = generator.generate(["rain", "a dog"], 0.1, sampling=Sampling(steps=2), turned_down_db=down_db)
+    assert torch.equal(sounds.abs().amax((1, 2)), torch.ones(2)) and len(down_db) == 2 and min(down_db) > 0
+
+
+def test_guidance_rescale_is_an_option_and_a_setting_of_the_system(systems) -> None:
+    generator = systems["lafma"]
+    asked = [
+        generator.generate(["rain"], 0.1, sampling=Sampling(steps=4, guidance_rescale=share))
+        for share in (None, 0.0, 1.0)
+    ]
+    assert torch.equal(asked[0], asked[1]) and not torch.equal(asked[1], asked[2])
+    own = dataclasses.replace(make("lafma"), sampling=LatentSampling("euler", 4, 3.0, guidance_rescale=1.0))
+    assert torch.equal(LatentGenerator(own, "cpu").generate(["rain"], 0.1), asked[2])
 
 
 def test_upsampling_makes_the_highest_quarter_of_the_bands_new(systems, monkeypatch) -> None:
