@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError, plain_text
 from audiogen.interfaces import Generator, Progress, Sampling
 
@@ -77,7 +77,10 @@ def noise_seed(seed: int, text: str | None) -> int:
 
     By the seed alone, all texts of one seed would get the same noise, and their events would fall on the same moments.
     """
-    return seed if text is None else seed_for("sound", seed, text)
+    if text is None:
+        return seed
+    # not data.seeds, which needs torch: options are parsed without
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{text}".encode()).digest()[:8], "big") >> 1
 
 
 def num_samples(duration_s: float, sample_rate: int) -> int:
