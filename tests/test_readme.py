@@ -111,10 +111,10 @@ COMMANDS: dict[str, str] = {
     ),
     (
         "python -m audiogen.generate --model facebook/musicgen-small --adapter runs/adapter "
-        '--text "a bell rings twice"'
+        '--text "a bell rings three times"'
     ): (
         f"python -m audiogen.generate --model release {RELEASED_TEXT} --adapter runs/adapter --duration 0.2 "
-        "--text 'a bell rings twice'"
+        "--text 'a bell rings three times'"
     ),
     (
         "python -m audiogen.train recipe=lm_lora init_from=facebook/audiogen-medium "
@@ -125,10 +125,10 @@ COMMANDS: dict[str, str] = {
     ),
     (
         "python -m audiogen.generate --model facebook/audiogen-medium --adapter runs/bells "
-        '--text "a bell rings twice"'
+        '--text "a small bell rings"'
     ): (
         f"python -m audiogen.generate --model release {RELEASED_TEXT} --adapter runs/bells --duration 0.2 "
-        "--text 'a bell rings twice'"
+        "--text 'a small bell rings'"
     ),
     "python -m audiogen.convert facebook/audiogen-medium --adapter runs/bells --to audiogen -o merged/": (
         f"python -m audiogen.convert release {RELEASED_TEXT} --adapter runs/bells --to audiogen -o merged/"

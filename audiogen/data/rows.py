@@ -1,4 +1,4 @@
-"""Rows of CSV and JSON lines files, each with the number of its line. Standard library only, for command lines."""
+"""Rows of CSV and JSON lines files, each with the number of its line. Without torch, for command lines."""
 
 import csv
 import io
@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from audiogen.config import did_you_mean
 from audiogen.errors import InputError
 
+TABLES = {".csv": ",;\t", ".tsv": "\t"}  # what may part their columns: spreadsheets of some languages write ;
 Row = dict[str, Any] | InputError  # of a broken line, what is wrong with it
 
 
@@ -22,13 +24,27 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({reason})") from error
 
 
-def read_rows(path: Path, keys: Sequence[str], lenient: bool = False) -> Iterator[tuple[int, Row]]:
-    """The rows of a .csv file, or of one with a JSON object a line; `keys`, one of which a row needs, by preference.
+def read_rows(
+    path: Path, keys: Sequence[str], lenient: bool = False, others: Sequence[str] | None = None
+) -> Iterator[tuple[int, Row]]:
+    """The rows of a .csv or .tsv file, or of one with a JSON object a line; `keys`: a row needs one, by preference.
 
-    lenient: rows of a .csv file may lack their last fields, and spaces may follow commas.
+    lenient: rows of a table may lack their last fields, and spaces may follow commas. others: the other fields that
+    there are; None is any.
     """
     text = read_text(path)
-    return _csv(text, keys, lenient) if path.suffix.lower() == ".csv" else _json_lines(text, keys[0])
+    parting = TABLES.get(path.suffix.lower())
+    rows = _json_lines(text, keys[0]) if parting is None else _table(text, keys, lenient, parting)
+    return rows if others is None else _checked(rows, (*keys, *others))
+
+
+def _checked(rows: Iterator[tuple[int, Row]], fields: Sequence[str]) -> Iterator[tuple[int, Row]]:
+    """The rows without one that has other fields."""
+    for number, row in rows:
+        other = next((key for key in row if key not in fields), None) if isinstance(row, dict) else None
+        if other is not None:
+            row = InputError(f"has {other[:60]!r}, which is not read; {did_you_mean(other, fields)}")
+        yield number, row
 
 
 def _json_lines(text: str, key: str) -> Iterator[tuple[int, Row]]:
@@ -50,9 +66,17 @@ def _json_lines(text: str, key: str) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _csv(text: str, keys: Sequence[str], lenient: bool) -> Iterator[tuple[int, Row]]:
-    """Fields that are not empty, by the names of the first line in lower case."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, skipinitialspace=lenient)
+def _table(text: str, keys: Sequence[str], lenient: bool, parting: str) -> Iterator[tuple[int, Row]]:
+    """Fields that are not empty, by the names of the first line in lower case.
+
+    parting: characters that may part columns; it is the first of them by which a column has one of the names in `keys`.
+    """
+    first = text.lstrip("\r\n").partition("\n")[0].lower()
+    fits = (mark for mark in parting if {name.strip(' "\r') for name in first.split(mark)} & set(keys))
+    mark = next(fits, parting[0])
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), strict=True, skipinitialspace=lenient, delimiter=mark
+    )
     try:
         columns = [name.strip().lower() for name in reader.fieldnames or []]
         if not set(columns) & set(keys):
@@ -61,7 +85,8 @@ def _csv(text: str, keys: Sequence[str], lenient: bool) -> Iterator[tuple[int, R
         reader.fieldnames = columns
         for row in reader:
             if None in row or (None in row.values() and not lenient):
-                message = f"has not {len(columns)} columns; quote texts that hold commas"
+                between = {",": "commas", ";": "semicolons"}.get(mark, "tabs")
+                message = f"has not {len(columns)} columns; quote texts that hold {between}"
                 yield reader.line_num, InputError(message)
             else:
                 yield reader.line_num, {key: value for key, value in row.items() if value}

@@ -187,6 +187,16 @@ class Conditioner(nn.Module):
         start = None if seconds is None else torch.zeros_like(seconds)
         return ConditionerInputs(text, clap, start, seconds).to(device)
 
+    @property
+    def num_frozen(self) -> int:
+        """Parameters of the encoders of text that are no part of the system's weights; they are opened for it."""
+        frozen = None if self.text is None else self.text.frozen
+        count = 0 if frozen is None else sum(weight.numel() for weight in frozen.encoder.stack.parameters())
+        if self.clap is not None:
+            weights = self.clap.parts.model.named_parameters()
+            count += sum(weight.numel() for name, weight in weights if name.startswith("text_"))
+        return count
+
     def guided(
         self,
         texts: Sequence[str | None],

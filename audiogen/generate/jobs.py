@@ -19,12 +19,15 @@ DURATION_S = 5.0
 
 @dataclass(frozen=True)
 class Job:
-    """A sound file to make, with a picture beside it."""
+    """A sound file to make, with a picture beside it. guidance, negative, model: None are those of the command."""
 
     path: Path
     text: str | None
     duration_s: float
     seed: int
+    guidance: float | None = None
+    negative: str | None = None
+    model: str | None = None
 
     @property
     def picture(self) -> Path:
@@ -50,13 +53,21 @@ def plan(args: argparse.Namespace, default_s: float = DURATION_S) -> list[Job]:
         )
     one_file = str(args.out) == "-" or _is_file(args.out, args.format, count)
     wide, wide_sample = len(str(len(prompts) - 1)), len(str(args.num_samples - 1))
-    jobs = []
+    models = {prompt.model or args.model for prompt in prompts}
+    jobs: list[Job] = []
     for number, prompt in enumerate(prompts):
         for sample in range(args.num_samples):
             duration_s = asked_s if prompt.duration_s is None else prompt.duration_s
             seed = (args.seed if prompt.seed is None else prompt.seed) + sample
-            name = f"{number:0{wide}}_{sample:0{wide_sample}}_{_slug(prompt.text)}_seed{seed}.{args.format or 'wav'}"
-            jobs.append(Job(args.out if one_file else args.out / name, prompt.text, duration_s, seed))
+            stem = f"{number:0{wide}}_{sample:0{wide_sample}}_{_slug(prompt.text)}_seed{seed}"
+            if len(models) > 1:
+                stem += f"_{_slug(Path(prompt.model or args.model).name)}"
+            if prompt.name is not None:
+                stem = prompt.name if args.num_samples == 1 else f"{prompt.name}_seed{seed}"
+            path = args.out if one_file else args.out / f"{stem}.{args.format or 'wav'}"
+            settings = prompt.guidance, prompt.negative, prompt.model
+            jobs.append(Job(path, prompt.text, duration_s, seed, *settings))
+    _check_distinct(jobs)
     if str(args.out) != "-":
         _check_writable(jobs[0].path.parent)
         if not args.overwrite:
@@ -105,6 +116,18 @@ def _slug(text: str | None) -> str:
         return "no_text"
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:40].strip("_") or "sound"
+
+
+def _check_distinct(jobs: list[Job]) -> None:
+    """Raise InputError for two sounds of one name, also where upper and lower case are one, as on some systems."""
+    texts: dict[str, str | None] = {}
+    for job in jobs:
+        if (key := str(job.path).casefold()) in texts:
+            raise InputError(
+                f"{job.path} would be the file of two sounds, {(texts[key] or '')[:40]!r} and "
+                f"{(job.text or '')[:40]!r}; give them different names"
+            )
+        texts[key] = job.text
 
 
 def _check_new(jobs: list[Job], pictures: bool) -> None:

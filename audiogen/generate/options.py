@@ -23,7 +23,8 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
         "--text": (list, "a prompt; repeat the option for several"),
         "--prompts FILE": (
             Path,
-            "file of prompts: .txt (one a line), .csv or .jsonl (fields text and, if wanted, duration and seed)",
+            "file of prompts: .txt (one a line), .csv, .tsv or .jsonl (fields text and, if wanted, duration, seed, "
+            "guidance, negative, model, and name, of the sound's file)",
         ),
         "--negative TEXT": (str, "what the sounds should not be like"),
         "--continue-from FILE": (

@@ -24,7 +24,7 @@ from audiogen.generate.options import refuse_others
 from audiogen.generators import load as generators
 from audiogen.generators.request import check_duration, check_prompt, num_samples
 from audiogen.interfaces import Edit, Generator, Sampling
-from audiogen.models.find import SYSTEM, find
+from audiogen.models.find import SYSTEM, Found, find
 
 BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} s of sound [{elapsed}<{remaining}]"
 
@@ -36,36 +36,60 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     with warnings.catch_warnings():
         setattr(warnings, "showwarning", _show_warning)  # noqa: B010 (a plain assignment does not pass mypy)
         warnings.filterwarnings("ignore", message="Glyph")  # emoji in the title of a picture
-        found = find(args.model, kinds=generators.GENERATES)
-        generators.check_generates(found)
-        refuse_others(args, found.kind == SYSTEM)
+        opened = []
+        for name in dict.fromkeys(job.model or args.model for job in jobs):
+            found = find(name, kinds=generators.GENERATES)
+            generators.check_generates(found)
+            own = argparse.Namespace(**vars(args) | {"model": name})
+            refuse_others(own, found.kind == SYSTEM)
+            opened.append((own, found))
         prompt = None if args.continue_from is None else audio.load(args.continue_from)
         edit = None
         if args.init is not None:
             edit = Edit(*audio.load(args.init), args.strength, args.inpaint, args.upsample)
             jobs = plan(args, edit.duration_s)
-        longest_s = generators.max_duration_s(found, args.heads)
-        for job in jobs:  # before its weights are read
-            if not (args.stream and job.duration_s == math.inf):
-                check_duration(job.duration_s, longest_s)
-        packed = True if args.cuda_graph else None
-        generator = generators.load(
-            found, args.device, args.dtype, args.text_encoder, args.adapter, packed, args.heads, args.clap
+        parts = [[job for job in jobs if (job.model or args.model) == own.model] for own, _ in opened]
+        for (_, found), part in zip(opened, parts, strict=True):  # before any weights are read
+            longest_s = generators.max_duration_s(found, args.heads)
+            for job in part:
+                if not (args.stream and job.duration_s == math.inf):
+                    check_duration(job.duration_s, longest_s)
+        for (own, found), part in zip(opened, parts, strict=True):
+            make(own, found, part, prompt, edit)
+    return 0
+
+
+def make(
+    args: argparse.Namespace,
+    found: Found,
+    jobs: Sequence[Job],
+    prompt: tuple[Tensor, int] | None,
+    edit: Edit | None,
+) -> None:
+    """Open a model and make its jobs, those of one guidance and one negative text together."""
+    packed = True if args.cuda_graph else None
+    generator = generators.load(
+        found, args.device, args.dtype, args.text_encoder, args.adapter, packed, args.heads, args.clap
+    )
+    if edit is not None and edit.sample_rate != generator.sample_rate:
+        warnings.warn(
+            f"{args.init} has {edit.sample_rate} Hz and the model {generator.sample_rate} Hz; it is resampled",
+            stacklevel=1,
         )
-        if edit is not None and edit.sample_rate != generator.sample_rate:
-            warnings.warn(
-                f"{args.init} has {edit.sample_rate} Hz and the model {generator.sample_rate} Hz; it is resampled",
-                stacklevel=1,
-            )
-        _check_durations(jobs, generator, prompt, edit, args.stream)
-        sampling = Sampling(**{field.name: getattr(args, field.name) for field in fields(Sampling)})
+    _check_durations(jobs, generator, prompt, edit, args.stream)
+    groups: dict[tuple[float | None, str | None], list[Job]] = {}
+    for job in jobs:
+        guidance = args.guidance if job.guidance is None else job.guidance
+        groups.setdefault((guidance, job.negative or args.negative), []).append(job)
+    spent_s = 0.0
+    for (guidance, negative), group in groups.items():
+        settings = {field.name: getattr(args, field.name) for field in fields(Sampling)}
+        sampling = Sampling(**settings | {"negative": negative})
         if args.stream:
-            return stream(args, jobs[0], generator, prompt, sampling)
-        make = partial(
-            generator.generate, guidance=args.guidance, prompt=prompt, sampling=sampling, edit=edit
-        )
-        at_once = len(jobs) if args.peer_padding else generator.batch_size
-        spent_s = generate(jobs, generator, make, at_once, args.overwrite)
+            return stream(args, group[0], generator, guidance, prompt, sampling)
+        call = partial(generator.generate, guidance=guidance, prompt=prompt, sampling=sampling, edit=edit)
+        at_once = len(group) if args.peer_padding else generator.batch_size
+        spent_s += generate(group, generator, call, at_once, args.overwrite)
     for note in generator.notes:
         print(note)
     sound_s = sum(job.duration_s for job in jobs)
@@ -73,7 +97,6 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
         f"real-time factor {spent_s / sound_s:.2f} ({sound_s:g} s of sound in {spent_s:.1f} s), "
         f"model {args.model} on {generator.device}"
     )
-    return 0
 
 
 def generate(
@@ -118,9 +141,10 @@ def stream(
     args: argparse.Namespace,
     job: Job,
     generator: Generator,
+    guidance: float | None,
     prompt: tuple[Tensor, int] | None,
     sampling: Sampling,
-) -> int:
+) -> None:
     """Write one sound while it is generated; Ctrl-C ends it where it is."""
     if args.peer_padding:
         raise InputError("--peer-padding is for batches, and --stream makes one sound: drop one of the two")
@@ -128,7 +152,7 @@ def stream(
     pieces = generator.stream(
         job.text,
         None if math.isinf(job.duration_s) else job.duration_s,
-        guidance=args.guidance,
+        guidance=guidance,
         seed=job.seed,
         prompt=prompt,
         sampling=sampling,
@@ -145,7 +169,6 @@ def stream(
         f"model {args.model} on {generator.device}{meter.remark(down_db[0])}",
         file=sys.stderr if str(args.out) == "-" else sys.stdout,
     )
-    return 0
 
 
 def _advance(bar: tqdm[Any], before_s: float, group_s: float, share: float) -> None:

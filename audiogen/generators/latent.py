@@ -19,7 +19,6 @@ from audiogen import audio as audio_io
 from audiogen.config import to_plain
 from audiogen.device import DTYPES, choose_device
 from audiogen.diffusion.autoencoders import MelAutoencoder
-from audiogen.diffusion.conditioners import Conditioner
 from audiogen.diffusion.conditioning import Conditioning, stack
 from audiogen.diffusion.process import PROCESSES, Process, process_of
 from audiogen.diffusion.sample import (
@@ -122,7 +121,7 @@ class LatentGenerator:
     def num_parameters(self) -> int:
         """Of all that runs from text to audio: encoders of text, denoiser, autoencoder and vocoder."""
         trained = sum(parameter.numel() for parameter in self.system.parameters())
-        return trained + _num_frozen_parameters(self.system.conditioner)
+        return trained + self.system.conditioner.num_frozen
 
     def sampling(
         self,
@@ -392,13 +391,3 @@ def _replace_text(released: Released, text_encoder: str, where: str | Path) -> N
         raise InputError(f"{where} has no T5 that could be replaced; drop the text encoder")
     else:
         conditioner.text = TextStates(dataclasses.replace(config, encoder=text_encoder))
-
-
-def _num_frozen_parameters(conditioner: Conditioner) -> int:
-    """Of the encoders of text that are no part of the system's weights; they are opened for it."""
-    frozen = None if conditioner.text is None else conditioner.text.frozen
-    count = 0 if frozen is None else sum(weight.numel() for weight in frozen.encoder.stack.parameters())
-    if conditioner.clap is not None:
-        weights = conditioner.clap.parts.model.named_parameters()
-        count += sum(weight.numel() for name, weight in weights if name.startswith("text_"))
-    return count

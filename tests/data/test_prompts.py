@@ -16,9 +16,9 @@ def written(folder: Path, name: str, content: str) -> Path:
 
 def test_the_formats_say_the_same(tmp_path: Path) -> None:
     plain = written(tmp_path, "a.txt", "a dog barks\r\n\n  rain, then a 🐶 \n")
-    table = written(tmp_path, "a.csv", '\ufefftext, note\na dog barks,x\n\n"rain, then a 🐶",\n')
+    table = written(tmp_path, "a.csv", '\ufefftext, seed\na dog barks,\n\n"rain, then a 🐶",\n')
     lines = written(
-        tmp_path, "a.jsonl", '{"caption": "a dog barks", "x": 1}\n\n{"prompt": "rain, then a 🐶"}'
+        tmp_path, "a.jsonl", '{"caption": "a dog barks", "seed": null}\n\n{"prompt": "rain, then a 🐶"}'
     )
     expected = [Prompt("a dog barks"), Prompt("rain, then a 🐶")]
     assert read_prompts(plain) == read_prompts(table) == read_prompts(lines) == expected
@@ -30,6 +30,25 @@ def test_duration_and_seed_of_a_line(tmp_path: Path) -> None:
         tmp_path, "a.jsonl", '{"text": "a dog barks", "seed": 7, "duration": 2.5}\n{"text": "rain"}\n'
     )
     assert read_prompts(table) == read_prompts(lines) == [Prompt("a dog barks", 2.5, 7), Prompt("rain")]
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t")])
+def test_tables_by_whatever_parts_their_columns(tmp_path: Path, name: str, mark: str) -> None:
+    rows = [
+        ["Name", "caption", "guidance", "negative", "model", "duration", "seed"],
+        ["bark", '"a dog; it barks, twice"', "2.5", "rain", "runs/mine", "1.5", "7"],
+        ["", "rain", "", "", "", "", ""],
+    ]
+    table = written(tmp_path, name, "\r\n".join(mark.join(row) for row in rows))
+    keys = ("text", "duration_s", "seed", "guidance", "negative", "model", "name")
+    full = dict(zip(keys, ("a dog; it barks, twice", 1.5, 7, 2.5, "rain", "runs/mine", "bark"), strict=True))
+    lines = written(
+        tmp_path,
+        "a.jsonl",
+        '{"name": "bark", "text": "a dog; it barks, twice", "guidance": 2.5, "negative": "rain", "model": "runs/mine", '
+        '"duration": 1.5, "seed": 7}\n{"text": "rain"}',
+    )
+    assert read_prompts(table) == read_prompts(lines) == [Prompt(**full), Prompt("rain")]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +76,27 @@ def test_duration_and_seed_of_a_line(tmp_path: Path) -> None:
             "a.jsonl:1: has duration inf, expected a positive number",
         ),
         ("a.jsonl", '{"text": "rain", "seed": 1.5}\n', "a.jsonl:1: has seed 1.5, expected a whole number"),
-        ("a.json", "[]", "read from .txt, .csv, .jsonl files"),
+        ("a.json", "[]", "read from .txt, .csv, .tsv, .jsonl files"),
+        ("a.csv", "text;seeds\nrain;3\n", "a.csv:2: has 'seeds', which is not read; did you mean 'seed'"),
+        ("a.csv", "text;seed\nrain;3;4\n", "a.csv:2: has not 2 columns; quote texts that hold semicolons"),
+        ("a.jsonl", '{"text": "rain", "length": 3}', "a.jsonl:1: has 'length', which is not read; "),
+        (
+            "a.jsonl",
+            '{"text": "rain", "guidance": "much"}',
+            "a.jsonl:1: has guidance 'much', expected a number",
+        ),
+        ("a.jsonl", '{"text": "rain", "guidance": NaN}', "has guidance nan, expected a number"),
+        ("a.jsonl", '{"text": "rain", "negative": 3}', "has negative 3, expected words"),
+        ("a.jsonl", '{"text": "rain", "model": " "}', "has model ' ', expected words"),
+        ("a.jsonl", '{"text": "rain", "seed": -1}', "has seed -1; it must be from 0"),
+        ("a.csv", "text,name\nrain,../a\n", "a.csv:2: has name '../a'; a file's name has"),
+        ("a.csv", "text,name\nrain,.a\n", "has name '.a'"),
+        ("a.csv", f"text,name\nrain,{'é' * 101}\n", "at most 200 bytes"),
+        ("a.jsonl", '{"text": "rain \\ud800"}', "a.jsonl:1: the text .* which is no text"),
+        ("a.csv", "text\nra\0in\n", "a.csv:2: "),
+        ("a.txt", "rain\0\n", "a.txt:1: the text .* which is no text"),
+        ("a.txt", "rain " * 200_000, "a.txt:1: .*1000000 characters|a.txt:1: .*999999 characters"),
+        ("a.csv", "text\n" + "rain " * 200_000, "a.csv:1: is not CSV .field larger"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, name: str, content: str, said: str) -> None:

@@ -105,6 +105,55 @@ def test_prompts_of_a_file_follow_those_of_the_command_and_names_sort_in_their_o
     assert jobs[25] == Job(Path("o/12_1_a_clock_seed41.ogg"), "a clock", 0.25, 41)
 
 
+def test_rows_have_settings_of_their_own_and_each_model_is_opened_once(
+    run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a row says is what the command would say for it alone; rows of one kind are made together."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    rows = [
+        {"text": "rain", "guidance": 1.5, "name": "soft rain"},
+        {"text": "a dog", "model": str(other), "negative": "tin", "seed": 3},
+        {"text": "a clock"},
+        {"text": "tin", "guidance": 1.5, "duration": 0.2},
+    ]
+    Path("p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    opened, load = [], generators.load
+    monkeypatch.setattr(
+        generators, "load", lambda found, *more: (opened.append(found.path), load(found, *more))[1]
+    )
+    status, out, err = run("--prompts", "p.jsonl", "--out", "o")
+    assert (status, err, opened) == (0, [], [tiny_model, other])
+    stems = [
+        "soft rain",
+        "1_0_a_dog_seed3_other",
+        f"2_0_a_clock_seed0_{tiny_model.name}",
+        f"3_0_tin_seed0_{tiny_model.name}",
+    ]
+    assert files("o") == sorted(f"o/{stem}.{suffix}" for stem in stems for suffix in ("png", "wav"))
+    assert sum(line.startswith("real-time factor") for line in out) == 2
+    alone = [
+        ["--text", "rain", "--guidance", "1.5"],
+        ["--text", "a dog", "--model", str(other), "--negative", "tin", "--seed", "3"],
+        ["--text", "a clock"],
+        ["--text", "tin", "--guidance", "1.5", "--duration", "0.2"],
+    ]
+    for stem, words in zip(stems, alone, strict=True):
+        assert run(*words, "--out", "alone.wav", "--overwrite")[0] == 0
+        assert Path("alone.wav").read_bytes() == Path(f"o/{stem}.wav").read_bytes()
+    rows = [{"text": "a", "name": "x"}, {"text": "b", "name": "X"}]
+    Path("p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    status, out, err = run("--prompts", "p.jsonl", "--out", "o")
+    assert (status, out, len(err)) == (
+        2,
+        [],
+        1,
+    ) and "o/X.wav would be the file of two sounds, 'a' and 'b'" in err[0]
+    Path("p.jsonl").write_text(json.dumps({"text": "a", "model": "nosuch"}))
+    status, out, err = run("--prompts", "p.jsonl", "--out", "o")
+    assert (status, out, len(err)) == (2, [], 1) and "nosuch" in err[0]
+
+
 def test_earlier_takes_stay(run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another seed has another name; what is there is replaced on demand only, and found before the model is opened."""
     assert run("--text", "rain")[0] == run("--text", "rain", "--seed", "5")[0] == 0
@@ -306,7 +355,7 @@ def test_bad_model_directories(run, tiny_model: Path, tmp_path: Path) -> None:
 
 def test_as_a_command(tiny_model: Path, tmp_path: Path) -> None:
     with open(tmp_path / "p.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["audio", "caption"], ["a.wav", "a dog, then rain"]])
+        csv.writer(file).writerows([["name", "caption"], ["", "a dog, then rain"]])
     command = [
         sys.executable,
         "-m",
