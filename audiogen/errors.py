@@ -1,14 +1,18 @@
 """The one exception for a user's mistake, and how the command line reports it. Standard library only."""
 
 import atexit
+import errno
 import gc
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 LONGEST_TEXT = 100_000  # characters of a prompt or caption; text encoders read the first 64 to 512 tokens
 LONGEST_LINE = 1000  # characters of a message
@@ -66,6 +70,8 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         sys.stdout.reconfigure(
             errors="surrogateescape"
         )  # names of files that are not UTF-8 are printed as they are
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
     try:
         return main(argv) or 0
     except InputError as error:
@@ -73,9 +79,21 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         return 2
     except BrokenPipeError:
         return 141  # the reader of our output went away, as `| head` does
-    except KeyboardInterrupt:
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {one_line(error)}; make space and run the same command again", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        with suppress(ValueError):  # another thread than the main one
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # another Ctrl-C ends what is left to clean up
         print("interrupted", file=sys.stderr)
-        return 130
+        return error.args[0] if error.args else 130
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """SIGTERM, as job systems send it, undoes what is begun as Ctrl-C does."""
+    raise KeyboardInterrupt(128 + number)
 
 
 @contextmanager

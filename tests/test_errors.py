@@ -1,6 +1,9 @@
 """How the command line ends: the exit status, and one line for a user's mistake."""
 
+import errno
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,6 +38,35 @@ def test_statuses() -> None:
 
     assert [run_command(lambda argv: None), run_command(lambda argv: 1)] == [0, 1]
     assert [run_command(interrupted), run_command(unread)] == [130, 141]
+
+
+def test_sigterm_undoes_what_is_begun_and_another_signal_ends_that_too() -> None:
+    undone = []
+
+    def main(argv: Sequence[str] | None) -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            undone.append(True)
+        return 0
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert run_command(main) == 143 and undone
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_full_disk_is_one_line_wherever_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: Sequence[str] | None) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/a")
+
+    assert run_command(main) == 2
+    assert re.fullmatch(
+        r"error: .*No space left on device: '/tmp/a'; make space.*\n", capsys.readouterr().err
+    )
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -104,6 +104,13 @@ def _from_workers(source: Any, keys: Iterable[Any], workers: int) -> Generator[A
     )
     try:
         yield from made
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a worker that loads the data was ended from outside, by the system if memory was short; run the same "
+            "command again, with fewer fit.workers if that happens again"
+        ) from error
     finally:
         del made  # ends the workers, also where a traceback keeps this frame alive
 

@@ -133,6 +133,21 @@ def test_a_corpus_of_nothing_readable_is_an_error(workers: int) -> None:
     assert "\n" not in str(caught.value)
 
 
+class Deadly(Numbers):
+    """The process that loads it is killed, as by the system when memory is short."""
+
+    def item(self, index: int, epoch: int, seed: int) -> Item:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_killed_worker_is_one_line() -> None:
+    with pytest.raises(
+        InputError, match=r"ended from outside.*run the same command again, with fewer fit\.workers"
+    ):
+        take(AudioLoader(Deadly(3), 2, workers=1), 1)
+
+
 def test_mistakes() -> None:
     for dataset, batch_size, workers in [(Numbers(0), 1, 0), (Numbers(3), 0, 0), (Numbers(3), 1, -1)]:
         with pytest.raises(InputError, match="expected at least 1, 0 and 1"):
