@@ -130,6 +130,12 @@ COMMANDS: dict[str, str] = {
         f"python -m audiogen.generate --model release {RELEASED_TEXT} --adapter runs/bells --duration 0.2 "
         "--text 'a small bell rings'"
     ),
+    "python -m audiogen.train recipe=lm_tiny_finetune data.train=my_sounds/ out=runs/piano": (
+        f"... {SMALL} pretokenize_epochs=1"
+    ),
+    (
+        'python -m audiogen.generate --model lm_tiny --adapter runs/piano/best --text "a piano plays a note"'
+    ): "... --duration 0.2",
     "python -m audiogen.convert facebook/audiogen-medium --adapter runs/bells --to audiogen -o merged/": (
         f"python -m audiogen.convert release {RELEASED_TEXT} --adapter runs/bells --to audiogen -o merged/"
     ),
