@@ -470,7 +470,7 @@ def test_bad_data_is_said_before_anything_is_generated(comparison: Comparison, t
         ({"num_clips": 19}, "--num-clips is 19"),
         ({"embedders": ("clap",)}, "no embedder is called 'clap'"),
         ({"embedders": ("codec:absent",)}, "neither a directory nor a bundled model"),
-        ({"embedders": (f"tagger:{comparison.models[0]}",)}, "of kind 'token_lm'"),
+        ({"embedders": (f"tagger:{comparison.models[0]}",)}, "holds a token language model"),
         ({"order_prompts": 1}, "order prompts need 1.2 s"),
         ({"order_prompts": 1, "duration_s": 1.3, "embedders": ("codec:absent",)}, "neither a directory"),
         (
