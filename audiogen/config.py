@@ -75,9 +75,9 @@ def _check_range(name: str, value: Any, hint: Any) -> None:
     if origin is Annotated and isinstance(value, (int, float)):
         for limit in args[1:]:
             if isinstance(limit, Range) and not limit.holds(value):
-                raise InputError(f"{name} is {value!r}; it must be {limit}")
+                raise InputError(f"{name} is {short(value)}; it must be {limit}")
     elif origin is Literal and isinstance(value, str) and value not in args:
-        raise InputError(f"{name} is {value!r}; it must be {' or '.join(map(str, args))}")
+        raise InputError(f"{name} is {short(value)}; it must be {' or '.join(map(str, args))}")
     elif origin in (Union, types.UnionType):
         for member in args:
             _check_range(name, value, member)
@@ -160,7 +160,9 @@ def build(cls: type[T], node: Mapping[str, Any] | DictConfig, where: str = "") -
     if isinstance(node, DictConfig):
         node = plain(node)
     if not isinstance(node, Mapping):
-        raise InputError(f"{where or 'recipe'}: got {node!r}, expected a mapping with keys {_names(cls)}")
+        raise InputError(
+            f"{where or 'recipe'}: got {short(node)}, expected a mapping with keys {_names(cls)}"
+        )
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in node:
         if key not in fields:
@@ -215,6 +217,15 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(options) or 'nothing'}."
 
 
+def short(value: Any) -> str:
+    """A value for a message, on one line of at most 60 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # a number of more than 4300 digits, or lists in lists in lists
+        text = f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated type `hint`, or an `InputError` naming the key `where`."""
     origin, args = get_origin(hint), get_args(hint)
@@ -225,12 +236,12 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         if value in args and any(type(value) is type(arg) for arg in args):
             return value
-        raise InputError(f"{where}: got {value!r}; {did_you_mean(str(value), map(str, args))}")
+        raise InputError(f"{where}: got {short(value)}; {did_you_mean(str(value), map(str, args))}")
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where}: got {value!r}, expected a list, as in [1, 2]")
+            raise InputError(f"{where}: got {short(value)}, expected a list, as in [1, 2]")
         members = _members(args, value)
         if len(value) != len(members):
             raise InputError(f"{where}: got {len(value)} values, expected {len(members)}")
@@ -250,7 +261,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return value
     if hint is Path and isinstance(value, str):
         return Path(value)
-    raise InputError(f"{where}: got {value!r}, expected a {_describe(hint)}")
+    raise InputError(f"{where}: got {short(value)}, expected a {_describe(hint)}")
 
 
 def _convert_union(value: Any, members: tuple[Any, ...], where: str) -> Any:
@@ -264,7 +275,7 @@ def _convert_union(value: Any, members: tuple[Any, ...], where: str) -> Any:
             return _convert(value, member, where)
         except InputError:
             continue
-    raise InputError(f"{where}: got {value!r}, expected a {' or '.join(map(_describe, members))}")
+    raise InputError(f"{where}: got {short(value)}, expected a {' or '.join(map(_describe, members))}")
 
 
 def _describe(hint: Any) -> str:

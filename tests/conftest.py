@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 # Before torch is imported, and inherited by the commands that tests start.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+
+# Cases of a property: the same ones in every run of the suite; `--hypothesis-profile=thorough` draws more, and others.
+PROFILE: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+PROFILE["phases"] = (Phase.explicit, Phase.generate)  # cases are small as they are drawn
+settings.register_profile("suite", max_examples=14, derandomize=True, **PROFILE)
+settings.register_profile("thorough", max_examples=90, **PROFILE)
+settings.load_profile("suite")
 
 ROOT = Path(__file__).resolve().parent.parent
 

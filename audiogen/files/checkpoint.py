@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from audiogen.errors import InputError
+from audiogen.files.hub import pinned
 from audiogen.files.pickles import read_pickle
 from audiogen.files.tensors import match
 from audiogen.files.writing import (
@@ -86,13 +87,14 @@ def save_model(
 ) -> None:
     """Write a model directory: tensors first, `config.json` last, so that a new one is whole or no model.
 
+    Hub ids in config and info are written with their commits (`hub.pinned`).
     info: a free record of how it was made. dtype: that floats are stored in; float16 halves the file.
     """
     directory = Path(directory)
     if dtype is not None:
         tensors = {k: v.to("cpu", dtype) if v.is_floating_point() else v for k, v in tensors.items()}
     write_tensors(directory / "model.safetensors", tensors)
-    contents = {"kind": kind, "format": FORMAT, "config": dict(config), "info": dict(info or {})}
+    contents = pinned({"kind": kind, "format": FORMAT, "config": dict(config), "info": dict(info or {})})
     write_json(directory / "config.json", contents)
 
 
@@ -134,7 +136,8 @@ def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any
         raise InputError(f"{path} is damaged: kind should be a text and config a mapping; copy it again")
     if kind is not None and contents["kind"] != kind:
         raise InputError(f"{directory} holds a model of kind {contents['kind']!r}; {kind!r} is needed here")
-    contents.setdefault("info", {})
+    if not isinstance(contents.setdefault("info", {}), dict):
+        raise InputError(f"{path} is damaged: info should be a mapping; copy it again")
     return contents
 
 
@@ -262,7 +265,7 @@ def load_state(directory: str | Path) -> Any:
     structure, tensors = read_json(directory / "state.json"), read_tensors(directory / "state.safetensors")
     try:
         return _unpack(structure, tensors)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{directory} is damaged: state.json and state.safetensors do not fit ({error})"
         ) from None

@@ -13,12 +13,12 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from threading import Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import huggingface_hub  # its functions come when they are first named, and most models are not from the hub
 from huggingface_hub import constants
@@ -51,6 +51,27 @@ def is_hub_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None and not Path(name).exists()
 
 
+def pinned(value: Any) -> Any:
+    """Plain settings in which each hub id of a model that the cache has names the commit that it has of it.
+
+    So a trained model records what it was trained with, and opens the same files later.
+    """
+    if isinstance(value, Mapping):
+        return {key: pinned(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [pinned(item) for item in value]
+    if not isinstance(value, str) or not is_hub_id(value):
+        return value
+    name, _, revision = value.partition("@")
+    reference = _folder(name) / "refs" / (revision or constants.DEFAULT_REVISION)
+    return f"{name}@{reference.read_text().strip()}" if reference.is_file() else value
+
+
+def _folder(name: str) -> Path:
+    """Where the cache has what a revision names, and the files of a commit, by its documented layout."""
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+
+
 def fetch(name_or_directory: str, layouts: Sequence[Layout]) -> Path:
     """The directory with the files of a hub id, downloaded as far as they are not in the cache; a directory as it is.
 
@@ -80,8 +101,7 @@ class Repository:
             raise InputError(f"{name!r} is not a hub id; give org/name or org/name@revision, or a directory")
         self.name, self._id = name, match["name"]
         self._revision = match["revision"] or constants.DEFAULT_REVISION
-        # where the cache keeps what a revision names and the files of a commit, by its documented layout
-        folder = Path(constants.HF_HUB_CACHE) / f"models--{self._id.replace('/', '--')}"
+        folder = _folder(self._id)
         self._reference = folder / "refs" / self._revision
         self._cached = self._reference.read_text().strip() if self._reference.is_file() else self._revision
         self._reason: str | None = None  # why the hub gave nothing

@@ -194,6 +194,9 @@ def load_adapter(directory: str | Path, lm: TokenLM) -> dict[str, Any]:
             f"the adapter {directory} was trained on {contents['config']['base']}, and the weights of this model "
             "are others; open it with that one"
         )
+    largest = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
+    if config.rank > largest:  # before adapters of that size are made
+        raise InputError(f"{directory}: lora.rank is {config.rank}, which no tensor there has; copy it again")
     training = lm.training
     add(lm, config)
     try:

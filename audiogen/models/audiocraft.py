@@ -18,14 +18,14 @@ from torch import Tensor
 
 from audiogen.codec.model import CodecConfig
 from audiogen.codec.seanet import SeanetConfig
-from audiogen.config import Range, build
+from audiogen.config import Range, build, short
 from audiogen.errors import InputError
 from audiogen.files import hub, pickles
 from audiogen.files.tensors import empty, match, shaped, under
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models.find import CODEC, CODEC_FILE, LM_FILE, Found, find
 from audiogen.models.parts import CodecParts, CodecReference, LMParts, release_parts
-from audiogen.models.settings import RATE, Settings, parse_yaml, resolve, short, source, table
+from audiogen.models.settings import RATE, Settings, parse_yaml, resolve, source, table
 from audiogen.text import encoder
 from audiogen.text.t5 import TextConfig
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
-from audiogen.config import Range
+from audiogen.config import Range, short
 from audiogen.diffusion.conditioners import ConditionerConfig
 from audiogen.diffusion.loa import LoaConfig
 from audiogen.diffusion.mel import MelConfig, VocoderConfig
@@ -36,7 +36,7 @@ from audiogen.errors import InputError
 from audiogen.files.checkpoint import read_weights
 from audiogen.files.tensors import is_whole, under
 from audiogen.models import latent_diffusion as parts
-from audiogen.models.settings import Settings, read_settings, short, source, table
+from audiogen.models.settings import Settings, read_settings, source, table
 from audiogen.models.systems import Component, SystemParts, conditioner_config
 from audiogen.text.t5 import TextConfig
 

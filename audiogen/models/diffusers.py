@@ -21,7 +21,7 @@ from audiogen.diffusion.process import process_of
 from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import AUTOENCODERS, LatentSystem, SystemConfig
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, writing
+from audiogen.files import checkpoint, hub, writing
 from audiogen.files.checkpoint import read_weights, weights_file
 from audiogen.files.tensors import under
 from audiogen.models.pipelines import (
@@ -106,7 +106,7 @@ def save_diffusers(
         "window_s": window_s,
     }
     given = {key: to_plain(value) for key, value in contents.items() if value is not None}
-    writing.write_json(directory / SYSTEM, given)
+    writing.write_json(directory / SYSTEM, hub.pinned(given))
     writing.write_json(directory / INDEX, {"_class_name": pipeline_of(system.config), **classes})
 
 

@@ -89,7 +89,6 @@ LAYOUTS = (
     Layout("AudioLDM", ("*.ckpt",), (), SYSTEM),
     Layout("AudioLDM", ("*.pth",), (), SYSTEM),
     Layout("audiocraft", (CODEC_FILE,), (CODEC_FILE,), CODEC),
-    Layout("encodec", ("encodec_[0-9]*khz*.th",), ("encodec_[0-9]*khz*.th",), CODEC),
     *(
         Layout("transformers", (CONFIG, weights[0]), (CONFIG, *weights), CODEC)
         for weights in (
@@ -98,6 +97,7 @@ LAYOUTS = (
             ("pytorch_model.bin",),
         )
     ),
+    Layout("encodec", ("encodec_[0-9]*khz*.th",), ("encodec_[0-9]*khz*.th",), CODEC),
 )
 _OWN = Layout(OWN, (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors", "text/*", "codec/*"))
 

@@ -24,7 +24,7 @@ from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import build, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.files.tensors import Match, empty, match
+from audiogen.files.tensors import Match, check_sizes, empty, match
 from audiogen.interfaces import Codec as AnyCodec
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models.find import CODEC, LM, TAGGER, find
@@ -140,7 +140,11 @@ def load_tagger(name_or_dir: str | Path = "tagger_tiny", device: str | torch.dev
     directory is missing, damaged, or of another kind.
     """
     path = find(name_or_dir, TAGGER).check(TAGGER).path
-    tagger = Tagger(build(TaggerConfig, checkpoint.read_config(path, TAGGER)["config"], where="config"))
-    checkpoint.load_into(tagger, checkpoint.load_tensors(path), path)
+    config = build(TaggerConfig, checkpoint.read_config(path, TAGGER)["config"], where="config")
+    tensors = checkpoint.load_tensors(path)
+    check_sizes(path, config)
+    match(empty(lambda: Tagger(config), path, len(tensors)).state_dict(), tensors, str, path)  # before memory
+    tagger = Tagger(config)
+    checkpoint.load_into(tagger, tensors, path)
     tagger.name, tagger.identity = path.name, checkpoint.identity(tagger.state_dict())
     return tagger.eval().requires_grad_(False).to(device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audiogen.config import PositiveFloat, check_ranges
+from audiogen.config import PositiveFloat, check_ranges, short
 from audiogen.diffusion.autoencoders import MelAutoencoderConfig, WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import SecondsConfig
 from audiogen.diffusion.denoisers import AudioUNetConfig, DiTConfig, TextUNetConfig
@@ -17,7 +17,7 @@ from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
 from audiogen.models import latent_diffusion as parts
-from audiogen.models.settings import RATE, Settings, read_settings, short, table, theirs
+from audiogen.models.settings import RATE, Settings, read_settings, table, theirs
 from audiogen.models.systems import conditioner_config
 from audiogen.text.t5 import TextConfig
 

@@ -19,7 +19,7 @@ import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from audiogen.config import Range, build, field_types, read_table, to_plain
+from audiogen.config import Range, build, field_types, read_table, short, to_plain
 from audiogen.errors import InputError
 from audiogen.files.tensors import WIDEST, Source
 
@@ -208,15 +208,6 @@ def _leaves(value: Any, key: str, used: set[str]) -> Iterator[tuple[str, Any]]:
 def _same(value: Any, choice: Any) -> bool:
     """Equal, where 1 and 1.0 are one value but 1 and true are not."""
     return bool(value == choice) and isinstance(value, bool) == isinstance(choice, bool)
-
-
-def short(value: Any) -> str:
-    """A value for a message, on one line of at most 60 characters."""
-    try:
-        text = " ".join(repr(value).split())
-    except (ValueError, RecursionError):  # a number of more than 4300 digits, or lists in lists in lists
-        text = f"a {type(value).__name__} that is too long to show"
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def theirs(config: Any, keys: str) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from torch import Tensor
 from audiogen.codec.dac import DacSizes
 from audiogen.codec.model import CodecConfig
 from audiogen.codec.seanet import SeanetConfig
-from audiogen.config import Range, build
+from audiogen.config import Range, build, short
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import read_weights, weights_file
 from audiogen.files.tensors import empty, match, shaped, under
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models.parts import CodecParts, CodecReference, LMParts, release_parts
-from audiogen.models.settings import RATE, Settings, read_settings, short, source, table
+from audiogen.models.settings import RATE, Settings, read_settings, source, table
 from audiogen.text import encoder
 from audiogen.text.encoder import FrozenEncoder
 from audiogen.text.t5 import TextConfig

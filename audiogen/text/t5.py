@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from audiogen.config import Positive, Range, build, check_ranges, to_plain
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, writing
+from audiogen.files import checkpoint, hub, writing
 from audiogen.files.tensors import fill, unfilled
 from audiogen.interfaces import Condition
 from audiogen.text import encoder
@@ -169,7 +169,11 @@ class T5Conditioner(nn.Module):
             writing.write_json(directory / TRAINED_FOLDER / "config.json", stack.config.to_dict())
             tokenizer.save(directory / TRAINED_FOLDER)
             state |= {f"{STACK}{name}": tensor for name, tensor in stack.state_dict().items()}
-        checkpoint.save_model(directory, KIND, to_plain(self.config), state, dtype=dtype)
+        released = encoder.HUB_IDS.get(self.config.encoder, "")  # t5-base is google-t5/t5-base on the hub
+        config = to_plain(self.config)
+        if (commit := hub.pinned(released)) != released:
+            config["encoder"] = commit
+        checkpoint.save_model(directory, KIND, config, state, dtype=dtype)
 
     @classmethod
     def load(

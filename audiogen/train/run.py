@@ -83,7 +83,10 @@ def open_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
         for key in ("train", "valid"):
             if key in values["data"]:
                 values["data"][key] = parse_sources(values["data"][key])
-    if values.get("init_from"):
+    # what is no text, `build` refuses
+    if values.get("init_from") and all(
+        isinstance(values.get(key, ""), str | None) for key in ("init_from", "text_encoder")
+    ):
         inherited = cls.inherit(values)
         fixed = [text for text in overrides if re.split(r"[.=\[]", text)[0] in inherited]
         if fixed:

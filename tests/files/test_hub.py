@@ -14,7 +14,7 @@ from threading import Thread
 import pytest
 
 from audiogen.errors import InputError
-from audiogen.files import hub
+from audiogen.files import checkpoint, hub
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 LAYOUTS = (
@@ -84,6 +84,28 @@ def test_offline_the_cache_is_used_by_branch_tag_and_commit(cache: Path) -> None
     assert hub.fetch("org/name@main", LAYOUTS) == new
     assert hub.fetch("org/name@refs/pr/1", LAYOUTS) == old
     assert hub.fetch(f"org/name@{OLDER}", LAYOUTS) == old
+
+
+def test_what_a_trained_model_records_names_commits(cache: Path, tmp_path: Path) -> None:
+    put(cache, COMMIT, {"config.json": "{}"}, "main")
+    put(cache, OLDER, {"config.json": "{}"}, "v1")
+    config = {
+        "encoder": "org/name",
+        "codecs": ("org/name@v1", f"org/name@{OLDER}"),
+        "other": ["org/none", 3, None],
+    }
+    expected = {
+        "encoder": f"org/name@{COMMIT}",
+        "codecs": [f"org/name@{OLDER}", f"org/name@{OLDER}"],
+        "other": ["org/none", 3, None],
+    }
+    assert hub.pinned(config) == expected
+    checkpoint.save_model(tmp_path / "model", "codec", config, {}, {"recipe": config})
+    stored = checkpoint.read_config(tmp_path / "model")
+    assert stored["config"] == stored["info"]["recipe"] == expected
+    assert hub.fetch(stored["config"]["encoder"], [hub.Layout("any", ("config.json",), ("*",))]) == (
+        cache / "models--org--name" / "snapshots" / COMMIT
+    )
 
 
 def test_offline_what_the_cache_lacks_is_said(cache: Path) -> None:

@@ -333,6 +333,21 @@ def test_everything_is_float32_under_autocast(embedded):
     assert same(inside, embedded(["a dog barks"]))
 
 
+def test_a_model_records_the_commit_of_its_encoder(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--google-t5--t5-small"
+    shutil.copytree(pretrained, folder / "snapshots" / ("a" * 40))
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("a" * 40)
+    conditioner = T5Conditioner(TextConfig(width=10, encoder="t5-small"))
+    conditioner.save(tmp_path / "text")
+    expected = conditioner(["a dog"])
+    (folder / "refs" / "main").write_text("b" * 40)  # the repository went on
+    loaded = T5Conditioner.load(tmp_path / "text")
+    assert loaded.config.encoder == f"google-t5/t5-small@{'a' * 40}"
+    assert same(loaded(["a dog"]), expected)
+
+
 @pytest.mark.parametrize("text", ["a \udcff dog", "a\0dog", "x" * 1_000_000])
 def test_what_is_no_text_is_one_line_with_either_tokenizer(embedded, pretrained, text):
     for conditioner in (embedded, T5Conditioner(TextConfig(width=10, encoder=str(pretrained)))):
