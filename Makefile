@@ -1,11 +1,12 @@
 # make demo   two prompts to sound, with the bundled weights
 # make test   the whole suite
 # make check  lint, format, types, docstrings, then the suite
+# make audit  known vulnerabilities and licences of the dependencies; needs the network
 # make weights ESC10=folder   train the bundled models again (hours) and put them into the package
 # make faults every command on a file system that fails at each of its calls (an hour)
 # make venv   only the environment (.venv); PYTHON=/path/to/python3 chooses the interpreter
 
-.PHONY: demo test check faults weights venv clean
+.PHONY: audit demo test check faults weights venv clean
 .DEFAULT_GOAL := demo
 
 VENV := .venv
@@ -31,6 +32,13 @@ faults: venv
 	rm -rf build/faults && mkdir -p build/faults
 	$(CC) -shared -fPIC -o build/faults/shim.so tests/faults/shim.c -ldl
 	LD_PRELOAD=$(CURDIR)/build/faults/shim.so $(TEST_ENV) $(BIN)/python tests/faults/driver.py build/faults/work
+
+# pip-audit has an environment of its own, so that what it needs is not among what is audited. --strict: a package that
+# could not be looked up is a failure as well.
+audit: venv
+	$(BIN)/python tools/licenses.py
+	@test -x $(VENV)-audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet pip-audit; }
+	$(VENV)-audit/bin/pip-audit --strict --skip-editable --progress-spinner off --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 # Folds 1-3 of ESC-10 with the built-in corpus; fold 4 validates. The two clips under Sampling+ are left out.
 CLIPS = source: $(ESC10)/manifest.jsonl, where: {license: [CC0, CC-BY], fold:
@@ -82,4 +90,4 @@ $(STAMP): pyproject.toml constraints-cpu.txt Makefile
 	@touch $@
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-audit dist build .pytest_cache .ruff_cache .mypy_cache

@@ -27,6 +27,8 @@ def unsafe(source: str) -> list[str]:
             function = ast.unparse(node.func)
             if function == "torch.load" and options.get("weights_only") != "True":
                 found.append(f"{node.lineno}: torch.load without weights_only=True")
+            if "trust_remote_code" in options:
+                found.append(f"{node.lineno}: {function} with trust_remote_code")
             if options.get("allow_pickle", "False") != "False":
                 found.append(f"{node.lineno}: {function} with allow_pickle")
     return found
@@ -40,6 +42,13 @@ def test_package_and_tools_never_unpickle() -> None:
         for line in unsafe(path.read_text())
     ]
     assert not found, "\n".join(found)
+
+
+def test_no_code_of_a_repository_is_ever_trusted() -> None:
+    """Not by a variable, a mapping or a comment either."""
+    files = [path for folder in ("audiogen", "tools", "recipes") for path in (ROOT / folder).rglob("*")]
+    texts = {path: path.read_text() for path in files if path.suffix in (".py", ".yaml")}
+    assert len(texts) > 100 and not [path for path, text in texts.items() if "trust_remote_code" in text]
 
 
 def test_shipped_models_hold_no_pickle() -> None:
@@ -65,6 +74,7 @@ def test_safe_code_passes(source: str) -> None:
         "import pickle as p",
         "from pickle import loads",
         "np.load(path, allow_pickle=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=False)",
     ],
 )
 def test_unsafe_code_is_found_with_its_line(source: str) -> None:
