@@ -128,7 +128,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> DictConfig:
     except FileNotFoundError:
         raise InputError(f"recipe file {path} does not exist") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
-        raise InputError(f"recipe file {path} cannot be read as YAML: {error}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"recipe file {path} cannot be read as YAML: {reason}") from None
     if not isinstance(recipe, DictConfig):
         raise InputError(f"recipe file {path} holds no `key: value` mapping")
     for override in overrides:
@@ -139,7 +140,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> DictConfig:
             value = OmegaConf.from_dotlist([f"value={text}"])["value"]
             OmegaConf.update(recipe, key, value, merge=False, force_add=True)  # in place of what was there
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"override {override!r} cannot be applied: {error}") from None
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"override {short(override)} cannot be applied: {reason}") from None
     return recipe
 
 
@@ -148,7 +150,7 @@ def plain(recipe: DictConfig) -> dict[str, Any]:
     try:
         node = OmegaConf.to_container(recipe, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise InputError(f"recipe cannot be resolved: {error}") from None
+        raise InputError(f"recipe cannot be resolved: {' '.join(str(error).split())[:200]}") from None
     return {str(key): value for key, value in dict(node).items()}  # type: ignore[arg-type]
 
 
