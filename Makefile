@@ -3,7 +3,7 @@
 # make check  lint, format, types, docstrings, then the suite
 # make audit  known vulnerabilities and licences of the dependencies; needs the network
 # make weights ESC10=folder   train the bundled models again (hours) and put them into the package
-# make faults every command on a file system that fails at each of its calls (an hour)
+# make faults every command on a file system that fails at each of its calls, and killed at random moments (hours)
 # make venv   only the environment (.venv); PYTHON=/path/to/python3 chooses the interpreter
 
 .PHONY: audit demo test check faults weights venv clean
@@ -32,6 +32,7 @@ faults: venv
 	rm -rf build/faults && mkdir -p build/faults
 	$(CC) -shared -fPIC -o build/faults/shim.so tests/faults/shim.c -ldl
 	LD_PRELOAD=$(CURDIR)/build/faults/shim.so $(TEST_ENV) $(BIN)/python tests/faults/driver.py build/faults/work
+	LD_PRELOAD=$(CURDIR)/build/faults/shim.so $(TEST_ENV) $(BIN)/python tests/faults/driver.py build/faults/work --signals 40
 
 # pip-audit has an environment of its own, so that what it needs is not among what is audited. --strict: a package that
 # could not be looked up is a failure as well.

@@ -1,11 +1,14 @@
 """Run commands on a file system that fails at its n-th call, for every n, and say what went wrong with them.
 
-    LD_PRELOAD=shim.so python tests/faults/driver.py WORK [--at N] [--only NAME,..]
+    LD_PRELOAD=shim.so python tests/faults/driver.py WORK [--at N] [--only NAME,..] [--signals N]
 
 WORK holds `in/` and `reference/` afterwards, and nothing of the runs. For each scenario and each n a forked child runs
 the command in a fresh folder with the n-th write (open, write, fsync, rename, mkdir) below it failing, or the n-th
 read of its input. Afterwards: status 0, or status 2 and one line on stderr; no half-written file; the same command
-without faults succeeds, and its files are those of an undisturbed run. --at: only about N places of each scenario.
+without faults succeeds, and its files are those of an undisturbed run. --at: only N places of each scenario.
+
+--signals: in place of faults, SIGKILL, SIGINT and SIGTERM at N random moments each. After SIGKILL a hidden file may be
+left of a command that does not lock its folder; the other two leave nothing, and end in one line.
 """
 
 import argparse
@@ -20,6 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +65,14 @@ SCENARIOS = (
     Scenario("decode", "codec decode", "{in}/tokens --out {out}", repeats="--overwrite"),
     Scenario("scan", "data scan", "{in}/sounds --out {out}/manifest.jsonl", repeats="--overwrite"),
     Scenario("train", "train", "recipe={in}/lm.yaml out={out}"),
+    Scenario("codec", "train", "recipe={in}/codec.yaml out={out}"),
+    Scenario(
+        "denoiser",
+        "train",
+        "recipe=lafma_tiny init_from=lafma_tiny autoencoder=null out={out} data.train={in}/sounds "
+        "data.valid={in}/sounds fit.steps=2 fit.batch_size=2 fit.valid_every=1 fit.save_every=1 fit.device=cpu",
+    ),
+    Scenario("evaluate", "evaluate files", "--reference {in}/sounds --generated {in}/sounds --out {out}"),
 )
 
 LM = """
@@ -73,6 +85,21 @@ data: {{train: {sounds}, valid: {sounds}, segment_s: 0.2}}
 fit: {{steps: 2, batch_size: 2, log_every: 1, valid_every: 1, save_every: 1, keep_last: 2, ema_decay: 0.9, device: cpu}}
 """
 
+CODEC = """
+task: codec
+model:
+  sample_rate: 2000
+  arch: spectral
+  spectral: {{n_fft: 80, hop_length: 40, width: 16, num_encoder_blocks: 1, num_decoder_blocks: 1, kernel_size: 3}}
+  latent_dim: 6
+  num_codebooks: 3
+  codebook_size: 8
+loss: {{mel_windows: [64, 128]}}
+discriminator: {{n_ffts: [64], num_filters: 2, dilations: [1]}}
+data: {{train: {sounds}, valid: {sounds}, segment_s: 0.2}}
+fit: {{steps: 2, batch_size: 2, log_every: 1, valid_every: 1, save_every: 1, keep_last: 2, ema_decay: 0.9, device: cpu}}
+"""
+
 
 def prepare(folder: Path) -> None:
     """Sounds, tokens and a recipe to work on."""
@@ -80,25 +107,35 @@ def prepare(folder: Path) -> None:
     for number in range(5):
         path = folder / "sounds" / f"{'dog' if number % 2 else 'rain'} {number}.wav"
         audio.save(path, 0.1 * torch.randn(1, 8000, generator=random), 16_000)
-    (folder / "lm.yaml").write_text(LM.format(sounds=folder / "sounds"))
+    for name, text in {"lm": LM, "codec": CODEC}.items():
+        (folder / f"{name}.yaml").write_text(text.format(sounds=folder / "sounds"))
     status, text = run("codec encode", ["--out", str(folder / "tokens"), str(folder / "sounds")])
     assert status == 0, text
 
 
 def run(
-    verb: str, words: Sequence[str], fault: tuple[str, int, int, int, int] | None = None
+    verb: str,
+    words: Sequence[str],
+    fault: tuple[str, int, int, int, int] | None = None,
+    stop: tuple[int, float] | None = None,
 ) -> tuple[int, str]:
-    """Run a command in a child -> (status, stderr, with the calls counted at its end); fault: as the shim is armed."""
+    """Run a command in a child -> (status, stderr, with the calls counted at its end); fault: as the shim is armed.
+
+    stop: a signal, and after how many seconds it comes.
+    """
     errors = Path(os.environ["SCRATCH"]) / "stderr"
     child = os.fork()
     if child == 0:
+        begun = False
         try:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
             signal.alarm(TIMEOUT_S)
             for number, path in ((1, os.devnull), (2, errors)):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             package, *command = verb.split()
             main = __import__(f"audiogen.{package}.__main__", fromlist=["main"]).main
+            begun = True
             if fault is not None:
                 SHIM.fault_arm(fault[0].encode(), *fault[1:])
             status = run_command(main, [*command, *words])
@@ -108,12 +145,21 @@ def run(
             os._exit(status)
         except SystemExit as error:
             os._exit(error.code if isinstance(error.code, int) else 1)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and not begun:
+                os._exit(130)
             import traceback
 
             traceback.print_exc()
             os._exit(99)
+    if stop is not None:
+        time.sleep(stop[1])
+        with suppress(ProcessLookupError):
+            os.killpg(child, stop[0])
     _, status = os.waitpid(child, 0)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # raises where no process of the command's is left
+        return 98, f"processes of {verb} are left: {errors.read_text(errors='replace')}"
     return os.waitstatus_to_exitcode(status), errors.read_text(errors="replace")
 
 
@@ -178,6 +224,38 @@ def trials(scenario: Scenario, work: Path, at: int | None) -> Iterator[tuple[str
                 yield f"{name}, once more", f"other files than without a fault: {found}"
 
 
+def interruptions(scenario: Scenario, work: Path, count: int) -> Iterator[tuple[str, str | None]]:
+    """-> (the signal and its moment, what is wrong after it or None) of each trial."""
+    given, reference, out = work / "in", work / "reference" / scenario.name, work / "out"
+    text = scenario.words.replace("{out}", str(out)).replace("{in}", str(given))
+    shutil.rmtree(out, ignore_errors=True)
+    began = time.monotonic()
+    status, said = run(scenario.verb, text.split())
+    lasts_s = time.monotonic() - began
+    assert status == 0, f"{scenario.name}: {said}"
+    shutil.rmtree(reference, ignore_errors=True)
+    reference.parent.mkdir(exist_ok=True)
+    out.rename(reference)
+    random = torch.Generator().manual_seed(0)
+    for number, endings in ((signal.SIGKILL, (-9,)), (signal.SIGINT, (130,)), (signal.SIGTERM, (143,))):
+        for _ in range(count):
+            shutil.rmtree(out, ignore_errors=True)
+            at_s = lasts_s * float(torch.rand(1, generator=random))
+            name = f"{scenario.name}: {number.name} after {at_s:.3f} of {lasts_s:.3f} s"
+            status, said = run(scenario.verb, text.split(), stop=(number, at_s))
+            if status not in (0, *endings) or "Traceback" in said:
+                yield name, f"status {status}: {said[-1500:]}"
+            left = [str(path) for path in out.rglob("*") if path.name.startswith((TEMPORARY, LOCK))]
+            yield name, f"left behind: {left}" if left and number != signal.SIGKILL else None
+            status, said = run(scenario.verb, f"{text} {scenario.repeats}".split())
+            for path in out.glob(f"{TEMPORARY}*"):
+                path.unlink()
+            if status != 0:
+                yield f"{name}, once more", f"status {status}: {said[-600:]}"
+            elif found := differing(out, reference, scenario.unlike):
+                yield f"{name}, once more", f"other files than of an undisturbed run: {found}"
+
+
 def wrong(scenario: Scenario, status: int, text: str, out: Path) -> str | None:
     """What is wrong after a run with a fault."""
     lines = [line for line in text.splitlines() if line.startswith("error: ")]
@@ -195,6 +273,7 @@ def main() -> int:
     parser.add_argument("work", type=Path)
     parser.add_argument("--at", type=int)
     parser.add_argument("--only", default="")
+    parser.add_argument("--signals", type=int, metavar="N")
     given = parser.parse_args()
     work = given.work.resolve()
     os.environ["SCRATCH"] = str(work)
@@ -204,7 +283,12 @@ def main() -> int:
         if given.only and scenario.name not in given.only.split(","):
             continue
         began, count = time.monotonic(), 0
-        for name, what in trials(scenario, work, given.at):
+        found = (
+            interruptions(scenario, work, given.signals)
+            if given.signals
+            else trials(scenario, work, given.at)
+        )
+        for name, what in found:
             count += "once more" not in name
             if what is not None:
                 findings += 1

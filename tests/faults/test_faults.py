@@ -26,8 +26,19 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("names", ["generate,stream,scan", "encode,shards,decode", "train"])
 def test_a_fault_of_the_disk_is_one_line_and_loses_nothing(shim: Path, tmp_path: Path, names: str) -> None:
     """At a few of the calls; `make faults` tries all of them."""
+    drive(shim, tmp_path, names, "--at", "2")
+
+
+@pytest.mark.parametrize("names", ["stream,encode,shards", "train"])
+def test_a_signal_at_any_moment_loses_nothing(shim: Path, tmp_path: Path, names: str) -> None:
+    """The same command afterwards makes what an undisturbed one makes, byte for byte; at a few random moments."""
+    drive(shim, tmp_path, names, "--signals", "2")
+
+
+def drive(shim: Path, work: Path, names: str, *options: str) -> None:
+    """Run the driver, and demand that it finds nothing wrong."""
     run = subprocess.run(
-        [sys.executable, HERE / "driver.py", tmp_path, "--at", "2", "--only", names],
+        [sys.executable, HERE / "driver.py", work, *options, "--only", names],
         env=os.environ | {"LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
