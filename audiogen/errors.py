@@ -11,7 +11,7 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 LONGEST_TEXT = 100_000  # characters of a prompt or caption; text encoders read the first 64 to 512 tokens
@@ -70,30 +70,36 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         sys.stdout.reconfigure(
             errors="surrogateescape"
         )  # names of files that are not UTF-8 are printed as they are
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end)
+        signal.signal(
+            signal.SIGTERM, interrupt
+        )  # as job systems send it: what is begun is undone, as by Ctrl-C
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is ignored in a background job
+            signal.signal(signal.SIGINT, interrupt)
     try:
         return main(argv) or 0
-    except InputError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        return 141  # the reader of our output went away, as `| head` does
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: {one_line(error)}; make space and run the same command again", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        with suppress(ValueError):  # another thread than the main one
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # another Ctrl-C ends what is left to clean up
-        print("interrupted", file=sys.stderr)
-        return error.args[0] if error.args else 130
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """SIGTERM, as job systems send it, undoes what is begun as Ctrl-C does."""
-    raise KeyboardInterrupt(128 + number)
+    except BaseException as error:
+        # A KeyboardInterrupt within a package's C or Rust may come out of it as another exception.
+        if received or isinstance(error, KeyboardInterrupt):
+            for number in received:
+                signal.signal(number, signal.SIG_DFL)  # another one ends what is left to clean up
+            print("interrupted", file=sys.stderr)
+            return 128 + (received[0] if received else signal.SIGINT)
+        if isinstance(error, InputError):
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return 2
+        if isinstance(error, BrokenPipeError):
+            return 141  # the reader of our output went away, as `| head` does
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"error: {one_line(error)}; make space and run the same command again", file=sys.stderr)
+            return 2
+        raise
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import atexit
 import itertools
 import logging
 import signal
+import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -124,8 +125,9 @@ def _outlive_signals(worker: int) -> None:
     `prefetch` ends workers that are not needed any more; those of a parent that was killed notice it within seconds.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    if sys.platform != "win32":  # which has no alarms, and no SIGTERM from outside
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
 
 
 @dataclass(eq=False)
