@@ -92,6 +92,15 @@ def draw(logits: Tensor, sampling: TokenSampling, uniform: Tensor) -> Tensor:
     return codes.clamp(max=logits.shape[-1] - 1)
 
 
+def check_finite(logits: Tensor) -> None:
+    """Raise InputError where logits are not numbers: `draw` would take codes from them all the same."""
+    if not logits.isfinite().all():
+        raise InputError(
+            "the model gives logits that are not finite (NaN or infinity): its weights are damaged, or too large for "
+            "their number type; copy it again, or use --dtype float32"
+        )
+
+
 def guide(logits: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance: logits [2 B, ...], with text first, then without -> float32 [B, ...].
 
@@ -318,5 +327,7 @@ def _decode(
         steps[..., step] = torch.where(is_new[..., step], drawn, steps[..., step])
         new = steps[..., step : step + 1]
         advance()
+    if layout.first < pattern.num_steps:  # once: a model that gives no numbers gives none to the end
+        check_finite(logits)
     completed = patterns.deinterleave(steps, pattern)  # [B, K, T]
     return completed.masked_fill(completed == decoder.special, 0)  # past the end of a shorter row

@@ -11,6 +11,7 @@ from audiogen.interfaces import Condition
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.patterns import PATTERNS
 from audiogen.lm.sample import TokenRequest, TokenSampling, Window, draw, generate_tokens, guide, plan_windows
+from audiogen.lm.stream import stream_tokens
 from audiogen.text.condition import null
 
 K, V, D = 3, 11, 24
@@ -242,3 +243,13 @@ def test_bad_arguments_are_named() -> None:
     for wrong in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 1.5}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             TokenSampling(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_logits_that_are_no_numbers_are_an_error_and_not_codes(value: float) -> None:
+    lm = make_lm()
+    lm.heads.weight.data.fill_(value)
+    with pytest.raises(InputError, match="the model gives logits that are not finite"):
+        generate_tokens(lm, TokenRequest(random_text([2]), 7, [0]), max_frames=40)
+    with pytest.raises(InputError, match="the model gives logits that are not finite"):
+        next(stream_tokens(lm, TokenRequest(random_text([2]), None, [0]), max_frames=40))
