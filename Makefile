@@ -1,7 +1,7 @@
 # make demo   two prompts to sound, with the bundled weights
 # make test   the whole suite
 # make check  lint, format, types, docstrings, then the suite
-# make audit  known vulnerabilities and licences of the dependencies; needs the network
+# make audit  vulnerabilities on record, and licences, of the dependencies; needs the network
 # make weights ESC10=folder   train the bundled models again (hours) and put them into the package
 # make faults every command on a file system that fails at each of its calls, and killed at random moments (hours)
 # make venv   only the environment (.venv); PYTHON=/path/to/python3 chooses the interpreter

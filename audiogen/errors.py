@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 LONGEST_TEXT = 100_000  # characters of a prompt or caption; text encoders read the first 64 to 512 tokens
 LONGEST_LINE = 1000  # characters of a message
@@ -76,10 +77,11 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         received.append(number)
         raise KeyboardInterrupt
 
+    before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        signal.signal(
-            signal.SIGTERM, interrupt
-        )  # as job systems send it: what is begun is undone, as by Ctrl-C
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        # SIGTERM, as job systems send it, undoes what is begun, as Ctrl-C does.
+        signal.signal(signal.SIGTERM, interrupt)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is ignored in a background job
             signal.signal(signal.SIGINT, interrupt)
     try:
@@ -100,6 +102,10 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
             print(f"error: {one_line(error)}; make space and run the same command again", file=sys.stderr)
             return 2
         raise
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is interrupt:  # not where a signal came
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def draw(logits: Tensor, sampling: TokenSampling, uniform: Tensor) -> Tensor:
 
 
 def check_finite(logits: Tensor) -> None:
-    """Raise InputError where logits are not numbers: `draw` would take codes from them all the same."""
+    """Raise InputError where logits [..., V] are not numbers: `draw` would take codes from them all the same."""
     if not logits.isfinite().all():
         raise InputError(
             "the model gives logits that are not finite (NaN or infinity): its weights are damaged, or too large for "

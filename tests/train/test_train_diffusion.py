@@ -293,7 +293,7 @@ def test_training_touches_no_audio_once_the_latents_are_stored(
 def test_workers_end_when_a_shard_cannot_be_written(lafma: Train, tmp_path: Path) -> None:
     (tmp_path / "run" / "latents").mkdir(parents=True)
     (tmp_path / "run" / "latents" / "pass_000").write_text("a file where the folder of shards belongs")
-    with pytest.raises(OSError, match="pass_000") as caught:
+    with pytest.raises(writing.StorageError, match="pass_000.*cannot be written: File exists") as caught:
         lafma("run", "fit.workers=1")
     assert caught.tb and not active_children()  # although the traceback keeps what was running
 
