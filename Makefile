@@ -2,11 +2,12 @@
 # make test   the whole suite
 # make check  lint, format, types, docstrings, then the suite
 # make audit  vulnerabilities on record, and licences, of the dependencies; needs the network
+# make sanitize   the C++ kernels under the address, undefined-behaviour and thread sanitizers (minutes)
 # make weights ESC10=folder   train the bundled models again (hours) and put them into the package
 # make faults every command on a file system that fails at each of its calls, and killed at random moments (hours)
 # make venv   only the environment (.venv); PYTHON=/path/to/python3 chooses the interpreter
 
-.PHONY: audit demo test check faults weights venv clean
+.PHONY: audit demo test check faults sanitize weights venv clean
 .DEFAULT_GOAL := demo
 
 VENV := .venv
@@ -40,6 +41,9 @@ audit: venv
 	$(BIN)/python tools/licenses.py
 	@test -x $(VENV)-audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet pip-audit; }
 	$(VENV)-audit/bin/pip-audit --strict --skip-editable --progress-spinner off --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+sanitize: venv
+	$(BIN)/python tools/sanitize.py
 
 # Folds 1-3 of ESC-10 with the built-in corpus; fold 4 validates. The two clips under Sampling+ are left out.
 CLIPS = source: $(ESC10)/manifest.jsonl, where: {license: [CC0, CC-BY], fold:

@@ -73,11 +73,11 @@ int64_t audiogen_read(const char *from, int64_t bytes, void *team) {
     std::atomic<int64_t> result{0};
     const int64_t piece = 1 << 16;
     threads.run(1, [&](int) {
-        Ints sum[4] = {};
+        Words sum[4] = {};  // which may wrap
         for (int64_t at; (at = threads.take(0, piece)) < bytes;)
             for (const char *p = from + at; p < from + std::min(at + piece, bytes); p += 256)
-                for (int i = 0; i < 4; ++i) sum[i] += load<Ints>(p + 64 * i);
-        const Ints all = sum[0] + sum[1] + sum[2] + sum[3];
+                for (int i = 0; i < 4; ++i) sum[i] += load<Words>(p + 64 * i);
+        const Words all = sum[0] + sum[1] + sum[2] + sum[3];
         result += all[0] + all[7];
     });
     return result;
