@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from audiogen import audio
-from audiogen.config import NotNegative, Positive, PositiveFloat, Probability, Range, build, check_ranges
+from audiogen.config import (
+    NotNegative,
+    Positive,
+    PositiveFloat,
+    Probability,
+    Range,
+    build,
+    check_ranges,
+    short,
+)
 from audiogen.data import synth
 from audiogen.data.captions import choose
 from audiogen.data.loader import Item
@@ -61,7 +70,7 @@ def parse_sources(value: Any) -> tuple[SourceConfig, ...]:
         return (build(SourceConfig, value, "source"),)
     if isinstance(value, Iterable):
         return tuple(source for part in value for source in parse_sources(part))
-    raise InputError(f"source {value!r}: expected a manifest, a folder, synth:COUNT or a list of these")
+    raise InputError(f"source {short(value)}: expected a manifest, a folder, synth:COUNT or a list of these")
 
 
 Pair = tuple[float, float]  # low, high

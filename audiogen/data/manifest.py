@@ -21,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from audiogen import audio
+from audiogen.config import short
 from audiogen.data.rows import Row, read_rows, seconds
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError, plain_text
@@ -132,7 +133,7 @@ def _wordings(given: Any) -> tuple[str, ...]:
     """The captions that differ of a text, a list of texts, or None."""
     captions = [] if given is None else [given] if isinstance(given, str) else given
     if not isinstance(captions, Sequence) or not all(isinstance(caption, str) for caption in captions):
-        raise InputError(f"has captions {given!r}, expected a text or a list of texts")
+        raise InputError(f"has captions {short(given)}, expected a text or a list of texts")
     return tuple(dict.fromkeys(plain_text(text.strip(), "the caption") for text in captions if text.strip()))
 
 

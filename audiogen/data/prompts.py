@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from audiogen.config import short
 from audiogen.data.rows import Row, read_rows, read_text, seconds
 from audiogen.errors import InputError, plain_text
 
@@ -66,7 +67,7 @@ def _prompt(row: Row) -> Prompt:
     try:
         seed = None if row.get("seed") is None else int(str(row["seed"]))
     except ValueError:
-        raise InputError(f"has seed {row['seed']!r}, expected a whole number") from None
+        raise InputError(f"has seed {short(row['seed'])}, expected a whole number") from None
     if seed is not None and not 0 <= seed < 2**63:
         raise InputError(f"has seed {seed}; it must be from 0 to {2**63 - 1}")
     words = {key: _words(row, key) for key in ("negative", "model", "name")}
@@ -79,7 +80,7 @@ def _words(row: dict[str, object], key: str) -> str | None:
     """The text under a key, None where there is none."""
     value = row.get(key)
     if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise InputError(f"has {key} {value!r}, expected words")
+        raise InputError(f"has {key} {short(value)}, expected words")
     return None if value is None else plain_text(value.strip(), f"the {key}")
 
 
@@ -92,7 +93,7 @@ def _guidance(row: dict[str, object]) -> float | None:
     except ValueError:
         found = math.nan
     if not math.isfinite(found):
-        raise InputError(f"has guidance {value!r}, expected a number, 1 for none")
+        raise InputError(f"has guidance {short(value)}, expected a number, 1 for none")
     return found
 
 

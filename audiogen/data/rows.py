@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from audiogen.config import did_you_mean
+from audiogen.config import did_you_mean, short
 from audiogen.errors import InputError
 
 TABLES = {".csv": ",;\t", ".tsv": "\t"}  # what may part their columns: spreadsheets of some languages write ;
@@ -104,5 +104,7 @@ def seconds(row: Mapping[str, Any], key: str, zero: bool = False) -> float | Non
     except (TypeError, ValueError):
         found = math.nan
     if isinstance(value, bool) or not 0 <= found < math.inf or not (found or zero):
-        raise InputError(f"has {key} {value!r}, expected a {'' if zero else 'positive '}number of seconds")
+        raise InputError(
+            f"has {key} {short(value)}, expected a {'' if zero else 'positive '}number of seconds"
+        )
     return found

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from audiogen.config import NotNegative, Positive, build, check_ranges
+from audiogen.config import NotNegative, Positive, build, check_ranges, short
 from audiogen.data.manifest import Clip
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import write_tensors
@@ -234,7 +234,7 @@ class _Shard:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.file != Path(self.file).name or not self.file.endswith(".safetensors"):
-            raise InputError(f"file is {self.file!r}; the shards lie beside the index")
+            raise InputError(f"file is {short(self.file)}; the shards lie beside the index")
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,9 @@ def _read_index(directory: Path) -> tuple[TokenSpec, list[dict[str, Any]], dict[
         raise InputError(f"{directory}: not a folder of token shards ({INDEX}: {error.strerror})") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # InputError is a ValueError
         raise InputError(f"{path} is damaged ({error}); {AGAIN}") from None
-    raise InputError(f"{path} has format {index['format']!r}; this version reads {FORMAT}: update audiogen")
+    raise InputError(
+        f"{path} has format {short(index['format'])}; this version reads {FORMAT}: update audiogen"
+    )
 
 
 def is_shard_directory(path: str | Path) -> bool:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from audiogen.config import short
 from audiogen.errors import InputError
 from audiogen.files.hub import pinned
 from audiogen.files.pickles import read_pickle
@@ -131,11 +132,13 @@ def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any
         raise InputError(f"{path} is not audiogen's: it lacks the keys kind, format, config")
     if contents["format"] != FORMAT:
         stated = contents["format"]
-        raise InputError(f"{path} has format {stated!r}; this version reads {FORMAT}: update audiogen")
+        raise InputError(f"{path} has format {short(stated)}; this version reads {FORMAT}: update audiogen")
     if not isinstance(contents["kind"], str) or not isinstance(contents["config"], dict):
         raise InputError(f"{path} is damaged: kind should be a text and config a mapping; copy it again")
     if kind is not None and contents["kind"] != kind:
-        raise InputError(f"{directory} holds a model of kind {contents['kind']!r}; {kind!r} is needed here")
+        raise InputError(
+            f"{directory} holds a model of kind {short(contents['kind'])}; {kind!r} is needed here"
+        )
     if not isinstance(contents.setdefault("info", {}), dict):
         raise InputError(f"{path} is damaged: info should be a mapping; copy it again")
     return contents

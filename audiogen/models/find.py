@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from audiogen.config import did_you_mean
+from audiogen.config import did_you_mean, short
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub, writing
 from audiogen.files.hub import Layout
@@ -55,7 +55,7 @@ class Found(NamedTuple):
     def check(self, *kinds: str) -> Found:
         """Itself; InputError unless it is of one of these kinds."""
         if self.kind not in kinds:
-            what, opens = KINDS.get(self.kind, (f"a model of kind {self.kind!r}", ""))
+            what, opens = KINDS.get(self.kind, (f"a model of kind {short(self.kind)}", ""))
             raise InputError(
                 f"{self.name} holds {what}{opens and f', which {opens} opens'}; "
                 f"{' or '.join(KINDS[kind][0] for kind in kinds)} is needed here"
@@ -177,7 +177,7 @@ def _layout(
     read = [layout for layout in fitting if layout.name != "transformers" or layout.kind in kinds]
     if fitting and not read:
         raise InputError(
-            f"{where / CONFIG}: model_type is {model_type!r}; allowed: 'musicgen' (a generator), 'encodec', 'dac' "
+            f"{where / CONFIG}: model_type is {short(model_type)}; allowed: 'musicgen' (a generator), 'encodec', 'dac' "
             "(codecs); a generator that follows a melody is not implemented"
         )
     return next((layout for layout in read if layout.kind == prefer), next(iter(read), None))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from audiogen import audio as audio_io
 from audiogen.codec.losses import mel_distance
-from audiogen.config import build, flatten, to_plain
+from audiogen.config import build, flatten, short, to_plain
 from audiogen.diffusion.autoencoders import (
     AutoencoderConfig,
     MelAutoencoder,
@@ -74,7 +74,7 @@ def load_autoencoder(name_or_directory: str) -> Autoencoder:
     contents = checkpoint.read_config(directory)
     if contents["kind"] not in KINDS:
         raise InputError(
-            f"autoencoder={name_or_directory} is a model of kind {contents['kind']!r}; it must be one of "
+            f"autoencoder={name_or_directory} is a model of kind {short(contents['kind'])}; it must be one of "
             f"{', '.join(KINDS)}"
         )
     config: Any = build(KINDS[contents["kind"]], contents["config"], str(directory / "config.json"))

@@ -62,7 +62,7 @@ def read_pipeline(directory: Path, index: Settings) -> SystemFile:
         )
     if kind not in PIPELINES:
         raise InputError(
-            f"{index.where}: _class_name is {kind!r}; read are {', '.join(PIPELINES)}, and our own"
+            f"{index.where}: _class_name is {short(kind)}; read are {', '.join(PIPELINES)}, and our own"
         )
     name = PIPELINES[kind]
     scheduler = component_settings(directory, "scheduler")

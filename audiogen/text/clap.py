@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiogen.audio import resample
+from audiogen.config import short
 from audiogen.errors import InputError, opening, plain_text
 from audiogen.files import hub, writing
 from audiogen.text.encoder import quiet
@@ -151,7 +152,7 @@ def open_model(kinds: dict[str, Any], path: Path) -> Any:
     if found is None:
         raise InputError("it holds no model that transformers wrote (a config.json with a model_type)")
     if found not in kinds:
-        raise InputError(f"it holds a model of type {found!r}; {next(iter(kinds))!r} is needed here")
+        raise InputError(f"it holds a model of type {short(found)}; {next(iter(kinds))!r} is needed here")
     kind = kinds[found]
     with quiet():
         model, loading = kind.from_pretrained(

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from audiogen.config import build
+from audiogen.config import build, short
 from audiogen.errors import InputError, opening, plain_text
 from audiogen.files import checkpoint, hub, writing
 from audiogen.files.tensors import empty, fill, under
@@ -222,7 +222,8 @@ def named(
         with opening(f"text encoder {name_or_directory!r}", ADVICE):
             directory = _here(name_or_directory, LAYOUTS)
             tokenizer = PretrainedTokenizer(directory)
-            stack, found = empty_stack(shape_of(directory)), stack_tensors(_weights(directory))
+            found = stack_tensors(_weights(directory))
+            stack = empty_stack(shape_of(directory), len(found))
             needed = {name: found[name] for name in stack.state_dict() if name in found}
             fill(stack, needed, str, directory)
         check_width(stack.config.d_model, width, name_or_directory, where)
@@ -245,7 +246,7 @@ def carried(
                 f"{where} holds no tokenizer ({' or '.join(TOKENIZER_FILES)}) and names no text encoder that has one; "
                 "name a T5 with its tokenizer as text encoder (--text-encoder), or leave the text out"
             )
-        stack = empty_stack(shape)
+        stack = empty_stack(shape, len(tensors))
         fill(stack, tensors, str, where)
         return TextEncoder(stack, open_tokenizer(tokenizer))
 
@@ -261,7 +262,7 @@ def read_shape(found: Any, where: str | Path) -> T5Shape:
     """The shape of a T5 from what a config.json holds; what does not fit is an InputError."""
     kind = found.get("model_type") if isinstance(found, Mapping) else None
     if kind != "t5":
-        raise InputError(f"{where}: text encoder has model_type {kind!r}; only 't5' is read")
+        raise InputError(f"{where}: text encoder has model_type {short(kind)}; only 't5' is read")
     values = {field.name: found[field.name] for field in dataclasses.fields(T5Shape) if field.name in found}
     try:
         return build(T5Shape, values)
@@ -269,9 +270,9 @@ def read_shape(found: Any, where: str | Path) -> T5Shape:
         raise InputError(f"{where}: the text encoder's configuration is not that of a T5: {error}") from None
 
 
-def empty_stack(shape: T5Shape) -> T5Stack:
-    """An encoder stack without memory for its weights."""
-    return empty(lambda: T5Stack(shape), "the text encoder's configuration is not that of a T5")
+def empty_stack(shape: T5Shape, num_tensors: int | None = None) -> T5Stack:
+    """An encoder stack without memory for its weights; num_tensors as in `tensors.empty`."""
+    return empty(lambda: T5Stack(shape), "the text encoder's configuration is not that of a T5", num_tensors)
 
 
 def stack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

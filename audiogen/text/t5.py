@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from audiogen.config import Positive, Range, build, check_ranges, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub, writing
-from audiogen.files.tensors import fill, unfilled
+from audiogen.files.tensors import check_sizes, empty, fill
 from audiogen.interfaces import Condition
 from audiogen.text import encoder
 from audiogen.text.condition import from_rows
@@ -202,8 +202,8 @@ class T5Conditioner(nn.Module):
             else:
                 width = tensors["output_proj.weight"].shape[-1]
                 frozen = encoder.named(config.encoder, width, directory, now=text_encoder is not None)
-        with unfilled():
-            conditioner = cls(config, vocabulary, trained, frozen)
+        check_sizes(directory, config)
+        conditioner = empty(lambda: cls(config, vocabulary, trained, frozen), directory, len(tensors))
         fill(conditioner, tensors, str, directory)
         return conditioner.eval().to(device)
 

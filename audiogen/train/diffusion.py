@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from audiogen import distributed
-from audiogen.config import Positive, Probability, to_plain
+from audiogen.config import Positive, Probability, short, to_plain
 from audiogen.data.captions import Captioned, wordings
 from audiogen.data.dataset import AudioDataset, Split, open_data
 from audiogen.data.encoded import LatentBatch, LatentDataset
@@ -84,7 +84,7 @@ class DiffusionRecipe(Run):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kind not in PROCESSES:
-            raise InputError(f"kind is {self.kind!r}; it must be one of {', '.join(PROCESSES)}")
+            raise InputError(f"kind is {short(self.kind)}; it must be one of {', '.join(PROCESSES)}")
         if (self.autoencoder is None) == (self.init_from is None):
             raise InputError("give autoencoder= for a new denoiser, or init_from= with autoencoder=null")
         if self.clap_of != "text" and self.system.conditioner.clap is None:

@@ -15,7 +15,17 @@ import torch
 from omegaconf import OmegaConf
 
 from audiogen import __version__, distributed
-from audiogen.config import build, did_you_mean, flatten, load_recipe, plain, recipe_names, to_plain, to_yaml
+from audiogen.config import (
+    build,
+    did_you_mean,
+    flatten,
+    load_recipe,
+    plain,
+    recipe_names,
+    short,
+    to_plain,
+    to_yaml,
+)
 from audiogen.data.dataset import parse_sources
 from audiogen.device import choose_device
 from audiogen.errors import InputError
@@ -75,7 +85,7 @@ def open_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
     node = load_recipe(name, overrides)
     task = str(node.get("task"))
     if task not in TASKS:
-        raise InputError(f"task: got {task!r}; {did_you_mean(task, TASKS)}")
+        raise InputError(f"task: got {short(task)}; {did_you_mean(task, TASKS)}")
     cls: type[Run] = getattr(import_module(f"audiogen.train.{task}"), TASKS[task])
     # As plain values: sources of data spelled out, the architecture of `init_from` filled in.
     values = plain(node)

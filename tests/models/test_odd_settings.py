@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from audiogen.data.manifest import read_manifest
 from audiogen.data.shards import CodeClip, ShardReader, ShardWriter, TokenSpec, write_shard
 from audiogen.data.shards import read_rows as shard_rows
-from audiogen.errors import InputError
+from audiogen.errors import InputError, opening
 from audiogen.files import checkpoint
 from audiogen.files.tensors import match
 from audiogen.generators.load import AudioGen
@@ -99,30 +99,61 @@ def odd(draw: st.DrawFn, contents: Any) -> Any:
     return contents
 
 
+class TooLong(BaseException):
+    """No `Exception`, so that no code that is tried can catch it."""
+
+
 @contextmanager
 def limits() -> Iterator[None]:
-    """Fails after `CPU_S` of processor time, or if the process grew by `BYTES`."""
+    """Ends what is inside after `CPU_S` of processor time; it gets `BYTES` of address space beyond what is in use."""
 
     def stop(*_: object) -> None:
-        raise TimeoutError(f"more than {CPU_S} s of processor time")
+        raise TooLong(f"more than {CPU_S} s of processor time")
 
-    before, handler = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, signal.signal(signal.SIGPROF, stop)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    handler = signal.signal(signal.SIGPROF, stop)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, hard))
     signal.setitimer(signal.ITIMER_PROF, CPU_S)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
         signal.signal(signal.SIGPROF, handler)
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < BYTES
 
 
 def check(subject: Subject) -> None:
-    """What opens the file gives an object, or an error of one line."""
+    """What opens the file gives an object, or an error of one line, which is not one of too little memory."""
     try:
         with limits():
             subject.open()
+    except TooLong as error:  # which would end the whole run of tests
+        raise AssertionError(str(error)) from error
     except InputError as error:
         assert str(error).strip() and "\n" not in str(error) and len(str(error)) < 800, str(error)
+        cause: BaseException | None = error
+        while cause := cause.__context__:  # also behind `from None`
+            assert not isinstance(cause, MemoryError) and "alloc" not in str(cause), str(cause)
+
+
+@pytest.mark.parametrize("take", [lambda: bytearray(2 * BYTES), lambda: torch.zeros(BYTES), lambda: spin()])
+def test_too_much_memory_or_time_is_noticed_also_where_it_is_caught(
+    take: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.CPU_S", 0.1)
+
+    def opened() -> None:
+        with opening("it", "give another"):
+            take()
+
+    with pytest.raises(AssertionError):
+        check(Subject(Path(), opened))
+
+
+def spin() -> None:
+    while True:
+        pass
 
 
 # --------------------------------------------------------------------------------------------- our files
@@ -253,14 +284,13 @@ SUBJECTS = [
     *(f"recipe {name}" for name in RECIPES),
     *("codec", "shards", "rows", "state", "adapter", "tagger", "manifest"),
 ]
+SIZED = ("lm config.json", "lm text/config.json", "codec", "tagger")
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", SUBJECTS)
-def test_an_odd_value_anywhere_is_one_line_or_an_object(
-    name: str, tiny_model: Path, tiny_latent: Path, tmp_path: Path
-) -> None:
-    kind, _, file = name.partition(" ")
+@pytest.fixture
+def subject(request: pytest.FixtureRequest, tiny_model: Path, tiny_latent: Path, tmp_path: Path) -> Subject:
+    """What a test names by one of `SUBJECTS`."""
+    kind, _, file = request.param.partition(" ")
     folder = tmp_path / "it"
     makers: dict[str, Callable[[], Subject]] = {
         "lm": lambda: language_model(tiny_model, folder, file),
@@ -276,16 +306,35 @@ def test_an_odd_value_anywhere_is_one_line_or_an_object(
         "tagger": lambda: tagger(folder),
         "manifest": lambda: manifest(folder),
     }
-    subject = makers[kind]()
-    contents = subject.parse(subject.path.read_text())
-    subject.open()
+    made = makers[kind]()
+    made.open()
+    return made
 
-    @given(odd(contents))
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
+def test_an_odd_value_anywhere_is_one_line_or_an_object(subject: Subject) -> None:
+    @given(odd(subject.parse(subject.path.read_text())))
     def cases(changed: Any) -> None:
         subject.path.write_text(subject.dump(changed), encoding="utf-8", errors="surrogatepass")
         check(subject)
 
     cases()
+
+
+@pytest.mark.parametrize("subject", SIZED, indirect=True)
+def test_a_huge_number_in_every_place_is_one_line_or_an_object(subject: Subject) -> None:
+    contents = subject.parse(subject.path.read_text())
+    for *parents, last in places(contents):
+        changed = copy.deepcopy(contents)
+        owner = changed
+        for key in parents:
+            owner = owner[key]
+        if type(owner[last]) in (int, float):
+            for value in (1000 * owner[last], 10**6, 10**9):
+                owner[last] = value
+                subject.path.write_text(subject.dump(changed))
+                check(subject)
 
 
 def test_damaged_bytes_of_a_vocabulary_or_a_file_of_settings_are_one_line_or_an_object(
