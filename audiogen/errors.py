@@ -22,8 +22,8 @@ LONGEST_LINE = 1000  # characters of a message
 class InputError(ValueError):
     """Something the user gave is wrong: a file, a key, a value, a directory.
 
-    The message is one line: what was got, what is allowed, what to do. Everything else that is raised is a bug
-    of ours and keeps its traceback.
+    The message is one line: what was got, what is allowed, what to do. Everything else that is raised, except by the
+    system (an OSError), is a bug of ours and keeps its traceback.
     """
 
 
@@ -61,7 +61,7 @@ def opening(what: str, advice: str) -> Iterator[None]:
 
 
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Run a command-line `main(argv)` and return its exit status: an `InputError` becomes one line and status 2."""
+    """Run `main(argv)` and return its exit status: an `InputError` or an OSError becomes one line and status 2."""
     # Read when torch is imported, which is inside main. Idle OpenMP threads sleep rather than spin: spinning beside
     # other work on two cores made ten seconds of sound take more than 200 s instead of 3.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -98,8 +98,11 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
             return 2
         if isinstance(error, BrokenPipeError):
             return 141  # the reader of our output went away, as `| head` does
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"error: {one_line(error)}; make space and run the same command again", file=sys.stderr)
+        if isinstance(error, OSError) and error.strerror:  # of the system, not of a package's own kind
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = "; make space and run the same command again" if full else ""
+            message = f"{error.filename or 'the output'}: {error.strerror}{advice}"
+            print(f"error: {one_line(message)}", file=sys.stderr)
             return 2
         raise
     finally:

@@ -84,14 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         value = getattr(arguments, option, None)
         if value is not None and value < 1:
             raise InputError(f"--{option.replace('_', '-')} is {value}; allowed: 1 and more")
-    try:
-        from audiogen.codec import decode, encode, info  # late: they import torch
+    from audiogen.codec import decode, encode, info  # late: they import torch
 
-        {"encode": encode.run, "decode": decode.run, "info": info.run}[arguments.command](arguments)
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a full disk, for example; files that cannot be read are InputErrors already
-        raise InputError(f"{error.filename or 'the output'}: {error.strerror}") from error
+    {"encode": encode.run, "decode": decode.run, "info": info.run}[arguments.command](arguments)
     return 0
 
 

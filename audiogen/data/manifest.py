@@ -269,10 +269,7 @@ def scan(folder: str, out: Path, overwrite: bool) -> None:
         print(f"left out: {path}: {reason}", file=sys.stderr)
     if not clips:
         raise InputError(f"{folder}: none of its {len(bad)} sound files can be read; nothing was written")
-    try:
-        write_manifest(out, clips)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+    write_manifest(out, clips)
     hours = sum(clip.duration_s or 0.0 for clip in clips) / 3600
     silent = sum(not clip.captions for clip in clips)
     print(f"{out}: {len(clips)} clips, {hours:.2f} h; {len(bad)} bad files, {silent} clips without a caption")

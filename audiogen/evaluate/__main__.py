@@ -68,14 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_settings, evaluate = commands[settings.pop("name")]
     evaluation = make_settings(**settings)
     check_out(evaluation.out)
-    try:
-        with only_writer(evaluation.out), warnings.catch_warnings():
-            setattr(warnings, "showwarning", warn)  # noqa: B010 (a plain assignment does not pass mypy)
-            report = evaluate(evaluation, warn)
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a full disk, say: what cannot be read is an InputError by now
-        raise InputError(f"{error.filename or 'the output'}: {error.strerror or error}") from error
+    with only_writer(evaluation.out), warnings.catch_warnings():
+        setattr(warnings, "showwarning", warn)  # noqa: B010 (a plain assignment does not pass mypy)
+        report = evaluate(evaluation, warn)
     path = evaluation.out / "report.md"
     print(*(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")), sep="\n")
     print(f"{path}, with report.html to listen to and report.json to compute with")
