@@ -11,14 +11,16 @@ request, for the commit that its revision names now. With HF_HUB_OFFLINE, or whe
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Thread
 from typing import Any, NamedTuple
+from urllib.parse import urljoin
 
 import huggingface_hub  # its functions come when they are first named, and most models are not from the hub
 from huggingface_hub import constants
@@ -28,6 +30,7 @@ from audiogen.files import writing
 
 TIMEOUT_S = 5.0  # for the hub's answer; after it, the cache is used
 _ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w.-]*(?:/\w[\w.-]*)*))?", re.ASCII)
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class Layout(NamedTuple):
@@ -83,7 +86,7 @@ def fetch(name_or_directory: str, layouts: Sequence[Layout]) -> Path:
     layout = next((layout for layout in layouts if layout.fits(repository.files)), None)
     if layout is None:
         raise repository.lacks(layouts)
-    return repository.fetch(layout.patterns)
+    return repository.fetch(layout.patterns, layout.required)
 
 
 class Repository:
@@ -107,7 +110,7 @@ class Repository:
         self._reason: str | None = None  # why the hub gave nothing
         answer = None if constants.is_offline_mode() else _ask(self._id, self._revision)
         if answer is not None and not isinstance(answer, Exception):
-            self._snapshot = folder / "snapshots" / (answer.sha or self._revision)
+            self._snapshot = folder / "snapshots" / str(answer.sha)
             self.files = [file.rfilename for file in answer.siblings or ()]
             return
         self._reason = _reason(answer, self._revision)
@@ -117,16 +120,25 @@ class Repository:
             _ask.cache_clear()  # another try may find the network back
             raise InputError(f"{name} cannot be fetched: {self._reason}")
 
-    def fetch(self, patterns: Sequence[str]) -> Path:
-        """The directory with all files of these glob patterns, those that the cache lacks downloaded."""
+    def fetch(self, patterns: Sequence[str], last: Sequence[str] = ()) -> Path:
+        """The directory with all files of these glob patterns, those that the cache lacks downloaded and verified.
+
+        last: patterns of the files without which it is no model, so that one that broke off is not taken for whole.
+        """
+
+        def late(file: str) -> bool:
+            return any(fnmatch(file, pattern) for pattern in last)
+
         wanted = [file for file in self.files if any(fnmatch(file, pattern) for pattern in patterns)]
-        if missing := [file for file in wanted if not (self._snapshot / file).exists()]:
-            try:
-                with _quiet():
-                    for file in missing:
+        for file in sorted(wanted, key=late):
+            if not (self._snapshot / file).exists():
+                try:
+                    with _guarded():
                         huggingface_hub.hf_hub_download(self._id, file, revision=self._snapshot.name)
-            except Exception as error:  # of whichever client this huggingface_hub is built on
-                raise InputError(f"{self.name} cannot be fetched: {_reason(error, self._revision)}") from None
+                    _verify(self._snapshot / file)
+                except Exception as error:  # of whichever client this huggingface_hub is built on
+                    reason = _reason(error, self._revision, f"{file} cannot be downloaded")
+                    raise InputError(f"{self.name} cannot be fetched: {reason}") from None
         if (commit := self._snapshot.name) not in (self._cached, self._revision):
             writing.write_bytes_atomic(self._reference, commit.encode())
         return self._snapshot
@@ -149,13 +161,17 @@ def _ask(repository: str, revision: str) -> huggingface_hub.ModelInfo | Exceptio
     The client's own limit is one for each address that it tries, so that a thread waits for it.
     """
     found: list[huggingface_hub.ModelInfo | Exception] = []
+    api = huggingface_hub.HfApi()  # imports the whole client, seconds on a slow disk that are not the hub's
 
     def ask() -> None:
         try:
             # not list_repo_files, which tries six times, over half a minute, before the cache's turn comes
-            with _quiet():
-                api = huggingface_hub.HfApi()
-                found.append(api.model_info(repository, revision=revision, timeout=TIMEOUT_S))
+            with _guarded():
+                answer = api.model_info(repository, revision=revision, timeout=TIMEOUT_S)
+            names = [file.rfilename for file in answer.siblings or ()]
+            if not _COMMIT.fullmatch(answer.sha or "") or not all(map(_stays_below, names)):
+                raise ValueError("a model without a commit, or with files outside it")
+            found.append(answer)
         except Exception as error:  # of whichever client this huggingface_hub is built on
             found.append(error)
 
@@ -165,35 +181,87 @@ def _ask(repository: str, revision: str) -> huggingface_hub.ModelInfo | Exceptio
     return found[0] if found else TimeoutError(f"no answer within {TIMEOUT_S:g} s")
 
 
-def _reason(error: Exception | None, revision: str) -> str:
+def _stays_below(file: str) -> bool:
+    path = PurePosixPath(file)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _verify(path: Path) -> None:
+    """Compare a download with the checksum by which the cache's layout names it; an OSError where they differ.
+
+    It is the SHA-256 of a large file and git's SHA-1 of a small one. Caches without links have no such name.
+    """
+    name = path.readlink().name if path.is_symlink() else ""
+    blob = path.parent / path.readlink() if name else path
+    if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", name):
+        size = blob.stat().st_size
+        digest = hashlib.sha256() if len(name) == 64 else hashlib.sha1(b"blob %d\0" % size)
+        with open(blob, "rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != name:
+            path.unlink()
+            blob.unlink()
+            raise OSError("what arrived has another checksum than the hub gives for it")
+
+
+def _reason(error: Exception | None, revision: str, what: str = "") -> str:
     """Why the hub gave nothing, and what to do, in one line; the special cases of an error come before it.
 
-    None stands for HF_HUB_OFFLINE.
+    None stands for HF_HUB_OFFLINE. what: failed, where the hub had answered before.
     """
+    absent = "it is no directory here and not in the cache, and"
     if error is None:
-        return "it is no directory here and not in the cache, and HF_HUB_OFFLINE is set; unset it to download"
+        return f"{absent} HF_HUB_OFFLINE is set; unset it to download"
     from huggingface_hub import errors  # late: it imports the whole client
 
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the client's own line says only that something happened
     if isinstance(error, errors.GatedRepoError):
         return "its owner wants an agreement first; accept it on the model's page and log in (hf auth login)"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "it is no directory here, and no model of the hub that you have access to; check the name"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"it has no revision {revision!r}; give a branch, tag or commit after the @"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
     if isinstance(error, errors.HFValidationError):
         return f"{first}; check the name"
-    what = "the hub answers" if isinstance(error, errors.HfHubHTTPError) else "the hub cannot be reached"
-    return f"it is no directory here and not in the cache, and {what}: {first}; try again, or download it elsewhere"
+    advice = "try again, or download it elsewhere"
+    what = what or f"{absent} the hub cannot be reached"
+    if isinstance(error, errors.HfHubHTTPError):
+        log_in, status = "log in (hf auth login)", getattr(error.response, "status_code", 0)
+        advice = {401: log_in, 403: log_in, 429: f"wait some minutes, or {log_in}"}.get(status, advice)
+        what = what.replace("cannot be reached", "answers")
+    elif isinstance(error, (ValueError, TypeError, KeyError, AttributeError)):  # of whoever reads the answer
+        advice = "this is no answer of a hub: check HF_ENDPOINT, or whether the network wants a log-in first"
+        what = what.replace("cannot be reached", "cannot be read")
+    return f"{what}: {first}; {advice}"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the lines that huggingface_hub prints at each attempt; download bars stay."""
+def _guarded() -> Iterator[None]:
+    """huggingface_hub without lines at each attempt, with `_guard` on its answers; download bars stay."""
+    from huggingface_hub.utils import get_session  # late: it imports the whole client
+
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    hooks = getattr(get_session(), "event_hooks", {"response": []})  # of its versions before 1.0: without
+    hooks["response"].append(_guard)
     try:
         yield
     finally:
+        hooks["response"].remove(_guard)
         logger.setLevel(level)
+
+
+def _guard(response: Any) -> None:
+    """See to it that an answer of the hub neither holds a command up for hours nor leaves https.
+
+    Where the hub names a pause the client waits as long, without a word; else for half a minute over five attempts.
+    """
+    for name in ("retry-after", "ratelimit"):
+        response.headers.pop(name, None)
+    target = urljoin(str(response.url), response.headers.get("location", ""))
+    if response.url.scheme == "https" and not target.startswith("https:"):
+        raise OSError(f"it leads away from https, to {target}")

@@ -148,7 +148,7 @@ def _find_on_hub(name: str, prefer: str) -> Found:
     layouts = [layout for layout in LAYOUTS if layout.patterns]
     fitting = [layout for layout in layouts if layout.fits(repository.files)]
     if layout := _layout(fitting, repository.files, config, prefer, path):
-        return Found(layout.kind, layout.name, repository.fetch(layout.patterns), name)
+        return Found(layout.kind, layout.name, repository.fetch(layout.patterns, layout.required), name)
     raise repository.lacks([_OWN, *layouts])
 
 
