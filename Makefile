@@ -5,9 +5,10 @@
 # make sanitize   the C++ kernels under the address, undefined-behaviour and thread sanitizers (minutes)
 # make weights ESC10=folder   train the bundled models again (hours) and put them into the package
 # make faults every command on a file system that fails at each of its calls, and killed at random moments (hours)
+# make endurance  two hours of --stream, 10,000 sounds, 100,000 encoded clips: do memory and open files stay flat (hours)
 # make venv   only the environment (.venv); PYTHON=/path/to/python3 chooses the interpreter
 
-.PHONY: audit demo test check faults sanitize weights venv clean
+.PHONY: audit demo test check endurance faults sanitize weights venv clean
 .DEFAULT_GOAL := demo
 
 VENV := .venv
@@ -34,6 +35,11 @@ faults: venv
 	$(CC) -shared -fPIC -o build/faults/shim.so tests/faults/shim.c -ldl
 	LD_PRELOAD=$(CURDIR)/build/faults/shim.so $(TEST_ENV) $(BIN)/python tests/faults/driver.py build/faults/work
 	LD_PRELOAD=$(CURDIR)/build/faults/shim.so $(TEST_ENV) $(BIN)/python tests/faults/driver.py build/faults/work --signals 40
+
+endurance: venv
+	$(BIN)/python tools/endurance.py stream 7200
+	$(BIN)/python tools/endurance.py generate 10000
+	$(BIN)/python tools/endurance.py encode 100000
 
 # pip-audit has an environment of its own, so that what it needs is not among what is audited. --strict: a package that
 # could not be looked up is a failure as well.
