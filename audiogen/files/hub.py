@@ -31,6 +31,8 @@ from audiogen.files import writing
 TIMEOUT_S = 5.0  # for the hub's answer; after it, the cache is used
 _ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w.-]*(?:/\w[\w.-]*)*))?", re.ASCII)
 _COMMIT = re.compile("[0-9a-f]{40}")
+# By cache and hub id: the commit whose files this process has, though another process may have moved the revision on.
+_commits: dict[tuple[str, str], str] = {}
 
 
 class Layout(NamedTuple):
@@ -66,8 +68,36 @@ def pinned(value: Any) -> Any:
     if not isinstance(value, str) or not is_hub_id(value):
         return value
     name, _, revision = value.partition("@")
-    reference = _folder(name) / "refs" / (revision or constants.DEFAULT_REVISION)
-    return f"{name}@{reference.read_text().strip()}" if reference.is_file() else value
+    commit = commits().get(value) or _cached(name, revision or constants.DEFAULT_REVISION)
+    return f"{name}@{commit}" if commit else value
+
+
+def commits() -> dict[str, str]:
+    """The commit of each hub id, as it was given, that this process has opened, or is to open (`keep`)."""
+    return {name: commit for (cache, name), commit in _commits.items() if cache == constants.HF_HUB_CACHE}
+
+
+def keep(path: Path) -> None:
+    """Open the hub ids under "hub" of a JSON file, as `commits` gave them, at these commits from now on.
+
+    InputError, which names the file, for what `commits` does not give.
+    """
+    contents = writing.read_json(path)
+    recorded = contents.get("hub", {}) if isinstance(contents, dict) else None
+    for name, commit in (recorded if isinstance(recorded, dict) else {"hub": recorded}).items():
+        if not _ID.fullmatch(name) or not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise InputError(f"{path}: {name!r}: {commit!r} is no hub id with its commit; remove it")
+        _commits[constants.HF_HUB_CACHE, name] = commit
+
+
+def _cached(name: str, revision: str) -> str | None:
+    """The commit that the cache has of a revision."""
+    reference = _folder(name) / "refs" / revision
+    if (
+        _COMMIT.fullmatch(revision) or not reference.is_file()
+    ):  # a commit is itself, whatever a hub said of it
+        return revision if _COMMIT.fullmatch(revision) else None
+    return reference.read_text().strip()
 
 
 def _folder(name: str) -> Path:
@@ -103,10 +133,9 @@ class Repository:
         if match is None:
             raise InputError(f"{name!r} is not a hub id; give org/name or org/name@revision, or a directory")
         self.name, self._id = name, match["name"]
-        self._revision = match["revision"] or constants.DEFAULT_REVISION
+        self._revision = commits().get(name) or match["revision"] or constants.DEFAULT_REVISION
         folder = _folder(self._id)
-        self._reference = folder / "refs" / self._revision
-        self._cached = self._reference.read_text().strip() if self._reference.is_file() else self._revision
+        self._cached = _cached(self._id, self._revision) or self._revision
         self._reason: str | None = None  # why the hub gave nothing
         answer = None if constants.is_offline_mode() else _ask(self._id, self._revision)
         if answer is not None and not isinstance(answer, Exception):
@@ -140,7 +169,9 @@ class Repository:
                     reason = _reason(error, self._revision, f"{file} cannot be downloaded")
                     raise InputError(f"{self.name} cannot be fetched: {reason}") from None
         if (commit := self._snapshot.name) not in (self._cached, self._revision):
-            writing.write_bytes_atomic(self._reference, commit.encode())
+            writing.write_bytes_atomic(_folder(self._id) / "refs" / self._revision, commit.encode())
+        if _COMMIT.fullmatch(commit):
+            _commits[constants.HF_HUB_CACHE, self.name] = commit
         return self._snapshot
 
     def lacks(self, layouts: Sequence[Layout]) -> InputError:
@@ -187,10 +218,12 @@ def _stays_below(file: str) -> bool:
 
 
 def _verify(path: Path) -> None:
-    """Compare a download with the checksum by which the cache's layout names it; an OSError where they differ.
+    """Compare a download with the checksum by which the cache names it; OSError where they differ or there is none.
 
     It is the SHA-256 of a large file and git's SHA-1 of a small one. Caches without links have no such name.
     """
+    if not path.exists():
+        raise OSError("what arrived is of another commit")
     name = path.readlink().name if path.is_symlink() else ""
     blob = path.parent / path.readlink() if name else path
     if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", name):

@@ -29,11 +29,12 @@ from audiogen.config import (
 from audiogen.data.dataset import parse_sources
 from audiogen.device import choose_device
 from audiogen.errors import InputError
-from audiogen.files import writing
+from audiogen.files import hub, writing
 from audiogen.files.locks import only_writer
 from audiogen.train.loop import fit
 from audiogen.train.task import Run
 
+RUN = "run.json"
 # Recipes' `task:` -> the recipe's class, in the module of the task's name.
 TASKS = {
     "autoencoder": "AutoencoderRecipe",
@@ -87,6 +88,8 @@ def open_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
     if task not in TASKS:
         raise InputError(f"task: got {short(task)}; {did_you_mean(task, TASKS)}")
     cls: type[Run] = getattr(import_module(f"audiogen.train.{task}"), TASKS[task])
+    if (begun := Path(str(node.get("out")), RUN)).is_file():
+        hub.keep(begun)  # a run goes on with the models it began with, where the hub has newer ones by now
     # As plain values: sources of data spelled out, the architecture of `init_from` filled in.
     values = plain(node)
     if isinstance(values.get("data"), dict):
@@ -108,7 +111,10 @@ def open_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
 
 
 def record(recipe: Run) -> None:
-    """Write `recipe.yaml` and `run.json` (versions, machine); say what differs from the recipe that began the run."""
+    """Write `recipe.yaml` and `run.json` (versions, machine, commits of the hub's models).
+
+    What differs from the recipe that began the run is said.
+    """
     out = Path(recipe.out)
     path = out / "recipe.yaml"
     if path.exists():
@@ -121,4 +127,5 @@ def record(recipe: Run) -> None:
     machine = {"platform": platform.platform(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    writing.write_json(out / "run.json", {"versions": versions, "machine": machine, "seed": recipe.seed})
+    facts = {"versions": versions, "machine": machine, "seed": recipe.seed, "hub": hub.commits()}
+    writing.write_json(out / RUN, facts)

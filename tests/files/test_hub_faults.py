@@ -12,9 +12,11 @@ from threading import Event, Thread
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from audiogen.errors import InputError
 from audiogen.files import hub
+from audiogen.train import run
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 FILES = {"config.json": b"{}", "notes.txt": b"of each kind", "weights.bin": bytes(range(256)) * 40}
@@ -166,6 +168,10 @@ FAULTS: dict[str, Fault] = {
     "head: no checksum": status(200, "head", X_Repo_Commit=COMMIT),
     "head: no commit": status(200, "head", ETag='"x"'),
     "head: another commit": status(200, "head", ETag='"x"', X_Repo_Commit=OLDER, Content_Length="5"),
+    "head: the file of another commit": lambda answer, what, name: (
+        what == "head"
+        and (answer.answer(200, FILES[name], {"ETag": f'"{checksum(name)}"', "X-Repo-Commit": OLDER}) or True)
+    ),
     "head: no answer": silent("head"),
     "get: no answer": silent("get"),
     "get: cut": lambda answer, what, name: (
@@ -270,3 +276,42 @@ def test_with_a_model_in_the_cache_a_faulty_hub_is_as_none(server: Hub, name: st
     hub._ask.cache_clear()
     server.fault = FAULTS[name]
     assert hub.fetch("org/name", [LAYOUT]) == folder
+
+
+def test_a_process_and_a_run_that_goes_on_keep_to_the_commit_they_began_with(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may move the cache's revision on while a training runs for days."""
+    folder = hub.fetch("org/name", [LAYOUT])
+    reference = folder.parents[1] / "refs" / "main"
+    assert reference.read_text() == COMMIT and hub.commits() == {"org/name": COMMIT}
+    reference.write_text(OLDER)
+    assert hub.pinned(["org/name", "org/name@main"]) == [f"org/name@{COMMIT}", f"org/name@{OLDER}"]
+    (tmp_path / "run.json").write_text(json.dumps({"hub": hub.commits()}))
+    monkeypatch.setattr(hub, "_commits", {})  # of another process
+    hub._ask.cache_clear()
+    server.fault = listing(sha=OLDER)
+    with pytest.raises(InputError, match="cannot be downloaded"):  # no such files in this test's hub
+        hub.fetch("org/name", [LAYOUT])
+    server.fault, asked = None, len(server.asked)
+    hub.keep(tmp_path / "run.json")
+    assert hub.fetch("org/name", [LAYOUT]) == folder and hub.pinned("org/name") == f"org/name@{COMMIT}"
+    assert [name for _, name, _ in server.asked[asked:]] == [COMMIT], "the revision that is asked for"
+
+
+@pytest.mark.parametrize("odd", [3, None, [], {"name": COMMIT}, {"org/name": "main"}, {"org/name": None}])
+def test_a_run_with_odd_commits_is_one_line(tmp_path: Path, odd: object) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"hub": odd}))
+    with pytest.raises(InputError, match="run.json: .* is no hub id with its commit"):
+        hub.keep(tmp_path / "run.json")
+
+
+def test_a_run_records_the_commits_and_opens_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_commits", {(constants.HF_HUB_CACHE, "org/name"): COMMIT})
+    settings = [f"out={tmp_path}", "data.train=[synth:10]"]
+    run.record(run.open_recipe("codec_tiny", settings))
+    monkeypatch.setattr(hub, "_commits", {})
+    run.open_recipe("codec_tiny", settings)
+    assert hub.commits() == {"org/name": COMMIT}
