@@ -41,6 +41,7 @@ from audiogen.files.writing import (
 FORMAT = 1
 STATE_FILES = ("state.json", "state.safetensors")
 CHECKSUMS = "checksums.json"  # CRC-32 of the two, beside them
+EXPORTED = "exported"  # an empty file beside them, once the model of that step is written
 PICKLES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle")
 
 

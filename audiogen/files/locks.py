@@ -38,7 +38,10 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(path)
     key = _key(os.fstat(descriptor))
+    _held.add(key)
     try:
+        with storing(path):
+            _sign(descriptor)
         yield
     finally:
         with contextlib.suppress(OSError):  # Windows removes no open file: the lock's file stays, free
@@ -50,7 +53,7 @@ def only_writer(folder: str | Path) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int:
-    """-> the descriptor of the locked file, which holds a line about this process."""
+    """-> the descriptor of the locked file."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         key = _key(os.fstat(descriptor))
@@ -73,16 +76,18 @@ def _acquire(path: Path) -> int:
             )
         try:
             if _key(os.stat(path)) == key:
-                break
+                return descriptor
         except FileNotFoundError:
             pass
         os.close(descriptor)  # the one before us removed it between our opening and locking: try again
-    _held.add(key)
+
+
+def _sign(descriptor: int) -> None:
+    """Write a line about this process, for those that find the file locked."""
     command = " ".join(shlex.join(["python", *sys.orig_argv[1:]]).split())[:300]
     began = time.strftime("%Y-%m-%d %H:%M")
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {platform.node()}, {command}, since {began}\n".encode())
-    return descriptor
 
 
 def _key(status: os.stat_result) -> tuple[int, int]:

@@ -60,6 +60,8 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
     start, best, validated = restore(task, run, recipe.resume)
     ended = validated and stalled(start, best, config)
     if start >= config.steps or ended:
+        if first and not (checkpoint.step_dir(run, start) / checkpoint.EXPORTED).exists():
+            export(task, start, recipe)  # the process was killed between its last checkpoint and the model
         more = "fit.steps and fit.epochs" if config.epochs else "fit.steps"
         more = "fit.patience" if ended and start < config.steps else more
         print(f"{run} is finished at step {start}; to go on, set {more} higher")
@@ -163,9 +165,16 @@ def save(task: Task[Any], done: int, best: Best, validated: bool, recipe: Run) -
     run = Path(recipe.out)
     state = {"best": best, "validated": validated, "task": task.state_dict()}
     checkpoint.save_state(checkpoint.step_dir(run, done), state)
+    export(task, done, recipe)
+    checkpoint.prune(run, done, recipe.fit.keep_last)
+
+
+def export(task: Task[Any], done: int, recipe: Run) -> None:
+    """Write the model as it is after `done` steps, and a mark beside their checkpoint."""
+    run = Path(recipe.out)
     with task.averaged():
         task.export(run, {"recipe": to_plain(recipe), "step": done})
-    checkpoint.prune(run, done, recipe.fit.keep_last)
+    writing.write_bytes_atomic(checkpoint.step_dir(run, done) / checkpoint.EXPORTED, b"")
 
 
 def restore(task: Task[Any], run: Path, resume: Resume) -> tuple[int, Best, bool]:

@@ -1,5 +1,6 @@
 """One writer at a time in a folder, whatever ends the one before."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from audiogen.errors import InputError
 from audiogen.files.locks import LOCK, only_writer
+from audiogen.files.writing import StorageError
 
 HOLD = """
 import sys
@@ -79,6 +81,21 @@ def test_a_folder_made_for_the_lock_goes_where_nothing_came_into_it(tmp_path: Pa
         pytest.raises(InputError, match="kept/a cannot be written: File exists"),
         only_writer(tmp_path / "kept" / "a"),
     ):
+        pass
+
+
+def test_a_lock_that_finds_no_space_is_one_line_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", full)
+        with pytest.raises(StorageError, match=r"\.lock cannot be written: No space"), only_writer(tmp_path):
+            raise AssertionError
+    assert not list(tmp_path.iterdir())
+    with only_writer(tmp_path):
         pass
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.files.locks import only_writer
 from audiogen.files.writing import StorageError
+from audiogen.train.lm import LMTask
 from audiogen.train.log import read_log
 
 Train = Callable[..., Path]
@@ -91,6 +93,28 @@ def test_the_last_save_is_an_error_and_the_checkpoint_before_goes_on(
     assert [step for step, _ in checkpoint.step_dirs(tmp_path / "full")][-1:] == [4]
     assert not list((tmp_path / "full").rglob(".writing-*"))
     assert same_end(lm_run("full"), whole)
+
+
+def test_a_run_that_ended_before_its_model_was_written_writes_it(
+    lm_run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint is there, the model not yet, or half of it."""
+    whole, export = lm_run("whole"), LMTask.export
+
+    def ended(task: LMTask, directory: Path, info: Mapping[str, Any]) -> None:
+        if info["step"] == 6 and directory.name == "killed":
+            raise KeyboardInterrupt
+        export(task, directory, info)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(LMTask, "export", ended)
+        with pytest.raises(KeyboardInterrupt):
+            lm_run("killed")
+    assert same_end(lm_run("killed"), whole)
+    weights = whole / "model.safetensors"
+    weights.unlink()
+    lm_run("whole")
+    assert not weights.exists()  # a model that was written is the user's, to be moved or deleted
 
 
 def test_bit_rot_in_the_newest_checkpoint_falls_back_to_the_one_before(
