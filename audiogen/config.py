@@ -70,6 +70,12 @@ def field_types(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
 
 
+@cache
+def _plain_types(cls: Any) -> dict[str, Any]:
+    """As `field_types`, without ranges."""
+    return get_type_hints(cls)
+
+
 def _check_range(name: str, value: Any, hint: Any) -> None:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated and isinstance(value, (int, float)):
@@ -171,7 +177,7 @@ def build(cls: type[T], node: Mapping[str, Any] | DictConfig, where: str = "") -
             nested = [path for path in _paths(cls) if path.rpartition(".")[2] == key]
             hint = f"did you mean {_join(where, nested[0])}?" if nested else did_you_mean(str(key), fields)
             raise InputError(f"unknown key {_join(where, key)}; {hint}")
-    hints = get_type_hints(cls)
+    hints = _plain_types(cls)  # type: ignore[arg-type]
     values = {}
     for name, field in fields.items():
         if name in node:
@@ -302,7 +308,7 @@ def _paths(hint: Any) -> list[str]:
     """Dotted paths of all keys of a dataclass and of those in it (for `steps` meant as `fit.steps`)."""
     if not dataclasses.is_dataclass(hint):
         return [path for member in get_args(hint) for path in _paths(member)]
-    fields = get_type_hints(hint).items()
+    fields = _plain_types(hint).items()  # type: ignore[arg-type]
     return [path for name, inner in fields for path in (name, *(_join(name, key) for key in _paths(inner)))]
 
 
