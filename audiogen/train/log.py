@@ -48,7 +48,9 @@ class Log:
         self._unwritten = ""  # records that a full disk kept from the file
         self._file: Any = None
         self._board: Any = None
-        self._bar = tqdm(
+        if visible:
+            self._open(start, tensorboard)
+        self._bar = tqdm(  # last, so that an error's line has no bar before it
             total=total,
             initial=start,
             unit="step",
@@ -56,12 +58,15 @@ class Log:
             disable=not visible,
             mininterval=bar_interval_s(),
         )
-        if not visible:
-            return
+
+    def _open(self, start: int, tensorboard: bool) -> None:
+        """The file, with what is in it up to step `start`, and TensorBoard's."""
+        run = self.run
         kept = [record for record in read_log(run) if record["step"] <= start]
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         writing.write_bytes_atomic(run / "log.jsonl", lines.encode())
-        self._file = open(run / "log.jsonl", "r+b", buffering=0)  # noqa: SIM115
+        with writing.storing(run / "log.jsonl"):
+            self._file = open(run / "log.jsonl", "r+b", buffering=0)  # noqa: SIM115
         self._size = self._file.seek(0, os.SEEK_END)
         if tensorboard:
             try:

@@ -15,7 +15,7 @@ from audiogen.files import checkpoint
 from audiogen.files.locks import only_writer
 from audiogen.files.writing import StorageError
 from audiogen.train.lm import LMTask
-from audiogen.train.log import read_log
+from audiogen.train.log import Log, read_log
 
 Train = Callable[..., Path]
 
@@ -69,6 +69,15 @@ def test_a_save_that_finds_no_space_is_a_warning_and_the_next_one_is_tried(
     assert "step_00000002" in lines[0] and "No space left on device" in lines[0] and "MB are free" in lines[0]
     assert same_end(run, whole) and losses(run) == losses(whole)
     assert not list(run.rglob(".writing-*"))
+
+
+def test_a_log_that_finds_no_space_is_an_error_with_no_bar_before_it(
+    full_at: Callable[[Callable[[str], bool]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_at(lambda path: True)
+    with pytest.raises(StorageError, match=r"log\.jsonl cannot be written"):
+        Log(tmp_path, 0, 6)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_last_save_is_an_error_and_the_checkpoint_before_goes_on(
