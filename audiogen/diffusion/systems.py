@@ -25,6 +25,7 @@ from audiogen.diffusion.denoisers import (
     TextUNetConfig,
     denoiser,
 )
+from audiogen.diffusion.pointwise import use_products
 from audiogen.errors import InputError
 from audiogen.text.clap import Clap
 from audiogen.text.encoder import FrozenEncoder
@@ -121,3 +122,4 @@ class LatentSystem(nn.Module):
         self.autoencoder = make_autoencoder(config.autoencoder)
         self.conditioner = Conditioner(config.conditioner, vocabulary, frozen, clap)
         self.denoiser = denoiser(config.denoiser)
+        use_products(self)

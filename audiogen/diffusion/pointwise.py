@@ -1,0 +1,32 @@
+"""Convolutions of one tap, which on a CPU PyTorch computes in one way for one thread and in another for several.
+
+Its choice (`use_mkldnn` in aten/src/ATen/native/Convolution.cpp) asks for the number of threads where the kernel is
+1 x 1, so that a system's sounds differed by it. As one product of matrices they do not, and two threads take a quarter
+to a half of the time.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1 x 1 convolution, [B, D_in, T, M] -> [B, D_out, T, M]; it trains as nn.Conv2d does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu" or input.dtype != torch.float32 or torch.is_grad_enabled():
+            return super().forward(input)
+        weight = self.weight[:, :, 0, 0].expand(len(input), -1, -1)  # [B, D_out, D_in]
+        columns = input.flatten(2)  # [B, D_in, T * M]
+        if self.bias is None:
+            product = torch.bmm(weight, columns)
+        else:
+            product = torch.baddbmm(self.bias[:, None], weight, columns)
+        return product.unflatten(2, input.shape[2:])
+
+
+def use_products(module: nn.Module) -> None:
+    """Every 1 x 1 convolution of a module becomes a `PointwiseConv2d`, with its weights where they are."""
+    for layer in module.modules():
+        if type(layer) is nn.Conv2d and layer.weight.shape[2:] == (1, 1):
+            if (layer.stride, layer.padding, layer.groups) == ((1, 1), (0, 0), 1):
+                layer.__class__ = PointwiseConv2d

@@ -1,0 +1,54 @@
+"""1 x 1 convolutions on a CPU: those of PyTorch, and the same numbers with any number of threads."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from audiogen.diffusion.pointwise import PointwiseConv2d, use_products
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+# Where two threads made PyTorch's own result differ from one's, and a single row.
+@pytest.mark.parametrize("shape", [(2, 32, 4, 8), (2, 144, 7, 4), (1, 96, 16, 32)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_any_number_of_threads_gives_the_same(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(shape[1], 72, 1, bias=bias))
+    x = torch.randn(shape)
+    with torch.inference_mode():
+        expected = network(x)
+        use_products(network)
+        assert isinstance(network[0], PointwiseConv2d)
+        torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=1e-5)
+        one = network(x)
+        for count in (2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(network(x), one)
+
+
+def test_what_is_no_plain_pointwise_convolution_stays() -> None:
+    kept = [
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 1, stride=2),
+        nn.Conv2d(4, 4, 1, groups=2),
+        nn.Conv2d(4, 4, 1, padding=1),
+    ]
+    use_products(nn.ModuleList(kept))
+    assert {type(layer) for layer in kept} == {nn.Conv2d}
+
+
+def test_it_trains_as_before() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(5, 3, 1), torch.randn(2, 5, 7, 4)
+    (expected,) = torch.autograd.grad(layer(x).square().sum(), layer.weight)
+    use_products(layer)
+    (found,) = torch.autograd.grad(layer(x).square().sum(), layer.weight)
+    assert torch.equal(found, expected)
