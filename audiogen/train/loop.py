@@ -57,6 +57,8 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
         stall = validates and stalled(done, best, config)
         return best, config.patience > 0 and distributed.any_process(stall)
 
+    if first:
+        writing.clean(run)
     start, best, validated = restore(task, run, recipe.resume)
     ended = validated and stalled(start, best, config)
     if start >= config.steps or ended:
@@ -66,8 +68,6 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
         more = "fit.patience" if ended and start < config.steps else more
         print(f"{run} is finished at step {start}; to go on, set {more} higher")
         return
-    if first:
-        writing.clean(run)
     with (
         closing(Log(run, start, config.steps, config.tensorboard, visible=first)) as log,
         stop_signals() as received,
