@@ -1,5 +1,6 @@
-"""What only Linux has is not needed elsewhere: Windows by simulation, and workers that are spawned, as on macOS."""
+"""What only Linux or a new Python has is not needed: Windows by simulation, workers that are spawned, as on macOS."""
 
+import ast
 import multiprocessing
 import subprocess
 import sys
@@ -74,6 +75,15 @@ def test_windows_by_simulation(tmp_path: Path) -> None:
         [sys.executable, "-c", WINDOWS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.stdout == "done\n", run.stderr
+
+
+def test_the_oldest_python_reads_the_package() -> None:
+    """Its grammar, and no generic NamedTuple, which 3.10 refuses at import; what else is new is seen only there."""
+    for path in (ROOT / "audiogen").rglob("*.py"):
+        tree = ast.parse(path.read_text(), feature_version=(3, 10))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and "NamedTuple" in map(ast.unparse, node.bases):
+                assert len(node.bases) == 1, f"{path}:{node.lineno}"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing else is there")

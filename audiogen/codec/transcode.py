@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import soxr
 import torch
@@ -74,7 +74,8 @@ class Tokens:
     read: Callable[[], tuple[TokenHeader, Iterable[Segment]]]
 
 
-class Clip(NamedTuple, Generic[Part]):
+@dataclass(frozen=True)
+class Clip(Generic[Part]):
     """A clip, read or converted.
 
     parts: of codes, the codec's segments with B = 1, or blocks of any length of a codec that takes the clip as a whole;
@@ -184,11 +185,11 @@ def _transcode(
         if isinstance(first, UnreadableError):  # it comes alone, and so does a long clip
             yield first
         elif first.header.duration_s > LONG_S:
-            yield first._replace(parts=_readable(first.key, stream(first)))
+            yield replace(first, parts=_readable(first.key, stream(first)))
         else:
             clips = [clip for clip in batch if isinstance(clip, Clip)]
             for clip, parts in zip(clips, convert(clips), strict=True):
-                yield clip._replace(parts=parts)
+                yield replace(clip, parts=parts)
 
 
 def _readable(key: str, parts: Iterable[Part]) -> Iterator[Part]:

@@ -4,9 +4,9 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -322,11 +322,18 @@ def join_captions(a: str | None, b: str | None) -> str | None:
 D = TypeVar("D")
 
 
-class Split(NamedTuple, Generic[D]):
-    """A training set and, if anything is left for it, a validation set."""
+@dataclass(frozen=True)
+class Split(Generic[D]):
+    """A training set and, if anything is left for it, a validation set.
+
+    No NamedTuple, which cannot be generic in Python 3.10.
+    """
 
     train: D
     valid: D | None
+
+    def __iter__(self) -> Iterator[D | None]:
+        return iter((self.train, self.valid))
 
 
 C = TypeVar("C")
