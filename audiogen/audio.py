@@ -29,6 +29,7 @@ from torch import Tensor
 from audiogen.errors import InputError
 from audiogen.files.sounds import MAX_RATE, MIN_RATE, Read, Sound, open_sound, reason_of
 from audiogen.files.writing import replacing, storing
+from audiogen.interfaces import check_samples
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +179,7 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
     num_frames = audio.shape[-1]
     if from_rate == to_rate or num_frames == 0:
         return audio
+    check_samples(audio, "the sound")
     flat = audio.detach().to("cpu", torch.float32).reshape(-1, num_frames).numpy().T
     length = resampled_length(num_frames, from_rate, to_rate)
     result = _resample_span(lambda a, b: flat[a:b], num_frames, from_rate, to_rate, 0, length).T

@@ -15,6 +15,7 @@ the Protocols: they are contracts of shape, checked by the type checker and by t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -25,7 +26,24 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+LARGEST_SAMPLE = 2.0**40  # full scale is 1; files may hold 2^32, which resampling may exceed
 Progress = Callable[[float], None]  # gets the share of the work that is done, in [0, 1]
+
+
+def check_samples(audio: Tensor, what: str) -> None:
+    """InputError for samples, of any shape, that are not finite, or so large that sums of their products are not.
+
+    By the smallest and the largest value, where not-a-number wins. what: the sound in the message.
+    """
+    if audio.numel():
+        low, high = map(float, audio.detach().aminmax())
+        if not -LARGEST_SAMPLE <= low <= high <= LARGEST_SAMPLE:
+            kind = (
+                "beyond any sound"
+                if -math.inf < low <= high < math.inf
+                else "that are not finite (NaN or infinity)"
+            )
+            raise InputError(f"{what} holds samples {kind}; they lie in [-1, 1]")
 
 
 @dataclass(frozen=True)
@@ -188,11 +206,11 @@ class Edit:
     upsample: bool = False
 
     def __post_init__(self) -> None:
-        if self.audio.dim() != 2 or 0 in self.audio.shape or not self.audio.isfinite().all():
+        if self.audio.dim() != 2 or 0 in self.audio.shape:
             raise InputError(
-                f"the sound to begin from has shape {list(self.audio.shape)}, or samples that are not finite; give "
-                "[C, N], finite samples"
+                f"the sound to begin from has shape {list(self.audio.shape)}; give [C, N], neither 0"
             )
+        check_samples(self.audio, "the sound to begin from")
         if self.sample_rate < 1:
             raise InputError(f"the sound to begin from has {self.sample_rate} Hz; at least 1 is needed")
         if self.strength is not None and not 0.0 <= self.strength <= 1.0:

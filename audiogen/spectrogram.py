@@ -10,6 +10,7 @@ from torch import Tensor
 
 from audiogen.errors import InputError
 from audiogen.files.writing import replacing
+from audiogen.interfaces import check_samples
 
 
 @lru_cache(maxsize=64)
@@ -68,6 +69,7 @@ def save_spectrogram(
     from matplotlib.figure import Figure  # slow to import, and only pictures need it
 
     target = Path(path)
+    check_samples(audio, f"{target}: the sound")
     mono = audio.detach().to("cpu", torch.float32).mean(0)
     n_fft = 1024 if sample_rate >= 16_000 else 512
     hop = max(n_fft // 4, mono.numel() // 2000)  # about 2,000 columns at most: more cannot be seen

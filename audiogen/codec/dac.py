@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from audiogen.codec.model import check_audio, check_codebooks, check_codes
 from audiogen.config import Range, check_ranges
 from audiogen.errors import InputError
+from audiogen.interfaces import check_samples
 
 Size = Annotated[int, Range(1, 1 << 18)]  # a product of three does not overflow 64 bits
 
@@ -93,6 +94,7 @@ class DacCodec(nn.Module):
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
         """As `interfaces.Codec`; zeros fill the last frame."""
         check_audio(audio, self.channels)
+        check_samples(audio, "the audio")
         count = check_codebooks(num_codebooks, self.num_codebooks)
         whole = F.pad(audio, (0, -audio.shape[-1] % self.hop_length))
         return self.quantizer(self.encoder(whole), count)[1]

@@ -17,7 +17,7 @@ from audiogen.codec.seanet import SeanetConfig, lookahead_samples, seanet_decode
 from audiogen.codec.spectral import SpectralConfig, SpectralDecoder, SpectralEncoder
 from audiogen.config import Positive, Range, check_ranges
 from audiogen.errors import InputError
-from audiogen.interfaces import CodecOutput
+from audiogen.interfaces import CodecOutput, check_samples
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ class Codec(nn.Module):
         block, which may be empty. All blocks' codes, of which one may have none, are those of the whole.
         """
         check_audio(audio, self.channels, at_least=1 if state is None else 0)
+        check_samples(audio, "the audio")
         count = self._check_codebooks(num_codebooks)
         audio = rearrange(audio, "b (s c) n -> (b s) c n", s=self.streams)
         latents = self._compute(self.encoder, audio, *self._block(state, last))  # [B * streams, D, T]

@@ -18,7 +18,7 @@ from audiogen.codec import stream
 from audiogen.codec.model import Codec as ModelCodec
 from audiogen.codec.tokens import TokenHeader
 from audiogen.errors import InputError
-from audiogen.interfaces import Codec, Segment
+from audiogen.interfaces import Codec, Segment, check_samples
 
 MIN_LOUDNESS = 1e-8  # added to the loudness that a segment is divided by, for silence (EnCodec)
 
@@ -77,6 +77,7 @@ class SegmentedCodec:
         """[B, C, n] -> codes [B, K, t] and scale [B]."""
         if not self.header.normalised:
             return Segment(self.codec.encode(audio, num_codebooks))
+        check_samples(audio, "the audio")  # here: divided by an infinite loudness, it would be silence
         scale = loudness(audio)
         return Segment(self.codec.encode(audio / scale[:, None, None], num_codebooks), scale)
 

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 SYNTH_SEED = 0  # the built-in corpus is one corpus: "synth:7" names the same sound in every run
 SYNTH_DURATION_S, SYNTH_LONGEST_S = 5.0, 30.0
 CACHED_CLIP_S = 60  # longer clips are read from disk crop by crop
+SILENT = 1e-12  # power, -120 dB: of less, the gain of a mixture could be beyond float32
 MIN_OVERLAP = 0.5  # of the shorter sound, as published
 SYNTH_SOURCE = re.compile(r"synth:(0*[1-9]\d*)(?:@(\d+))?")
 
@@ -294,7 +295,7 @@ def mix(a: Item, b: Item, snr_db: float, start: float) -> Item:
     end = min(offset + b.length, a.data.shape[-1])
     power_a, power_b = (float(x.data[:, : x.length].double().square().mean()) for x in (a, b))
     gain = 1.0
-    if power_a > 0 and power_b > 0:  # silence has no power ratio: both stay as they are
+    if min(power_a, power_b) > SILENT:  # silence has no power ratio: both stay as they are
         # power_a / (gain^2 power_b) = 10^(snr_db / 10)
         gain = math.sqrt(power_a / power_b) * 10 ** (-snr_db / 20)
     mixed = a.data.clone()

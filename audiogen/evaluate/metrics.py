@@ -22,6 +22,7 @@ LEVEL = 0.95  # of all intervals
 FEWEST_ROUNDS = 20  # fewer half samples make no interval
 KERNEL_SCALE = 100.0  # of the kernel distance, as published
 KL_FLOOR = 1e-6  # the least probability of a label in label_kl: no clip can cost more than -log of it, 13.8
+LARGEST = 1e75  # of a value: the fourth power of more, summed, is no float64; float32 ends at 3e38
 SIZES, DRAWS = 5, 8  # of the extrapolation: subsample sizes below the full one, and draws of each
 MAX_SHARE = 0.9  # of a set, for the smallest of these sizes: nearer ones say nothing of the slope
 
@@ -270,9 +271,10 @@ def _rows(name: str, values: ArrayLike, least: int = 1) -> Array:
     if len(rows) < least:
         size = f"{len(rows)} {name} clips are too few for this figure of {rows.shape[1]} dimensions"
         raise InputError(f"{size}; give at least {least}")
-    bad = np.flatnonzero(~np.isfinite(rows).all(1))
+    bad = np.flatnonzero(~(np.abs(rows) <= LARGEST).all(1))
     if len(bad):
-        raise InputError(f"{name}: row {bad[0]} is not finite ({len(bad)} of {len(rows)} rows); leave it out")
+        kind = "beyond 1e75" if np.isfinite(rows).all() else "not finite"
+        raise InputError(f"{name}: row {bad[0]} is {kind} ({len(bad)} of {len(rows)} rows); leave it out")
     return rows
 
 

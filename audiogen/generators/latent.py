@@ -38,7 +38,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import level
 from audiogen.generators import request as requests
-from audiogen.interfaces import Edit, Progress, Sampling
+from audiogen.interfaces import Edit, Progress, Sampling, check_samples
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.find import SYSTEM, Found, find
 from audiogen.models.released import load_released
@@ -192,6 +192,7 @@ class LatentGenerator:
     @torch.no_grad()
     def reconstruct(self, audio: Tensor) -> Tensor:
         """Audio [B, C, N] at the model's rate and channels through the autoencoder -> [B, C, N]: the upper bound."""
+        check_samples(audio, "the audio")
         sounds = [self._decode(self.system.autoencoder.encode(row[None].to(self.device))) for row in audio]
         return torch.stack([sound[:, : audio.shape[-1]] for sound in sounds])
 
@@ -320,7 +321,7 @@ class LatentGenerator:
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents [1, ...] -> audio [C, N] on the CPU."""
-        return self.system.autoencoder.decode(latents)[0].float().cpu()
+        return level.finite(self.system.autoencoder.decode(latents)[0].float().cpu())
 
     def _ranker(self, candidates: int, texts: Sequence[str | None]) -> Clap:
         """The CLAP model that ranks candidates; InputError without an audio branch, or a text to rank by."""

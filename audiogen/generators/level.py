@@ -11,12 +11,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from audiogen.audio import below_full_scale
+from audiogen.errors import InputError
 
 FADE_S = 0.02  # of the kept part, at each of its borders
 MATCH_S = 0.1  # of the kept part, over which its level is compared with that of its rendering
@@ -68,6 +69,16 @@ class Kept:
         return min(max(levels[0] / levels[1], 1 / MOST_GAIN), MOST_GAIN)
 
 
+def finite(made: Tensor) -> Tensor:
+    """A sound [C, n] as it is; InputError where its samples are no numbers, of which no level can be made."""
+    if not made.isfinite().all():
+        raise InputError(
+            "the model gives samples that are not finite (NaN or infinity): its weights are damaged, or too large for "
+            "their number type; copy it again, or use --dtype float32"
+        )
+    return made
+
+
 def finish(made: Tensor, kept: Kept | None = None) -> tuple[Tensor, float]:
     """A sound [C, n] as it is given out, and by how many dB it was turned down: its new part, if some is kept."""
     if kept is None:
@@ -100,6 +111,7 @@ def finish_live(
     if kept is None:
         yield from _lower(blocks, turned_down_db)
         return
+    kept = replace(kept, audio=below_full_scale(kept.audio))
     blocks, seam = iter(blocks), max(0, kept.begin - kept.fade)
     if seam:
         yield kept.audio[:, :seam]

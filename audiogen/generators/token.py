@@ -23,7 +23,7 @@ from audiogen.files import checkpoint
 from audiogen.files.tensors import unfilled
 from audiogen.generators import level
 from audiogen.generators import request as requests
-from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling
+from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling, check_samples
 from audiogen.lm import decoders, lora
 from audiogen.lm.model import TokenLM
 from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling, generate_tokens, num_decoded
@@ -336,7 +336,7 @@ class AudioGen:
             piece = block[0] if num_samples is None else block[0, :, : num_samples - done]
             done += piece.shape[-1]
             if piece.shape[-1]:
-                yield piece.cpu()
+                yield level.finite(piece.cpu())
 
     def num_frames(self, duration_s: float) -> int:
         """Frames of tokens for a duration, checked: the last one may reach beyond it."""
@@ -364,11 +364,11 @@ class AudioGen:
             return None, None
         audio, sample_rate = prompt
         sounds = audio[None] if audio.dim() == 2 else audio
-        if sounds.dim() != 3 or 0 in sounds.shape or not sounds.isfinite().all():
+        if sounds.dim() != 3 or 0 in sounds.shape:
             raise InputError(
-                f"the sound to continue has shape {list(audio.shape)} or samples that are not finite; "
-                "give [C, N] or [B, C, N] with N of at least 1"
+                f"the sound to continue has shape {list(audio.shape)}; give [C, N] or [B, C, N], N at least 1"
             )
+        check_samples(sounds, "the sound to continue")
         if len(sounds) not in (1, num_texts):
             raise InputError(
                 f"{len(sounds)} sounds to continue for {num_texts} texts; give one, or one a text"
@@ -390,7 +390,7 @@ class AudioGen:
 
     def _decode(self, codes: Tensor) -> Tensor:
         """Codes [K, T] -> audio [C, T * hop_length]."""
-        return torch.cat(list(decode_stream(self.codec, [codes[None]])), -1)[0]
+        return level.finite(torch.cat(list(decode_stream(self.codec, [codes[None]])), -1)[0])
 
 
 def _draws(sampling: Sampling) -> TokenSampling:

@@ -142,7 +142,8 @@ def validate(
         # Shown without those per codebook, which the log has.
         shown = [f"{name} {value:.4f}" for name, value in metrics.items() if not re.search(r"_q\d+$", name)]
         log.say(f"step {done}: {'  '.join(shown)}")
-        if best is None or metrics["valid/loss"] < best["valid/loss"]:
+        # NaN is never below
+        if metrics["valid/loss"] < (math.inf if best is None else best["valid/loss"]):
             found_best = {"step": done, **metrics}
             with log.tolerating():
                 task.export(Path(recipe.out) / "best", {"recipe": to_plain(recipe), **found_best})

@@ -302,6 +302,19 @@ def test_validation_holds_one_batch_of_sound_at_a_time(
             validate(task, iter([]), 1, None, recipe, log)
 
 
+def test_a_validation_that_is_no_number_is_not_the_best(
+    codec_run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would remain so: nothing is below NaN."""
+    task, data, recipe = prepared(tmp_path / "codec.yaml")
+    with closing(Log(tmp_path, 0, 3)) as log:
+        best = None
+        for step, (loss, expected) in enumerate([(math.nan, None), (2.0, 1), (math.nan, 1), (1.0, 3)]):
+            monkeypatch.setattr(task, "evaluate", lambda batches, loss=loss: {"loss": loss})
+            best = validate(task, valid_batches(data.valid, 2), step, best, recipe, log)
+            assert (best and best["step"]) == expected
+
+
 def test_a_module_trains_on_after_an_error_in_its_evaluation(codec_run: Train, tmp_path: Path) -> None:
     task, _, _ = prepared(tmp_path / "codec.yaml")
     with pytest.raises(ValueError, match="broken"), task.averaged():
