@@ -218,8 +218,9 @@ std::vector<float> run(const Packed &packed, const std::vector<Example> &batch, 
             for (int64_t k = 0; k < BOOKS; ++k)
                 for (int64_t s = 0; s < calls[call]; ++s)
                     codes.push_back(row.codes[k * num_steps + cache.length + s]);
-        audiogen_step(&m, &cache, codes.data(), positions.data() + cache.length * m.dim, calls[call],
-                      &logits[call * batch.size() * width], team);
+        const Part part{&cache, codes.data(), positions.data() + cache.length * m.dim, calls[call],
+                        &logits[call * batch.size() * width]};
+        audiogen_step(&m, &part, 1, team);
         cache.length += calls[call];
     }
     return logits;

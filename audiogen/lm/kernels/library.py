@@ -189,6 +189,18 @@ class Cache(Structure):
     ]
 
 
+class Part(Structure):
+    """New steps of a cache's rows, and where their logits go."""
+
+    _fields_ = [
+        ("cache", POINTER(Cache)),
+        ("codes", c_void_p),
+        ("positions", c_void_p),
+        ("num_steps", c_int64),
+        ("logits", c_void_p),
+    ]
+
+
 def _declare(native: ctypes.CDLL) -> ctypes.CDLL:
     """Types of the functions; one that is missing is an AttributeError."""
     model, cache, count, data, team = POINTER(Model), POINTER(Cache), c_int64, c_void_p, c_void_p
@@ -198,7 +210,7 @@ def _declare(native: ctypes.CDLL) -> ctypes.CDLL:
         ("pages", None, [data, count]),
         ("head_bytes", None, [model, count, data]),
         ("text", None, [model, cache, count, data, team]),
-        ("step", None, [model, cache, data, data, count, data, team]),
+        ("step", None, [model, POINTER(Part), count, team]),
         ("read", count, [c_char_p, count, team]),
     ):
         function = getattr(native, f"audiogen_{name}")

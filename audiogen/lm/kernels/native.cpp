@@ -60,12 +60,11 @@ void audiogen_text(const Model *m, Cache *cache, int64_t b, const float *tokens,
     if (m->dtype == 2) project_text<Int8>(*m, *cache, b, tokens, threads);
 }
 
-void audiogen_step(const Model *m, Cache *cache, const int64_t *codes, const float *positions, int64_t num_steps,
-                   float *logits, void *team) {
+void audiogen_step(const Model *m, const Part *parts, int64_t num_parts, void *team) {
     ThreadPool &threads = *static_cast<ThreadPool *>(team);
-    if (m->dtype == 0) Step<Float32>(*m, *cache, codes, positions, num_steps, logits, threads).run();
-    if (m->dtype == 1) Step<BFloat16>(*m, *cache, codes, positions, num_steps, logits, threads).run();
-    if (m->dtype == 2) Step<Int8>(*m, *cache, codes, positions, num_steps, logits, threads).run();
+    if (m->dtype == 0) Step<Float32>(*m, parts, num_parts, threads).run();
+    if (m->dtype == 1) Step<BFloat16>(*m, parts, num_parts, threads).run();
+    if (m->dtype == 2) Step<Int8>(*m, parts, num_parts, threads).run();
 }
 
 int64_t audiogen_read(const char *from, int64_t bytes, void *team) {

@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterable
-from ctypes import byref, c_int64
+from collections.abc import Iterable, Sequence
+from ctypes import byref, c_int64, pointer
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
-from audiogen.lm.kernels.library import BLOCK, Cache, Layer, Linear, Model, Norm, library
+from audiogen.lm.kernels.library import BLOCK, Cache, Layer, Linear, Model, Norm, Part, library
 from audiogen.lm.model import Read, TokenLM, quantise, reader
 from audiogen.lm.transformer import sinusoidal_positions
 
@@ -138,6 +138,38 @@ class NativeLM:
 
         The cache advances by S.
         """
+        return self.step_all([(steps, cache)])[0]
+
+    def step_all(self, calls: Sequence[tuple[Tensor, NativeCache]]) -> list[Tensor]:
+        """`step` for several caches at once, for which each weight is read once; the logits are those of each alone."""
+        for steps, cache in calls:
+            self.check(steps, cache)
+        logits = [
+            torch.empty(len(steps), self.config.num_codebooks, self.config.codebook_size)
+            for steps, _ in calls
+        ]
+        # [B, K, S], at most MAX_STEPS each
+        pieces = [steps.to("cpu", torch.int64).split(MAX_STEPS, dim=2) for steps, _ in calls]
+        with self._lock:
+            threads = self._threads()
+            for turn in range(max(map(len, pieces))):
+                running = [index for index, of in enumerate(pieces) if turn < len(of)]
+                codes = [pieces[index][turn].contiguous() for index in running]
+                parts = (Part * len(running))()
+                kept = []  # until the call is over
+                for index, new, part in zip(running, codes, parts, strict=True):
+                    cache = calls[index][1]
+                    kept.append(self._sinusoids(cache.length + new.shape[2])[cache.length :])
+                    part.cache = pointer(cache.struct)
+                    part.codes, part.positions = new.data_ptr(), kept[-1].data_ptr()
+                    part.num_steps, part.logits = new.shape[2], logits[index].data_ptr()
+                self._native.audiogen_step(byref(self._model), parts, len(parts), threads.handle)
+                for index, new in zip(running, codes, strict=True):
+                    calls[index][1].struct.length += new.shape[2]
+        return logits
+
+    def check(self, steps: Tensor, cache: NativeCache) -> None:
+        """Refuse steps that the cache has no place for, or that are no codes: the kernels look at neither."""
         batch, num_codebooks, num_steps = steps.shape
         if batch != cache.struct.batch or num_codebooks != self.config.num_codebooks or not num_steps:
             raise ValueError(
@@ -151,18 +183,6 @@ class NativeLM:
         lowest, highest = (int(end) for end in steps.aminmax())
         if not 0 <= lowest <= highest <= self.special:
             raise IndexError(f"steps hold codes from {lowest} to {highest}; allowed: 0 to {self.special}")
-        logits = torch.empty(batch, num_codebooks, self.config.codebook_size)
-        with self._lock:
-            threads = self._threads()
-            for part in steps.split(MAX_STEPS, dim=2):
-                codes = part.to("cpu", torch.int64).contiguous()
-                positions = self._sinusoids(cache.length + part.shape[2])[cache.length :]
-                self._native.audiogen_step(
-                    byref(self._model), byref(cache.struct), codes.data_ptr(), positions.data_ptr(),
-                    part.shape[2], logits.data_ptr(), threads.handle,
-                )  # fmt: skip
-                cache.struct.length += part.shape[2]
-        return logits
 
     def _threads(self) -> ThreadPool:
         """The threads, started anew where the number of threads was changed, or in another process."""

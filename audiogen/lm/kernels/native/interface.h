@@ -37,6 +37,15 @@ struct Cache {
     const int64_t *text_lengths;    // [batch], 0: no text
 };
 
+// New steps of the rows of a cache.
+struct Part {
+    Cache *cache;
+    const int64_t *codes;    // [batch, num_codebooks, num_steps]
+    const float *positions;  // [num_steps, dim]
+    int64_t num_steps;
+    float *logits;  // [batch, num_codebooks * codebook_size], of the last step
+};
+
 void *audiogen_team_new(int64_t num_threads);
 void audiogen_team_free(void *team);
 
@@ -49,10 +58,9 @@ void audiogen_head_bytes(const Model *m, int64_t positions, int64_t *bytes);
 // Keys and values of tokens [text_lengths[b], dim], the text of row b, in every layer.
 void audiogen_text(const Model *m, Cache *cache, int64_t b, const float *tokens, void *team);
 
-// codes [batch, num_codebooks, num_steps] and positions [num_steps, dim], which the caller has checked ->
-// logits [batch, num_codebooks * codebook_size] of the last step. The caller advances cache.length.
-void audiogen_step(const Model *m, Cache *cache, const int64_t *codes, const float *positions, int64_t num_steps,
-                   float *logits, void *team);
+// New steps of all or some parts in one go: weights are read once for all of them. The caller, which has checked the
+// parts, advances cache.length. A row's logits do not depend on its neighbours.
+void audiogen_step(const Model *m, const Part *parts, int64_t num_parts, void *team);
 
 // Read so many bytes, a multiple of 4096, once: the bandwidth that a step is measured against.
 int64_t audiogen_read(const char *from, int64_t bytes, void *team);

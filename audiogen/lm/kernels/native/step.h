@@ -76,10 +76,10 @@ template <class Type> struct Reader {
 
 // Buffers that the threads share: the residual stream, a product's output, attention's, the feed-forward layer's.
 struct Buffers {
-    Buffers(const Model &m, const Cache &cache, ThreadPool &team, int64_t num_rows) {
+    Buffers(const Model &m, ThreadPool &team, int64_t num_rows, int64_t positions) {
         const int64_t dim = stride_of(m.dim), ff = stride_of(m.layers[0].ff_in.outputs);
         const int64_t outputs = stride_of(std::max(3 * m.dim, m.heads.outputs));
-        scores_of = up(std::max(cache.max_steps, cache.max_text), LANES);
+        scores_of = up(positions, LANES);
         const int64_t needed = num_rows * (2 * dim + outputs + ff) + team.size * scores_of;
         team.shared.assign(needed, 0.0f);
         x = team.shared.data();
@@ -92,48 +92,67 @@ struct Buffers {
     int64_t scores_of;
 };
 
+// The new steps of one row of a cache: rows `first` .. of the buffers.
+struct Sequence {
+    const Part &part;
+    int64_t b, first;
+};
+
 template <class Type> struct Step {
     static constexpr bool exact = std::is_same<Type, Float32>::value;
     const Model &m;
-    Cache &cache;
-    const int64_t *codes;
-    const float *positions;
-    int64_t num_steps;
-    float *logits;
     ThreadPool &team;
-    std::vector<int64_t> with_text;  // rows: step s of batch row b is row b * num_steps + s
+    std::vector<int64_t> with_text, text_of;  // rows, and the sequence of each
+    int64_t num_rows = 0, positions = 0;      // positions: of the longest cache
+    std::vector<Sequence> sequences;          // whose gathering fills those above
     Buffers buffers;
 
-    Step(const Model &m, Cache &cache, const int64_t *codes, const float *positions, int64_t num_steps, float *logits,
-         ThreadPool &team)
-        : m(m), cache(cache), codes(codes), positions(positions), num_steps(num_steps), logits(logits), team(team),
-          buffers(m, cache, team, cache.batch * num_steps) {
-        for (int64_t row = 0; row < cache.batch * num_steps; ++row)
-            if (cache.text_lengths[row / num_steps]) with_text.push_back(row);
+    Step(const Model &m, const Part *parts, int64_t num_parts, ThreadPool &team)
+        : m(m), team(team), sequences(gather(parts, num_parts)), buffers(m, team, num_rows, positions) {}
+
+    std::vector<Sequence> gather(const Part *parts, int64_t num_parts) {
+        std::vector<Sequence> all;
+        for (const Part *part = parts; part < parts + num_parts; ++part) {
+            const Cache &cache = *part->cache;
+            positions = std::max({positions, cache.max_steps, cache.max_text});
+            for (int64_t b = 0; b < cache.batch; ++b) {
+                for (int64_t row = num_rows; row < num_rows + part->num_steps && cache.text_lengths[b]; ++row) {
+                    with_text.push_back(row);
+                    text_of.push_back(int64_t(all.size()));
+                }
+                all.push_back({*part, b, num_rows});
+                num_rows += part->num_steps;
+            }
+        }
+        return all;
     }
 
     void embed() {
         const int64_t books = m.num_codebooks;
-        for (int64_t row = 0; row < cache.batch * num_steps; ++row) {
-            float *x = buffers.x + row * stride_of(m.dim);
-            const int64_t b = row / num_steps, s = row % num_steps;
-            for (int64_t k = 0; k < books; ++k) {
-                const int64_t code = codes[(b * books + k) * num_steps + s] + k * (m.codebook_size + 1);
-                for (int64_t i = 0; i < m.dim; ++i) x[i] += m.embedding[code * m.dim + i];
+        for (const Sequence &of : sequences) {
+            const int64_t num_steps = of.part.num_steps;
+            for (int64_t s = 0; s < num_steps; ++s) {
+                float *x = buffers.x + (of.first + s) * stride_of(m.dim);
+                for (int64_t k = 0; k < books; ++k) {
+                    const int64_t code = of.part.codes[(of.b * books + k) * num_steps + s] + k * (m.codebook_size + 1);
+                    for (int64_t i = 0; i < m.dim; ++i) x[i] += m.embedding[code * m.dim + i];
+                }
+                for (int64_t i = 0; i < m.dim; ++i) x[i] += of.part.positions[s * m.dim + i];
             }
-            for (int64_t i = 0; i < m.dim; ++i) x[i] += positions[s * m.dim + i];
         }
     }
 
     void self_attention(Worker &worker, int64_t layer) {
         const int64_t width = m.dim / m.num_heads, stride = stride_of(3 * m.dim);
         float *scores = buffers.scores + worker.index * buffers.scores_of;
-        for (int64_t task; (task = worker.take(1)) < cache.batch * m.num_heads;) {
-            const int64_t b = task / m.num_heads, h = task % m.num_heads;
-            Head<exact> head(cache.keys, cache.values, (layer * cache.batch + b) * m.num_heads + h, width,
+        for (int64_t task; (task = worker.take(1)) < int64_t(sequences.size()) * m.num_heads;) {
+            const Sequence &of = sequences[task / m.num_heads];
+            const Cache &cache = *of.part.cache;
+            const int64_t h = task % m.num_heads;
+            Head<exact> head(cache.keys, cache.values, (layer * cache.batch + of.b) * m.num_heads + h, width,
                              cache.max_steps);
-            for (int64_t s = 0; s < num_steps; ++s) {
-                const int64_t row = b * num_steps + s;
+            for (int64_t s = 0; s < of.part.num_steps; ++s) {
+                const int64_t row = of.first + s;
                 const float *query = buffers.product + row * stride + h * width;
                 head.write(cache.length + s, query + m.dim, query + 2 * m.dim);
                 head.attend(query, cache.length + s + 1, scores, buffers.mixed + row * stride_of(m.dim) + h * width);
@@ -146,10 +165,12 @@ template <class Type> struct Step {
         const int64_t width = m.dim / m.num_heads, stride = stride_of(m.dim);
         float *scores = buffers.scores + worker.index * buffers.scores_of;
         for (int64_t task; (task = worker.take(1)) < int64_t(with_text.size()) * m.num_heads;) {
-            const int64_t i = task / m.num_heads, h = task % m.num_heads, b = with_text[i] / num_steps;
+            const int64_t i = task / m.num_heads, h = task % m.num_heads;
+            const Sequence &of = sequences[text_of[i]];
+            const Cache &cache = *of.part.cache;
             const Head<exact> head(cache.text_keys, cache.text_values,
-                                   (layer * cache.batch + b) * m.num_heads + h, width, cache.max_text);
-            head.attend(buffers.product + i * stride + h * width, cache.text_lengths[b], scores,
+                                   (layer * cache.batch + of.b) * m.num_heads + h, width, cache.max_text);
+            head.attend(buffers.product + i * stride + h * width, cache.text_lengths[of.b], scores,
                         buffers.mixed + i * stride + h * width);
         }
         worker.finish();
@@ -157,7 +178,7 @@ template <class Type> struct Step {
 
     void operator()(int index) {
         Worker worker{team, index};
-        const int64_t num_rows = cache.batch * num_steps, num_texts = int64_t(with_text.size());
+        const int64_t num_texts = int64_t(with_text.size()), num_last = int64_t(sequences.size());
         const int64_t dim = m.dim, ff = m.layers[0].ff_in.outputs, stride = stride_of(dim);
         const Reader<Type> reader(worker, num_rows, std::max(dim, ff));
         float *x = buffers.x;
@@ -182,18 +203,19 @@ template <class Type> struct Step {
             multiply<Type>(worker, layer.ff_out, reader.plain(buffers.hidden, num_rows, ff), num_rows,
                            {x, stride, ADD, nullptr});
         }
-        std::vector<int64_t> last(cache.batch);
-        for (int64_t b = 0; b < cache.batch; ++b) last[b] = (b + 1) * num_steps - 1;
-        multiply<Type>(worker, m.heads, reader.layer_norm(x, last.data(), cache.batch, dim, m.out_norm), cache.batch,
+        std::vector<int64_t> last;
+        for (const Sequence &of : sequences) last.push_back(of.first + of.part.num_steps - 1);
+        multiply<Type>(worker, m.heads, reader.layer_norm(x, last.data(), num_last, dim, m.out_norm), num_last,
                        {buffers.product, stride_of(m.heads.outputs), WRITE, nullptr});
     }
 
     void run() {
         embed();
         team.run(8 * m.num_layers + 1, *this);
-        for (int64_t b = 0; b < cache.batch; ++b)
-            memcpy(logits + b * m.heads.outputs, buffers.product + b * stride_of(m.heads.outputs),
-                   m.heads.outputs * sizeof(float));
+        const int64_t outputs = m.heads.outputs;
+        for (size_t i = 0; i < sequences.size(); ++i)
+            memcpy(sequences[i].part.logits + sequences[i].b * outputs, buffers.product + int64_t(i) * stride_of(outputs),
+                   outputs * sizeof(float));
     }
 };
 

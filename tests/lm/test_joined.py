@@ -1,0 +1,132 @@
+"""Requests that share a language model have the codes that each has alone, whatever the others do."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from audiogen.interfaces import Condition
+from audiogen.lm.joined import Cancelled, JoinedSteps, RequestDecoder
+from audiogen.lm.kernels import library
+from audiogen.lm.kernels.native import NativeLM
+from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling, generate_tokens
+from audiogen.lm.stream import stream_tokens
+
+K, V, DIM = 3, 20, 24
+Make = Callable[[Decoder], Tensor]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "int8"])
+def fast(request: pytest.FixtureRequest) -> NativeLM:
+    if library.library() is None:
+        pytest.skip("no C++ compiler")
+    torch.manual_seed(0)
+    return NativeLM(TokenLM(LMConfig(K, V, DIM, 2, 4)).eval(), request.param)
+
+
+def text(length: int) -> Condition:
+    return Condition(torch.randn(1, length, DIM), torch.ones(1, length, dtype=torch.bool))
+
+
+def requests() -> list[Make]:
+    """Whole sounds and streams of many lengths, guided or not, with prompts, within a window and past it."""
+    prompt = torch.randint(0, V, (1, K, 5))
+    whole = [
+        (TokenRequest(text(3), 30, [1]), TokenSampling()),
+        (TokenRequest(text(9), 12, [2], guidance=1.0), TokenSampling(temperature=0.7, top_k=3)),
+        (TokenRequest(None, 25, [3]), TokenSampling(top_p=0.8)),
+        (TokenRequest(text(1), 40, [4], 2.0, text(4), prompt), TokenSampling()),
+    ]
+    streamed = [TokenRequest(text(5), 50, [5]), TokenRequest(text(2), 17, [6], prompt=prompt)]
+
+    def run(given: TokenRequest, sampling: TokenSampling) -> Make:
+        return lambda decoder: generate_tokens(decoder, given, sampling, max_frames=24)
+
+    def stream(given: TokenRequest) -> Make:
+        return lambda decoder: torch.cat(list(stream_tokens(decoder, given, max_frames=24)), -1)
+
+    return [run(*each) for each in whole] + [stream(each) for each in streamed]
+
+
+def at_once(joined: JoinedSteps, makes: Sequence[Make]) -> list[Any]:
+    """The codes, or what was raised, of each request in a thread of its own; they begin a moment apart."""
+    results: list[Any] = [None] * len(makes)
+
+    def run(index: int) -> None:
+        time.sleep(0.003 * (index % 5))
+        try:
+            with joined.request() as decoder:
+                results[index] = makes[index](decoder)
+        except BaseException as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(makes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return results
+
+
+def test_codes_are_those_of_each_request_alone(fast: NativeLM) -> None:
+    makes = requests()
+    alone = [make(fast) for make in makes]
+    joined = JoinedSteps(fast)
+    for found, expected in zip(at_once(joined, makes * 3), alone * 3, strict=True):
+        assert torch.equal(found, expected)
+    assert joined.num_joined < 0.7 * joined.num_steps
+
+
+def test_a_joined_step_has_a_limit_and_a_request_alone_does_not_wait(fast: NativeLM) -> None:
+    makes = requests()
+    alone = [make(fast) for make in makes]
+    joined = JoinedSteps(fast, wait_s=60, max_rows=1)
+    for make, expected in zip(makes, alone, strict=True):
+        assert torch.equal(at_once(joined, [make])[0], expected)
+    assert joined.num_joined == joined.num_steps
+    for found, expected in zip(at_once(joined, makes), alone, strict=True):
+        assert torch.equal(found, expected)
+    assert joined.num_joined == joined.num_steps  # a request is at least a row
+
+
+def test_a_request_that_fails_or_is_cancelled_fails_alone(fast: NativeLM) -> None:
+    makes = requests()
+    alone = [make(fast) for make in makes]
+
+    def broken(decoder: Decoder) -> Tensor:
+        cache = decoder.new_cache(None, 1, 4)
+        decoder.step(torch.zeros(1, K, 3, dtype=torch.long), cache)
+        return decoder.step(torch.full((1, K, 1), V + 1), cache)
+
+    def cancelled(decoder: Decoder) -> Tensor:
+        assert isinstance(decoder, RequestDecoder)
+        frames = stream_tokens(decoder, TokenRequest(text(2), None, [0]), max_frames=24)
+        for count, _ in enumerate(frames):
+            if count == 4:
+                decoder.cancel()
+        raise AssertionError
+
+    *whole, first, second = at_once(JoinedSteps(fast), [*makes, broken, cancelled])
+    assert all(torch.equal(found, expected) for found, expected in zip(whole, alone, strict=True))
+    assert isinstance(first, IndexError) and "codes from" in str(first)
+    assert isinstance(second, Cancelled)
+
+
+def test_an_error_of_the_model_reaches_all_and_ends_nothing_else(
+    fast: NativeLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined, makes = JoinedSteps(fast), requests()
+
+    def fails(calls: Any) -> list[Tensor]:
+        raise MemoryError("no memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(fast, "step_all", fails)
+        assert all(isinstance(result, MemoryError) for result in at_once(joined, makes))
+    assert torch.equal(at_once(joined, makes)[0], makes[0](fast))
