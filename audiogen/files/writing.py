@@ -100,8 +100,8 @@ def read_json(path: str | Path) -> Any:
 
 
 def clean(folder: str | Path) -> None:
-    """Remove what interrupted writes left in a folder and the folders in it."""
-    for path in list(Path(folder).rglob(f"{TEMPORARY}*")):
+    """Remove what interrupted writes, ours and those of safetensors, left in a folder and the folders in it."""
+    for path in [path for name in (f"{TEMPORARY}*", ".tmp??????") for path in Path(folder).rglob(name)]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

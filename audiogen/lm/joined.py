@@ -35,16 +35,18 @@ class ManySteps(Protocol):
 
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> Any: ...
 
-    def check(self, steps: Tensor, cache: Any) -> None: ...
+    def check(self, steps: Tensor, cache: Any) -> None: ...  # [B, K, S]
 
-    def step_all(self, calls: Sequence[tuple[Tensor, Any]]) -> list[Tensor]: ...
+    def step_all(
+        self, calls: Sequence[tuple[Tensor, Any]]
+    ) -> list[Tensor]: ...  # [B, K, S] each -> [B, K, V]
 
 
 class _Call:
-    """A step that a request waits for."""
+    """Steps int64 [B, K, S] that a request waits for, and their logits [B, K, V]."""
 
     def __init__(self, steps: Tensor, cache: Any):
-        self.steps, self.cache = steps, cache
+        self.steps, self.cache = steps, cache  # [B, K, S]
         self.logits: Tensor | None = None
         self.error: BaseException | None = None
 

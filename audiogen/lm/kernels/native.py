@@ -141,7 +141,7 @@ class NativeLM:
         return self.step_all([(steps, cache)])[0]
 
     def step_all(self, calls: Sequence[tuple[Tensor, NativeCache]]) -> list[Tensor]:
-        """`step` for several caches at once, for which each weight is read once; the logits are those of each alone."""
+        """Steps [B, K, S] for several caches, each weight read once for all -> logits [B, K, V], as of each alone."""
         for steps, cache in calls:
             self.check(steps, cache)
         logits = [
@@ -169,7 +169,7 @@ class NativeLM:
         return logits
 
     def check(self, steps: Tensor, cache: NativeCache) -> None:
-        """Refuse steps that the cache has no place for, or that are no codes: the kernels look at neither."""
+        """Refuse steps [B, K, S] for which the cache has no place, or that are no codes; the kernels check nothing."""
         batch, num_codebooks, num_steps = steps.shape
         if batch != cache.struct.batch or num_codebooks != self.config.num_codebooks or not num_steps:
             raise ValueError(
