@@ -91,7 +91,8 @@ def _table(text: str, keys: Sequence[str], lenient: bool, parting: str) -> Itera
             else:
                 yield reader.line_num, {key: value for key, value in row.items() if value}
     except csv.Error as error:
-        yield reader.line_num, InputError(f"is not CSV ({error})")
+        line = reader.reader.line_num  # the DictReader's own is that of the row before
+        yield line, InputError(f"is not CSV ({error})")
 
 
 def seconds(row: Mapping[str, Any], key: str, zero: bool = False) -> float | None:

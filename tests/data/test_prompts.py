@@ -96,7 +96,7 @@ def test_tables_by_whatever_parts_their_columns(tmp_path: Path, name: str, mark:
         ("a.csv", "text\nra\0in\n", "a.csv:2: "),
         ("a.txt", "rain\0\n", "a.txt:1: the text .* which is no text"),
         ("a.txt", "rain " * 200_000, "a.txt:1: .*1000000 characters|a.txt:1: .*999999 characters"),
-        ("a.csv", "text\n" + "rain " * 200_000, "a.csv:1: is not CSV .field larger"),
+        ("a.csv", "text\n" + "rain " * 200_000, "a.csv:2: is not CSV .field larger"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, name: str, content: str, said: str) -> None:
