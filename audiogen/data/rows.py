@@ -34,17 +34,20 @@ def read_rows(
     """
     text = read_text(path)
     parting = TABLES.get(path.suffix.lower())
-    rows = _json_lines(text, keys[0]) if parting is None else _table(text, keys, lenient, parting)
-    return rows if others is None else _checked(rows, (*keys, *others))
+    fields = None if others is None else (*keys, *others)
+    if parting is not None:
+        return _table(text, keys, lenient, parting, fields)
+    return ((number, _checked(row, fields)) for number, row in _json_lines(text, keys[0]))
 
 
-def _checked(rows: Iterator[tuple[int, Row]], fields: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """The rows without one that has other fields."""
-    for number, row in rows:
-        other = next((key for key in row if key not in fields), None) if isinstance(row, dict) else None
-        if other is not None:
-            row = InputError(f"has {other[:60]!r}, which is not read; {did_you_mean(other, fields)}")
-        yield number, row
+def _checked(row: Row, fields: Sequence[str] | None) -> Row:
+    """The row, or what is wrong with it where it has other fields; None is any."""
+    if fields is None or isinstance(row, InputError):
+        return row
+    other = next((name for name in row if name not in fields), None)
+    if other is None:
+        return row
+    return InputError(f"has {other[:60]!r}, which is not read; {did_you_mean(other, fields)}")
 
 
 def _json_lines(text: str, key: str) -> Iterator[tuple[int, Row]]:
@@ -66,8 +69,10 @@ def _json_lines(text: str, key: str) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _table(text: str, keys: Sequence[str], lenient: bool, parting: str) -> Iterator[tuple[int, Row]]:
-    """Fields that are not empty, by the names of the first line in lower case.
+def _table(
+    text: str, keys: Sequence[str], lenient: bool, parting: str, fields: Sequence[str] | None
+) -> Iterator[tuple[int, Row]]:
+    """Fields that are not empty, by the names of the first line in lower case; a column without a name has none.
 
     parting: characters that may part columns; it is the first of them by which a column has one of the names in `keys`.
     """
@@ -82,6 +87,11 @@ def _table(text: str, keys: Sequence[str], lenient: bool, parting: str) -> Itera
         if not set(columns) & set(keys):
             yield 1, InputError(f"columns {', '.join(columns) or 'none'}; expected one of {', '.join(keys)}")
             return
+        # also a column without any field: a misspelt one may be empty so far
+        other = _checked({name: "" for name in columns if name}, fields)
+        if isinstance(other, InputError):
+            yield reader.line_num, other
+            return
         reader.fieldnames = columns
         for row in reader:
             if None in row or (None in row.values() and not lenient):
@@ -89,7 +99,7 @@ def _table(text: str, keys: Sequence[str], lenient: bool, parting: str) -> Itera
                 message = f"has not {len(columns)} columns; quote texts that hold {between}"
                 yield reader.line_num, InputError(message)
             else:
-                yield reader.line_num, {key: value for key, value in row.items() if value}
+                yield reader.line_num, _checked({key: value for key, value in row.items() if value}, fields)
     except csv.Error as error:
         line = reader.reader.line_num  # the DictReader's own is that of the row before
         yield line, InputError(f"is not CSV ({error})")

@@ -77,7 +77,9 @@ def test_tables_by_whatever_parts_their_columns(tmp_path: Path, name: str, mark:
         ),
         ("a.jsonl", '{"text": "rain", "seed": 1.5}\n', "a.jsonl:1: has seed 1.5, expected a whole number"),
         ("a.json", "[]", "read from .txt, .csv, .tsv, .jsonl files"),
-        ("a.csv", "text;seeds\nrain;3\n", "a.csv:2: has 'seeds', which is not read; did you mean 'seed'"),
+        ("a.csv", "text,sed\nrain,\nwind,\n", "a.csv:1: has 'sed', which is not read; did you mean 'seed'"),
+        ("a.csv", "text,seed,\nrain,3,\nwind,4,x\n", "a.csv:3: has '', which is not read"),
+        ("a.csv", "text;seeds\nrain;3\n", "a.csv:1: has 'seeds', which is not read; did you mean 'seed'"),
         ("a.csv", "text;seed\nrain;3;4\n", "a.csv:2: has not 2 columns; quote texts that hold semicolons"),
         ("a.jsonl", '{"text": "rain", "length": 3}', "a.jsonl:1: has 'length', which is not read; "),
         (
