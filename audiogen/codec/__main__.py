@@ -62,7 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             "--batch-size", type=int, help="clips of equal length at a time; default: 8 on a GPU, 1 on a CPU"
         )
         command.add_argument(
-            "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps"
+            "--device", default="auto", help="auto (a CUDA GPU if there is one), cpu, cuda, cuda:N, mps"
         )
         command.add_argument(
             "--dtype",

@@ -62,7 +62,7 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
         ),
         "--seed": (int, "sample j of a prompt has seed + j (default: 0)"),
         "--guidance": (float, "weight of the text; 1 is none (default: the model's own)"),
-        "--device": (("auto", "cpu", "cuda", "mps"), "where to compute (default: auto)"),
+        "--device": (str, "auto (a CUDA GPU if there is one), cpu, cuda, cuda:N, mps (default: auto)"),
         "--dtype": (
             ("auto", "float32", "bfloat16", "float16", "int8"),
             "that the model computes in; auto is bfloat16 on CUDA, on a CPU bfloat16 for a language model where the "

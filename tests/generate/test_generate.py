@@ -311,6 +311,11 @@ def test_odd_prompts_are_warned_of_and_generated(run) -> None:
         ("--text rain --seed=-1", "seed is -1"),
         ("--text rain --guidance nan", "guidance is nan"),
         ("--text rain --device cuda", "device 'cuda' cannot be used"),
+        ("--text rain --device cuda:1", "device 'cuda:1' cannot be used"),
+        (
+            "--text rain --device gpu",
+            "device 'gpu' cannot be used; allowed: auto (a CUDA GPU if there is one), cpu",
+        ),
         ("--text rain --prompts none.txt", "none.txt: cannot be read"),
         ("--text rain --continue-from none.wav", "none.wav: "),
         ("--text rain --continue-from ../noise.wav", "not a sound file"),

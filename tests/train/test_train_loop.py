@@ -169,9 +169,13 @@ def test_impossible_runs_are_refused(settings: dict[str, object]) -> None:
 
 
 def test_devices_are_checked() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(InputError, match="cannot be used"):
-        choose_device("gpu")
+    assert choose_device("cpu") == choose_device(torch.device("cpu")) == torch.device("cpu")
+    for name in ("gpu", "meta", "cuda:", "cuda:-1", "cpu:1", "", f"cuda:{10**30}", "cuda:\n1"):
+        with pytest.raises(
+            InputError, match="cannot be used.*; allowed: auto .*, cpu, cuda, cuda:N, mps$"
+        ) as caught:
+            choose_device(name)
+        assert len(str(caught.value).splitlines()) == 1
     if not torch.backends.mps.is_available():
         with pytest.raises(InputError, match="cannot be used") as caught:
             choose_device("mps")
