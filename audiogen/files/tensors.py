@@ -24,7 +24,7 @@ from audiogen.errors import InputError
 
 T = TypeVar("T")
 WIDEST = 2**18  # of one size of a network; a product of three such sizes is below 2**63
-MADE = 16  # the most tensors that making a network may take for each one of its file; measured are 1 to 2
+MADE = 4  # the most tensors that making a network may take for each one of its file; measured are 1 to 2.1
 RELEASED_BYTES = 2**20  # tensors of a file from which on their memory is given back
 # Weight norm's length g and direction v in place of a name's last part, in torch's two spellings.
 NORMED = (

@@ -190,6 +190,23 @@ def test_unfilled_takes_no_memory_and_changes_nothing_outside() -> None:
     assert drawn.device.type == "cpu" and drawn.std().item() == pytest.approx(1.0, abs=0.1)
 
 
+def test_layers_that_no_tensors_are_for_are_refused_while_they_are_made() -> None:
+    """A file may have two tensors for each of ours, or ours be two; five layers for one are not made to the end."""
+    made: list[nn.Module] = []
+
+    def layers(number: int) -> nn.ModuleList:
+        for _ in range(number):
+            made.append(nn.Linear(3, 4))
+        return nn.ModuleList(made)
+
+    for number in (10, 20, 40):
+        empty(lambda number=number: layers(number), "x", num_tensors=40)
+    made.clear()
+    with pytest.raises(InputError, match="x: .*the 40 tensors that there are cannot fill its layers"):
+        empty(lambda: layers(100), "x", num_tensors=40)
+    assert len(made) < 100
+
+
 JOINED = ("joined.0", "joined.1", "joined.2")
 
 
