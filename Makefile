@@ -1,4 +1,5 @@
 # make demo   two prompts to sound, with the bundled weights
+# make serve  the bundled models over HTTP, at http://127.0.0.1:8000/docs
 # make test   the whole suite
 # make check  lint, format, types, docstrings, then the suite
 # make audit  vulnerabilities on record, and licences, of the dependencies; needs the network
@@ -8,7 +9,7 @@
 # make endurance  two hours of --stream, 10,000 sounds, 100,000 encoded clips: do memory and open files stay flat (hours)
 # make venv   only the environment (.venv); PYTHON=/path/to/python3 chooses the interpreter
 
-.PHONY: audit demo test check endurance faults sanitize weights venv clean
+.PHONY: audit demo serve test check endurance faults sanitize weights venv clean
 .DEFAULT_GOAL := demo
 
 VENV := .venv
@@ -20,6 +21,9 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 demo: venv
 	$(BIN)/python -m audiogen.generate --text "a dog barks" --text "rain falls" --overwrite
+
+serve: venv
+	$(BIN)/python -m audiogen.serve
 
 test: venv
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2

@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 import os
+import struct
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -265,6 +266,19 @@ def save(
     if over:
         log.warning("%s: %d of %d samples beyond full scale were clipped", target, over, channels * total)
     return target
+
+
+def pcm16(sound: Tensor) -> bytes:
+    """A sound [C, n] as samples of 16 bits, little-endian, channels in turn; clipped to full scale."""
+    samples = (sound.detach().cpu().clamp(-1, 1) * 32767).round().to(torch.int16)
+    return samples.T.contiguous().numpy().astype("<i2", copy=False).tobytes()
+
+
+def endless_wav_header(sample_rate: int, channels: int) -> bytes:
+    """The beginning of a WAV file of 16 bits that is still being made: its length is not given, and players read on."""
+    form = struct.pack("<HHIIHH", 1, channels, sample_rate, 2 * channels * sample_rate, 2 * channels, 16)
+    unknown = struct.pack("<I", 0xFFFFFFFF)
+    return b"RIFF" + unknown + b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + unknown
 
 
 class _Sink(io.FileIO):

@@ -24,6 +24,7 @@ VERBS = (
     "audiogen.codec",
     "audiogen.evaluate",
     "audiogen.data",
+    "audiogen.serve",
 )
 
 # Runs `python -m VERB --help` and watches the parser: what a user may type, and what was imported to say so.

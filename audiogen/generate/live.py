@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import struct
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-import torch
 from torch import Tensor
 
+from audiogen import audio
 from audiogen.signals import stop_signals
 
 ALMOST_SILENT_DB = -60.0  # root of the mean square, against full scale
-UNKNOWN = 0xFFFFFFFF  # as the length of a WAV file without an end: players read on
 
 
 @dataclass
@@ -74,14 +72,8 @@ def until_interrupted(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
 
 def write_wav(file: BinaryIO, blocks: Iterable[Tensor], sample_rate: int) -> None:
     """Blocks [C, n] to a pipe as a WAV file of 16 bits, each as soon as it is there."""
-    header = None
-    for block in blocks:
-        if header is None:
-            channels = block.shape[0]
-            form = struct.pack(
-                "<HHIIHH", 1, channels, sample_rate, 2 * channels * sample_rate, 2 * channels, 16
-            )
-            header = b"RIFF" + struct.pack("<I", UNKNOWN) + b"WAVEfmt " + struct.pack("<I", len(form)) + form
-            file.write(header + b"data" + struct.pack("<I", UNKNOWN))
-        file.write((block.clamp(-1, 1) * 32767).round().to(torch.int16).T.contiguous().numpy().tobytes())
+    for number, block in enumerate(blocks):
+        if number == 0:
+            file.write(audio.endless_wav_header(sample_rate, len(block)))
+        file.write(audio.pcm16(block))
         file.flush()

@@ -83,6 +83,10 @@ class JoinedSteps:
                 self._num_requests -= 1
                 self._change.notify_all()  # the others need not wait for it
 
+    def average(self) -> float:
+        """Steps of requests in a joined step so far."""
+        return self.num_steps / max(1, self.num_joined)
+
     def step(self, call: _Call) -> None:
         """Wait until a joined step has done this one; the thread that finds all there, or waited enough, runs it."""
         with self._change:

@@ -1,0 +1,292 @@
+"""Orders of many clients on a few models: a bounded queue, a place in it, a course that can be watched and ended.
+
+A language model runs many orders at once, whose steps are joined (`lm.joined`); a latent-diffusion system makes orders
+of equal settings in one batch. Either way a sound is, bit for bit, the one that its order has alone.
+"""
+
+import copy
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from audiogen.errors import InputError
+from audiogen.generators import request as requests
+from audiogen.generators.token import AudioGen
+from audiogen.interfaces import Edit, Generator, Sampling
+from audiogen.lm.joined import Cancelled, JoinedSteps, RequestDecoder
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+OPEN: tuple[State, ...] = ("queued", "running")
+
+
+class Full(Exception):
+    """The queue has no place."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A sound that a client wants.
+
+    prompt: audio [C, N] to continue, and its sample rate. is_streamed: it comes in blocks while it is made. client:
+    whoever asks; each client's turn comes once in a round.
+    """
+
+    text: str | None
+    duration_s: float
+    seed: int
+    guidance: float | None = None
+    sampling: Sampling = Sampling()  # noqa: RUF009 (frozen)
+    prompt: tuple[Tensor, int] | None = None
+    edit: Edit | None = None
+    is_streamed: bool = False
+    client: str = ""
+
+    @property
+    def batch(self) -> object:
+        """Orders of a latent-diffusion system with equal values run in one batch."""
+        return self.duration_s, self.guidance, self.sampling, id(self.edit) if self.edit else None
+
+
+@dataclass
+class Job:
+    """An order and its course. blocks: audio [C, n] of a streamed one; sound: [C, N] of any other, at the end.
+
+    notify: called after every change, from another thread; it should be quick.
+    """
+
+    order: Order
+    notify: Callable[["Job"], None]
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    state: State = "queued"
+    progress: float = 0.0
+    blocks: deque[Tensor] = field(default_factory=deque)
+    sound: Tensor | None = None
+    error: Exception | None = None
+    created_s: float = field(default_factory=time.monotonic)
+    first_s: float | None = None  # from its creation to the first sound
+    ended_s: float | None = None  # when it ended
+    decoder: RequestDecoder | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state not in OPEN
+
+    def cancel(self) -> None:
+        """End it where it is; its place is free after the step that runs."""
+        if self.state == "queued":
+            self.end("cancelled")
+        elif self.state == "running":
+            self.state = "cancelled"
+            if self.decoder is not None:
+                self.decoder.cancel()
+
+    def proceed(self, share: float) -> None:
+        """So much of it is done, 0 to 1; `Cancelled` where it was."""
+        if self.state == "cancelled":
+            raise Cancelled
+        self.progress = share
+        self.notify(self)
+
+    def add(self, block: Tensor) -> None:
+        """A block [C, n] of its sound came."""
+        self.first_s = self.first_s or time.monotonic() - self.created_s
+        self.blocks.append(block)
+        self.notify(self)
+
+    def end(self, state: State, error: Exception | None = None) -> None:
+        """It is over."""
+        self.state, self.error, self.ended_s = state, error, time.monotonic()
+        self.notify(self)
+
+
+class Worker:
+    """A model, its queue, and the threads that take orders from it.
+
+    at_once: orders that run together. max_queue: orders that wait. running, queued: how many there are.
+    """
+
+    def __init__(self, name: str, generator: Generator, at_once: int, max_queue: int, wait_s: float = 0.002):
+        self.name, self.generator, self.at_once, self.max_queue = name, generator, at_once, max_queue
+        self.joined: JoinedSteps | None = None
+        if isinstance(generator, AudioGen) and hasattr(generator.decoder, "step_all"):
+            self.joined = JoinedSteps(generator.decoder, wait_s)  # type: ignore[arg-type]
+        self._queues: dict[str, deque[Job]] = {}  # of each client, in the order of their turns
+        self._change = threading.Condition()
+        self._stopping = False
+        self.running = 0
+        count = at_once if self.joined else 1
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def streams(self) -> bool:
+        """Whether sounds come while they are made."""
+        return isinstance(self.generator, AudioGen)
+
+    @property
+    def queued(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes no order now."""
+        return self._stopping or self.queued >= self.max_queue
+
+    def place(self, job: Job) -> int:
+        """How many orders come before a queued one; 0 where it runs or is over."""
+        with self._change:
+            return next((place for place, each in enumerate(self._in_turn()) if each is job), 0)
+
+    def _in_turn(self) -> list[Job]:
+        """The queue: first the first of each client, then their second ones."""
+        queues = [list(queue) for queue in self._queues.values()]
+        rounds = range(max(map(len, queues), default=0))
+        return [queue[turn] for turn in rounds for queue in queues if turn < len(queue)]
+
+    def check(self, order: Order) -> None:
+        """Raise InputError for an order that this model cannot carry out; nothing is generated."""
+        requests.check(
+            self.generator, [order.text], order.duration_s, order.seed, order.guidance, order.sampling
+        )
+        latent = not self.streams
+        draws = requests.LM_DRAWS if latent else requests.LATENT_DRAWS
+        requests.refuse(
+            requests.given(order.sampling, draws)
+            | ({"prompt": order.prompt, "stream": order.is_streamed} if latent else {"edit": order.edit}),
+            requests.FAMILIES[latent],
+        )
+        if order.prompt is not None:
+            requests.check_prompt(order.prompt, [order.duration_s])
+        if order.edit is None and order.text is None and order.prompt is None:
+            raise InputError("text is missing; give words")
+
+    def submit(self, job: Job) -> None:
+        """Put a checked order into the queue; `Full` where there is no place."""
+        with self._change:
+            self._drop_cancelled()
+            if self.is_full:
+                raise Full
+            self._queues.setdefault(job.order.client, deque()).append(job)
+            self._change.notify()
+
+    def stop(self, timeout_s: float) -> None:
+        """Take no new orders, cancel those that wait, and let those that run end, for so long."""
+        with self._change:
+            self._stopping = True
+            waiting, self._queues = self._in_turn(), {}
+            self._change.notify_all()
+        for job in waiting:
+            job.cancel()
+        latest = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, latest - time.monotonic()))
+
+    def _take(self) -> list[Job]:
+        """The next order, with others that fit into its batch; none when the server stops."""
+        with self._change:
+            while not (waiting := self._drop_cancelled()):
+                if self._stopping:
+                    return []
+                self._change.wait()
+            taken = waiting[:1]
+            if not self.streams:
+                alike = [job for job in waiting if job.order.batch == waiting[0].order.batch]
+                taken = alike[: self.at_once]
+            for job in taken:
+                self._remove(job)
+                job.state = "running"
+            self.running += len(taken)
+            return taken
+
+    def _drop_cancelled(self) -> list[Job]:
+        """Those that still wait, in turn."""
+        for queue in self._queues.values():
+            for job in [job for job in queue if job.is_over]:
+                queue.remove(job)
+        self._queues = {client: queue for client, queue in self._queues.items() if queue}
+        return self._in_turn()
+
+    def _remove(self, job: Job) -> None:
+        """Take a job out of the queue; its client's next turn comes after all others'."""
+        queue = self._queues.pop(job.order.client)
+        queue.remove(job)
+        if queue:
+            self._queues[job.order.client] = queue
+
+    def _serve(self) -> None:
+        while jobs := self._take():
+            error: Exception | None = None
+            try:
+                for job in jobs:
+                    job.notify(job)
+                self._run(jobs)
+            except Cancelled:
+                pass
+            except Exception as raised:  # it fails alone: the thread goes on to the next order
+                error = raised
+            with self._change:
+                self.running -= len(jobs)
+            for job in jobs:
+                if job.state == "cancelled" or error is None:
+                    job.end("cancelled" if job.state == "cancelled" else "done")
+                else:
+                    job.end("failed", error)
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        (first, *_), generator = jobs, self.generator
+        order = first.order
+        given: dict[str, Any] = {
+            "guidance": order.guidance,
+            "sampling": order.sampling,
+            "prompt": order.prompt,
+        }
+        if not isinstance(generator, AudioGen):
+            seeds = [job.order.seed for job in jobs]
+            sounds = generator.generate(
+                [job.order.text for job in jobs], order.duration_s, seed=seeds, edit=order.edit,
+                progress=lambda share: proceed(jobs, share), **given,
+            )  # fmt: skip
+            for job, sound in zip(jobs, sounds, strict=True):
+                job.sound = sound
+            return
+        if self.joined is None:
+            self._speak(first, generator, given)
+            return
+        with self.joined.request() as decoder:
+            first.decoder = decoder
+            first.proceed(0.0)  # it may have been cancelled before it had a decoder
+            own = copy.copy(generator)
+            own.decoder = decoder
+            self._speak(first, own, given)
+
+    def _speak(self, job: Job, generator: AudioGen, given: dict[str, Any]) -> None:
+        """Make the sound of one order by a language model."""
+        order = job.order
+        if not order.is_streamed:
+            (job.sound,) = generator.generate(
+                [order.text], order.duration_s, seed=order.seed, progress=job.proceed, **given
+            )
+            return
+        done_s = 0.0
+        with torch.inference_mode():
+            for block in generator.stream(order.text, order.duration_s, seed=order.seed, **given):
+                done_s += block.shape[-1] / generator.sample_rate
+                job.add(block)
+                job.proceed(min(1.0, done_s / order.duration_s))
+
+
+def proceed(jobs: Sequence[Job], share: float) -> None:
+    """So much of a batch is done; `Cancelled` where nobody waits for any of it."""
+    if all(job.state == "cancelled" for job in jobs):
+        raise Cancelled
+    for job in jobs:
+        if job.state != "cancelled":
+            job.proceed(share)
