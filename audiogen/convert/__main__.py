@@ -10,13 +10,14 @@ Its files say whether it is a generator or a codec. The directory appears whole 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from audiogen.errors import InputError, run_command
+from audiogen.files.locks import only_writer
+from audiogen.files.writing import TEMPORARY, publish
 
 LAYOUTS = ("audiogen", "transformers")
 
@@ -71,21 +72,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Open, write beside the destination, and move there. What the user got wrong is an InputError."""
     args = parse_arguments(argv)
-    if args.out.exists():
-        raise InputError(f"--out {args.out} exists already; choose another, or remove it")
-    # Here and not at the top: it imports torch, and --help should answer at once.
-    from audiogen.convert import run
+    beside = args.out.with_name(f"{TEMPORARY}{args.out.name}")
+    whole = beside / "whole"
+    with only_writer(beside):
+        if args.out.exists():
+            raise InputError(f"--out {args.out} exists already; choose another, or remove it")
+        # Here and not at the top: it imports torch, and --help should answer at once.
+        from audiogen.convert import run
 
-    write = run.open_model(args)
-    temporary = args.out.with_name(f"{run.TEMPORARY}{args.out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)  # what a killed conversion left, gigabytes perhaps
-    try:
-        write(temporary)
-        os.replace(temporary, args.out)
-    except OSError as error:
-        raise InputError(f"--out {args.out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write = run.open_model(args)
+        shutil.rmtree(whole, ignore_errors=True)  # what a killed conversion left, gigabytes perhaps
+        try:
+            write(whole)
+            publish(whole, args.out)
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
+    shutil.rmtree(beside, ignore_errors=True)
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{args.out}  {size / 1e6:.1f} MB, layout of {args.to}")
     return 0

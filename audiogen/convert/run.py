@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from audiogen.errors import InputError
-from audiogen.files.writing import TEMPORARY as TEMPORARY
 from audiogen.generators.load import AudioGen, load
 from audiogen.models.build import load_codec
 from audiogen.models.find import CODEC, LM, SYSTEM, Found, find

@@ -1,7 +1,9 @@
 """Generators and codecs into our layout and that of transformers, which generates and encodes the same."""
 
+import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +21,10 @@ from transformers import (
 from audiogen import AudioGen
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
+from audiogen.convert import run
 from audiogen.convert.__main__ import main
 from audiogen.errors import InputError, run_command
-from audiogen.files import checkpoint, writing
+from audiogen.files import checkpoint
 from audiogen.generators import load as generators
 from audiogen.interfaces import Sampling
 from audiogen.lm import lora
@@ -336,12 +339,47 @@ def test_as_a_command(tiny_model: Path, tmp_path: Path) -> None:
     )
 
 
-def test_what_a_killed_conversion_left_goes_with_the_next(tiny_model: Path, tmp_path: Path) -> None:
-    half = tmp_path / f"{writing.TEMPORARY}out"
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
-    assert main([str(tiny_model), "--to", "audiogen", "-o", str(tmp_path / "out")]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+def test_two_at_once_into_one_directory(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [str(tiny_model), "--to", "audiogen", "-o", str(tmp_path / "new" / "out")]
+    open_model = run.open_model
+
+    def open_and_begin_another(args: argparse.Namespace) -> Callable[[Path], None]:
+        write = open_model(args)
+
+        def write_and_begin_another(folder: Path) -> None:
+            write(folder)
+            monkeypatch.undo()
+            with pytest.raises(InputError, match="is being written by"):
+                main(arguments)
+
+        return write_and_begin_another
+
+    monkeypatch.setattr(run, "open_model", open_and_begin_another)
+    assert main(arguments) == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+    assert generators.load(tmp_path / "new" / "out", "cpu").generate(["rain"], 0.1).isfinite().all()
+
+
+def test_what_a_killed_conversion_left_goes_with_the_next(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [str(tiny_model), "--to", "audiogen", "-o", str(tmp_path / "out")]
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "half").write_bytes(b"half")
+        os._exit(9)
+
+    if (killed := os.fork()) == 0:
+        monkeypatch.setattr(run, "open_model", lambda _: fill)
+        main(arguments)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(killed, 0)[1]) == 9
+    assert list(tmp_path.rglob("half"))
+    assert main(arguments) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list(tmp_path.rglob("half"))
 
 
 def test_latent_diffusion_into_one_directory_of_diffusers(
