@@ -21,12 +21,13 @@ from audiogen.errors import InputError, one_line
 from audiogen.interfaces import Edit
 from audiogen.serve import sounds
 from audiogen.serve.engine import Full, Job, Order, Worker
+from audiogen.serve.jobs import Jobs, Kept
 from audiogen.serve.metrics import Metrics
 from audiogen.serve.refusals import BodyLimit, Refused, answers, failure, refusal
 from audiogen.serve.schema import Batch, Format, Generate, Settings, SoundGeneration, Speech
+from audiogen.serve.watched import Watched
 
 DURATION_S = 5.0  # where a request names none
-WATCH_S = 0.1  # between two looks at whether a client is still there
 
 
 @dataclass(frozen=True)
@@ -39,54 +40,13 @@ class Limits:
     cors_origins: tuple[str, ...] = ()
 
 
-class Watched:
-    """A job as the event loop sees it: `changed` waits for news of the worker's thread."""
-
-    def __init__(self, order: Order):
-        self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
-        self.job = Job(order, self._notify)
-
-    def _notify(self, job: Job) -> None:
-        self._loop.call_soon_threadsafe(self._news.set)
-
-    async def changed(self, timeout_s: float) -> None:
-        """Return when something happened, or after so long."""
-        try:
-            await asyncio.wait_for(self._news.wait(), timeout_s)
-            self._news.clear()
-        except TimeoutError:
-            pass
-
-    async def blocks(self) -> AsyncIterator[Any]:
-        """The blocks [C, n] as they come; the job ends with whoever reads them."""
-        job = self.job
-        try:
-            while not job.is_over or job.blocks:
-                while job.blocks:
-                    yield job.blocks.popleft()
-                if not job.is_over:
-                    await self.changed(60.0)
-        finally:
-            job.cancel()
-
-    async def finish(self, request: Request | None = None) -> Job:
-        """Wait for the end; a client that leaves ends the job."""
-        try:
-            while not self.job.is_over:
-                await self.changed(WATCH_S)
-                if request is not None and await request.is_disconnected():
-                    break
-        finally:
-            self.job.cancel()
-        return self.job
-
-
 class Api:
     """The app's routes, and what they share."""
 
     def __init__(self, workers: Mapping[str, Worker], limits: Limits, metrics: Metrics):
         self.workers, self.limits, self.metrics = dict(workers), limits, metrics
         self.default = next(iter(self.workers))
+        self.jobs = Jobs(max(worker.max_queue + worker.at_once for worker in self.workers.values()))
 
     def worker(self, name: str | None) -> Worker:
         """The model that is asked for."""
@@ -284,6 +244,37 @@ def create_app(workers: Mapping[str, Worker], limits: Limits, metrics: Metrics |
     async def batch(wanted: Batch, request: Request) -> dict[str, Any]:
         """Up to 32 sounds at once; an item that fails has an error, and the others their sounds."""
         return await api.batch(wanted, request)
+
+    @app.post("/v1/audio/jobs", status_code=202, **guarded)
+    async def order(wanted: Generate, request: Request) -> dict[str, Any]:
+        """Order a sound to fetch it later; without stream_format."""
+        if wanted.stream_format is not None:
+            raise Refused(400, "a job is fetched at its end; drop stream_format", "stream_format")
+        worker, order = api.order(wanted, wanted.input, request)
+        kept = Kept(worker, api.submit(worker, order).job, wanted.response_format)
+        api.jobs.add(kept)
+        return kept.status()
+
+    @app.get("/v1/audio/jobs/{id}", **guarded)
+    async def status(id: str) -> dict[str, Any]:
+        """How far it is: queued, in_progress, completed or failed."""
+        return api.jobs[id].status()
+
+    @app.get("/v1/audio/jobs/{id}/content", response_class=Response, **guarded)
+    async def content(id: str) -> Response:
+        """Its sound; 409 before the end."""
+        kept = api.jobs[id]
+        if not kept.job.is_over:
+            raise Refused(409, "the sound is not finished; ask for the job's status", "id")
+        data = await asyncio.to_thread(api.encoded, kept.worker, kept.job, kept.form)
+        return Response(
+            data, media_type=sounds.FORMATS[kept.form][1], headers=headers(kept.worker, kept.job.order)
+        )
+
+    @app.delete("/v1/audio/jobs/{id}", status_code=204, **guarded)
+    async def delete(id: str) -> None:
+        """Cancel it, or drop its sound."""
+        api.jobs.remove(id)
 
     @app.post("/v1/audio/edit", response_class=Response, **guarded)
     async def edit(

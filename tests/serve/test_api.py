@@ -14,8 +14,12 @@ import soundfile
 import torch
 
 from audiogen import audio
+from audiogen.errors import InputError
 from audiogen.interfaces import Edit, Generator, Sampling
 from audiogen.serve.api import Limits, create_app
+from audiogen.serve.engine import Job, Order
+from audiogen.serve.jobs import Jobs, Kept
+from audiogen.serve.refusals import Refused
 from tests.serve.conftest import Start
 
 SETTINGS = {"seed": 3, "audio_length": 0.5}
@@ -219,6 +223,64 @@ def test_a_full_queue_is_503_with_a_time_to_come_back(start: Start) -> None:
     for answer in (client("GET", "/ready"), client.post("/v1/audio/generate", input="rain", **SETTINGS)):
         assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
         assert answer.json()["error"]["code"] == "server_busy"
+
+
+def test_a_job_is_ordered_watched_fetched_and_forgotten(start: Start, models: dict[str, Generator]) -> None:
+    worker = start("tokens")
+    app = create_app({"tokens": worker}, Limits())
+
+    async def use() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://test/v1/audio", timeout=60
+        ) as client:
+            given = {"input": "rain", **SETTINGS}
+            answer = await client.post("/jobs", json=given)
+            job = answer.json()
+            assert answer.status_code == 202 and job["status"] in ("queued", "in_progress", "completed")
+            path = f"/jobs/{job['id']}"
+            while (job := (await client.get(path)).json())["status"] != "completed":
+                assert job["status"] in ("queued", "in_progress") and 0 <= job["progress"] <= 1
+                early = await client.get(f"{path}/content")
+                assert early.status_code in (409, 200)
+                await asyncio.sleep(0.01)
+            assert (job["progress"], job["place"], job["seed"]) == (1, 0, 3)
+            content = await client.get(f"{path}/content")
+            (alone,) = models["tokens"].generate(["rain"], 0.5, seed=3)
+            assert same(read(content.content)[0], alone) and content.headers["x-seed"] == "3"
+            assert (await client.delete(path)).status_code == 204
+            assert [(await client.get(path)).status_code, (await client.delete(path)).status_code] == [
+                404,
+                404,
+            ]
+            long = (await client.post("/jobs", json=given | {"audio_length": 60})).json()
+            assert (await client.get(f"/jobs/{long['id']}/content")).status_code == 409
+            assert (await client.delete(f"/jobs/{long['id']}")).status_code == 204
+            while worker.running:
+                await asyncio.sleep(0.01)
+            assert (await client.post("/jobs", json=given | {"stream_format": "sse"})).status_code == 400
+
+    asyncio.run(use())
+
+
+def test_finished_sounds_make_place_and_go_after_a_while(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, jobs = start("tokens"), Jobs(2)
+    kept = [Kept(worker, Job(Order("rain", 1.0, seed), lambda job: None), "wav") for seed in range(4)]
+    for each in kept[:3]:
+        jobs.add(each)  # those that run are never dropped
+    kept[1].job.end("failed", InputError("too bad"))
+    assert jobs[kept[0].job.id] is kept[0]
+    with pytest.raises(Refused):
+        _ = jobs[kept[1].job.id]
+    kept[0].job.end("done")
+    jobs.add(kept[3])
+    monkeypatch.setattr("audiogen.serve.jobs.KEPT_S", -1.0)
+    kept[2].job.end("done")
+    with pytest.raises(Refused):
+        _ = jobs[kept[2].job.id]
+    assert kept[1].status()["error"]["message"] == "too bad"
 
 
 def test_models_and_metrics(client: Client) -> None:
