@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from audiogen.errors import InputError, one_line
 from audiogen.interfaces import Edit
-from audiogen.serve import sounds
+from audiogen.serve import sounds, tokens
 from audiogen.serve.engine import Full, Job, Order, Worker
 from audiogen.serve.jobs import Jobs, Kept
 from audiogen.serve.metrics import Metrics
@@ -302,6 +302,8 @@ def create_app(workers: Mapping[str, Worker], limits: Limits, metrics: Metrics |
             wanted, text, request, prompt=(audio, rate) if prolong else None, edit=change
         )
         return await api.sound(worker, order, wanted.response_format, request)
+
+    tokens.add_routes(app, api.worker, limits.max_duration_s, guarded)
 
     @app.post("/v1/audio/speech", response_class=Response, **guarded)
     async def speech(wanted: Speech, request: Request) -> Response:

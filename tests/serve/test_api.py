@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ import soundfile
 import torch
 
 from audiogen import audio
+from audiogen.codec.tokens import read_tokens
 from audiogen.errors import InputError
 from audiogen.interfaces import Edit, Generator, Sampling
 from audiogen.serve.api import Limits, create_app
@@ -130,6 +132,38 @@ def test_a_sound_is_changed_and_continued(client: Client, models: dict[str, Gene
     ):
         answer = edit(settings, **form)
         assert answer.status_code in (400, 422) and re.search(message, answer.json()["error"]["message"])
+
+
+def test_a_sound_becomes_a_token_file_and_a_sound_again(
+    client: Client, models: dict[str, Any], tmp_path: Path
+) -> None:
+    path, tokens = tmp_path / "a.wav", tmp_path / "a.agtok"
+    audio.save(path, 0.1 * torch.randn(1, 4000), 8000)
+
+    def post(verb: str, file: bytes, **form: Any) -> httpx.Response:
+        return client("POST", f"/v1/audio/{verb}", files={"file": file}, data=form)
+
+    tokens.write_bytes(post("encode", path.read_bytes(), num_codebooks=2).content)
+    header, segments = read_tokens(tokens)
+    codec = models["tokens"].codec
+    expected = codec.encode(audio.load(path)[0][None], 2)
+    assert header.num_codebooks == 2 and torch.equal(
+        torch.cat([each.codes for each in segments], -1), expected
+    )
+    sound = post("decode", tokens.read_bytes(), response_format="flac").content
+    assert same(read(sound)[0], codec.decode(expected)[0, :, :4000].clamp(-1, 1))
+    damaged = bytearray(tokens.read_bytes())
+    damaged[-9] ^= 1
+    for answer, message in (
+        (post("encode", b"nonsense"), "file is no sound"),
+        (post("encode", path.read_bytes(), num_codebooks=99), "num_codebooks is 99"),
+        (post("encode", path.read_bytes(), model="latent"), "no codec of tokens"),
+        (post("decode", b"nonsense"), "file"),
+        (post("decode", bytes(damaged)), "damaged"),
+        (post("decode", tokens.read_bytes(), response_format="x"), "allowed are wav"),
+    ):
+        error = answer.json()["error"]["message"]
+        assert answer.status_code in (400, 422) and message in error and "/tmp" not in error
 
 
 def test_clients_of_others_find_their_own_api(client: Client) -> None:
