@@ -66,21 +66,23 @@ def encode_files(
     pending = [
         replace(sound, key=str(target))
         for target, sound in sounds.items()
-        if arguments.overwrite or not is_encoded(target, sound.path, wanted)
+        if arguments.overwrite or not is_encoded(target, sound, wanted)
     ]
+
+    def save(clip: EncodedClip[Segment]) -> None:
+        target = Path(clip.key)
+        header = replace(clip.header, codec=name, identity=identity, source_key=sounds[target].key)
+        format.write(target, header, clip.parts)
+
     with report("encoded", len(pending), kept=len(sounds) - len(pending)) as counts:
-        counts.each(
-            encode_clips(codec, pending, num_codebooks, arguments.batch_size),
-            lambda clip: format.write(
-                Path(clip.key), replace(clip.header, codec=name, identity=identity), clip.parts
-            ),
-        )
+        counts.each(encode_clips(codec, pending, num_codebooks, arguments.batch_size), save)
 
 
-def is_encoded(target: Path, source: Path, wanted: tuple[object, ...]) -> bool:
-    """Whether the token file is there, of this codec and bandwidth, and not older than the sound.
+def is_encoded(target: Path, sound: Sound, wanted: tuple[object, ...]) -> bool:
+    """Whether the token file is there, of this codec and bandwidth, and of the sound as it is now.
 
-    wanted: the codec's name and hash, and the number of codebooks.
+    wanted: the codec's name and hash, and the number of codebooks. InputError where the file is of other ones, or of
+    another sound.
     """
     if not target.exists():
         return False
@@ -93,7 +95,21 @@ def is_encoded(target: Path, source: Path, wanted: tuple[object, ...]) -> bool:
             f"{target} exists, of codec {header.named_codec} at {header.bandwidth_kbps:g} kbps; choose another --out, "
             "or replace it with --overwrite"
         )
-    return not source.exists() or source.stat().st_mtime <= target.stat().st_mtime
+    if not sound.path.exists():
+        return True  # rendered, or deleted since
+    if header.source_key is None:  # .ecdc, and older token files
+        return sound.path.stat().st_mtime <= target.stat().st_mtime
+    try:
+        if header.source_crc == sound.checksum():
+            return True
+    except InputError:
+        return False  # it is named, and skipped, where it is to be encoded
+    if header.source_key != sound.key:
+        raise InputError(
+            f"{target} exists, of the sound {header.source_key[:200]}, not of {sound.key}; choose another --out, or "
+            "replace it with --overwrite"
+        )
+    return False
 
 
 def encode_shards(

@@ -10,7 +10,7 @@ from audiogen.codec.formats import SUFFIXES, format_of
 from audiogen.codec.segmented import in_segments
 from audiogen.codec.tokens import TokenHeader
 from audiogen.data.shards import ShardReader, is_shard_directory
-from audiogen.errors import InputError
+from audiogen.errors import InputError, one_line
 from audiogen.files.checkpoint import PICKLES, read_config
 from audiogen.models.build import load_codec
 from audiogen.models.find import CODEC, OWN, find
@@ -46,6 +46,8 @@ def describe_tokens(header: TokenHeader) -> dict[str, str]:
         lines["segments"] = f"{header.num_segments}, {segments(header)}"
     if header.source_num_samples is not None:
         lines["recording"] = f"{header.source_num_samples} samples at {header.source_sample_rate} Hz"
+    if header.source_key is not None:
+        lines["encoded from"] = one_line(header.source_key)
     return lines
 
 

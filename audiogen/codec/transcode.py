@@ -7,6 +7,7 @@ order may differ from the input's.
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,8 @@ WORKERS = 4  # threads that read files ahead
 LONG_S = 30.0
 BLOCK_S = 10.0  # of it that are read at a time
 # What differs between clips of one codec, or is checked by itself.
-CLIP_KEYS = {"codec", "identity", "num_codebooks", "num_samples", "source_sample_rate", "source_num_samples"}
+CLIP_KEYS = {"codec", "identity", "num_codebooks", "num_samples"}
+CLIP_KEYS |= {"source_sample_rate", "source_num_samples", "source_key", "source_crc"}
 
 
 class UnreadableError(InputError):
@@ -63,6 +65,24 @@ class Sound:
     captions: tuple[str, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     render: Callable[[int], Tensor] | None = None
+
+    @property
+    def is_part(self) -> bool:
+        """Of a file."""
+        return self.start_s > 0 or self.duration_s is not None
+
+    def checksum(self) -> int | None:
+        """CRC-32 of the file, and of where in it a part is; None of what is rendered. InputError if unreadable."""
+        if self.render is not None:
+            return None
+        crc = zlib.crc32(f"{self.start_s} {self.duration_s}".encode()) if self.is_part else 0
+        try:
+            with open(self.path, "rb") as file:
+                while data := file.read(1 << 20):
+                    crc = zlib.crc32(data, crc)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror})") from error
+        return crc
 
 
 @dataclass(frozen=True)
@@ -224,8 +244,9 @@ def _read_sound(header: TokenHeader, sound: Sound) -> Clip[Tensor]:
     else:
         info = audio.info(sound.path)
         source_rate, source_num_samples = info.sample_rate, info.num_frames
-        is_part = sound.start_s > 0 or sound.duration_s is not None
-        if is_part or info.duration_s <= LONG_S:
+        # before the samples: where the file is replaced meanwhile, the next run encodes it again
+        header = replace(header, source_crc=sound.checksum())
+        if sound.is_part or info.duration_s <= LONG_S:
             samples, _ = audio.load(sound.path, rate, channels, sound.start_s, sound.duration_s)
             source_num_samples = min(source_num_samples, samples.shape[-1] * source_rate // rate)  # of a part
     if samples is None:

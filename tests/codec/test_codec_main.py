@@ -208,7 +208,7 @@ def test_bandwidth_is_a_prefix_of_the_codebooks(tmp_path: Path, codec: str, run:
     assert read_header(tmp_path / "low.agtok").num_codebooks == 3
 
 
-def test_a_finished_run_is_a_no_op_and_a_newer_sound_is_encoded_again(
+def test_a_finished_run_is_a_no_op_and_a_changed_sound_is_encoded_again(
     tmp_path: Path, codec: str, run: Run
 ) -> None:
     for name in "abc":
@@ -221,11 +221,36 @@ def test_a_finished_run_is_a_no_op_and_a_newer_sound_is_encoded_again(
     assert status == 0 and out.startswith("encoded 1 clips") and "2 were there already" in out
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert run(*encode)[1].startswith("encoded 0 clips (0.0 s)")
-    later = (tmp_path / "out" / "c.agtok").stat().st_mtime + 10
-    write_sound(tmp_path / "in" / "c.wav", 1600)
-    os.utime(tmp_path / "in" / "c.wav", (later, later))
-    assert run(*encode)[1].startswith("encoded 1 clips")
-    assert read_header(tmp_path / "out" / "c.agtok").num_samples == 800
+    made_s = (tmp_path / "out" / "c.agtok").stat().st_mtime
+    for seed, later_s in enumerate((10, -1e6, 0), 1):  # an older one, too, and clocks that differ
+        sound = write_sound(tmp_path / "in" / "c.wav", 800, seed=seed)
+        os.utime(sound, (made_s + later_s, made_s + later_s))
+        assert run(*encode)[1].startswith("encoded 1 clips")
+        assert torch.equal(read_codes(tmp_path / "out" / "c.agtok")[1], expected_codes(codec, sound))
+    (tmp_path / "in").rename(tmp_path / "moved")
+    encode[1] = tmp_path / "moved"
+    assert "3 were there already" in run(*encode)[1]
+
+
+def test_a_second_run_does_not_take_another_sound_of_the_name_for_its_own(
+    tmp_path: Path, codec: str, run: Run
+) -> None:
+    for seed, name in enumerate(("in/a.ogg", "in/a.flac", "other/a.ogg")):  # of one length
+        write_sound(tmp_path / name, 800, seed=seed)
+    encode = ["encode", "-o", tmp_path / "out", "--codec", codec]
+    assert run(*encode, tmp_path / "in/a.ogg")[0] == 0
+    before = (tmp_path / "out" / "a.agtok").read_bytes()
+    for other in ("in/a.flac", "other/a.ogg"):
+        status, _, err = run(*encode, tmp_path / other)
+        assert status == 2 and err.count("\n") == 1
+        assert f"a.agtok exists, of the sound in/a.ogg, not of {other}; choose another --out" in err
+        assert (tmp_path / "out" / "a.agtok").read_bytes() == before
+    assert run(*encode, tmp_path / "other", "--overwrite")[0] == 0
+    assert "encoded from: other/a.ogg" in run("info", tmp_path / "out" / "a.agtok")[1]
+    manifest = tmp_path / "list.jsonl"  # a part that is another one since
+    for duration in (0.02, 0.03):
+        manifest.write_text(json.dumps({"audio": "in/a.ogg", "start": 0.01, "duration": duration}))
+        assert run(*encode, manifest)[1].startswith("encoded 1 clips")
 
 
 def spoil(folder: Path) -> dict[str, str]:
