@@ -33,6 +33,7 @@ _ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w.-]*(?:/\w
 _COMMIT = re.compile("[0-9a-f]{40}")
 # By cache and hub id: the commit whose files this process has, though another process may have moved the revision on.
 _commits: dict[tuple[str, str], str] = {}
+_kept: dict[tuple[str, str], str] = {}  # those of them that `keep` gave: the hub is asked for these
 
 
 class Layout(NamedTuple):
@@ -87,7 +88,7 @@ def keep(path: Path) -> None:
     for name, commit in (recorded if isinstance(recorded, dict) else {"hub": recorded}).items():
         if not _ID.fullmatch(name) or not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise InputError(f"{path}: {name!r}: {commit!r} is no hub id with its commit; remove it")
-        _commits[constants.HF_HUB_CACHE, name] = commit
+        _commits[constants.HF_HUB_CACHE, name] = _kept[constants.HF_HUB_CACHE, name] = commit
 
 
 def _cached(name: str, revision: str) -> str | None:
@@ -133,9 +134,10 @@ class Repository:
         if match is None:
             raise InputError(f"{name!r} is not a hub id; give org/name or org/name@revision, or a directory")
         self.name, self._id = name, match["name"]
-        self._revision = commits().get(name) or match["revision"] or constants.DEFAULT_REVISION
+        kept = _kept.get((constants.HF_HUB_CACHE, name))
+        self._revision = kept or match["revision"] or constants.DEFAULT_REVISION
         folder = _folder(self._id)
-        self._cached = _cached(self._id, self._revision) or self._revision
+        self._cached = commits().get(name) or _cached(self._id, self._revision) or self._revision
         self._reason: str | None = None  # why the hub gave nothing
         answer = None if constants.is_offline_mode() else _ask(self._id, self._revision)
         if answer is not None and not isinstance(answer, Exception):
