@@ -1,8 +1,10 @@
 """What every test shares: one thread, no network, and the recordings beside the checkout where present."""
 
+import itertools
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,25 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUDIOGEN_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def odd_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[float]]:
+    """odd_machine() makes the wall clock jump by hours, forward and back, and each fsync slow -> the times of those."""
+
+    def start() -> list[float]:
+        clock, fsync, jumps, slow = time.time, os.fsync, itertools.cycle((0, 7200, -7200, 86400)), []
+
+        def slow_fsync(descriptor: int) -> None:
+            slow.append(time.monotonic())
+            time.sleep(0.02)
+            fsync(descriptor)
+
+        monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
+        monkeypatch.setattr(os, "fsync", slow_fsync)
+        return slow
+
+    return start
 
 
 @pytest.fixture(scope="session")

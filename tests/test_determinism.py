@@ -1,13 +1,18 @@
 """The same seed and settings give the same bytes with one thread and with two, in new processes and a forked one."""
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+
+from audiogen.codec.__main__ import main as encode
+from audiogen.generate.__main__ import main as generate
 
 # What the bundled models make, and the codes of a sound, as digests; a forked process makes the language model's again.
 PROGRAM = """
@@ -73,3 +78,37 @@ def test_threads_processes_and_batches_change_no_byte(tmp_path: Path) -> None:
         *["lm_tiny int8"] * 3,
     ]
     assert len({digest for _, digest in lines}) == 4  # batch, alone and forked are one
+
+
+def test_a_slow_disk_and_a_clock_that_jumps_change_no_byte(
+    tmp_path: Path,
+    tiny_model: Path,
+    odd_machine: Callable[[], list[float]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a stream and of token files; what is printed of times and speeds stays in bounds."""
+    (tmp_path / "in").mkdir()
+    for seed in range(2):
+        noise = torch.randn(4000, generator=torch.Generator().manual_seed(seed)).numpy() / 10
+        soundfile.write(tmp_path / "in" / f"{seed}.wav", noise, 8000)
+    made = []
+    for name in ("steady", "odd"):
+        slow = odd_machine() if name == "odd" else []
+        out = str(tmp_path / name)
+        words = [
+            "--model",
+            str(tiny_model),
+            "--text",
+            "rain",
+            "--duration",
+            "0.3",
+            "--stream",
+            "--out",
+            f"{out}/a.wav",
+        ]
+        assert generate(words) == 0
+        assert encode(["encode", str(tmp_path / "in"), "-o", out, "--codec", str(tiny_model / "codec")]) == 0
+        said = capsys.readouterr().out
+        assert not re.search(r"[ (]-\d", said) and "encoded 2 clips" in said
+        made.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert slow and made[0] == made[1] and len(made[0]) == 3

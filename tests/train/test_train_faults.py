@@ -71,6 +71,17 @@ def test_a_save_that_finds_no_space_is_a_warning_and_the_next_one_is_tried(
     assert not list(run.rglob(".writing-*"))
 
 
+def test_a_slow_disk_and_a_clock_that_jumps_change_nothing(
+    lm_run: Train, odd_machine: Callable[[], list[float]]
+) -> None:
+    whole = lm_run("whole", "fit.save_every=6")
+    slow = odd_machine()
+    run = lm_run("slow", "fit.save_every=6")
+    assert slow and same_end(run, whole) and losses(run) == losses(whole)
+    times = [record["time_s"] for record in read_log(run)]
+    assert times == sorted(times) and times[-1] < 3600
+
+
 def test_a_log_that_finds_no_space_is_an_error_with_no_bar_before_it(
     full_at: Callable[[Callable[[str], bool]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
