@@ -55,9 +55,9 @@ class TokenHeader:
     num_samples: exact length of the clip at `sample_rate`.
     num_codebooks: how many are stored, at most those that the codec has.
     source_sample_rate, source_num_samples: of the recording before it was resampled; None where it is not recorded.
-    source_key, source_crc: its folder and name, and the CRC-32 of its file; older token files have neither.
     segment_samples, stride_samples: of a codec that works on segments; None of one that takes the clip as a whole.
     normalised: each segment was divided by its loudness, and has its scale in the file.
+    source_key, source_crc: folder and name of the recording, and the CRC-32 of its file; older files have neither.
     """
 
     codec: str
@@ -70,11 +70,11 @@ class TokenHeader:
     hop_length: Positive
     source_sample_rate: Positive | None = None
     source_num_samples: Positive | None = None
-    source_key: str | None = None
-    source_crc: NotNegative | None = None
     segment_samples: Positive | None = None
     stride_samples: Positive | None = None
     normalised: bool = False
+    source_key: str | None = None
+    source_crc: NotNegative | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self)
