@@ -11,7 +11,7 @@ from torch import Tensor
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Generator, Sampling
-from audiogen.serve.engine import Full, Job, Order, Worker
+from audiogen.serve.engine import BLOCK_S, Full, Job, Order, Worker
 from tests.serve.conftest import Start
 
 
@@ -77,11 +77,11 @@ def test_a_stream_comes_in_blocks_and_is_that_of_its_order_alone(
     start: Start, models: dict[str, Any]
 ) -> None:
     worker = start("tokens")
-    orders = [Order("rain", 0.8, seed, is_streamed=True) for seed in range(3)]
+    orders = [Order("rain", 2.8, seed, is_streamed=True) for seed in range(3)]
     jobs = submit(worker, *orders, Order("rain", 0.8, 0))
     wait(*jobs)
     for job in jobs[:3]:
-        alone = list(models["tokens"].stream("rain", 0.8, seed=job.order.seed))
+        alone = list(models["tokens"].stream("rain", 2.8, seed=job.order.seed, chunk_s=BLOCK_S))
         assert len(job.blocks) == len(alone) > 1 and job.first_s is not None
         assert all(torch.equal(one, other) for one, other in zip(job.blocks, alone, strict=True))
 
