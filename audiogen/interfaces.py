@@ -46,6 +46,16 @@ def check_samples(audio: Tensor, what: str) -> None:
             raise InputError(f"{what} holds samples {kind}; they lie in [-1, 1]")
 
 
+def finite(made: Tensor, what: str) -> Tensor:
+    """What a model made, of any shape, as it is; InputError where it holds no numbers, which later look like others."""
+    if not made.isfinite().all():
+        raise InputError(
+            f"the model gives {what} that are not finite (NaN or infinity): its weights are damaged, or too large for "
+            "their number type; copy it again, or use --dtype float32"
+        )
+    return made
+
+
 @dataclass(frozen=True)
 class CodecOutput:
     """What a codec's training forward returns.

@@ -38,7 +38,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import level
 from audiogen.generators import request as requests
-from audiogen.interfaces import Edit, Progress, Sampling, check_samples
+from audiogen.interfaces import Edit, Progress, Sampling, check_samples, finite
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.find import SYSTEM, Found, find
 from audiogen.models.released import load_released
@@ -321,7 +321,7 @@ class LatentGenerator:
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents [1, ...] -> audio [C, N] on the CPU."""
-        return level.finite(self.system.autoencoder.decode(latents)[0].float().cpu())
+        return finite(self.system.autoencoder.decode(latents)[0].float().cpu(), "samples")
 
     def _ranker(self, candidates: int, texts: Sequence[str | None]) -> Clap:
         """The CLAP model that ranks candidates; InputError without an audio branch, or a text to rank by."""

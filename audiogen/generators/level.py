@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from audiogen.audio import below_full_scale
-from audiogen.errors import InputError
 
 FADE_S = 0.02  # of the kept part, at each of its borders
 MATCH_S = 0.1  # of the kept part, over which its level is compared with that of its rendering
@@ -67,16 +66,6 @@ class Kept:
         if not all(level > QUIET for level in levels):  # NaN, of no samples, is not
             return None
         return min(max(levels[0] / levels[1], 1 / MOST_GAIN), MOST_GAIN)
-
-
-def finite(made: Tensor) -> Tensor:
-    """A sound [C, n] as it is; InputError where its samples are no numbers, of which no level can be made."""
-    if not made.isfinite().all():
-        raise InputError(
-            "the model gives samples that are not finite (NaN or infinity): its weights are damaged, or too large for "
-            "their number type; copy it again, or use --dtype float32"
-        )
-    return made
 
 
 def finish(made: Tensor, kept: Kept | None = None) -> tuple[Tensor, float]:

@@ -23,7 +23,7 @@ from audiogen.files import checkpoint
 from audiogen.files.tensors import unfilled
 from audiogen.generators import level
 from audiogen.generators import request as requests
-from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling, check_samples
+from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling, check_samples, finite
 from audiogen.lm import decoders, lora
 from audiogen.lm.model import TokenLM
 from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling, generate_tokens, num_decoded
@@ -336,7 +336,7 @@ class AudioGen:
             piece = block[0] if num_samples is None else block[0, :, : num_samples - done]
             done += piece.shape[-1]
             if piece.shape[-1]:
-                yield level.finite(piece.cpu())
+                yield finite(piece.cpu(), "samples")
 
     def num_frames(self, duration_s: float) -> int:
         """Frames of tokens for a duration, checked: the last one may reach beyond it."""
@@ -390,7 +390,7 @@ class AudioGen:
 
     def _decode(self, codes: Tensor) -> Tensor:
         """Codes [K, T] -> audio [C, T * hop_length]."""
-        return level.finite(torch.cat(list(decode_stream(self.codec, [codes[None]])), -1)[0])
+        return finite(torch.cat(list(decode_stream(self.codec, [codes[None]])), -1)[0], "samples")
 
 
 def _draws(sampling: Sampling) -> TokenSampling:

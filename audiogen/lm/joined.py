@@ -1,6 +1,6 @@
 """Several generations at once over one language model, which joins their steps.
 
-Weights are read once for all rows of a step, so a step of sixteen requests takes little longer than that of one. Each
+Weights are read once for all rows of a step, so a step of many requests costs less than theirs one by one. Each
 request runs `generate_tokens` or `stream_tokens` in a thread of its own, on a decoder that looks like its own; its
 steps wait for those of the others for a moment. So requests come and go between any two steps (continuous batching, as
 in Orca, Yu et al., 2022), each with its own position, length, text, guidance and draws. A row's logits do not depend on
@@ -19,7 +19,7 @@ from torch import Tensor
 from audiogen.interfaces import Condition
 from audiogen.lm.model import LMConfig
 
-MAX_ROWS = 64  # of the model in a joined step: past it, a step grows as fast as its rows
+MAX_ROWS = 64  # of the model in a joined step, which bounds its time and its memory
 
 
 class Cancelled(Exception):
@@ -39,7 +39,7 @@ class ManySteps(Protocol):
 
     def step_all(
         self, calls: Sequence[tuple[Tensor, Any]]
-    ) -> list[Tensor]: ...  # [B, K, S] each -> [B, K, V]
+    ) -> list[Tensor]: ...  # checked, [B, K, S] -> [B, K, V]
 
 
 class _Call:
@@ -59,8 +59,7 @@ class JoinedSteps:
     """Joins the steps of the requests that run at the moment; there is no thread of its own.
 
     decoder: runs the steps. wait_s: how long a step waits for requests that are busy elsewhere, with their text or
-    their codec. num_steps, num_joined: steps of requests so far, and the joined steps that
-    they took.
+    their codec. num_steps, num_joined: steps of requests so far, and the joined steps that they took.
     """
 
     def __init__(self, decoder: ManySteps, wait_s: float = 0.002, max_rows: int = MAX_ROWS):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from audiogen.config import NotNegative, Probability, Range, check_ranges
 from audiogen.errors import InputError
-from audiogen.interfaces import Condition
+from audiogen.interfaces import Condition, finite
 from audiogen.lm import patterns
 from audiogen.lm.model import LMConfig
 from audiogen.text.condition import null, stack
@@ -90,15 +90,6 @@ def draw(logits: Tensor, sampling: TokenSampling, uniform: Tensor) -> Tensor:
     height = uniform[..., None].to(exact) * cumulative[..., -1:]
     codes = torch.searchsorted(cumulative, height, right=True).squeeze(-1)
     return codes.clamp(max=logits.shape[-1] - 1)
-
-
-def check_finite(logits: Tensor) -> None:
-    """Raise InputError where logits [..., V] are not numbers: `draw` would take codes from them all the same."""
-    if not logits.isfinite().all():
-        raise InputError(
-            "the model gives logits that are not finite (NaN or infinity): its weights are damaged, or too large for "
-            "their number type; copy it again, or use --dtype float32"
-        )
 
 
 def guide(logits: Tensor, guidance: float) -> Tensor:
@@ -328,6 +319,6 @@ def _decode(
         new = steps[..., step : step + 1]
         advance()
     if layout.first < pattern.num_steps:  # once: a model that gives no numbers gives none to the end
-        check_finite(logits)
+        finite(logits, "logits")
     completed = patterns.deinterleave(steps, pattern)  # [B, K, T]
     return completed.masked_fill(completed == decoder.special, 0)  # past the end of a shorter row

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from audiogen.errors import InputError
-from audiogen.interfaces import Condition
+from audiogen.interfaces import Condition, finite
 from audiogen.lm.patterns import PatternSchedule
-from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling, check_finite, draw, guide
+from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling, draw, guide
 
 BLOCK = 16  # steps that the next window runs on in one call
 NOISE_FRAMES = 64  # whose random numbers are drawn at a time
@@ -78,7 +78,7 @@ def _frames(
         logits = current.step(step)
         if request.is_guided:
             logits = guide(logits, request.guidance)
-        check_finite(logits)
+        finite(logits, "logits")
         buffer.write(step, draw(logits, sampling, buffer.noise(step)))
         following.catch_up(step)
         while num_out < buffer.schedule.complete(step):

@@ -1,4 +1,4 @@
-"""The HTTP API over an `Engine`: OpenAI's vocabulary made to fit sound, as vLLM-Omni's audio API has it.
+"""The HTTP API over the workers of `engine`: OpenAI's vocabulary made to fit sound, as vLLM-Omni's audio API has it.
 
 Every answer with a sound names in its headers the model, the seed, the sample rate and the duration, so that the same
 sound can be asked for again. Errors have OpenAI's shape: {"error": {message, type, param, code}}.
@@ -43,8 +43,8 @@ class Limits:
 class Api:
     """The app's routes, and what they share."""
 
-    def __init__(self, workers: Mapping[str, Worker], limits: Limits, metrics: Metrics):
-        self.workers, self.limits, self.metrics = dict(workers), limits, metrics
+    def __init__(self, workers: Mapping[str, Worker], limits: Limits):
+        self.workers, self.limits = dict(workers), limits
         self.default = next(iter(self.workers))
         self.jobs = Jobs(max(worker.max_queue + worker.at_once for worker in self.workers.values()))
 
@@ -115,7 +115,6 @@ class Api:
         """The sound of a finished job in a format; Refused where it has none."""
         if job.sound is None:
             raise failure(job)
-        self.metrics.finished(worker.name, job)
         rate = worker.generator.sample_rate
         return sounds.encode(job.sound[:, : round(job.order.duration_s * rate)], rate, form)
 
@@ -142,15 +141,12 @@ class Api:
                     else piece
                 )
             if watched.job.state == "done":
-                self.metrics.finished(worker.name, watched.job)
                 if as_events:
                     yield event("speech.audio.done", usage={"seconds": order.duration_s})
             elif as_events:
                 yield event("speech.audio.error", error=failure(watched.job).body)
             else:
-                raise RuntimeError(
-                    "the sound ended early"
-                )  # which breaks the connection: there is no other sign
+                raise RuntimeError("the sound ended early")  # breaks the connection, the only sign there is
 
         media = "text/event-stream" if as_events else sounds.FORMATS[form][1]
         return StreamingResponse(body(), media_type=media, headers=headers(worker, order))
@@ -212,9 +208,9 @@ def event(kind: str, **contents: Any) -> bytes:
     return f"data: {json.dumps({'type': kind, **contents})}\n\n".encode()
 
 
-def create_app(workers: Mapping[str, Worker], limits: Limits, metrics: Metrics | None = None) -> FastAPI:
+def create_app(workers: Mapping[str, Worker], limits: Limits) -> FastAPI:
     """The ASGI app. It holds no state but the jobs: replicas may stand behind any balancer."""
-    api = Api(workers, limits, metrics or Metrics(workers))
+    api, figures = Api(workers, limits), Metrics(workers)
     app = FastAPI(title="audiogen", description=__doc__, version="1")
     app.add_middleware(BodyLimit, most=limits.max_body)
     if limits.cors_origins:
@@ -294,6 +290,8 @@ def create_app(workers: Mapping[str, Worker], limits: Limits, metrics: Metrics |
             wanted = Settings.model_validate(given)
         except ValueError as error:
             raise Refused(422, f"settings: {one_line(error)}", "settings") from None
+        if prolong and (strength, inpaint) != (None, None):
+            raise Refused(400, "prolong continues the sound as it is; drop strength and inpaint", "prolong")
         data = await file.read()
         audio, rate = await asyncio.to_thread(sounds.decode, data, limits.max_duration_s, "file")
         span = None if inpaint is None else interval(inpaint)
@@ -350,9 +348,9 @@ def create_app(workers: Mapping[str, Worker], limits: Limits, metrics: Metrics |
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics_() -> Response:
+    async def metrics() -> Response:
         """For Prometheus."""
-        return Response(api.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(figures.text(), media_type="text/plain; version=0.0.4")
 
     return app
 

@@ -75,19 +75,31 @@ class Job:
     first_s: float | None = None  # from its creation to the first sound
     ended_s: float | None = None  # when it ended
     decoder: RequestDecoder | None = None
+    _change: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # of the state, by clients and by the worker
 
     @property
     def is_over(self) -> bool:
         return self.state not in OPEN
 
+    def begin(self) -> bool:
+        """It runs from now on; False where it was cancelled while it waited."""
+        with self._change:
+            if self.state == "queued":
+                self.state = "running"
+            return self.state == "running"
+
     def cancel(self) -> None:
         """End it where it is; its place is free after the step that runs."""
-        if self.state == "queued":
+        with self._change:
+            before = self.state
+            if before in OPEN:
+                self.state = "cancelled"
+        if before == "queued":
             self.end("cancelled")
-        elif self.state == "running":
-            self.state = "cancelled"
-            if self.decoder is not None:
-                self.decoder.cancel()
+        elif before == "running" and self.decoder is not None:
+            self.decoder.cancel()
 
     def proceed(self, share: float) -> None:
         """So much of it is done, 0 to 1; `Cancelled` where it was."""
@@ -103,8 +115,11 @@ class Job:
         self.notify(self)
 
     def end(self, state: State, error: Exception | None = None) -> None:
-        """It is over."""
-        self.state, self.error, self.ended_s = state, error, time.monotonic()
+        """It is over; a job that was cancelled stays so."""
+        self.error, self.ended_s = error, time.monotonic()  # before the state, which clients read first
+        with self._change:
+            if self.state != "cancelled":
+                self.state = state
         self.notify(self)
 
 
@@ -119,6 +134,7 @@ class Worker:
         self.joined: JoinedSteps | None = None
         if isinstance(generator, AudioGen) and hasattr(generator.decoder, "step_all"):
             self.joined = JoinedSteps(generator.decoder, wait_s)  # type: ignore[arg-type]
+        self.count: Callable[[Job], None] = lambda job: None  # called for every job that is done
         self._queues: dict[str, deque[Job]] = {}  # of each client, in the order of their turns
         self._change = threading.Condition()
         self._stopping = False
@@ -204,9 +220,9 @@ class Worker:
                 taken = alike[: self.at_once]
             for job in taken:
                 self._remove(job)
-                job.state = "running"
+            taken = [job for job in taken if job.begin()]
             self.running += len(taken)
-            return taken
+            return taken or self._take()
 
     def _drop_cancelled(self) -> list[Job]:
         """Those that still wait, in turn."""
@@ -237,10 +253,9 @@ class Worker:
             with self._change:
                 self.running -= len(jobs)
             for job in jobs:
-                if job.state == "cancelled" or error is None:
-                    job.end("cancelled" if job.state == "cancelled" else "done")
-                else:
-                    job.end("failed", error)
+                job.end("done" if error is None else "failed", error)
+                if job.state == "done":
+                    self.count(job)
 
     def _run(self, jobs: Sequence[Job]) -> None:
         (first, *_), generator = jobs, self.generator

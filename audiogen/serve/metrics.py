@@ -29,6 +29,8 @@ class Metrics:
             "audiogen_real_time_factor", "seconds of a request for a second of its sound",
             buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5), **common,
         )  # fmt: skip
+        for model, worker in workers.items():
+            worker.count = partial(self.count, model)
         for name, what in (("queued", "orders that wait"), ("running", "orders that run")):
             gauge = Gauge(f"audiogen_{name}", what, **common)
             for model, worker in workers.items():
@@ -40,7 +42,7 @@ class Metrics:
             if (joined := worker.joined) is not None:
                 steps.labels(model).set_function(joined.average)
 
-    def finished(self, model: str, job: Job) -> None:
+    def count(self, model: str, job: Job) -> None:
         """A sound was made."""
         assert job.ended_s is not None
         spent_s = job.ended_s - job.created_s

@@ -52,22 +52,21 @@ class Settings(BaseModel):
         )
 
 
-class Generate(Settings):
-    """POST /v1/audio/generate."""
+class Item(Settings):
+    """One sound of a batch; what is missing is as in the batch."""
 
     input: Annotated[Text, Field(min_length=1, description="what the sound is of")]
+
+
+class Generate(Item):
+    """POST /v1/audio/generate."""
+
     stream_format: Annotated[
         StreamFormat | None,
         Field(
             description="send the sound while it is made: audio, bytes of wav or pcm; sse, events with base64"
         ),
     ] = None
-
-
-class Item(Settings):
-    """One sound of a batch; what is missing is as in the batch."""
-
-    input: Annotated[Text, Field(min_length=1)]
 
 
 class Batch(Settings):

@@ -26,7 +26,7 @@ class Watched:
         try:
             await asyncio.wait_for(self._news.wait(), timeout_s)
             self._news.clear()
-        except TimeoutError:
+        except asyncio.TimeoutError:  # in Python 3.10 another one than the built-in
             pass
 
     async def blocks(self) -> AsyncIterator[Any]:

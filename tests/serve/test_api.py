@@ -5,7 +5,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,7 @@ def test_a_sound_is_changed_and_continued(client: Client, models: dict[str, Gene
     (alone,) = models["tokens"].generate([None], 0.8, seed=1, prompt=(given, 8000))
     assert answer.status_code == 200 and same(read(answer.content)[0], alone)
     for settings, form, message in (
+        ({"input": "rain"}, {"prolong": "true", "strength": "0.5"}, "prolong continues the sound as it is"),
         ({"input": "rain"}, {"inpaint": "0.2:0.3"}, "edit is not for a token language model"),
         ({"input": "rain", "model": "latent"}, {"inpaint": "x"}, "inpaint is 'x'; give A:B in seconds"),
         ({"input": "rain", "nonsense": 1}, {}, "settings: .*nonsense"),
@@ -219,6 +220,12 @@ def test_a_bad_request_names_its_field(
     assert (answer.status_code in (status, 422), error["param"]) == (True, param or error["param"])
 
 
+async def pieces() -> AsyncIterator[bytes]:
+    """A body whose length no header gives."""
+    for _ in range(70):
+        yield b" " * 10_000
+
+
 def test_what_is_no_json_no_sound_too_long_or_nowhere_is_an_error_of_the_same_shape(client: Client) -> None:
     silence = io.BytesIO()
     soundfile.write(silence, torch.zeros(9 * 8000).numpy(), 8000, format="FLAC")  # 9 s in a few bytes
@@ -228,6 +235,7 @@ def test_what_is_no_json_no_sound_too_long_or_nowhere_is_an_error_of_the_same_sh
         ("/v1/audio/edit", {"files": {"file": b"RIFFnonsense"}}, 400),
         ("/v1/audio/edit", {"files": {"file": silence.getvalue()}}, 400),
         ("/v1/audio/edit", {"files": {"file": bytes(600_000)}}, 413),
+        ("/v1/audio/generate", {"content": pieces(), "headers": {"content-type": "application/json"}}, 413),
         ("/v1/audio/nowhere", {}, 404),
     ):
         answer = client("POST", path, **given)

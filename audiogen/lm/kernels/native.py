@@ -138,12 +138,14 @@ class NativeLM:
 
         The cache advances by S.
         """
+        self.check(steps, cache)
         return self.step_all([(steps, cache)])[0]
 
     def step_all(self, calls: Sequence[tuple[Tensor, NativeCache]]) -> list[Tensor]:
-        """Steps [B, K, S] for several caches, each weight read once for all -> logits [B, K, V], as of each alone."""
-        for steps, cache in calls:
-            self.check(steps, cache)
+        """Steps [B, K, S] that `check` let pass, of several caches -> their logits [B, K, V], as of each alone.
+
+        Each weight is read once for all.
+        """
         logits = [
             torch.empty(len(steps), self.config.num_codebooks, self.config.codebook_size)
             for steps, _ in calls
