@@ -59,6 +59,21 @@ def test_a_command_that_fails_is_no_flat_run() -> None:
         slopes([])
 
 
+def test_a_command_without_end_is_interrupted(tmp_path: Path) -> None:
+    endless = "import itertools, pathlib, sys, time\ntry:\n for n in itertools.count(1):\n"
+    endless += "  pathlib.Path(sys.argv[1]).write_text(str(n)); time.sleep(0.01)\n"
+    endless += "except KeyboardInterrupt: sys.exit(int(sys.argv[2]))"
+    step = tmp_path / "done"
+    for status in ("130", "2"):
+        step.unlink(missing_ok=True)
+        command = [sys.executable, "-c", endless, str(step), status]
+        try:
+            readings = watch(command, lambda: int(step.exists() and step.read_text() or 0), 0.005, stop_at=30)
+            assert status == "130" and readings[-1].done >= 30
+        except InputError as error:
+            assert status == "2" and "ended with 2" in str(error)
+
+
 def grown(step: Callable[[int], object], count: int, settle: int) -> tuple[int, int, int]:
     """Python objects, bytes of tensors and open files that `count` calls leave after the first `settle`."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ CLIP_S = 0.1
 RATE = 16_000  # Hz, of the bundled models
 MOST_MB, MOST_FILES = 1.0, 0.5  # in 1,000
 NEEDED = 20  # readings that make a line
+INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 class Reading(NamedTuple):
@@ -50,8 +52,13 @@ def read(process: int, done: float) -> Reading | None:
         return None
 
 
-def watch(command: Sequence[str], done: Callable[[], float], every_s: float) -> list[Reading]:
-    """Run a command; readings whenever more is done. InputError where it fails."""
+def watch(
+    command: Sequence[str], done: Callable[[], float], every_s: float, stop_at: float | None = None
+) -> list[Reading]:
+    """Run a command; readings whenever more is done. InputError where it fails.
+
+    One that goes on without end is interrupted when `stop_at` is done.
+    """
     readings: list[Reading] = []
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as said:
@@ -62,9 +69,12 @@ def watch(command: Sequence[str], done: Callable[[], float], every_s: float) -> 
                     reading = read(process.pid, done())
                     if reading and reading.done > (readings[-1].done if readings else 0):
                         readings.append(reading)
+                    if stop_at is not None and reading and reading.done >= stop_at:
+                        process.send_signal(signal.SIGINT)
+                        process.wait(60)
             finally:
                 process.kill()
-        if process.returncode:
+        if process.returncode not in ((0,) if stop_at is None else (0, INTERRUPTED)):
             said.seek(0)
             raise InputError(f"the command ended with {process.returncode}: {said.read()[-300:]}")
     return readings
@@ -94,7 +104,7 @@ def plan(kind: str, count: int, folder: Path) -> tuple[list[str], Callable[[], f
         return [*words, "--out", str(out)], lambda: stored * len(list(out.glob("*.safetensors")))
     words = ["generate", "--text", "rain falls", "--threads", "1"]
     if kind == "stream":
-        words += ["--stream", "--duration", str(count), "--out", str(out / "a.wav")]
+        words += ["--stream", "--duration", "inf", "--out", str(out / "a.wav")]
         return words, lambda: sum(path.stat().st_size for path in out.glob(".*")) / (2 * RATE)
     words += ["--num-samples", str(count), "--duration", str(CLIP_S), "--out", str(out)]
     return words, lambda: len(list(out.glob("*.png"))) if out.is_dir() else 0
@@ -110,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         words, done = plan(args.kind, args.count, Path(folder))
         began = time.monotonic()
-        readings = watch([sys.executable, "-m", f"audiogen.{words[0]}", *words[1:]], done, args.every)
+        command = [sys.executable, "-m", f"audiogen.{words[0]}", *words[1:]]
+        readings = watch(command, done, args.every, args.count if args.kind == "stream" else None)
     memory, files = slopes(readings)
     is_flat = memory < MOST_MB and files < MOST_FILES
     last = readings[-1]
