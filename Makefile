@@ -70,7 +70,10 @@ weights: venv
 	$(BIN)/python tools/bundle.py runs/codec_tiny/best codec_tiny
 	$(TRAIN) recipe=lm_tiny $(call sounds,24,5000)
 	$(TRAIN) recipe=lm_tiny init_from=runs/lm_tiny/best out=runs/lm_tiny_on fit.steps=10000 optim.lr=8e-4 $(call sounds,24,16000)
-	$(BIN)/python tools/bundle.py runs/lm_tiny_on/best lm_tiny
+	$(BIN)/python tools/pairs.py $(ESC10)/manifest.jsonl runs/pairs 1200
+	$(TRAIN) recipe=lm_tiny init_from=runs/lm_tiny_on/best out=runs/lm_tiny_pairs fit.steps=8000 optim.lr=5e-4 optim.warmup_steps=200 \
+	  fit.ema_decay=0.999 fit.precision=float32 fit.valid_every=500 $(call sounds,10,8000$(COMMA) {repeat: 3$(COMMA) source: runs/pairs/manifest.jsonl})
+	$(BIN)/python tools/bundle.py runs/lm_tiny_pairs/best lm_tiny
 	$(TRAIN) recipe=codec_tiny_decoder init_from=codec_tiny $(call sounds,20,1500)
 	$(BIN)/python tools/bundle.py runs/codec_tiny_decoder codec_tiny
 	$(TRAIN) recipe=mel_autoencoder_tiny $(call sounds,20,2000)

@@ -45,7 +45,7 @@ COMMANDS: dict[str, str] = {
     ): "... --steps 2 --duration 0.5",
     'python -m audiogen.generate --model lafma_tiny --text "a rooster crows"': "... --steps 2 --duration 0.5",
     (
-        "python -m audiogen.train recipe=lafma_tiny init_from=lafma_tiny autoencoder=null "
+        "python -m audiogen.train recipe=lafma_tiny init_from=lafma_tiny autoencoder=null text_from=null "
         "data.train=my_sounds/manifest.jsonl out=runs/my_flow"
     ): "... fit.steps=1 fit.workers=0 fit.batch_size=1 fit.valid_batches=1 fit.sample_every=0",
     "python tools/bench_generate.py --shape small": f"{BENCH} --rounds 1 --models packed-float32 packed-int8",
@@ -90,7 +90,7 @@ COMMANDS: dict[str, str] = {
     ): "...",
     (
         "python -m audiogen.evaluate compare --model lm_tiny --data esc10/manifest.jsonl --where fold=4 "
-        "--where license=CC0,CC-BY --reference-where fold=1,2,3 --seeds 0,1,2 --order-prompts 100"
+        "--where license=CC0,CC-BY --reference-where fold=1,2,3 --order-prompts 60"
     ): "... --order-prompts 1 --duration 1.3",
     # Released models: one of their layout with random weights stands for them.
     'python -m audiogen.generate --model facebook/audiogen-medium --text "a train passes, then birds sing"': (

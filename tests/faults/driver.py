@@ -69,7 +69,7 @@ SCENARIOS = (
     Scenario(
         "denoiser",
         "train",
-        "recipe=lafma_tiny init_from=lafma_tiny autoencoder=null out={out} data.train={in}/sounds "
+        "recipe=lafma_tiny init_from=lafma_tiny autoencoder=null text_from=null out={out} data.train={in}/sounds "
         "data.valid={in}/sounds fit.steps=2 fit.batch_size=2 fit.valid_every=1 fit.save_every=1 fit.device=cpu",
     ),
     Scenario("evaluate", "evaluate files", "--reference {in}/sounds --generated {in}/sounds --out {out}"),
