@@ -1,5 +1,5 @@
 # make demo   two prompts to sound, with the bundled weights
-# make serve  the bundled models over HTTP, at http://127.0.0.1:8000/docs
+# make serve  the bundled models behind a page and an API, at http://127.0.0.1:8000
 # make test   the whole suite
 # make check  lint, format, types, docstrings, then the suite
 # make audit  vulnerabilities on record, and licences, of the dependencies; needs the network

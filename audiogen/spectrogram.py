@@ -1,5 +1,6 @@
 """Spectrograms of waveforms: mel filters, log-mel magnitudes, pictures."""
 
+import io
 import math
 import os
 from functools import lru_cache
@@ -7,10 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool1d
 
 from audiogen.errors import InputError
 from audiogen.files.writing import replacing
 from audiogen.interfaces import check_samples
+
+LEVELS_DB = (-75.0, 5.0)  # the same for all pictures, so that a soft sound looks dark; 0 dB: mel magnitude 1
+SHADES = 64  # of a small picture: fewer make a smaller file
 
 
 @lru_cache(maxsize=64)
@@ -89,3 +94,33 @@ def save_spectrogram(
     with replacing(target, overwrite=overwrite) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     return target
+
+
+def picture(sound: Tensor, sample_rate: int, columns: int = 360, bands: int = 80, strip: int = 0) -> bytes:
+    """The mel spectrogram of audio [C, N], channels averaged, as a small PNG without axes: low at the bottom.
+
+    At most so many columns wide. strip: rows above it that show the waveform. `save_spectrogram` draws the large
+    picture with axes, of ten times the bytes.
+    """
+    from matplotlib import colormaps  # slow to import
+    from PIL import Image  # of matplotlib's own dependencies: it writes a palette, a third of the bytes
+
+    mono = sound.detach().to("cpu", torch.float32).mean(0, keepdim=True)  # [1, N]
+    mel = log_mel(mono[None], sample_rate, n_mels=bands)[0, 0]  # [M, T]
+    mel = adaptive_max_pool1d(mel, min(mel.shape[1], columns))
+    low, high = LEVELS_DB
+    level = (mel * (20 / math.log(10)) - low) / (high - low)  # natural log of a magnitude to dB, then to 0..1
+    shades = level.flip(0)
+    if strip:
+        peaks = adaptive_max_pool1d(
+            torch.cat([mono, -mono]), mel.shape[1]
+        )  # [2, T]: highest and lowest samples
+        rows = torch.linspace(1, -1, strip)[:, None]
+        reach = peaks.clamp(min=1 / strip)  # a line in silence
+        shades = torch.cat([((rows <= reach[0]) & (rows >= -reach[1])) * 0.8, shades])
+    image = Image.fromarray((shades.clamp(0, 1) * (SHADES - 1)).round().to(torch.uint8).numpy())
+    palette = colormaps["magma"](torch.linspace(0, 1, SHADES).numpy(), bytes=True)[:, :3]
+    image.putpalette(palette.tobytes())
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()

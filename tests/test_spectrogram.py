@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -48,3 +50,26 @@ def test_a_spectrogram_is_a_picture(tmp_path: Path, num: int) -> None:
     picture = imread(path)
     assert picture.shape[0] > 200 and picture.shape[1] > 600
     assert np.ptp(picture[..., :3]) > 0.5
+
+
+def test_a_picture_has_low_frequencies_below_and_time_from_left_to_right() -> None:
+    wave = torch.zeros(1, 16000)
+    time = torch.arange(8000) / 16000
+    wave[0, 8000:] = 0.5 * torch.sin(2 * math.pi * 300 * time)
+    pixels = matplotlib.image.imread(io.BytesIO(spectrogram.picture(wave, 16000)), format="png")[..., :3].sum(
+        -1
+    )
+    height, width = pixels.shape
+    row, column = np.unravel_index(pixels.argmax(), pixels.shape)
+    assert row > 0.8 * height and column >= 0.5 * width - 2
+    assert pixels[:, : width // 2 - 3].max() == pixels.min()  # silence is dark
+
+
+def test_a_picture_with_a_waveform_shows_where_it_is_loud() -> None:
+    wave = torch.zeros(2, 16000)
+    wave[:, 8000:] = 0.5 * torch.sin(torch.arange(8000) / 3)
+    png = spectrogram.picture(wave, 16000, columns=40, bands=20, strip=30)
+    pixels = matplotlib.image.imread(io.BytesIO(png), format="png")[..., :3].sum(-1)
+    assert pixels.shape == (50, 40)
+    bright = (pixels[:30] > pixels.min()).sum(0)  # rows of the strip
+    assert (bright[:19] <= 2).all() and ((bright[21:] >= 13) & (bright[21:] <= 17)).all()

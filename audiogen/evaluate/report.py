@@ -22,19 +22,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from PIL import Image  # of matplotlib's own dependencies: it writes a palette, a third of the bytes
-from torch import Tensor
-from torch.nn.functional import adaptive_max_pool1d
 
 from audiogen import audio
 from audiogen.config import read_table
 from audiogen.evaluate.metrics import Interval
 from audiogen.files.writing import write_bytes_atomic, write_json
-from audiogen.spectrogram import log_mel
+from audiogen.spectrogram import LEVELS_DB, picture
 
 Cell: TypeAlias = Interval | float | int | str | None
 Row: TypeAlias = Mapping[str, Cell]
@@ -46,10 +42,7 @@ ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 LONG_TEXT = 28  # letters of a cell, from which on its column is broken into lines
 PANELS_WIDE = 3  # plots side by side
 LONGEST_S = 30.0  # of a sound; a page has the beginning of a longer one
-PICTURE_COLUMNS, PICTURE_BANDS = 360, 80
-LEVELS_DB = (-75.0, 5.0)  # the same for all pictures, so that a soft sound looks dark; 0 dB: mel magnitude 1
 TEXTS = Path(__file__).with_name("report.yaml")
-SHADES = 64  # of a picture: fewer make a smaller file
 
 
 @dataclass(frozen=True)
@@ -300,7 +293,7 @@ def _figure(sound: Sound) -> str:
         encoded = audio.save(Path(folder) / "clip.ogg", clip, sample_rate).read_bytes()
     return (
         f"<figure><figcaption>{escape(sound.row)} <small>{clip.shape[-1] / sample_rate:.1f} s</small></figcaption>"
-        f'<img alt="Spectrogram of {label}" src="{_data("image/png", spectrogram(clip, sample_rate))}">'
+        f'<img alt="Spectrogram of {label}" src="{_data("image/png", picture(clip, sample_rate))}">'
         f'<audio controls preload="none" aria-label="{label}" src="{_data("audio/ogg", encoded)}"></audio></figure>'
     )
 
@@ -310,23 +303,6 @@ def _data(kind: str, content: bytes) -> str:
 
 
 # ---------------------------------------------------------------------------------------- pictures, by matplotlib
-
-
-def spectrogram(clip: Tensor, sample_rate: int) -> bytes:
-    """The mel spectrogram of mono audio [1, N] as a small PNG without axes: low at the bottom, at most 360 wide.
-
-    `audiogen.spectrogram.save_spectrogram` draws the large one with axes, of ten times the bytes.
-    """
-    mel = log_mel(clip[None], sample_rate, n_mels=PICTURE_BANDS)[0, 0]  # [M, T]
-    mel = adaptive_max_pool1d(mel, min(mel.shape[1], PICTURE_COLUMNS))
-    low, high = LEVELS_DB
-    level = (mel * (20 / np.log(10)) - low) / (high - low)  # natural log of a magnitude to dB, then to 0..1
-    shades = (level.clamp(0, 1) * (SHADES - 1)).round().to(torch.uint8).flip(0)
-    image = Image.fromarray(shades.numpy())
-    image.putpalette(colormaps["magma"](np.linspace(0, 1, SHADES), bytes=True)[:, :3].tobytes())
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return file.getvalue()
 
 
 def draw_figure(plots: Sequence[Plot], columns: Sequence[Column], rows: Sequence[Row]) -> Figure | None:

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from audiogen.errors import InputError, heavy_imports, run_command
 
@@ -18,7 +19,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m audiogen.serve",
-        description="Sounds over HTTP: an API that OpenAI's and ElevenLabs' clients speak. Its page: /docs.",
+        description="Sounds over HTTP: a page at /, and an API that OpenAI's and ElevenLabs' clients speak at /docs.",
     )
     add = parser.add_argument
     add(
@@ -68,6 +69,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="URL",
         help="whose pages may call; may be repeated",
     )
+    add("--no-page", dest="page", action="store_false", help="the API alone, without the page at /")
     args = parser.parse_args(argv)
     args.model = args.model or list(MODELS)
     for name, least in (("max_queue", 1), ("max_batch", 1), ("threads", 1), ("port", 0)):
@@ -89,6 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             import uvicorn
 
             from audiogen.serve.api import Limits, create_app
+
+            if args.page:
+                from audiogen.serve.page.build import mount
         except ImportError as error:
             raise InputError(f"the server needs {error.name}: pip install 'audiogen[serve]'") from None
         from audiogen.serve.engine import Worker
@@ -98,11 +103,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers: dict[str, Worker] = open_workers(args)
     limits = Limits(args.max_duration, api_key=args.api_key, cors_origins=tuple(args.cors_origin))
     app = create_app(workers, limits)
+    pages = mount(app, app.state.api, args.root_path) if args.page else None
     config = uvicorn.Config(
         app, args.host, args.port, log_level="warning", root_path=args.root_path, access_log=False,
         timeout_graceful_shutdown=int(STOP_S),
     )  # fmt: skip
-    server = uvicorn.Server(config)
+
+    class Server(uvicorn.Server):
+        """Open pages would keep it from ending."""
+
+        def handle_exit(self, *given: Any) -> None:
+            super().handle_exit(*given)
+            if pages is not None:
+                pages.set()
+
+    server = Server(config)
     try:
         listener = config.bind_socket()
     except SystemExit:  # uvicorn has said why, at a level that is not shown
@@ -110,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--port {args.port} of {args.host} cannot be listened at: is another server there? choose another"
         ) from None
     host, port = listener.getsockname()[:2]
-    print(f"http://{host}:{port}{args.root_path}/docs", flush=True)
+    print(f"http://{host}:{port}{args.root_path}{'' if args.page else '/docs'}", flush=True)
     began = time.monotonic()
     try:
         server.run(sockets=[listener])

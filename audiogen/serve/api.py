@@ -212,6 +212,7 @@ def create_app(workers: Mapping[str, Worker], limits: Limits) -> FastAPI:
     """The ASGI app. It holds no state but the jobs: replicas may stand behind any balancer."""
     api, figures = Api(workers, limits), Metrics(workers)
     app = FastAPI(title="audiogen", description=__doc__, version="1")
+    app.state.api = api
     app.add_middleware(BodyLimit, most=limits.max_body)
     if limits.cors_origins:
         exposed = list(headers(next(iter(api.workers.values())), Order("", 1.0, 0)))

@@ -21,7 +21,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def serve(*options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "audiogen.serve", *options]
+    command = [sys.executable, "-m", "audiogen.serve", "--no-page", *options]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
