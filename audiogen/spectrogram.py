@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import textwrap
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from audiogen.files.writing import replacing
 from audiogen.interfaces import check_samples
 
 LEVELS_DB = (-75.0, 5.0)  # the same for all pictures, so that a soft sound looks dark; 0 dB: mel magnitude 1
+TITLE_LETTERS = 200  # of a large picture: two lines
 SHADES = 64  # of a small picture: fewer make a smaller file
 
 
@@ -82,15 +84,18 @@ def save_spectrogram(
         mono, n_fft, hop, window=torch.hann_window(n_fft), pad_mode="constant", return_complex=True
     ).abs()
     decibel = 20 * torch.log10(spectrum.clamp(min=1e-10) / (n_fft / 4))  # 0 dB is a full-scale sine
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(8, 3.2))
+    axes = figure.add_axes(
+        (0.075, 0.15, 0.79, 0.74)
+    )  # a layout that measures its texts takes as long as the drawing
     extent = (0.0, mono.numel() / sample_rate, 0.0, sample_rate / 2000)  # s, kHz
     image = axes.imshow(
         decibel.numpy(), cmap="magma", vmin=-100, vmax=-20, origin="lower", aspect="auto", extent=extent
     )
     axes.set(xlabel="time (s)", ylabel="frequency (kHz)")
+    title = textwrap.shorten(title, TITLE_LETTERS, placeholder=" ...")
     axes.set_title(title, fontsize=10, loc="left", wrap=True, parse_math=False)
-    figure.colorbar(image, ax=axes, label="level (dB)")
+    figure.colorbar(image, cax=figure.add_axes((0.885, 0.15, 0.02, 0.74)), label="level (dB)")
     with replacing(target, overwrite=overwrite) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     return target
