@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,21 @@ def test_escape_stops_it_and_what_was_made_stays(page: Any, address: str) -> Non
     assert 0 < sound.shape[1] < 60 * 16_000
     page.click("#results button.drop")
     page.wait_for_function("() => !document.querySelector('#results article')", **WAIT)
+
+
+def test_a_closed_page_frees_its_place(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.goto(address)
+    page.fill("#prompt textarea", "rain falls")
+    page.fill("#seconds input[type=number]", "60")
+    page.click("#go")
+    page.wait_for_selector("#results audio", **WAIT)
+    assert 'audiogen_running{model="lm_tiny"} 1.0' in httpx.get(f"{address}metrics").text
+    page.close()
+    latest = time.monotonic() + 60
+    while 'audiogen_running{model="lm_tiny"} 0.0' not in httpx.get(f"{address}metrics").text:
+        assert time.monotonic() < latest
+        time.sleep(0.1)
 
 
 def test_a_result_is_sent_on_and_a_part_of_it_made_anew(page: Any, address: str) -> None:
