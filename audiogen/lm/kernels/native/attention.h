@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "vectors.h"
@@ -49,23 +50,29 @@ template <bool exact> struct Head {
         Floats top = splat(-INFINITY);
         for (int64_t t = 0; t < count; t += LANES) {
             const uint32_t *panel = reinterpret_cast<const uint32_t *>(keys) + t * num_words;
-            Floats even = {}, odd = {};
+            FloatPart even[PARTS] = {}, odd[PARTS] = {};
             int64_t k = 0;
             if constexpr (exact) {
-                for (; k + 1 < width; k += 2) {
-                    even += load<Floats>(panel + k * LANES) * query[k];
-                    odd += load<Floats>(panel + (k + 1) * LANES) * query[k + 1];
-                }
-                if (k < width) even += load<Floats>(panel + k * LANES) * query[k];
+                for (; k + 1 < width; k += 2, panel += 2 * LANES)
+                    UNROLL for (int i = 0; i < PARTS; ++i) {
+                        even[i] += load<FloatPart>(panel + i * WIDTH) * query[k];
+                        odd[i] += load<FloatPart>(panel + LANES + i * WIDTH) * query[k + 1];
+                    }
+                if (k < width)
+                    UNROLL for (int i = 0; i < PARTS; ++i) even[i] += load<FloatPart>(panel + i * WIDTH) * query[k];
             } else {
-                for (; k < width / 2; ++k) {
-                    const Words pair = load<Words>(panel + k * LANES);
-                    even += low_half(pair) * query[2 * k];
-                    odd += high_half(pair) * query[2 * k + 1];
-                }
-                if (width % 2) even += low_half(load<Words>(panel + k * LANES)) * query[width - 1];
+                for (; k + 1 < width; k += 2, panel += LANES)
+                    UNROLL for (int i = 0; i < PARTS; ++i) {
+                        const WordPart pair = load<WordPart>(panel + i * WIDTH);
+                        even[i] += low_half(pair) * query[k];
+                        odd[i] += high_half(pair) * query[k + 1];
+                    }
+                if (k < width)
+                    UNROLL for (int i = 0; i < PARTS; ++i)
+                        even[i] += low_half(load<WordPart>(panel + i * WIDTH)) * query[k];
             }
-            const Floats scores = (even + odd) * scale;
+            UNROLL for (int i = 0; i < PARTS; ++i) even[i] += odd[i];
+            const Floats scores = bits<Floats>(even) * scale;
             store(weights + t, scores);
             if (t + LANES <= count) top = larger(top, scores);
         }
@@ -79,40 +86,31 @@ template <bool exact> struct Head {
             sums += e;
         }
         const float factor = 1.0f / total(sums);
-        for (int64_t i = 0; i < width; i += 4 * LANES) switch (std::min<int64_t>(4, up(width - i, LANES) / LANES)) {
-                case 1: mix<1>(i, count, weights, factor, out); break;
-                case 2: mix<2>(i, count, weights, factor, out); break;
-                case 3: mix<3>(i, count, weights, factor, out); break;
-                default: mix<4>(i, count, weights, factor, out);
-            }
+        int64_t i = 0;
+        for (; i + LANES < width; i += 2 * LANES) mix<2>(i, count, weights, factor, out);
+        if (i < width) mix<1>(i, count, weights, factor, out);
     }
 
-    static INLINE Floats read(const Value *from) {
-        if constexpr (exact) return load<Floats>(from);
-        else return bits<Floats>(__builtin_convertvector(load<Halves>(from), Words) << 16);
+    static INLINE FloatPart read(const Value *from) {
+        if constexpr (exact) return load<FloatPart>(from);
+        else return bits<FloatPart>(__builtin_convertvector(load<HalfPart>(from), WordPart) << 16);
     }
 
+    // out[i ..] = the weighted sum of C vectors of the values.
     template <int C> void mix(int64_t i, int64_t count, const float *weights, float factor, float *out) const {
-        Floats sum[2][C];
-        for (int c = 0; c < C; ++c) sum[0][c] = sum[1][c] = Floats{};
+        FloatPart even[C * PARTS] = {}, odd[C * PARTS] = {};
         const int64_t wide = up(width, LANES);
         const Value *from = values + i;
         int64_t t = 0;
         for (; t + 1 < count; t += 2, from += 2 * wide)
-            for (int c = 0; c < C; ++c) {
-                sum[0][c] += read(from + c * LANES) * weights[t];
-                sum[1][c] += read(from + wide + c * LANES) * weights[t + 1];
+            UNROLL for (int c = 0; c < C * PARTS; ++c) {
+                even[c] += read(from + c * WIDTH) * weights[t];
+                odd[c] += read(from + wide + c * WIDTH) * weights[t + 1];
             }
         if (t < count)
-            for (int c = 0; c < C; ++c) sum[0][c] += read(from + c * LANES) * weights[t];
-        for (int c = 0; c < C; ++c) {
-            const Floats y = (sum[0][c] + sum[1][c]) * factor;
-            if (i + (c + 1) * LANES <= width) {
-                store(out + i + c * LANES, y);
-            } else {
-                for (int64_t lane = 0; i + c * LANES + lane < width; ++lane) out[i + c * LANES + lane] = y[lane];
-            }
-        }
+            UNROLL for (int c = 0; c < C * PARTS; ++c) even[c] += read(from + c * WIDTH) * weights[t];
+        UNROLL for (int c = 0; c < C * PARTS; ++c) even[c] = (even[c] + odd[c]) * factor;
+        memcpy(out + i, even, std::min<int64_t>(C * LANES, width - i) * sizeof(float));
     }
 
     char *keys;

@@ -13,34 +13,32 @@
 namespace {
 
 struct Input {  // rows of activations as a kernel reads them
-    uint32_t *words;  // [rows, num_words]
-    int64_t num_words;
+    uint32_t *words;   // [rows, stride]
+    int64_t num_words, stride;
     float *scales;     // int8: [rows, groups], of a group's values
     int32_t *offsets;  // int8: [rows, groups], -128 times the sum of a group's values
     int64_t groups;
 };
 
-// Weights of word k in panel p, and a request for those `ahead` words later: the processor's own prefetching stops at
-// every page, and 4 panels are 4 streams. 1.3 to 1.45 times as fast, measured on an AMD Zen 5.
-constexpr int64_t FAR = 128, NEAR = 24;
+// Words from those that a kernel works on to those that it requests meanwhile: the processor's own prefetching stops at
+// every page, and 4 panels are 4 streams. 1.3 to 1.45 times as fast, measured on an AMD Zen 5. NONE: they are near.
+constexpr int64_t FAR = 128, NEAR = 24, NONE = 0;
 
-INLINE const uint32_t *weights_at(const uint32_t *panels, int64_t num_words, int64_t p, int64_t k, int64_t ahead) {
-    const uint32_t *at = panels + (p * num_words + k) * LANES;
-    __builtin_prefetch(at + ahead * LANES);
-    return at;
-}
-
-// sum[p][r] = add(sum[p][r], weights of word k in panel p, r, k) for k from first to last, part by part.
-template <class Part, class Whole, class Add, int P, int R>
-INLINE void accumulate(const uint32_t *panels, int64_t num_words, int64_t first, int64_t last, int64_t ahead,
-                       Whole (&sum)[P][R], const Add &add) {
+// sum[p][r] = add(sum[p][r], weights of word k in panel p, r, k, turn) for k from first to last, part by part. A kernel
+// that takes a word in several turns has few values in registers in each of them.
+template <class Part, int64_t AHEAD, int TURNS = 1, class Whole, class Add, int P, int R>
+INLINE void accumulate(const uint32_t *panels, int64_t num_words, int64_t first, int64_t last, Whole (&sum)[P][R],
+                       const Add &add) {
     Part s[P][R][PARTS];
     memcpy(s, sum, sizeof s);
     for (int64_t k = first; k < last; ++k) {
         UNROLL for (int p = 0; p < P; ++p) {
-            const uint32_t *w = weights_at(panels, num_words, p, k, ahead);
-            UNROLL for (int r = 0; r < R; ++r) {
-                UNROLL for (int i = 0; i < PARTS; ++i) s[p][r][i] = add(s[p][r][i], w + i * WIDTH, r, k);
+            const uint32_t *w = panels + (p * num_words + k) * LANES;
+            if (AHEAD) __builtin_prefetch(w + AHEAD * LANES);
+            UNROLL for (int turn = 0; turn < TURNS; ++turn) {
+                UNROLL for (int r = 0; r < R; ++r) {
+                    UNROLL for (int i = 0; i < PARTS; ++i) s[p][r][i] = add(s[p][r][i], w + i * WIDTH, r, k, turn);
+                }
             }
         }
     }
@@ -50,16 +48,16 @@ INLINE void accumulate(const uint32_t *panels, int64_t num_words, int64_t first,
 struct Float32 {
     static constexpr int64_t VALUES = 1, INPUT_WORDS = 1;  // values in a word of weights, input words for it
     static void read(const float *x, int64_t count, const Input &in, int64_t row) {
-        memcpy(in.words + row * in.num_words, x, count * sizeof(float));
+        memcpy(in.words + row * in.stride, x, count * sizeof(float));
     }
 
-    template <int P, int R>
+    template <int64_t AHEAD, int P, int R>
     static INLINE void dot(const uint32_t *panels, int64_t num_words, const Input &in, int64_t row,
                            Floats (&sum)[P][R]) {
         const float *x[R];
-        for (int r = 0; r < R; ++r) x[r] = reinterpret_cast<const float *>(in.words) + (row + r) * in.num_words;
-        accumulate<FloatPart>(panels, num_words, 0, num_words, FAR, sum,
-                              [&](FloatPart s, const uint32_t *w, int r, int64_t k) INLINED {
+        for (int r = 0; r < R; ++r) x[r] = reinterpret_cast<const float *>(in.words) + (row + r) * in.stride;
+        accumulate<FloatPart, AHEAD>(panels, num_words, 0, num_words, sum,
+                                     [&](FloatPart s, const uint32_t *w, int r, int64_t k, int) INLINED {
             return s + load<FloatPart>(w) * x[r][k];
         });
     }
@@ -92,7 +90,7 @@ struct BFloat16 {
 #if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
     static constexpr int64_t INPUT_WORDS = 1;
     static void read(const float *x, int64_t count, const Input &in, int64_t row) {  // x has zeros up to 64 values
-        uint32_t *to = in.words + row * in.num_words;
+        uint32_t *to = in.words + row * in.stride;
         for (int64_t i = 0; i < in.num_words; i += LANES) {
             const Words both = to_pairs(x + 2 * i);
             memcpy(to + i, &both, std::min(LANES, in.num_words - i) * sizeof(uint32_t));
@@ -100,13 +98,13 @@ struct BFloat16 {
         (void)count;
     }
 
-    template <int P, int R>
+    template <int64_t AHEAD, int P, int R>
     static INLINE void dot(const uint32_t *panels, int64_t num_words, const Input &in, int64_t row,
                            Floats (&sum)[P][R]) {
         const uint32_t *x[R];
-        for (int r = 0; r < R; ++r) x[r] = in.words + (row + r) * in.num_words;
-        accumulate<FloatPart>(panels, num_words, 0, num_words, FAR, sum,
-                              [&](FloatPart s, const uint32_t *w, int r, int64_t k) INLINED {
+        for (int r = 0; r < R; ++r) x[r] = in.words + (row + r) * in.stride;
+        accumulate<FloatPart, AHEAD>(panels, num_words, 0, num_words, sum,
+                                     [&](FloatPart s, const uint32_t *w, int r, int64_t k, int) INLINED {
             return add_pairs(s, w, x[r][k]);
         });
     }
@@ -114,21 +112,20 @@ struct BFloat16 {
     // Without products of bfloat16, the input stays float32: one shift or mask turns half a word into floats.
     static constexpr int64_t INPUT_WORDS = 2;
     static void read(const float *x, int64_t count, const Input &in, int64_t row) {
-        float *to = reinterpret_cast<float *>(in.words) + row * in.num_words;
+        float *to = reinterpret_cast<float *>(in.words) + row * in.stride;
         memcpy(to, x, count * sizeof(float));
         if (count < in.num_words) to[count] = 0.0f;
     }
 
-    template <int P, int R>
+    template <int64_t AHEAD, int P, int R>
     static INLINE void dot(const uint32_t *panels, int64_t num_words, const Input &in, int64_t row,
                            Floats (&sum)[P][R]) {
         const float *x[R];
-        for (int r = 0; r < R; ++r) x[r] = reinterpret_cast<const float *>(in.words) + (row + r) * in.num_words;
-        accumulate<FloatPart>(panels, num_words, 0, num_words, FAR, sum,
-                              [&](FloatPart s, const uint32_t *w, int r, int64_t k) INLINED {
+        for (int r = 0; r < R; ++r) x[r] = reinterpret_cast<const float *>(in.words) + (row + r) * in.stride;
+        accumulate<FloatPart, AHEAD, 2>(panels, num_words, 0, num_words, sum,
+                                        [&](FloatPart s, const uint32_t *w, int r, int64_t k, int turn) INLINED {
             const WordPart pair = load<WordPart>(w);
-            s += bits<FloatPart>(pair << 16) * x[r][2 * k];
-            return s + bits<FloatPart>(pair & 0xffff0000u) * x[r][2 * k + 1];
+            return s + (turn ? high_half(pair) : low_half(pair)) * x[r][2 * k + turn];
         });
     }
 #endif
@@ -179,7 +176,7 @@ struct Int8 {
 
     static void read(const float *x, int64_t count, const Input &in, int64_t row) {  // x has zeros up to 64 values
         int8_t quantised[GROUP];
-        uint32_t *words = in.words + row * in.num_words;
+        uint32_t *words = in.words + row * in.stride;
         for (int64_t group = 0; group < in.groups; ++group, x += GROUP) {
             Floats top = splat(0.0f);
             for (int64_t i = 0; i < GROUP; i += LANES) top = larger(top, magnitude(load<Floats>(x + i)));
@@ -200,18 +197,18 @@ struct Int8 {
         (void)count;
     }
 
-    template <int P, int R>
+    template <int64_t AHEAD, int P, int R>
     static INLINE void dot(const uint32_t *panels, int64_t num_words, const Input &in, int64_t row,
                            Floats (&sum)[P][R]) {
         const uint32_t *x[R];
-        for (int r = 0; r < R; ++r) x[r] = in.words + (row + r) * in.num_words;
+        for (int r = 0; r < R; ++r) x[r] = in.words + (row + r) * in.stride;
         for (int64_t group = 0; group < in.groups; ++group) {
             const int64_t first = group * (GROUP / VALUES), last = std::min(first + GROUP / VALUES, num_words);
             Ints s[P][R];
             for (int r = 0; r < R; ++r)
                 for (int p = 0; p < P; ++p) s[p][r] = Ints{} + in.offsets[(row + r) * in.groups + group];
-            accumulate<IntPart>(panels, num_words, first, last, NEAR, s,
-                                [&](IntPart part, const uint32_t *w, int r, int64_t k) INLINED {
+            accumulate<IntPart, std::min(AHEAD, NEAR)>(panels, num_words, first, last, s,
+                                [&](IntPart part, const uint32_t *w, int r, int64_t k, int) INLINED {
                 return add_products(part, w, x[r][k]);
             });
             for (int r = 0; r < R; ++r) {
@@ -231,12 +228,13 @@ struct Output {
     const int64_t *which;  // the rows to write; null: all in turn
 };
 
-template <class Type, int P, int R>
+template <class Type, int64_t AHEAD, int P, int R>
+__attribute__((noinline))  // among its callers' values, pointers to inputs would not stay in registers
 void tile(const Linear &linear, const Input &in, int64_t panel, int64_t row, const Output &out) {
     const int64_t num_words = (linear.inputs + Type::VALUES - 1) / Type::VALUES;
     Floats sum[P][R];
     for (int i = 0; i < P * R; ++i) sum[i / R][i % R] = Floats{};
-    Type::template dot<P, R>(linear.panels + panel * num_words * LANES, num_words, in, row, sum);
+    Type::template dot<AHEAD, P, R>(linear.panels + panel * num_words * LANES, num_words, in, row, sum);
     for (int p = 0; p < P; ++p)
         for (int r = 0; r < R; ++r) {
             Floats y = sum[p][r];
@@ -246,25 +244,37 @@ void tile(const Linear &linear, const Input &in, int64_t panel, int64_t row, con
         }
 }
 
-template <class Type, int R>
-void tiles(const Linear &linear, const Input &in, int64_t panel, int64_t last, int64_t row, const Output &out) {
-    constexpr int P = std::max(1, std::min(4, R == 3 ? ACCUMULATORS / 4 : ACCUMULATORS / R));
-    for (; panel + P <= last; panel += P) tile<Type, P, R>(linear, in, panel, row, out);
-    for (; panel < last; ++panel) tile<Type, 1, R>(linear, in, panel, row, out);
+// Panels at a time for R rows: as many sums as registers hold, beside a panel's weights and an input.
+constexpr int panels_for(int rows) {
+    const int most = std::min(4, ACCUMULATORS / rows);
+    return most == 3 ? 2 : most;  // divides UNIT
 }
 
-// All rows by a unit of panels, before the next: weights come from memory once, whatever the number of rows.
+template <class Type, int64_t AHEAD, int R>
+void tiles(const Linear &linear, const Input &in, int64_t panel, int64_t last, int64_t row, const Output &out) {
+    constexpr int P = panels_for(R);
+    for (; panel + P <= last; panel += P) tile<Type, AHEAD, P, R>(linear, in, panel, row, out);
+    for (; panel < last; ++panel) tile<Type, AHEAD, 1, R>(linear, in, panel, row, out);
+}
+
+// A few panels by all rows, before the next: weights come from memory once, whatever the number of rows, and those of
+// many rows stay in the first cache meanwhile. A row's sums have one order, in whatever tile it is.
 template <class Type>
 void multiply(Worker &worker, const Linear &linear, const Input &in, int64_t num_rows, const Output &out) {
     const int64_t num_panels = up(linear.outputs, LANES) / LANES;
+    const int64_t at_once = num_rows > ROWS ? panels_for(ROWS) : UNIT;
     for (int64_t first; (first = worker.take(UNIT)) < num_panels;) {
-        const int64_t last = std::min(first + UNIT, num_panels);
-        for (int64_t row = 0; row < num_rows; row += 4) switch (std::min<int64_t>(4, num_rows - row)) {
-                case 1: tiles<Type, 1>(linear, in, first, last, row, out); break;
-                case 2: tiles<Type, 2>(linear, in, first, last, row, out); break;
-                case 3: tiles<Type, 3>(linear, in, first, last, row, out); break;
-                default: tiles<Type, 4>(linear, in, first, last, row, out);
-            }
+        const int64_t end = std::min(first + UNIT, num_panels);
+        for (int64_t panel = first, last; panel < end; panel = last) {
+            last = std::min(panel + at_once, end);
+            int64_t row = 0;
+            for (; row + ROWS <= num_rows; row += ROWS)
+                row ? tiles<Type, NONE, ROWS>(linear, in, panel, last, row, out)
+                    : tiles<Type, FAR, ROWS>(linear, in, panel, last, row, out);
+            if (num_rows - row >= 4) tiles<Type, FAR, 4>(linear, in, panel, last, row, out), row += 4;
+            if (num_rows - row >= 2) tiles<Type, FAR, 2>(linear, in, panel, last, row, out), row += 2;
+            if (num_rows > row) tiles<Type, FAR, 1>(linear, in, panel, last, row, out);
+        }
     }
     worker.finish();
 }

@@ -22,7 +22,7 @@ int64_t stride_of(int64_t width) { return up(width, GROUP); }  // of rows of act
 // Input of a product, read by every thread for itself: that is quicker than to wait for the others once more.
 template <class Type> struct Reader {
     Reader(Worker &worker, int64_t num_rows, int64_t widest) {
-        const int64_t row = stride_of(widest), groups = row / GROUP;
+        const int64_t row = stride_of(widest) + LANES, groups = row / GROUP;
         auto &scratch = worker.team.scratch[worker.index];
         scratch.resize(num_rows * (row + 2 * groups) + row);
         words = reinterpret_cast<uint32_t *>(scratch.data());
@@ -34,7 +34,8 @@ template <class Type> struct Reader {
 
     Input shape(int64_t width) const {
         const int64_t num_words = (width + Type::VALUES - 1) / Type::VALUES * Type::INPUT_WORDS;
-        return {words, num_words, scales, offsets, up(width, GROUP) / GROUP};
+        // not a multiple of a page: rows at such distances would share a few lines of the first cache
+        return {words, num_words, stride_of(width) + LANES, scales, offsets, up(width, GROUP) / GROUP};
     }
 
     Input plain(const float *x, int64_t num_rows, int64_t width) const {
