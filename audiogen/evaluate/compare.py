@@ -11,16 +11,19 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from audiogen.data.manifest import Clip
+from audiogen.data.manifest import Clip, group_of
 from audiogen.device import choose_device
 from audiogen.errors import InputError
-from audiogen.evaluate import scores, systems
+from audiogen.evaluate import metrics, scores, systems
 from audiogen.evaluate.clips import Prompt, in_words, label_of, read, shuffled
 from audiogen.evaluate.cost import Clock, machine
-from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
+from audiogen.evaluate.embedders import LOGMEL, Embedded, Embedder, load_embedder
+from audiogen.evaluate.judge import fit_judge
+from audiogen.evaluate.metrics import Interval
 from audiogen.evaluate.order import check_judge, judge_clips, order_accuracy
 from audiogen.evaluate.report import REFERENCE, Column, Report, Sound, columns_of, filled, notes_on
 from audiogen.evaluate.scores import Cells, Warn
@@ -30,6 +33,9 @@ from audiogen.generators import load as generators
 from audiogen.interfaces import Generator
 from audiogen.models.own import load_tagger
 from audiogen.tagger.model import Tagger
+
+DISAGREEMENT = 0.1  # of label accuracies, from which on a row is named
+TYPICAL = 0.05  # of real clips that count as near copies
 
 Open = Callable[[str, str], Generator]  # (name or directory, device) -> generator
 
@@ -77,13 +83,16 @@ def run(
     columns, judges = [], []
     for spec in comparison.embedders:
         embedder = load_embedder(spec, device)
-        fill(embedder, material, real[spec], entries, note)
+        sounds = fill(embedder, material, real[spec], entries, note)
         columns += scores.embedder_columns(embedder)
         judges += notes_on("embedder", embedder=embedder)
+        if spec == LOGMEL:
+            judges += judge_spectra(embedder, material, real[spec], entries, sounds, note)
     if material.order:
         tagger = load_tagger(comparison.order_judge, device)
         columns.append(judge_order(tagger, entries, material.order))
         judges += notes_on("order", num_prompts=len(material.order), tagger=tagger)
+    flag_disagreement(entries, note)
     codecs_first = sorted(entries[2:], key=lambda entry: REFERENCE not in entry.row)
     failed: list[Cells] = [{"system": name, "remark": f"failed: {why}"} for name, why in failures.items()]
     rows = [ceiling.row, *(entry.row for entry in codecs_first), *failed, floor.row]
@@ -168,10 +177,11 @@ def system_entries(name: str, system: System, comparison: Comparison, material: 
 
 def fill(
     embedder: Embedder, material: Material, real: Embedded, entries: Sequence[Entry], warn: Warn
-) -> None:
-    """The cells of one embedder in all rows. Ceiling and floor have equal figures of sets: sets have no captions.
+) -> list[Embedded]:
+    """The cells of one embedder in all rows -> the sounds of each row.
 
-    real: all recordings. entries: ceiling, floor, then those of the systems.
+    Ceiling and floor have equal figures of sets: sets have no captions. real: all recordings. entries: ceiling, floor,
+    then those of the systems.
     """
     places = {clip.place: place for place, clip in enumerate(material.clips)}
 
@@ -182,6 +192,7 @@ def fill(
     scores.warn_of_labels(embedder, labels, "prompts", warn)
     ceiling, floor = entries[:2]
     originals, texts = of_real(ceiling.clips), [prompt.text for prompt in material.prompts]
+    found = []
     against, measured = material.split
     for entry in entries:
         is_real = bool(entry.row.get(REFERENCE))
@@ -193,6 +204,7 @@ def fill(
             sounds = of_real(entry.clips)
         else:
             sounds = scores.embed_files(embedder, entry.clips, None, warn_of)
+        found.append(sounds)
         if entry is not floor:
             # What is made of each prompt's real clip is measured against real clips of other recordings.
             part = scores.take(sounds, [prompt.number for prompt in measured]) if is_real else sounds
@@ -205,6 +217,65 @@ def fill(
             values = scores.clip_values(embedder, sounds, entry.takes, originals, labels, texts)
             entry.row.update(scores.inception_cells(embedder, sounds, entry.takes))
             entry.row.update({key: scores.mean_of_defined(each, entry.takes) for key, each in values.items()})
+    return found
+
+
+def judge_spectra(
+    embedder: Embedder,
+    material: Material,
+    real: Embedded,
+    entries: Sequence[Entry],
+    sounds: Sequence[Embedded],
+    warn: Warn,
+) -> list[str]:
+    """Label accuracy and near copies by statistics of spectra, in all rows -> notes on how.
+
+    real, entries: as in `fill`, which gave the sounds.
+    """
+    places = {clip.place: place for place, clip in enumerate(material.clips)}
+
+    def of(clips: Sequence[Clip]) -> metrics.Array:
+        return real.embeddings[[places[clip.place] for clip in clips]].astype(np.float64)
+
+    against, measured = material.split
+    typical = metrics.nearest(of(against), of([prompt.clip for prompt in measured]))
+    threshold = np.quantile(typical, TYPICAL)
+    for entry, made in zip(entries, sounds, strict=True):
+        part, reference, takes = made.embeddings, of(material.reference), entry.takes
+        if entry.row.get(REFERENCE):
+            part, reference = part[[prompt.number for prompt in measured]], of(against)
+        if entry is not entries[1]:  # the floor: the ceiling's sounds
+            near = metrics.nearest(reference, part) < threshold
+            entry.row[scores.key_of(embedder, "near")] = metrics.prompt_interval(near, takes)
+    notes = notes_on("near", embedder=embedder)
+    labels, groups = zip(*((label_of(clip), group_of(clip)) for clip in material.reference), strict=True)
+    try:
+        judge = fit_judge(of(material.reference), labels, groups)
+    except InputError as error:
+        warn(str(error))
+        return notes
+    prompts = [prompt.clip for prompt in material.prompts]
+    for index, (entry, made) in enumerate(zip(entries, sounds, strict=True)):
+        if entry.clips:
+            sources = entry.clips if index < 2 else prompts  # ceiling and floor are real clips themselves
+            wanted = [label_of(clip) for clip in prompts for _ in range(entry.takes)]
+            recordings = [group_of(clip) for clip in sources for _ in range(entry.takes)]
+            right = judge.right(made.embeddings, recordings, wanted)
+            entry.row[scores.key_of(embedder, "accuracy")] = scores.mean_of_defined(right, entry.takes)
+    return notes_on("judge", embedder=embedder, judge=judge) + notes
+
+
+def flag_disagreement(entries: Sequence[Entry], warn: Warn) -> None:
+    """Name the rows whose label accuracies differ: a judge flatters what it was trained beside."""
+    for entry in entries:
+        found = {
+            key.split()[1]: cell.value
+            for key, cell in entry.row.items()
+            if key.startswith("accuracy ") and isinstance(cell, Interval)
+        }
+        if found and max(found.values()) - min(found.values()) > DISAGREEMENT:
+            said = ", ".join(f"{value:.2f} by {name}" for name, value in found.items())
+            warn(f"{entry.row['system']}: label accuracies differ by more than {DISAGREEMENT:g}: {said}")
 
 
 def judge_order(tagger: Tagger, entries: Sequence[Entry], prompts: Sequence[Prompt]) -> Column:

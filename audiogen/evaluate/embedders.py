@@ -1,7 +1,8 @@
 """Embedders: what turns sound into the vectors and label probabilities that metrics compare.
 
-`load_embedder` opens one by a spec, `embed_clips` runs one over clips. The bundled `tagger_tiny` and the codec's
-encoder need nothing; CLAP and AST come from the Hugging Face hub or a directory, PANNs and VGGish from a local file.
+`load_embedder` opens one by a spec, `embed_clips` runs one over clips. The bundled `tagger_tiny`, `logmel` and the
+codec's encoder need nothing; CLAP and AST come from the Hugging Face hub or a directory, PANNs and VGGish from a
+local file.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from torch.nn import functional as F
 from audiogen.audio import resample
 from audiogen.codec.model import Codec
 from audiogen.errors import InputError, opening
-from audiogen.evaluate import EMBEDDERS
+from audiogen.evaluate import EMBEDDERS, judge
 from audiogen.evaluate.published import load_cnn14, load_vggish
 from audiogen.files import checkpoint, hub
 from audiogen.models.build import load_codec
 from audiogen.models.own import load_tagger
 from audiogen.text.clap import LAYOUTS, Clap, cut_windows, open_model
 
+LOGMEL = "logmel"
 GROUP = "esc10"  # the tagger's labels that probabilities are over: one of them fits each clip
 PCA = ",pca="
 AST_FRAME, AST_HOP = 400, 160  # samples of a frame and between frames, whatever the rate
@@ -83,6 +85,8 @@ def load_embedder(spec: str, device: Device = "cpu") -> Embedder:
     kind, _, where = spec.partition(":")
     if spec == "tagger_tiny":
         kind, where = "tagger", spec
+    elif spec == LOGMEL:
+        kind, where = spec, spec
     if kind not in LOADERS or not where:
         raise InputError(f"no embedder is called {spec!r}; there are {EMBEDDERS}")
     return LOADERS[kind](where, device)
@@ -99,6 +103,12 @@ def _tagger(where: str, device: Device) -> Embedder:
 
     labels = [label.partition("/")[2] for label in tagger.labels[columns]]
     return Embedder(tagger.name, tagger.identity, tagger.sample_rate, tagger, forward, device, labels)
+
+
+def _logmel(where: str, device: Device) -> Embedder:
+    """Statistics of log-mel spectra: no network. Its labels are fitted to an evaluation's reference (`judge`)."""
+    identity = checkpoint.identity({"spreads": torch.tensor(list(judge.SPREADS.values()))})
+    return Embedder(where, identity, judge.RATE, None, lambda audio: (judge.statistics(audio), None), device)
 
 
 def _codec(where: str, device: Device) -> Embedder:
@@ -188,7 +198,15 @@ def _ast(where: str, device: Device) -> Embedder:
     return Embedder(f"ast:{_short(where)}", _identity(model), rate, model, forward, device, labels)
 
 
-LOADERS = {"tagger": _tagger, "codec": _codec, "panns": _panns, "vggish": _vggish, "clap": _clap, "ast": _ast}
+LOADERS = {
+    "tagger": _tagger,
+    LOGMEL: _logmel,
+    "codec": _codec,
+    "panns": _panns,
+    "vggish": _vggish,
+    "clap": _clap,
+    "ast": _ast,
+}
 
 
 def _identity(model: nn.Module) -> str:

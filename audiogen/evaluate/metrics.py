@@ -105,6 +105,12 @@ def kernel_distance(reference: ArrayLike, generated: ArrayLike) -> float:
     return KERNEL_SCALE * float(within_r + within_g - 2 * between)
 
 
+def nearest(reference: ArrayLike, generated: ArrayLike) -> Array:
+    """Distance [m] of each generated clip [m, D] to the nearest reference clip [n, D]."""
+    reference, generated = _pair(reference, generated)
+    return cdist(generated, reference).min(1)
+
+
 class Manifold(NamedTuple):
     """What of the generated lies among the reference (precision, density), and the reverse (recall, coverage)."""
 

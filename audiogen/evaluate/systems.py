@@ -55,7 +55,7 @@ class Comparison:
     guidance: float = 3.0
     budget_s: Seconds | None = None
     steps: Positive | None = None
-    embedders: tuple[str, ...] = ("tagger_tiny",)
+    embedders: tuple[str, ...] = ("tagger_tiny", "logmel")
     batch_size: Positive = 4
     num_sounds: NotNegative = 10
     device: str = "auto"

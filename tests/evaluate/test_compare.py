@@ -262,6 +262,37 @@ def test_a_system_that_copies_is_at_the_ceiling(
     assert row["coverage"].value == 1
 
 
+def test_a_second_opinion_and_what_is_learned_by_heart(
+    comparison: Comparison, diffusion: Callable[..., Any], labelled: Path
+) -> None:
+    """One that plays clips of the reference, of other labels than asked for; real clips are judged by other ones."""
+    pytest.importorskip("sklearn")
+    fold = replace(comparison, num_clips=None, where={"fold": ("0",)}, reference_where={"fold": ("1",)})
+    sounds = [audio.load(clip.path)[0] for clip in read_manifest(labelled) if clip.fields["fold"] == 1]
+    tones = [sound for number, sound in enumerate(sounds) if number % 3 == 0]
+
+    class ByHeart(diffusion):  # type: ignore[misc, valid-type]
+        sample_rate = 8000
+
+        def generate(self, texts, duration_s, *, guidance, seed, sampling):
+            return torch.stack([tones[number % 3] for number in range(seed, seed + len(texts))])
+
+    both = replace(fold, embedders=(*comparison.embedders, "logmel"))
+    warnings: list[str] = []
+    report = compare.run(both, warnings.append, lambda name, device: ByHeart())
+    logmel = {
+        str(row["system"]): {key.split()[0]: cell for key, cell in row.items() if " logmel " in key}
+        for row in report.rows
+    }
+    real, made = logmel["ground truth"], logmel[Path(comparison.models[0]).name]
+    assert real["accuracy"].value == 1 and logmel["captions shuffled"]["accuracy"].value < 0.6
+    assert made["accuracy"].value == pytest.approx(1 / 3)  # tones alone
+    assert made["near"].value == 1 and real["near"].value < 0.2
+    assert any("9 are labelled right" in note and "cross-validation" in note for note in report.notes)
+    judged = [warning for warning in warnings if "label accuracies differ by more than 0.1" in warning]
+    assert any(warning.startswith("ground truth: ") and "1.00 by logmel" in warning for warning in judged)
+
+
 def test_labels_that_the_embedder_does_not_know_are_counted(
     comparison: Comparison, diffusion: Callable[..., Any], labelled: Path, tmp_path: Path
 ) -> None:
