@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "__main__": CORE,
     # the commands of audiogen.codec open models, read manifests and write token shards
     **dict.fromkeys(
-        {"codec/__main__", "codec/decode", "codec/encode", "codec/info"}, CORE | {"data", "models"}
+        {f"codec/{name}" for name in ("__main__", "decode", "encode", "info", "parts")},
+        CORE | {"data", "models"},
     ),
 }
 

@@ -22,7 +22,7 @@ SOUND_FORMATS = ("wav", "flac", "ogg", "mp3")
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m audiogen.codec", description="Audio to tokens and back.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="encode | decode | info")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="encode | decode | merge | info")
 
     encode = commands.add_parser("encode", help="sounds to token files, or to token shards for training")
     encode.add_argument(
@@ -40,6 +40,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     encode.add_argument(
         "--shards", type=int, metavar="CLIPS", help="write shards of that many clips, for training"
+    )
+    encode.add_argument(
+        "--part",
+        metavar="I/N",
+        help="the Ith of N parts, by as many processes anywhere; default: as torchrun or a SLURM array says",
+    )
+    encode.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes of this machine (default: 1)"
     )
 
     decode = commands.add_parser("decode", help="token files or token shards to sounds")
@@ -72,21 +80,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
         command.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
+    merge = commands.add_parser(
+        "merge", help="the parts that encode --shards --part wrote into one folder of shards"
+    )
+    merge.add_argument("out", help="the folder that was given to encode with --out")
+
     info = commands.add_parser("info", help="describe a codec, a token file or a folder of token shards")
     info.add_argument("input", nargs="?", default=DEFAULT_CODEC, help="default: the bundled codec")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    arguments.given = sys.argv[1:] if argv is None else list(argv)
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command."""
     arguments = parse(argv)
-    for option in ("batch_size", "shards"):
+    for option in ("batch_size", "shards", "workers"):
         value = getattr(arguments, option, None)
         if value is not None and value < 1:
             raise InputError(f"--{option.replace('_', '-')} is {value}; allowed: 1 and more")
-    from audiogen.codec import decode, encode, info  # late: they import torch
+    from audiogen.codec import decode, encode, info, parts  # late: they import torch
 
-    {"encode": encode.run, "decode": decode.run, "info": info.run}[arguments.command](arguments)
+    verbs = {"encode": encode.run, "decode": decode.run, "info": info.run, "merge": parts.run}
+    verbs[arguments.command](arguments)
     return 0
 
 

@@ -13,6 +13,7 @@ import torch
 
 from audiogen.codec import ecdc
 from audiogen.codec.formats import ECDC, SUFFIXES, format_of
+from audiogen.codec.parts import Part, choose_part, digest, part_spec, run_workers
 from audiogen.codec.report import check_distinct, choose_targets, report
 from audiogen.codec.segmented import SegmentedCodec, in_segments
 from audiogen.codec.transcode import Clip as EncodedClip
@@ -30,6 +31,11 @@ from audiogen.models.build import load_codec
 
 def run(arguments: argparse.Namespace) -> None:
     """Encode to token files, or to shards with --shards."""
+    if arguments.workers > 1:
+        if arguments.part is not None:
+            raise InputError("--workers makes parts of its own: drop it, or --part")
+        return run_workers(arguments)
+    part = choose_part(arguments.part)
     sounds = find_sounds(arguments.inputs, captions=arguments.shards is not None)
     names = [sound.name for sound in sounds]
     targets = choose_targets(Path(arguments.out), names, SUFFIXES, arguments.format, "token file")
@@ -46,10 +52,11 @@ def run(arguments: argparse.Namespace) -> None:
                 f"--shards: codec {codec.name} works on overlapping segments, each with codes and a scale of its own, "
                 "which are no sequence to train on; leave it out for token files, or choose another codec"
             )
-        with only_writer(arguments.out):
-            encode_shards(arguments, codec, num_codebooks, sounds)
+        with only_writer(part.folder(arguments.out) if part else arguments.out):
+            encode_shards(arguments, codec, num_codebooks, sounds, part)
     else:
-        encode_files(arguments, codec, num_codebooks, dict(zip(targets, sounds, strict=True)))
+        pairs = list(zip(targets, sounds, strict=True))
+        encode_files(arguments, codec, num_codebooks, dict(part(pairs) if part else pairs))
 
 
 def encode_files(
@@ -113,9 +120,13 @@ def is_encoded(target: Path, sound: Sound, wanted: tuple[object, ...]) -> bool:
 
 
 def encode_shards(
-    arguments: argparse.Namespace, codec: SegmentedCodec, num_codebooks: int, sounds: Sequence[Sound]
+    arguments: argparse.Namespace,
+    codec: SegmentedCodec,
+    num_codebooks: int,
+    sounds: Sequence[Sound],
+    part: Part | None = None,
 ) -> None:
-    """Token shards in the order of the input; what an earlier run stored is kept.
+    """Token shards in the order of the input, or a part of them; what an earlier run stored is kept.
 
     A shard is the next clips that are not stored, whatever becomes of them, so that a run that was interrupted and
     continued makes the same shards as one that was not. What could not be read is tried again, at the end.
@@ -126,12 +137,21 @@ def encode_shards(
         check_name(sound.name)
     by_key = {sound.key: sound for sound in sounds}
     check_distinct([sound.key for sound in sounds], [str(sound.path) for sound in sounds])
-    writer = ShardWriter(arguments.out, replace(TokenSpec.of(codec.codec), num_codebooks=num_codebooks))
+    spec = replace(TokenSpec.of(codec.codec), num_codebooks=num_codebooks)
+    writer = ShardWriter(arguments.out, spec)
     pending = [key for key in by_key if key not in writer.done]
     fresh = [key for key in pending if key not in writer.unreadable]
     again = [key for key in pending if key in writer.unreadable]
     size = arguments.shards
-    shards = [keys[at : at + size] for keys in (fresh, again) for at in range(0, len(keys), size)]
+    chunks = [keys[at : at + size] for keys in (fresh, again) for at in range(0, len(keys), size)]
+    shards = list(enumerate(chunks, len(writer.paths)))
+    if part is not None:
+        shards, whole = part(shards), digest(pending, size)
+        writer = ShardWriter(part.folder(arguments.out), spec, part_spec(part, shards, whole))
+        sounds = [by_key[key] for _, keys in shards for key in keys]
+        shards = [(number, [key for key in keys if key not in writer.done]) for number, keys in shards]
+        pending = [key for _, keys in shards for key in keys]
+        writer.write([])  # a part without clips is one, too
     clips: dict[str, CodeClip] = {}  # of the next shard
 
     def keep(clip: EncodedClip[Segment]) -> None:
@@ -140,10 +160,11 @@ def encode_shards(
         clips[clip.key] = CodeClip(clip.key, codes, num_samples, sound.captions, sound.fields)
 
     with report("encoded", len(pending), kept=len(sounds) - len(pending)) as counts:
-        for keys in shards:
+        for number, keys in shards:
             chosen = [by_key[key] for key in keys]
             unreadable = counts.each(encode_clips(codec, chosen, num_codebooks, arguments.batch_size), keep)
-            writer.write([clips.pop(key) for key in keys if key in clips], unreadable)
+            stored = [clips.pop(key) for key in keys if key in clips]
+            writer.write(stored, unreadable, number if part else None)
 
 
 def find_sounds(inputs: Iterable[str], captions: bool) -> list[Sound]:

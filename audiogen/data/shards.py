@@ -14,6 +14,8 @@ shard is complete if it exists; there is no index. Written by the training of de
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -28,7 +30,7 @@ from audiogen.config import NotNegative, Positive, build, check_ranges, short
 from audiogen.data.manifest import Clip
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import write_tensors
-from audiogen.files.writing import clean, write_json
+from audiogen.files.writing import clean, storing, write_json
 from audiogen.interfaces import Codec
 
 FORMAT = 1
@@ -122,6 +124,22 @@ class CodeClip:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PartSpec:
+    """That a directory is the `number`th of `of` parts of a whole.
+
+    num_clips: that were to be encoded. digest: of the keys of the whole.
+    """
+
+    number: Positive
+    of: Positive
+    num_clips: NotNegative
+    digest: str
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
 class ShardWriter:
     """Adds token shards to a directory; one that an earlier run with the same codec began is continued.
 
@@ -130,39 +148,86 @@ class ShardWriter:
 
     done: keys of the clips that are stored already.
     unreadable: reason by key of the clips that could not be read.
+    part: which part of a whole the directory is, if it is one.
     """
 
-    def __init__(self, directory: str | Path, spec: TokenSpec) -> None:
-        self.directory, self.spec = Path(directory), spec
+    def __init__(self, directory: str | Path, spec: TokenSpec, part: PartSpec | None = None) -> None:
+        self.directory, self.spec, self.part = Path(directory), spec, part
         self.done: set[str] = set()
         self.unreadable: dict[str, str] = {}
         self._shards: list[dict[str, Any]] = []
         if (self.directory / INDEX).exists():
-            stored, self._shards, self.unreadable = _read_index(self.directory)
+            stored, self._shards, self.unreadable, begun = _read_index(self.directory)
             if stored != spec:
                 raise InputError(
                     f"{directory} holds tokens of {stored}, not of {spec}; choose another folder"
                 )
+            if begun != part:
+                raise InputError(
+                    f"{directory} was begun as a part of other sounds, or with other shards; {AGAIN}"
+                )
             self.done = {row["key"] for shard in self._shards for row in read_rows(self._path(shard))}
             clean(self.directory)
+
+    @classmethod
+    def read(cls, directory: str | Path) -> ShardWriter:
+        """One that continues a directory as it was begun."""
+        spec, _, _, part = _read_index(Path(directory))
+        return cls(directory, spec, part)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Of its shards, in their order."""
+        return [self._path(shard) for shard in self._shards]
 
     def _path(self, shard: Mapping[str, Any]) -> Path:
         return self.directory / shard["file"]
 
-    def write(self, clips: Sequence[CodeClip], unreadable: Mapping[str, str] | None = None) -> None:
-        """Store clips as one more shard, and the reasons of those that could not be read, in one step."""
+    def write(
+        self,
+        clips: Sequence[CodeClip],
+        unreadable: Mapping[str, str] | None = None,
+        number: int | None = None,
+    ) -> None:
+        """Store clips as one more shard, and the reasons of those that could not be read, in one step.
+
+        number: of the shard in the whole that the directory is a part of.
+        """
         repeated = [clip.key for clip in clips if clip.key in self.done]
         if repeated or len({clip.key for clip in clips}) < len(clips):
             raise ValueError(f"a key is stored once; again: {', '.join(repeated) or 'within the shard'}")
         if clips:
-            self._shards.append(self._write_shard(clips))
+            self._shards.append(self._write_shard(clips, len(self._shards) if number is None else number))
         self.done |= {clip.key for clip in clips}
-        reasons = self.unreadable | dict(unreadable or {})
-        self.unreadable = {key: reason for key, reason in reasons.items() if key not in self.done}
-        contents = {"format": FORMAT, "codec": asdict(self.spec), "shards": self._shards}
-        write_json(self.directory / INDEX, contents | {"unreadable": self.unreadable})
+        self._write_index(unreadable or {})
 
-    def _write_shard(self, clips: Sequence[CodeClip]) -> dict[str, Any]:
+    def adopt(self, shards: Sequence[Path], unreadable: Mapping[str, str]) -> None:
+        """Add the shards of other directories under names of its own; they lie there as well until they are deleted."""
+        for path in shards:
+            name = f"shard-{len(self._shards):05d}.safetensors"
+            with storing(self.directory / name):
+                (self.directory / name).unlink(
+                    missing_ok=True
+                )  # of an earlier try, which the index does not name
+                try:
+                    os.link(path, self.directory / name)
+                except OSError:  # a file system without links
+                    shutil.copyfile(path, self.directory / name)
+            rows = read_rows(path)
+            frames = sum(row["num_frames"] for row in rows)
+            entry = {"file": name, "num_clips": len(rows), "num_frames": frames}
+            self._shards.append(entry | {"crc32": zlib.crc32((self.directory / name).read_bytes())})
+            self.done |= {row["key"] for row in rows}
+        self._write_index(unreadable)
+
+    def _write_index(self, unreadable: Mapping[str, str]) -> None:
+        reasons = self.unreadable | dict(unreadable)
+        self.unreadable = {key: reasons[key] for key in sorted(reasons) if key not in self.done}
+        contents: dict[str, Any] = {"format": FORMAT, "codec": asdict(self.spec), "shards": self._shards}
+        contents |= {"unreadable": self.unreadable} | ({"part": asdict(self.part)} if self.part else {})
+        write_json(self.directory / INDEX, contents)
+
+    def _write_shard(self, clips: Sequence[CodeClip], number: int) -> dict[str, Any]:
         """-> its entry in the index."""
         dtype = torch.uint16 if self.spec.codebook_size <= 1 << 16 else torch.int32
         codes = torch.cat([clip.codes.cpu() for clip in clips], dim=1).to(dtype)  # [K, sum of T]
@@ -172,7 +237,12 @@ class ShardWriter:
         for clip in clips:
             lengths = {"num_frames": clip.codes.shape[1], "num_samples": clip.num_samples}
             rows.append({"key": clip.key, **lengths, "captions": clip.captions, "fields": dict(clip.fields)})
-        shard = {"file": f"shard-{len(self._shards):05d}.safetensors", "num_clips": len(clips)}
+        names = {shard["file"] for shard in self._shards}
+        tries = (
+            f"shard-{number:05d}{more}.safetensors"
+            for more in ["", *(f"-{again}" for again in range(1, 1000))]
+        )
+        shard = {"file": next(name for name in tries if name not in names), "num_clips": len(clips)}
         write_shard(self._path(shard), {"codes": codes}, rows)
         return {**shard, "num_frames": codes.shape[1], "crc32": zlib.crc32(self._path(shard).read_bytes())}
 
@@ -185,7 +255,7 @@ class ShardReader:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self.spec, shards, self.unreadable = _read_index(self.directory)
+        self.spec, shards, self.unreadable, _ = _read_index(self.directory)
         self._files = OpenFiles({self.directory / shard["file"]: shard["crc32"] for shard in shards})
         rows: list[dict[str, Any]] = []
         self._starts: list[tuple[Path, int]] = []  # shard, first frame within it
@@ -242,16 +312,18 @@ class _Index:
     codec: TokenSpec
     shards: tuple[_Shard, ...]
     unreadable: dict[str, str]
+    part: PartSpec | None = None
 
 
-def _read_index(directory: Path) -> tuple[TokenSpec, list[dict[str, Any]], dict[str, str]]:
-    """-> (spec, entries of the shards, reason by key of what could not be read)."""
+def _read_index(directory: Path) -> tuple[TokenSpec, list[dict[str, Any]], dict[str, str], PartSpec | None]:
+    """-> (spec, entries of the shards, reason by key of what could not be read, which part of a whole it is)."""
     path = directory / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] == FORMAT:
             contents = build(_Index, {key: value for key, value in index.items() if key != "format"})
-            return contents.codec, [asdict(shard) for shard in contents.shards], contents.unreadable
+            shards = [asdict(shard) for shard in contents.shards]
+            return contents.codec, shards, contents.unreadable, contents.part
     except OSError as error:
         raise InputError(f"{directory}: not a folder of token shards ({INDEX}: {error.strerror})") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # InputError is a ValueError
