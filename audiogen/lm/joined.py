@@ -16,8 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.model import LMConfig
+from audiogen.lm.sample import Draws, draw_all
 
 MAX_ROWS = 64  # of the model in a joined step, which bounds its time and its memory
 
@@ -43,16 +45,16 @@ class ManySteps(Protocol):
 
 
 class _Call:
-    """Steps int64 [B, K, S] that a request waits for, and their logits [B, K, V]."""
+    """Steps int64 [R, K, S] that a request waits for -> their logits [R, K, V], or codes [B, K] where it draws."""
 
-    def __init__(self, steps: Tensor, cache: Any):
-        self.steps, self.cache = steps, cache  # [B, K, S]
-        self.logits: Tensor | None = None
+    def __init__(self, steps: Tensor, cache: Any, draws: Draws | None):
+        self.steps, self.cache, self.draws = steps, cache, draws  # [R, K, S]
+        self.result: Tensor | None = None
         self.error: BaseException | None = None
 
     @property
     def is_done(self) -> bool:
-        return self.logits is not None or self.error is not None
+        return self.result is not None or self.error is not None
 
 
 class JoinedSteps:
@@ -122,12 +124,29 @@ class JoinedSteps:
         self.num_joined += 1
         try:
             logits = self.decoder.step_all([(call.steps, call.cache) for call in calls])
-            for call, own in zip(calls, logits, strict=True):
-                call.logits = own
         except BaseException as error:
             for call in calls:
                 call.error = error
             raise
+        drawn = [(call, own) for call, own in zip(calls, logits, strict=True) if call.draws is not None]
+        try:
+            _draw(drawn)
+        except InputError:  # of the logits of one of them
+            for pair in drawn:
+                try:
+                    _draw([pair])
+                except InputError as error:
+                    pair[0].error = error
+        for call, own in zip(calls, logits, strict=True):
+            if not call.is_done:
+                call.result = own
+
+
+def _draw(calls: Sequence[tuple[_Call, Tensor]]) -> None:
+    """The codes of calls that draw, from their logits [R, K, V]."""
+    draws = [call.draws for call, _ in calls if call.draws is not None]
+    for (call, _), codes in zip(calls, draw_all([logits for _, logits in calls], draws), strict=True):
+        call.result = codes
 
 
 class RequestDecoder:
@@ -150,13 +169,20 @@ class RequestDecoder:
         return self._joined.decoder.new_cache(condition, batch_size, max_steps)
 
     def step(self, steps: Tensor, cache: Any) -> Tensor:
-        """As the decoder's: steps int64 [B, K, S] -> logits float32 [B, K, V]."""
+        """As the decoder's: steps int64 [R, K, S] -> logits float32 [R, K, V]."""
+        return self._wait(steps, cache, None)
+
+    def next_codes(self, steps: Tensor, cache: Any, draws: Draws) -> Tensor:
+        """As `sample.next_codes`, drawn for all requests of the joined step at once: [R, K, S] -> codes [B, K]."""
+        return self._wait(steps, cache, draws)
+
+    def _wait(self, steps: Tensor, cache: Any, draws: Draws | None) -> Tensor:
         if self._cancelled:
             raise Cancelled
         self._joined.decoder.check(steps, cache)  # here, so that it is this request's error
-        call = _Call(steps, cache)
+        call = _Call(steps, cache, draws)
         self._joined.step(call)
         if call.error is not None:
             raise call.error
-        assert call.logits is not None
-        return call.logits
+        assert call.result is not None
+        return call.result

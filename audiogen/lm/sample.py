@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,13 +84,19 @@ def draw(logits: Tensor, sampling: TokenSampling, uniform: Tensor) -> Tensor:
         reached = ranked.cumsum(-1) - ranked > sampling.top_p  # by the codes before this one
         probability = torch.zeros_like(probability).scatter(-1, order, ranked.masked_fill(reached, 0.0))
     elif 0 < sampling.top_k < logits.shape[-1]:
-        threshold = probability.topk(sampling.top_k, dim=-1).values[..., -1:]
-        probability = probability.masked_fill(probability < threshold, 0.0)
+        probability = probability.masked_fill(probability < _largest(probability, sampling.top_k), 0.0)
     exact = torch.float32 if logits.device.type == "mps" else torch.float64  # MPS has no float64
     cumulative = probability.to(exact).cumsum(-1)
     height = uniform[..., None].to(exact) * cumulative[..., -1:]
     codes = torch.searchsorted(cumulative, height, right=True).squeeze(-1)
     return codes.clamp(max=logits.shape[-1] - 1)
+
+
+def _largest(x: Tensor, k: int) -> Tensor:
+    """The k-th largest of x [..., V] -> [..., 1]. NumPy, which has no sort to do, is 15 times as fast as topk."""
+    if x.device.type != "cpu":
+        return x.topk(k, dim=-1).values[..., -1:]
+    return torch.from_numpy(np.partition(x.numpy(), -k, axis=-1)[..., -k, None])
 
 
 def guide(logits: Tensor, guidance: float) -> Tensor:
@@ -100,6 +107,40 @@ def guide(logits: Tensor, guidance: float) -> Tensor:
     """
     conditional, unconditional = logits.float().chunk(2)
     return unconditional + (conditional - unconditional) * guidance
+
+
+class Draws(NamedTuple):
+    """How a step's codes are drawn: from the logits of R rows, R = 2 B with guidance, by numbers in [0, 1) [B, K]."""
+
+    guidance: float | None  # None is without
+    sampling: TokenSampling
+    uniform: Tensor
+
+
+def next_codes(decoder: Decoder, steps: Tensor, cache: Any, draws: Draws) -> Tensor:
+    """Steps int64 [B, K, S] for each copy of the rows -> the drawn codes [B, K] of the step after the last."""
+    steps = steps if draws.guidance is None else steps.repeat(2, 1, 1)
+    if hasattr(decoder, "next_codes"):  # it draws for several requests at once
+        return decoder.next_codes(steps, cache, draws)
+    return draw_all([decoder.step(steps, cache)], [draws])[0]
+
+
+def draw_all(logits: Sequence[Tensor], draws: Sequence[Draws]) -> list[Tensor]:
+    """Codes int64 [B, K] from the logits [R, K, V] of several requests, at once where they are drawn alike."""
+    codes: list[Tensor] = [torch.empty(0)] * len(draws)
+    alike: dict[Any, list[int]] = {}
+    for index, each in enumerate(draws):
+        alike.setdefault((each.guidance, each.sampling), []).append(index)
+    for (guidance, sampling), indices in alike.items():
+        copies = 1 if guidance is None else 2
+        parts = [logits[index].chunk(copies) for index in indices]
+        together = torch.cat([part[copy] for copy in range(copies) for part in parts])
+        together = finite(together if guidance is None else guide(together, guidance), "logits")
+        uniform = [draws[index].uniform for index in indices]
+        drawn = draw(together, sampling, torch.cat(uniform))
+        for index, own in zip(indices, drawn.split(list(map(len, uniform))), strict=True):
+            codes[index] = own
+    return codes
 
 
 class Window(NamedTuple):
@@ -311,14 +352,9 @@ def _decode(
     cache = decoder.new_cache(condition, copies * len(codes), pattern.num_steps)
     new = steps[..., : layout.first]
     for step in range(layout.first, pattern.num_steps):
-        logits = decoder.step(new.repeat(copies, 1, 1), cache)  # [copies B, K, V]
-        if guidance is not None:
-            logits = guide(logits, guidance)
-        drawn = draw(logits, sampling, uniform[..., step])
+        drawn = next_codes(decoder, new, cache, Draws(guidance, sampling, uniform[..., step]))
         steps[..., step] = torch.where(is_new[..., step], drawn, steps[..., step])
         new = steps[..., step : step + 1]
         advance()
-    if layout.first < pattern.num_steps:  # once: a model that gives no numbers gives none to the end
-        finite(logits, "logits")
     completed = patterns.deinterleave(steps, pattern)  # [B, K, T]
     return completed.masked_fill(completed == decoder.special, 0)  # past the end of a shorter row

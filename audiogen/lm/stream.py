@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from audiogen.errors import InputError
-from audiogen.interfaces import Condition, finite
+from audiogen.interfaces import Condition
 from audiogen.lm.patterns import PatternSchedule
-from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling, draw, guide
+from audiogen.lm.sample import Decoder, Draws, TokenRequest, TokenSampling, next_codes
 
 BLOCK = 16  # steps that the next window runs on in one call
 NOISE_FRAMES = 64  # whose random numbers are drawn at a time
@@ -59,7 +59,8 @@ def _frames(
 ) -> Iterator[Tensor]:
     """The loop of `stream_tokens`: frames [B, K, 1]; with guidance, condition and model have 2 B rows."""
     longest = decoder.config.pattern_of(max_frames).num_steps
-    condition, copies = request.model_condition(decoder), 2 if request.is_guided else 1
+    condition, guidance = request.model_condition(decoder), request.guidance if request.is_guided else None
+    copies = 1 if guidance is None else 2
 
     def window(begin: int) -> StreamWindow:
         return StreamWindow(decoder, condition, buffer, begin, longest, copies)
@@ -75,11 +76,8 @@ def _frames(
     for step in itertools.count(len(buffer.steps)):
         if step - current.start >= longest:
             current, following = following, window(following.begin + stride)
-        logits = current.step(step)
-        if request.is_guided:
-            logits = guide(logits, request.guidance)
-        finite(logits, "logits")
-        buffer.write(step, draw(logits, sampling, buffer.noise(step)))
+        drawn = current.step(step, Draws(guidance, sampling, buffer.noise(step)))
+        buffer.write(step, drawn)
         following.catch_up(step)
         while num_out < buffer.schedule.complete(step):
             yield buffer.read(num_out)
@@ -107,10 +105,15 @@ class StreamWindow:
         self.num_cached = self.start  # steps of the stream: those before this one are in the cache
         self.cache: Any = decoder.new_cache(condition, copies * len(buffer.prompt), longest)
 
-    def step(self, step: int) -> Tensor:
-        """Run the model on everything before a step that is not in the cache -> the step's logits [copies B, K, V]."""
+    def step(self, step: int, draws: Draws | None = None) -> Tensor:
+        """Run the model on everything before a step that is not in the cache -> the step's codes [B, K].
+
+        Without draws its logits [copies B, K, V].
+        """
         new = torch.stack([self._content(earlier) for earlier in range(self.num_cached, step)], -1)
         self.num_cached = step
+        if draws is not None:
+            return next_codes(self.decoder, new, self.cache, draws)
         return self.decoder.step(new.repeat(self.copies, 1, 1), self.cache)
 
     def catch_up(self, step: int) -> None:
