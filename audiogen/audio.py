@@ -274,11 +274,12 @@ def pcm16(sound: Tensor) -> bytes:
     return samples.T.contiguous().numpy().astype("<i2", copy=False).tobytes()
 
 
-def endless_wav_header(sample_rate: int, channels: int) -> bytes:
-    """The beginning of a WAV file of 16 bits that is still being made: its length is not given, and players read on."""
+def wav_header(sample_rate: int, channels: int, num_samples: int | None = None) -> bytes:
+    """The beginning of a WAV file of 16 bits. num_samples: None where the length is open, and players read on."""
     form = struct.pack("<HHIIHH", 1, channels, sample_rate, 2 * channels * sample_rate, 2 * channels, 16)
-    unknown = struct.pack("<I", 0xFFFFFFFF)
-    return b"RIFF" + unknown + b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + unknown
+    size = None if num_samples is None else 2 * channels * num_samples
+    whole, data = (struct.pack("<I", 0xFFFFFFFF if size is None else size + more) for more in (36, 0))
+    return b"RIFF" + whole + b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + data
 
 
 class _Sink(io.FileIO):

@@ -74,6 +74,6 @@ def write_wav(file: BinaryIO, blocks: Iterable[Tensor], sample_rate: int) -> Non
     """Blocks [C, n] to a pipe as a WAV file of 16 bits, each as soon as it is there."""
     for number, block in enumerate(blocks):
         if number == 0:
-            file.write(audio.endless_wav_header(sample_rate, len(block)))
+            file.write(audio.wav_header(sample_rate, len(block)))
         file.write(audio.pcm16(block))
         file.flush()

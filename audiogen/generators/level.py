@@ -114,7 +114,7 @@ def finish_live(
         if not number:
             share = kept.share_of_new(head.shape[-1])[seam : kept.begin]
             block[:, : len(share)] *= share
-            block[:, : len(share)] += kept.audio[:, seam : kept.begin] * (1 - share)
+            block[:, : len(share)] += kept.audio[:, seam : seam + len(share)] * (1 - share)
         yield block
 
 

@@ -18,6 +18,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from audiogen.errors import InputError, one_line
+from audiogen.generators.request import num_samples
 from audiogen.interfaces import Edit
 from audiogen.serve import sounds, tokens
 from audiogen.serve.engine import Full, Job, Order, Worker
@@ -116,7 +117,7 @@ class Api:
         if job.sound is None:
             raise failure(job)
         rate = worker.generator.sample_rate
-        return sounds.encode(job.sound[:, : round(job.order.duration_s * rate)], rate, form)
+        return sounds.encode(job.sound[:, : num_samples(job.order.duration_s, rate)], rate, form)
 
     def stream(self, worker: Worker, order: Order, form: str, as_events: bool) -> Response:
         """A sound while it is made: bytes, or server-sent events."""
@@ -126,10 +127,12 @@ class Api:
             )
         watched = self.submit(worker, order)
         rate, channels = worker.generator.sample_rate, worker.generator.channels
+        length = num_samples(order.duration_s, rate)
+        start = sounds.audio.wav_header(rate, channels, length) if form == "wav" else b""
 
         async def pieces() -> AsyncIterator[bytes]:
-            if form == "wav":
-                yield sounds.audio.endless_wav_header(rate, channels)
+            if start:
+                yield start
             async for block in watched.blocks():
                 yield sounds.audio.pcm16(block)
 
@@ -146,10 +149,13 @@ class Api:
             elif as_events:
                 yield event("speech.audio.error", error=failure(watched.job).body)
             else:
-                raise RuntimeError("the sound ended early")  # breaks the connection, the only sign there is
+                raise RuntimeError("the sound ended early")  # breaks the connection before Content-Length
 
-        media = "text/event-stream" if as_events else sounds.FORMATS[form][1]
-        return StreamingResponse(body(), media_type=media, headers=headers(worker, order))
+        facts = headers(worker, order)
+        if as_events:
+            return StreamingResponse(body(), media_type="text/event-stream", headers=facts)
+        facts["Content-Length"] = str(len(start) + 2 * channels * length)
+        return StreamingResponse(body(), media_type=sounds.FORMATS[form][1], headers=facts)
 
     async def generate(self, wanted: Generate, request: Request) -> Response:
         """A sound of a text, whole or while it is made."""

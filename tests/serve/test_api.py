@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+import wave
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,13 @@ def test_a_stream_is_the_sound_in_pieces_as_bytes_and_as_events(
 ) -> None:
     asked: dict[str, Any] = {"input": "rain", "response_format": "pcm", **SETTINGS}
     alone = audio.pcm16(torch.cat(list(models["tokens"].stream("rain", 0.5, seed=3, chunk_s=BLOCK_S)), -1))
-    assert client.post("/v1/audio/generate", stream_format="audio", **asked).content == alone
-    wav = client.post(
-        "/v1/audio/generate", stream_format="audio", **asked | {"response_format": "wav"}
-    ).content
-    assert wav == audio.endless_wav_header(8000, 1) + alone
+    pcm = client.post("/v1/audio/generate", stream_format="audio", **asked)
+    assert pcm.content == alone and pcm.headers["content-length"] == str(len(alone))
+    wav = client.post("/v1/audio/generate", stream_format="audio", **asked | {"response_format": "wav"})
+    assert wav.headers["content-length"] == str(len(wav.content))
+    with wave.open(io.BytesIO(wav.content)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (8000, 1, 4000)
+        assert file.readframes(9999) == alone
     answer = client.post("/v1/audio/generate", stream_format="sse", **asked)
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from audiogen.errors import InputError
+from audiogen.generators.request import num_samples
 from audiogen.interfaces import Generator, Sampling
 from audiogen.serve.engine import BLOCK_S, Full, Job, Order, Worker
 from tests.serve.conftest import Start
@@ -84,6 +85,19 @@ def test_a_stream_comes_in_blocks_and_is_that_of_its_order_alone(
         alone = list(models["tokens"].stream("rain", 2.8, seed=job.order.seed, chunk_s=BLOCK_S))
         assert len(job.blocks) == len(alone) > 1 and job.first_s is not None
         assert all(torch.equal(one, other) for one, other in zip(job.blocks, alone, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "prompt_samples"),
+    [(0.0001, None), (0.14, 1), (1.2346, 999), (3.21987, 49_381), (3.21987, None), (1.00005, 44_101)],
+)
+def test_a_stream_has_the_length_of_its_order(
+    models: dict[str, Any], duration_s: float, prompt_samples: int | None
+) -> None:
+    generator = models["tokens"]
+    prompt = None if prompt_samples is None else (0.1 * torch.randn(1, prompt_samples), 44_100)
+    blocks = generator.stream("rain", duration_s, prompt=prompt, chunk_s=BLOCK_S)
+    assert sum(block.shape[-1] for block in blocks) == num_samples(duration_s, generator.sample_rate)
 
 
 def test_clients_take_turns_and_a_full_queue_says_so(start: Start) -> None:
