@@ -207,10 +207,15 @@ class _Reader:
             raise InputError(
                 f"{self.path}: truncated or damaged, {missing} of {self.num_frames} frames missing"
             )
-        if not -MAX_SAMPLE <= block.min(initial=0) <= block.max(initial=0) <= MAX_SAMPLE:  # nor is NaN
-            kind = "beyond any sound" if np.isfinite(block).all() else "that are not finite (NaN or infinity)"
-            raise InputError(f"{self.path}: holds samples {kind}; they lie in [-1, 1]; convert it again")
-        return block
+        return _checked(block, self.path)
+
+
+def _checked(block: NDArray[np.float32], path: str | os.PathLike[str]) -> NDArray[np.float32]:
+    """Samples of a file as they are; InputError where some cannot be of a sound."""
+    if not -MAX_SAMPLE <= block.min(initial=0) <= block.max(initial=0) <= MAX_SAMPLE:  # nor is NaN
+        kind = "beyond any sound" if np.isfinite(block).all() else "that are not finite (NaN or infinity)"
+        raise InputError(f"{path}: holds samples {kind}; they lie in [-1, 1]; convert it again")
+    return block
 
 
 class MpegSpans(NamedTuple):
@@ -232,6 +237,10 @@ def _readers(raw: BinaryIO, path: str | os.PathLike[str]) -> list[_Reader]:
     links = _ogg_links(*version) if data[:4] == b"OggS" else ()
     if len(links) < 2:  # the open file, not its name: libsndfile then goes by the content alone
         files = [_File(raw)]
+        if (
+            files[0].format == "AU"
+        ):  # else its first samples are those after the header, not those that it names
+            files[0].seek(0)
     else:
         files = [_File(streams.Spans(data, [link])) for link in links]
     if _is_cut(files[0], data):
@@ -348,6 +357,6 @@ def _decoded(path: str | os.PathLike[str], raw: BinaryIO, reason: str, stack: Ex
     samples = np.memmap(spool, np.float32, "r", shape=(num_frames, channels))
 
     def read(start: int, stop: int) -> NDArray[np.float32]:
-        return np.array(samples[start:stop])
+        return _checked(np.array(samples[start:stop]), path)
 
     return Sound(rate, channels, num_frames, read)
