@@ -177,6 +177,7 @@ class RequestDecoder:
         return self._wait(steps, cache, draws)
 
     def _wait(self, steps: Tensor, cache: Any, draws: Draws | None) -> Tensor:
+        """The result of a joined step with these [R, K, S]."""
         if self._cancelled:
             raise Cancelled
         self._joined.decoder.check(steps, cache)  # here, so that it is this request's error
