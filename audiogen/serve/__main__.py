@@ -43,6 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="sounds that may wait for a model (default: 64)",
     )
+    add("--max-own", type=int, metavar="N", help="of one client that may wait (default: as --max-queue)")
     add("--max-duration", type=float, default=60.0, metavar="S", help="seconds of a sound (default: 60)")
     add(
         "--max-batch",
@@ -72,7 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--no-page", dest="page", action="store_false", help="the API alone, without the page at /")
     args = parser.parse_args(argv)
     args.model = args.model or list(MODELS)
-    for name, least in (("max_queue", 1), ("max_batch", 1), ("threads", 1), ("port", 0)):
+    for name, least in (("max_queue", 1), ("max_own", 1), ("max_batch", 1), ("threads", 1), ("port", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} is {value}; allowed: {least} and more")

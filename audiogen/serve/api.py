@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, FastAPI, File, Form, Request, Response, UploadFile
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from audiogen.errors import InputError, one_line
@@ -26,7 +26,7 @@ from audiogen.serve.jobs import Jobs, Kept
 from audiogen.serve.metrics import Metrics
 from audiogen.serve.refusals import BodyLimit, Refused, answers, failure, refusal
 from audiogen.serve.schema import Batch, Format, Generate, Settings, SoundGeneration, Speech
-from audiogen.serve.watched import Watched
+from audiogen.serve.watched import Stream, Watched
 
 DURATION_S = 5.0  # where a request names none
 
@@ -47,7 +47,9 @@ class Api:
     def __init__(self, workers: Mapping[str, Worker], limits: Limits):
         self.workers, self.limits = dict(workers), limits
         self.default = next(iter(self.workers))
-        self.jobs = Jobs(max(worker.max_queue + worker.at_once for worker in self.workers.values()))
+        most = max(worker.max_queue + worker.at_once for worker in self.workers.values())
+        self.jobs, self.most_streams = Jobs(most), most
+        self.streams: set[str] = set()  # that are not read to their end, of which memory holds what was made
 
     def worker(self, name: str | None) -> Worker:
         """The model that is asked for."""
@@ -96,11 +98,14 @@ class Api:
         return worker, order
 
     def submit(self, worker: Worker, order: Order) -> Watched:
-        """Into the queue; 503 where it is full."""
+        """Into the queue; 503 where it is full, 429 where it is full of the client's own."""
         watched = Watched(order)
         try:
             worker.submit(watched.job)
-        except Full:
+        except Full as full:
+            if full.own:
+                message = f"{full.own} sounds of yours wait already; try again when one is made"
+                raise Refused(429, message, code="rate_limit_exceeded") from None
             raise Refused(
                 503, f"{worker.queued} sounds wait already; try again later", code="server_busy"
             ) from None
@@ -125,7 +130,10 @@ class Api:
             raise Refused(
                 400, f"{form} cannot be streamed; allowed: {', '.join(sounds.STREAMED)}", "response_format"
             )
+        if len(self.streams) >= self.most_streams:
+            raise Refused(503, f"{len(self.streams)} streams are read already", code="server_busy")
         watched = self.submit(worker, order)
+        self.streams.add(watched.job.id)
         rate, channels = worker.generator.sample_rate, worker.generator.channels
         length = num_samples(order.duration_s, rate)
         start = sounds.audio.wav_header(rate, channels, length) if form == "wav" else b""
@@ -153,9 +161,9 @@ class Api:
 
         facts = headers(worker, order)
         if as_events:
-            return StreamingResponse(body(), media_type="text/event-stream", headers=facts)
+            return Stream(watched, body(), "text/event-stream", facts, self.streams.discard)
         facts["Content-Length"] = str(len(start) + 2 * channels * length)
-        return StreamingResponse(body(), media_type=sounds.FORMATS[form][1], headers=facts)
+        return Stream(watched, body(), sounds.FORMATS[form][1], facts, self.streams.discard)
 
     async def generate(self, wanted: Generate, request: Request) -> Response:
         """A sound of a text, whole or while it is made."""

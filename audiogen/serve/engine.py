@@ -29,7 +29,11 @@ BLOCK_S = 1.0
 
 
 class Full(Exception):
-    """The queue has no place."""
+    """The queue has no place. own: orders of the client that wait, where these are too many; else 0."""
+
+    def __init__(self, own: int = 0):
+        super().__init__()
+        self.own = own
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,13 @@ class Job:
 class Worker:
     """A model, its queue, and the threads that take orders from it.
 
-    at_once: orders that run together. max_queue: orders that wait. running, queued: how many there are.
+    at_once: orders that run together. max_queue: orders that wait; max_own: of one client.
+    running, queued: how many there are.
     """
 
     def __init__(self, name: str, generator: Generator, at_once: int, max_queue: int, wait_s: float = 0.002):
         self.name, self.generator, self.at_once, self.max_queue = name, generator, at_once, max_queue
+        self.max_own = max_queue
         self.joined: JoinedSteps | None = None
         if isinstance(generator, AudioGen) and hasattr(generator.decoder, "step_all"):
             self.joined = JoinedSteps(generator.decoder, wait_s)  # type: ignore[arg-type]
@@ -187,9 +193,12 @@ class Worker:
             raise InputError("text is missing; give words")
 
     def submit(self, job: Job) -> None:
-        """Put a checked order into the queue; `Full` where there is no place."""
+        """Put a checked order into the queue; `Full` where there is no place, or none for this client."""
         with self._change:
             self._drop_cancelled()
+            own = len(self._queues.get(job.order.client, ()))
+            if own >= self.max_own and own and not self._stopping:
+                raise Full(own)
             if self.is_full:
                 raise Full
             self._queues.setdefault(job.order.client, deque()).append(job)

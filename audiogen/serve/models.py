@@ -31,6 +31,7 @@ def open_workers(args: argparse.Namespace) -> dict[str, Worker]:
             file=sys.stderr,
         )
         workers[name] = Worker(name, generator, args.max_batch, args.max_queue, args.batch_wait_ms / 1000)
+        workers[name].max_own = args.max_own or args.max_queue
     return workers
 
 

@@ -20,6 +20,7 @@ FORMATS = {
 }
 STREAMED = ("wav", "pcm")
 OPUS_RATE = 48_000
+MOST_A_SECOND = 400_000  # samples of an uploaded sound, channels together: 8 at 48 kHz, 2 at 192 kHz
 
 
 def encode(sound: Tensor, sample_rate: int, form: str) -> bytes:
@@ -41,8 +42,15 @@ def decode(data: bytes, longest_s: float, what: str) -> tuple[Tensor, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate = file.samplerate
+            if (whole := rate * file.channels) > MOST_A_SECOND:
+                raise InputError(
+                    f"{what} has {whole} samples a second; send a sound of up to {MOST_A_SECOND}: "
+                    "fewer channels, or a lower rate"
+                )
             # one more than is allowed, and no more: a small file may hold hours of silence
             samples = file.read(int(longest_s * rate) + 1, dtype="float32", always_2d=True)
+    except InputError:
+        raise
     except (soundfile.SoundFileError, ValueError) as error:
         raise InputError(f"{what} is no sound that can be read; send wav, flac, ogg or mp3") from error
     if not 0 < len(samples) <= longest_s * rate:

@@ -1,14 +1,18 @@
 """A job of a worker's thread, as the event loop sees it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from audiogen.serve.engine import Job, Order
 
 WATCH_S = 0.1  # between two looks at whether a client is still there
+STALLED_S = 60.0  # in which a client takes nothing of its stream: it is gone
 
 
 class Watched:
@@ -19,7 +23,8 @@ class Watched:
         self.job = Job(order, self._notify)
 
     def _notify(self, job: Job) -> None:
-        self._loop.call_soon_threadsafe(self._news.set)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits, and the worker's thread goes on
+            self._loop.call_soon_threadsafe(self._news.set)
 
     async def changed(self, timeout_s: float) -> None:
         """Return when something happened, or after so long."""
@@ -51,3 +56,35 @@ class Watched:
         finally:
             self.job.cancel()
         return self.job
+
+
+class Stream(StreamingResponse):
+    """An answer made of a job's blocks: the job ends with it, also where the client left before it began.
+
+    A client that is slow to read delays nobody, as its blocks wait here; one that reads nothing for STALLED_S is cut
+    off.
+    """
+
+    def __init__(
+        self,
+        watched: Watched,
+        content: AsyncIterator[bytes],
+        media_type: str,
+        facts: dict[str, str],
+        on_end: Callable[[str], None],
+    ):
+        super().__init__(content, media_type=media_type, headers=facts)
+        self.job, self.on_end = watched.job, on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def patient(message: Message) -> None:
+            try:
+                await asyncio.wait_for(send(message), STALLED_S)
+            except asyncio.TimeoutError:
+                raise RuntimeError("the client reads nothing") from None
+
+        try:
+            await super().__call__(scope, receive, patient)
+        finally:
+            self.job.cancel()
+            self.on_end(self.job.id)
