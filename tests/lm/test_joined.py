@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.joined import Cancelled, JoinedSteps, RequestDecoder
 from audiogen.lm.kernels import library
 from audiogen.lm.kernels.native import NativeLM
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling, generate_tokens
+from audiogen.lm.sample import Decoder, Draws, TokenRequest, TokenSampling, generate_tokens
 from audiogen.lm.stream import stream_tokens
 
 K, V, DIM = 3, 20, 24
@@ -130,3 +131,41 @@ def test_an_error_of_the_model_reaches_all_and_ends_nothing_else(
         broken.setattr(fast, "step_all", fails)
         assert all(isinstance(result, MemoryError) for result in at_once(joined, makes))
     assert torch.equal(at_once(joined, makes)[0], makes[0](fast))
+
+
+def test_logits_that_are_no_numbers_fail_their_request_alone(
+    fast: NativeLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two requests with one way to draw, in one joined step; the model gives the second's rows no numbers."""
+    plain = fast.step_all
+
+    def poisoned(calls: Sequence[tuple[Tensor, Any]]) -> list[Tensor]:
+        logits = plain(calls)
+        return [
+            own * float("nan") if cache.max_steps == 20 else own
+            for own, (_, cache) in zip(logits, calls, strict=True)
+        ]
+
+    monkeypatch.setattr(fast, "step_all", poisoned)
+    joined = JoinedSteps(fast, wait_s=5)
+    with joined.request() as first, joined.request() as second:
+        caches = [
+            (decoder, decoder.new_cache(None, 1, steps)) for decoder, steps in ((first, 19), (second, 20))
+        ]
+        found: list[Any] = [None, None]
+
+        def run(index: int) -> None:
+            decoder, cache = caches[index]
+            draws = Draws(None, TokenSampling(), torch.full((1, K), 0.5))
+            try:
+                found[index] = decoder.next_codes(torch.full((1, K, 1), V), cache, draws)
+            except InputError as error:
+                found[index] = error
+
+        threads = [threading.Thread(target=run, args=(index,)) for index in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert joined.num_joined == 1
+    assert found[0].shape == (1, K) and "logits that are not finite" in str(found[1])
