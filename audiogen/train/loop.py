@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,23 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
         return valid_batches(valid_data, config.batch_size, config.valid_batches)
 
     def check(done: int, best: Best) -> tuple[Best, bool]:  # the first process alone validates, for all
-        best = validate(task, valid(), done, best, recipe, log) if validates else best
+        if valid_data is not None:
+            best = distributed.first_only(lambda: validate(task, valid(), done, best, recipe, log), best)
         stall = validates and stalled(done, best, config)
         return best, config.patience > 0 and distributed.any_process(stall)
+
+    def samples(done: int) -> None:
+        with task.averaged(), log.tolerating():
+            log.sounds(done, task.samples(valid()), task.sample_rate)
+
+    def store(done: int, final: bool, stopping: bool, best: Best) -> None:
+        with nullcontext() if final or stopping else log.tolerating():
+            save(task, done, best, not stopping, recipe)
 
     if first:
         writing.clean(run)
     start, best, validated = restore(task, run, recipe.resume)
+    distributed.agree({f"the step that {run} is at (is it one folder for all machines?)": str(start)})
     ended = validated and stalled(start, best, config)
     if start >= config.steps or ended:
         if first and not (checkpoint.step_dir(run, start) / checkpoint.EXPORTED).exists():
@@ -94,12 +105,10 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
             if not stopping and due(done, config.valid_every, final):
                 best, ended = check(done, best)
                 final = final or ended
-            if validates and not stopping and due(done, config.sample_every, final):
-                with task.averaged(), log.tolerating():
-                    log.sounds(done, task.samples(valid()), task.sample_rate)
-            if first and (final or stopping or due(done, config.save_every, final)):
-                with nullcontext() if final or stopping else log.tolerating():
-                    save(task, done, best, not stopping, recipe)
+            if valid_data is not None and not stopping and due(done, config.sample_every, final):
+                distributed.first_only(partial(samples, done), None)
+            if final or stopping or due(done, config.save_every, final):
+                distributed.first_only(partial(store, done, final, stopping, best), None)
             if stopping or ended:
                 break
         if stopping:

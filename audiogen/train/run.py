@@ -58,14 +58,18 @@ def run(settings: Sequence[str], print_config: bool = False) -> int:
     device = choose_device(recipe.fit.device)
     if recipe.fit.precision == "float16" and device.type == "cpu":
         raise InputError("fit.precision=float16 needs a GPU; on a CPU use bfloat16 or float32")
-    distributed.initialize(device)
+    distributed.initialize(device, recipe.fit.timeout_s)
     first = distributed.rank() == 0
     try:
-        with only_writer(recipe.out) if first else nullcontext():
+        with distributed.together(), only_writer(recipe.out) if first else nullcontext():
+            distributed.agree(
+                {"audiogen": __version__, "torch": torch.__version__, "the recipe": to_yaml(recipe)}
+            )
             task, data = recipe.prepare(device)
             if first:
                 record(task.recipe)
             fit(task, data, task.recipe)
+            distributed.barrier()  # the first process holds the store that the others still ask
     finally:
         distributed.shutdown()
     return 0

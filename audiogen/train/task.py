@@ -42,7 +42,7 @@ class FitConfig:
     process. accumulate: into how many parts, run one after another, a batch is split to save memory. precision: of the
     forward passes; auto is bfloat16 where the device computes it natively, else float32. valid_batches: how many
     batches a validation reads at most. patience: after so many validations without a `valid/loss` below the best one
-    the run ends; 0 is never. keep_last: checkpoints kept.
+    the run ends; 0 is never. keep_last: checkpoints kept. timeout_s: how long a process waits for another.
     """
 
     steps: Positive = 1000
@@ -62,6 +62,7 @@ class FitConfig:
     device: str = "auto"
     compile: bool = False
     tensorboard: bool = False
+    timeout_s: Positive = 600
 
     def __post_init__(self) -> None:
         check_ranges(self)

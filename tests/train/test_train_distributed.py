@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from audiogen import distributed
+from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.train.log import read_log
 
@@ -34,8 +35,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def in_two_processes(work: Callable[[int], Any]) -> list[Any]:
-    """Run `work(rank)` in two forked processes with the environment that torchrun gives; -> what they return."""
+def two_processes(work: Callable[[int], Any]) -> tuple[list[Any], Any]:
+    """Run `work(rank)` in two forked processes with the environment that torchrun gives -> they, and their answers."""
     context, port = get_context("fork"), free_port()
     answers = context.Queue()
 
@@ -50,6 +51,12 @@ def in_two_processes(work: Callable[[int], Any]) -> list[Any]:
     processes = [context.Process(target=start, args=(rank,)) for rank in range(2)]
     for process in processes:
         process.start()
+    return processes, answers
+
+
+def in_two_processes(work: Callable[[int], Any]) -> list[Any]:
+    """Run `work(rank)` in two processes -> what they return."""
+    processes, answers = two_processes(work)
     found = {}
     for _ in processes:
         rank, answer = answers.get(timeout=120)
@@ -96,6 +103,68 @@ def test_alone_nothing_is_reduced() -> None:
     value = torch.tensor([1.0, 2.0])
     assert distributed.all_reduce_sum(value) is value and distributed.broadcast(value) is value
     assert (distributed.rank(), distributed.world(), distributed.any_process(True)) == (0, 1, True)
+
+
+def test_one_may_work_longer_than_the_others_wait_for_a_reduction() -> None:
+    def work(rank: int) -> Any:
+        distributed.initialize(torch.device("cpu"), timeout_s=1.0)
+        began = time.monotonic()
+        found = distributed.first_only(lambda: (time.sleep(3), "made")[1], "waited")
+        with distributed.first_process_first():
+            time.sleep(3 * (rank == 0))
+        waited_s = time.monotonic() - began
+        try:
+            distributed.first_only(lambda: 1 / 0, None)
+        except (ZeroDivisionError, distributed.Followed) as error:
+            failed = type(error).__name__
+        distributed.all_reduce_sum(torch.zeros(1))
+        distributed.shutdown()
+        return found, waited_s > 5.9, failed
+
+    assert in_two_processes(work) == [("made", True, "ZeroDivisionError"), ("waited", True, "Followed")]
+
+
+def test_facts_that_differ_are_named_by_the_first() -> None:
+    def work(rank: int) -> list[str]:
+        distributed.initialize(torch.device("cpu"), timeout_s=20.0)
+        distributed.agree({"version": "1", "recipe": "a: 1\nb: 2"})
+        said = []
+        for recipe in ("a: 1\nb: 2", f"a: 1\nb: {rank}"):
+            try:
+                distributed.agree({"version": "1", "the recipe": recipe})
+            except InputError as error:
+                said.append(str(error))
+        distributed.shutdown()
+        return said
+
+    first, second = in_two_processes(work)
+    assert first == ["the recipe differs between the processes: b: 0 on rank 0, b: 1 on rank 1"]
+    assert second == ["the processes differ"]
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped", "late"])
+def test_a_process_that_is_lost_is_named_in_one_line(fault: str) -> None:
+    def work(rank: int) -> str:
+        distributed.initialize(torch.device("cpu"), timeout_s=2.0)
+        distributed.all_reduce_sum(torch.zeros(1))
+        if rank == 1:
+            if fault == "late":
+                time.sleep(60)
+            os.kill(os.getpid(), signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
+        try:
+            with distributed.together():
+                distributed.all_reduce_sum(torch.zeros(1))
+        except InputError as error:
+            return str(error)
+        return "nothing"
+
+    processes, answers = two_processes(work)
+    rank, line = answers.get(timeout=60)
+    for process in processes:
+        process.kill()
+        process.join()
+    assert rank == 0 and "the training lost a process: rank 1" in line
+    assert ("does not come" if fault == "late" else "is gone, or stands still") in line
 
 
 def test_torchrun_with_half_the_batch_is_one_process_with_the_whole(lm_run: Train, tmp_path: Path) -> None:
