@@ -71,18 +71,23 @@ def test_a_stream_begins_before_it_ends_and_a_client_that_leaves_frees_its_place
     assert process.returncode == 143 and "Traceback" not in errors, errors
 
 
-def test_a_signal_lets_what_runs_end(server: tuple[subprocess.Popen[str], str]) -> None:
+def test_a_signal_under_load_lets_what_is_ordered_end(server: tuple[subprocess.Popen[str], str]) -> None:
     process, address = server
-    asked = {"input": "rain", "audio_length": 20, "response_format": "pcm", "seed": 1}
+    asked = {"input": "rain", "audio_length": 10, "response_format": "pcm", "seed": 1}
     answers: list[httpx.Response] = []
-    thread = threading.Thread(
-        target=lambda: answers.append(httpx.post(f"{address}/v1/audio/generate", json=asked, timeout=90))
-    )
-    thread.start()
-    until(lambda: running(address) == 1)
+
+    def ask(streams: bool) -> None:
+        given = asked | ({"stream_format": "audio"} if streams else {})
+        answers.append(httpx.post(f"{address}/v1/audio/generate", json=given, timeout=90))
+
+    threads = [threading.Thread(target=ask, args=(number % 2 == 0,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    until(lambda: running(address) == 6)
     process.send_signal(signal.SIGTERM)
-    thread.join(90)
-    assert answers[0].status_code == 200 and len(answers[0].content) == 20 * 16000
+    for thread in threads:
+        thread.join(90)
+    assert [(answer.status_code, len(answer.content)) for answer in answers] == [(200, 10 * 16000)] * 6
     _, errors = process.communicate(timeout=60)
     assert "Traceback" not in errors, errors
 
