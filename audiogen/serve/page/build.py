@@ -13,7 +13,7 @@ from starlette.routing import Mount
 
 from audiogen.diffusion.samplers import SAMPLERS
 from audiogen.errors import InputError
-from audiogen.serve.api import DURATION_S, Api
+from audiogen.serve.orders import DURATION_S, Api
 from audiogen.serve.page.session import (
     CONTINUE,
     NOT_USED,

@@ -20,7 +20,7 @@ from audiogen.errors import InputError
 from audiogen.generators.token import AudioGen
 from audiogen.interfaces import Edit
 from audiogen.serve import sounds
-from audiogen.serve.api import Api
+from audiogen.serve.orders import Api
 from audiogen.serve.page.takes import Take, Takes
 from audiogen.serve.refusals import Refused
 from audiogen.serve.schema import Settings

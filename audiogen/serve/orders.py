@@ -1,0 +1,214 @@
+"""What the routes of the API share: checked orders, their sounds whole, in pieces and in batches."""
+
+import asyncio
+import base64
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request, Response
+
+from audiogen.errors import InputError
+from audiogen.generators.request import num_samples
+from audiogen.interfaces import Edit
+from audiogen.serve import sounds
+from audiogen.serve.engine import Full, Job, Order, Worker
+from audiogen.serve.jobs import Jobs
+from audiogen.serve.refusals import Refused, failure, refusal
+from audiogen.serve.schema import Batch, Generate, Settings
+from audiogen.serve.watched import Stream, Watched
+
+DURATION_S = 5.0  # where a request names none
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_duration_s: of a sound, made or sent. max_body: bytes of a request. api_key: None lets everybody in."""
+
+    max_duration_s: float = 60.0
+    max_body: int = 50_000_000
+    api_key: str | None = None
+    cors_origins: tuple[str, ...] = ()
+
+
+class Api:
+    """What a server has, and what its routes do."""
+
+    def __init__(self, workers: Mapping[str, Worker], limits: Limits):
+        self.workers, self.limits = dict(workers), limits
+        self.default = next(iter(self.workers))
+        most = max(worker.max_queue + worker.at_once for worker in self.workers.values())
+        self.jobs, self.most_streams = Jobs(most), most
+        self.streams: set[str] = set()  # that are not read to their end, of which memory holds what was made
+
+    def worker(self, name: str | None) -> Worker:
+        """The model that is asked for."""
+        name = name or self.default
+        if name not in self.workers:
+            allowed = ", ".join(self.workers)
+            raise Refused(
+                404, f"there is no model {name[:100]!r} here; there are {allowed}", "model", "model_not_found"
+            )
+        return self.workers[name]
+
+    def order(
+        self,
+        wanted: Settings,
+        text: str | None,
+        request: Request,
+        is_streamed: bool = False,
+        prompt: tuple[Any, int] | None = None,
+        edit: Edit | None = None,
+    ) -> tuple[Worker, Order]:
+        """A checked order and the model for it."""
+        worker = self.worker(wanted.model)
+        longest_s = min(self.limits.max_duration_s, worker.generator.max_duration_s)
+        default_s = DURATION_S if edit is None else edit.duration_s
+        duration_s = wanted.audio_length or min(default_s, longest_s)
+        if duration_s > longest_s:
+            raise Refused(
+                400,
+                f"audio_length is {duration_s:g} s; {worker.name} makes up to {longest_s:g} s here",
+                "audio_length",
+            )
+        seed = secrets.randbelow(2**31) if wanted.seed is None else wanted.seed
+        client = request.client.host if request.client else ""
+        order = Order(
+            text,
+            duration_s,
+            seed,
+            wanted.guidance_scale,
+            wanted.sampling(),
+            prompt,
+            edit,
+            is_streamed,
+            client,
+        )
+        worker.check(order)
+        return worker, order
+
+    def submit(self, worker: Worker, order: Order) -> Watched:
+        """Into the queue; 503 where it is full, 429 where it is full of the client's own."""
+        watched = Watched(order)
+        try:
+            worker.submit(watched.job)
+        except Full as full:
+            if full.own:
+                message = f"{full.own} sounds of yours wait already; try again when one is made"
+                raise Refused(429, message, code="rate_limit_exceeded") from None
+            raise Refused(
+                503, f"{worker.queued} sounds wait already; try again later", code="server_busy"
+            ) from None
+        return watched
+
+    async def sound(self, worker: Worker, order: Order, form: str, request: Request) -> Response:
+        """A whole sound, or what went wrong."""
+        job = await self.submit(worker, order).finish(request)
+        data = await asyncio.to_thread(self.encoded, worker, job, form)
+        return Response(data, media_type=sounds.FORMATS[form][1], headers=headers(worker, order))
+
+    def encoded(self, worker: Worker, job: Job, form: str) -> bytes:
+        """The sound of a finished job in a format; Refused where it has none."""
+        if job.sound is None:
+            raise failure(job)
+        rate = worker.generator.sample_rate
+        return sounds.encode(job.sound[:, : num_samples(job.order.duration_s, rate)], rate, form)
+
+    def stream(self, worker: Worker, order: Order, form: str, as_events: bool) -> Response:
+        """A sound while it is made: bytes, or server-sent events."""
+        if form not in sounds.STREAMED:
+            raise Refused(
+                400, f"{form} cannot be streamed; allowed: {', '.join(sounds.STREAMED)}", "response_format"
+            )
+        if len(self.streams) >= self.most_streams:
+            raise Refused(503, f"{len(self.streams)} streams are read already", code="server_busy")
+        watched = self.submit(worker, order)
+        self.streams.add(watched.job.id)
+        rate, channels = worker.generator.sample_rate, worker.generator.channels
+        length = num_samples(order.duration_s, rate)
+        start = sounds.audio.wav_header(rate, channels, length) if form == "wav" else b""
+
+        async def pieces() -> AsyncIterator[bytes]:
+            if start:
+                yield start
+            async for block in watched.blocks():
+                yield sounds.audio.pcm16(block)
+
+        async def body() -> AsyncIterator[bytes]:
+            async for piece in pieces():
+                yield (
+                    event("speech.audio.delta", audio=base64.b64encode(piece).decode())
+                    if as_events
+                    else piece
+                )
+            if watched.job.state == "done":
+                if as_events:
+                    yield event("speech.audio.done", usage={"seconds": order.duration_s})
+            elif as_events:
+                yield event("speech.audio.error", error=failure(watched.job).body)
+            else:
+                raise RuntimeError("the sound ended early")  # breaks the connection before Content-Length
+
+        facts = headers(worker, order)
+        if as_events:
+            return Stream(watched, body(), "text/event-stream", facts, self.streams.discard)
+        facts["Content-Length"] = str(len(start) + 2 * channels * length)
+        return Stream(watched, body(), sounds.FORMATS[form][1], facts, self.streams.discard)
+
+    async def generate(self, wanted: Generate, request: Request) -> Response:
+        """A sound of a text, whole or while it is made."""
+        is_streamed = wanted.stream_format is not None
+        worker, order = self.order(wanted, wanted.input, request, is_streamed)
+        if is_streamed:
+            return self.stream(worker, order, wanted.response_format, wanted.stream_format == "sse")
+        return await self.sound(worker, order, wanted.response_format, request)
+
+    async def batch(self, wanted: Batch, request: Request) -> dict[str, Any]:
+        """Each item's sound in base64, or its error."""
+        running: list[tuple[Generate, Worker, Watched] | Refused] = []
+        for item in wanted.each():
+            try:
+                worker, order = self.order(item, item.input, request)
+                running.append((item, worker, self.submit(worker, order)))
+            except (Refused, InputError) as error:
+                running.append(refusal(error))
+        results = []
+        try:
+            for each in running:
+                results.append(each.body if isinstance(each, Refused) else await self._item(*each, request))
+        finally:
+            for each in running:
+                if not isinstance(each, Refused):
+                    each[2].job.cancel()
+        return {
+            "results": [
+                {"index": index} | ({"error": result} if "message" in result else result)
+                for index, result in enumerate(results)
+            ]
+        }
+
+    async def _item(
+        self, item: Generate, worker: Worker, watched: Watched, request: Request
+    ) -> dict[str, Any]:
+        job = await watched.finish(request)
+        try:
+            data = await asyncio.to_thread(self.encoded, worker, job, item.response_format)
+        except Refused as error:
+            return error.body
+        facts = {name.removeprefix("X-").lower(): value for name, value in headers(worker, job.order).items()}
+        return {"audio": base64.b64encode(data).decode(), "format": item.response_format, **facts}
+
+
+def headers(worker: Worker, order: Order) -> dict[str, str]:
+    """What it takes to make the sound again."""
+    generator = worker.generator
+    facts = {"Model": worker.name, "Seed": order.seed, "Sample-Rate": generator.sample_rate}
+    facts |= {"Channels": generator.channels, "Duration": f"{order.duration_s:g}"}
+    return {f"X-{name}": str(value) for name, value in facts.items()}
+
+
+def event(kind: str, **contents: Any) -> bytes:
+    """A server-sent event."""
+    return f"data: {json.dumps({'type': kind, **contents})}\n\n".encode()
