@@ -1,7 +1,7 @@
 """Rank, world size and reductions over the processes of torchrun; alone, those of a single process.
 
-Every process says twice a second, in the group's store, that it lives and how many times it was with the others: so
-those that wait for one know whether it works, and those that lost one can name it.
+Every process writes twice a second, into the group's store, that it lives and how many times it was with the others: so
+those that wait for one see whether it works, and those that lost one can name it.
 """
 
 from __future__ import annotations
