@@ -59,17 +59,17 @@ def test_a_command_that_fails_is_no_flat_run() -> None:
         slopes([])
 
 
-def test_a_command_without_end_is_interrupted(tmp_path: Path) -> None:
-    endless = "import itertools, pathlib, sys, time\ntry:\n for n in itertools.count(1):\n"
-    endless += "  pathlib.Path(sys.argv[1]).write_text(str(n)); time.sleep(0.01)\n"
-    endless += "except KeyboardInterrupt: sys.exit(int(sys.argv[2]))"
+def test_a_command_without_end_is_terminated(tmp_path: Path) -> None:
+    endless = "import itertools, pathlib, signal, sys, time\n"
+    endless += "signal.signal(signal.SIGTERM, lambda *given: sys.exit(int(sys.argv[2])))\n"
+    endless += "for n in itertools.count(1): pathlib.Path(sys.argv[1]).write_text(str(n)); time.sleep(0.01)"
     step = tmp_path / "done"
-    for status in ("130", "2"):
+    for status in ("143", "2"):
         step.unlink(missing_ok=True)
         command = [sys.executable, "-c", endless, str(step), status]
         try:
             readings = watch(command, lambda: int(step.exists() and step.read_text() or 0), 0.005, stop_at=30)
-            assert status == "130" and readings[-1].done >= 30
+            assert status == "143" and readings[-1].done >= 30
         except InputError as error:
             assert status == "2" and "ended with 2" in str(error)
 

@@ -31,7 +31,7 @@ CLIP_S = 0.1
 RATE = 16_000  # Hz, of the bundled models
 MOST_MB, MOST_FILES = 1.0, 0.5  # in 1,000
 NEEDED = 20  # readings that make a line
-INTERRUPTED = 130  # exit status after Ctrl-C
+TERMINATED = 143  # exit status after SIGTERM; Ctrl-C's signal is ignored by what runs in the background
 
 
 class Reading(NamedTuple):
@@ -57,7 +57,7 @@ def watch(
 ) -> list[Reading]:
     """Run a command; readings whenever more is done. InputError where it fails.
 
-    One that goes on without end is interrupted when `stop_at` is done.
+    One that goes on without end is terminated when `stop_at` is done.
     """
     readings: list[Reading] = []
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -70,11 +70,11 @@ def watch(
                     if reading and reading.done > (readings[-1].done if readings else 0):
                         readings.append(reading)
                     if stop_at is not None and reading and reading.done >= stop_at:
-                        process.send_signal(signal.SIGINT)
+                        process.send_signal(signal.SIGTERM)
                         process.wait(60)
             finally:
                 process.kill()
-        if process.returncode not in ((0,) if stop_at is None else (0, INTERRUPTED)):
+        if process.returncode not in ((0,) if stop_at is None else (0, TERMINATED)):
             said.seek(0)
             raise InputError(f"the command ended with {process.returncode}: {said.read()[-300:]}")
     return readings
