@@ -119,7 +119,7 @@ class Beats:
         """What process 0 sets `key` to; InputError where it gives no beat any more."""
         beat, since = self.of(0), time.monotonic()
         while not self.store.check([key]):
-            time.sleep(min(BEAT_S, 0.05))
+            time.sleep(BEAT_S / 5)
             if (now := self.of(0)) != beat:
                 beat, since = now, time.monotonic()
             elif time.monotonic() - since > max(LOST_S, self.timeout_s):

@@ -190,12 +190,12 @@ class Visitors:
         generator = self.api.worker(model).generator
         if not isinstance(generator, AudioGen):
             raise Refused(400, "this model has no codec of tokens; choose a language model")
-        original, rate = await asyncio.to_thread(self._read, path)
+        original, given_rate = await asyncio.to_thread(self._read, path)
         codec = in_segments(generator.codec)
         for take in session.coded:
             self.takes.remove(take)
-        rate, wanted = codec.sample_rate, audio.resample(original, rate, codec.sample_rate)
-        wanted = audio.convert_channels(wanted, codec.channels)
+        rate = codec.sample_rate
+        wanted = audio.convert_channels(audio.resample(original, given_rate, rate), codec.channels)
         session.coded = [self.takes.add(Take("Original", f"{rate} Hz", "original", rate).hold(wanted))]
         with torch.inference_mode():
             segments = await asyncio.to_thread(codec.encode, wanted[None].to(codec.device))

@@ -13,6 +13,7 @@ from fastapi.responses import StreamingResponse
 from soundfile import SoundFile
 from torch import Tensor
 
+from audiogen.generators.request import num_samples
 from audiogen.serve import sounds
 from audiogen.serve.engine import Worker
 from audiogen.serve.refusals import Refused, failure
@@ -69,7 +70,7 @@ class Take:
             self.blocks.append(block)
             self._wake()
         if job.state == "done" and job.sound is not None:
-            self.blocks = [job.sound[:, : round(job.order.duration_s * self.sample_rate)]]
+            self.blocks = [job.sound[:, : num_samples(job.order.duration_s, self.sample_rate)]]
         if job.state != "done":
             self.error = "stopped" if job.state == "cancelled" else failure(job).body["message"]
         self.is_over = True
