@@ -269,7 +269,7 @@ int main(int argc, char **argv) {
     FILE *const written = argc > 1 ? fopen(argv[1], "wb") : nullptr;
     double worst[3] = {};
     bool same = true;
-    for (const auto &[dim, num_heads] : {std::pair<int64_t, int64_t>{24, 4}, {70, 14}, {130, 2}, {6, 6}, {34, 1}}) {
+    for (const auto &[dim, num_heads] : {std::pair<int64_t, int64_t>{24, 4}, {70, 14}, {130, 2}, {6, 6}, {34, 1}, {64, 2}}) {
         const Decoder lm(dim, num_heads);
         const std::vector<float> positions = noise(num_steps * dim, 0.7);
         const Packed packed[] = {{lm, 0, alone}, {lm, 1, teams[1]}, {lm, 2, alone}};

@@ -11,7 +11,7 @@
 // Vectors are the compiler's own (GCC, clang): AVX-512, AVX2, SSE2 or NEON follow from the flags. Intrinsics only where
 // an instruction has no such spelling: products of bfloat16 and of int8.
 //
-// vectors.h, team.h, products.h, attention.h and step.h in the folder native, each on those before it.
+// vectors.h, team.h, products.h, tiles.h, multiply.h, attention.h and step.h in the folder native, each on those before it.
 
 #include <algorithm>
 #include <atomic>

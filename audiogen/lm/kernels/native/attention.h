@@ -51,6 +51,7 @@ template <bool exact> struct Head {
         for (int64_t t = 0; t < count; t += LANES) {
             const uint32_t *panel = reinterpret_cast<const uint32_t *>(keys) + t * num_words;
             FloatPart even[PARTS] = {}, odd[PARTS] = {};
+            for (int64_t line = 0; line < num_words; ++line) __builtin_prefetch(panel + (num_words + line) * LANES);
             int64_t k = 0;
             if constexpr (exact) {
                 for (; k + 1 < width; k += 2, panel += 2 * LANES)
@@ -76,6 +77,8 @@ template <bool exact> struct Head {
             store(weights + t, scores);
             if (t + LANES <= count) top = larger(top, scores);
         }
+        for (int64_t t = 0; t < 16; ++t)
+            for (int64_t i = 0; i < width; i += 64 / sizeof(Value)) __builtin_prefetch(values + t * up(width, LANES) + i);
         float most = largest(top);  // lanes past the count hold anything
         for (int64_t t = count / LANES * LANES; t < count; ++t) most = std::max(most, weights[t]);
         Floats sums = {};
@@ -102,11 +105,16 @@ template <bool exact> struct Head {
         const int64_t wide = up(width, LANES);
         const Value *from = values + i;
         int64_t t = 0;
-        for (; t + 1 < count; t += 2, from += 2 * wide)
+        for (; t + 1 < count; t += 2, from += 2 * wide) {
+            if (C == 2) {
+                __builtin_prefetch(from + 16 * wide);
+                __builtin_prefetch(from + 17 * wide);
+            }
             UNROLL for (int c = 0; c < C * PARTS; ++c) {
                 even[c] += read(from + c * WIDTH) * weights[t];
                 odd[c] += read(from + wide + c * WIDTH) * weights[t + 1];
             }
+        }
         if (t < count)
             UNROLL for (int c = 0; c < C * PARTS; ++c) even[c] += read(from + c * WIDTH) * weights[t];
         UNROLL for (int c = 0; c < C * PARTS; ++c) even[c] = (even[c] + odd[c]) * factor;

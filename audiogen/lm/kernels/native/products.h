@@ -228,6 +228,13 @@ struct Output {
     const int64_t *which;  // the rows to write; null: all in turn
 };
 
+// A row's finished sums of a panel.
+INLINE void put(const Linear &linear, int64_t panel, int64_t row, Floats y, const Output &out) {
+    if (linear.scales) y *= load<Floats>(linear.scales + panel * LANES);
+    float *to = out.rows + (out.which ? out.which[row] : row) * out.stride + panel * LANES;
+    store(to, out.mode == WRITE ? y : out.mode == ADD ? load<Floats>(to) + y : gelu(y));
+}
+
 template <class Type, int64_t AHEAD, int P, int R>
 __attribute__((noinline))  // among its callers' values, pointers to inputs would not stay in registers
 void tile(const Linear &linear, const Input &in, int64_t panel, int64_t row, const Output &out) {
@@ -236,47 +243,7 @@ void tile(const Linear &linear, const Input &in, int64_t panel, int64_t row, con
     for (int i = 0; i < P * R; ++i) sum[i / R][i % R] = Floats{};
     Type::template dot<AHEAD, P, R>(linear.panels + panel * num_words * LANES, num_words, in, row, sum);
     for (int p = 0; p < P; ++p)
-        for (int r = 0; r < R; ++r) {
-            Floats y = sum[p][r];
-            if (linear.scales) y *= load<Floats>(linear.scales + (panel + p) * LANES);
-            float *to = out.rows + (out.which ? out.which[row + r] : row + r) * out.stride + (panel + p) * LANES;
-            store(to, out.mode == WRITE ? y : out.mode == ADD ? load<Floats>(to) + y : gelu(y));
-        }
-}
-
-// Panels at a time for R rows: as many sums as registers hold, beside a panel's weights and an input.
-constexpr int panels_for(int rows) {
-    const int most = std::min(4, ACCUMULATORS / rows);
-    return most == 3 ? 2 : most;  // divides UNIT
-}
-
-template <class Type, int64_t AHEAD, int R>
-void tiles(const Linear &linear, const Input &in, int64_t panel, int64_t last, int64_t row, const Output &out) {
-    constexpr int P = panels_for(R);
-    for (; panel + P <= last; panel += P) tile<Type, AHEAD, P, R>(linear, in, panel, row, out);
-    for (; panel < last; ++panel) tile<Type, AHEAD, 1, R>(linear, in, panel, row, out);
-}
-
-// A few panels by all rows, before the next: weights come from memory once, whatever the number of rows, and those of
-// many rows stay in the first cache meanwhile. A row's sums have one order, in whatever tile it is.
-template <class Type>
-void multiply(Worker &worker, const Linear &linear, const Input &in, int64_t num_rows, const Output &out) {
-    const int64_t num_panels = up(linear.outputs, LANES) / LANES;
-    const int64_t at_once = num_rows > ROWS ? panels_for(ROWS) : UNIT;
-    for (int64_t first; (first = worker.take(UNIT)) < num_panels;) {
-        const int64_t end = std::min(first + UNIT, num_panels);
-        for (int64_t panel = first, last; panel < end; panel = last) {
-            last = std::min(panel + at_once, end);
-            int64_t row = 0;
-            for (; row + ROWS <= num_rows; row += ROWS)
-                row ? tiles<Type, NONE, ROWS>(linear, in, panel, last, row, out)
-                    : tiles<Type, FAR, ROWS>(linear, in, panel, last, row, out);
-            if (num_rows - row >= 4) tiles<Type, FAR, 4>(linear, in, panel, last, row, out), row += 4;
-            if (num_rows - row >= 2) tiles<Type, FAR, 2>(linear, in, panel, last, row, out), row += 2;
-            if (num_rows > row) tiles<Type, FAR, 1>(linear, in, panel, last, row, out);
-        }
-    }
-    worker.finish();
+        for (int r = 0; r < R; ++r) put(linear, panel + p, row + r, sum[p][r], out);
 }
 
 }  // namespace

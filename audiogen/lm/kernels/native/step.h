@@ -11,7 +11,7 @@
 
 #include "attention.h"
 #include "interface.h"
-#include "products.h"
+#include "multiply.h"
 #include "team.h"
 #include "vectors.h"
 
