@@ -10,7 +10,7 @@ determined: a centred one waits for its right context, so a block may give fewer
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +41,8 @@ class Cells(NamedTuple):
     cell: Tensor
 
 
-# What each layer keeps from block to block; {} at the start of a signal.
-StreamState = dict[nn.Module, PastInput | Overlap | Cells]
+# What each layer keeps from block to block, in a type of its own; {} at the start of a signal.
+StreamState = dict[nn.Module, tuple[Any, ...]]
 
 
 def pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:

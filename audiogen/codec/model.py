@@ -125,7 +125,11 @@ class Codec(nn.Module):
         check_samples(audio, "the audio")
         count = self._check_codebooks(num_codebooks)
         audio = rearrange(audio, "b (s c) n -> (b s) c n", s=self.streams)
-        latents = self._compute(self.encoder, audio, *self._block(state, last))  # [B * streams, D, T]
+        block: tuple[Any, ...] = ()
+        if state is not None:
+            self._check_stateful()
+            block = state, last
+        latents = self._compute(self.encoder, audio, *block)  # [B * streams, D, T]
         codes = self.quantizer.encode(latents, count // self.streams)
         return rearrange(codes, "(b s) k t -> b (k s) t", s=self.streams)
 
@@ -138,24 +142,24 @@ class Codec(nn.Module):
             check_codes(codes, self.num_codebooks, self.codebook_size)
             self._check_codebooks(codes.shape[1])
         codes = rearrange(codes, "b (k s) t -> (b s) k t", s=self.streams)
-        block = self._block(state, last)
-        if (
-            self.config.arch == "spectral"
-        ):  # the only decoder with something that depends on the position: the phase
-            block = (first_frame,)
+        block: tuple[Any, ...] = () if state is None else (state, last)
+        if isinstance(self.decoder, SpectralDecoder):  # the only one that depends on the position: its phases
+            block = (first_frame, *block)
+        elif state is not None:
+            self._check_stateful()
         audio = self._compute(self.decoder, self.quantizer.decode(codes), *block)
         return rearrange(audio, "(b s) c n -> b (s c) n", s=self.streams)
 
-    def _block(self, state: StreamState | None, last: bool) -> tuple[Any, ...]:
-        """What encoder and decoder take beside their input."""
-        if state is None:
-            return ()
+    def _check_stateful(self) -> None:
         if not self.stateful:
-            why = "a spectral codec" if self.config.arch == "spectral" else "a codec with group norm"
+            why = (
+                "the encoder of a spectral codec"
+                if self.config.arch == "spectral"
+                else "a codec with group norm"
+            )
             raise InputError(
                 f"{why} keeps no state from block to block: use the functions of codec/stream.py"
             )
-        return state, last
 
     def _compute(self, stack: nn.Module, x: Tensor, *block: Any) -> Tensor:
         """Encoder or decoder of x [B, C, N] or [B, D, T], in the number type of `freeze` -> float32."""
@@ -242,6 +246,11 @@ class Codec(nn.Module):
     def stateful(self) -> bool:
         """True where it runs block by block, with `state`: SEANet without group norm, which is over all of a sound."""
         return self.config.arch == "seanet" and self.config.seanet.norm == "none"
+
+    @property
+    def decodes_in_blocks(self) -> bool:
+        """True where `decode` takes a `state`."""
+        return self.stateful or self.config.arch == "spectral"
 
     @property
     def context_frames(self) -> int:

@@ -5,17 +5,19 @@ an order of magnitude faster than SEANet. Unlike Vocos no phase is predicted: th
 it, and a network that learns to invent it loses the harmonics (docs/LOG.md has the figures). The networks model log
 magnitudes, with a loss on them, and Griffin-Lim finds a phase.
 
-Centred: it looks ahead, so it is not for live streaming. It runs through files block by block: its receptive field is
-finite, see `SpectralConfig.context_frames`.
+Centred: it looks ahead by `SpectralConfig.context_frames`. The decoder runs block by block with a state that holds what
+later blocks need; the encoder through windows that overlap by that context.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from audiogen.codec.conv import PastInput, StreamState
 from audiogen.codec.packed import Linear
 from audiogen.config import NotNegative, Positive, check_ranges
 from audiogen.errors import InputError
@@ -89,8 +91,22 @@ class ConvNextBlock(nn.Module):
         # Starts every block near the identity, so that a deep stack trains from the first step (ConvNeXt).
         self.scale = nn.Parameter(torch.full((width,), 1.0 / num_blocks))
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+    def forward(self, x: Tensor, state: StreamState | None = None, last: bool = True) -> Tensor:
+        if state is None:
+            y = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+        else:  # [B, t, D] -> the frames that are determined now
+            side = self.depthwise.kernel_size[0] // 2
+            past = state.get(self)
+            before = past.x if isinstance(past, PastInput) else x.new_zeros(len(x), side, x.shape[2])
+            x = F.pad(torch.cat([before, x], 1), (0, 0, 0, side if last else 0))
+            count = max(0, x.shape[1] - 2 * side)
+            state[self] = PastInput(x[:, count:])
+            if count == 0:
+                return x[:, :0]
+            y = F.conv1d(
+                x.transpose(1, 2), self.depthwise.weight, self.depthwise.bias, groups=x.shape[2]
+            ).transpose(1, 2)
+            x = x[:, side : side + count]
         y = self.project(F.gelu(self.expand(self.norm(y))))
         return x + self.scale * y
 
@@ -124,10 +140,16 @@ class Stack(nn.Module):
             # A decoder: neighbouring bins share their energy.
             self.linear.weight.data.mul_(0.3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, state: StreamState | None = None, last: bool = True) -> Tensor:
+        """With `state`, the next block [B, t, D_in] -> the frames that are determined now."""
         y = self.embed(x)
         for block in self.blocks:
-            y = block(y)
+            y = block(y, state, last)
+        if state is not None:
+            past = state.get(self)
+            x = torch.cat([past.x, x], 1) if isinstance(past, PastInput) else x
+            state[self] = PastInput(x[:, y.shape[1] :])
+            x = x[:, : y.shape[1]]
         return (self.linear(x) + self.out(self.norm(y))).float()
 
 
@@ -166,7 +188,7 @@ class SpectralDecoder(nn.Module):
     """Latents [B, latent_dim, T] -> audio [B, C, T * hop_length * frames_per_latent]."""
 
     window: Tensor
-    first_phase: Tensor
+    first_rotation: Tensor
 
     def __init__(self, config: SpectralConfig, channels: int, latent_dim: int) -> None:
         super().__init__()
@@ -174,21 +196,31 @@ class SpectralDecoder(nn.Module):
         self.register_buffer("window", torch.hann_window(config.n_fft, device="cpu"), persistent=False)
         generator = torch.Generator().manual_seed(0)
         phase = 2 * torch.pi * torch.rand(PHASE_FRAMES, config.num_bins, generator=generator, device="cpu")
-        self.register_buffer("first_phase", phase, persistent=False)
+        self.register_buffer("first_rotation", torch.polar(torch.ones_like(phase), phase), persistent=False)
         width = latent_dim // config.frames_per_latent
         self.stack = Stack(width, channels * config.num_bins, config.num_decoder_blocks, config)
 
-    def forward(self, latents: Tensor, first_frame: int = 0) -> Tensor:
-        return self.synthesise(self.log_magnitude(latents), first_frame * self.config.frames_per_latent)
+    def forward(
+        self, latents: Tensor, first_frame: int = 0, state: StreamState | None = None, last: bool = True
+    ) -> Tensor:
+        """With `state`, the next block -> the audio that is determined now; `last`: the sound ends with it."""
+        magnitude = self.log_magnitude(latents, state, last)
+        return self.synthesise(magnitude, first_frame * self.config.frames_per_latent, state, last)
 
-    def log_magnitude(self, latents: Tensor) -> Tensor:
+    def log_magnitude(self, latents: Tensor, state: StreamState | None = None, last: bool = True) -> Tensor:
         """[B, latent_dim, T] -> [B, C, T * frames_per_latent, F], as `SpectralEncoder.log_magnitude`."""
         x = rearrange(latents, "b (r d) t -> b (t r) d", r=self.config.frames_per_latent)
-        x = self.stack(x) * STD + MEAN  # the inverse of `normalised`
+        x = self.stack(x, state, last) * STD + MEAN  # the inverse of `normalised`
         return rearrange(x, "b t (c f) -> b c t f", c=self.channels)
 
-    def synthesise(self, log_magnitude: Tensor, first_frame: int = 0) -> Tensor:
-        """Log magnitudes [B, C, T, F] -> audio [B, C, T * hop], float32.
+    def synthesise(
+        self,
+        log_magnitude: Tensor,
+        first_frame: int = 0,
+        state: StreamState | None = None,
+        last: bool = True,
+    ) -> Tensor:
+        """Log magnitudes [B, C, T, F] -> audio [B, C, T * hop], float32; with `state`, what is determined now.
 
         Phases start from a fixed table at `first_frame` on, so that a window decoded alone gets the phases it has in
         the whole, and are refined by Griffin-Lim with momentum. They are constants to the gradient, which reaches the
@@ -197,34 +229,105 @@ class SpectralDecoder(nn.Module):
         with torch.autocast(log_magnitude.device.type, enabled=False):
             magnitude = (torch.exp(log_magnitude.float().clamp(max=LOUDEST)) - FLOOR).clamp(min=0)
             magnitude = magnitude * (self.config.n_fft / 4.0)  # inverse of `SpectralEncoder.log_magnitude`
-            rows = torch.arange(first_frame, first_frame + magnitude.shape[2], device=magnitude.device)
-            phase = self.first_phase[rows % PHASE_FRAMES]  # [T, F]
-            rotation = torch.polar(torch.ones_like(phase), phase).expand(magnitude.shape)
-            envelope = self._envelope(magnitude.shape[2])
+            past = None if state is None else state.get(self)
+            if not isinstance(past, Synthesis):
+                past = self._start(magnitude, first_frame)
+            rows = torch.arange(past.frame, past.frame + magnitude.shape[2], device=magnitude.device)
+            rotation = self.first_rotation[rows % PHASE_FRAMES].expand(magnitude.shape)
+            first = past.magnitude.shape[2]  # frame of `magnitude` from which on a pass is to go
+            magnitude = torch.cat([past.magnitude, magnitude], 2)
+            passes = []
             with torch.no_grad():
                 previous = torch.zeros_like(rotation)
-                for _ in range(self.config.phase_iterations):
-                    frames = self._inverse(magnitude * rotation, envelope).unfold(
-                        -1, self.config.n_fft, self.config.hop_length
-                    )
-                    spectrum = torch.fft.rfft(frames * self.window)
-                    ahead = _lerp(previous, spectrum, 1 + MOMENTUM)  # fast Griffin-Lim, algorithm 2 there
-                    power = ahead.real.square() + ahead.imag.square()
-                    rotation = ahead * power.clamp(min=1e-16).rsqrt()  # of magnitude 1; 0 stays finite
-                    previous = spectrum
-            audio = self._inverse(magnitude * rotation, envelope)
-            return audio[..., self.config.side : audio.shape[-1] - self.config.side]
+                for each in past.passes:
+                    spectrum = _scale(rotation, magnitude[:, :, first : first + rotation.shape[2]])
+                    first -= each.previous.shape[2]
+                    rotation, previous, kept = self._refine(spectrum, previous, each, last)
+                    passes.append(kept)
+            spectrum = _scale(rotation, magnitude[:, :, : rotation.shape[2]])
+            audio, frames = self._inverse(spectrum, past.frames, last)
+            trim = min(past.trim, audio.shape[-1])
+            if state is not None:
+                left = magnitude[:, :, rotation.shape[2] :]
+                state[self] = Synthesis(left, passes, frames, past.frame + len(rows), past.trim - trim)
+            return audio[..., trim : audio.shape[-1] - (self.config.side if last else 0)]
 
-    def _inverse(self, spectrum: Tensor, envelope: Tensor) -> Tensor:
-        """Spectra [B, C, T, F] -> [B, C, (T - 1) * hop + n_fft] by weighted overlap-add."""
-        frames = torch.fft.irfft(spectrum, self.config.n_fft) * self.window
-        return _overlap_add(frames, self.config.hop_length) / envelope
+    def _start(self, magnitude: Tensor, first_frame: int) -> "Synthesis":
+        """The state before the first block of magnitudes [B, C, t, F]."""
+        frames = magnitude.new_zeros(*magnitude.shape[:2], 0, self.config.n_fft)
+        nothing = Pass(frames, frames.flatten(2), magnitude[:, :, :0].to(torch.complex64))
+        passes = [nothing] * self.config.phase_iterations
+        return Synthesis(magnitude[:, :, :0], passes, frames, first_frame, self.config.side)
+
+    def _refine(
+        self, spectrum: Tensor, previous: Tensor, past: "Pass", last: bool
+    ) -> tuple[Tensor, Tensor, "Pass"]:
+        """A pass of Griffin-Lim over the next spectra [B, C, t, F], and what the pass before computed for them.
+
+        -> of the frames that are determined now the rotations and the spectra of the sound, and the state.
+        """
+        n_fft, hop = self.config.n_fft, self.config.hop_length
+        audio, frames = self._inverse(spectrum, past.frames, last)
+        audio, previous = torch.cat([past.audio, audio], -1), torch.cat([past.previous, previous], 2)
+        count = max(0, (audio.shape[-1] - n_fft) // hop + 1)
+        kept = Pass(frames, audio[..., count * hop :], previous[:, :, count:])
+        if count == 0:
+            return previous[:, :, :0], previous[:, :, :0], kept
+        consistent = torch.fft.rfft(audio.unfold(-1, n_fft, hop) * self.window)
+        ahead = _lerp(previous[:, :, :count], consistent, 1 + MOMENTUM)  # fast Griffin-Lim, algorithm 2 there
+        power = ahead.real.square() + ahead.imag.square()
+        return (
+            _scale(ahead, power.clamp(min=1e-16).rsqrt()),
+            consistent,
+            kept,
+        )  # of magnitude 1; 0 stays finite
+
+    def _inverse(self, spectrum: Tensor, past: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+        """The next spectra [B, C, t, F] to audio by weighted overlap-add: what no later one adds to.
+
+        past: windowed frames [B, C, up to n_fft / hop - 1, n_fft] before. last: also what reaches beyond the end.
+        -> audio [B, C, n] and the frames before the next block.
+        """
+        hop, before = self.config.hop_length, past.shape[2]
+        if spectrum.shape[2]:
+            past = torch.cat([past, torch.fft.irfft(spectrum, self.config.n_fft) * self.window], 2)
+        if not past.shape[2]:
+            return past.flatten(2), past
+        audio = _overlap_add(past, hop) / self._envelope(past.shape[2])
+        end = audio.shape[-1] if last else past.shape[2] * hop
+        return audio[..., before * hop : end], past[:, :, -(self.config.n_fft // hop - 1) :]
 
     def _envelope(self, num_frames: int) -> Tensor:
         """Sum of the squared windows of so many frames, [1, 1, (T - 1) * hop + n_fft]."""
         windows = self.window.square().expand(1, 1, num_frames, self.config.n_fft)
         # The floor acts at both ends alone, where few windows overlap; `synthesise` cuts most of them off.
         return _overlap_add(windows, self.config.hop_length).clamp(min=1e-3)
+
+
+class Pass(NamedTuple):
+    """What a pass of Griffin-Lim keeps of the blocks before.
+
+    frames: as `past` in `_inverse`. audio: [B, C, n] that spectra to come are computed from. previous: [B, C, t, F] of
+    those, by the pass before.
+    """
+
+    frames: Tensor
+    audio: Tensor
+    previous: Tensor
+
+
+class Synthesis(NamedTuple):
+    """What `synthesise` keeps of the blocks before.
+
+    magnitude: [B, C, t, F] of frames that some pass has not done. frames: of the last inverse, as `past` in `_inverse`.
+    frame: how many came, from the first frame of the table of phases on. trim: samples still to be cut at the start.
+    """
+
+    magnitude: Tensor
+    passes: list[Pass]
+    frames: Tensor
+    frame: int
+    trim: int
 
 
 def normalised(log_magnitude: Tensor) -> Tensor:
@@ -237,11 +340,16 @@ def _lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
     return torch.view_as_complex(torch.lerp(torch.view_as_real(start), torch.view_as_real(end), weight))
 
 
+def _scale(x: Tensor, factor: Tensor) -> Tensor:
+    """Complex x times a real factor, both [B, C, T, F]: without making that complex first."""
+    return torch.view_as_complex(torch.view_as_real(x) * factor[..., None])
+
+
 def _overlap_add(frames: Tensor, hop: int) -> Tensor:
     """[B, C, T, n_fft] -> [B, C, (T - 1) * hop + n_fft], n_fft a multiple of hop."""
-    num_frames, num_hops = frames.shape[2], frames.shape[3] // hop
-    pieces = rearrange(frames, "b c t (j h) -> j b c t h", h=hop)
+    pieces = frames.unflatten(3, (-1, hop))  # [B, C, T, n_fft / hop, hop]
+    num_frames, num_hops = pieces.shape[2:4]
     hops = frames.new_zeros(*frames.shape[:2], num_frames + num_hops - 1, hop)
     for j in range(num_hops):
-        hops[:, :, j : j + num_frames] += pieces[j]
-    return rearrange(hops, "b c t h -> b c (t h)")
+        hops[:, :, j : j + num_frames] += pieces[:, :, :, j]
+    return hops.flatten(2)

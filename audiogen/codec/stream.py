@@ -1,9 +1,9 @@
 """Encode and decode long signals block by block, in memory that does not grow with their length.
 
-A stateful codec (SEANet, causal or centred) carries its state from block to block and gives exactly what one call
-gives, to float rounding. Any other runs over windows that see `codec.context_frames` beyond their body on both sides,
-its receptive field, so that the joined result is that of one call, too. `decode_live` is for codes that are still being
-made: audio comes out as soon as it is determined.
+A stateful codec (SEANet, causal or centred; the spectral decoder) carries its state from block to block and gives
+exactly what one call gives, to float rounding. Any other runs over windows that see `codec.context_frames` beyond their
+body on both sides, its receptive field, so that the joined result is that of one call, too. `decode_live` is for codes
+that are still being made: audio comes out as soon as it is determined.
 """
 
 import sys
@@ -52,8 +52,10 @@ def encode_stream(
 def decode_stream(codec: Codec, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     """Code blocks [1, K, t] of any lengths -> audio [1, C, n]; joined, that of the whole, t * hop_length samples."""
     body = _body_frames(codec)
+    if _decodes_in_blocks(codec):
+        return _decode_blocks(codec, _windows(blocks, body, body, 0, 1))
     context = codec.context_frames
-    return _decode(codec, _windows(blocks, body, body, context, max(context, 1)))
+    return _decode_windows(codec, _windows(blocks, body, body, context, max(context, 1)))
 
 
 def decode_live(
@@ -72,35 +74,49 @@ def decode_live(
         )
     context = codec.context_frames
     ahead = context if lookahead_frames is None else min(lookahead_frames, context)
+    if _decodes_in_blocks(codec) and ahead == context:
+        return _decode_blocks(codec, _windows(blocks, body_frames, sys.maxsize, 0, 0))
     fade = min(FADE_FRAMES, ahead) if ahead < context else 0
-    return _decode(codec, _windows(blocks, body_frames, sys.maxsize, context, ahead), fade * codec.hop_length)
+    windows = _windows(blocks, body_frames, sys.maxsize, context, ahead)
+    return _decode_windows(codec, windows, fade * codec.hop_length)
 
 
 @torch.no_grad()
-def _decode(codec: Codec, windows: Iterable[Window], fade: int = 0) -> Iterator[Tensor]:
+def _decode_blocks(codec: OwnCodec, windows: Iterable[Window]) -> Iterator[Tensor]:
+    """The audio [B, C, n] that each block of codes determines, by a decoder with a state."""
+    state: StreamState = {}
+    for block, _, _, last in windows:
+        audio = codec.decode(block, state=state, last=last)
+        if audio.shape[-1] > 0:
+            yield audio
+
+
+@torch.no_grad()
+def _decode_windows(codec: Codec, windows: Iterable[Window], fade: int = 0) -> Iterator[Tensor]:
     """The audio [B, C, n] of each window of codes; `fade` samples beyond its body are faded into the next one."""
     hop = codec.hop_length
-    state: StreamState = {}
     done = 0  # frames whose audio came out
     tail: Tensor | None = None  # [B, C, fade]: audio of the window before, from the end of its body on
-    for window, left, length, last in windows:
-        if _is_stateful(codec):
-            audio = codec.decode(window, state=state, last=last)
-        else:
-            audio = codec.decode(window, first_frame=done - left)
-            audio = audio[..., left * hop : (left + length) * hop + fade]
-            if tail is not None:
-                rising = torch.linspace(0, 1, tail.shape[-1], device=audio.device)
-                audio[..., : tail.shape[-1]] = torch.lerp(tail, audio[..., : tail.shape[-1]], rising)
-            audio, tail = audio[..., : length * hop], audio[..., length * hop :]
+    for window, left, length, _ in windows:
+        audio = codec.decode(window, first_frame=done - left)
+        audio = audio[..., left * hop : (left + length) * hop + fade]
+        if tail is not None:
+            rising = torch.linspace(0, 1, tail.shape[-1], device=audio.device)
+            audio[..., : tail.shape[-1]] = torch.lerp(tail, audio[..., : tail.shape[-1]], rising)
+        audio, tail = audio[..., : length * hop], audio[..., length * hop :]
         if audio.shape[-1] > 0:
             yield audio
         done += length
 
 
 def _is_stateful(codec: Codec) -> TypeGuard[OwnCodec]:
-    """Whether its encoder and decoder carry a state."""
+    """Whether its encoder carries a state."""
     return isinstance(codec, OwnCodec) and codec.stateful
+
+
+def _decodes_in_blocks(codec: Codec) -> TypeGuard[OwnCodec]:
+    """Whether its decoder carries a state."""
+    return isinstance(codec, OwnCodec) and codec.decodes_in_blocks
 
 
 def _body_frames(codec: Codec) -> int:

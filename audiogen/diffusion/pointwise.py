@@ -1,8 +1,9 @@
-"""Convolutions of one tap, which on a CPU PyTorch computes in one way for one thread and in another for several.
+"""Convolutions whose results on a CPU do not depend on the number of threads, as PyTorch's own do.
 
 Its choice (`use_mkldnn` in aten/src/ATen/native/Convolution.cpp) asks for the number of threads where the kernel is
 1 x 1, so that a system's sounds differed by it. As one product of matrices they do not, and two threads take a quarter
-to a half of the time.
+to a half of the time. Larger kernels over small pictures go to a product of MKL's, whose sums depend on the threads
+where there is AVX-512: oneDNN's do not.
 """
 
 import torch
@@ -24,9 +25,26 @@ class PointwiseConv2d(nn.Conv2d):
         return product.unflatten(2, input.shape[2:])
 
 
+class DirectConv2d(nn.Conv2d):
+    """A convolution by oneDNN of an input [B, D_in, T, M], however small; it trains as nn.Conv2d does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu" or input.dtype != torch.float32 or torch.is_grad_enabled():
+            return super().forward(input)
+        return torch.ops.aten.mkldnn_convolution(
+            input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
+
+
 def use_products(module: nn.Module) -> None:
-    """Every 1 x 1 convolution of a module becomes a `PointwiseConv2d`, with its weights where they are."""
+    """Every 1 x 1 convolution of a module becomes a `PointwiseConv2d`, others a `DirectConv2d` where there is oneDNN.
+
+    Their weights stay where they are.
+    """
     for layer in module.modules():
-        if type(layer) is nn.Conv2d and layer.weight.shape[2:] == (1, 1):
-            if (layer.stride, layer.padding, layer.groups) == ((1, 1), (0, 0), 1):
-                layer.__class__ = PointwiseConv2d
+        if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            continue
+        if layer.weight.shape[2:] != (1, 1):
+            layer.__class__ = DirectConv2d if torch.backends.mkldnn.is_available() else nn.Conv2d
+        elif (layer.stride, layer.padding, layer.groups) == ((1, 1), (0, 0), 1):
+            layer.__class__ = PointwiseConv2d

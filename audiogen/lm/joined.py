@@ -1,16 +1,17 @@
 """Several generations at once over one language model, which joins their steps.
 
-Weights are read once for all rows of a step, so a step of many requests costs less than theirs one by one. Each
-request runs `generate_tokens` or `stream_tokens` in a thread of its own, on a decoder that looks like its own; its
-steps wait for those of the others for a moment. So requests come and go between any two steps (continuous batching, as
-in Orca, Yu et al., 2022), each with its own position, length, text, guidance and draws. A row's logits do not depend on
-the other rows (`Decoder.independent_rows`), so a request's codes are, bit for bit, those that it has alone.
+Weights are read once for all rows of a step, so a step of many requests costs less than theirs one by one. One thread
+runs all of them: it takes every request's next step, runs these as one, and lets each go on to its next. So requests
+come and go between any two steps (continuous batching, as in Orca, Yu et al., 2022), each with its own position,
+length, text, guidance and draws. A row's logits do not depend on the other rows (`Decoder.independent_rows`), so a
+request's codes are, bit for bit, those that it has alone.
 """
 
+import itertools
+import queue
 import threading
-import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.model import LMConfig
-from audiogen.lm.sample import Draws, draw_all
+from audiogen.lm.sample import Generation, Step, draw_all
 
 MAX_ROWS = 64  # of the model in a joined step, which bounds its time and its memory
 
@@ -44,109 +45,136 @@ class ManySteps(Protocol):
     ) -> list[Tensor]: ...  # checked, [B, K, S] -> [B, K, V]
 
 
-class _Call:
-    """Steps int64 [R, K, S] that a request waits for -> their logits [R, K, V], or codes [B, K] where it draws."""
+class _Run:
+    """A generation under way: the step that it waits for, and what it gave, until somebody takes that.
 
-    def __init__(self, steps: Tensor, cache: Any, draws: Draws | None):
-        self.steps, self.cache, self.draws = steps, cache, draws  # [R, K, S]
-        self.result: Tensor | None = None
-        self.error: BaseException | None = None
+    at_once: codes [B, K, n] are given out when there are so many, or the last.
+    """
 
-    @property
-    def is_done(self) -> bool:
-        return self.result is not None or self.error is not None
+    def __init__(self, generation: Generation, decoder: "RequestDecoder"):
+        self.generation, self.decoder = generation, decoder
+        self.step: Step | None = None
+        self.is_left = False  # nobody takes what it gives
+        self.made: list[Tensor] = []
+        self.given: queue.SimpleQueue[list[Tensor] | BaseException | None] = queue.SimpleQueue()
+
+    def proceed(self, answer: Tensor | None, model: ManySteps) -> bool:
+        """From the result of its step, [B, K] or [R, K, V], to its next one; False where there is none."""
+        self.step = None
+        try:
+            while self.step is None:
+                if self.is_left or self.decoder.is_cancelled:
+                    raise Cancelled
+                event = self.generation.send(answer)
+                answer = None
+                if isinstance(event, Step):
+                    model.check(event.steps, event.cache)
+                    self.step = event
+                    continue
+                self.made.append(event)
+                if len(self.made) >= self.decoder.at_once:
+                    self.given.put(self.made)
+                    self.made = []
+        except StopIteration:
+            self.given.put(self.made)
+            self.given.put(None)
+        except BaseException as error:
+            self.fail(error)
+        return self.step is not None
+
+    def fail(self, error: BaseException) -> None:
+        """It ends here; what it gave is still taken."""
+        self.generation.close()
+        self.given.put(self.made)
+        self.given.put(error)
 
 
 class JoinedSteps:
-    """Joins the steps of the requests that run at the moment; there is no thread of its own.
+    """Joins the steps of the requests that run at the moment.
 
-    decoder: runs the steps. wait_s: how long a step waits for requests that are busy elsewhere, with their text or
-    their codec. num_steps, num_joined: steps of requests so far, and the joined steps that they took.
+    decoder: runs the steps. num_steps, num_joined: steps of requests so far, and the joined steps that they took.
     """
 
-    def __init__(self, decoder: ManySteps, wait_s: float = 0.002, max_rows: int = MAX_ROWS):
-        self.decoder, self.wait_s, self.max_rows = decoder, wait_s, max_rows
-        self._change = threading.Condition()
-        self._num_requests = 0
-        self._waiting: list[_Call] = []
-        self._running = False  # a joined step is under way
+    def __init__(self, decoder: ManySteps, max_rows: int = MAX_ROWS):
+        self.decoder, self.max_rows = decoder, max_rows
         self.num_steps, self.num_joined = 0, 0
+        self._num_threads = torch.get_num_threads()  # which every thread has of its own
+        self._change = threading.Condition()
+        self._new: list[_Run] = []
+        self._running = False
 
-    @contextmanager
-    def request(self) -> "Iterator[RequestDecoder]":
-        """A decoder for one request, to be used in one thread within the context."""
-        with self._change:
-            self._num_requests += 1
-        try:
-            yield RequestDecoder(self)
-        finally:
-            with self._change:
-                self._num_requests -= 1
-                self._change.notify_all()  # the others need not wait for it
+    def request(self, at_once: int = 1) -> "RequestDecoder":
+        """A decoder for one request. at_once: frames of a stream that it takes at a time."""
+        return RequestDecoder(self, at_once)
 
     def average(self) -> float:
         """Steps of requests in a joined step so far."""
         return self.num_steps / max(1, self.num_joined)
 
-    def step(self, call: _Call) -> None:
-        """Wait until a joined step has done this one; the thread that finds all there, or waited enough, runs it."""
+    def start(self, run: _Run) -> None:
+        """Let it run with the others; the thread that does so lives as long as there are some."""
         with self._change:
-            self._waiting.append(call)
-            latest = time.monotonic() + self.wait_s
-            while not call.is_done:
-                left_s = latest - time.monotonic()
-                if self._running or (len(self._waiting) < self._num_requests and left_s > 0):
-                    self._change.wait(None if self._running else left_s)
-                    continue
-                calls = self._take()
+            self._new.append(run)
+            if not self._running:
                 self._running = True
-                self._change.release()
-                try:
-                    self._run(calls)
-                finally:
-                    self._change.acquire()
-                    self._running = False
-                    self._change.notify_all()
+                threading.Thread(target=self._serve, daemon=True).start()
 
-    def _take(self) -> list[_Call]:
-        """The calls of the next joined step: those that waited longest, up to `max_rows`."""
-        rows, count = 0, 0
-        for call in self._waiting:
-            rows += len(call.steps)
-            if count and rows > self.max_rows:
-                break
-            count += 1
-        calls, self._waiting = self._waiting[:count], self._waiting[count:]
-        return calls
+    @torch.inference_mode()
+    def _serve(self) -> None:
+        torch.set_num_threads(self._num_threads)
+        runs: deque[_Run] = deque()  # that wait for a step, the longest first
+        while True:
+            with self._change:
+                new, self._new = self._new, []
+                self._running = bool(runs or new)
+            if not self._running:
+                return
+            runs += [run for run in new if run.proceed(None, self.decoder)]
+            taken = [runs.popleft() for _ in range(self._fitting(runs))]
+            for run, answer in zip(taken, self._answers(taken), strict=True):
+                if isinstance(answer, BaseException):
+                    run.fail(answer)
+                elif run.proceed(answer, self.decoder):
+                    runs.append(run)
 
-    def _run(self, calls: Sequence[_Call]) -> None:
-        self.num_steps += len(calls)
+    def _fitting(self, runs: deque[_Run]) -> int:
+        """How many steps of those at the front fit into the next joined one; one always does."""
+        rows = itertools.accumulate(len(run.step.steps) for run in runs if run.step is not None)
+        return sum(count == 0 or total <= self.max_rows for count, total in enumerate(rows))
+
+    def _answers(self, runs: Sequence[_Run]) -> Sequence[Tensor | BaseException]:
+        """The results of their steps, each [B, K] or [R, K, V], or what went wrong: in the model for all."""
+        if not runs:
+            return []
+        steps = [run.step for run in runs if run.step is not None]
+        self.num_steps += len(steps)
         self.num_joined += 1
         try:
-            logits = self.decoder.step_all([(call.steps, call.cache) for call in calls])
+            logits = self.decoder.step_all([(step.steps, step.cache) for step in steps])
+            try:
+                return _draw([*zip(logits, steps, strict=True)])
+            except InputError:  # of the logits of one of them
+                return [each for pair in zip(logits, steps, strict=True) for each in _draw_alone(pair)]
         except BaseException as error:
-            for call in calls:
-                call.error = error
-            raise
-        drawn = [(call, own) for call, own in zip(calls, logits, strict=True) if call.draws is not None]
-        try:
-            _draw(drawn)
-        except InputError:  # of the logits of one of them
-            for pair in drawn:
-                try:
-                    _draw([pair])
-                except InputError as error:
-                    pair[0].error = error
-        for call, own in zip(calls, logits, strict=True):
-            if not call.is_done:
-                call.result = own
+            return [error] * len(runs)
 
 
-def _draw(calls: Sequence[tuple[_Call, Tensor]]) -> None:
-    """The codes of calls that draw, from their logits [R, K, V]."""
-    draws = [call.draws for call, _ in calls if call.draws is not None]
-    for (call, _), codes in zip(calls, draw_all([logits for _, logits in calls], draws), strict=True):
-        call.result = codes
+def _draw(pairs: Sequence[tuple[Tensor, Step]]) -> list[Tensor]:
+    """Codes [B, K] of steps with draws, from their logits [R, K, V], and the logits of those without."""
+    results = [logits for logits, _ in pairs]
+    places = [place for place, (_, step) in enumerate(pairs) if step.draws is not None]
+    draws = [step.draws for _, step in pairs if step.draws is not None]
+    for place, codes in zip(places, draw_all([results[place] for place in places], draws), strict=True):
+        results[place] = codes
+    return results
+
+
+def _draw_alone(pair: tuple[Tensor, Step]) -> Sequence[Tensor | InputError]:
+    """As `_draw`, of logits [R, K, V] of one request: its error where they are no numbers."""
+    try:
+        return _draw([pair])
+    except InputError as error:
+        return [error]
 
 
 class RequestDecoder:
@@ -154,15 +182,15 @@ class RequestDecoder:
 
     independent_rows = True
 
-    def __init__(self, joined: JoinedSteps):
-        self._joined = joined
-        self._cancelled = False
+    def __init__(self, joined: JoinedSteps, at_once: int):
+        self._joined, self.at_once = joined, at_once
+        self.is_cancelled = False
         self.config, self.special = joined.decoder.config, joined.decoder.special
         self.device = joined.decoder.device
 
     def cancel(self) -> None:
-        """Its next step raises `Cancelled`."""
-        self._cancelled = True
+        """What runs, or begins, ends by `Cancelled` after the step that is under way."""
+        self.is_cancelled = True
 
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> Any:
         """As the decoder's."""
@@ -170,20 +198,23 @@ class RequestDecoder:
 
     def step(self, steps: Tensor, cache: Any) -> Tensor:
         """As the decoder's: steps int64 [R, K, S] -> logits float32 [R, K, V]."""
-        return self._wait(steps, cache, None)
 
-    def next_codes(self, steps: Tensor, cache: Any, draws: Draws) -> Tensor:
-        """As `sample.next_codes`, drawn for all requests of the joined step at once: [R, K, S] -> codes [B, K]."""
-        return self._wait(steps, cache, draws)
+        def one() -> Generation:
+            logits = yield Step(steps, cache)
+            assert logits is not None
+            yield logits
 
-    def _wait(self, steps: Tensor, cache: Any, draws: Draws | None) -> Tensor:
-        """The result of a joined step with these [R, K, S]."""
-        if self._cancelled:
-            raise Cancelled
-        self._joined.decoder.check(steps, cache)  # here, so that it is this request's error
-        call = _Call(steps, cache, draws)
-        self._joined.step(call)
-        if call.error is not None:
-            raise call.error
-        assert call.result is not None
-        return call.result
+        (logits,) = self.run(one())
+        return logits
+
+    def run(self, generation: Generation) -> Iterator[Tensor]:
+        """As `sample.run`, with the others; who leaves early ends it."""
+        run = _Run(generation, self)
+        self._joined.start(run)
+        try:
+            while (given := run.given.get()) is not None:
+                if isinstance(given, BaseException):
+                    raise given
+                yield from given
+        finally:
+            run.is_left = True

@@ -88,6 +88,10 @@ class PatternSchedule(NamedTuple):
         """The last step before all those that hold a code of this frame or a later one."""
         return min(self.first) + frame * self.steps_per_frame - 1
 
+    def num_steps(self, num_frames: int) -> int:
+        """Of so many frames: the step after the last that holds a code of theirs."""
+        return max(self.first) + (num_frames - 1) * self.steps_per_frame + 1
+
     def complete(self, step: int) -> int:
         """How many frames have all of their codes after this step."""
         return max(0, (step - max(self.first)) // self.steps_per_frame + 1)

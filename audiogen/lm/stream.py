@@ -21,7 +21,7 @@ from torch import Tensor
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.patterns import PatternSchedule
-from audiogen.lm.sample import Decoder, Draws, TokenRequest, TokenSampling, next_codes
+from audiogen.lm.sample import Decoder, Draws, Generation, Step, TokenRequest, TokenSampling, run
 
 BLOCK = 16  # steps that the next window runs on in one call
 NOISE_FRAMES = 64  # whose random numbers are drawn at a time
@@ -45,10 +45,10 @@ def stream_tokens(
         raise InputError(f"stride is {stride} frames; it must be from 1 to max_frames, {max_frames}")
     request.check(decoder)
     schedule = decoder.config.schedule()
-    return _frames(decoder, request, StepBuffer(decoder, schedule, request), sampling, max_frames, stride)
+    buffer = StepBuffer(decoder, schedule, request)
+    return run(decoder, _frames(decoder, request, buffer, sampling, max_frames, stride))
 
 
-@torch.inference_mode()
 def _frames(
     decoder: Decoder,
     request: TokenRequest,
@@ -56,7 +56,7 @@ def _frames(
     sampling: TokenSampling,
     max_frames: int,
     stride: int,
-) -> Iterator[Tensor]:
+) -> Generation:
     """The loop of `stream_tokens`: frames [B, K, 1]; with guidance, condition and model have 2 B rows."""
     longest = decoder.config.pattern_of(max_frames).num_steps
     condition, guidance = request.model_condition(decoder), request.guidance if request.is_guided else None
@@ -65,9 +65,14 @@ def _frames(
     def window(begin: int) -> StreamWindow:
         return StreamWindow(decoder, condition, buffer, begin, longest, copies)
 
+    def after(before: StreamWindow) -> StreamWindow | None:
+        """The next one, where the stream goes on past the end of this."""
+        goes_on = buffer.num_steps is None or buffer.num_steps > before.start + longest
+        return window(before.begin + stride) if goes_on else None
+
     num_given = buffer.prompt.shape[2]
     current = window(0 if num_given < max_frames else num_given - (max_frames - stride))
-    following = window(current.begin + stride)
+    following = after(current)
     for step in range(1, buffer.schedule.step_before(num_given) + 1):
         buffer.write(step, None)
     for frame in range(num_given):
@@ -75,16 +80,19 @@ def _frames(
     num_out = num_given
     for step in itertools.count(len(buffer.steps)):
         if step - current.start >= longest:
-            current, following = following, window(following.begin + stride)
-        drawn = current.step(step, Draws(guidance, sampling, buffer.noise(step)))
+            assert following is not None
+            current = following
+            following = after(current)
+        drawn = yield current.step(step, Draws(guidance, sampling, buffer.noise(step)))
         buffer.write(step, drawn)
-        following.catch_up(step)
+        if following is not None and step + 1 - following.num_cached > BLOCK:
+            yield following.step(following.num_cached + BLOCK)
         while num_out < buffer.schedule.complete(step):
             yield buffer.read(num_out)
             num_out += 1
             if num_out == buffer.num_frames:
                 return
-        buffer.drop_before(min(following.num_cached, step - longest))
+        buffer.drop_before(min(step - longest, step if following is None else following.num_cached))
 
 
 class StreamWindow:
@@ -105,21 +113,11 @@ class StreamWindow:
         self.num_cached = self.start  # steps of the stream: those before this one are in the cache
         self.cache: Any = decoder.new_cache(condition, copies * len(buffer.prompt), longest)
 
-    def step(self, step: int, draws: Draws | None = None) -> Tensor:
-        """Run the model on everything before a step that is not in the cache -> the step's codes [B, K].
-
-        Without draws its logits [copies B, K, V].
-        """
+    def step(self, step: int, draws: Draws | None = None) -> Step:
+        """What runs the model on everything before a step that is not in the cache."""
         new = torch.stack([self._content(earlier) for earlier in range(self.num_cached, step)], -1)
         self.num_cached = step
-        if draws is not None:
-            return next_codes(self.decoder, new, self.cache, draws)
-        return self.decoder.step(new.repeat(self.copies, 1, 1), self.cache)
-
-    def catch_up(self, step: int) -> None:
-        """Run the model on a block of what was written up to a step, once there is more than a block."""
-        if step + 1 - self.num_cached > BLOCK:
-            self.step(self.num_cached + BLOCK)
+        return Step(new.repeat(self.copies, 1, 1), self.cache, draws)
 
     def _content(self, step: int) -> Tensor:
         """A step [B, K] without the frames before this window's first."""
@@ -137,6 +135,7 @@ class StepBuffer:
         prompt = request.codes(decoder.config.num_codebooks).to(decoder.device)
         self.schedule, self.prompt = schedule, prompt
         self.num_frames = None if request.num_frames is None else max(request.lengths(prompt.shape[2]))
+        self.num_steps = None if self.num_frames is None else schedule.num_steps(self.num_frames)
         self.device, self.special = decoder.device, decoder.special
         self.books = torch.arange(prompt.shape[1], device=self.device)
         self.steps = {0: torch.full(prompt.shape[:2], self.special, device=self.device)}  # of [B, K]

@@ -55,9 +55,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--batch-wait-ms",
         type=float,
-        default=2.0,
+        default=0.0,
         metavar="MS",
-        help="how long a step waits for other requests' (default: 2)",
+        help="how long a batch of a latent-diffusion model waits for more (default: 0)",
     )
     add("--device", default="auto", help="where to compute (default: auto)")
     add("--dtype", default="auto", help="that the models compute in, as of audiogen.generate (default: auto)")

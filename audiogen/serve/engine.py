@@ -19,7 +19,7 @@ from torch import Tensor
 from audiogen.errors import InputError
 from audiogen.generators import request as requests
 from audiogen.generators.token import AudioGen
-from audiogen.interfaces import Edit, Generator, Sampling
+from audiogen.interfaces import Codec, Edit, Generator, Sampling
 from audiogen.lm.joined import Cancelled, JoinedSteps, RequestDecoder
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -130,16 +130,20 @@ class Job:
 class Worker:
     """A model, its queue, and the threads that take orders from it.
 
-    at_once: orders that run together. max_queue: orders that wait; max_own: of one client.
+    at_once: orders that run together. max_queue: orders that wait; max_own: of one client. wait_s: how long a batch of
+    a latent-diffusion system waits for more orders; a language model's may come at any step.
     running, queued: how many there are.
     """
 
-    def __init__(self, name: str, generator: Generator, at_once: int, max_queue: int, wait_s: float = 0.002):
+    def __init__(self, name: str, generator: Generator, at_once: int, max_queue: int, wait_s: float = 0.0):
         self.name, self.generator, self.at_once, self.max_queue = name, generator, at_once, max_queue
+        self.wait_s, self.num_threads = wait_s, torch.get_num_threads()
         self.max_own = max_queue
         self.joined: JoinedSteps | None = None
+        self.codec: Codec | None = None  # of a language model whose requests are joined
         if isinstance(generator, AudioGen) and hasattr(generator.decoder, "step_all"):
-            self.joined = JoinedSteps(generator.decoder, wait_s)  # type: ignore[arg-type]
+            self.joined = JoinedSteps(generator.decoder)  # type: ignore[arg-type]
+            self.codec = in_turn(generator.codec, max(1, self.num_threads - 1))
         self.count: Callable[[Job], None] = lambda job: None  # called for every job that is done
         self._queues: dict[str, deque[Job]] = {}  # of each client, in the order of their turns
         self._change = threading.Condition()
@@ -225,6 +229,10 @@ class Worker:
                 self._change.wait()
             taken = waiting[:1]
             if not self.streams:
+                if self.wait_s and len(waiting) < self.at_once:
+                    self._change.wait_for(lambda: self.queued >= self.at_once, self.wait_s)
+                    if not (waiting := self._drop_cancelled()):
+                        return self._take()
                 alike = [job for job in waiting if job.order.batch == waiting[0].order.batch]
                 taken = alike[: self.at_once]
             for job in taken:
@@ -269,6 +277,8 @@ class Worker:
     def _run(self, jobs: Sequence[Job]) -> None:
         (first, *_), generator = jobs, self.generator
         order = first.order
+        # Of this thread's own work. Many codecs at once are fastest with one each, and bits may depend on the number.
+        torch.set_num_threads(1 if self.joined else self.num_threads)
         given: dict[str, Any] = {
             "guidance": order.guidance,
             "sampling": order.sampling,
@@ -286,12 +296,12 @@ class Worker:
         if self.joined is None:
             self._speak(first, generator, given)
             return
-        with self.joined.request() as decoder:
-            first.decoder = decoder
-            first.proceed(0.0)  # it may have been cancelled before it had a decoder
-            own = copy.copy(generator)
-            own.decoder = decoder
-            self._speak(first, own, given)
+        assert self.codec is not None
+        own = copy.copy(generator)
+        own.codec = self.codec
+        own.decoder = first.decoder = self.joined.request(max(1, round(generator.frame_rate * BLOCK_S / 4)))
+        first.proceed(0.0)  # it may have been cancelled before it had a decoder
+        self._speak(first, own, given)
 
     def _speak(self, job: Job, generator: AudioGen, given: dict[str, Any]) -> None:
         """Make the sound of one order by a language model."""
@@ -308,6 +318,21 @@ class Worker:
                 done_s += block.shape[-1] / generator.sample_rate
                 job.add(block)
                 job.proceed(min(1.0, done_s / order.duration_s))
+
+
+def in_turn(codec: Codec, at_once: int) -> Codec:
+    """A copy of a codec, with its weights, that decodes for so many threads at a time; others wait.
+
+    Python lets one thread run between two operations: a dozen that decode at once take twice the processor time.
+    """
+    free, own, decode = threading.Semaphore(at_once), copy.copy(codec), codec.decode
+
+    def wait_and_decode(*args: Any, **given: Any) -> Tensor:
+        with free:
+            return decode(*args, **given)
+
+    own.decode = wait_and_decode  # type: ignore[method-assign]
+    return own
 
 
 def proceed(jobs: Sequence[Job], share: float) -> None:

@@ -289,7 +289,7 @@ def test_griffin_lim_is_that_of_the_paper_step_by_step():
 
     magnitude = (log_magnitude.clamp(max=3).exp() - 1e-4).clamp(min=0) * (config.n_fft / 4)
     rows = [(first + t) % 1024 for t in range(num_frames)]
-    spectrum = torch.polar(magnitude, codec.decoder.first_phase[rows].expand(magnitude.shape))
+    spectrum = magnitude * codec.decoder.first_rotation[rows]
     previous = torch.zeros_like(spectrum)
     for _ in range(config.phase_iterations):
         frames = inverse(spectrum).unfold(-1, config.n_fft, config.hop_length)

@@ -1,4 +1,4 @@
-"""1 x 1 convolutions on a CPU: those of PyTorch, and the same numbers with any number of threads."""
+"""Convolutions on a CPU: those of PyTorch, and the same numbers with any number of threads."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from audiogen.diffusion.pointwise import PointwiseConv2d, use_products
+from audiogen.diffusion.pointwise import DirectConv2d, PointwiseConv2d, use_products
 
 
 @pytest.fixture(autouse=True)
@@ -17,16 +17,18 @@ def threads() -> Iterator[None]:
 
 
 # Where two threads made PyTorch's own result differ from one's, and a single row.
-@pytest.mark.parametrize("shape", [(2, 32, 4, 8), (2, 144, 7, 4), (1, 96, 16, 32)])
+@pytest.mark.parametrize("shape", [(2, 32, 4, 8), (2, 144, 7, 4), (1, 96, 16, 32), (1, 96, 4, 16)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_any_number_of_threads_gives_the_same(shape: tuple[int, ...], bias: bool) -> None:
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_any_number_of_threads_gives_the_same(shape: tuple[int, ...], kernel_size: int, bias: bool) -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(shape[1], 72, 1, bias=bias))
+    network = nn.Sequential(nn.Conv2d(shape[1], 72, kernel_size, padding=kernel_size // 2, bias=bias))
     x = torch.randn(shape)
     with torch.inference_mode():
         expected = network(x)
         use_products(network)
-        assert isinstance(network[0], PointwiseConv2d)
+        if kernel_size == 1 or torch.backends.mkldnn.is_available():
+            assert isinstance(network[0], PointwiseConv2d if kernel_size == 1 else DirectConv2d)
         torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=1e-5)
         one = network(x)
         for count in (2, 3):
@@ -34,9 +36,10 @@ def test_any_number_of_threads_gives_the_same(shape: tuple[int, ...], bias: bool
             assert torch.equal(network(x), one)
 
 
-def test_what_is_no_plain_pointwise_convolution_stays() -> None:
+def test_what_is_no_plain_convolution_stays() -> None:
     kept = [
-        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding_mode="circular"),
         nn.Conv2d(4, 4, 1, stride=2),
         nn.Conv2d(4, 4, 1, groups=2),
         nn.Conv2d(4, 4, 1, padding=1),
@@ -45,9 +48,10 @@ def test_what_is_no_plain_pointwise_convolution_stays() -> None:
     assert {type(layer) for layer in kept} == {nn.Conv2d}
 
 
-def test_it_trains_as_before() -> None:
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_it_trains_as_before(kernel_size: int) -> None:
     torch.manual_seed(0)
-    layer, x = nn.Conv2d(5, 3, 1), torch.randn(2, 5, 7, 4)
+    layer, x = nn.Conv2d(5, 3, kernel_size), torch.randn(2, 5, 7, 4)
     (expected,) = torch.autograd.grad(layer(x).square().sum(), layer.weight)
     use_products(layer)
     (found,) = torch.autograd.grad(layer(x).square().sum(), layer.weight)

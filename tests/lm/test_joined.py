@@ -15,7 +15,15 @@ from audiogen.lm.joined import Cancelled, JoinedSteps, RequestDecoder
 from audiogen.lm.kernels import library
 from audiogen.lm.kernels.native import NativeLM
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.lm.sample import Decoder, Draws, TokenRequest, TokenSampling, generate_tokens
+from audiogen.lm.sample import (
+    Decoder,
+    Draws,
+    Generation,
+    Step,
+    TokenRequest,
+    TokenSampling,
+    generate_tokens,
+)
 from audiogen.lm.stream import stream_tokens
 
 K, V, DIM = 3, 20, 24
@@ -61,8 +69,7 @@ def at_once(joined: JoinedSteps, makes: Sequence[Make]) -> list[Any]:
     def run(index: int) -> None:
         time.sleep(0.003 * (index % 5))
         try:
-            with joined.request() as decoder:
-                results[index] = makes[index](decoder)
+            results[index] = makes[index](joined.request(at_once=index % 3 + 1))
         except BaseException as error:
             results[index] = error
 
@@ -82,12 +89,13 @@ def test_codes_are_those_of_each_request_alone(fast: NativeLM) -> None:
     for found, expected in zip(at_once(joined, makes * 3), alone * 3, strict=True):
         assert torch.equal(found, expected)
     assert joined.num_joined < 0.7 * joined.num_steps
+    assert torch.equal(at_once(joined, makes[:1])[0], alone[0])  # after a pause
 
 
-def test_a_joined_step_has_a_limit_and_a_request_alone_does_not_wait(fast: NativeLM) -> None:
+def test_a_joined_step_has_a_limit(fast: NativeLM) -> None:
     makes = requests()
     alone = [make(fast) for make in makes]
-    joined = JoinedSteps(fast, wait_s=60, max_rows=1)
+    joined = JoinedSteps(fast, max_rows=1)
     for make, expected in zip(makes, alone, strict=True):
         assert torch.equal(at_once(joined, [make])[0], expected)
     assert joined.num_joined == joined.num_steps
@@ -147,25 +155,55 @@ def test_logits_that_are_no_numbers_fail_their_request_alone(
         ]
 
     monkeypatch.setattr(fast, "step_all", poisoned)
-    joined = JoinedSteps(fast, wait_s=5)
-    with joined.request() as first, joined.request() as second:
-        caches = [
-            (decoder, decoder.new_cache(None, 1, steps)) for decoder, steps in ((first, 19), (second, 20))
-        ]
-        found: list[Any] = [None, None]
+    joined, first_runs, both_there = JoinedSteps(fast), threading.Event(), threading.Event()
+    sizes: list[int] = []
+    monkeypatch.setattr(fast, "check", lambda steps, cache: sizes.append(cache.max_steps))
 
-        def run(index: int) -> None:
-            decoder, cache = caches[index]
-            draws = Draws(None, TokenSampling(), torch.full((1, K), 0.5))
-            try:
-                found[index] = decoder.next_codes(torch.full((1, K, 1), V), cache, draws)
-            except InputError as error:
-                found[index] = error
+    def generation(max_steps: int) -> Generation:
+        cache, draws = (
+            fast.new_cache(None, 1, max_steps),
+            Draws(None, TokenSampling(), torch.full((1, K), 0.5)),
+        )
+        steps = torch.full((1, K, 1), V)
+        if max_steps == 19:
+            first_runs.set()
+            both_there.wait(60)
+            yield Step(steps, cache)
+        codes = yield Step(steps, cache, draws)
+        assert codes is not None
+        yield codes
 
-        threads = [threading.Thread(target=run, args=(index,)) for index in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-    assert joined.num_joined == 1
+    frames = [joined.request().run(generation(size)) for size in (19, 20)]
+    found: list[Any] = [None, None]
+
+    def run(index: int) -> None:
+        try:
+            (found[index],) = frames[index]
+        except InputError as error:
+            found[index] = error
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(2)]
+    threads[0].start()
+    assert first_runs.wait(60)
+    threads[1].start()
+    while not joined._new:
+        time.sleep(0.001)
+    both_there.set()
+    for thread in threads:
+        thread.join(60)
+    assert sizes == [19, 19, 20] and (joined.num_steps, joined.num_joined) == (3, 2)
     assert found[0].shape == (1, K) and "logits that are not finite" in str(found[1])
+
+
+def test_who_leaves_a_stream_ends_it_and_a_decoder_serves_several_generations(fast: NativeLM) -> None:
+    joined = JoinedSteps(fast)
+    decoder = joined.request()
+    frames = stream_tokens(decoder, TokenRequest(text(2), None, [0]), max_frames=24)
+    next(frames)
+    frames.close()  # type: ignore[attr-defined]
+    for make in requests()[:2]:
+        assert torch.equal(make(decoder), make(fast))
+    latest = time.monotonic() + 60
+    while joined._running and time.monotonic() < latest:
+        time.sleep(0.001)
+    assert not joined._running
