@@ -45,6 +45,19 @@ def linear(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
+class SteadyLinear(nn.Linear):
+    """nn.Linear, [..., D_in] -> [..., D_out], whose result on a CPU does not depend on the number of threads.
+
+    That of PyTorch's own product, by MKL, does for some numbers of rows where there is AVX-512. It trains as nn.Linear.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        is_plain = input.device.type == "cpu" and input.dtype == self.weight.dtype == torch.float32
+        if not is_plain or torch.is_grad_enabled() or not has_packed_products(torch.float32):
+            return super().forward(input)
+        return linear(input, self.weight, self.bias)
+
+
 def pack_conv1d(weight: Tensor, stride: int, dilation: int, num_frames: int) -> Tensor:
     """A kernel [D_out, D_in, taps] in the order that oneDNN chooses for `num_frames` frames out; others run, too."""
     size = [1, weight.shape[1], 1, stride * num_frames]
