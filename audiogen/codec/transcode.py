@@ -7,6 +7,7 @@ order may differ from the input's.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -75,14 +76,22 @@ class Sound:
         """CRC-32 of the file, and of where in it a part is; None of what is rendered. InputError if unreadable."""
         if self.render is not None:
             return None
-        crc = zlib.crc32(f"{self.start_s} {self.duration_s}".encode()) if self.is_part else 0
         try:
-            with open(self.path, "rb") as file:
-                while data := file.read(1 << 20):
-                    crc = zlib.crc32(data, crc)
+            facts = self.path.stat()
+            crc = _file_checksum(self.path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from error
-        return crc
+        return zlib.crc32(f"{self.start_s} {self.duration_s}".encode(), crc) if self.is_part else crc
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _file_checksum(path: Path, *facts: int) -> int:
+    """CRC-32 of a file that has these facts. A long recording is read once for it, however many parts are encoded."""
+    crc = 0
+    with open(path, "rb") as file:
+        while data := file.read(1 << 20):
+            crc = zlib.crc32(data, crc)
+    return crc
 
 
 @dataclass(frozen=True)
