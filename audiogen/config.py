@@ -47,6 +47,8 @@ class Range:
         return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
 
 
+LARGEST = (1 << 63) - 1  # of an integer: tensors hold no larger ones, and floats none beyond 1e308
+
 # The ranges that many fields have.
 Positive = Annotated[int, Range(1)]
 NotNegative = Annotated[int, Range(0)]
@@ -82,6 +84,8 @@ def _check_range(name: str, value: Any, hint: Any) -> None:
         for limit in args[1:]:
             if isinstance(limit, Range) and not limit.holds(value):
                 raise InputError(f"{name} is {short(value)}; it must be {limit}")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise InputError(f"{name} is {short(value)}; it must be {LARGEST} at most")
     elif origin is Literal and isinstance(value, str) and value not in args:
         raise InputError(f"{name} is {short(value)}; it must be {' or '.join(map(str, args))}")
     elif origin in (Union, types.UnionType):

@@ -177,6 +177,10 @@ class Limits:
     ("node", "message"),
     [
         ({"heads": 0}, r"^limits: heads is 0; it must be at least 1$"),
+        (
+            {"heads": 1 << 63},
+            r"^limits: heads is 9223372036854775808; it must be 9223372036854775807 at most$",
+        ),
         ({"rate": 0.0}, r"rate is 0.0; it must be above 0"),
         ({"rate": float("nan")}, r"rate is nan; it must be above 0"),
         ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
