@@ -130,6 +130,21 @@ def test_equal_settings_share_a_batch(start: Start) -> None:
     assert slow.batches == [["first"], ["a", "b", "d"], ["c"], ["e"]]
 
 
+def test_a_batch_waits_for_more_as_long_as_it_is_told(start: Start) -> None:
+    slow = Slow()
+    slow.go.set()
+    worker = start("slow", at_once=3, generator=slow)  # type: ignore[arg-type]
+    worker.wait_s = 60.0
+    wait(*submit(worker, *(Order(text, 1.0, 0) for text in "abc")))  # a full batch waits no longer
+    worker.wait_s = 0.01
+    wait(*submit(worker, Order("d", 1.0, 0)))
+    worker.wait_s = 60.0
+    gone, *rest = submit(worker, *(Order(text, 1.0, 0) for text in "ef"))
+    gone.cancel()
+    wait(*rest, *submit(worker, *(Order(text, 1.0, 0) for text in "gh")))
+    assert slow.batches == [["a", "b", "c"], ["d"], ["f", "g", "h"]]
+
+
 def test_a_job_that_raises_fails_alone_and_a_cancelled_one_frees_its_place(start: Start) -> None:
     slow = Slow()
     slow.go.set()
