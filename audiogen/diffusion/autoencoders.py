@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from audiogen.config import Positive, Range, check_ranges
 from audiogen.diffusion.mel import MelConfig, VocoderConfig, griffin_lim, log_mel, vocoder
 from audiogen.errors import InputError
-from audiogen.refiner import Refiner, RefinerConfig
 
 Scale = Annotated[float, Range(0, math.inf, above=True, below=True)]  # a number above 0
 
@@ -31,12 +30,11 @@ Scale = Annotated[float, Range(0, math.inf, above=True, below=True)]  # a number
 class MelAutoencoderConfig:
     """The VAE over log-mel spectrograms and its vocoder; the defaults are AudioLDM's, 55 M parameters each.
 
-    channels: of each level; every level but the last halves time and mel. latent_dim: D. mid_attention: one
-    attention layer in the middle of encoder and decoder, which LAFMA's lacks. norm_groups: into how many groups of
-    channels each is normalised; a group of one channel loses its level. vocoder: null for Griffin-Lim, which has no
-    weights and needs mel.hop_length to be at most half of mel.n_fft. refiner: of Griffin-Lim's sound, or null.
-    scale_factor: what the encoder's latents are multiplied with to have unit variance; one over the standard
-    deviation of a first batch (`fit_scale`).
+    channels: of each level; every level but the last halves time and mel. latent_dim: D. mid_attention: one attention
+    layer in the middle of encoder and decoder, which LAFMA's lacks. norm_groups: into how many groups of channels each
+    is normalised; a group of one channel loses its level. vocoder: null for Griffin-Lim, which has no weights and needs
+    mel.hop_length to be at most half of mel.n_fft. scale_factor: what the encoder's latents are
+    multiplied with to have unit variance; one over the standard deviation of a first batch (`fit_scale`).
     """
 
     channels: tuple[Positive, ...] = (128, 256, 512)
@@ -47,7 +45,6 @@ class MelAutoencoderConfig:
     scale_factor: Scale = 1.0
     mel: MelConfig = field(default_factory=MelConfig)
     vocoder: VocoderConfig | None = field(default_factory=VocoderConfig)
-    refiner: RefinerConfig | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -59,8 +56,6 @@ class MelAutoencoderConfig:
             raise InputError(
                 f"mel.hop_length is {hop_length}; Griffin-Lim (vocoder: null) needs n_fft / 2 or less"
             )
-        if made is not None and self.refiner is not None:
-            raise InputError("refiner corrects Griffin-Lim's sound; with it vocoder must be null")
         if made not in (None, hop_length):
             raise InputError(
                 f"vocoder.rates make {made} samples of a frame, but mel.hop_length is {hop_length}"
@@ -198,7 +193,6 @@ class MelAutoencoder(LatentAutoencoder):
         self.vocoder: Any = None
         if config.vocoder is not None:
             self.vocoder = vocoder(config.vocoder, mel.num_mels, mel.sample_rate)
-        self.refiner = None if config.refiner is None else Refiner(config.refiner)
 
     def features(self, audio: Tensor) -> Tensor:
         """Audio [B, 1, N] -> log-mel [B, 1, T, M], with `reduction` times the frames and bins of the latents."""
@@ -208,8 +202,7 @@ class MelAutoencoder(LatentAutoencoder):
         """Log-mel [B, 1, T, M] -> audio [B, 1, T * mel.hop_length]."""
         mel, hop_length = features[:, 0], self.config.mel.hop_length
         if self.vocoder is None:
-            audio = griffin_lim(mel, self.config.mel)[:, None]
-            return audio if self.refiner is None else self.refiner(audio)
+            return griffin_lim(mel, self.config.mel)[:, None]
         # A stage whose kernel exceeds its rate by an odd number makes one sample more than rate times its input: the
         # end is cut (32 samples of the released vocoder).
         return self.vocoder(mel)[:, None, : mel.shape[1] * hop_length]

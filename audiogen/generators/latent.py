@@ -187,9 +187,7 @@ class LatentGenerator:
         weights = checkpoint.identity(self.system.state_dict())
         parts = [weights, self.name, self.process.config, self.system.config, self._sampling, self.window_s]
         parts.append(str(self.dtype))
-        # What came later than a system, and it does not have, leaves its identity as it was.
-        described = repr(parts).replace(", refiner=None", "")
-        return hashlib.sha256(described.encode()).hexdigest()[:16]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @torch.no_grad()
     def reconstruct(self, audio: Tensor) -> Tensor:

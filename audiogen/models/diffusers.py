@@ -6,8 +6,7 @@ unet/ or transformer/                 the denoiser
 projection_model/ language_model/     AudioLDM 2's and Stable Audio's conditioning
 text_encoder/ tokenizer/ ...          T5 and CLAP, where they are stored; diffusers' pipelines need them
 scheduler/
-system.json text/ conditioner/        ours: the whole configuration, the embedded text encoder, what else is trained,
-refiner/                              and what corrects the sound of an autoencoder without a vocoder
+system.json text/ conditioner/        ours: the whole configuration, the embedded text encoder, what else is trained
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ from audiogen.text.encoder import FrozenEncoder, quiet
 from audiogen.text.vocabulary import VOCABULARY_FILE
 
 INDEX, SYSTEM = "model_index.json", "system.json"
-TEXT, EXTRA, REFINER = "text", "conditioner", "refiner"
-OWN_WEIGHTS = "model.safetensors"  # of parts that diffusers does not have
+TEXT, EXTRA = "text", "conditioner"
 WEIGHTS = tuple(
     f"{stem}{suffix}"
     for suffix in (".safetensors", ".safetensors.index.json", ".bin")
@@ -77,7 +75,7 @@ def save_diffusers(
     parts: dict[str, Any] = {
         folder: system.get_submodule(part) for folder, part in _folders(system.config).items()
     }
-    embedded, refiner = parts.pop(TEXT, None), parts.pop(REFINER, None)
+    embedded = parts.pop(TEXT, None)
     with quiet():
         for folder, part in parts.items():
             part.save_pretrained(directory / folder)
@@ -90,11 +88,9 @@ def save_diffusers(
     if prefixes:
         state = conditioner.state_dict()
         checkpoint.write_tensors(
-            directory / EXTRA / OWN_WEIGHTS,
+            directory / EXTRA / "model.safetensors",
             {key: tensor for key, tensor in state.items() if key.startswith(prefixes)},
         )
-    if refiner is not None:
-        checkpoint.write_tensors(directory / REFINER / OWN_WEIGHTS, refiner.state_dict())
     scheduler = scheduler_config(process_of(name, process))
     writing.write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
     classes["scheduler"] = ["diffusers", scheduler["_class_name"]]
@@ -157,8 +153,6 @@ def _folders(config: SystemConfig) -> dict[str, str]:
     found = {"vae": "autoencoder.vae", denoiser: "denoiser.network"}
     if config.mel_autoencoder is not None and config.mel_autoencoder.vocoder is not None:
         found["vocoder"] = "autoencoder.vocoder"
-    if config.mel_autoencoder is not None and config.mel_autoencoder.refiner is not None:
-        found[REFINER] = "autoencoder.refiner"
     if config.conditioner.loa is not None:
         found |= {
             "projection_model": "conditioner.loa.projection",

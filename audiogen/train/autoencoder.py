@@ -1,4 +1,4 @@
-"""Autoencoder, vocoder and refiner training: reconstruct through latents near a unit normal, judged by a discriminator.
+"""Autoencoder and vocoder training: reconstruct through latents near a unit normal, judged by a discriminator.
 
 Mel VAE (AudioLDM, arXiv:2301.12503, section 3), waveform VAE (Stable Audio Open, arXiv:2407.14358) and vocoder
 (HiFi-GAN, arXiv:2010.05646, with our multi-scale STFT discriminator in place of its two, and without weight norm): one
@@ -44,7 +44,6 @@ from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.optim import OptimConfig
 from audiogen.train.task import SAMPLES, Run, Task, means
 
-AFTER_MEL = ("vocoder", "refiner")  # parts of a mel autoencoder that make sound
 MEL_STRIDES = ((2, 2), (2, 2), (1, 1))  # (time, mel) of the layers that judge log-mels
 
 
@@ -71,15 +70,14 @@ class AutoencoderRecipe(Run):
     """A training run of a latent codec or its vocoder; `recipes/*_autoencoder_tiny.yaml` are complete examples.
 
     trains: `vae`, the autoencoder itself; `decoder`, that of init_from's vae alone, so that denoisers trained on its
-    latents stay right while the sound gets better; `vocoder`, that of its mel autoencoder, on real spectrograms;
-    `refiner`, that of its mel autoencoder, on decoded latents, which are what generators give it.
+    latents stay right while the sound gets better; `vocoder`, that of its mel autoencoder, on real spectrograms.
     init_from: autoencoder to start from, a directory of this task or of a whole system; its architecture is then taken,
-    but for that of the vocoder or refiner that is trained.
+    but for the vocoder's where a vocoder is trained.
     """
 
     task: Literal["autoencoder"] = "autoencoder"
     out: str = "runs/autoencoder"
-    trains: Literal["vae", "decoder", "vocoder", "refiner"] = "vae"
+    trains: Literal["vae", "decoder", "vocoder"] = "vae"
     mel_autoencoder: MelAutoencoderConfig | None = None
     waveform_autoencoder: WaveformAutoencoderConfig | None = None
     loss: AutoencoderLossWeights = field(default_factory=AutoencoderLossWeights)
@@ -92,10 +90,10 @@ class AutoencoderRecipe(Run):
         if (self.mel_autoencoder is None) == (self.waveform_autoencoder is None):
             raise InputError("give one of mel_autoencoder, waveform_autoencoder; the other is null")
         mel = self.mel_autoencoder
-        if self.trains in AFTER_MEL and (mel is None or getattr(mel, self.trains) is None):
-            raise InputError(f"trains: {self.trains} needs mel_autoencoder.{self.trains}")
-        if self.trains in ("decoder", "refiner") and not self.init_from:
-            raise InputError(f"trains: {self.trains} needs the autoencoder of init_from, which is not given")
+        if self.trains == "vocoder" and (mel is None or mel.vocoder is None):
+            raise InputError("trains: vocoder needs mel_autoencoder.vocoder")
+        if self.trains == "decoder" and not self.init_from:
+            raise InputError("trains: decoder trains that of init_from, which is not given")
         if self.fit.precision == "float16":
             raise InputError("fit.precision=float16 overflows in adversarial training; use bfloat16")
 
@@ -108,13 +106,12 @@ class AutoencoderRecipe(Run):
 
     @staticmethod
     def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Run`; a vocoder or refiner that is trained stays that of the recipe."""
+        """See `Run`; a vocoder that is trained stays that of the recipe."""
         config = load_autoencoder(recipe["init_from"]).config
         found = to_plain(config)
-        trains = recipe.get("trains")
-        if trains in AFTER_MEL and isinstance(config, MelAutoencoderConfig):
+        if recipe.get("trains") == "vocoder" and isinstance(config, MelAutoencoderConfig):
             own = recipe.get("mel_autoencoder")
-            found[trains] = own.get(trains) if isinstance(own, dict) else None
+            found["vocoder"] = own.get("vocoder") if isinstance(own, dict) else None
         return {"mel_autoencoder": None, "waveform_autoencoder": None} | {kind_of(config): found}
 
     def prepare(self, device: torch.device) -> tuple[AutoencoderTask, Split[AudioDataset]]:
@@ -151,11 +148,9 @@ def start(recipe: AutoencoderRecipe) -> Autoencoder:
         checkpoint.load_into(autoencoder.vae, given.vae.state_dict(), recipe.init_from)
         autoencoder.scale_factor = given.scale_factor
         if isinstance(autoencoder, MelAutoencoder):
-            for part in AFTER_MEL:
-                own = getattr(autoencoder.config, part)
-                if own is not None and getattr(given.config, part) == own:
-                    tensors = getattr(given, part).state_dict()
-                    checkpoint.load_into(getattr(autoencoder, part), tensors, recipe.init_from)
+            own = autoencoder.config.vocoder
+            if own is not None and given.config.vocoder == own:
+                checkpoint.load_into(autoencoder.vocoder, given.vocoder.state_dict(), recipe.init_from)
     return autoencoder
 
 
@@ -169,10 +164,10 @@ class AutoencoderTask(Task[AutoencoderRecipe]):
         self.data = open_data(recipe.data, self.sample_rate, self.autoencoder.channels)
         recipe = recipe.limited(len(self.data.train))
         vae: Any = self.autoencoder.vae
-        generator: Any = getattr(self.autoencoder, recipe.trains) if recipe.trains in AFTER_MEL else vae
+        generator: Any = self.autoencoder.vocoder if recipe.trains == "vocoder" else vae
         (vae.decoder if recipe.trains == "decoder" else generator).requires_grad_(True)
         super().__init__(recipe, generator, device, "generator")
-        self.makes_mel = recipe.trains not in AFTER_MEL and isinstance(self.autoencoder, MelAutoencoder)
+        self.makes_mel = recipe.trains != "vocoder" and isinstance(self.autoencoder, MelAutoencoder)
         loss = recipe.loss
         self.adversary: Adversary | None = None
         if loss.adversarial or loss.feature_matching:
@@ -192,9 +187,7 @@ class AutoencoderTask(Task[AutoencoderRecipe]):
         kl = audio.new_zeros(())
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             features = real = autoencoder.features(audio)  # in float32 also where the model runs in less
-            if self.recipe.trains == "refiner":
-                features = autoencoder.vae.decode(autoencoder.posterior(real).mode()).sample
-        if self.recipe.trains not in AFTER_MEL:
+        if self.recipe.trains != "vocoder":
             posterior = autoencoder.posterior(real)
             features = autoencoder.vae.decode(posterior.sample()).sample
             kl = mean_kl(posterior)
@@ -234,7 +227,7 @@ class AutoencoderTask(Task[AutoencoderRecipe]):
     def evaluate(self, batches: Iterable[AudioBatch]) -> dict[str, float]:
         """On unseen audio, through latents and back: log-mel distance, which is `loss`, SI-SDR (dB), KL (nats).
 
-        Where a vocoder is trained, the distance is that of the vocoder alone, from real spectrograms; with a vocoder
+        Where a vocoder is trained, the distance is that of the vocoder alone, from real spectrograms. With a vocoder
         that is not trained yet, the distance says nothing of the vae: there `loss` is `log_mel`, the error of the
         spectrogram that it makes.
         """
@@ -242,7 +235,7 @@ class AutoencoderTask(Task[AutoencoderRecipe]):
         for batch in batches:
             real = batch.audio.to(self.device)  # [B, C, N]
             fake = self.reconstruct(real)
-            if self.recipe.trains not in AFTER_MEL:
+            if self.recipe.trains != "vocoder":
                 seen = self.autoencoder.features(real)
                 if self.makes_mel:  # [B, 1, T, M]
                     again = self.autoencoder.decode_features(self.autoencoder.encode(real))
@@ -254,8 +247,8 @@ class AutoencoderTask(Task[AutoencoderRecipe]):
 
     def reconstruct(self, real: Tensor) -> Tensor:
         """Audio [B, C, N] through latents and back; where a vocoder is trained, through that alone."""
-        alone = self.recipe.trains == "vocoder"
-        return self.make(real).fake if alone else reconstruct(self.autoencoder, real)
+        vocodes = self.recipe.trains == "vocoder"
+        return self.make(real).fake if vocodes else reconstruct(self.autoencoder, real)
 
     def samples(self, batches: Iterable[AudioBatch]) -> dict[str, Tensor]:
         """The first validation clips [C, N], and their reconstructions."""

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from audiogen import audio
 from audiogen.config import build, load_recipe, recipe_names, to_plain
 from audiogen.data.encoded import LatentDataset
-from audiogen.diffusion.autoencoders import MelAutoencoder, make_autoencoder
+from audiogen.diffusion.autoencoders import make_autoencoder
 from audiogen.diffusion.denoisers import denoiser
 from audiogen.diffusion.process import PROCESSES, ProcessConfig
 from audiogen.diffusion.sample import SAMPLINGS, Noise, Sampling, sample
@@ -50,8 +50,6 @@ WAVE = """
 waveform_autoencoder: {sample_rate: 2000, channels: 1, latent_dim: 4, width: 4, multiples: [1, 2], strides: [4, 4]}
 """
 VOCODER = "{channels: 8, rates: [5, 4], kernels: [8, 8], resblock_kernels: [3], resblock_dilations: [[1, 3]]}"
-QUICK = ("fit.valid_every=0", "fit.save_every=0")
-REFINER = "{n_fft: 64, hop_length: 16, width: 8, num_blocks: 1}"
 AUTOENCODER = """
 task: autoencoder
 loss: {mel_windows: [64, 128]}
@@ -204,44 +202,6 @@ def test_a_vocoder_is_trained_for_an_autoencoder_that_stays_as_it_is(
     assert list((run / "samples" / "step_00000006").glob("*_reconstructed.png"))
     with pytest.raises(InputError, match=r"mel_autoencoder=5: init_from=.* decides the architecture"):
         train(recipe, run, f"init_from={autoencoders['mel']}", "trains=vocoder", "mel_autoencoder=5")
-
-
-def test_a_refiner_is_trained_and_goes_with_a_system(
-    autoencoders: dict[str, Path], manifest: Path, tmp_path: Path
-) -> None:
-    """On decoded latents; the rest of the autoencoder, and so its latents, stay as they are."""
-    text = AUTOENCODER + MEL.replace("vocoder: null", f"vocoder: null\n  refiner: {REFINER}")
-    recipe = write_recipe(tmp_path / "r.yaml", text, manifest)
-    start = f"init_from={autoencoders['mel']}"
-    run = train(recipe, tmp_path / "r", start, "trains=refiner", "optim.lr=1e-2", "fit.steps=12", *QUICK)
-    before, after = load_autoencoder(str(autoencoders["mel"])), load_autoencoder(str(run))
-    assert isinstance(after, MelAutoencoder) and after.refiner is not None
-    for name, weight in before.vae.state_dict().items():
-        assert torch.equal(after.vae.state_dict()[name], weight), name
-    assert after.refiner.out.weight.abs().max() > 0
-    losses = trained(run, "train/spectrum")
-    assert sum(losses[-4:]) < sum(losses[:4])
-    again = train(
-        recipe, tmp_path / "on", f"init_from={run}", "trains=refiner", "fit.steps=1", "optim.lr=1e-9", *QUICK
-    )
-    on = load_autoencoder(str(again))
-    assert isinstance(on, MelAutoencoder) and on.refiner is not None
-    torch.testing.assert_close(on.refiner.state_dict(), after.refiner.state_dict())
-
-    system = train(
-        write_system(tmp_path / "s.yaml", "lafma", run, manifest), tmp_path / "s", "fit.steps=1",
-        f"system.mel_autoencoder={json.dumps(to_plain(after.config))}",
-    )  # fmt: skip
-    found: Any = load_released(system).system.autoencoder
-    torch.testing.assert_close(found.refiner.state_dict(), after.refiner.state_dict())
-
-    with pytest.raises(InputError, match=r"trains: refiner needs mel_autoencoder\.refiner"):
-        train(
-            write_recipe(tmp_path / "n.yaml", AUTOENCODER + MEL, manifest),
-            tmp_path / "n",
-            start,
-            "trains=refiner",
-        )
 
 
 def test_a_decoder_is_trained_on_and_latents_keep_their_meaning(
@@ -555,4 +515,4 @@ def test_every_recipe_builds(name: str, capsys: pytest.CaptureFixture[str]) -> N
             else denoiser(recipe.system.denoiser)
         )
     if name.endswith("_tiny"):
-        assert sum(parameter.numel() for parameter in model.parameters()) < 4e6
+        assert sum(parameter.numel() for parameter in model.parameters()) < 2e6
