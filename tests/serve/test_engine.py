@@ -130,7 +130,7 @@ def test_equal_settings_share_a_batch(start: Start) -> None:
     assert slow.batches == [["first"], ["a", "b", "d"], ["c"], ["e"]]
 
 
-def test_a_batch_waits_for_more_as_long_as_it_is_told(start: Start) -> None:
+def test_a_batch_waits_for_more_for_as_long_as_is_given(start: Start) -> None:
     slow = Slow()
     slow.go.set()
     worker = start("slow", at_once=3, generator=slow)  # type: ignore[arg-type]
