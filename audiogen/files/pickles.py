@@ -87,6 +87,8 @@ def _check_records(path: Path) -> _Records | None:
                 raise InputError(
                     f"{path} is a compressed zip file ({packed[0]!r}); torch.save stores without, so unpack it"
                 )
+            if forged := [entry.filename for entry in entries if entry.file_size != entry.compress_size]:
+                raise InputError(f"{path} is damaged: {forged[0]!r} has two sizes; download it again")
             if not any(entry.CRC for entry in entries):
                 return None
             damaged = archive.testzip()
