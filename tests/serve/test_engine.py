@@ -1,5 +1,6 @@
 """Orders of many clients: each has the sound that it has alone, in its turn, and fails or ends alone."""
 
+import copy
 import threading
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 from audiogen.errors import InputError
 from audiogen.generators.request import num_samples
 from audiogen.interfaces import Generator, Sampling
-from audiogen.serve.engine import BLOCK_S, Full, Job, Order, Worker
+from audiogen.serve.engine import BLOCK_S, Full, Job, Order, Worker, in_turn
 from tests.serve.conftest import Start
 
 
@@ -143,6 +144,27 @@ def test_a_batch_waits_for_more_for_as_long_as_is_given(start: Start) -> None:
     gone.cancel()
     wait(*rest, *submit(worker, *(Order(text, 1.0, 0) for text in "gh")))
     assert slow.batches == [["a", "b", "c"], ["d"], ["f", "g", "h"]]
+
+
+def test_a_codec_decodes_for_so_many_threads_at_a_time(models: dict[str, Generator]) -> None:
+    codec = models["tokens"].codec  # type: ignore[attr-defined]
+    own, running, most = copy.copy(codec), [0], [0]
+
+    def decode(codes: Tensor) -> Tensor:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.02)
+        running[0] -= 1
+        return codes
+
+    own.decode = decode
+    in_turns = in_turn(own, 2)
+    threads = [threading.Thread(target=in_turns.decode, args=(torch.zeros(1, 1, 1),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert most == [2] and in_turns.name == codec.name
 
 
 def test_a_job_that_raises_fails_alone_and_a_cancelled_one_frees_its_place(start: Start) -> None:
