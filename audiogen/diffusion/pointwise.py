@@ -1,4 +1,4 @@
-"""Convolutions whose results on a CPU do not depend on the number of threads, as PyTorch's own do.
+"""Convolutions and products whose results on a CPU do not depend on the number of threads, as PyTorch's own do.
 
 Its choice (`use_mkldnn` in aten/src/ATen/native/Convolution.cpp) asks for the number of threads where the kernel is
 1 x 1, so that a system's sounds differed by it. As one product of matrices they do not, and two threads take a quarter
@@ -8,6 +8,8 @@ where there is AVX-512: oneDNN's do not.
 
 import torch
 from torch import Tensor, nn
+
+from audiogen.onednn import SteadyLinear
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -37,11 +39,13 @@ class DirectConv2d(nn.Conv2d):
 
 
 def use_products(module: nn.Module) -> None:
-    """Every 1 x 1 convolution of a module becomes a `PointwiseConv2d`, others a `DirectConv2d` where there is oneDNN.
+    """Layers become those of this file: 1 x 1 convolutions, others where there is oneDNN, and `SteadyLinear`.
 
     Their weights stay where they are.
     """
     for layer in module.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = SteadyLinear
         if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
             continue
         if layer.weight.shape[2:] != (1, 1):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from audiogen.diffusion.pointwise import DirectConv2d, PointwiseConv2d, use_products
+from audiogen.onednn import SteadyLinear
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,21 @@ def test_any_number_of_threads_gives_the_same(shape: tuple[int, ...], kernel_siz
             assert isinstance(network[0], PointwiseConv2d if kernel_size == 1 else DirectConv2d)
         torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=1e-5)
         one = network(x)
+        for count in (2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(network(x), one)
+
+
+@pytest.mark.parametrize("rows", [8, 51])  # where two threads made PyTorch's own result differ from one's
+def test_products_of_any_number_of_threads_are_the_same(rows: int) -> None:
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(256, 2048), nn.Linear(2048, 256)), torch.randn(2, rows, 256)
+    with torch.inference_mode():
+        expected = network(x)
+        use_products(network)
+        assert {type(layer) for layer in network} == {SteadyLinear}
+        one = network(x)
+        torch.testing.assert_close(one, expected, atol=1e-5, rtol=1e-5)
         for count in (2, 3):
             torch.set_num_threads(count)
             assert torch.equal(network(x), one)
