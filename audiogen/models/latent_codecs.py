@@ -106,14 +106,14 @@ def check_reconstruction(autoencoder: Autoencoder, batch: AudioBatch, bound: flo
     rate = autoencoder.sample_rate
     found = float(mel_distance(fake, real, rate).mean())
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {"mel": found, "bound": bound, "clips": batch.keys, "autoencoder": identity(autoencoder)}
-    writing.write_json(folder / "reconstruction.json", contents)
     for row in range(min(4, len(real))):
         for name, sound in ((f"{row}_original", real[row]), (f"{row}_reconstructed", fake[row])):
             if torch.isfinite(sound).all():
                 audio_io.save(folder / f"{name}.wav", sound.cpu(), rate)
     both = torch.cat([real[0], fake[0]], dim=-1).cpu()
     save_spectrogram(folder / "0.png", both, rate, "original, then reconstructed")
+    contents = {"mel": found, "bound": bound, "clips": batch.keys, "autoencoder": identity(autoencoder)}
+    writing.write_json(folder / "reconstruction.json", contents)  # last: with it the check is not made again
     if not found <= bound:  # also where it is not a number
         raise InputError(
             f"the autoencoder reconstructs {len(real)} real clips with a log-mel distance of {found:.3f}, above "
