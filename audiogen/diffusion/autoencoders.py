@@ -68,6 +68,11 @@ class MelAutoencoderConfig:
         """Mel frames for each latent frame, and mel bins for each latent bin."""
         return 2 ** (len(self.channels) - 1)
 
+    @property
+    def bins(self) -> int:
+        """M of the latents [B, D, T, M]."""
+        return self.mel.num_mels // self.reduction
+
 
 @dataclass(frozen=True)
 class WaveformAutoencoderConfig:
@@ -177,7 +182,7 @@ class MelAutoencoder(LatentAutoencoder):
     def __init__(self, config: MelAutoencoderConfig):
         mel, levels = config.mel, len(config.channels)
         super().__init__(config, mel.sample_rate, 1, mel.hop_length * config.reduction)
-        self.bins = (mel.num_mels // config.reduction,)
+        self.bins = (config.bins,)
         self.vae = AutoencoderKL(
             in_channels=1,
             out_channels=1,

@@ -17,6 +17,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.audioldm2.modeling_audioldm2 import AudioLDM2UNet2DConditionModel
+from einops import rearrange
 from torch import Tensor, nn
 
 from audiogen.config import NotNegative, Positive, check_ranges
@@ -170,7 +171,12 @@ DenoiserConfig = AudioUNetConfig | TextUNetConfig | DiTConfig | FluxConfig
 
 
 class Denoiser(nn.Module):
-    """A network and its config, one of `DenoiserConfig`: what a process trains and a sampler calls."""
+    """A network and its config, one of `DenoiserConfig`: what a process trains and a sampler calls.
+
+    in_frames: the network takes sequences [B, D, T]; of latents [B, D, T, M] each frame is D * M numbers to it.
+    """
+
+    in_frames = False
 
     def __init__(self, config: Any, network: Any):
         super().__init__()
@@ -188,7 +194,11 @@ class Denoiser(nn.Module):
                 "the conditioning has {} streams and a vector of {}; ".format(*got)
                 + "the denoiser has {} and {}".format(*needed)
             )
-        return self.predict(x_t, t, conditioning)
+        if not (self.in_frames and x_t.dim() == 4):
+            return self.predict(x_t, t, conditioning)
+        frames = rearrange(x_t, "b d t m -> b (d m) t")
+        found = self.predict(frames, t, conditioning)
+        return rearrange(found, "b (d m) t -> b d t m", m=x_t.shape[-1])
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The call of the network, with a conditioning that it has: shapes as in `forward`."""
@@ -277,6 +287,8 @@ class AudioDiT(Denoiser):
     It has no mask: padding is zeros, which take their share of attention.
     """
 
+    in_frames = True
+
     def __init__(self, config: DiTConfig):
         network = StableAudioDiTModel(
             in_channels=config.latent_dim,
@@ -313,6 +325,8 @@ class AudioFlux(Denoiser):
     The network takes no mask. Rows with the same number of valid tokens go through together, without the others, so
     that a row does not depend on the texts beside it.
     """
+
+    in_frames = True
 
     def __init__(self, config: FluxConfig):
         network = FluxTransformer2DModel(

@@ -50,14 +50,17 @@ class SystemConfig:
         for kind in (AUTOENCODERS, DENOISERS):
             if len([key for key in kind if getattr(self, key) is not None]) != 1:
                 raise InputError(f"a system has exactly one of {', '.join(kind)}; set the others null")
-        two = self.audio_unet is not None or self.text_unet is not None
-        if two != (self.mel_autoencoder is not None):
+        unet = self.audio_unet is not None or self.text_unet is not None
+        if unet and self.mel_autoencoder is None:
             raise InputError(
-                "audio_unet and text_unet work on the latents of mel_autoencoder [B, D, T, M], dit and flux on those "
-                "of waveform_autoencoder [B, D, T]"
+                "audio_unet and text_unet work on the latents of mel_autoencoder [B, D, T, M]; those of "
+                "waveform_autoencoder [B, D, T] are for dit and flux"
             )
+        depth = self.autoencoder.latent_dim  # a transformer takes the M bins of a frame as D * M numbers
+        if self.mel_autoencoder is not None and not unet:
+            depth *= self.mel_autoencoder.bins
         for what, given, taken in (
-            ("autoencoder gives latents", self.autoencoder.latent_dim, self.denoiser.latent_dim),
+            ("autoencoder gives latents", depth, self.denoiser.latent_dim),
             ("conditioner gives streams of tokens", self.conditioner.cross_dims, self.denoiser.cross_dims),
             ("conditioner gives a vector", self.conditioner.vector_dim, self.denoiser.vector_dim),
         ):

@@ -46,7 +46,7 @@ class SystemFile:
 
 def pipeline_of(config: SystemConfig) -> str:
     """The pipeline that opens such a system; where it has none of its own, the one that opens components."""
-    if config.dit is not None:
+    if config.dit is not None and config.waveform_autoencoder is not None:
         return "StableAudioPipeline"
     if config.audio_unet is not None and config.conditioner.clap is not None:
         return "AudioLDM2Pipeline" if config.conditioner.loa is not None else "AudioLDMPipeline"

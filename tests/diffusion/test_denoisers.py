@@ -65,6 +65,20 @@ def test_a_row_does_not_depend_on_longer_texts_beside_it(name: str) -> None:
     torch.testing.assert_close(both[1:], network(x[1:], t[1:], long), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["stable_audio", "tangoflux"])
+def test_a_transformer_takes_the_bins_of_a_mel_frame_as_one_vector(name: str) -> None:
+    """Latents [B, D, T, M] are to it what [B, D * M, T] are: each frame with the bins of each channel side by side."""
+    network, config, _ = make(name, latent_dim=12)
+    conditioning, x, t = random_conditioning(config, 2, 5), torch.randn(2, 4, 9, 3), torch.tensor([0.2, 0.7])
+    found = network(x, t, conditioning)
+    frames = torch.stack([x[..., 0], x[..., 1], x[..., 2]], dim=2).reshape(2, 12, 9)
+    expected = network(frames, t, conditioning)
+    assert found.shape == x.shape
+    for channel in range(4):
+        for place in range(3):
+            assert torch.equal(found[:, channel, :, place], expected[:, 3 * channel + place])
+
+
 def test_former_configurations_open_and_channels_beside_the_latents_are_refused() -> None:
     values = to_plain(tiny("lafma").audio_unet)
     assert build(AudioUNetConfig, values | {"extra_channels": 0}) == tiny("lafma").audio_unet

@@ -71,6 +71,8 @@ def test_what_does_not_go_together_is_refused_with_the_numbers() -> None:
     with pytest.raises(InputError, match="exactly one of audio_unet, text_unet, dit, flux"):
         dataclasses.replace(lafma, dit=wave.dit)
     with pytest.raises(InputError, match="work on the latents of mel_autoencoder"):
+        dataclasses.replace(wave, audio_unet=lafma.audio_unet, dit=None)
+    with pytest.raises(InputError, match="gives latents of width 32, the denoiser takes 4"):  # 4 times 8 bins
         dataclasses.replace(lafma, audio_unet=None, dit=wave.dit)
     with pytest.raises(InputError, match=r"width \(24,\), the denoiser takes \(16, 24\)"):
         dataclasses.replace(lafma, audio_unet=tiny("audioldm2").audio_unet)
