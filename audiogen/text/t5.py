@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,9 +134,20 @@ class T5Conditioner(nn.Module):
         return from_rows([next(embeddings) if row else nothing for row in rows])
 
     def token_ids(self, text: str | None) -> list[int]:
-        """Token ids ending in </s>; an empty list for no text. Warnings as in `TextEncoder.token_ids`."""
+        """Token ids ending in </s>; an empty list for no text. Warnings as in `TextEncoder.token_ids`.
+
+        Outside of training words that no training caption had are warned of as well, where they were recorded.
+        """
         if text is None or not text.strip():
             return []
+        if self.config.embedded and not self.training:
+            assert isinstance(self.tokenizer, Vocabulary)
+            if unknown := self.tokenizer.unknown(text):
+                words = ", ".join(
+                    f"{word!r} (did you mean {like!r}?)" if like else repr(word)
+                    for word, like in unknown.items()
+                )
+                warnings.warn(f"no training caption had {words}: what is made of it is a guess", stacklevel=2)
         return self.text_encoder().token_ids(text, self.config.max_tokens, self.config.encoder)
 
     def _embed(self, rows: list[list[int]]) -> Sequence[Tensor]:

@@ -44,7 +44,7 @@ from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import Vocabulary
 from audiogen.train.cache import Feature, cache_latents
 from audiogen.train.loa import LoaTraining, true_vectors
-from audiogen.train.task import CaptionedTask, Run, means, new_text
+from audiogen.train.task import CaptionedTask, Run, learn_words, means, new_text
 
 CHECKED_CLIPS = 8  # that go through the autoencoder before training
 VALID_DRAWS = 2  # times and noises for each validation clip
@@ -125,6 +125,8 @@ class DiffusionRecipe(Run):
             system.autoencoder = autoencoder
         if self.text_from:
             freeze_text(self, system)
+        if system.conditioner.text is not None and system.conditioner.text.embedded is not None:
+            learn_words(system.conditioner.text.embedded, data.train)
         return DiffusionTask(self.limited(len(sets.train)), system, wordings(data.valid), device), data
 
 

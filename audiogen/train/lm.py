@@ -33,7 +33,7 @@ from audiogen.models.parts import CodecReference, PretrainedLM
 from audiogen.text.condition import drop
 from audiogen.text.t5 import TextConfig
 from audiogen.train.cache import pretokenize
-from audiogen.train.task import CaptionedTask, Run, autocast, new_text, product_dtype
+from audiogen.train.task import CaptionedTask, Run, autocast, learn_words, new_text, product_dtype
 
 SAMPLE_GUIDANCE = 3.0  # AudioGen's and MusicGen's default
 
@@ -112,6 +112,8 @@ class LMRecipe(Run):
             text = new_text(self, self.text, data.train)
             torch.manual_seed(seed_for(self.seed, "weights"))
             start = PretrainedLM(TokenLM(self.model), text, reference, 0, {})
+        elif self.lora is None:  # adapters are saved without the text encoder
+            learn_words(start.conditioner, data.train)
         start = start._replace(codec=reference)
         return LMTask(recipe, codec, start, wordings(data.valid), device), data
 

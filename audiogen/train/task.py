@@ -23,7 +23,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Batch
 from audiogen.text.t5 import T5Conditioner, TextConfig
-from audiogen.text.vocabulary import train_vocabulary
+from audiogen.text.vocabulary import Vocabulary, train_vocabulary
 from audiogen.train.optim import Average, OptimConfig, Optimizer
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -257,6 +257,13 @@ def new_text(recipe: Run, config: TextConfig, train: Captioned) -> T5Conditioner
             writing.write_bytes_atomic(path, train_vocabulary(captions, config.vocab_size))
     torch.manual_seed(seed_for(recipe.seed, "text weights"))
     return T5Conditioner(config, path.read_bytes())
+
+
+def learn_words(text: T5Conditioner, train: Captioned) -> None:
+    """What a model is trained on further it names as trained on, beside the words of before."""
+    if text.config.embedded:
+        assert isinstance(text.tokenizer, Vocabulary)
+        text.tokenizer.learn(caption for clip in wordings(train) for caption in clip)
 
 
 def row_slices(num_rows: int, parts: int) -> list[slice]:

@@ -305,6 +305,18 @@ def test_what_is_neither_a_directory_nor_a_hub_id_is_no_encoder(pretrained, tmp_
             T5Conditioner(TextConfig(encoder=str(name), width=10))
 
 
+def test_words_of_no_training_caption_are_warned_of_outside_of_training(embedded: T5Conditioner) -> None:
+    with pytest.warns(
+        UserWarning, match=r"no training caption had 'siern' \(did you mean 'siren'\?\), 'lorry': what is made"
+    ):
+        embedded(["a siern, then a lorry far away"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        embedded(["bells, then a siren"])
+        embedded.train()(["a lorry"])
+    embedded.eval()
+
+
 def test_unknown_characters_of_a_pretrained_tokenizer_are_named(pretrained):
     conditioner = T5Conditioner(TextConfig(encoder=str(pretrained), width=10))
     with pytest.warns(UserWarning, match="has no token for '🐶.' in 'a 🐶 dog.'"):

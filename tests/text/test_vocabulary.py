@@ -1,9 +1,12 @@
 """The vocabulary is a function of the set of captions, and reads text as the captions wrote it."""
 
+from pathlib import Path
+
 import pytest
+import sentencepiece
 
 from audiogen.errors import InputError
-from audiogen.text.vocabulary import Vocabulary, train_vocabulary
+from audiogen.text.vocabulary import Vocabulary, train_vocabulary, with_words
 
 CAPTIONS = ["a dog barks", "rain falls on a roof", "A clock ticks twice", "a dog barks, then rain falls"]
 UNUSABLE = [None, "  "]
@@ -41,3 +44,35 @@ def test_bad_input_is_said_in_a_line():
 def test_a_model_that_is_empty_or_noise_is_said_in_a_line(model):
     with pytest.raises(InputError, match="vocabulary"):
         Vocabulary(model)
+
+
+def test_words_that_no_caption_had_are_found_with_one_like_them() -> None:
+    vocabulary = Vocabulary(train_vocabulary(CAPTIONS, 64))
+    assert vocabulary.words == set("barks clock dog falls rain roof then ticks twice".split())
+    assert (
+        vocabulary.unknown("A DOG barks on roofs; rains fall to 12 ｃｌｏｃｋｓ") == {}
+    )  # plurals, cases, short
+    assert vocabulary.unknown("a violin, a clck, a violin") == {"violin": "", "clck": "clock"}
+    assert vocabulary.unknown("das Geräusch") == {"das": "", "geräusch": ""}
+
+
+def test_words_are_kept_in_the_file_and_change_no_token(tmp_path: Path) -> None:
+    vocabulary = Vocabulary(train_vocabulary(CAPTIONS, 64))
+    ids = vocabulary.encode("a dog barks twice")
+    vocabulary.learn(["a violin", "a dog"])
+    vocabulary.learn(["a cello"])
+    vocabulary.save(tmp_path)
+    again = Vocabulary((tmp_path / "vocabulary.model").read_bytes())
+    assert again.words == vocabulary.words >= {"violin", "cello", "dog", "rain"}
+    assert again.encode("a dog barks twice") == ids and len(again) == len(vocabulary)
+    assert len(again.model) < len(train_vocabulary(CAPTIONS, 64)) + 40  # words are there once
+
+
+def test_a_vocabulary_of_before_has_no_words_and_finds_none_missing() -> None:
+    former = with_words(train_vocabulary(CAPTIONS, 64), [])
+    assert b"twice\n" not in former and with_words(former, []) == former
+    assert Vocabulary(former).words == frozenset() and Vocabulary(former).unknown("a violin") == {}
+    sentencepiece.SentencePieceProcessor(model_proto=former)
+    assert with_words(former, Vocabulary(train_vocabulary(CAPTIONS, 64)).words) == train_vocabulary(
+        CAPTIONS, 64
+    )
