@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 SYNTH_SEED = 0  # the built-in corpus is one corpus: "synth:7" names the same sound in every run
 SYNTH_DURATION_S, SYNTH_LONGEST_S = 5.0, 30.0
 CACHED_CLIP_S = 60  # longer clips are read from disk crop by crop
+NEARLY_FULL = 0.9  # of a segment: clips of about its length are meant to fill it
 SILENT = 1e-12  # power, -120 dB: of less, the gain of a mixture could be beyond float32
 MIN_OVERLAP = 0.5  # of the shorter sound, as published
 SYNTH_SOURCE = re.compile(r"synth:(0*[1-9]\d*)(?:@(\d+))?")
@@ -94,7 +95,7 @@ class DataConfig:
 
     segment_s: longer clips are cropped at a random place, shorter ones padded with zeros at the end.
     mix_probability, mix_snr_db: AudioGen's mixing of two clips. gain_db: range of a random gain. speed: range of
-    a random playback speed, which moves pitch and tempo together.
+    a random playback speed, which moves pitch and tempo together; a clip that fills a segment still does.
     holdout: share of each source's clips kept for validation when `valid` is empty; of few clips more, see `held_out`.
     cache_mb: decoded clips kept in memory, per worker process; 0 turns it off. It changes no result.
     """
@@ -187,6 +188,8 @@ class AudioDataset:
         if not self.clips:
             raise InputError("the data holds no clips")
         self.segment = None if self.segment_s is None else max(1, round(self.segment_s * self.sample_rate))
+        # What is played slower has its highest frequencies from above those of the rate at which it is heard.
+        self.read_rate = math.ceil(self.sample_rate / min(1.0, self.vary.speed[0]))
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -211,11 +214,16 @@ class AudioDataset:
 
     def _segment(self, index: int, random: torch.Generator) -> Item:
         """One clip's crop, zero-padded to the segment; draws from `random` as often whatever the clip is."""
-        clip, segment, rate = self.clips[index], self.segment, self.sample_rate
+        clip, segment, rate = self.clips[index], self.segment, self.read_rate
         place, wording = draw(random, 0, 1), draw(random, 0, 1)
         total, captions = self._length(clip), self.captions(index)
         if self.vary.speed != (1.0, 1.0):
-            rate = round(rate * draw(random, *self.vary.speed))
+            speed = draw(random, *self.vary.speed)
+            if segment is not None:
+                filled = total * self.sample_rate / (segment * self.read_rate)  # at its own speed
+                if filled > NEARLY_FULL:  # not played so fast that silence follows it
+                    speed = min(speed, max(filled, 1.0))
+            rate = round(rate * speed)
         wanted = total if segment is None else audio.resampled_length(segment, self.sample_rate, rate)
         length = min(total, wanted)
         start = int(place * (total - length + 1))
@@ -227,10 +235,10 @@ class AudioDataset:
 
     def _length(self, clip: Clip) -> int:
         if isinstance(clip, BuiltInClip):
-            return round(self._built_in_s() * self.sample_rate)
+            return round(self._built_in_s() * self.read_rate)
         if clip.place not in self.lengths:
             header = audio.info(clip.path)
-            rate = self.sample_rate
+            rate = self.read_rate
             length = audio.resampled_length(header.num_frames, header.sample_rate, rate)
             length -= round(clip.start_s * rate)
             wanted = length if clip.duration_s is None else max(1, round(clip.duration_s * rate))
@@ -261,7 +269,7 @@ class AudioDataset:
             total = self._length(clip)
             size = 4 * self.channels * total
             fits = self.cache_bytes + size <= self.cache_mb * 1_000_000
-            if total > CACHED_CLIP_S * self.sample_rate or not fits:
+            if total > CACHED_CLIP_S * self.read_rate or not fits:
                 return self._decode(clip, start, length)
             whole = self._decode(clip, 0, total)
             self.cache[clip.place] = whole
@@ -270,9 +278,9 @@ class AudioDataset:
 
     def _decode(self, clip: Clip, start: int, length: int) -> Tensor:
         if isinstance(clip, BuiltInClip):
-            sound = synth.render(SYNTH_SEED, clip.number, self.sample_rate, self._built_in_s()).audio
+            sound = synth.render(SYNTH_SEED, clip.number, self.read_rate, self._built_in_s()).audio
             return audio.convert_channels(sound, self.channels)[:, start : start + length]
-        rate = self.sample_rate
+        rate = self.read_rate
         start += round(clip.start_s * rate)
         part, _ = audio.load(clip.path, rate, self.channels, start / rate, length / rate)
         if part.shape[-1] != length:

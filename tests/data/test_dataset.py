@@ -192,6 +192,25 @@ def test_speed_moves_pitch_and_length(tmp_path: Path) -> None:
         assert part.data.shape == (1, 8000) and part.length == 8000
 
 
+def test_what_is_played_slower_keeps_its_highest_band(tmp_path: Path) -> None:
+    noise = 0.1 * torch.randn(1, 44100, generator=torch.Generator().manual_seed(0))
+    clip = Clip(str(audio.save(tmp_path / "x.wav", noise, 44100)))
+    slow = AudioDataset([clip], 16000, segment_s=0.9, vary=Variation(speed=(0.7, 0.7))).item(0, 0, 0)
+    power = torch.fft.rfft(slow.data[0]).abs().square()
+    assert power[-len(power) // 10 : -len(power) // 50].mean() > 0.5 * power.mean()  # 7.2 to 7.8 kHz
+    made = AudioDataset(read_source(SourceConfig("synth:1")), 16000, vary=Variation(speed=(0.8, 0.8)))
+    assert made.item(0, 0, 0).length == 5 * 16000 / 0.8
+
+
+def test_a_clip_that_fills_the_segment_is_not_played_so_fast_that_silence_follows(tmp_path: Path) -> None:
+    tone = 0.5 * torch.sin(torch.arange(32000) * 0.4)[None]
+    fast = Variation(speed=(1.25, 1.25))
+    for seconds, length in ((2.0, 16000), (1.1, 16000), (1.0, 16000), (0.95, 15200), (0.5, 6400)):
+        name = tmp_path / f"{seconds}.wav"
+        clip = Clip(str(audio.save(name, tone[:, : int(16000 * seconds)], 16000)))
+        assert AudioDataset([clip], 16000, segment_s=1.0, vary=fast).item(0, 0, 0).length == length
+
+
 def test_the_built_in_corpus_is_named_and_true(tmp_path: Path) -> None:
     clips = read_source(SourceConfig("synth:3@40"))
     assert [clip.key for clip in clips] == ["synth:1@40", "synth:1@41", "synth:1@42"]
