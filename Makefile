@@ -60,6 +60,7 @@ CLIPS = source: $(ESC10)/manifest.jsonl, where: {license: [CC0, CC-BY], fold:
 sounds = 'data.train=[{repeat: $(1), $(CLIPS) [1, 2, 3]}}, synth:$(2)]' 'data.valid=[{$(CLIPS) [4]}}$(3)]'
 TRAIN = $(BIN)/python -m audiogen.train
 COMMA := ,
+PAIRS = {repeat: 2$(COMMA) source: runs/pairs/manifest.jsonl}
 
 # The decoder comes last: its codec's tokens stay as they were, so the language model needs no other.
 weights: venv
@@ -68,17 +69,20 @@ weights: venv
 	$(BIN)/python tools/bundle.py runs/tagger_tiny/best tagger_tiny
 	$(TRAIN) recipe=codec_tiny $(call sounds,20,4000)
 	$(BIN)/python tools/bundle.py runs/codec_tiny/best codec_tiny
-	$(TRAIN) recipe=lm_tiny $(call sounds,24,5000)
-	$(TRAIN) recipe=lm_tiny init_from=runs/lm_tiny/best out=runs/lm_tiny_on fit.steps=10000 optim.lr=8e-4 $(call sounds,24,16000)
-	$(BIN)/python tools/pairs.py $(ESC10)/manifest.jsonl runs/pairs 1200
-	$(TRAIN) recipe=lm_tiny init_from=runs/lm_tiny_on/best out=runs/lm_tiny_pairs fit.steps=8000 optim.lr=5e-4 optim.warmup_steps=200 \
-	  fit.ema_decay=0.999 fit.precision=float32 fit.valid_every=500 $(call sounds,10,8000$(COMMA) {repeat: 3$(COMMA) source: runs/pairs/manifest.jsonl})
-	$(BIN)/python tools/bundle.py runs/lm_tiny_pairs/best lm_tiny
+	$(BIN)/python tools/pairs.py $(ESC10)/manifest.jsonl runs/pairs 3000
+	$(TRAIN) recipe=lm_tiny fit.steps=3200 fit.batch_size=64 fit.ema_decay=0.998 fit.valid_every=250 optim.warmup_steps=200 \
+	  $(call sounds,40,8000$(COMMA) $(PAIRS))
+	$(BIN)/python tools/bundle.py runs/lm_tiny/best lm_tiny
+	$(BIN)/python tools/which_sounds.py kinds lm_tiny --out audiogen/weights/lm_tiny/sounds.json
 	$(TRAIN) recipe=codec_tiny_decoder init_from=codec_tiny $(call sounds,20,1500)
 	$(BIN)/python tools/bundle.py runs/codec_tiny_decoder codec_tiny
-	$(TRAIN) recipe=mel_autoencoder_tiny $(call sounds,20,2000)
-	$(TRAIN) recipe=lafma_tiny $(call sounds,16,1500)
-	$(BIN)/python tools/bundle.py runs/lafma_tiny/best lafma_tiny
+	$(TRAIN) recipe=mel_autoencoder_tiny fit.steps=5000 fit.batch_size=32 $(call sounds,20,3000)
+	$(TRAIN) recipe=lafma_tiny fit.steps=3800 fit.batch_size=128 fit.ema_decay=0.999 fit.valid_every=400 fit.valid_batches=1 \
+	  data.segment_s=5.12 data.speed=[0.85,1.15] $(call sounds,70,16000$(COMMA) $(PAIRS))
+	$(TRAIN) recipe=lafma_tiny init_from=runs/lafma_tiny autoencoder=null out=runs/lafma_tiny_on fit.steps=600 fit.ema_decay=0.99 \
+	  fit.valid_every=200 optim.lr=3e-4 optim.warmup_steps=30 data.speed=[1,1] data.gain_db=[-3,3] $(call sounds,3,900$(COMMA) $(PAIRS))
+	$(BIN)/python tools/bundle.py runs/lafma_tiny_on lafma_tiny
+	$(BIN)/python tools/which_sounds.py kinds lafma_tiny --out audiogen/weights/lafma_tiny/sounds.json
 	$(BIN)/python tools/attribution.py $(ESC10)/manifest.jsonl > audiogen/weights/ATTRIBUTION.md
 
 venv: $(STAMP)

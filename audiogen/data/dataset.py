@@ -188,7 +188,7 @@ class AudioDataset:
         if not self.clips:
             raise InputError("the data holds no clips")
         self.segment = None if self.segment_s is None else max(1, round(self.segment_s * self.sample_rate))
-        # What is played slower has its highest frequencies from above those of the rate at which it is heard.
+        # What is played slower has its highest frequencies from above those of the rate of what comes out.
         self.read_rate = math.ceil(self.sample_rate / min(1.0, self.vary.speed[0]))
 
     def __len__(self) -> int:

@@ -24,7 +24,7 @@ MOST_WORDS = 20_000  # kept, the most frequent ones
 WORD = re.compile(r"[^\W\d_]{3,}")  # shorter ones say little of a sound
 LONGEST_WORD = 40  # letters: what is longer is no word
 MOST_UNKNOWN = 5  # named of one text
-ALIKE = 0.75  # of difflib's ratio, from which on a word is offered for another
+ALIKE = 0.65  # of difflib's ratio, from which on a word with the same first letter is offered for another
 
 
 def train_vocabulary(captions: Iterable[str | None], vocab_size: int) -> bytes:

@@ -307,7 +307,8 @@ def test_what_is_neither_a_directory_nor_a_hub_id_is_no_encoder(pretrained, tmp_
 
 def test_words_of_no_training_caption_are_warned_of_outside_of_training(embedded: T5Conditioner) -> None:
     with pytest.warns(
-        UserWarning, match=r"no training caption had 'siern' \(did you mean 'siren'\?\), 'lorry': what is made"
+        UserWarning,
+        match=r"no training caption had 'siern' \(did you mean 'siren'\?\), 'lorry': what is made",
     ):
         embedded(["a siern, then a lorry far away"])
     with warnings.catch_warnings():

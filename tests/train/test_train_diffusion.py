@@ -298,6 +298,22 @@ def test_workers_end_when_a_shard_cannot_be_written(lafma: Train, tmp_path: Path
     assert caught.tb and not active_children()  # although the traceback keeps what was running
 
 
+def test_a_check_that_was_cut_short_is_made_again(
+    lafma: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise writing.StorageError("no space")
+
+    check = tmp_path / "run" / "latents" / "check"
+    with monkeypatch.context() as patch:
+        patch.setattr("audiogen.models.latent_codecs.save_spectrogram", full)
+        with pytest.raises(writing.StorageError):
+            lafma("run", "fit.steps=1")
+    assert not (check / "reconstruction.json").exists()
+    lafma("run", "fit.steps=1")
+    assert {path.name for path in check.iterdir()} >= {"reconstruction.json", "0.png", "0_original.wav"}
+
+
 def test_a_bad_autoencoder_stops_the_run_with_the_figure(
     lafma: Train, autoencoders: dict[str, Path], manifest: Path, tmp_path: Path
 ) -> None:
@@ -339,8 +355,8 @@ SMALL_UNET = ("latent_dim=4", "channels=[32]", "heads=[2]", "attention=[false]",
 SMALL = {
     "audio_unet": SMALL_UNET,
     "text_unet": SMALL_UNET,
-    "dit": ("latent_dim=4", "num_layers=2"),
-    "flux": ("latent_dim=4", "num_layers=1", "num_single_layers=1"),
+    "dit": ("num_layers=2",),
+    "flux": ("num_layers=1", "num_single_layers=1"),
 }
 # Noise is slower to learn than v or a flow; the transformers want smaller steps than the UNets.
 OVERFIT = {
@@ -351,15 +367,22 @@ OVERFIT = {
         "system.conditioner.loa.num_layers=1",
         "system.conditioner.loa.length=2",
     ),
-    "lafma_tiny": ("fit.steps=120",),
+    "lafma_tiny": (
+        "fit.steps=120",
+        "optim.lr=3e-3",
+        "system.dit.latent_dim=16",  # 4 channels of 4 bins
+        "system.conditioner.text_length=24",
+        "system.conditioner.text.max_tokens=24",
+    ),
     "stable_audio_tiny": (
         "fit.steps=200",
         "optim.lr=3e-3",
+        "system.dit.latent_dim=4",
         "system.conditioner.text_length=24",
         "system.conditioner.text.max_tokens=24",
     ),
     "tango_tiny": ("fit.steps=160",),
-    "tangoflux_tiny": ("fit.steps=80", "optim.lr=3e-3"),
+    "tangoflux_tiny": ("fit.steps=80", "optim.lr=3e-3", "system.flux.latent_dim=4"),
 }
 
 
@@ -486,7 +509,7 @@ def test_a_system_is_trained_on(lafma: Train, tmp_path: Path) -> None:
 
 
 def test_the_text_encoder_of_a_language_model_is_taken_and_stays() -> None:
-    recipe = open_recipe("lafma_tiny")
+    recipe = open_recipe("tango_tiny")
     system = new_system(recipe, None)  # type: ignore[arg-type]
     freeze_text(recipe, system)
     text = system.conditioner.text.embedded
@@ -513,4 +536,4 @@ def test_every_recipe_builds(name: str, capsys: pytest.CaptureFixture[str]) -> N
             else denoiser(recipe.system.denoiser)
         )
     if name.endswith("_tiny"):
-        assert sum(parameter.numel() for parameter in model.parameters()) < 2e6
+        assert sum(parameter.numel() for parameter in model.parameters()) < 10e6
