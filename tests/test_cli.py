@@ -24,6 +24,7 @@ VERBS = (
     "audiogen.codec",
     "audiogen.evaluate",
     "audiogen.data",
+    "audiogen.info",
     "audiogen.serve",
 )
 

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     **dict.fromkeys({"lm", "diffusion"}, CORE | {"text"}),
     "models": MODELS - {"data"},
     "generators": MODELS,
-    **dict.fromkeys({"generate", "serve", "convert", "evaluate", "train"}, MODELS | {"generators"}),
+    **dict.fromkeys({"generate", "info", "serve", "convert", "evaluate", "train"}, MODELS | {"generators"}),
     "__init__": {"generators", "models"},  # the public names, imported with their first use
     "__main__": CORE,
     # the commands of audiogen.codec open models, read manifests and write token shards

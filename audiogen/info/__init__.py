@@ -1,0 +1,1 @@
+"""What a generator is and what it can do."""

@@ -1,0 +1,35 @@
+"""`python -m audiogen.info`: what a generator is, which words it was trained with, and which sounds it makes.
+
+`--help` and a mistyped option answer without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from audiogen.errors import run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one `name: value` a line, for each model."""
+    parser = argparse.ArgumentParser(
+        prog="python -m audiogen.info",
+        description="What a generator is, which words it was trained with, and which sounds it makes.",
+    )
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="a bundled name, a model directory, a release or a hub id; default: the bundled ones",
+    )
+    arguments = parser.parse_args(argv)
+    from audiogen.info import describe
+
+    describe.run(arguments.models)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
