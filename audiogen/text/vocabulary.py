@@ -22,6 +22,9 @@ VOCABULARY_FILE = "vocabulary.model"
 WORDS_FIELD = 1000  # SentencePiece leaves the numbers from 200 on to others
 MOST_WORDS = 20_000  # kept, the most frequent ones
 WORD = re.compile(r"[^\W\d_]{3,}")  # shorter ones say little of a sound
+COMMON = frozenset(
+    "and are for from into its some that the then there this was while with".split()
+)  # no sounds
 LONGEST_WORD = 40  # letters: what is longer is no word
 MOST_UNKNOWN = 5  # named of one text
 ALIKE = 0.65  # of difflib's ratio, from which on a word with the same first letter is offered for another
@@ -156,7 +159,8 @@ class Vocabulary:
         lacking = []
         for word in words_of([text]):
             singular = {word, word.removesuffix("s"), word.removesuffix("es")}
-            if len(word) <= LONGEST_WORD and not (singular | {word + "s", word + "es"}) & self.words:
+            trained = (singular | {word + "s", word + "es"}) & self.words
+            if len(word) <= LONGEST_WORD and word not in COMMON and not trained:
                 lacking.append(word)
         near = {
             word: difflib.get_close_matches(word, self.words, 1, ALIKE) for word in lacking[:MOST_UNKNOWN]

@@ -52,7 +52,7 @@ def test_words_that_no_caption_had_are_found_with_one_like_them() -> None:
     assert (
         vocabulary.unknown("A DOG barks on roofs; rains fall to 12 ｃｌｏｃｋｓ") == {}
     )  # plurals, cases, short
-    assert vocabulary.unknown("a violin, a clck, a violin") == {"violin": "", "clck": "clock"}
+    assert vocabulary.unknown("a violin and the clck, with a violin") == {"violin": "", "clck": "clock"}
     assert vocabulary.unknown("das Geräusch") == {"das": "", "geräusch": ""}
 
 
