@@ -40,8 +40,8 @@ class Comparison:
     """What to compare, and on what: the options of the command line, one of each.
 
     where: which clips of the data prompts come from, values by field; reference_where: which of them sets are compared
-    with, None for the same. num_clips: prompts, None for all. budget_s, steps: for systems that have steps, wall time a
-    clip or their number. command: what to quote in the report.
+    with, None for the same. num_clips: prompts, None for all. guidance: of all models, None for each one's own.
+    budget_s, steps: for systems that have steps, wall time a clip or their number. command: to quote in the report.
     """
 
     models: tuple[str, ...]
@@ -52,7 +52,7 @@ class Comparison:
     seeds: tuple[NotNegative, ...] = (0,)
     order_prompts: NotNegative = 0
     duration_s: Seconds = 5.0
-    guidance: float = 3.0
+    guidance: float | None = None
     budget_s: Seconds | None = None
     steps: Positive | None = None
     embedders: tuple[str, ...] = ("tagger_tiny", "logmel")
@@ -65,7 +65,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if not math.isfinite(self.guidance):
+        if self.guidance is not None and not math.isfinite(self.guidance):
             raise InputError(f"--guidance is {self.guidance}; it must be a number, 1 for none")
         if self.budget_s is not None and self.steps is not None:
             raise InputError("--budget-s and --steps exclude each other: equal time or equal steps")
@@ -180,7 +180,8 @@ def run_system(
     clock: Clock = time.perf_counter,
 ) -> System:
     """Make all sounds of a generator that are not in its folder yet; advance gets the number of those just finished."""
-    duration_s, guidance = comparison.duration_s, comparison.guidance
+    duration_s = comparison.duration_s
+    guidance = generator.guidance if comparison.guidance is None else comparison.guidance
     if duration_s > generator.max_duration_s:
         limit_s = generator.max_duration_s
         raise InputError(f"generates at most {limit_s:g} s; give a --duration that all models can make")
@@ -239,7 +240,7 @@ def prepare(
         "machine": cost.machine(),
         "identity": identity,
         "duration_s": comparison.duration_s,
-        "guidance": comparison.guidance,
+        "guidance": job.guidance,
         "budget_s": comparison.budget_s,
         "asked_steps": comparison.steps,
     }

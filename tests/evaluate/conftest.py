@@ -44,7 +44,7 @@ class Diffusion:
 
     sample_rate, channels, max_duration_s = 1000, 1, 10.0
     family, latent_rate, num_parameters, notes = "diffusion", "10 Hz x 8", 77, ()
-    default_steps = 20
+    default_steps, guidance = 20, 2.5
 
     def __init__(self, fixed_s: float = 0.5, step_s: float = 0.125) -> None:
         self.fixed_s, self.step_s, self.now_s = fixed_s, step_s, 0.0

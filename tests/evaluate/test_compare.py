@@ -555,14 +555,20 @@ def test_latent_diffusion_beside_a_language_model(comparison: Comparison, tiny_l
     lm = comparison.models[0]
     both = replace(comparison, models=(lm, str(tiny_latent)), num_clips=2, steps=2, duration_s=0.2)
     rows = run(both)
+    assert {
+        cells["guidance"]
+        for cells in run(replace(both, guidance=1.5, out=both.out / "weak")).values()
+        if "guidance" in cells
+    } == {1.5}
     row, other = rows[tiny_latent.name], rows[Path(lm).name]
     model = generators.load(tiny_latent, "cpu")
     assert row["family"] == "latent flow" and other["family"] == "token LM"
+    assert (row["guidance"], other["guidance"]) == (model.guidance, generators.load(lm, "cpu").guidance)
     notes = (both.out / "report.md").read_text()
     assert "16000 Hz, 2 steps; attention heads (2, 4): those of " in notes
     kept, rate = audio.load(both.out / "clips" / tiny_latent.name / "0000_0.wav")
     text = choose(read_manifest(both.data), 2)[0].text
-    expected = model.generate([text], 0.2, guidance=3.0, seed=0, sampling=Sampling(steps=2))[0]
+    expected = model.generate([text], 0.2, seed=0, sampling=Sampling(steps=2))[0]
     assert rate == 16000
     torch.testing.assert_close(kept, audio.below_full_scale(expected), atol=2**-14, rtol=0)
     run(replace(both, models=(str(tiny_latent),), steps=None, budget_s=0.05, out=both.out / "budget"))
