@@ -34,7 +34,7 @@ def test_what_it_makes_is_what_was_counted(tmp_path: Path) -> None:
     }
 
 
-def test_a_model_without_words_and_counts_has_no_such_lines(tmp_path: Path) -> None:
+def test_a_model_of_which_nothing_was_counted_has_no_such_lines(tmp_path: Path) -> None:
     model = shutil.copytree(weights_folder() / "lm_tiny", tmp_path / "model")
     (model / describe.SOUNDS).unlink()
     lines = describe.describe(str(model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from multiprocessing import active_children, get_context
@@ -29,6 +30,7 @@ from audiogen.generators.latent import LatentGenerator
 from audiogen.models.find import weights_folder
 from audiogen.models.latent_codecs import KINDS, load_autoencoder, reconstruct, save_autoencoder
 from audiogen.models.released import load_released
+from audiogen.text.vocabulary import VOCABULARY_FILE, Vocabulary
 from audiogen.train.__main__ import main
 from audiogen.train.diffusion import freeze_text, new_system
 from audiogen.train.log import read_log
@@ -499,11 +501,16 @@ def test_clap_of_the_audio_is_stored_with_the_latents_and_conditions(
         train(recipe, tmp_path / "none", "clap_of=audio")
 
 
-def test_a_system_is_trained_on(lafma: Train, tmp_path: Path) -> None:
+def test_a_system_is_trained_on(lafma: Train, manifest: Path, tmp_path: Path) -> None:
     base = lafma("base", "fit.steps=2", "fit.ema_decay=0")
     once = ("fit.steps=1", "optim.lr=1e-12", "fit.ema_decay=0", "fit.valid_every=0")
     run = lafma("run", f"init_from={base}", "autoencoder=null", *once)
     before, after = load_released(base).system.state_dict(), load_released(run).system.state_dict()
+    others = manifest.with_name("others.jsonl")
+    others.write_text(re.sub(r'"captions": \[[^]]*\]', '"captions": ["a zither"]', manifest.read_text()))
+    other = lafma("more", f"init_from={base}", "autoencoder=null", *once, f"data.train={others}")
+    words, more = (Vocabulary((each / "text" / VOCABULARY_FILE).read_bytes()).words for each in (base, other))
+    assert more == words | {"zither"}
     assert before.keys() == after.keys()
     assert all(torch.allclose(after[name], before[name], atol=1e-9) for name in before)
 

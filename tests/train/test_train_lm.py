@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.models.build import load_codec, load_lm
 from audiogen.models.own import save_codec
+from audiogen.text.vocabulary import VOCABULARY_FILE, Vocabulary
 from audiogen.train.log import read_log
 from tests import random_t5
 
@@ -212,13 +214,18 @@ def test_a_run_keeps_the_codec_it_began_with(lm_run: Train, codec_run: Train) ->
         lm_run("run", "fit.steps=2", f"codec={other}")
 
 
-def test_init_from_takes_architecture_text_encoder_and_weights(lm_run: Train) -> None:
+def test_init_from_takes_architecture_text_encoder_and_weights(lm_run: Train, manifest: Path) -> None:
     base = lm_run("base", "fit.steps=2", "fit.ema_decay=0")
     run = lm_run("run", f"init_from={base}", "fit.steps=1", "optim.lr=1e-12", "fit.ema_decay=0")
     for part in (".", "text", "codec"):
         before, after = checkpoint.load_tensors(base / part), checkpoint.load_tensors(run / part)
         assert before.keys() == after.keys()
         assert all(torch.allclose(after[name], before[name], atol=1e-9) for name in before), part
+    others = manifest.with_name("others.jsonl")
+    others.write_text(re.sub(r'"captions": \[[^]]*\]', '"captions": ["a zither"]', manifest.read_text()))
+    other = lm_run("more", f"init_from={base}", "fit.steps=1", f"data.train={others}")
+    words, more = (Vocabulary((each / "text" / VOCABULARY_FILE).read_bytes()).words for each in (base, other))
+    assert more == words | {"zither"}  # those of both, so that neither is warned of
     with pytest.raises(InputError, match=r"model.dim=8: init_from=.* decides the architecture"):
         lm_run("other", f"init_from={base}", "model.dim=8")
 
