@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 
 import torch
 
@@ -69,8 +70,7 @@ SCENARIOS = (
     Scenario(
         "denoiser",
         "train",
-        "recipe=lafma_tiny init_from=lafma_tiny autoencoder=null text_from=null out={out} data.train={in}/sounds "
-        "data.valid={in}/sounds fit.steps=2 fit.batch_size=2 fit.valid_every=1 fit.save_every=1 fit.device=cpu",
+        "recipe={in}/denoiser.yaml out={out}",
     ),
     Scenario("evaluate", "evaluate files", "--reference {in}/sounds --generated {in}/sounds --out {out}"),
 )
@@ -100,6 +100,43 @@ data: {{train: {sounds}, valid: {sounds}, segment_s: 0.2}}
 fit: {{steps: 2, batch_size: 2, log_every: 1, valid_every: 1, save_every: 1, keep_last: 2, ema_decay: 0.9, device: cpu}}
 """
 
+MEL = """
+mel_autoencoder:
+  channels: [8, 16]
+  num_res_blocks: 1
+  latent_dim: 4
+  norm_groups: 4
+  mid_attention: false
+  mel: {{sample_rate: 2000, n_fft: 64, hop_length: 20, num_mels: 16, f_max: 1000.0}}
+  vocoder: null
+"""
+
+AUTOENCODER = f"""
+task: autoencoder
+{MEL}
+loss: {{{{mel_windows: [64, 128], adversarial: 0, feature_matching: 0}}}}
+data: {{{{train: {{sounds}}, valid: {{sounds}}, segment_s: 0.5}}}}
+fit: {{{{steps: 2, batch_size: 2, valid_every: 0, save_every: 0, device: cpu}}}}
+"""
+
+DENOISER = f"""
+task: diffusion
+kind: lafma
+autoencoder: {{autoencoder}}
+max_reconstruction: 99.0
+system:
+{indent(MEL.strip(), "  ")}
+  conditioner: {{{{cross: [[text]], text: {{{{width: 24, vocab_size: 40, dim: 16, num_layers: 1, num_heads: 2}}}}}}}}
+  audio_unet: {{{{latent_dim: 4, channels: [16, 32], heads: [2, 2], attention: [false, true], num_res_blocks: 1,
+    norm_groups: 4, layers: [24, 24], vector_dim: null}}}}
+process: {{{{kind: flow, prediction: velocity}}}}
+sampling: {{{{steps: 2, sampler: euler}}}}
+optim: {{{{lr: 1e-2, warmup_steps: 2}}}}
+data: {{{{train: {{sounds}}, valid: {{sounds}}, segment_s: 0.5}}}}
+fit: {{{{steps: 2, batch_size: 2, log_every: 1, valid_every: 1, save_every: 1, keep_last: 2, ema_decay: 0.9,
+  device: cpu}}}}
+"""
+
 
 def prepare(folder: Path) -> None:
     """Sounds, tokens and a recipe to work on."""
@@ -107,8 +144,11 @@ def prepare(folder: Path) -> None:
     for number in range(5):
         path = folder / "sounds" / f"{'dog' if number % 2 else 'rain'} {number}.wav"
         audio.save(path, 0.1 * torch.randn(1, 8000, generator=random), 16_000)
-    for name, text in {"lm": LM, "codec": CODEC}.items():
-        (folder / f"{name}.yaml").write_text(text.format(sounds=folder / "sounds"))
+    names = {"sounds": folder / "sounds", "autoencoder": folder / "autoencoder"}
+    for name, text in {"lm": LM, "codec": CODEC, "autoencoder": AUTOENCODER, "denoiser": DENOISER}.items():
+        (folder / f"{name}.yaml").write_text(text.format(**names))
+    status, text = run("train", [f"recipe={folder}/autoencoder.yaml", f"out={folder}/autoencoder"])
+    assert status == 0, text
     status, text = run("codec encode", ["--out", str(folder / "tokens"), str(folder / "sounds")])
     assert status == 0, text
 
@@ -225,6 +265,9 @@ def trials(scenario: Scenario, work: Path, at: int | None) -> Iterator[tuple[str
             # Shards have at their end what could not be read at first; a training warns, and goes on without it.
             unlike = (reads and scenario.name == "shards") or (status == 0 and scenario.verb == "train")
             status, text = run(scenario.verb, words(out, scenario.repeats))
+            # Latents that were made without a sound are not used for a list of sounds that has it.
+            if status == 2 and reads and unlike and "latents made with other settings (clips)" in text:
+                continue
             if status != 0:
                 yield f"{name}, once more", f"status {status}: {text[-600:]}"
             elif unlike:
@@ -316,7 +359,8 @@ if __name__ == "__main__":
     import torch._dynamo  # noqa: F401
 
     from audiogen.codec import decode, encode  # noqa: F401
+    from audiogen.data.synth import corpus  # noqa: F401
     from audiogen.generate import run as _run  # noqa: F401
-    from audiogen.train import lm  # noqa: F401
+    from audiogen.train import autoencoder, diffusion, lm  # noqa: F401
 
     sys.exit(main())
