@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -53,12 +52,7 @@ def write_tensors(
     with replacing(path, sum(tensor.nbytes for tensor in stored.values())) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # what the umask allows; save_file's own are for their owner only
-        try:
-            save_file(stored, temporary, metadata)
-        except SafetensorError as error:  # its text ends in (os error 28)
-            if (number := re.search(r"os error (\d+)", str(error))) is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        save_file(stored, temporary, metadata)
         temporary.chmod(mode)
 
 

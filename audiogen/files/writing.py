@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from audiogen.errors import InputError
 
@@ -38,13 +41,23 @@ def storing(path: str | Path, size: int = 0) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        advice = ADVICE.get(error.errno or 0, "choose another place")
-        if error.errno in NO_SPACE:
+    except (OSError, SafetensorError) as error:
+        number, reason = _fault(error)
+        if number is None and isinstance(error, SafetensorError):
+            raise
+        advice = ADVICE.get(number or 0, "choose another place")
+        if number in NO_SPACE:
             needed = f", {size / 1e6:.3g} MB or more are needed" if size else ""
             advice = f"{_free(Path(path)) / 1e6:.3g} MB are free{needed}; make space and run the same command again"
-        reason = (error.strerror or str(error)).splitlines()[0]
         raise StorageError(f"{path} cannot be written: {reason}; {advice}") from error
+
+
+def _fault(error: OSError | SafetensorError) -> tuple[int | None, str]:
+    """Its number, if it has one, and its reason; the text of a SafetensorError may hold (os error 28)."""
+    if isinstance(error, OSError):
+        return error.errno, (error.strerror or str(error)).splitlines()[0]
+    found = re.search(r"os error (\d+)", str(error))
+    return (None, str(error)) if found is None else (int(found[1]), os.strerror(int(found[1])))
 
 
 def _free(path: Path) -> int:

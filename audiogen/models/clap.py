@@ -238,7 +238,7 @@ def save_clap(directory: str | Path, parts: ClapParts, info: Mapping[str, Any]) 
     directory.mkdir(parents=True, exist_ok=True)
     model, tokenizer, extractor = parts
     checkpoint.write_tensors(directory / "model.safetensors", model.state_dict(), {"format": "pt"})
-    with quiet():
+    with quiet(), writing.storing(directory):
         tokenizer.save_pretrained(directory)
         extractor.save_pretrained(directory)
     writing.write_json(directory / "info.json", dict(info))

@@ -76,8 +76,8 @@ def save_diffusers(
         folder: system.get_submodule(part) for folder, part in _folders(system.config).items()
     }
     embedded = parts.pop(TEXT, None)
-    with quiet():
-        for folder, part in parts.items():
+    for folder, part in parts.items():
+        with quiet(), writing.storing(directory / folder):
             part.save_pretrained(directory / folder)
     classes = {folder: _class_of(part) for folder, part in parts.items()}
     if embedded is not None:

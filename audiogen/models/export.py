@@ -92,7 +92,8 @@ def save(
     }
     directory.mkdir(parents=True, exist_ok=True)
     if isinstance(conditioner.tokenizer, Vocabulary):
-        from_vocabulary(conditioner.tokenizer).save_pretrained(directory)
+        with writing.storing(directory):
+            from_vocabulary(conditioner.tokenizer).save_pretrained(directory)
     else:
         conditioner.tokenizer.save(directory)
     writing.write_json(directory / "generation_config.json", generation)

@@ -136,8 +136,8 @@ class Clap:
         folders = {"text_encoder": model, "tokenizer": tokenizer}
         if extractor is not None:
             folders["feature_extractor"] = extractor
-        with quiet():
-            for folder, part in folders.items():
+        for folder, part in folders.items():
+            with quiet(), writing.storing(directory / folder):
                 part.save_pretrained(directory / folder)
         return {folder: ["transformers", type(part).__name__] for folder, part in folders.items()}
 

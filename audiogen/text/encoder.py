@@ -84,7 +84,8 @@ class PretrainedTokenizer:
 
     def save(self, directory: Path) -> None:
         """Write the files that `PretrainedTokenizer(directory)` reads."""
-        self._tokenizer.save_pretrained(directory)
+        with writing.storing(directory):
+            self._tokenizer.save_pretrained(directory)
 
 
 class TextEncoder(NamedTuple):

@@ -15,11 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from audiogen import audio
+from audiogen.diffusion.systems import LatentSystem
 from audiogen.files import checkpoint, writing
 from audiogen.files.writing import StorageError
+from audiogen.models.diffusers import save_diffusers
 from audiogen.spectrogram import save_spectrogram
+from audiogen.text.vocabulary import train_vocabulary
+from tests.diffusion.tiny_systems import CAPTIONS, tiny
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -113,6 +118,27 @@ def test_the_line_says_what_is_needed_and_what_to_do(tmp_path: Path) -> None:
             writing.storing(tmp_path / "new" / "a.bin", 3_000_000),
         ):
             raise OSError(number, os.strerror(number))
+
+
+def test_a_full_disk_within_safetensors_is_the_same_line(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="new cannot be written: No space left on device; .*make space"):
+        with writing.storing(tmp_path / "new"):
+            raise SafetensorError("Error while serializing: I/O error: No space left (os error 28) at path x")
+    with pytest.raises(SafetensorError, match="incomplete"), writing.storing(tmp_path / "new"):
+        raise SafetensorError("Error while deserializing header: incomplete metadata")
+
+
+@pytest.mark.parametrize("limit", [0, 300, 20_000])
+def test_a_full_disk_while_diffusers_writes_is_one_line(tmp_path: Path, limit: int) -> None:
+    """At a folder's settings, and at its weights."""
+    system = LatentSystem(tiny("lafma"), train_vocabulary(CAPTIONS, 40))
+    with (
+        largest_file(limit),
+        pytest.raises(StorageError, match=r"cannot be written: File too large.*make space"),
+    ):
+        save_diffusers(tmp_path / "full", system, "lafma", {}, encoders=False)
+    assert not (tmp_path / "full" / "model_index.json").exists()
+    save_diffusers(tmp_path / "full", system, "lafma", {}, encoders=False)
 
 
 def test_damage_to_a_checkpoint_is_found(tmp_path: Path) -> None:
