@@ -100,8 +100,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, builds: Path) -> Path:
     from audiogen.codec.model import Codec, CodecConfig
     from audiogen.codec.seanet import SeanetConfig
     from audiogen.generators.load import AudioGen
-    from audiogen.lm.kernels import library
     from audiogen.lm.model import LMConfig, TokenLM
+    from audiogen.native import library
     from audiogen.text.t5 import T5Conditioner, TextConfig
     from audiogen.text.vocabulary import train_vocabulary
 

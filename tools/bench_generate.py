@@ -27,10 +27,11 @@ from torch import Tensor
 
 from audiogen.errors import InputError, run_command
 from audiogen.interfaces import Condition
-from audiogen.lm.kernels import graph, library, native
+from audiogen.lm.kernels import graph, native
 from audiogen.lm.kernels.packed import PackedLM
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.models.export import decoder_parts
+from audiogen.native import library
 from audiogen.text.condition import null, stack
 
 SHAPES = {
@@ -60,7 +61,7 @@ class Candidate(NamedTuple):
 
 
 def native_model(lm: TokenLM, text: Condition, steps: Tensor, dtype: str, num_bytes: int) -> Candidate:
-    """The kernels of audiogen/lm/kernels/native.cpp."""
+    """The kernels of audiogen/native/native.cpp."""
     fast = native.NativeLM(lm, dtype)
     cache = fast.new_cache(text, len(steps), steps.shape[2])
     fast.step(steps, cache)

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from audiogen.errors import InputError, run_command
 from audiogen.files.tensors import unfilled
-from audiogen.lm.kernels import library, native, packed
+from audiogen.lm.kernels import native, packed
 from audiogen.lm.model import ROWS, LMConfig, TokenLM
+from audiogen.native import library
 
 NUM_STEPS = 8
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}

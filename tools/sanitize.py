@@ -18,7 +18,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from audiogen.lm.kernels.library import FLAGS, SOURCE, find_compiler
+from audiogen.native.library import FLAGS, SOURCE, find_compiler
 
 HARNESS = Path(__file__).resolve().parent.parent / "tests" / "lm" / "native_harness.cpp"
 SANITIZERS = ("address,undefined", "thread")

@@ -21,6 +21,7 @@ from audiogen.codec.conv import PastInput, StreamState
 from audiogen.codec.packed import Linear
 from audiogen.config import NotNegative, Positive, check_ranges
 from audiogen.errors import InputError
+from audiogen.griffin_lim import add_frames, envelope, spectra
 
 FLOOR = 1e-4  # of a full-scale sine's magnitude (-80 dB): what is below counts as silence
 MEAN, STD = -6.0, 2.5  # of log magnitudes over real recordings, about
@@ -187,13 +188,11 @@ class SpectralEncoder(nn.Module):
 class SpectralDecoder(nn.Module):
     """Latents [B, latent_dim, T] -> audio [B, C, T * hop_length * frames_per_latent]."""
 
-    window: Tensor
     first_rotation: Tensor
 
     def __init__(self, config: SpectralConfig, channels: int, latent_dim: int) -> None:
         super().__init__()
         self.config, self.channels = config, channels
-        self.register_buffer("window", torch.hann_window(config.n_fft, device="cpu"), persistent=False)
         generator = torch.Generator().manual_seed(0)
         phase = 2 * torch.pi * torch.rand(PHASE_FRAMES, config.num_bins, generator=generator, device="cpu")
         self.register_buffer("first_rotation", torch.polar(torch.ones_like(phase), phase), persistent=False)
@@ -235,83 +234,73 @@ class SpectralDecoder(nn.Module):
             rows = torch.arange(past.frame, past.frame + magnitude.shape[2], device=magnitude.device)
             rotation = self.first_rotation[rows % PHASE_FRAMES].expand(magnitude.shape)
             first = past.magnitude.shape[2]  # frame of `magnitude` from which on a pass is to go
-            magnitude = torch.cat([past.magnitude, magnitude], 2)
+            magnitude = _joined(past.magnitude, magnitude, 2)
             passes = []
             with torch.no_grad():
                 previous = torch.zeros_like(rotation)
                 for each in past.passes:
-                    spectrum = _scale(rotation, magnitude[:, :, first : first + rotation.shape[2]])
+                    own = magnitude[:, :, first : first + rotation.shape[2]]
                     first -= each.previous.shape[2]
-                    rotation, previous, kept = self._refine(spectrum, previous, each, last)
+                    rotation, previous, kept = self._refine(rotation, own, previous, each, last)
                     passes.append(kept)
-            spectrum = _scale(rotation, magnitude[:, :, : rotation.shape[2]])
-            audio, frames = self._inverse(spectrum, past.frames, last)
+            audio, sums = self._inverse(rotation, magnitude[:, :, : rotation.shape[2]], past.sums, last)
             trim = min(past.trim, audio.shape[-1])
             if state is not None:
                 left = magnitude[:, :, rotation.shape[2] :]
-                state[self] = Synthesis(left, passes, frames, past.frame + len(rows), past.trim - trim)
+                state[self] = Synthesis(left, passes, sums, past.frame + len(rows), past.trim - trim)
             return audio[..., trim : audio.shape[-1] - (self.config.side if last else 0)]
 
     def _start(self, magnitude: Tensor, first_frame: int) -> "Synthesis":
         """The state before the first block of magnitudes [B, C, t, F]."""
-        frames = magnitude.new_zeros(*magnitude.shape[:2], 0, self.config.n_fft)
-        nothing = Pass(frames, frames.flatten(2), magnitude[:, :, :0].to(torch.complex64))
-        passes = [nothing] * self.config.phase_iterations
-        return Synthesis(magnitude[:, :, :0], passes, frames, first_frame, self.config.side)
+        nothing = magnitude.new_zeros(*magnitude.shape[:2], self.config.n_fft - self.config.hop_length)
+        each = Pass(Sums(nothing, 0), nothing[..., :0], magnitude[:, :, :0].to(torch.complex64))
+        passes = [each] * self.config.phase_iterations
+        return Synthesis(magnitude[:, :, :0], passes, Sums(nothing, 0), first_frame, self.config.side)
 
     def _refine(
-        self, spectrum: Tensor, previous: Tensor, past: "Pass", last: bool
+        self, rotation: Tensor, magnitude: Tensor, previous: Tensor, past: "Pass", last: bool
     ) -> tuple[Tensor, Tensor, "Pass"]:
         """A pass of Griffin-Lim over the next spectra [B, C, t, F], and what the pass before computed for them.
 
         -> of the frames that are determined now the rotations and the spectra of the sound, and the state.
         """
         n_fft, hop = self.config.n_fft, self.config.hop_length
-        audio, frames = self._inverse(spectrum, past.frames, last)
-        audio, previous = torch.cat([past.audio, audio], -1), torch.cat([past.previous, previous], 2)
+        audio, sums = self._inverse(rotation, magnitude, past.sums, last)
+        audio, previous = _joined(past.audio, audio, 2), _joined(past.previous, previous, 2)
         count = max(0, (audio.shape[-1] - n_fft) // hop + 1)
-        kept = Pass(frames, audio[..., count * hop :], previous[:, :, count:])
-        if count == 0:
-            return previous[:, :, :0], previous[:, :, :0], kept
-        consistent = torch.fft.rfft(audio.unfold(-1, n_fft, hop) * self.window)
-        ahead = _lerp(previous[:, :, :count], consistent, 1 + MOMENTUM)  # fast Griffin-Lim, algorithm 2 there
-        power = ahead.real.square() + ahead.imag.square()
-        return (
-            _scale(ahead, power.clamp(min=1e-16).rsqrt()),
-            consistent,
-            kept,
-        )  # of magnitude 1; 0 stays finite
+        kept = Pass(sums, audio[..., count * hop :], previous[:, :, count:])
+        return *spectra(audio, previous[:, :, :count], n_fft, hop, MOMENTUM), kept
 
-    def _inverse(self, spectrum: Tensor, past: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+    def _inverse(
+        self, rotation: Tensor, magnitude: Tensor, past: "Sums", last: bool
+    ) -> tuple[Tensor, "Sums"]:
         """The next spectra [B, C, t, F] to audio by weighted overlap-add: what no later one adds to.
 
-        past: windowed frames [B, C, up to n_fft / hop - 1, n_fft] before. last: also what reaches beyond the end.
-        -> audio [B, C, n] and the frames before the next block.
+        last: also what reaches beyond the end. -> audio [B, C, n] and the sums before the next block.
         """
-        hop, before = self.config.hop_length, past.shape[2]
-        if spectrum.shape[2]:
-            past = torch.cat([past, torch.fft.irfft(spectrum, self.config.n_fft) * self.window], 2)
-        if not past.shape[2]:
-            return past.flatten(2), past
-        audio = _overlap_add(past, hop) / self._envelope(past.shape[2])
-        end = audio.shape[-1] if last else past.shape[2] * hop
-        return audio[..., before * hop : end], past[:, :, -(self.config.n_fft // hop - 1) :]
-
-    def _envelope(self, num_frames: int) -> Tensor:
-        """Sum of the squared windows of so many frames, [1, 1, (T - 1) * hop + n_fft]."""
-        windows = self.window.square().expand(1, 1, num_frames, self.config.n_fft)
+        n_fft, hop, count = self.config.n_fft, self.config.hop_length, rotation.shape[2]
+        sums = add_frames(rotation, magnitude, past.sums, n_fft, hop)
+        before = min(past.frames, n_fft // hop - 1)  # frames that reach into this block
         # The floor acts at both ends alone, where few windows overlap; `synthesise` cuts most of them off.
-        return _overlap_add(windows, self.config.hop_length).clamp(min=1e-3)
+        weights = envelope(n_fft, hop, before + count, sums.device)[before * hop :].clamp(min=1e-3)
+        end = sums.shape[-1] if last else count * hop
+        return sums[..., :end] / weights[:end], Sums(sums[..., count * hop :], past.frames + count)
+
+
+class Sums(NamedTuple):
+    """Sums [B, C, n_fft - hop] of windowed frames that the next ones add to, and how many frames there were."""
+
+    sums: Tensor
+    frames: int
 
 
 class Pass(NamedTuple):
     """What a pass of Griffin-Lim keeps of the blocks before.
 
-    frames: as `past` in `_inverse`. audio: [B, C, n] that spectra to come are computed from. previous: [B, C, t, F] of
-    those, by the pass before.
+    audio: [B, C, n] that spectra to come are computed from. previous: [B, C, t, F] of those, by the pass before.
     """
 
-    frames: Tensor
+    sums: Sums
     audio: Tensor
     previous: Tensor
 
@@ -319,13 +308,13 @@ class Pass(NamedTuple):
 class Synthesis(NamedTuple):
     """What `synthesise` keeps of the blocks before.
 
-    magnitude: [B, C, t, F] of frames that some pass has not done. frames: of the last inverse, as `past` in `_inverse`.
+    magnitude: [B, C, t, F] of frames that some pass has not done. sums: of the last inverse.
     frame: how many came, from the first frame of the table of phases on. trim: samples still to be cut at the start.
     """
 
     magnitude: Tensor
     passes: list[Pass]
-    frames: Tensor
+    sums: Sums
     frame: int
     trim: int
 
@@ -335,21 +324,6 @@ def normalised(log_magnitude: Tensor) -> Tensor:
     return (log_magnitude - MEAN) / STD
 
 
-def _lerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
-    """torch.lerp of complex tensors of any shape, by their parts: several times as fast."""
-    return torch.view_as_complex(torch.lerp(torch.view_as_real(start), torch.view_as_real(end), weight))
-
-
-def _scale(x: Tensor, factor: Tensor) -> Tensor:
-    """Complex x times a real factor, both [B, C, T, F]: without making that complex first."""
-    return torch.view_as_complex(torch.view_as_real(x) * factor[..., None])
-
-
-def _overlap_add(frames: Tensor, hop: int) -> Tensor:
-    """[B, C, T, n_fft] -> [B, C, (T - 1) * hop + n_fft], n_fft a multiple of hop."""
-    pieces = frames.unflatten(3, (-1, hop))  # [B, C, T, n_fft / hop, hop]
-    num_frames, num_hops = pieces.shape[2:4]
-    hops = frames.new_zeros(*frames.shape[:2], num_frames + num_hops - 1, hop)
-    for j in range(num_hops):
-        hops[:, :, j : j + num_frames] += pieces[:, :, :, j]
-    return hops.flatten(2)
+def _joined(before: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Concatenated, of any shape but for `dim`; not copied where nothing is before."""
+    return torch.cat([before, x], dim) if before.shape[dim] else x

@@ -18,6 +18,7 @@ from transformers.models.speecht5.modeling_speecht5 import SpeechT5HifiGan
 
 from audiogen.config import Positive, PositiveFloat, check_ranges
 from audiogen.errors import InputError
+from audiogen.griffin_lim import add_frames, envelope, spectra
 from audiogen.spectrogram import mel_filterbank
 
 # Of Griffin-Lim. With twice as many phase steps the log-mel distance is 0.117 in place of 0.120.
@@ -139,22 +140,24 @@ def griffin_lim(mel: Tensor, config: MelConfig) -> Tensor:
     Phases start from the same random numbers every time: the same spectrogram gives the same sound, in any batch.
     """
     # One frame more at each end: torch's frames are centred on multiples of the hop, ours half a hop later.
-    magnitude = F.pad(magnitudes(mel, config), (1, 1), mode="replicate")  # [B, F, T + 2]
-    frames: dict[str, Any] = {"n_fft": config.n_fft, "hop_length": config.hop_length}
-    frames["window"] = torch.hann_window(config.n_fft, device=mel.device)
+    magnitude = F.pad(magnitudes(mel, config), (1, 1), mode="replicate").transpose(1, 2)  # [B, T + 2, F]
+    magnitude = magnitude.contiguous()
+    count, num_bins = magnitude.shape[1:]
     generator = torch.Generator().manual_seed(0)
-    phase = 2 * math.pi * torch.rand(magnitude.shape[2], magnitude.shape[1], generator=generator).T
-    rotation = torch.polar(torch.ones_like(phase), phase).to(mel.device)  # [F, T + 2]
+    phase = 2 * math.pi * torch.rand(count, num_bins, generator=generator)
+    rotation = torch.polar(torch.ones_like(phase), phase).to(mel.device).expand(len(mel), -1, -1)
+    n_fft, hop = config.n_fft, config.hop_length
+    inside = slice(
+        n_fft // 2, (count - 1) * hop + n_fft - n_fft // 2
+    )  # what lies between the middles of two windows
+    weights = envelope(n_fft, hop, count, mel.device)[inside]
+    nothing = magnitude.new_zeros(len(mel), n_fft - hop)
 
-    def inverse(rotation: Tensor) -> Tensor:  # [..., F, T] -> [..., N]
-        return torch.istft(magnitude * rotation, **frames)
+    def inverse(rotation: Tensor) -> Tensor:  # [B, T + 2, F] -> [B, (T + 1) * hop]
+        return add_frames(rotation, magnitude, nothing, n_fft, hop)[:, inside] / weights
 
-    previous = torch.zeros_like(magnitude, dtype=rotation.dtype)
+    previous = torch.zeros_like(rotation)
     for _ in range(PHASE_STEPS):
-        # padded with zeros: one frame is too short to be reflected
-        spectrum = torch.stft(inverse(rotation), **frames, pad_mode="constant", return_complex=True)
-        ahead = spectrum + MOMENTUM * (spectrum - previous)  # [B, F, T + 2]
-        rotation = ahead / ahead.abs().clamp(min=1e-8)  # where nothing is, the phase is any
-        previous = spectrum
-    half = config.hop_length // 2
-    return inverse(rotation)[:, half : half + mel.shape[1] * config.hop_length]
+        audio = F.pad(inverse(rotation), (n_fft // 2, n_fft - n_fft // 2))
+        rotation, previous = spectra(audio, previous, n_fft, hop, MOMENTUM)
+    return inverse(rotation)[:, hop // 2 : hop // 2 + mel.shape[1] * hop]

@@ -11,9 +11,9 @@ import torch
 from audiogen.device import DTYPES, has_bfloat16
 from audiogen.errors import InputError
 from audiogen.lm.kernels import graph, native, packed
-from audiogen.lm.kernels.library import library
 from audiogen.lm.model import Read, TokenLM
 from audiogen.lm.sample import Decoder
+from audiogen.native.library import library
 
 
 def choose_dtype(name: str, device: torch.device) -> str:

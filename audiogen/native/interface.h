@@ -62,6 +62,20 @@ void audiogen_text(const Model *m, Cache *cache, int64_t b, const float *tokens,
 // parts, advances cache.length. A row's logits do not depend on its neighbours.
 void audiogen_step(const Model *m, const Part *parts, int64_t num_parts, void *team);
 
+// Windows of n_fft samples, `hop` apart; null where n_fft is odd or has a prime factor above 5.
+void *audiogen_transform_new(int64_t n_fft, int64_t hop, const float *window);
+
+// Complex spectra [frames, n_fft / 2 + 1] times magnitudes of the same shape, transformed back, windowed, and added to
+// sums [(frames - 1) * hop + n_fft].
+void audiogen_inverse(const void *transform, const float *spectra, const float *magnitudes, int64_t frames, float *sums);
+
+// Audio [(frames - 1) * hop + n_fft] -> its complex spectra [frames, n_fft / 2 + 1], and rotations of magnitude 1 ahead of
+// them: previous + (1 + momentum) (spectra - previous), or 0 where that is 0.
+void audiogen_forward(
+    const void *transform, const float *audio, int64_t frames, const float *previous, float momentum, float *consistent,
+    float *rotations
+);
+
 // Read so many bytes, a multiple of 4096, once: the bandwidth that a step is measured against.
 int64_t audiogen_read(const char *from, int64_t bytes, void *team);
 }

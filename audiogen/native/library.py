@@ -1,7 +1,7 @@
-"""The C++ kernels of a decoding step: built by the system's compiler at first use, for this very machine, and loaded.
+"""The C++ kernels (a decoding step, Griffin-Lim): built by the system's compiler at first use, for this very machine, and loaded.
 
 The library lies in a folder of the user's cache. Without a compiler `library()` is None, and PyTorch's own packed
-products serve (`kernels.packed`).
+products and transforms serve (`lm.kernels.packed`, `griffin_lim`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from ctypes import POINTER, Structure, c_char_p, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int64, c_void_p
 from pathlib import Path
 
 if sys.platform != "win32":
     import fcntl
 
-SOURCE = Path(__file__).with_name("native.cpp")  # with the headers in the folder native beside it
+SOURCE = Path(__file__).with_name("native.cpp")  # with the headers beside it
 COMPILERS = ("c++", "g++", "clang++")
 # The first that the compiler takes; the last is for those without a "native" for their processor.
 TARGETS = (("-march=native",), ("-mcpu=native",), ())
@@ -102,7 +102,7 @@ def _key(compiler: str, targets: Sequence[Sequence[str]], source: Path) -> str:
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
         named = ("model name", "flags", "Features", "CPU part")
         machine += [line for line in first if line.startswith(named)]
-    sources = [path.read_bytes() for path in (source, *sorted(source.parent.glob("native/*.h")))]
+    sources = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
     parts = [*sources, compiler.encode(), version, repr([machine, targets, FLAGS]).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -211,6 +211,9 @@ def _declare(native: ctypes.CDLL) -> ctypes.CDLL:
         ("head_bytes", None, [model, count, data]),
         ("text", None, [model, cache, count, data, team]),
         ("step", None, [model, POINTER(Part), count, team]),
+        ("transform_new", data, [count, count, data]),
+        ("inverse", None, [data, data, data, count, data]),
+        ("forward", None, [data, data, count, data, c_float, data, data]),
         ("read", count, [c_char_p, count, team]),
     ):
         function = getattr(native, f"audiogen_{name}")

@@ -1,4 +1,5 @@
-// A decoding step of TokenLM in one call: what audiogen/lm/kernels/library.py builds with the system's compiler and loads.
+// A decoding step of TokenLM in one call, and passes of Griffin-Lim: what audiogen/native/library.py builds with the
+// system's compiler and loads.
 //
 // Decoding is bound by memory: a step reads every weight once for all rows of the batch. Weights lie in panels of 16
 // outputs: panel n holds, for every word of input, the 16 words of outputs 16 n .. 16 n + 15, one after the other. A
@@ -11,7 +12,8 @@
 // Vectors are the compiler's own (GCC, clang): AVX-512, AVX2, SSE2 or NEON follow from the flags. Intrinsics only where
 // an instruction has no such spelling: products of bfloat16 and of int8.
 //
-// vectors.h, team.h, products.h, tiles.h, multiply.h, attention.h and step.h in the folder native, each on those before it.
+// vectors.h, team.h, products.h, tiles.h, multiply.h, attention.h and step.h, each on those before it; spectra.h, the
+// transforms of Griffin-Lim for codecs and autoencoders, on vectors.h alone.
 
 #include <algorithm>
 #include <atomic>
@@ -22,8 +24,9 @@
 #include <sys/mman.h>
 #endif
 
-#include "native/interface.h"
-#include "native/step.h"
+#include "interface.h"
+#include "spectra.h"
+#include "step.h"
 
 namespace {
 
@@ -65,6 +68,21 @@ void audiogen_step(const Model *m, const Part *parts, int64_t num_parts, void *t
     if (m->dtype == 0) Step<Float32>(*m, parts, num_parts, threads).run();
     if (m->dtype == 1) Step<BFloat16>(*m, parts, num_parts, threads).run();
     if (m->dtype == 2) Step<Int8>(*m, parts, num_parts, threads).run();
+}
+
+void *audiogen_transform_new(int64_t n_fft, int64_t hop, const float *window) {
+    return Transform::takes(n_fft) ? new Transform(n_fft, hop, window) : nullptr;
+}
+
+void audiogen_inverse(const void *transform, const float *spectra, const float *magnitudes, int64_t frames, float *sums) {
+    static_cast<const Transform *>(transform)->inverse(spectra, magnitudes, frames, sums);
+}
+
+void audiogen_forward(
+    const void *transform, const float *audio, int64_t frames, const float *previous, float momentum, float *consistent,
+    float *rotations
+) {
+    static_cast<const Transform *>(transform)->forward(audio, frames, previous, momentum, consistent, rotations);
 }
 
 int64_t audiogen_read(const char *from, int64_t bytes, void *team) {

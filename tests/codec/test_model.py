@@ -274,7 +274,7 @@ def test_griffin_lim_finds_a_phase_for_the_magnitudes_of_a_real_signal():
 def test_griffin_lim_is_that_of_the_paper_step_by_step():
     """Perraudin et al. 2013, in complex numbers and with every frame added at its place."""
     codec = make(PAIRS)
-    config, window = codec.config.spectral, codec.decoder.window
+    config, window = codec.config.spectral, codec.encoder.window
     log_magnitude = torch.randn(2, 2, 12, config.num_bins)
     first, num_frames = 1020, 12  # the table of phases ends in between
 

@@ -25,8 +25,8 @@ from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
 from audiogen.interfaces import Sampling
 from audiogen.lm import lora
-from audiogen.lm.kernels import library
 from audiogen.models.diffusers import save_diffusers
+from audiogen.native import library
 from audiogen.text.vocabulary import train_vocabulary
 from tests import random_t5
 from tests.diffusion.tiny_encoders import write_clap

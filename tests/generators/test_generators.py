@@ -19,13 +19,14 @@ from audiogen.files import checkpoint
 from audiogen.generators import load as generators
 from audiogen.interfaces import Condition, Edit, Generator, Sampling
 from audiogen.lm import decoders, lora
-from audiogen.lm.kernels import library, native
+from audiogen.lm.kernels import native
 from audiogen.lm.kernels.packed import PackedLM
 from audiogen.lm.sample import TokenRequest, TokenSampling, generate_tokens
 from audiogen.models.build import load_codec, load_lm
 from audiogen.models.find import bundled
 from audiogen.models.own import load_tagger
 from audiogen.models.parts import LMParts
+from audiogen.native import library
 from audiogen.text.condition import pad_like_peers
 from tests import random_t5
 

@@ -1,5 +1,5 @@
 // The kernels against a naive step in double precision, where there is no PyTorch: under an emulator, a sanitizer.
-// Linked with a build of audiogen/lm/kernels/native.cpp. Prints the largest difference of a logit, whose standard deviation
+// Linked with a build of audiogen/native/native.cpp. Prints the largest difference of a logit, whose standard deviation
 // is 1, of each kind of weights; fails where one is too large. Given a path, writes every logit there, as float32.
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "../../audiogen/lm/kernels/native/interface.h"
+#include "../../audiogen/native/interface.h"
 
 namespace {
 

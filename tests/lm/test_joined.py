@@ -12,7 +12,6 @@ from torch import Tensor
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.joined import Cancelled, JoinedSteps, RequestDecoder
-from audiogen.lm.kernels import library
 from audiogen.lm.kernels.native import NativeLM
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.sample import (
@@ -25,6 +24,7 @@ from audiogen.lm.sample import (
     generate_tokens,
 )
 from audiogen.lm.stream import stream_tokens
+from audiogen.native import library
 
 K, V, DIM = 3, 20, 24
 Make = Callable[[Decoder], Tensor]

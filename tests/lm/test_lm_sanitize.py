@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from audiogen.lm.kernels.library import find_compiler
+from audiogen.native.library import find_compiler
 from tools.sanitize import sanitized
 
 MAIN = "#include <thread>\nint main(int count, char **) {{ {} }}"

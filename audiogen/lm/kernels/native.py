@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
-from audiogen.lm.kernels.library import BLOCK, Cache, Layer, Linear, Model, Norm, Part, library
 from audiogen.lm.model import Read, TokenLM, quantise, reader
 from audiogen.lm.transformer import sinusoidal_positions
+from audiogen.native.library import BLOCK, Cache, Layer, Linear, Model, Norm, Part, library
 
 VALUES = {"float32": 1, "bfloat16": 2, "int8": 4}  # of each number type in a word of 32 bits
 DTYPES = tuple(VALUES)  # the C++ side has the index

@@ -1,0 +1,1 @@
+"""The C++ kernels: their source, and what builds and loads it."""
