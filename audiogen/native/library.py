@@ -1,4 +1,4 @@
-"""The C++ kernels (a decoding step, Griffin-Lim): built by the system's compiler at first use, for this very machine, and loaded.
+"""The C++ kernels: built by the system's compiler at first use, for this very machine, and loaded.
 
 The library lies in a folder of the user's cache. Without a compiler `library()` is None, and PyTorch's own packed
 products and transforms serve (`lm.kernels.packed`, `griffin_lim`).
