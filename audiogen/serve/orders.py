@@ -116,8 +116,13 @@ class Api:
         rate = worker.generator.sample_rate
         return sounds.encode(job.sound[:, : num_samples(job.order.duration_s, rate)], rate, form)
 
-    def stream(self, worker: Worker, order: Order, form: str, as_events: bool) -> Response:
-        """A sound while it is made: bytes, or server-sent events."""
+    async def stream(
+        self, worker: Worker, order: Order, form: str, as_events: bool, request: Request
+    ) -> Response:
+        """A sound while it is made, from its first block on: bytes, or server-sent events.
+
+        What fails before that has the status of a whole sound that fails.
+        """
         if form not in sounds.STREAMED:
             raise Refused(
                 400, f"{form} cannot be streamed; allowed: {', '.join(sounds.STREAMED)}", "response_format"
@@ -126,6 +131,15 @@ class Api:
             raise Refused(503, f"{len(self.streams)} streams are read already", code="server_busy")
         watched = self.submit(worker, order)
         self.streams.add(watched.job.id)
+        begun = False
+        try:
+            job = await watched.begin(request)
+            begun = bool(job.blocks) or job.state == "done"
+        finally:
+            if not begun:
+                self.streams.discard(watched.job.id)
+        if not begun:
+            raise failure(job)
         rate, channels = worker.generator.sample_rate, worker.generator.channels
         length = num_samples(order.duration_s, rate)
         start = sounds.audio.wav_header(rate, channels, length) if form == "wav" else b""
@@ -162,7 +176,8 @@ class Api:
         is_streamed = wanted.stream_format is not None
         worker, order = self.order(wanted, wanted.input, request, is_streamed)
         if is_streamed:
-            return self.stream(worker, order, wanted.response_format, wanted.stream_format == "sse")
+            as_events = wanted.stream_format == "sse"
+            return await self.stream(worker, order, wanted.response_format, as_events, request)
         return await self.sound(worker, order, wanted.response_format, request)
 
     async def batch(self, wanted: Batch, request: Request) -> dict[str, Any]:

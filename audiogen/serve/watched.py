@@ -46,6 +46,18 @@ class Watched:
         finally:
             job.cancel()
 
+    async def begin(self, request: Request) -> Job:
+        """Wait for the first block, or for the end where there is none; a client that leaves ends the job."""
+        try:
+            while not (self.job.blocks or self.job.is_over):
+                await self.changed(WATCH_S)
+                if await request.is_disconnected():
+                    self.job.cancel()
+        except BaseException:
+            self.job.cancel()
+            raise
+        return self.job
+
     async def finish(self, request: Request | None = None) -> Job:
         """Wait for the end; a client that leaves ends the job."""
         try:

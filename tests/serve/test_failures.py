@@ -134,10 +134,12 @@ def test_clients_that_leave_at_any_time_change_no_sound_of_others(
 
 @pytest.fixture
 def broken(start: Start, models: dict[str, Generator]) -> Worker:
-    """A model that raises after a block of 0.1 s, where the seed is 13."""
+    """A model that raises after a block of 0.1 s where the seed is 13, and before it where that is 14."""
     generator: Any = copy.copy(models["tokens"])
 
     def stream(text: str, duration_s: float, *, seed: int, **given: Any) -> Iterator[torch.Tensor]:
+        if seed == 14:
+            raise MemoryError("inside")
         for block in type(generator).stream(
             generator, text, duration_s, seed=seed, **given | {"chunk_s": 0.1}
         ):
@@ -169,6 +171,24 @@ def test_a_model_that_raises_midway_ends_that_stream_alone(broken: Worker) -> No
                 await client.post("/v1/audio/generate", json=bad | {"stream_format": "audio"}, timeout=60)
 
     asyncio.run(use())
+
+
+@pytest.mark.parametrize("form", ["audio", "sse"])
+def test_a_stream_that_fails_before_its_first_block_has_the_status_of_an_error(
+    broken: Worker, form: str
+) -> None:
+    app = create_app({"tokens": broken}, Limits())
+
+    async def use() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            asked = SHORT | {"seed": 14, "stream_format": form}
+            answer = await client.post("/v1/audio/generate", json=asked, timeout=60)
+            assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+            good = await client.post("/v1/audio/generate", json=asked | {"seed": 0}, timeout=60)
+            assert good.status_code == 200
+
+    asyncio.run(use())
+    assert broken.running == broken.queued == 0
 
 
 def test_a_client_may_have_so_many_waiting_orders_and_others_go_on(
