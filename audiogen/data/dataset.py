@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from audiogen import audio
@@ -24,8 +26,18 @@ from audiogen.config import (
 )
 from audiogen.data import synth
 from audiogen.data.captions import choose
+from audiogen.data.lines import Clips, Joined, is_large, open_lines
 from audiogen.data.loader import Item
-from audiogen.data.manifest import Clip, ClipPart, group_of, held_out, read_manifest, scan_folder, select
+from audiogen.data.manifest import (
+    Clip,
+    ClipPart,
+    group_of,
+    held_out,
+    order_of,
+    read_manifest,
+    scan_folder,
+    select,
+)
 from audiogen.data.seeds import draw, generator_for
 from audiogen.errors import InputError
 from audiogen.interfaces import AudioBatch, Batch
@@ -35,6 +47,7 @@ log = logging.getLogger(__name__)
 SYNTH_SEED = 0  # the built-in corpus is one corpus: "synth:7" names the same sound in every run
 SYNTH_DURATION_S, SYNTH_LONGEST_S = 5.0, 30.0
 CACHED_CLIP_S = 60  # longer clips are read from disk crop by crop
+MOST_LENGTHS = 200_000  # kept in memory; of more clips a header is read again now and then
 NEARLY_FULL = 0.9  # of a segment: clips of about its length are meant to fill it
 SILENT = 1e-12  # power, -120 dB: of less, the gain of a mixture could be beyond float32
 MIN_OVERLAP = 0.5  # of the shorter sound, as published
@@ -133,7 +146,7 @@ class BuiltInClip(Clip):
         return int(self.path.rpartition("@")[2])
 
 
-def read_source(source: SourceConfig) -> list[Clip]:
+def read_source(source: SourceConfig) -> Sequence[Clip]:
     """The clips of a source, its `where` applied, without repeats. Raises InputError for what is not a source."""
     name = source.source
     if name.startswith("synth"):
@@ -145,6 +158,9 @@ def read_source(source: SourceConfig) -> list[Clip]:
         start = int(match[2] or 0)
         return [BuiltInClip(number) for number in range(start, start + int(match[1]))]
     listed = os.path.join(name, "manifest.jsonl")
+    manifest = listed if os.path.isfile(listed) else name
+    if os.path.isfile(manifest) and is_large(manifest):
+        return open_lines(manifest, source.where)
     if os.path.isfile(listed):
         clips = read_manifest(listed)
     elif os.path.isdir(name):
@@ -237,6 +253,8 @@ class AudioDataset:
         if isinstance(clip, BuiltInClip):
             return round(self._built_in_s() * self.read_rate)
         if clip.place not in self.lengths:
+            if len(self.lengths) >= MOST_LENGTHS:
+                self.lengths.clear()
             header = audio.info(clip.path)
             rate = self.read_rate
             length = audio.resampled_length(header.num_frames, header.sample_rate, rate)
@@ -349,20 +367,28 @@ C = TypeVar("C")
 
 
 def split_sources(
-    config: DataConfig, read: Callable[[SourceConfig], list[C]], group: Callable[[C], str]
-) -> tuple[list[C], list[C]]:
+    config: DataConfig, read: Callable[[SourceConfig], Sequence[C]], group: Callable[[C], str]
+) -> tuple[Sequence[C], Sequence[C]]:
     """The clips to train on, as often as their sources repeat them, and those to validate on.
 
     group: what a clip stays together with on one side of the split.
     """
-    train: list[C] = []
-    valid = [clip for source in config.valid for clip in read(source)]
+    train: list[tuple[Sequence[C], NDArray[np.int64]]] = []
+    valid = [(clips, np.arange(len(clips))) for clips in map(read, config.valid)]
     for source in config.train:
         clips = read(source)
-        out = held_out([group(clip) for clip in clips], 0.0 if config.valid else config.holdout)
-        train += [clip for clip, held in zip(clips, out, strict=True) if not held] * source.repeat
-        valid += [clip for clip, held in zip(clips, out, strict=True) if held]
-    return train, valid
+        orders = clips.orders if isinstance(clips, Clips) else [order_of(group(clip)) for clip in clips]
+        out = held_out(orders, 0.0 if config.valid else config.holdout)
+        train += [(clips, np.flatnonzero(~out))] * source.repeat
+        valid.append((clips, np.flatnonzero(out)))
+    return _joined(train), _joined(valid)
+
+
+def _joined(parts: Sequence[tuple[Sequence[C], NDArray[np.int64]]]) -> Sequence[C]:
+    """Places of sequences as a list, or as `Joined` where one is too long for that."""
+    if any(isinstance(clips, Clips) for clips, _ in parts):
+        return Joined(parts)
+    return [clips[place] for clips, places in parts for place in places.tolist()]
 
 
 def open_data(config: DataConfig, sample_rate: int, channels: int = 1) -> Split[AudioDataset]:

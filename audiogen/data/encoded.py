@@ -66,7 +66,7 @@ def open_codes(config: DataConfig) -> Split[CodeDataset]:
             stacklevel=2,
         )
     train, valid = split_sources(config, _read_source, lambda clip: group_of(clip[0].clips[clip[1]]))
-    specs = {reader.spec for reader, _ in train + valid}
+    specs = {reader.spec for reader, _ in (*train, *valid)}
     if len(specs) > 1:
         raise InputError(f"token shards of different codecs: {'; '.join(sorted(map(str, specs)))}")
     frames = max(1, round(config.segment_s * specs.pop().frame_rate)) if specs else None

@@ -11,13 +11,14 @@ import os
 import re
 import sys
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from audiogen import audio
@@ -80,7 +81,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Clip]:
     problems: list[str] = []
     for number, row in read_rows(path, ["audio"]):
         try:
-            clip = _clip(row, path.parent)
+            clip = clip_of(row, path.parent)
             earlier = clips.get(clip.place)
             if earlier:
                 if path.suffix.lower() != ".csv" or set(clip.captions) <= set(earlier.captions):
@@ -100,8 +101,8 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Clip]:
     return list(clips.values())
 
 
-def _clip(row: Row, folder: Path) -> Clip:
-    """One manifest row as a Clip."""
+def clip_of(row: Row, folder: Path) -> Clip:
+    """One manifest row as a Clip; InputError for what is wrong with it."""
     if isinstance(row, InputError):
         raise row
     name = row.get("audio", row.get("path"))
@@ -181,28 +182,33 @@ def group_of(clip: Clip) -> str:
     return str(source) if source else unicodedata.normalize("NFC", "/".join(Path(clip.path).parts[-2:]))
 
 
-def held_out(groups: Sequence[str], share: float) -> list[bool]:
-    """Which entries are held out: the groups of lowest hash until `share` of the entries is reached.
+def order_of(group: str) -> int:
+    """A group's place in the order in which groups are held out, of 63 bits."""
+    return seed_for("holdout", group)
+
+
+def held_out(orders: Sequence[int] | NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+    """Which entries are held out: those of the first groups, by `order_of`, until `share` of the entries is reached.
 
     Of few entries a larger share: 4 of them, or a quarter. A group that is more than twice as large as what is wanted
     stays on the other side, unless all are. Always the same for the same groups, whatever their order; at least one
-    group if share > 0 and there are two, and never all.
+    group if share > 0 and there are two, and never all. orders [n] -> [n].
     """
-    if not groups or share <= 0:
-        return [False] * len(groups)
-    sizes = Counter(groups)
-    order = sorted(sizes, key=lambda name: (seed_for("holdout", name), name))
-    wanted = max(share * len(groups), min(LEAST_HELD_OUT, len(groups) / 4))
-    most = min(2 * wanted, len(groups) - 1)
-    chosen: set[str] = set()
+    total = len(orders)
+    if not total or share <= 0:
+        return np.zeros(total, bool)
+    _, group, sizes = np.unique(np.asarray(orders, np.int64), return_inverse=True, return_counts=True)
+    wanted = max(share * total, min(LEAST_HELD_OUT, total / 4))
+    most = min(2 * wanted, total - 1)
+    chosen = np.zeros(len(sizes), bool)
     count = 0
-    for group in order:
-        if count < wanted and count + sizes[group] <= most:
-            chosen.add(group)
-            count += sizes[group]
-    if not chosen and len(order) > 1:
-        chosen = {min(order, key=sizes.__getitem__)}
-    return [group in chosen for group in groups]
+    for number, size in enumerate(sizes.tolist()):
+        if count < wanted and count + size <= most:
+            chosen[number] = True
+            count += size
+    if not count and len(sizes) > 1:
+        chosen[np.argmin(sizes)] = True
+    return chosen[group]
 
 
 # ---------------------------------------------------------------------------------------------------- folders

@@ -53,20 +53,23 @@ def _checked(row: Row, fields: Sequence[str] | None) -> Row:
 def _json_lines(text: str, key: str) -> Iterator[tuple[int, Row]]:
     """Blank lines are left out."""
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a text may hold other separators
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            row = InputError(f"is not JSON ({error.msg} at column {error.colno})")
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # a number of thousands of digits, thousands of brackets
-            row = InputError(f"is not JSON that can be read ({error})")
-        if not isinstance(row, (dict, InputError)):
-            row = InputError(f"is {type(row).__name__}, expected an object with the key {key}")
-        yield number, row
+        if line.strip():
+            yield number, json_row(line, key)
+
+
+def json_row(line: str, key: str) -> Row:
+    """A line with a JSON object, which should have a key, or what is wrong with it."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return InputError(f"is not JSON ({error.msg} at column {error.colno})")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        return InputError(f"is not JSON that can be read ({error})")
+    return (
+        row
+        if isinstance(row, dict)
+        else InputError(f"is {type(row).__name__}, expected an object with the key {key}")
+    )
 
 
 def _table(

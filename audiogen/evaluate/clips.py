@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audiogen import audio
 from audiogen.config import Range
-from audiogen.data.manifest import Clip, group_of, held_out
+from audiogen.data.manifest import Clip, group_of, held_out, order_of
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
 
@@ -103,7 +103,7 @@ def ceiling_split(reference: Sequence[Clip], prompts: Sequence[Prompt]) -> tuple
 
     measured = list(prompts)
     if 2 * len(without(measured)) < len(reference):
-        held = held_out([group_of(prompt.clip) for prompt in prompts], 0.5)
+        held = held_out([order_of(group_of(prompt.clip)) for prompt in prompts], 0.5)
         measured = [prompt for prompt, is_held in zip(prompts, held, strict=True) if is_held]
     return without(measured), measured
 

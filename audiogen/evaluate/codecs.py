@@ -146,7 +146,7 @@ def open_codecs(names: Sequence[str], device: torch.device) -> dict[str, Segment
 
 def choose_clips(evaluation: CodecEvaluation) -> list[Clip]:
     """The clips to evaluate on: all, or the same choice that `evaluate compare` makes."""
-    clips = read_source(SourceConfig(evaluation.data, where=dict(evaluation.where)))
+    clips = list(read_source(SourceConfig(evaluation.data, where=dict(evaluation.where))))
     wanted = evaluation.num_clips
     if wanted is not None and wanted > len(clips):
         raise InputError(f"--num-clips is {wanted}, but there are {len(clips)} clips; give 1 to that")

@@ -25,6 +25,7 @@ from audiogen.config import to_plain
 from audiogen.data.dataset import AudioDataset, DataConfig, SourceConfig, Split
 from audiogen.data.encoded import CodeDataset, LatentDataset, open_codes
 from audiogen.data.loader import VALID_SEED, Item, prefetch
+from audiogen.data.manifest import Clip
 from audiogen.data.shards import CodeClip, ShardWriter, TokenSpec, write_shard
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
@@ -163,8 +164,7 @@ def plan_passes(
     folder = Path(recipe.out, what)
     data = to_plain(replace(recipe.data, cache_mb=0))  # the cache changes no result
     # A folder of sounds may have grown, and with another number of clips others are held out.
-    clips = [dataset.clips for dataset in sets if dataset]
-    digest = hashlib.sha256(repr([[clip.place for clip in each] for each in clips]).encode()).hexdigest()[:16]
+    digest = _digest([dataset.clips for dataset in sets if dataset])
     settings = {"data": data, "seed": recipe.seed, "clips": digest, **made_by}
     written = folder / "settings.json"
     before = writing.read_json(written) if written.exists() else settings
@@ -182,6 +182,18 @@ def plan_passes(
     if sets.valid is not None:
         passes.append(Pass(sets.valid, folder / "valid", 0, VALID_SEED, f"{what}, validation"))
     return passes
+
+
+def _digest(sets: Sequence[Sequence[Clip]]) -> str:
+    """Of the clips of several sets, in their order: of the text of a list of lists of their places."""
+    found = hashlib.sha256()
+    for number, clips in enumerate(sets):
+        found.update(b"[[" if number == 0 else b", [")
+        for place, clip in enumerate(clips):
+            found.update(f"{', ' if place else ''}{clip.place!r}".encode())
+        found.update(b"]")
+    found.update(b"]")
+    return found.hexdigest()[:16]
 
 
 def batched(indices: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -17,6 +17,7 @@ from audiogen.data.manifest import (
     caption_from_names,
     group_of,
     held_out,
+    order_of,
     read_manifest,
     scan_folder,
     select,
@@ -34,6 +35,10 @@ def lines(path: Path, *rows: object) -> Path:
     texts = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path.write_text("\n".join(texts) + "\n", encoding="utf-8")
     return path
+
+
+def split(groups: list[str], share: float) -> list[bool]:
+    return held_out([order_of(group) for group in groups], share).tolist()
 
 
 # -------------------------------------------------------------------------------------------------- manifests
@@ -193,21 +198,21 @@ def test_select() -> None:
 
 def test_recordings_stay_on_one_side_of_the_split() -> None:
     groups = [f"recording {i // 3}" for i in range(300)]
-    out = held_out(groups, 0.1)
+    out = split(groups, 0.1)
     assert 30 <= sum(out) < 36
     assert all(len(set(out[i : i + 3])) == 1 for i in range(0, 300, 3))
-    backwards = held_out(groups[::-1], 0.1)
+    backwards = split(groups[::-1], 0.1)
     assert backwards[::-1] == out
-    more = held_out(groups + ["another"] * 3, 0.1)  # a corpus that grows keeps nearly all of its split
+    more = split(groups + ["another"] * 3, 0.1)  # a corpus that grows keeps nearly all of its split
     assert sum(a != b for a, b in zip(out, more, strict=False)) <= 3
 
 
 def test_the_split_is_never_empty_nor_everything() -> None:
-    assert held_out(["a", "b", "c"], 0.0) == [False] * 3
-    assert sum(held_out(["a", "b", "c"], 0.01)) == 1
-    assert sum(held_out(["a", "b", "c"], 0.99)) == 2
-    assert held_out(["a", "a"], 0.5) == [False, False]
-    assert held_out([], 0.5) == []
+    assert split(["a", "b", "c"], 0.0) == [False] * 3
+    assert sum(split(["a", "b", "c"], 0.01)) == 1
+    assert sum(split(["a", "b", "c"], 0.99)) == 2
+    assert split(["a", "a"], 0.5) == [False, False]
+    assert split([], 0.5) == []
 
 
 def test_few_clips_are_held_out_by_number_and_leave_enough_to_train_on() -> None:
@@ -223,18 +228,18 @@ def test_few_clips_are_held_out_by_number_and_leave_enough_to_train_on() -> None
         (40, 4),
         (60, 6),
     ]:
-        assert sum(held_out([f"recording {n}" for n in range(count)], 0.1)) == expected, count
-        assert sum(held_out([f"recording {n}" for n in range(count)], 0.02)) == min(expected, 4), count
+        assert sum(split([f"recording {n}" for n in range(count)], 0.1)) == expected, count
+        assert sum(split([f"recording {n}" for n in range(count)], 0.02)) == min(expected, 4), count
 
 
 @pytest.mark.parametrize("large", [f"recording {n}" for n in range(10)])
 def test_a_recording_of_most_clips_is_trained_on(large: str) -> None:
     small = [f"small {n}" for n in range(8)]
-    out = held_out([large] * 22 + small, 0.1)
+    out = split([large] * 22 + small, 0.1)
     assert sum(out[:22]) == 0 and sum(out[22:]) == 4
-    assert held_out([large] * 29 + ["small"], 0.1) == [False] * 29 + [True]
-    assert sum(held_out([large] * 15 + ["other"] * 15, 0.1)) == 15
-    assert held_out([large] * 30, 0.1) == [False] * 30
+    assert split([large] * 29 + ["small"], 0.1) == [False] * 29 + [True]
+    assert sum(split([large] * 15 + ["other"] * 15, 0.1)) == 15
+    assert split([large] * 30, 0.1) == [False] * 30
 
 
 def test_a_group_is_the_recording_or_the_file_wherever_it_lies() -> None:

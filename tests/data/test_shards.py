@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from audiogen.data.dataset import DataConfig, SourceConfig
 from audiogen.data.encoded import open_codes
 from audiogen.data.loader import AudioLoader, collate, permutation, valid_batches
-from audiogen.data.manifest import held_out
+from audiogen.data.manifest import held_out, order_of
 from audiogen.data.shards import (
     CodeClip,
     ShardReader,
@@ -254,7 +254,9 @@ def test_sources_are_selected_repeated_and_held_out(tmp_path: Path) -> None:
     )
     assert split.valid is None
     split = open_codes(config(a, holdout=0.3))
-    expected = held_out([clip.key for clip in clips], 0.3)  # as for the sounds that they were made of
+    expected = held_out(
+        [order_of(clip.key) for clip in clips], 0.3
+    )  # as for the sounds that they were made of
     assert split.valid is not None and len(split.valid) == sum(expected)
     assert [split.train.item(i, 0, 0).key for i in range(len(split.train))] == [
         clip.key for clip, out in zip(clips, expected, strict=True) if not out
