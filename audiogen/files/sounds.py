@@ -330,8 +330,10 @@ def _decoded(path: str | os.PathLike[str], raw: BinaryIO, reason: str, stack: Ex
     raw.seek(0)
     spool = stack.enter_context(tempfile.TemporaryFile())
     try:
-        options = {"protocol_whitelist": "", "format_whitelist": CONTAINERS}
-        container = stack.enter_context(av.open(raw, metadata_errors="ignore", container_options=options))
+        given: Any = {"container_options": {"protocol_whitelist": "", "format_whitelist": CONTAINERS}}
+        if int(av.__version__.partition(".")[0]) < 19:  # later ones keep titles that are not UTF-8
+            given["metadata_errors"] = "ignore"
+        container = stack.enter_context(av.open(raw, **given))
         stream = next(iter(container.streams.audio), None)
         if stream is None:
             raise InputError(f"{path}: holds no sound")
