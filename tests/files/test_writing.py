@@ -117,7 +117,7 @@ def test_the_line_says_what_is_needed_and_what_to_do(tmp_path: Path) -> None:
 
 def test_damage_to_a_checkpoint_is_found(tmp_path: Path) -> None:
     state = {"weight": noise(100), "step": 3}
-    for name in checkpoint.STATE_FILES:
+    for name in (checkpoint.STATE, checkpoint.TENSORS):
         checkpoint.save_state(tmp_path / name, state)
         assert torch.equal(checkpoint.load_state(tmp_path / name)["weight"], state["weight"])
         data = np.fromfile(tmp_path / name / name, np.uint8)

@@ -1,0 +1,144 @@
+"""Sharded or replicated over 1, 2 and 4 processes, a run with the same clips a step is the same run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from audiogen.errors import InputError
+from audiogen.files import checkpoint
+from audiogen.files.checkpoint import read_tensors
+from audiogen.train.log import read_log
+from tests.train.processes import in_processes
+from tests.train.test_train_diffusion import AUTOENCODER, WAVE, train, write_recipe, write_system
+
+Train = Callable[..., Path]
+FIXED = ("model.dropout=0", "text.dropout=0", "pretokenize_epochs=1", "fit.save_every=3")
+
+
+def losses(run: Path) -> list[float]:
+    return [record["train/loss"] for record in read_log(run) if "train/loss" in record]
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest of two models' weights."""
+    first, second = checkpoint.load_tensors(one), checkpoint.load_tensors(other)
+    assert first.keys() == second.keys()
+    return max((first[name].float() - second[name].float()).abs().max().item() for name in first)
+
+
+@pytest.fixture
+def lm_in(lm_run: Train) -> Train:
+    """lm_in(world, "name", "key=value", ...) trains the tiny language model with 4 clips a step in all."""
+
+    def train(world: int, name: str, *settings: str) -> Path:
+        settings = (*FIXED, f"fit.batch_size={4 // world}", *settings)
+        if world == 1:
+            return lm_run(name, *settings)
+        return Path(in_processes(lambda rank: lm_run(name, *settings), world)[0])
+
+    return train
+
+
+def test_a_sharded_language_model_learns_as_a_whole_one(lm_in: Train) -> None:
+    """With an average of weights, which is what is exported; and with the batch in two parts."""
+    whole = lm_in(1, "whole")
+    for world, shard, accumulate in ((2, "fsdp", 2), (4, "fsdp", 1), (4, "ddp", 1)):
+        run = lm_in(world, f"{shard}{world}", f"fit.shard={shard}", f"fit.accumulate={accumulate}")
+        assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
+        assert difference(run, whole) < 1e-4
+        assert difference(run / "best", whole / "best") < 1e-4
+
+
+def test_a_sharded_run_goes_on_in_any_number_of_processes(lm_in: Train, tmp_path: Path) -> None:
+    """As if nothing had been in the same number; and a run of one process goes on sharded."""
+    begun = lm_in(2, "begun", "fit.shard=fsdp", "fit.steps=3", "optim.schedule=constant")
+    files = sorted(path.name for path in checkpoint.step_dir(begun, 3).iterdir())
+    assert files == [
+        "checksums.json",
+        "exported",
+        "shard-00001-model-00001-of-00001.safetensors",
+        "shard-00002-model-00001-of-00001.safetensors",
+        "state.json",
+    ]
+    for world, shard in ((2, "fsdp"), (1, "auto"), (4, "fsdp"), (2, "ddp")):
+        run = tmp_path / f"{shard}{world}"
+        shutil.copytree(begun, run)
+        lm_in(world, run.name, f"fit.shard={shard}", "optim.schedule=constant")
+        if (world, shard) == (2, "fsdp"):
+            unbroken = lm_in(2, "unbroken", "fit.shard=fsdp", "optim.schedule=constant")
+            assert losses(run) == losses(unbroken) and difference(run, unbroken) == 0
+        else:
+            assert losses(run) == pytest.approx(losses(unbroken), abs=1e-4)
+            assert difference(run, unbroken) < 1e-4
+
+
+@pytest.mark.parametrize(("kind", "autoencoder"), [("stable_audio", WAVE), ("tangoflux", WAVE)])
+def test_a_sharded_denoiser_learns_as_a_whole_one(
+    kind: str, autoencoder: str, manifest: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "autoencoder.yaml", AUTOENCODER + autoencoder, manifest)
+    given = train(
+        recipe, tmp_path / "autoencoder", "fit.steps=1", "loss.adversarial=0", "loss.feature_matching=0"
+    )
+    recipe = write_system(tmp_path / "system.yaml", kind, given, manifest)
+    whole = train(recipe, tmp_path / "whole", "fit.batch_size=4", "fit.save_every=3")
+    for world, shard in ((2, "fsdp"), (2, "ddp")) + ((4, "hsdp"),) * (kind == "tangoflux"):
+        settings = (f"fit.batch_size={4 // world}", f"fit.shard={shard}", "fit.save_every=3")
+        run = tmp_path / f"{shard}{world}"
+        in_processes(lambda rank: str(train(recipe, run, *settings)), world, machines=world // 2)  # noqa: B023
+        assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
+        first, second = (
+            read_tensors(path / "transformer" / "diffusion_pytorch_model.safetensors")
+            for path in (run, whole)
+        )
+        assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in second)
+
+
+def test_a_codec_learns_the_same_in_any_number_of_processes(codec_run: Train) -> None:
+    """Codebooks that are there, and of which none is dead: else a process draws clips of its own for new codes."""
+    base = codec_run("base", "model.dead_below=0", "fit.steps=2", "fit.valid_every=0")
+    settings = (f"init_from={base}", "fit.valid_every=0", "codebook_dropout=0")
+    whole = codec_run("whole", *settings)
+    for world in (2, 4):
+        each = (*settings, f"fit.batch_size={4 // world}")
+        in_processes(lambda rank: str(codec_run(f"ddp{world}", *each)), world)  # noqa: B023
+        run = whole.parent / f"ddp{world}"
+        assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
+        assert difference(run, whole) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["fit.shard=zero"], "fit.shard"),
+        (["fit.shard=fsdp"], "fit.shard=fsdp is for several, started by torchrun"),
+        (["fit.shard=fsdp", "fit.sample_every=2"], "fit.sample_every=0: generate from out= instead"),
+        (["fit.shard=hsdp", "fit.compile=true"], "wants fit.compile=false"),
+    ],
+)
+def test_a_mode_that_is_not_for_this_run_is_refused(lm_run: Train, settings: list[str], line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        lm_run("run", *settings)
+
+
+def test_what_is_not_for_several_processes_is_refused(lm_run: Train, codec_run: Train, lm_in: Train) -> None:
+    """A codec is not sharded; as many steps of other clips a step are another place in the data."""
+    lm_in(2, "begun", "fit.steps=3")
+
+    def refused(run: Train, *settings: str) -> str:
+        with pytest.raises(InputError) as caught:
+            in_processes(lambda rank: str(run("begun", *settings)), 3)
+        return str(caught.value)
+
+    assert "task=codec takes fit.shard=ddp" in refused(codec_run, "fit.shard=fsdp")
+    assert "fit.shard=none is for one process; there are 3" in refused(lm_run, "fit.shard=none")
+    line = refused(lm_run, *FIXED, "fit.batch_size=2")
+    assert (
+        "4 clips a step, and 3 processes with fit.batch_size=2 are 6: choose a number that divides them"
+        in line
+    )
