@@ -34,6 +34,7 @@ from audiogen.models.parts import CodecReference, PretrainedLM
 from audiogen.text.condition import drop
 from audiogen.text.t5 import TextConfig
 from audiogen.train.cache import pretokenize
+from audiogen.train.parallel import start_weights
 from audiogen.train.task import CaptionedTask, Run, autocast, learn_words, new_text, product_dtype
 
 SAMPLE_GUIDANCE = 3.0  # AudioGen's and MusicGen's default
@@ -112,7 +113,8 @@ class LMRecipe(Run):
         if start is None:
             text = new_text(self, self.text, data.train)
             torch.manual_seed(seed_for(self.seed, "weights"))
-            start = PretrainedLM(TokenLM(self.model), text, reference, 0, {})
+            with start_weights(self.fit.shard):
+                start = PretrainedLM(TokenLM(self.model), text, reference, 0, {})
         elif self.lora is None:  # adapters are saved without the text encoder
             learn_words(start.conditioner, data.train)
         start = start._replace(codec=reference)

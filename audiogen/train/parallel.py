@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 
 from audiogen import distributed
 from audiogen.errors import InputError
+from audiogen.files.tensors import unfilled
 
 Shard = Literal["auto", "none", "ddp", "fsdp", "hsdp"]
 SHARDED = ("fsdp", "hsdp")
@@ -88,17 +89,9 @@ class Parallel:
             )
 
     def _shard(self, mesh: DeviceMesh, dtype: torch.dtype, layers: Iterable[nn.Module]) -> None:
-        """FSDP2: layers in `dtype`, the rest in float32, for a text encoder computes so; all are reduced in float32."""
         on_meta = distributed.any_process(any(each.is_meta for each in self.module.parameters()))
         whole = self.module.state_dict() if on_meta and distributed.rank() == 0 else {}
-        rest = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-        products = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
-        for layer in layers:
-            fully_shard(layer, mesh=mesh, mp_policy=rest if dtype == torch.float32 else products)
-        # Gathered again for the backward pass, so that nothing stays gathered while `Average` exchanges the shards.
-        self._call = fully_shard(
-            Computation(self.module, sharded=True), mesh=mesh, mp_policy=rest, reshard_after_forward=True
-        )
+        self._call = shard_weights(self.module, mesh, dtype, layers)
         if on_meta:
             for module in self.module.modules():
                 if any(each.is_meta for each in module.parameters(recurse=False)):
@@ -152,6 +145,29 @@ class Parallel:
         finally:
             for module, name, shard in shards:
                 module._parameters[name] = shard
+
+
+def shard_weights(
+    module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, layers: Iterable[nn.Module]
+) -> Any:
+    """Divide a module's weights by FSDP2, in place -> what computes with it.
+
+    Products of layers are computed in `dtype`; what is left stays float32, for a text encoder computes so.
+    """
+    rest = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    products = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=rest if dtype == torch.float32 else products)
+    # Gathered again for the backward pass, so that nothing stays gathered while `Average` exchanges the shards.
+    computation: Any = fully_shard(
+        Computation(module, sharded=True), mesh=mesh, mp_policy=rest, reshard_after_forward=True
+    )
+    return computation
+
+
+def start_weights(shard: Shard) -> AbstractContextManager[None]:
+    """Where to make a new model: if it is to be sharded, one on the meta device in all processes but the first."""
+    return unfilled() if shard in SHARDED and distributed.rank() > 0 else nullcontext()
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:

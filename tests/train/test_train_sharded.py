@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.files.checkpoint import read_tensors
+from audiogen.train.lm import LMRecipe, LMTask
 from audiogen.train.log import read_log
+from audiogen.train.run import open_recipe
 from tests.train.processes import in_processes
 from tests.train.test_train_diffusion import AUTOENCODER, WAVE, train, write_recipe, write_system
+from tools.memory_plan import plan
 
 Train = Callable[..., Path]
 FIXED = ("model.dropout=0", "text.dropout=0", "pretokenize_epochs=1", "fit.save_every=3")
@@ -110,6 +115,47 @@ def test_a_codec_learns_the_same_in_any_number_of_processes(codec_run: Train) ->
         run = whole.parent / f"ddp{world}"
         assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
         assert difference(run, whole) < 1e-4
+
+
+def local_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(each.to_local().nbytes for each in tensors)  # type: ignore[attr-defined]
+
+
+def test_processes_hold_what_is_planned_from_a_start_without_weights(
+    lm_run: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only the first makes the weights of a new model; shards, moments and averages are those of tools/memory_plan."""
+    kept: dict[str, Any] = {}
+    prepare = LMRecipe.prepare
+    make = LMTask.__init__
+
+    def init(task: LMTask, recipe: LMRecipe, codec: Any, start: Any, *others: Any) -> None:
+        kept["on meta"] = start.lm.embedding.weight.is_meta
+        make(task, recipe, codec, start, *others)
+
+    def keep(recipe: LMRecipe, device: torch.device) -> Any:
+        kept["task"], data = prepare(recipe, device)
+        return kept["task"], data
+
+    monkeypatch.setattr(LMTask, "__init__", init)
+    monkeypatch.setattr(LMRecipe, "prepare", keep)
+    settings = (*FIXED, "fit.batch_size=1", "fit.steps=1", "fit.shard=fsdp")
+
+    def work(rank: int) -> tuple[bool, list[int]]:
+        lm_run("run", *settings)
+        task = kept["task"]
+        weights = list(task.lm.parameters())
+        moments = [
+            task.optimizer.adamw.state[each][name] for each in weights for name in ("exp_avg", "exp_avg_sq")
+        ]
+        average = [each for name, each in task.average.averages.items() if name.startswith("lm.")]
+        return kept["on meta"], [local_bytes(each) for each in (weights, weights, moments, average)]
+
+    found = in_processes(work, 3)
+    assert [on_meta for on_meta, _ in found] == [False, True, True]
+    recipe = open_recipe(str(tmp_path / "lm.yaml"), settings)
+    assert tuple(found[0][1]) == plan(recipe, "fsdp", 3)[:4]
+    assert sum(held[0] for _, held in found) == plan(recipe, "whole", 1).weights
 
 
 @pytest.mark.parametrize(
