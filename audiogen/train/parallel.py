@@ -28,6 +28,7 @@ from audiogen.files.tensors import unfilled
 
 Shard = Literal["auto", "none", "ddp", "fsdp", "hsdp"]
 SHARDED = ("fsdp", "hsdp")
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 T = TypeVar("T")
 
 
@@ -152,12 +153,18 @@ def shard_weights(
 ) -> Any:
     """Divide a module's weights by FSDP2, in place -> what computes with it.
 
-    Products of layers are computed in `dtype`; what is left stays float32, for a text encoder computes so.
+    Layers are gathered in `dtype`, their products' under autocast; their norms and what is in no layer, such as a text
+    encoder, compute in float32.
     """
     rest = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    products = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    products = (
+        MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False) if dtype.itemsize < 4 else rest
+    )
     for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=rest if dtype == torch.float32 else products)
+        for part in layer.modules() if products is not rest else ():
+            if isinstance(part, NORMS) and list(part.parameters()):
+                fully_shard(part, mesh=mesh, mp_policy=rest)
+        fully_shard(layer, mesh=mesh, mp_policy=products)
     # Gathered again for the backward pass, so that nothing stays gathered while `Average` exchanges the shards.
     computation: Any = fully_shard(
         Computation(module, sharded=True), mesh=mesh, mp_policy=rest, reshard_after_forward=True

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,11 +23,12 @@ from audiogen.files.checkpoint import read_tensors
 from audiogen.train.lm import LMRecipe, LMTask
 from audiogen.train.log import read_log
 from audiogen.train.run import open_recipe
-from tests.train.processes import in_processes
+from tests.train.processes import free_port, in_processes
 from tests.train.test_train_diffusion import AUTOENCODER, WAVE, train, write_recipe, write_system
 from tools.memory_plan import plan
 
 Train = Callable[..., Path]
+ROOT = Path(__file__).resolve().parents[2]
 FIXED = ("model.dropout=0", "text.dropout=0", "pretokenize_epochs=1", "fit.save_every=3")
 
 
@@ -41,7 +48,8 @@ def lm_in(lm_run: Train) -> Train:
     """lm_in(world, "name", "key=value", ...) trains the tiny language model with 4 clips a step in all."""
 
     def train(world: int, name: str, *settings: str) -> Path:
-        settings = (*FIXED, f"fit.batch_size={4 // world}", *settings)
+        given = any(setting.startswith("init_from=") for setting in settings)  # with its architecture
+        settings = (*FIXED[2 * given :], f"fit.batch_size={4 // world}", *settings)
         if world == 1:
             return lm_run(name, *settings)
         return Path(in_processes(lambda rank: lm_run(name, *settings), world)[0])
@@ -115,6 +123,72 @@ def test_a_codec_learns_the_same_in_any_number_of_processes(codec_run: Train) ->
         run = whole.parent / f"ddp{world}"
         assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
         assert difference(run, whole) < 1e-4
+
+
+def test_a_sharded_run_starts_from_given_weights(lm_in: Train) -> None:
+    """Sharding before loading would train zeros; and in bfloat16, which rounds the norms' gains as well."""
+    base = lm_in(1, "base", "fit.steps=2")
+    start = (f"init_from={base}", "fit.steps=2")
+    whole, run = lm_in(1, "whole", *start), lm_in(2, "run", *start, "fit.shard=fsdp")
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-5)
+    half = (*start, "fit.precision=bfloat16")
+    whole, run = lm_in(1, "whole16", *half), lm_in(2, "run16", *half, "fit.shard=fsdp")
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-3)
+
+
+def test_a_sharded_checkpoint_that_is_damaged_or_finds_no_space(
+    lm_in: Train, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A bit of one shard: the one before is gone on from. A full disk of one process: all go on without."""
+    whole, run = (lm_in(2, name, "fit.shard=fsdp") for name in ("whole", "run"))
+    path = next(checkpoint.step_dir(run, 6).glob("shard-00002-*"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 4
+    path.write_bytes(data)
+    lm_in(2, "run", "fit.shard=fsdp")
+    assert (
+        "is damaged (wrong checksum) or missing; the checkpoint before it is tried" in capfd.readouterr().err
+    )
+    assert losses(run) == losses(whole) and difference(run, whole) == 0
+
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if "writing-step_00000003/shard-00002" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    full_run = lm_in(2, "full", "fit.shard=fsdp")
+    assert "step_00000003 cannot be written: No space left on device" in capfd.readouterr().err
+    assert [step for step, _ in checkpoint.step_dirs(full_run)] == [6] and difference(full_run, whole) == 0
+
+
+def test_two_agents_that_are_stopped_go_on_sharded(lm_run: Train, tmp_path: Path) -> None:
+    """`torchrun --nnodes 2` twice on this machine, as on two; SIGTERM to both, as SLURM sends it before a requeue."""
+    settings = (*FIXED, "fit.steps=40", "fit.batch_size=2", "fit.valid_every=0", "fit.save_every=40")
+    whole = lm_run("whole", *settings, "fit.batch_size=4")
+    run = tmp_path / "run"
+
+    def agents() -> list[subprocess.Popen[bytes]]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "1"]
+        command += ["--local-addr", "127.0.0.1", "-m", "audiogen.train", f"recipe={tmp_path / 'lm.yaml'}"]
+        command += [*settings, f"out={run}", "fit.shard=hsdp"]
+        return [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+
+    both = agents()
+    while not losses(run):
+        assert all(agent.poll() is None for agent in both)
+        time.sleep(0.1)
+    for agent in both:
+        agent.send_signal(signal.SIGTERM)
+    for agent in both:
+        agent.wait(timeout=60)
+    (step, _) = checkpoint.latest(run) or (0, run)
+    assert 0 < step < 40
+    assert [agent.wait(timeout=60) for agent in agents()] == [0, 0]
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-4) and difference(run, whole) < 1e-4
 
 
 def local_bytes(tensors: Iterable[Tensor]) -> int:
