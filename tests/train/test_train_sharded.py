@@ -166,7 +166,7 @@ def test_a_sharded_checkpoint_that_is_damaged_or_finds_no_space(
 
 def test_two_agents_that_are_stopped_go_on_sharded(lm_run: Train, tmp_path: Path) -> None:
     """`torchrun --nnodes 2` twice on this machine, as on two; SIGTERM to both, as SLURM sends it before a requeue."""
-    settings = (*FIXED, "fit.steps=40", "fit.batch_size=2", "fit.valid_every=0", "fit.save_every=40")
+    settings = (*FIXED, "fit.steps=24", "fit.batch_size=2", "fit.valid_every=0", "fit.save_every=24")
     whole = lm_run("whole", *settings, "fit.batch_size=4")
     run = tmp_path / "run"
 
@@ -180,15 +180,60 @@ def test_two_agents_that_are_stopped_go_on_sharded(lm_run: Train, tmp_path: Path
     both = agents()
     while not losses(run):
         assert all(agent.poll() is None for agent in both)
-        time.sleep(0.1)
+        time.sleep(0.02)
     for agent in both:
         agent.send_signal(signal.SIGTERM)
     for agent in both:
         agent.wait(timeout=60)
     (step, _) = checkpoint.latest(run) or (0, run)
-    assert 0 < step < 40
+    assert 0 < step < 24
     assert [agent.wait(timeout=60) for agent in agents()] == [0, 0]
     assert losses(run) == pytest.approx(losses(whole), abs=1e-4) and difference(run, whole) < 1e-4
+
+
+SLURM = {  # stand-ins for its commands, on one machine
+    "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$0.log"; fi',
+    "scancel": 'kill -TERM $(cat "$(dirname "$0")/tasks")',
+    "srun": """shift 2
+for rank in 0 1; do
+    SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" &
+    echo $!
+done > "$(dirname "$0")/tasks"
+wait""",
+    "python": f'exec {sys.executable} "$@"',
+}
+
+
+def test_a_sharded_slurm_job_that_nears_its_time_limit_saves_and_queues_again(
+    lm_run: Train, tmp_path: Path
+) -> None:
+    folder, run = tmp_path / "bin", tmp_path / "run"
+    folder.mkdir()
+    for name, body in SLURM.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    job = str((free_port() - 20000) % 40000)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": job}
+    environment |= {"SLURM_JOB_NODELIST": "one", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
+    command = ["bash", "launch/train.sbatch", f"recipe={tmp_path / 'lm.yaml'}", *FIXED, f"out={run}"]
+    command += [
+        "fit.shard=fsdp",
+        "fit.steps=24",
+        "fit.batch_size=1",
+        "fit.valid_every=0",
+        "fit.save_every=24",
+    ]
+    batch = subprocess.Popen(command, cwd=ROOT, env=environment)
+    while not losses(run):
+        assert batch.poll() is None
+        time.sleep(0.02)
+    batch.send_signal(signal.SIGTERM)
+    assert batch.wait(timeout=60) == 0
+    assert (folder / "scontrol.log").read_text() == f"requeue {job}\n"
+    assert 0 < (checkpoint.latest(run) or (0,))[0] < 24
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120)
+    assert (checkpoint.latest(run) or (0,))[0] == 24
+    assert (folder / "scontrol.log").read_text() == f"requeue {job}\n"
 
 
 def local_bytes(tensors: Iterable[Tensor]) -> int:
