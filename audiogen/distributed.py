@@ -12,7 +12,7 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from audiogen.errors import InputError, one_line
 
@@ -274,18 +273,3 @@ def average_scalars(scalars: Mapping[str, float]) -> dict[str, float]:
 def _device() -> torch.device:
     """Where the backend reduces: nccl works on GPU memory only."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-
-
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace each gradient by its mean over processes, in one reduction; all are of one dtype.
-
-    A parameter without a gradient counts as zero, for another process may have used it.
-    """
-    if world() == 1:
-        return
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    vector_to_parameters(all_reduce_sum(parameters_to_vector(gradients)).div_(world()), gradients)

@@ -43,6 +43,8 @@ class Balancer:
         # [number of losses]: the norm per item, its mean over the batch and over processes.
         norms = torch.stack([g.float().flatten(1).norm(dim=1).mean() for g in grads.values()])
         norms = distributed.all_reduce_sum(norms) / distributed.world()
+        # A sum over items, in this process alone: what is averaged over processes is then that of the whole batch.
+        total_norm = self.total_norm * distributed.world()
         total_weight = sum(self.weights[name] for name in active)
         total = torch.zeros_like(output)
         shares = {}
@@ -51,7 +53,7 @@ class Balancer:
             self._count[name] = self._count.get(name, 0.0) * self.ema_decay + 1.0
             average = self._sum[name] / self._count[name]
             # 1e-12: a loss whose gradient is zero is not divided by it
-            scale = self.total_norm * self.weights[name] / total_weight / (average + 1e-12)
+            scale = total_norm * self.weights[name] / total_weight / (average + 1e-12)
             total = total + scale * grad
             shares[name] = scale * norm
         if apart is None:

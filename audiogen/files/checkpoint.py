@@ -38,7 +38,7 @@ from audiogen.files.writing import (
 )
 
 FORMAT = 1
-STATE_FILES = ("state.json", "state.safetensors")
+STATE, TENSORS = "state.json", "state.safetensors"
 CHECKSUMS = "checksums.json"  # CRC-32 of the two, beside them
 EXPORTED = "exported"  # an empty file beside them, once the model of that step is written
 PICKLES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle")
@@ -234,9 +234,9 @@ def save_state(directory: str | Path, state: Any) -> None:
         clean(directory.parent)
         try:
             temporary.mkdir()
-            write_json(temporary / "state.json", _pack(state, "", tensors))
-            write_tensors(temporary / "state.safetensors", tensors)
-            write_json(temporary / CHECKSUMS, {name: _crc32(temporary / name) for name in STATE_FILES})
+            write_json(temporary / STATE, pack(state, tensors))
+            write_tensors(temporary / TENSORS, tensors)
+            write_json(temporary / CHECKSUMS, {name: crc32(temporary / name) for name in (STATE, TENSORS)})
             if (
                 directory.exists()
             ):  # saved twice at one step: the old one may only go once the new one is whole
@@ -257,19 +257,20 @@ def load_state(directory: str | Path) -> Any:
     directory = Path(directory)
     if (directory / CHECKSUMS).exists():  # not in checkpoints of November 2026 and before
         checksums = read_json(directory / CHECKSUMS)
-        for name in STATE_FILES:
-            if not isinstance(checksums, dict) or _crc32(directory / name) != checksums.get(name):
+        for name in (STATE, TENSORS):
+            if not isinstance(checksums, dict) or crc32(directory / name) != checksums.get(name):
                 raise InputError(f"{directory / name} is damaged (wrong checksum)")
-    structure, tensors = read_json(directory / "state.json"), read_tensors(directory / "state.safetensors")
+    structure, tensors = read_json(directory / STATE), read_tensors(directory / TENSORS)
     try:
-        return _unpack(structure, tensors)
+        return unpack(structure, tensors)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{directory} is damaged: state.json and state.safetensors do not fit ({error})"
         ) from None
 
 
-def _crc32(path: Path) -> int:
+def crc32(path: Path) -> int:
+    """The checksum of a file; InputError where it cannot be read."""
     checksum = 0
     try:
         with open(path, "rb") as file:
@@ -280,32 +281,33 @@ def _crc32(path: Path) -> int:
     return checksum
 
 
-def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for `value`; its tensors go into `tensors` under their path."""
+def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """JSON for a state; its tensors go into `tensors` under their path."""
     if isinstance(value, Tensor):
         tensors[path] = value
         return {"tensor": path}
     if isinstance(value, Mapping):
         if not all(isinstance(key, (str, int)) for key in value):
             raise TypeError(f"state{path}: keys must be str or int")
-        return {"dict": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+        return {"dict": [[key, pack(item, tensors, f"{path}/{key}")] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
-        items = [_pack(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+        items = [pack(item, tensors, f"{path}/{index}") for index, item in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"state{path}: cannot be stored without pickle: {type(value).__name__}")
 
 
-def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The state of which `pack` made this."""
     if not isinstance(packed, dict):
         return packed
     ((tag, value),) = packed.items()
     if tag == "tensor":
         return tensors[value]
     if tag == "dict":
-        return {key: _unpack(item, tensors) for key, item in value}
-    items = [_unpack(item, tensors) for item in value]
+        return {key: unpack(item, tensors) for key, item in value}
+    items = [unpack(item, tensors) for item in value]
     return tuple(items) if tag == "tuple" else items
 
 

@@ -7,7 +7,7 @@ the embeddings of the K codes of a step are summed, K heads predict the K codes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple, cast
 
@@ -162,7 +162,11 @@ class TokenLM(nn.Module):
         num_steps = steps.shape[2]
         if cache is None:
             positions, mask = torch.arange(num_steps, device=steps.device), None
-            text, text_mask = self._project_text(condition)
+            text: Sequence[KeysValues | Tensor] | None = None
+            text_mask = None
+            if condition is not None:  # each layer makes its keys and values
+                text = [condition.tokens.to(self.embedding.weight.dtype)] * len(self.layers)
+                text_mask = condition.mask[:, None, None]
         else:
             if condition is not None:
                 raise ValueError("got a condition and a cache, which holds its own: pass only the cache")

@@ -149,15 +149,19 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        text: KeysValues | None,
+        text: KeysValues | Tensor | None,
         text_mask: Tensor | None,
         cache: KVCache | None,
         layer: int,
         mask: Tensor | None,
     ) -> Tensor:
-        """x [B, S, D] -> [B, S, D]; without text no cross-attention, which equals a condition of zeros."""
+        """x [B, S, D] -> [B, S, D]; without text no cross-attention, which equals a condition of zeros.
+
+        text: keys and values, or the tokens [B, L, D] that make them: FSDP gathers weights for this call alone.
+        """
         x = x + self.dropout(self.self_attention(self.norm_self(x), cache, layer, mask))
         if text is not None:
             assert text_mask is not None
+            text = self.cross_attention.project(text) if isinstance(text, Tensor) else text
             x = x + self.dropout(self.cross_attention(self.norm_cross(x), text, text_mask))
         return x + self.dropout(self.ff_out(F.gelu(self.ff_in(self.norm_ff(x)))))

@@ -17,6 +17,7 @@ from audiogen.codec.losses import (
 )
 from audiogen.config import NotNegative, Positive, check_ranges
 from audiogen.train.optim import OptimConfig, Optimizer
+from audiogen.train.parallel import Parallel
 from audiogen.train.task import FitConfig, autocast
 
 
@@ -43,6 +44,7 @@ class Adversary:
         self, discriminator: nn.Module, config: AdversarialConfig, optim: OptimConfig, fit: FitConfig
     ):
         self.discriminator = discriminator
+        self.parallel = Parallel(discriminator, next(discriminator.parameters()).device, fit.shard)
         self.config, self.precision = config, fit.precision
         self.optimizer = Optimizer(discriminator, optim, fit.steps)
 
@@ -61,19 +63,24 @@ class Adversary:
         if step < self.config.start:
             return {}, {}
         learns, kind = self.learns(step), self.config.kind
-        with autocast(real.device, self.precision):
-            with torch.set_grad_enabled(learns):
-                real_logits, real_features = self.discriminator(real)
-            fake_logits, fake_features = self.discriminator(fake)
-        own = {}
+
+        def judge() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            with autocast(real.device, self.precision):
+                with torch.set_grad_enabled(learns):
+                    real_logits, real_features = self.discriminator(real)
+                fake_logits, fake_features = self.discriminator(fake)
+            own = (
+                {"discriminator": adversarial_discriminator(real_logits, fake_logits, kind)} if learns else {}
+            )
+            return {
+                "adversarial": adversarial_generator(fake_logits, kind),
+                "feature_matching": feature_matching(real_features, fake_features),
+            }, own
+
+        judged, own = self.parallel(judge, learns)
         if learns:
-            loss = adversarial_discriminator(real_logits, fake_logits, kind)
-            self.optimizer.backward(loss * scale, shared=True)
-            own["discriminator"] = loss.detach()
-        return {
-            "adversarial": adversarial_generator(fake_logits, kind),
-            "feature_matching": feature_matching(real_features, fake_features),
-        }, own
+            self.optimizer.backward(own["discriminator"] * scale, shared=True)
+        return judged, {name: loss.detach() for name, loss in own.items()}
 
     def step(self, step: int) -> dict[str, float]:
         """Update the discriminator, where it learns, with the gradients gathered -> `discriminator_...` scalars."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -179,6 +180,7 @@ class AutoencoderTask(Task[AutoencoderRecipe]):
             self.adversary = Adversary(
                 judge.to(device), recipe.adversarial, recipe.discriminator_optim, recipe.fit
             )
+            self.parallels.append(self.adversary.parallel)
         self.saved["adversary"] = self.adversary
 
     def make(self, audio: Tensor) -> Made:
@@ -198,9 +200,9 @@ class AutoencoderTask(Task[AutoencoderRecipe]):
     def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
         """Discriminator and generator, one update each, on audio [B, C, N]."""
         adversary, parts = self.adversary, self.parts(batch)
-        for rows in parts:
+        for rows in self.in_turn(parts):
             with self.autocast():
-                made = self.make(batch.audio[rows].to(self.device))
+                made = self.parallel(partial(self.make, batch.audio[rows].to(self.device)))
             fake, real = made.fake.float(), made.real
             losses = self.distances(fake, real) | {"kl": made.kl}
             found: dict[str, Tensor] = {}

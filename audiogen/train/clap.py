@@ -141,10 +141,14 @@ class ClapTask(Task[ClapRecipe]):
         if self.recipe.mask:
             bins, frames = (int(self.recipe.mask * size) for size in features.shape[:1:-1])
             features = mask(features[:, 0].mT, bins, frames).mT[:, None]
-        with self.autocast():
-            sounds, texts = self.embed_sounds(features), self.embed_captions(batch.captions)  # [B, E] each
         same = self.same(batch.captions)
-        loss = self.loss(texts, sounds, same)
+
+        def compute() -> Tensor:  # scalar
+            with self.autocast():
+                sounds, texts = self.embed_sounds(features), self.embed_captions(batch.captions)  # [B, E]
+            return self.loss(texts, sounds, same)
+
+        loss = self.parallel(compute)
         self.optimizer.backward(loss)
         metrics = self.optimizer.step(step)
         with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,7 +130,6 @@ class CodecTask(Task[CodecRecipe]):
         if recipe.trains == "decoder":
             self.codec.encoder.requires_grad_(False)
             self.codec.quantizer.learning = False
-        self.codec.to(device)
         super().__init__(recipe, self.codec, device, "codec")
         self.forward = torch.compile(self.codec) if recipe.fit.compile else self.codec
         weights = recipe.loss
@@ -139,6 +139,7 @@ class CodecTask(Task[CodecRecipe]):
             self.adversary = Adversary(
                 discriminator, recipe.adversarial, recipe.discriminator_optim, recipe.fit
             )
+            self.parallels.append(self.adversary.parallel)
         self.loss_weights = {name: getattr(weights, name) for name in BALANCED}
         self.judges_spectra = self.adversary is not None and recipe.discriminator.sees == "spectra"
         if self.judges_spectra:
@@ -152,11 +153,12 @@ class CodecTask(Task[CodecRecipe]):
         """Discriminator and generator, one update each, on audio [B, C, N]."""
         adversary, weights, parts = self.adversary, self.recipe.loss, self.parts(batch)
         shares: dict[str, float] = {}
-        for rows in parts:
+        for rows in self.in_turn(parts):
             real = batch.audio[rows].to(self.device)  # [B, C, N]
             num_codebooks = self.draw_codebooks(batch.keys[rows], step).to(self.device)  # [B]
+            code = partial(self.forward, real, num_codebooks, reconstruct=self.makes_audio)
             with self.autocast():
-                output = self.forward(real, num_codebooks, reconstruct=self.makes_audio)
+                output = self.parallel(code)
             commitment = weights.commitment if self.recipe.trains == "all" else 0.0
             apart = commitment * output.commitment_loss  # what stays outside the balancer
             losses: dict[str, Tensor] = {}

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import Vocabulary
 from audiogen.train.cache import Feature, cache_latents
 from audiogen.train.loa import LoaTraining, true_vectors
+from audiogen.train.parallel import blocks
 from audiogen.train.task import CaptionedTask, Run, learn_words, means, new_text
 
 CHECKED_CLIPS = 8  # that go through the autoencoder before training
@@ -203,6 +205,19 @@ def make_features(
     return features
 
 
+class Drawn(NamedTuple):
+    """What is drawn for a step: noise in the shape of the latents, the rest [B].
+
+    keep: the rows that keep their condition. from_audio: see `inputs`. is_true: that get true vectors.
+    """
+
+    t: Tensor
+    noise: Tensor
+    keep: Tensor
+    from_audio: Tensor
+    is_true: Tensor
+
+
 class DiffusionTask(CaptionedTask[DiffusionRecipe]):
     """The denoiser with its conditioner's projections; autoencoder and pretrained encoders are frozen."""
 
@@ -223,7 +238,9 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
         system.denoiser.requires_grad_(not self.gpt2_only)
         model = nn.ModuleDict({"denoiser": system.denoiser, "conditioner": system.conditioner})
         self.forward = torch.compile(system.denoiser) if recipe.fit.compile else system.denoiser
-        super().__init__(recipe, model, device, valid_captions)
+        # A FLUX network is called as often as texts of a batch differ in length: its layers are gathered together.
+        layers = [system.denoiser] if system.config.flux else blocks(system.denoiser)
+        super().__init__(recipe, model, device, valid_captions, layers)
 
     def train(self) -> None:
         """Training mode, but for a text encoder that is not trained."""
@@ -234,38 +251,51 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
     def step(self, batch: LatentBatch, step: int) -> dict[str, float]:
         """One update: `loss` is the weighted squared error of the denoiser's prediction for noised latents.
 
-        `loa` is GPT-2's own loss, and `loss`, too, where it trains alone. Times, noise, which clips lose
-        their condition and which get true vectors are drawn for the whole batch: how it is divided changes nothing.
+        `loa` is GPT-2's own loss, and `loss`, too, where it trains alone.
         """
-        size = len(batch.keys)
-        random = generator_for("noise", self.recipe.seed, step, distributed.rank())
-        t, noise = self.draw(batch.latents, random)
-        keep = torch.rand(size, generator=random) >= self.recipe.condition_dropout  # [B]
-        from_audio = torch.rand(size, generator=random) < CLAP_FROM_AUDIO[self.recipe.clap_of]  # [B]
-        is_true = torch.rand(size, generator=random) < (self.loa.true_share if self.loa else 0.0)  # [B]
-        for rows in self.parts(batch):
-            inputs = self.inputs(batch, batch.captions[rows], rows, from_audio[rows])
-            losses: dict[str, Tensor] = {}  # of each row [B]
-            with self.autocast():
-                if self.loa is not None:
-                    true = batch.features["loa"][rows].to(self.device)
-                    losses["loa"], inputs = self.loa.step(self.conditioner, inputs, true, is_true[rows])
-                if self.gpt2_only:
-                    losses["loss"] = losses["loa"]
-                else:
-                    conditioning, kept = self.conditioner(inputs), keep[rows]
-                    if not kept.all():  # on the CPU: no wait for the device
-                        null = self.conditioner.null(inputs)
-                        conditioning = drop(conditioning, kept.to(self.device), null)
-                    errors = self.errors(batch.latents[rows], noise[rows], t[rows], conditioning)
-                    losses["loss"] = self.process.weight(t[rows]).to(self.device) * errors
-            mean = {name: each.sum() / size for name, each in losses.items()}
+        drawn = self.draw_rows(batch.latents, step)
+        for rows in self.in_turn(self.parts(batch)):
+            losses = self.parallel(partial(self.losses, batch, rows, drawn))
+            mean = {name: each.sum() / len(batch.keys) for name, each in losses.items()}
             loss = mean["loss"]
             if self.loa is not None and not self.gpt2_only:
                 loss = loss + self.loa.weight * mean["loa"]
             self.optimizer.backward(loss)
             self.add(mean)
         return self.update(step)
+
+    def losses(self, batch: LatentBatch, rows: slice, drawn: Drawn) -> dict[str, Tensor]:
+        """`loss`, and `loa` where GPT-2 learns, of each of the rows [B]."""
+        inputs = self.inputs(batch, batch.captions[rows], rows, drawn.from_audio[rows])
+        losses: dict[str, Tensor] = {}
+        with self.autocast():
+            if self.loa is not None:
+                true = batch.features["loa"][rows].to(self.device)
+                losses["loa"], inputs = self.loa.step(self.conditioner, inputs, true, drawn.is_true[rows])
+            if self.gpt2_only:
+                return losses | {"loss": losses["loa"]}
+            conditioning, kept = self.conditioner(inputs), drawn.keep[rows]
+            if not kept.all():  # on the CPU: no wait for the device
+                null = self.conditioner.null(inputs)
+                conditioning = drop(conditioning, kept.to(self.device), null)
+            errors = self.errors(batch.latents[rows], drawn.noise[rows], drawn.t[rows], conditioning)
+            return losses | {"loss": self.process.weight(drawn.t[rows]).to(self.device) * errors}
+
+    def draw_rows(self, latents: Tensor, step: int) -> Drawn:
+        """The draws of a step: each row's are a function of (seed, its place in the order of the data).
+
+        latents: [B, D, T] or [B, D, T, M]. How a batch is divided over parts and processes changes nothing.
+        """
+        size = len(latents)
+        first = (step * distributed.world() + distributed.rank()) * size
+        drawn = []
+        for row in range(size):
+            random = generator_for("noise", self.recipe.seed, first + row)
+            drawn.append((*self.draw(latents[row : row + 1], random), torch.rand(1, 3, generator=random)))
+        t, noise, chances = (torch.cat(each) for each in zip(*drawn, strict=True))
+        keep = chances[:, 0] >= self.recipe.condition_dropout
+        from_audio = chances[:, 1] < CLAP_FROM_AUDIO[self.recipe.clap_of]
+        return Drawn(t, noise, keep, from_audio, chances[:, 2] < (self.loa.true_share if self.loa else 0.0))
 
     def draw(self, latents: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times [B] and noise in the shape of the latents, on the CPU: the same on every device."""

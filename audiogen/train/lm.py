@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from audiogen.models.parts import CodecReference, PretrainedLM
 from audiogen.text.condition import drop
 from audiogen.text.t5 import TextConfig
 from audiogen.train.cache import pretokenize
+from audiogen.train.parallel import start_weights
 from audiogen.train.task import CaptionedTask, Run, autocast, learn_words, new_text, product_dtype
 
 SAMPLE_GUIDANCE = 3.0  # AudioGen's and MusicGen's default
@@ -111,7 +113,8 @@ class LMRecipe(Run):
         if start is None:
             text = new_text(self, self.text, data.train)
             torch.manual_seed(seed_for(self.seed, "weights"))
-            start = PretrainedLM(TokenLM(self.model), text, reference, 0, {})
+            with start_weights(self.fit.shard):
+                start = PretrainedLM(TokenLM(self.model), text, reference, 0, {})
         elif self.lora is None:  # adapters are saved without the text encoder
             learn_words(start.conditioner, data.train)
         start = start._replace(codec=reference)
@@ -203,13 +206,13 @@ class LMTask(CaptionedTask[LMRecipe]):
         self.info = {key: value for key, value in start.info.items() if key == "generation"}
         self.sample_rate = codec.sample_rate
         self.max_frames = max(1, round(recipe.data.segment_s * codec.frame_rate))
-        self.lm, self.conditioner = start.lm.to(device), start.conditioner.to(device)
+        self.lm, self.conditioner = start.lm, start.conditioner.to(device)
         model = nn.ModuleDict({"lm": self.lm})  # what trains; the rest stays in evaluation mode
         if recipe.lora is None:
             model["text"] = self.conditioner
         self.conditioner.eval()
         self.forward = torch.compile(self.lm) if recipe.fit.compile else self.lm
-        super().__init__(recipe, model, device, valid_captions)
+        super().__init__(recipe, model, device, valid_captions, () if recipe.lora else self.lm.layers)
 
     def step(self, batch: AudioBatch | CodeBatch, step: int) -> dict[str, float]:
         """Teacher forcing on the codes of a batch: `loss` is the mean over codebooks of `ce_qK`, in nats.
@@ -222,21 +225,25 @@ class LMTask(CaptionedTask[LMRecipe]):
         keep = self.draw_keep(batch.keys, step)  # [B]
         counts = distributed.all_reduce_sum(mask.sum((0, 2)).float()).clamp(min=1)  # [K]
         total = torch.zeros_like(counts)
-        for rows in self.parts(batch):
+
+        def mean_loss(rows: slice) -> Tensor:  # [K]
             condition = drop(self.conditioner(batch.captions[rows]), keep[rows])
             with self.autocast():
                 logits = self.forward(
                     inputs[rows], condition, checkpoint_layers=self.recipe.gradient_checkpointing
                 )  # [B, K, S - 1, V]
-            _, mean = token_loss(logits, targets[rows], mask[rows])  # [K]
+            return token_loss(logits, targets[rows], mask[rows])[1]
+
+        for rows in self.in_turn(self.parts(batch)):
+            mean = self.parallel(partial(mean_loss, rows))  # [K]
             ce = mean * mask[rows].sum((0, 2)) / counts
             loss = ce.mean() * distributed.world()  # gradients are averaged over processes, not summed
             self.optimizer.backward(loss)
             total += ce.detach()
         metrics = self.update(step)
         total = distributed.all_reduce_sum(total)
-        mean_loss, *each = torch.cat([total.mean()[None], total]).tolist()  # one wait for the device
-        return metrics | {"loss": mean_loss} | {f"ce_q{k}": value for k, value in enumerate(each)}
+        loss_value, *each = torch.cat([total.mean()[None], total]).tolist()  # one wait for the device
+        return metrics | {"loss": loss_value} | {f"ce_q{k}": value for k, value in enumerate(each)}
 
     def tokens(self, batch: AudioBatch | CodeBatch) -> tuple[Tensor, Tensor]:
         """Codes [B, K, T] of the model's codebooks, and how many frames of each row are sound [B]."""

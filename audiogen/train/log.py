@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audiogen import audio as audio_io
+from audiogen import distributed
 from audiogen.errors import InputError
 from audiogen.files import writing
 from audiogen.spectrogram import save_spectrogram
@@ -113,7 +114,7 @@ class Log:
         """What cannot be stored within is a warning: training goes on, and tries again when it is due."""
         try:
             yield
-        except writing.StorageError as error:
+        except (writing.StorageError, distributed.Followed) as error:  # the first process says which
             self.say(f"warning: {error}")
 
     def say(self, text: str) -> None:

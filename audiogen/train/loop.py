@@ -26,8 +26,9 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Batch
 from audiogen.signals import stop_signals
+from audiogen.train import checkpoints
 from audiogen.train.log import Log
-from audiogen.train.task import FitConfig, Resume, Run, Task
+from audiogen.train.task import FitConfig, Run, Task
 
 Best = Mapping[str, Any] | None  # {"step", "valid/loss", ...} of the best validation so far
 
@@ -55,7 +56,7 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
 
     def check(done: int, best: Best) -> tuple[Best, bool]:  # the first process alone validates, for all
         if valid_data is not None:
-            best = distributed.first_only(lambda: validate(task, valid(), done, best, recipe, log), best)
+            best = task.parallel.alone(lambda: validate(task, valid(), done, best, recipe, log), best)
         stall = validates and stalled(done, best, config)
         return best, config.patience > 0 and distributed.any_process(stall)
 
@@ -69,12 +70,13 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
 
     if first:
         writing.clean(run)
-    start, best, validated = restore(task, run, recipe.resume)
+    start, best, validated = restore(task, recipe)
     distributed.agree({f"the step that {run} is at (is it one folder for all machines?)": str(start)})
     ended = validated and stalled(start, best, config)
     if start >= config.steps or ended:
-        if first and not (checkpoint.step_dir(run, start) / checkpoint.EXPORTED).exists():
-            export(task, start, recipe)  # the process was killed between its last checkpoint and the model
+        if distributed.any_process(not (checkpoint.step_dir(run, start) / checkpoint.EXPORTED).exists()):
+            # the process was killed between its last checkpoint and the model
+            task.parallel.alone(lambda: export(task, start, recipe), None)
         more = "fit.steps and fit.epochs" if config.epochs else "fit.steps"
         more = "fit.patience" if ended and start < config.steps else more
         print(f"{run} is finished at step {start}; to go on, set {more} higher")
@@ -108,7 +110,7 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
             if valid_data is not None and not stopping and due(done, config.sample_every, final):
                 distributed.first_only(partial(samples, done), None)
             if final or stopping or due(done, config.save_every, final):
-                distributed.first_only(partial(store, done, final, stopping, best), None)
+                task.parallel.alone(partial(store, done, final, stopping, best), None)
             if stopping or ended:
                 break
         if stopping:
@@ -145,7 +147,9 @@ def validate(
 ) -> Best:
     """Log the validation scalars; write the model to `best/` if none had a lower `valid/loss`."""
     with task.averaged():
-        found = task.evaluate(not_empty(batches))
+        found = task.parallel(lambda: task.evaluate(not_empty(batches)), learns=False)
+        if task.parallel.sharded:  # all validate, and go on as one
+            found = distributed.average_scalars(found)
         metrics = {f"valid/{name}": value for name, value in found.items()}
         log.record(done, metrics)
         # Shown without those per codebook, which the log has.
@@ -155,7 +159,8 @@ def validate(
         if metrics["valid/loss"] < (math.inf if best is None else best["valid/loss"]):
             found_best = {"step": done, **metrics}
             with log.tolerating():
-                task.export(Path(recipe.out) / "best", {"recipe": to_plain(recipe), **found_best})
+                info = {"recipe": to_plain(recipe), **found_best}
+                task.parallel.with_whole(lambda: task.export(Path(recipe.out) / "best", info))
                 best = found_best
     return best
 
@@ -173,22 +178,33 @@ def not_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
 def save(task: Task[Any], done: int, best: Best, validated: bool, recipe: Run) -> None:
     """Write the checkpoint, then the model; drop old checkpoints."""
     run = Path(recipe.out)
-    state = {"best": best, "validated": validated, "task": task.state_dict()}
-    checkpoint.save_state(checkpoint.step_dir(run, done), state)
+    state = {"best": best, "validated": validated, "task": task.state_dict(), **clips(recipe)}
+    checkpoints.save(checkpoint.step_dir(run, done), state, task.parallel.group)
     export(task, done, recipe)
-    checkpoint.prune(run, done, recipe.fit.keep_last)
+    if distributed.rank() == 0:
+        checkpoint.prune(run, done, recipe.fit.keep_last)
+
+
+def clips(recipe: Run) -> dict[str, int]:
+    """How many clips a step has, and by how many processes."""
+    return {"clips": recipe.fit.batch_size * distributed.world(), "world": distributed.world()}
 
 
 def export(task: Task[Any], done: int, recipe: Run) -> None:
     """Write the model as it is after `done` steps, and a mark beside their checkpoint."""
     run = Path(recipe.out)
-    with task.averaged():
+
+    def write() -> None:
         task.export(run, {"recipe": to_plain(recipe), "step": done})
-    writing.write_bytes_atomic(checkpoint.step_dir(run, done) / checkpoint.EXPORTED, b"")
+        writing.write_bytes_atomic(checkpoint.step_dir(run, done) / checkpoint.EXPORTED, b"")
+
+    with task.averaged():
+        task.parallel.with_whole(write)
 
 
-def restore(task: Task[Any], run: Path, resume: Resume) -> tuple[int, Best, bool]:
+def restore(task: Task[Any], recipe: Run) -> tuple[int, Best, bool]:
     """Load the newest checkpoint -> (steps done, best validation so far, whether a validation due then was made)."""
+    run, resume = Path(recipe.out), recipe.resume
     found = checkpoint.latest(run)
     if resume == "must" and found is None:
         raise InputError(f"resume=must, but {run} holds no checkpoint; check out=, or use resume=auto")
@@ -198,16 +214,30 @@ def restore(task: Task[Any], run: Path, resume: Resume) -> tuple[int, Best, bool
         return 0, None, True
     for step, directory in reversed(checkpoint.step_dirs(run)):
         try:
-            state = checkpoint.load_state(directory)
+            state = checkpoints.load(directory, {"task": task.state_dict()}, task.parallel.group)
         except InputError as error:
             damage = error
             print(f"warning: {error}; the checkpoint before it is tried", file=sys.stderr)
             continue
+        require_same_clips(state, recipe)
         task.load_state_dict(state["task"])
         return step, state["best"], state["validated"]
     raise InputError(
         f"{damage}; no checkpoint of {run} is whole: choose another out=, or delete its checkpoints"
     )
+
+
+def require_same_clips(state: Mapping[str, Any], recipe: Run) -> None:
+    """InputError where as many steps of other processes stand at another place of the data."""
+    now = clips(recipe)
+    before = state.get("clips", now["clips"])
+    if state.get("world", now["world"]) != now["world"] and before != now["clips"]:
+        each, rest = divmod(before, now["world"])
+        advice = "choose a number that divides them" if rest else f"set fit.batch_size={each}"
+        raise InputError(
+            f"{recipe.out} has {before} clips a step, and {now['world']} processes with fit.batch_size="
+            f"{recipe.fit.batch_size} are {now['clips']}: {advice}, so that no clip is left out or repeated"
+        )
 
 
 def require_finite(metrics: Mapping[str, float], step: int, batch: Batch, run: Path) -> None:

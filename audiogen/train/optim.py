@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from audiogen import distributed
 from audiogen.config import NotNegative, NotNegativeFloat, Probability, Range, check_ranges
 
 Beta = Annotated[float, Range(0, 1, below=True)]
@@ -74,6 +74,19 @@ class Optimizer:
         groups = [decayed, {"params": vectors, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW(groups, config.lr, config.betas, config.eps, fused=True)
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scale_losses)
+        if any(isinstance(each, DTensor) for each in self.parameters):
+            self._make_moments()
+
+    def _make_moments(self) -> None:
+        """The moments of no step, which AdamW makes with its first one, for a sharded checkpoint to be read into."""
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for group in self.adamw.param_groups:
+            group["lr"] = 0.0
+        self.adamw.step()
+        self.adamw.zero_grad()
+        for state in self.adamw.state.values():
+            state["step"].zero_()
 
     def backward(self, loss: Tensor, shared: bool = False) -> None:
         """Add this scalar loss's gradients to those of the step.
@@ -86,12 +99,12 @@ class Optimizer:
     def step(self, step: int) -> dict[str, float]:
         """Update the weights at the rate of `step`, clear the gradients -> {"lr", "grad_norm": before it is clipped}.
 
-        Gradients are averaged over processes. One whose norm is not finite changes no weight; the caller sees it in
-        `grad_norm` (float16 skips the step by design, lowers its loss scale, and reports that instead).
+        Gradients whose norm is not finite change no weight; the caller sees it in `grad_norm` (float16 skips the step
+        by design, lowers its loss scale, and reports that instead).
         """
-        distributed.average_gradients(self.parameters)
         self.scaler.unscale_(self.adamw)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of all shards
         finite = bool(torch.isfinite(norm))
         if self.config.clip_norm and finite:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
@@ -106,7 +119,7 @@ class Optimizer:
         if self.scaler.is_enabled():
             metrics["loss_scale"] = self.scaler.get_scale()
         if finite or not self.scaler.is_enabled():
-            metrics["grad_norm"] = norm.item()
+            metrics["grad_norm"] = float(norm)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -168,17 +169,22 @@ class TaggerTask(Task[TaggerRecipe]):
     def step(self, batch: AudioBatch, step: int) -> dict[str, float]:
         """One update: cross-entropy of exclusive groups, binary cross-entropy of multi-label ones."""
         parts = self.parts(batch)
-        for rows in parts:
+        for rows in self.in_turn(parts):
             audio = batch.audio[rows, 0]  # [B, N]
             targets = self.targets(batch.keys[rows], audio.shape[1])
             mel, targets = self.vary(self.tagger.features(audio), targets)
-            with self.autocast():
-                output = self.forward(mel.to(self.device))
-            losses = self.losses(output, Targets(*(part.to(self.device) for part in targets)))
+            targets = Targets(*(part.to(self.device) for part in targets))
+            losses = self.parallel(partial(self.learn, mel.to(self.device), targets))
             loss = torch.stack(list(losses.values())).sum()
             self.optimizer.backward(loss / len(parts))
             self.add({"loss": loss, **losses}, len(parts))
         return self.update(step)
+
+    def learn(self, mel: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """The losses of log-mels [B, M, T], through the compiled model where it is."""
+        with self.autocast():
+            output = self.forward(mel)
+        return self.losses(output, targets)
 
     def vary(self, mel: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """A batch [B, M, T] changed as other recordings of such sounds would be; on the CPU, as data is.

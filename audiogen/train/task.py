@@ -25,6 +25,7 @@ from audiogen.interfaces import Batch
 from audiogen.text.t5 import T5Conditioner, TextConfig
 from audiogen.text.vocabulary import Vocabulary, train_vocabulary
 from audiogen.train.optim import Average, OptimConfig, Optimizer
+from audiogen.train.parallel import SHARDED, Parallel, Shard
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Resume = Literal["auto", "must", "never"]
@@ -42,7 +43,9 @@ class FitConfig:
     process. accumulate: into how many parts, run one after another, a batch is split to save memory. precision: of the
     forward passes; auto is bfloat16 where the device computes it natively, else float32. valid_batches: how many
     batches a validation reads at most. patience: after so many validations without a `valid/loss` below the best one
-    the run ends; 0 is never. keep_last: checkpoints kept. timeout_s: how long a process waits for another.
+    the run ends; 0 is never. keep_last: checkpoints kept. shard: how several processes share the model: ddp,
+    each has all of it (auto); fsdp, each a part of every weight; hsdp, a part of it within a machine, and machines are
+    replicas; see docs/scaling.md. timeout_s: how long a process waits for another.
     """
 
     steps: Positive = 1000
@@ -61,6 +64,7 @@ class FitConfig:
     workers: NotNegative = 0
     device: str = "auto"
     compile: bool = False
+    shard: Shard = "auto"
     tensorboard: bool = False
     timeout_s: Positive = 600
 
@@ -70,6 +74,16 @@ class FitConfig:
             raise InputError(
                 f"batch_size {self.batch_size} cannot be split into accumulate={self.accumulate} parts"
             )
+        if self.shard in SHARDED:
+            for key, wrong in (
+                ("sample_every=0: generate from out= instead", self.sample_every > 0),
+                ("compile=false", self.compile),
+                ("precision=bfloat16 or float32", self.precision == "float16"),
+            ):
+                if wrong:
+                    raise InputError(
+                        f"fit.shard={self.shard}, where no process has the whole model, wants fit.{key}"
+                    )
         if self.patience and not self.valid_every:
             raise InputError(f"patience is {self.patience}, but valid_every is 0: nothing would be validated")
 
@@ -122,10 +136,25 @@ class Task(Generic[R]):
 
     sample_rate: int
 
-    def __init__(self, recipe: R, module: nn.Module, device: torch.device, name: str = "model"):
-        """name: of the module's weights in checkpoints."""
+    def __init__(
+        self,
+        recipe: R,
+        module: nn.Module,
+        device: torch.device,
+        name: str = "model",
+        layers: Iterable[nn.Module] = (),
+    ):
+        """name: of the module's weights in checkpoints. layers: see `Parallel`; without them nothing is sharded."""
         self.recipe, self.module, self.device, self.name = recipe, module, device, name
         fit = recipe.fit
+        layers = list(layers)
+        if fit.shard in SHARDED and not layers:
+            raise InputError(
+                f"fit.shard={fit.shard} is for large models; task={recipe.task} takes fit.shard=ddp"
+            )
+        dtype = product_dtype(device, fit.precision)
+        self.parallel = Parallel(module, device, fit.shard, dtype, layers)
+        self.parallels = [self.parallel]  # and those of a discriminator
         self.optimizer = Optimizer(module, recipe.optim, fit.steps, fit.precision == "float16")
         self.average = Average(module, fit.ema_decay)
         self.saved: dict[str, Any] = {"optimizer": self.optimizer, "average": self.average}
@@ -166,6 +195,13 @@ class Task(Generic[R]):
         """The rows of each part of a batch, as many parts as `fit.accumulate`."""
         return row_slices(len(batch.keys), self.recipe.fit.accumulate)
 
+    def in_turn(self, parts: Sequence[slice]) -> Iterator[slice]:
+        """Each part of a batch; the processes reduce the gradients of all with those of the last."""
+        for number, rows in enumerate(parts, start=1):
+            for parallel in self.parallels:
+                parallel.reduce_next(number == len(parts))
+            yield rows
+
     def autocast(self) -> torch.autocast:
         """The context of a forward pass: `fit.precision`."""
         return autocast(self.device, self.recipe.fit.precision)
@@ -191,7 +227,14 @@ class Task(Generic[R]):
 
     def load_weights(self, state: Mapping[str, Any]) -> None:
         """Restore what `weights` gave."""
-        checkpoint.load_into(self.module, state[self.name], "the checkpoint")
+        own = self.module.state_dict()
+        if not self.parallel.sharded:
+            checkpoint.load_into(self.module, state[self.name], "the checkpoint")
+        elif own.keys() != state[self.name].keys():  # what is there was read into the shards
+            name = min(own.keys() ^ state[self.name].keys())
+            raise InputError(
+                f"weights of the checkpoint do not fit their config: {name} is only in one of them"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-exact resume needs."""
@@ -210,9 +253,16 @@ class Task(Generic[R]):
 class CaptionedTask(Task[R]):
     """A task that generates sound from captions, which it also validates with wrong captions and with none."""
 
-    def __init__(self, recipe: R, module: nn.Module, device: torch.device, captions: Iterable[Sequence[str]]):
+    def __init__(
+        self,
+        recipe: R,
+        module: nn.Module,
+        device: torch.device,
+        captions: Iterable[Sequence[str]],
+        layers: Iterable[nn.Module],
+    ):
         """captions: the wordings of each validation clip, to find out which captions mean the same."""
-        super().__init__(recipe, module, device)
+        super().__init__(recipe, module, device, layers=layers)
         self.meanings = meanings(captions)
 
     def captions(self, right: Sequence[Sequence[str | None]]) -> dict[str, list[list[str | None]]]:

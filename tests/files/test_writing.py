@@ -143,7 +143,7 @@ def test_a_full_disk_while_diffusers_writes_is_one_line(tmp_path: Path, limit: i
 
 def test_damage_to_a_checkpoint_is_found(tmp_path: Path) -> None:
     state = {"weight": noise(100), "step": 3}
-    for name in checkpoint.STATE_FILES:
+    for name in (checkpoint.STATE, checkpoint.TENSORS):
         checkpoint.save_state(tmp_path / name, state)
         assert torch.equal(checkpoint.load_state(tmp_path / name)["weight"], state["weight"])
         data = np.fromfile(tmp_path / name / name, np.uint8)

@@ -126,8 +126,8 @@ def test_recomputing_trades_memory_for_work_and_changes_nothing(precision: torch
     assert everything[2] < 0.8 * selective[2] < 0.8 * 0.8 * kept[2]
     assert selective[3] == kept[3]  # no product with weights is made twice
     assert (
-        everything[3] == kept[3] + 3 * 6
-    )  # all of three layers are: in, out, query, out and the perceptron's two
+        everything[3] == kept[3] + 3 * 7
+    )  # all of three layers are: in, out, query, text, out and the perceptron's two
 
 
 def test_fast_attention_is_attention() -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from audiogen import distributed
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.train.log import read_log
+from tests.train.processes import free_port, in_processes, start_processes
 
 Train = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,74 +28,22 @@ def scalars(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def two_processes(work: Callable[[int], Any]) -> tuple[list[Any], Any]:
-    """Run `work(rank)` in two forked processes with the environment that torchrun gives -> they, and their answers."""
-    context, port = get_context("fork"), free_port()
-    answers = context.Queue()
-
-    def start(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        try:
-            answers.put((rank, work(rank)))
-        except Exception as error:  # for the parent to raise
-            answers.put((rank, error))
-
-    processes = [context.Process(target=start, args=(rank,)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    return processes, answers
-
-
-def in_two_processes(work: Callable[[int], Any]) -> list[Any]:
-    """Run `work(rank)` in two processes -> what they return."""
-    processes, answers = two_processes(work)
-    found = {}
-    for _ in processes:
-        rank, answer = answers.get(timeout=120)
-        if isinstance(answer, Exception):
-            for process in processes:
-                process.kill()
-            raise answer
-        found[rank] = answer
-    for process in processes:
-        process.join()
-    return [found[rank] for rank in range(2)]
-
-
 def test_reductions() -> None:
     def work(rank: int) -> dict[str, Any]:
         distributed.initialize(torch.device("cpu"))
-        first, second = torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))
-        first.grad = torch.full(
-            (2, 3), float(rank + 1)
-        )  # the second process alone has no gradient for `second`
-        if rank == 0:
-            second.grad = torch.full((4,), 8.0)
-        distributed.average_gradients([first, second])
         found = {
             "rank": (distributed.rank(), distributed.world()),
             "sum": distributed.all_reduce_sum(torch.tensor([1.0, rank])).tolist(),
             "broadcast": distributed.broadcast(torch.tensor(rank + 7)).item(),
             "any": (distributed.any_process(rank == 1), distributed.any_process(False)),
             "scalars": distributed.average_scalars({"a": float(rank), "b": 3.0}),
-            "gradients": (
-                first.grad[0, 0].item(),
-                second.grad[0].item() if second.grad is not None else None,
-            ),
         }
         distributed.shutdown()
         return found
 
-    both = in_two_processes(work)
+    both = in_processes(work)
     same = {"sum": [2.0, 1.0], "broadcast": 7, "any": (True, False), "scalars": {"a": 0.5, "b": 3.0}}
-    assert both == [{"rank": (rank, 2), **same, "gradients": (1.5, 4.0)} for rank in range(2)]
+    assert both == [{"rank": (rank, 2), **same} for rank in range(2)]
 
 
 def test_alone_nothing_is_reduced() -> None:
@@ -121,7 +68,7 @@ def test_one_may_work_longer_than_the_others_wait_for_a_reduction() -> None:
         distributed.shutdown()
         return found, waited_s > 5.9, failed
 
-    assert in_two_processes(work) == [("made", True, "ZeroDivisionError"), ("waited", True, "Followed")]
+    assert in_processes(work) == [("made", True, "ZeroDivisionError"), ("waited", True, "Followed")]
 
 
 def test_facts_that_differ_are_named_by_the_first() -> None:
@@ -137,7 +84,7 @@ def test_facts_that_differ_are_named_by_the_first() -> None:
         distributed.shutdown()
         return said
 
-    first, second = in_two_processes(work)
+    first, second = in_processes(work)
     assert first == ["the recipe differs between the processes: b: 0 on rank 0, b: 1 on rank 1"]
     assert second == ["the processes differ"]
 
@@ -158,7 +105,7 @@ def test_a_process_that_is_lost_is_named_in_one_line(fault: str) -> None:
             return str(error)
         return "nothing"
 
-    processes, answers = two_processes(work)
+    processes, answers = start_processes(work)
     rank, line = answers.get(timeout=60)
     for process in processes:
         process.kill()
@@ -204,7 +151,7 @@ def test_codebooks_stay_equal_in_all_processes(codec_run: Train, monkeypatch: py
         assert all(book.initialised for book in codec.quantizer.codebooks)
         return checkpoint.identity(codec.state_dict()), checkpoint.identity(discriminator.state_dict())
 
-    first, second = in_two_processes(work)
+    first, second = in_processes(work)
     assert first == second
 
 
@@ -222,7 +169,7 @@ def test_sigterm_to_one_process_stops_all_at_one_step(
         return step(self, batch, number)
 
     monkeypatch.setattr(CodecTask, "step", terminated)
-    in_two_processes(lambda rank: str(codec_run("run", "fit.batch_size=2")))
+    in_processes(lambda rank: str(codec_run("run", "fit.batch_size=2")))
     found = checkpoint.latest(tmp_path / "run")
     assert found and found[0] == 3
 
@@ -230,9 +177,9 @@ def test_sigterm_to_one_process_stops_all_at_one_step(
 def test_all_processes_end_where_the_first_has_no_patience_left(lm_run: Train, tmp_path: Path) -> None:
     """It alone validates; one that went on would wait for it without end."""
     stalls = ("optim.lr=1e-30", "fit.steps=20", "fit.valid_every=2", "fit.patience=1", "fit.batch_size=2")
-    in_two_processes(lambda rank: str(lm_run("run", *stalls)))
+    in_processes(lambda rank: str(lm_run("run", *stalls)))
     found = checkpoint.latest(tmp_path / "run")
     assert found and found[0] == 4
-    in_two_processes(lambda rank: str(lm_run("run", *stalls)))
+    in_processes(lambda rank: str(lm_run("run", *stalls)))
     found = checkpoint.latest(tmp_path / "run")
     assert found and found[0] == 4

@@ -145,7 +145,7 @@ def test_bit_rot_in_the_newest_checkpoint_falls_back_to_the_one_before(
 ) -> None:
     whole = lm_run("whole")
     run = lm_run("rotten", "fit.keep_last=2")
-    for name in checkpoint.STATE_FILES:
+    for name in (checkpoint.STATE, checkpoint.TENSORS):
         path = checkpoint.step_dir(run, 6) / name
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 4

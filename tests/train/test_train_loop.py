@@ -274,7 +274,7 @@ def test_checkpoints_keep_their_names(codec_run: Train, lm_run: Train) -> None:
         (lm_run("lm", *once), {"model"}),
     ):
         state = checkpoint.load_state(checkpoint.step_dir(run, 1))
-        assert state.keys() == {"best", "validated", "task"}
+        assert state.keys() == {"best", "validated", "task", "clips", "world"}
         assert state["task"].keys() == shared | own
         assert state["task"]["optimizer"].keys() == {"adamw", "scaler"}
         assert state["task"]["average"].keys() == {"averages", "num_updates"}
