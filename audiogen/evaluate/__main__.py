@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from audiogen import command
 from audiogen.config import read_table
 from audiogen.errors import InputError, run_command
 from audiogen.evaluate import EMBEDDERS
@@ -29,21 +30,25 @@ LISTS = {"seeds": int, "opus_kbps": float, "metrics": str}  # what an option wit
 
 def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     """The command line by the names of a command's settings, of which what is not given is missing; name: which."""
-    parser = argparse.ArgumentParser(
-        prog="python -m audiogen.evaluate",
-        description="How good sounds are, how well they follow the text, what they cost: report.md, .json, .html.",
+    parser = command.make_parser(
+        "evaluate",
+        "How good sounds are, how well they follow the text, what they cost: report.md, .json, .html.",
     )
     table = read_table(Path(__file__).with_name("options.yaml"))["commands"]
     commands = parser.add_subparsers(dest="name", required=True, metavar=" | ".join(table))
-    for name, command in table.items():
-        added = commands.add_parser(name, help=command["help"], argument_default=argparse.SUPPRESS)
-        for title, options in command["groups"].items():
+    for name, entry in table.items():
+        added = commands.add_parser(
+            name, help=entry["help"], argument_default=argparse.SUPPRESS, add_help=False
+        )
+        for title, options in entry["groups"].items():
             group = added.add_argument_group(title)
             for option, settings in options.items():
                 given = settings | {"help": settings["help"].replace("EMBEDDERS", EMBEDDERS)}
                 if "type" in settings:
                     given["type"] = TYPES[settings["type"]]
                 group.add_argument(f"--{option}", **given)
+        command.add_help(added, entry.get("common", ()), entry["examples"])
+    command.add_help(parser, examples=[f"{name} {entry['examples'][0]}" for name, entry in table.items()])
     return vars(parser.parse_args(argv))
 
 

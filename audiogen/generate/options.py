@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from audiogen import command
 from audiogen.errors import InputError
 from audiogen.generators.request import FAMILIES, LATENT_DRAWS, LM_DRAWS, refuse
 
@@ -52,9 +53,8 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
     "how": {
         "--model": (
             str,
-            "a bundled model's name; a model directory; a public release of AudioGen, MusicGen, AudioLDM, AudioLDM 2, "
-            "LAFMA, Stable Audio, Tango or TangoFlux: its directory, or its hub id (facebook/audiogen-medium, with "
-            "@revision if wanted) (default: lm_tiny)",
+            "a bundled model's name, a model directory, or a public release by its directory or hub id[@revision], "
+            "such as facebook/audiogen-medium; audiogen models lists those here (default: lm_tiny)",
         ),
         "--text-encoder T5": (
             str,
@@ -121,14 +121,21 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
         "--stream": (bool, "one sound, written piece by piece while it is generated, without a picture"),
     },
 }
+COMMON = (
+    "--text --prompts --duration --num-samples --model --seed --guidance --out --stream --overwrite".split()
+)
+EXAMPLES = (
+    '--text "a dog barks" --text "rain falls" --num-samples 2',
+    '--text "a rooster crows" --model lafma_tiny --out rooster.wav',
+    '--text "rain falls" --stream --duration inf --out - | aplay',
+)
 DEFAULTS = {"text": [], "num_samples": 1, "model": "lm_tiny", "seed": 0, "device": "auto", "dtype": "auto"}
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked as far as that needs no model; --inpaint and --heads as numbers."""
-    parser = argparse.ArgumentParser(
-        prog="python -m audiogen.generate",
-        description="Generate sounds from text: for each a sound file and a picture of its spectrogram (PNG).",
+    parser = command.make_parser(
+        "generate", "Generate sounds from text: for each a sound file and a picture of its spectrogram (PNG)."
     )
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
@@ -143,6 +150,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             else:
                 group.add_argument(name, type=kind, metavar=value or None, help=about)
     parser.set_defaults(**DEFAULTS, out=Path("generated"))
+    command.add_help(parser, COMMON, EXAMPLES)
     args = parser.parse_args(argv)
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")

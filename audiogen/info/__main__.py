@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from audiogen import command
 from audiogen.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one `name: value` a line, for each model."""
-    parser = argparse.ArgumentParser(
-        prog="python -m audiogen.info",
-        description="What a generator is, which words it was trained with, and which sounds it makes.",
+    parser = command.make_parser(
+        "info", "What a generator is, which words it was trained with, and which sounds it makes."
     )
     parser.add_argument(
         "models",
@@ -24,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="MODEL",
         help="a bundled name, a model directory, a release or a hub id; default: the bundled ones",
     )
+    command.add_help(parser, examples=("", "facebook/audiogen-medium"))
     arguments = parser.parse_args(argv)
     from audiogen.info import describe
 
