@@ -1,10 +1,13 @@
-"""What the commands share: help that fits a screen, with the rest behind `--help-all`. Standard library only."""
+"""What the commands share: help that fits a screen, and results for programs. Standard library only."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +75,49 @@ class _Print(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         print(page(parser, *self.page), end="")
         parser.exit()
+
+
+# ---------------------------------------------------------------------------------------------------- results
+
+
+def add_output(parser: Any) -> None:
+    """The options `--json` and `--quiet` on a parser or a group of its arguments; `output` does what they say."""
+    parser.add_argument(
+        "--json", action="store_true", help="the result as one JSON object; all other lines to standard error"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print warnings and errors alone, no progress")
+
+
+@contextmanager
+def output(as_json: bool, quiet: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Runs a command with its lines where `--json` and `--quiet` want them -> takes the result, for `--json`.
+
+    What is printed inside goes to standard error with `--json` and nowhere with `--quiet`. Bars are drawn on terminals
+    alone, and with `--quiet` standard error is not shown as one.
+    """
+    standard = sys.stdout
+
+    def give(result: Mapping[str, Any]) -> None:
+        if as_json:
+            print(json.dumps(result, default=str), file=standard, flush=True)
+
+    with ExitStack() as stack:
+        if quiet:
+            stack.enter_context(redirect_stderr(_NoTerminal(sys.stderr)))
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        elif as_json:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        yield give
+
+
+class _NoTerminal:
+    """A stream of text that says it is no terminal."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

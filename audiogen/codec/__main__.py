@@ -93,6 +93,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             help="of the computation; bfloat16 is faster, for SEANet codecs on a CPU, and changes some codes",
         )
         each.add_argument("--overwrite", action="store_true", help="replace files that exist")
+        command.add_output(each)
 
     merge = commands.add_parser(
         "merge", help="the parts that encode --shards --part wrote into one folder of shards", add_help=False
@@ -121,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from audiogen.codec import decode, encode, info, parts  # late: they import torch
 
     verbs = {"encode": encode.run, "decode": decode.run, "info": info.run, "merge": parts.run}
-    verbs[arguments.command](arguments)
+    with command.output(
+        getattr(arguments, "json", False), getattr(arguments, "quiet", False)
+    ) as arguments.give:
+        verbs[arguments.command](arguments)
     return 0
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -47,14 +48,19 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
                 if "type" in settings:
                     given["type"] = TYPES[settings["type"]]
                 group.add_argument(f"--{option}", **given)
+        command.add_output(group)
         command.add_help(added, entry.get("common", ()), entry["examples"])
     command.add_help(parser, examples=[f"{name} {entry['examples'][0]}" for name, entry in table.items()])
     return vars(parser.parse_args(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command, print its table and where the rest is -> 1 where a system failed and the others finished."""
+    """Run one command, print its table and where the rest is -> 1 where a system failed and the others finished.
+
+    With --json it prints what report.json has, the folder and the failures in its place.
+    """
     settings = parse(argv)
+    as_json, quiet = (settings.pop(name, False) for name in ("json", "quiet"))
     words = sys.argv[1:] if argv is None else argv
     settings["command"] = shlex.join(["python", "-m", "audiogen.evaluate", *words])
     for name in {"where", "reference_where"} & settings.keys():
@@ -73,12 +79,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_settings, evaluate = commands[settings.pop("name")]
     evaluation = make_settings(**settings)
     check_out(evaluation.out)
-    with only_writer(evaluation.out), warnings.catch_warnings():
+    with (
+        command.output(as_json, quiet) as give,
+        only_writer(evaluation.out),
+        warnings.catch_warnings(),
+    ):
         setattr(warnings, "showwarning", warn)  # noqa: B010 (a plain assignment does not pass mypy)
         report = evaluate(evaluation, warn)
-    path = evaluation.out / "report.md"
-    print(*(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")), sep="\n")
-    print(f"{path}, with report.html to listen to and report.json to compute with")
+        path = evaluation.out / "report.md"
+        print(
+            *(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")),
+            sep="\n",
+        )
+        print(f"{path}, with report.html to listen to and report.json to compute with")
+        figures = json.loads(path.with_suffix(".json").read_bytes())
+        give({"out": str(evaluation.out), "failures": dict(report.failures), **figures})
     for system, reason in report.failures.items():
         print(f"error: {system} failed: {reason}", file=sys.stderr)
     return 1 if report.failures else 0

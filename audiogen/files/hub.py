@@ -28,6 +28,15 @@ from huggingface_hub import constants
 from audiogen.errors import InputError
 from audiogen.files import writing
 
+PICKLES = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".th",
+    ".ckpt",
+    ".pkl",
+    ".pickle",
+)  # suffixes of files that torch.save wrote
 TIMEOUT_S = 5.0  # for the hub's answer; after it, the cache is used
 _ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w.-]*(?:/\w[\w.-]*)*))?", re.ASCII)
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -175,6 +184,11 @@ class Repository:
         if _COMMIT.fullmatch(commit):
             _commits[constants.HF_HUB_CACHE, self.name] = commit
         return self._snapshot
+
+    def has(self, patterns: Sequence[str]) -> bool:
+        """Whether the cache has all files of these glob patterns."""
+        wanted = [file for file in self.files if any(fnmatch(file, pattern) for pattern in patterns)]
+        return all((self._snapshot / file).exists() for file in wanted)
 
     def lacks(self, layouts: Sequence[Layout]) -> InputError:
         """The error for a repository that has none of these layouts."""

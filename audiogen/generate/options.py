@@ -8,12 +8,9 @@ from pathlib import Path
 
 from audiogen import command
 from audiogen.errors import InputError
-from audiogen.generators.request import FAMILIES, LATENT_DRAWS, LM_DRAWS, refuse
+from audiogen.generators.request import FAMILIES, LATENT_ONLY, LM_ONLY, refuse
 
 FORMATS = ("wav", "flac", "ogg", "mp3")
-# By the names in the parsed arguments; their defaults say that nothing was given.
-LM_ONLY = ("continue_from", "adapter", *LM_DRAWS, "cuda_graph", "stream")
-LATENT_ONLY = (*LATENT_DRAWS, "init", "strength", "inpaint", "upsample", "clap", "heads")
 MAX_THREADS = 1024
 
 # By groups: each option with the name of its value, its type (bool: a switch, list: may be repeated, a tuple: the
@@ -149,11 +146,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                 group.add_argument(name, choices=kind, help=about)
             else:
                 group.add_argument(name, type=kind, metavar=value or None, help=about)
+    command.add_output(group)  # the last one, "result"
     parser.set_defaults(**DEFAULTS, out=Path("generated"))
     command.add_help(parser, COMMON, EXAMPLES)
     args = parser.parse_args(argv)
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
+    if args.json and str(args.out) == "-":
+        raise InputError(
+            "--json prints to standard output, where --out - writes the sound; drop one of the two"
+        )
     changes = {"--strength": args.strength, "--inpaint": args.inpaint, "--upsample": args.upsample or None}
     given = [name for name, value in changes.items() if value is not None]
     if given and args.init is None:
