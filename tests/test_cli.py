@@ -25,6 +25,7 @@ VERBS = (
     "audiogen.evaluate",
     "audiogen.data",
     "audiogen.info",
+    "audiogen.models",
     "audiogen.serve",
 )
 
