@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,6 +117,7 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
             "... --stream --duration inf --out - | aplay",
         ),
         "--overwrite": (bool, "replace sounds and pictures that exist"),
+        "--report": (bool, "also write report.html: all sounds of the command with players and settings"),
         "--stream": (bool, "one sound, written piece by piece while it is generated, without a picture"),
     },
 }
@@ -152,6 +155,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
+    args.command = shlex.join([*parser.prog.split(), *(sys.argv[1:] if argv is None else argv)])
+    if args.report and str(args.out) == "-":
+        raise InputError("--report shows sound files, and --out - writes none; drop one of the two")
     if args.json and str(args.out) == "-":
         raise InputError(
             "--json prints to standard output, where --out - writes the sound; drop one of the two"

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from audiogen import audio, spectrogram
 from audiogen.errors import InputError
 from audiogen.generate import live
-from audiogen.generate.jobs import Job, plan
+from audiogen.generate.jobs import Job, page_path, plan
 from audiogen.generate.options import refuse_others
 from audiogen.generators import load as generators
 from audiogen.generators.request import check_duration, check_prompt, num_samples
@@ -57,8 +57,14 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> dict[str, Any]:
         made = [
             make(own, found, part, prompt, edit) for (own, found), part in zip(opened, parts, strict=True)
         ]
+    sounds = [sound for model in made for sound in model.pop("sounds")]
+    if args.report:
+        from audiogen.generate import page  # late: matplotlib, which a stream needs for nothing else
+
+        page.write(path := page_path(args.out, jobs), sounds, args.command)
+        print(path)
     return {
-        "sounds": [sound for model in made for sound in model.pop("sounds")],
+        "sounds": sounds,
         "sound_s": sum(model["sound_s"] for model in made),
         "spent_s": sum(model["spent_s"] for model in made),
         "models": made,
