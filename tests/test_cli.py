@@ -25,6 +25,7 @@ VERBS = (
     "audiogen.evaluate",
     "audiogen.data",
     "audiogen.info",
+    "audiogen.models",
     "audiogen.serve",
 )
 
@@ -38,7 +39,7 @@ def describe(parser, prefix):  # -> (the option in one line, whether it has a he
         if isinstance(action, argparse._SubParsersAction):
             for name, child in action.choices.items():
                 yield from describe(child, f"{prefix} {name}")
-        elif not isinstance(action, argparse._HelpAction):
+        elif "--help" not in action.option_strings:
             kind = type(action).__name__.strip("_").replace("Action", "").lower()
             words = [prefix, ", ".join(action.option_strings) or action.dest, kind]
             words += [f"nargs={action.nargs}"] if action.nargs else []

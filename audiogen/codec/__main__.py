@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from audiogen import command
 from audiogen.errors import InputError, run_command
 
 DEFAULT_CODEC = "codec_tiny"
@@ -17,14 +18,27 @@ CODEC = (
 )
 TOKEN_FORMATS = ("agtok", "ecdc-v0")
 SOUND_FORMATS = ("wav", "flac", "ogg", "mp3")
+COMMON = "--out --codec --bandwidth --shards --workers --format --device --dtype --overwrite".split()
+EXAMPLES = {
+    "encode": (
+        "my_sounds/ -o tokens/",
+        "my_sounds/ --codec facebook/encodec_24khz --bandwidth 6 -o encodec/",
+        "my_sounds/manifest.jsonl --shards 1000 --workers 4 -o shards/",
+    ),
+    "decode": ("tokens/ -o back/", "tokens/bell.agtok -o bell.wav --original-rate"),
+    "merge": ("shards/",),
+    "info": ("codec_tiny", "tokens/bell.agtok"),
+}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m audiogen.codec", description="Audio to tokens and back.")
+    parser = command.make_parser("codec", "Audio to tokens and back.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="encode | decode | merge | info")
 
-    encode = commands.add_parser("encode", help="sounds to token files, or to token shards for training")
+    encode = commands.add_parser(
+        "encode", help="sounds to token files, or to token shards for training", add_help=False
+    )
     encode.add_argument(
         "inputs", nargs="+", help="sound files, folders, manifests (.jsonl, .csv), synth:COUNT"
     )
@@ -50,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--workers", type=int, default=1, metavar="N", help="processes of this machine (default: 1)"
     )
 
-    decode = commands.add_parser("decode", help="token files or token shards to sounds")
+    decode = commands.add_parser("decode", help="token files or token shards to sounds", add_help=False)
     decode.add_argument(
         "inputs", nargs="+", help="token files (.agtok, .ecdc), folders of them, or folders of token shards"
     )
@@ -65,28 +79,34 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="restore the recording's sample rate and its length at that rate; default: the codec's rate",
     )
 
-    for command in (encode, decode):
-        command.add_argument(
+    for each in (encode, decode):
+        each.add_argument(
             "--batch-size", type=int, help="clips of equal length at a time; default: 8 on a GPU, 1 on a CPU"
         )
-        command.add_argument(
+        each.add_argument(
             "--device", default="auto", help="auto (a CUDA GPU if there is one), cpu, cuda, cuda:N, mps"
         )
-        command.add_argument(
+        each.add_argument(
             "--dtype",
             choices=("float32", "bfloat16"),
             default="float32",
             help="of the computation; bfloat16 is faster, for SEANet codecs on a CPU, and changes some codes",
         )
-        command.add_argument("--overwrite", action="store_true", help="replace files that exist")
+        each.add_argument("--overwrite", action="store_true", help="replace files that exist")
+        command.add_output(each)
 
     merge = commands.add_parser(
-        "merge", help="the parts that encode --shards --part wrote into one folder of shards"
+        "merge", help="the parts that encode --shards --part wrote into one folder of shards", add_help=False
     )
     merge.add_argument("out", help="the folder that was given to encode with --out")
 
-    info = commands.add_parser("info", help="describe a codec, a token file or a folder of token shards")
+    info = commands.add_parser(
+        "info", help="describe a codec, a token file or a folder of token shards", add_help=False
+    )
     info.add_argument("input", nargs="?", default=DEFAULT_CODEC, help="default: the bundled codec")
+    for name, added in (("encode", encode), ("decode", decode), ("merge", merge), ("info", info)):
+        command.add_help(added, COMMON if name == "encode" else (), EXAMPLES[name])
+    command.add_help(parser, examples=[f"{name} {lines[0]}" for name, lines in EXAMPLES.items()])
     arguments = parser.parse_args(argv)
     arguments.given = sys.argv[1:] if argv is None else list(argv)
     return arguments
@@ -102,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from audiogen.codec import decode, encode, info, parts  # late: they import torch
 
     verbs = {"encode": encode.run, "decode": decode.run, "info": info.run, "merge": parts.run}
-    verbs[arguments.command](arguments)
+    with command.output(
+        getattr(arguments, "json", False), getattr(arguments, "quiet", False)
+    ) as arguments.give:
+        verbs[arguments.command](arguments)
     return 0
 
 

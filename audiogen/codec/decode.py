@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     codec = load_codec_of(clips, arguments.codec, device)
     codec.codec.freeze(dtype)
     target_of = {clip.key: target for clip, target in zip(clips, targets, strict=True)}
-    with report("decoded", len(clips)) as counts:
+    with report("decoded", len(clips), arguments.give, arguments.out) as counts:
         original = arguments.original_rate
 
         def save(clip: Clip[Tensor]) -> None:  # of blocks [C, n]

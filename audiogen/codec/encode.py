@@ -81,7 +81,7 @@ def encode_files(
         header = replace(clip.header, codec=name, identity=identity, source_key=sounds[target].key)
         format.write(target, header, clip.parts)
 
-    with report("encoded", len(pending), kept=len(sounds) - len(pending)) as counts:
+    with report("encoded", len(pending), arguments.give, arguments.out, len(sounds) - len(pending)) as counts:
         counts.each(encode_clips(codec, pending, num_codebooks, arguments.batch_size), save)
 
 
@@ -159,7 +159,7 @@ def encode_shards(
         sound, num_samples = by_key[clip.key], clip.header.num_samples
         clips[clip.key] = CodeClip(clip.key, codes, num_samples, sound.captions, sound.fields)
 
-    with report("encoded", len(pending), kept=len(sounds) - len(pending)) as counts:
+    with report("encoded", len(pending), arguments.give, arguments.out, len(sounds) - len(pending)) as counts:
         for number, keys in shards:
             chosen = [by_key[key] for key in keys]
             unreadable = counts.each(encode_clips(codec, chosen, num_codebooks, arguments.batch_size), keep)

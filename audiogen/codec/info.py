@@ -11,7 +11,8 @@ from audiogen.codec.segmented import in_segments
 from audiogen.codec.tokens import TokenHeader
 from audiogen.data.shards import ShardReader, is_shard_directory
 from audiogen.errors import InputError, one_line
-from audiogen.files.checkpoint import PICKLES, read_config
+from audiogen.files.checkpoint import read_config
+from audiogen.files.hub import PICKLES
 from audiogen.models.build import load_codec
 from audiogen.models.find import CODEC, OWN, find
 

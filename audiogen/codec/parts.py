@@ -9,16 +9,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from audiogen.data.shards import PartSpec, ShardWriter, is_shard_directory, read_rows
 from audiogen.errors import InputError
@@ -143,21 +145,29 @@ def run_workers(arguments: argparse.Namespace) -> None:
     own.add_argument("--workers")
     _, rest = own.parse_known_args(arguments.given)
     threads = str(max(1, (os.cpu_count() or 1) // count))
+    began = time.perf_counter()
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} | os.environ
     with contextlib.ExitStack() as stack:
         processes = []
         for number in range(1, count + 1):
             said = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
-            command = [sys.executable, "-m", "audiogen.codec", *rest, "--part", f"{number}/{count}"]
+            result = stack.enter_context(tempfile.TemporaryFile("w+"))
+            command = [sys.executable, "-m", "audiogen.codec", *rest, "--part", f"{number}/{count}", "--json"]
             shown = sys.stderr if number == 1 and sys.stderr.isatty() else said
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=shown)
+            process = subprocess.Popen(command, env=environment, stdout=result, stderr=shown)
             stack.callback(process.wait)
             stack.callback(process.terminate)
-            processes.append((process, said))
+            processes.append((process, said, result))
         failed = []
-        for process, said in processes:
+        total: dict[str, Any] = {"out": arguments.out, "encoded": 0, "kept": 0, "failed": {}, "sound_s": 0.0}
+        for process, said, result in processes:
             status = process.wait()
             said.seek(0)
+            result.seek(0)
+            for text in result:  # one line, or none of a process that failed before it had one
+                part = json.loads(text)
+                total |= {key: total[key] + part[key] for key in ("encoded", "kept", "sound_s")}
+                total["failed"] |= part["failed"]
             lines = [line for line in said.read().splitlines() if line.strip()]
             for line in lines:
                 if line.startswith(("skipped: ", "warning: ")):
@@ -166,6 +176,7 @@ def run_workers(arguments: argparse.Namespace) -> None:
                 failed.append(
                     next((line for line in lines if line.startswith("error: ")), f"error: status {status}")
                 )
+    arguments.give(total | {"spent_s": round(time.perf_counter() - began, 3)})
     if arguments.shards:
         try:
             clips, unreadable = merge(arguments.out)

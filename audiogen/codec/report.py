@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,16 @@ from audiogen.errors import InputError
 
 @dataclass
 class Counts:
-    """What became of the clips so far; duration_s is that of those that are done."""
+    """What became of the clips so far; duration_s is that of those that are done. reasons: by key of the others."""
 
     bar: Any
     num_done: int = 0
-    num_failed: int = 0
     duration_s: float = 0.0
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_failed(self) -> int:
+        return len(self.reasons)
 
     def each(
         self, clips: Iterable[Clip[Part] | UnreadableError], save: Callable[[Clip[Part]], object]
@@ -38,20 +42,23 @@ class Counts:
                 save(clip)
             except UnreadableError as error:
                 reasons[clip.key] = str(error)
-                self.num_failed += 1
                 tqdm.write(f"skipped: {' '.join(str(error).split())}", file=sys.stderr)
             else:
                 self.num_done += 1
                 self.duration_s += clip.header.duration_s
             self.bar.update()
+        self.reasons |= reasons
         return reasons
 
 
 @contextmanager
-def report(verb: str, num_clips: int, kept: int = 0) -> Iterator[Counts]:
+def report(
+    verb: str, num_clips: int, give: Callable[[Mapping[str, Any]], None], out: str, kept: int = 0
+) -> Iterator[Counts]:
     """A context around the work; leaving it prints one line, and raises InputError if a clip could not be read.
 
-    verb: "encoded" or "decoded". num_clips: to work on. kept: how many more an earlier run had finished.
+    verb: "encoded" or "decoded". num_clips: to work on. give: takes the result for `--json`, also where a clip failed.
+    out: where the results go. kept: how many more an earlier run had finished.
     """
     began = time.perf_counter()
     # disable None: a bar on terminals only
@@ -63,6 +70,8 @@ def report(verb: str, num_clips: int, kept: int = 0) -> Iterator[Counts]:
     done_s = counts.duration_s
     speed = f", {done_s / wall_s:.1f} seconds of audio a second" if counts.num_done else ""
     print(f"{verb} {counts.num_done} clips ({done_s:.1f} s) in {wall_s:.1f} s{speed}{were_there}")
+    result = {"out": out, verb: counts.num_done, "kept": kept, "failed": counts.reasons}
+    give(result | {"sound_s": round(done_s, 3), "spent_s": round(wall_s, 3)})
     if counts.num_failed:
         raise InputError(f"{counts.num_failed} of {num_clips} clips could not be {verb}: named above")
 

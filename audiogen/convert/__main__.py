@@ -1,9 +1,5 @@
 """`python -m audiogen.convert`: a generator or a codec, in the layout of this package or of `transformers`.
 
-    python -m audiogen.convert facebook/audiogen-medium --to audiogen -o models/audiogen_medium
-    python -m audiogen.convert runs/lm --to transformers -o runs/lm_transformers
-    python -m audiogen.convert facebook/encodec_24khz --to audiogen -o models/encodec_24khz
-
 Its files say whether it is a generator or a codec. The directory appears whole or not at all.
 """
 
@@ -15,18 +11,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from audiogen import command
 from audiogen.errors import InputError, run_command
 from audiogen.files.locks import only_writer
 from audiogen.files.writing import TEMPORARY, publish
 
 LAYOUTS = ("audiogen", "transformers")
+EXAMPLES = (
+    "facebook/audiogen-medium --to audiogen -o models/audiogen_medium",
+    "runs/lm --to transformers -o runs/lm_transformers",
+    "facebook/encodec_24khz --to audiogen -o models/encodec_24khz",
+)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m audiogen.convert",
-        description="Write a generator or a codec in the layout of audiogen or of transformers.",
+    parser = command.make_parser(
+        "convert", "Write a generator or a codec in the layout of audiogen or of transformers."
     )
     parser.add_argument(
         "model",
@@ -66,6 +67,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="how the weights of a generator are stored; float16 halves the files, and the codec in it stays float32 "
         "(default: float32)",
     )
+    command.add_help(parser, examples=EXAMPLES)
     return parser.parse_args(argv)
 
 

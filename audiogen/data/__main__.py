@@ -1,21 +1,19 @@
 """`python -m audiogen.data scan FOLDER`: a manifest of a folder of sounds, every file decoded and checked."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from audiogen import command
 from audiogen.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run its command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m audiogen.data", description="Prepare sounds for training."
-    )
+    parser = command.make_parser("data", "Prepare sounds for training.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="scan")
     scan = commands.add_parser(
-        "scan", help="write a manifest of a folder of sounds; decodes and checks every file"
+        "scan", help="write a manifest of a folder of sounds; decodes and checks every file", add_help=False
     )
     scan.add_argument(
         "folder",
@@ -23,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     scan.add_argument("-o", "--out", help="manifest to write (default: FOLDER/manifest.jsonl)")
     scan.add_argument("--overwrite", action="store_true", help="replace a manifest that exists")
+    command.add_help(scan, examples=("my_sounds/", "my_sounds/ -o manifest.jsonl --overwrite"))
+    command.add_help(parser, examples=("scan my_sounds/",))
     arguments = parser.parse_args(argv)
     from audiogen.data import manifest
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from audiogen import command
 from audiogen.config import read_table
 from audiogen.errors import InputError, run_command
 from audiogen.evaluate import EMBEDDERS
@@ -29,27 +31,36 @@ LISTS = {"seeds": int, "opus_kbps": float, "metrics": str}  # what an option wit
 
 def parse(argv: Sequence[str] | None) -> dict[str, Any]:
     """The command line by the names of a command's settings, of which what is not given is missing; name: which."""
-    parser = argparse.ArgumentParser(
-        prog="python -m audiogen.evaluate",
-        description="How good sounds are, how well they follow the text, what they cost: report.md, .json, .html.",
+    parser = command.make_parser(
+        "evaluate",
+        "How good sounds are, how well they follow the text, what they cost: report.md, .json, .html.",
     )
     table = read_table(Path(__file__).with_name("options.yaml"))["commands"]
     commands = parser.add_subparsers(dest="name", required=True, metavar=" | ".join(table))
-    for name, command in table.items():
-        added = commands.add_parser(name, help=command["help"], argument_default=argparse.SUPPRESS)
-        for title, options in command["groups"].items():
+    for name, entry in table.items():
+        added = commands.add_parser(
+            name, help=entry["help"], argument_default=argparse.SUPPRESS, add_help=False
+        )
+        for title, options in entry["groups"].items():
             group = added.add_argument_group(title)
             for option, settings in options.items():
                 given = settings | {"help": settings["help"].replace("EMBEDDERS", EMBEDDERS)}
                 if "type" in settings:
                     given["type"] = TYPES[settings["type"]]
                 group.add_argument(f"--{option}", **given)
+        command.add_output(group)
+        command.add_help(added, entry.get("common", ()), entry["examples"])
+    command.add_help(parser, examples=[f"{name} {entry['examples'][0]}" for name, entry in table.items()])
     return vars(parser.parse_args(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command, print its table and where the rest is -> 1 where a system failed and the others finished."""
+    """Run one command, print its table and where the rest is -> 1 where a system failed and the others finished.
+
+    With --json it prints what report.json has, the folder and the failures in its place.
+    """
     settings = parse(argv)
+    as_json, quiet = (settings.pop(name, False) for name in ("json", "quiet"))
     words = sys.argv[1:] if argv is None else argv
     settings["command"] = shlex.join(["python", "-m", "audiogen.evaluate", *words])
     for name in {"where", "reference_where"} & settings.keys():
@@ -68,12 +79,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_settings, evaluate = commands[settings.pop("name")]
     evaluation = make_settings(**settings)
     check_out(evaluation.out)
-    with only_writer(evaluation.out), warnings.catch_warnings():
+    with (
+        command.output(as_json, quiet) as give,
+        only_writer(evaluation.out),
+        warnings.catch_warnings(),
+    ):
         setattr(warnings, "showwarning", warn)  # noqa: B010 (a plain assignment does not pass mypy)
         report = evaluate(evaluation, warn)
-    path = evaluation.out / "report.md"
-    print(*(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")), sep="\n")
-    print(f"{path}, with report.html to listen to and report.json to compute with")
+        path = evaluation.out / "report.md"
+        print(
+            *(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")),
+            sep="\n",
+        )
+        print(f"{path}, with report.html to listen to and report.json to compute with")
+        figures = json.loads(path.with_suffix(".json").read_bytes())
+        give({"out": str(evaluation.out), "failures": dict(report.failures), **figures})
     for system, reason in report.failures.items():
         print(f"error: {system} failed: {reason}", file=sys.stderr)
     return 1 if report.failures else 0

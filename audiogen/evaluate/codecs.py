@@ -32,10 +32,11 @@ from audiogen.evaluate.clips import balanced, check_distinct, in_words, label_of
 from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips, join, load_embedder
 from audiogen.evaluate.metrics import Array, Index, Interval, bootstrap, frechet_distance, set_interval
 from audiogen.evaluate.reconstruction import check_metrics, code_entropy, measure
-from audiogen.evaluate.report import REFERENCE, Report, Sound, columns_of, filled, notes_on
 from audiogen.evaluate.scores import Warn, mean_of_defined
+from audiogen.evaluate.texts import columns_of, notes_on
 from audiogen.files import checkpoint, writing
 from audiogen.models.build import load_codec
+from audiogen.report import REFERENCE, Report, Sound, filled
 
 Cells = dict[str, Any]  # of a row: figures by the keys of columns, and what only the JSON has
 Passed = tuple[

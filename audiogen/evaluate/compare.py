@@ -25,13 +25,14 @@ from audiogen.evaluate.embedders import LOGMEL, Embedded, Embedder, load_embedde
 from audiogen.evaluate.judge import fit_judge
 from audiogen.evaluate.metrics import Interval
 from audiogen.evaluate.order import check_judge, judge_clips, order_accuracy
-from audiogen.evaluate.report import REFERENCE, Column, Report, Sound, columns_of, filled, notes_on
 from audiogen.evaluate.scores import Cells, Warn
 from audiogen.evaluate.systems import RECONSTRUCTION, Comparison, Material, System, keep_real
+from audiogen.evaluate.texts import columns_of, notes_on
 from audiogen.files.writing import StorageError
 from audiogen.generators import load as generators
 from audiogen.interfaces import Generator
 from audiogen.models.own import load_tagger
+from audiogen.report import REFERENCE, Column, Report, Sound, filled
 from audiogen.tagger.model import Tagger
 
 DISAGREEMENT = 0.1  # of label accuracies, from which on a row is named

@@ -19,8 +19,9 @@ from audiogen.errors import InputError
 from audiogen.evaluate import scores
 from audiogen.evaluate.clips import Seconds, check_distinct
 from audiogen.evaluate.embedders import Embedded, Embedder, load_embedder
-from audiogen.evaluate.report import REFERENCE, Report, columns_of, filled, notes_on
 from audiogen.evaluate.scores import Cells, Warn
+from audiogen.evaluate.texts import columns_of, notes_on
+from audiogen.report import REFERENCE, Report, filled
 
 ODD_LENGTHS = 1.5  # factor between the median lengths of two folders from which on a warning is due
 

@@ -14,6 +14,7 @@ from scipy.spatial.distance import cdist, pdist
 from scipy.special import rel_entr
 
 from audiogen.errors import InputError
+from audiogen.report import Interval
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -188,14 +189,6 @@ def cosine(a: ArrayLike, b: ArrayLike) -> Array:
 
 
 # ---------------------------------------------------------------------------------------------------- intervals
-
-
-class Interval(NamedTuple):
-    """A figure and the ends of its interval of 95 %."""
-
-    value: float
-    low: float
-    high: float
 
 
 def bootstrap(statistic: Callable[[Index], float], n: int, *, rounds: int = 1000, seed: int = 0) -> Interval:

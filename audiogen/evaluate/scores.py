@@ -22,7 +22,8 @@ from audiogen.evaluate import metrics
 from audiogen.evaluate.clips import read
 from audiogen.evaluate.embedders import Embedded, Embedder, embed_clips
 from audiogen.evaluate.metrics import Array, Index, Interval
-from audiogen.evaluate.report import Cell, Column, columns_of
+from audiogen.evaluate.texts import columns_of
+from audiogen.report import Cell, Column
 
 T = TypeVar("T")
 Cells = dict[str, Cell]

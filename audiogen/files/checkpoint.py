@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from audiogen.config import short
 from audiogen.errors import InputError
-from audiogen.files.hub import pinned
+from audiogen.files.hub import PICKLES, pinned
 from audiogen.files.pickles import read_pickle
 from audiogen.files.tensors import match
 from audiogen.files.writing import (
@@ -41,7 +41,6 @@ FORMAT = 1
 STATE, TENSORS = "state.json", "state.safetensors"
 CHECKSUMS = "checksums.json"  # CRC-32 of the two, beside them
 EXPORTED = "exported"  # an empty file beside them, once the model of that step is written
-PICKLES = (".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle")
 
 
 def write_tensors(

@@ -28,6 +28,16 @@ from huggingface_hub import constants
 from audiogen.errors import InputError
 from audiogen.files import writing
 
+PICKLES = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".th",
+    ".ckpt",
+    ".pkl",
+    ".pickle",
+)  # suffixes of files that torch.save wrote
+CARD = "README.md"
 TIMEOUT_S = 5.0  # for the hub's answer; after it, the cache is used
 _ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w.-]*(?:/\w[\w.-]*)*))?", re.ASCII)
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -176,6 +186,11 @@ class Repository:
             _commits[constants.HF_HUB_CACHE, self.name] = commit
         return self._snapshot
 
+    def has(self, patterns: Sequence[str]) -> bool:
+        """Whether the cache has all files of these glob patterns."""
+        wanted = [file for file in self.files if any(fnmatch(file, pattern) for pattern in patterns)]
+        return all((self._snapshot / file).exists() for file in wanted)
+
     def lacks(self, layouts: Sequence[Layout]) -> InputError:
         """The error for a repository that has none of these layouts."""
         some = ", ".join(sorted(self.files)[:6]) + (", ..." if len(self.files) > 6 else "")
@@ -185,6 +200,32 @@ class Repository:
             )
         wanted = "; or ".join(f"{' and '.join(layout.required)} ({layout.name})" for layout in layouts)
         return InputError(f"{self.name} holds {some or 'no files'}; what can be read needs {wanted}")
+
+
+def push(repo: str, directory: Path, private: bool = False, token: str | None = None) -> str:
+    """Upload a directory as one commit -> its address. A card that the repository has stays as it is.
+
+    repo: org/name, made where it is missing. private: of a new one. InputError for what the hub refuses.
+    """
+    match = _ID.fullmatch(repo)
+    if match is None or match["revision"]:
+        raise InputError(f"{repo!r} is not a repository of the hub; give org/name")
+    if constants.is_offline_mode():
+        raise InputError(f"{repo} cannot be written: HF_HUB_OFFLINE is set; unset it to upload")
+    api = huggingface_hub.HfApi(token=token)
+    try:
+        with _guarded():
+            api.create_repo(repo, private=private, exist_ok=True)
+            keep_theirs = [CARD] if api.file_exists(repo, CARD) else None
+            commit = api.upload_folder(
+                repo_id=repo, folder_path=directory, commit_message="audiogen", ignore_patterns=keep_theirs
+            )
+    except Exception as error:  # of whichever client this huggingface_hub is built on
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        advice = "log in with a token that may write (hf auth login)" if status in (401, 403) else "try again"
+        raise InputError(f"{repo} cannot be written: {first}; {advice}") from None
+    return str(commit.commit_url)
 
 
 @functools.cache

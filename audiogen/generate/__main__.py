@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from audiogen import command
 from audiogen.errors import heavy_imports, run_command
 from audiogen.generate.jobs import plan
 from audiogen.generate.options import parse_arguments
@@ -20,7 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = plan(args)
     with heavy_imports():
         from audiogen.generate import run
-    return run.run(args, jobs)
+    to_player = str(args.out) == "-"  # the sound itself is on standard output
+    with command.output(args.json, args.quiet and not to_player) as give:
+        give(run.run(args, jobs))
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def plan(args: argparse.Namespace, default_s: float = DURATION_S) -> list[Job]:
     if str(args.out) != "-":
         _check_writable(jobs[0].path.parent)
         if not args.overwrite:
-            _check_new(jobs, pictures=not args.stream)
+            _check_new(jobs, not args.stream, [page_path(args.out, jobs)] if args.report else [])
     return jobs
 
 
@@ -130,9 +131,14 @@ def _check_distinct(jobs: list[Job]) -> None:
         texts[key] = job.text
 
 
-def _check_new(jobs: list[Job], pictures: bool) -> None:
+def page_path(out: Path, jobs: Sequence[Job]) -> Path:
+    """Where the page of `--report` goes: into the folder of the sounds, or beside the one sound file."""
+    return out.with_suffix(".html") if jobs[0].path == out else out / "report.html"
+
+
+def _check_new(jobs: list[Job], pictures: bool, others: list[Path]) -> None:
     """Raise InputError naming the first file that would be replaced."""
-    paths = [path for job in jobs for path in ((job.path, job.picture) if pictures else (job.path,))]
+    paths = [path for job in jobs for path in ((job.path, job.picture) if pictures else (job.path,))] + others
     if existing := [path for path in paths if os.path.lexists(path)]:
         more = "" if len(existing) == 1 else f", and {len(existing) - 1} more"
         raise InputError(f"{existing[0]} exists{more}; choose another --out, or replace with --overwrite")

@@ -35,11 +35,15 @@ class Meter:
         self.power += float(block.double().square().sum())
         self.count += block.numel()
 
+    @property
+    def level_db(self) -> float:
+        """Root of the mean square against full scale, -200 at least."""
+        return max(-200.0, 10 * math.log10(max(self.power, 1e-20) / max(self.count, 1)))
+
     def remark(self, turned_down_db: float) -> str:
         """What is to be said of it: how far it was turned down, or that there is next to nothing."""
-        level_db = 10 * math.log10(max(self.power, 1e-20) / max(self.count, 1))
-        if level_db < ALMOST_SILENT_DB:
-            return f"  almost silent, {max(level_db, -200):.0f} dBFS"
+        if self.level_db < ALMOST_SILENT_DB:
+            return f"  almost silent, {self.level_db:.0f} dBFS"
         return f"  turned down by {turned_down_db:.1f} dB" if turned_down_db > 0.05 else ""
 
 

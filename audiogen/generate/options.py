@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from audiogen import command
 from audiogen.errors import InputError
-from audiogen.generators.request import FAMILIES, LATENT_DRAWS, LM_DRAWS, refuse
+from audiogen.generators.request import FAMILIES, LATENT_ONLY, LM_ONLY, refuse
 
 FORMATS = ("wav", "flac", "ogg", "mp3")
-# By the names in the parsed arguments; their defaults say that nothing was given.
-LM_ONLY = ("continue_from", "adapter", *LM_DRAWS, "cuda_graph", "stream")
-LATENT_ONLY = (*LATENT_DRAWS, "init", "strength", "inpaint", "upsample", "clap", "heads")
 MAX_THREADS = 1024
 
 # By groups: each option with the name of its value, its type (bool: a switch, list: may be repeated, a tuple: the
@@ -52,9 +52,8 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
     "how": {
         "--model": (
             str,
-            "a bundled model's name; a model directory; a public release of AudioGen, MusicGen, AudioLDM, AudioLDM 2, "
-            "LAFMA, Stable Audio, Tango or TangoFlux: its directory, or its hub id (facebook/audiogen-medium, with "
-            "@revision if wanted) (default: lm_tiny)",
+            "a bundled model's name, a model directory, or a public release by its directory or hub id[@revision], "
+            "such as facebook/audiogen-medium; audiogen models lists those here (default: lm_tiny)",
         ),
         "--text-encoder T5": (
             str,
@@ -118,17 +117,25 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
             "... --stream --duration inf --out - | aplay",
         ),
         "--overwrite": (bool, "replace sounds and pictures that exist"),
+        "--report": (bool, "also write report.html: all sounds of the command with players and settings"),
         "--stream": (bool, "one sound, written piece by piece while it is generated, without a picture"),
     },
 }
+COMMON = (
+    "--text --prompts --duration --num-samples --model --seed --guidance --out --stream --overwrite".split()
+)
+EXAMPLES = (
+    '--text "a dog barks" --text "rain falls" --num-samples 2',
+    '--text "a rooster crows" --model lafma_tiny --out rooster.wav',
+    '--text "rain falls" --stream --duration inf --out - | aplay',
+)
 DEFAULTS = {"text": [], "num_samples": 1, "model": "lm_tiny", "seed": 0, "device": "auto", "dtype": "auto"}
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked as far as that needs no model; --inpaint and --heads as numbers."""
-    parser = argparse.ArgumentParser(
-        prog="python -m audiogen.generate",
-        description="Generate sounds from text: for each a sound file and a picture of its spectrogram (PNG).",
+    parser = command.make_parser(
+        "generate", "Generate sounds from text: for each a sound file and a picture of its spectrogram (PNG)."
     )
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
@@ -142,10 +149,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                 group.add_argument(name, choices=kind, help=about)
             else:
                 group.add_argument(name, type=kind, metavar=value or None, help=about)
+    command.add_output(group)  # the last one, "result"
     parser.set_defaults(**DEFAULTS, out=Path("generated"))
+    command.add_help(parser, COMMON, EXAMPLES)
     args = parser.parse_args(argv)
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
+    args.command = shlex.join([*parser.prog.split(), *(sys.argv[1:] if argv is None else argv)])
+    if args.report and str(args.out) == "-":
+        raise InputError("--report shows sound files, and --out - writes none; drop one of the two")
+    if args.json and str(args.out) == "-":
+        raise InputError(
+            "--json prints to standard output, where --out - writes the sound; drop one of the two"
+        )
     changes = {"--strength": args.strength, "--inpaint": args.inpaint, "--upsample": args.upsample or None}
     given = [name for name, value in changes.items() if value is not None]
     if given and args.init is None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from audiogen import audio, spectrogram
 from audiogen.errors import InputError
 from audiogen.generate import live
-from audiogen.generate.jobs import Job, plan
+from audiogen.generate.jobs import Job, page_path, plan
 from audiogen.generate.options import refuse_others
 from audiogen.generators import load as generators
 from audiogen.generators.request import check_duration, check_prompt, num_samples
@@ -29,8 +29,8 @@ from audiogen.models.find import SYSTEM, Found, find
 BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} s of sound [{elapsed}<{remaining}]"
 
 
-def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
-    """Make the jobs; warnings are printed in one line each."""
+def run(args: argparse.Namespace, jobs: Sequence[Job]) -> dict[str, Any]:
+    """Make the jobs; warnings are printed in one line each -> what `--json` prints."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     with warnings.catch_warnings():
@@ -54,9 +54,21 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
             for job in part:
                 if not (args.stream and job.duration_s == math.inf):
                     check_duration(job.duration_s, longest_s)
-        for (own, found), part in zip(opened, parts, strict=True):
-            make(own, found, part, prompt, edit)
-    return 0
+        made = [
+            make(own, found, part, prompt, edit) for (own, found), part in zip(opened, parts, strict=True)
+        ]
+    sounds = [sound for model in made for sound in model.pop("sounds")]
+    if args.report:
+        from audiogen.generate import page  # late: matplotlib, which a stream needs for nothing else
+
+        page.write(path := page_path(args.out, jobs), sounds, args.command)
+        print(path)
+    return {
+        "sounds": sounds,
+        "sound_s": sum(model["sound_s"] for model in made),
+        "spent_s": sum(model["spent_s"] for model in made),
+        "models": made,
+    }
 
 
 def make(
@@ -65,8 +77,8 @@ def make(
     jobs: Sequence[Job],
     prompt: tuple[Tensor, int] | None,
     edit: Edit | None,
-) -> None:
-    """Open a model and make its jobs, those of one guidance and one negative text together."""
+) -> dict[str, Any]:
+    """Open a model and make its jobs, those of one guidance and one negative text together -> facts of all."""
     packed = True if args.cuda_graph else None
     generator = generators.load(
         found, args.device, args.dtype, args.text_encoder, args.adapter, packed, args.heads, args.clap
@@ -81,15 +93,22 @@ def make(
     for job in jobs:
         guidance = args.guidance if job.guidance is None else job.guidance
         groups.setdefault((guidance, job.negative or args.negative), []).append(job)
-    spent_s = 0.0
+    spent_s, sounds = 0.0, []
+    about = {"model": args.model, "family": generator.family, "device": str(generator.device)}
+    about["sample_rate"] = generator.sample_rate
     for (guidance, negative), group in groups.items():
         settings = {field.name: getattr(args, field.name) for field in fields(Sampling)}
         sampling = Sampling(**settings | {"negative": negative})
+        chosen = {"model": args.model, "guidance": generator.guidance if guidance is None else guidance}
+        chosen |= {key: value for key, value in vars(sampling).items() if value is not None}
         if args.stream:
-            return stream(args, group[0], generator, guidance, prompt, sampling)
+            clock, sound = stream(args, group[0], generator, guidance, prompt, sampling)
+            return about | {"sounds": [chosen | sound], "sound_s": clock.sound_s, "spent_s": clock.spent_s}
         call = partial(generator.generate, guidance=guidance, prompt=prompt, sampling=sampling, edit=edit)
         at_once = len(group) if args.peer_padding else generator.batch_size
-        spent_s += generate(group, generator, call, at_once, args.overwrite)
+        took_s, facts = generate(group, generator, call, at_once, args.overwrite)
+        spent_s += took_s
+        sounds += [chosen | fact for fact in facts]
     for note in generator.notes:
         print(note)
     sound_s = sum(job.duration_s for job in jobs)
@@ -97,6 +116,7 @@ def make(
         f"real-time factor {spent_s / sound_s:.2f} ({sound_s:g} s of sound in {spent_s:.1f} s), "
         f"model {args.model} on {generator.device}"
     )
+    return about | {"sounds": sounds, "sound_s": sound_s, "spent_s": spent_s, "notes": list(generator.notes)}
 
 
 def generate(
@@ -105,9 +125,12 @@ def generate(
     make: Callable[..., Tensor],
     at_once: int,
     overwrite: bool,
-) -> float:
-    """Make and write the jobs, some at once -> seconds of generation. make: `generator.generate` with its settings."""
-    spent_s = 0.0
+) -> tuple[float, list[dict[str, Any]]]:
+    """Make and write the jobs, some at once -> seconds of generation, and facts of each sound.
+
+    make: `generator.generate` with its settings.
+    """
+    spent_s, facts = 0.0, []
     with tqdm(total=sum(job.duration_s for job in jobs), bar_format=BAR, disable=None) as bar:
         for start in range(0, len(jobs), at_once):
             group = jobs[start : start + at_once]
@@ -127,7 +150,20 @@ def generate(
                 write(job, sound, rate, overwrite)
                 (meter := live.Meter()).add(sound)
                 tqdm.write(f"{job.path}  {job.picture}  seed {job.seed}{meter.remark(down)}")
-    return spent_s
+                facts.append(facts_of(job, meter, down) | {"picture": str(job.picture)})
+    return spent_s, facts
+
+
+def facts_of(job: Job, meter: live.Meter, turned_down_db: float) -> dict[str, Any]:
+    """What `--json` and the page of `--report` say of one sound."""
+    return {
+        "path": str(job.path),
+        "text": job.text,
+        "duration_s": job.duration_s,
+        "seed": job.seed,
+        "level_db": round(meter.level_db, 2),
+        "turned_down_db": round(turned_down_db, 2),
+    }
 
 
 def write(job: Job, sound: Tensor, sample_rate: int, overwrite: bool) -> None:
@@ -144,8 +180,8 @@ def stream(
     guidance: float | None,
     prompt: tuple[Tensor, int] | None,
     sampling: Sampling,
-) -> None:
-    """Write one sound while it is generated; Ctrl-C ends it where it is."""
+) -> tuple[live.Clock, dict[str, Any]]:
+    """Write one sound while it is generated; Ctrl-C ends it where it is -> its times, and facts of it."""
     if args.peer_padding:
         raise InputError("--peer-padding is for batches, and --stream makes one sound: drop one of the two")
     clock, meter = live.Clock(generator.sample_rate), live.Meter()
@@ -159,16 +195,20 @@ def stream(
         turned_down_db=(down_db := [0.0]),
     )
     pieces = meter.watch(clock.watch(live.until_interrupted(pieces)))
-    if str(args.out) == "-":
+    if to_player := str(args.out) == "-":
         live.write_wav(sys.stdout.buffer, pieces, generator.sample_rate)
     else:
         audio.save(job.path, pieces, generator.sample_rate, keep_begun=True, overwrite=args.overwrite)
-    print(
+    line = (
         f"{job.path}  seed {job.seed}  first sound after {clock.first_s:.2f} s, real-time factor "
         f"{clock.spent_s / clock.sound_s:.2f} ({clock.sound_s:g} s of sound in {clock.spent_s:.1f} s), "
-        f"model {args.model} on {generator.device}{meter.remark(down_db[0])}",
-        file=sys.stderr if str(args.out) == "-" else sys.stdout,
+        f"model {args.model} on {generator.device}{meter.remark(down_db[0])}"
     )
+    if not to_player:
+        print(line)
+    elif not args.quiet:
+        print(line, file=sys.stderr)
+    return clock, facts_of(job, meter, down_db[0]) | {"duration_s": clock.sound_s, "first_s": clock.first_s}
 
 
 def _advance(bar: tqdm[Any], before_s: float, group_s: float, share: float) -> None:

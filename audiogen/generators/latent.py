@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,12 @@ from audiogen.diffusion.sample import (
 )
 from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.samplers import make_sampler
-from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.generators import level
 from audiogen.generators import request as requests
+from audiogen.generators.facts import family_of, latent_rate, longest_s
+from audiogen.generators.publish import Published
 from audiogen.interfaces import Edit, Progress, Sampling, check_samples, finite
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.find import SYSTEM, Found, find
@@ -46,13 +47,13 @@ from audiogen.models.systems import Released
 from audiogen.text.clap import Clap
 from audiogen.text.t5 import TextStates
 
-MAX_DURATION_S = 60.0  # of a system without a window: attention's memory grows with the square
+INFO = "info.json"  # of a trained system: its step, validation and recipe
 MAX_CANDIDATES = 64
 CANDIDATE_STRIDE = 2**40  # candidate c of a sound with seed s is drawn with s + c of these
 ROWS_ON_CPU, ROWS_ELSEWHERE = 1, 8  # sounds that the denoiser runs on at a time; guidance doubles them
 
 
-class LatentGenerator:
+class LatentGenerator(Published):
     """Text to audio: a denoiser of latents. Implements `interfaces.Generator`.
 
     A sound is a function of its text, duration, seed and the settings. On a CPU the denoiser runs sound by sound, and
@@ -67,16 +68,18 @@ class LatentGenerator:
         device: str = "auto",
         dtype: str = "auto",
         clap: Clap | None = None,
+        info: Mapping[str, Any] | None = None,
     ):
         """released: in evaluation mode; it becomes this generator's own. dtype: that the denoiser computes in.
 
-        clap: ranks candidates; None is the system's own.
+        clap: ranks candidates; None is the system's own. info: how it was made, from its info.json.
         """
+        self.info = dict(info or {})
         self.device = where = choose_device(device)
         self.dtype = _choose_dtype(dtype, where)
         self.system, self.name, self.notes = released.system, released.name, released.notes
         self.process = Process(process_of(self.name, released.process))
-        self.family = "latent flow" if self.process.config.kind == "flow" else "latent diffusion"
+        self.family = family_of(self.process.config)
         self._sampling = released.sampling or SAMPLINGS[self.name]
         self.guidance = self._sampling.guidance
         self._clap = clap
@@ -85,8 +88,7 @@ class LatentGenerator:
         self.system.denoiser.to(where)
         self.sample_rate, self.channels = autoencoder.sample_rate, autoencoder.channels
         self._depth, _, *self._bins = autoencoder.latent_shape(1.0)
-        size = " x ".join(map(str, (self._depth, *self._bins)))
-        self.latent_rate = f"{self.sample_rate / autoencoder.hop_length:.4g} Hz x {size}"
+        self.latent_rate = latent_rate(autoencoder)
         self.max_duration_s = longest_s(window_s, self.system.config)
         self.batch_size = ROWS_ON_CPU if where.type == "cpu" else ROWS_ELSEWHERE
 
@@ -115,7 +117,8 @@ class LatentGenerator:
         if text_encoder is not None:
             _replace_text(released, text_encoder, found.name)
         scorer = None if clap is None else Clap(clap)
-        return cls(released, device, dtype, scorer)
+        record = found.path / INFO
+        return cls(released, device, dtype, scorer, writing.read_json(record) if record.is_file() else None)
 
     @property
     def num_parameters(self) -> int:
@@ -173,7 +176,10 @@ class LatentGenerator:
         return 1 if unet is None or self.window_s is not None else 2 ** (len(unet.channels) - 1)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write a directory in the layout of diffusers that `from_pretrained` opens, frozen text encoders included."""
+        """Write a directory in the layout of diffusers that `from_pretrained` opens, frozen text encoders included.
+
+        And with a model card, where it has none.
+        """
         config = {
             key: value
             for key, value in to_plain(self.process.config).items()
@@ -181,6 +187,9 @@ class LatentGenerator:
         }
         own = None if self._sampling == SAMPLINGS[self.name] else self._sampling
         save_diffusers(directory, self.system, self.name, config, sampling=own, window_s=self.window_s)
+        if self.info:
+            writing.write_json(Path(directory, INFO), self.info)
+        self.write_card(Path(directory), {"system": self.name})
 
     def identity(self) -> str:
         """16 hex digits that change with any weight, the process, the sampling and the number type."""
@@ -361,13 +370,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def longest_s(window_s: float | None, config: SystemConfig) -> float:
-    """Of the sounds that a system makes: as long as its window, its conditioning on seconds or its memory allows."""
-    seconds = config.conditioner.seconds
-    without_window = MAX_DURATION_S if seconds is None else min(seconds.max_s, MAX_DURATION_S)
-    return without_window if window_s is None else window_s
 
 
 def _choose_dtype(name: str, device: torch.device) -> torch.dtype:

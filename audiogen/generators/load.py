@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.generators.request import FAMILIES, refuse
-from audiogen.generators.token import MAX_DURATION_S
+from audiogen.generators.request import FAMILIES, LONGEST_LM_S, refuse
 from audiogen.generators.token import AudioGen as AudioGen
 from audiogen.lm import lora
 from audiogen.models.find import LM, SYSTEM, Found, find
@@ -61,9 +60,9 @@ def check_generates(found: Found) -> None:
 def max_duration_s(found: Found, heads: tuple[int, ...] | None = None) -> float:
     """Of the sounds that a generator makes, from its settings alone: no weights are read."""
     if found.kind == LM:
-        return MAX_DURATION_S
-    from audiogen.generators import latent
+        return LONGEST_LM_S
+    from audiogen.generators.facts import longest_s
     from audiogen.models.released import read_released
 
     parts = read_released(found, heads)
-    return latent.longest_s(parts.window_s, parts.config)
+    return longest_s(parts.window_s, parts.config)

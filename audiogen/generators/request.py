@@ -16,9 +16,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FAMILIES = ("a token language model", "a latent-diffusion system")
+TOKENS = "token LM"  # the family of the first
+LONGEST_LM_S = 3600.0
+GUIDANCE = 3.0  # of a language model whose files name none
 # The fields of `Sampling` that only one of the two has.
 LM_DRAWS = ("temperature", "top_k", "top_p", "peer_padding")
 LATENT_DRAWS = ("steps", "sampler", "guidance_rescale", "candidates")
+# The options of `audiogen.generate` that only one of the two has.
+LM_ONLY = ("continue_from", "adapter", *LM_DRAWS, "cuda_graph", "stream")
+LATENT_ONLY = (*LATENT_DRAWS, "init", "strength", "inpaint", "upsample", "clap", "heads")
 
 
 @dataclass(frozen=True)

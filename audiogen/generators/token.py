@@ -23,6 +23,8 @@ from audiogen.files import checkpoint
 from audiogen.files.tensors import unfilled
 from audiogen.generators import level
 from audiogen.generators import request as requests
+from audiogen.generators.publish import Published
+from audiogen.generators.request import GUIDANCE, LONGEST_LM_S, TOKENS
 from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling, check_samples, finite
 from audiogen.lm import decoders, lora
 from audiogen.lm.model import TokenLM
@@ -35,13 +37,11 @@ from audiogen.models.parts import CodecReference, LMParts
 from audiogen.text.condition import pad_like_peers, stack
 from audiogen.text.t5 import T5Conditioner
 
-MAX_DURATION_S = 3600.0
-GUIDANCE = 3.0  # where the model's files name none
 TEXT_MULTIPLE = 32  # text is padded to multiples of this many tokens
 ROWS_ON_CPU, ROWS_ELSEWHERE = 4, 8  # that the language model runs on at a time
 
 
-class AudioGen:
+class AudioGen(Published):
     """Text to audio: a language model over the tokens of a codec. Implements `interfaces.Generator`.
 
     A row's audio is a function of its text, duration, seed and the settings: the same alone, in a batch and in any
@@ -50,7 +50,7 @@ class AudioGen:
     and the codec by itself. The C++ kernels compute every row by itself, and run without filling up.
     """
 
-    family = "token LM"
+    family = TOKENS
     notes: tuple[str, ...] = ()  # files of language models leave no choice
 
     def __init__(
@@ -89,7 +89,7 @@ class AudioGen:
         self.guidance = float(self.info.get("generation", {}).get("guidance", GUIDANCE))
         self.sample_rate, self.channels, self.frame_rate = codec.sample_rate, codec.channels, codec.frame_rate
         self.latent_rate = f"{self.frame_rate:g} Hz x {config.num_codebooks}"
-        self.max_duration_s = MAX_DURATION_S
+        self.max_duration_s = LONGEST_LM_S
         self.batch_size = ROWS_ON_CPU if self.device.type == "cpu" else ROWS_ELSEWHERE
 
     @classmethod
@@ -141,10 +141,9 @@ class AudioGen:
         return cls(lm, conditioner, codec, parts.max_frames, parts.info, packed_lm)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write a model directory that `from_pretrained` opens; a codec that is not bundled is copied into it.
+        """Write a model directory that `from_pretrained` opens, and its card; a codec that is not bundled is in it.
 
-        dtype: how the weights of language model and text encoder are stored; the codec's stay float32, so that its
-        tokens mean the same.
+        dtype: of language model and text encoder; the codec's stays float32, so that its tokens mean the same.
         """
         directory = Path(directory)
         location = self.codec.name
@@ -161,6 +160,7 @@ class AudioGen:
             codec = load_codec(location)
         reference = CodecReference(location, codec.identity)
         save_lm(directory, self.lm, self.conditioner, reference, self.max_frames, self.info, dtype)
+        self.write_card(directory, {"codec": codec.name, "text encoder": self.conditioner.config.encoder})
 
     def save_transformers(self, directory: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a directory that `transformers` opens, and `from_pretrained` too: see `models.export`.
@@ -315,8 +315,8 @@ class AudioGen:
         )
         kept, codes = self._prompt(prompt, 1)
         for name, value in (("chunk_s", chunk_s), ("lookahead_s", lookahead_s or 0.0)):
-            if not 0 <= value <= MAX_DURATION_S:
-                raise InputError(f"{name} is {value}; it must be from 0 to {MAX_DURATION_S:g} s")
+            if not 0 <= value <= LONGEST_LM_S:
+                raise InputError(f"{name} is {value}; it must be from 0 to {LONGEST_LM_S:g} s")
         (condition,) = self._conditions(request.texts, sampling.peer_padding)
         num_frames = None if duration_s is None else request.num_frames
         without = None if sampling.negative is None else self.conditioner([sampling.negative])

@@ -1,22 +1,21 @@
-"""`python -m audiogen.info`: what a generator is, which words it was trained with, and which sounds it makes.
+"""`python -m audiogen.info`: what a generator is, the options it takes, its words and the sounds that it makes.
 
 `--help` and a mistyped option answer without torch.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from audiogen import command
 from audiogen.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one `name: value` a line, for each model."""
-    parser = argparse.ArgumentParser(
-        prog="python -m audiogen.info",
-        description="What a generator is, which words it was trained with, and which sounds it makes.",
+    parser = command.make_parser(
+        "info", "What a generator is, the options it takes, its words and the sounds that it makes."
     )
     parser.add_argument(
         "models",
@@ -24,10 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="MODEL",
         help="a bundled name, a model directory, a release or a hub id; default: the bundled ones",
     )
+    parser.add_argument("--card", action="store_true", help="print the model card, too")
+    command.add_output(parser)
+    command.add_help(parser, examples=("", "lm_tiny --card", "facebook/audiogen-medium"))
     arguments = parser.parse_args(argv)
     from audiogen.info import describe
 
-    describe.run(arguments.models)
+    with command.output(arguments.json, arguments.quiet) as give:
+        give({"models": describe.run(arguments.models, arguments.card)})
     return 0
 
 

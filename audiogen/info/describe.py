@@ -11,60 +11,64 @@ from typing import Any
 from audiogen.errors import InputError
 from audiogen.files import writing
 from audiogen.files.checkpoint import read_config
+from audiogen.files.hub import CARD
 from audiogen.generators import load as generators
-from audiogen.generators.token import AudioGen
-from audiogen.models.find import CODEC, OWN, Found, bundled, find
-from audiogen.text.t5 import T5Conditioner
-from audiogen.text.vocabulary import Vocabulary
+from audiogen.generators.facts import facts
+from audiogen.models import listing
+from audiogen.models.find import CODEC, OWN, Found, bundled, look
 
 SOUNDS = "sounds.json"  # beside the weights: what `tools/which_sounds.py kinds MODEL --out FILE` found
 USUALLY = 2 / 3  # share of the takes from which on a kind counts as one that the model makes
 
 
-def run(names: Sequence[str]) -> None:
-    """Describe models, the bundled ones where none is named."""
-    for number, name in enumerate(names or [name for name in bundled() if is_generator(name)]):
+def run(names: Sequence[str], card: bool = False) -> list[dict[str, str]]:
+    """Describe models, the bundled generators where none is named. card: print their model cards as well."""
+    described = []
+    for number, name in enumerate(names or bundled(generators.GENERATES)):
         if number:
             print()
-        for key, value in describe(name).items():
+        described.append(describe(name))
+        for key, value in described[-1].items():
             print(f"{key}: {value}")
-
-
-def is_generator(name: str) -> bool:
-    """Whether a bundled model makes sounds from text."""
-    return find(name).kind in generators.GENERATES
+        path = Path(described[-1]["directory"], CARD)
+        if card:
+            print(f"\n{path.read_text(encoding='utf-8')}" if path.is_file() else "It has no model card.")
+    return described
 
 
 def describe(name: str) -> dict[str, str]:
-    """A generator: its parts and sizes, its words, its sounds."""
-    found = find(name)
+    """A generator: its parts and sizes, the options it takes, its words, its sounds; its weights are not read.
+
+    Of a hub id that is not in the cache, what its settings say, which alone are downloaded.
+    """
+    found, whole = look(name)
     if found.kind == CODEC:
         raise InputError(f"{name} is a codec; python -m audiogen.codec info {name} describes it")
-    model = generators.load(found, "cpu")
-    longest = "any length" if math.isinf(model.max_duration_s) else f"up to {model.max_duration_s:g} s"
-    lines = {
-        "model": found.name,
-        "directory": str(found.path),
-        "family": f"{model.family}, {model.num_parameters / 1e6:.1f} M parameters with text encoder and codec",
-        "sound": f"{model.sample_rate} Hz, {model.channels} channel{'s' * (model.channels > 1)}, {longest}",
-        "generates": model.latent_rate,
-        "guidance": f"{model.guidance:g}",
+    generators.check_generates(found)
+    listed = listing.describe(found)
+    lines = {"model": found.name, "directory": str(found.path), "family": listed.family}
+    if not whole:
+        rate = "not in its settings" if listed.sample_rate is None else f"{listed.sample_rate} Hz"
+        lines |= {"sound": rate, "licence": listed.licence}
+        return lines | {"on disk": "settings alone; the first command that opens it downloads the weights"}
+    about = facts(found)
+    longest = "any length" if math.isinf(about.max_duration_s) else f"up to {about.max_duration_s:g} s"
+    lines |= {
+        "family": about.family,
+        "sizes": about.sizes,
+        "sound": f"{about.sample_rate} Hz, {about.channels} channel{'s' * (about.channels > 1)}, {longest}",
+        "generates": about.latent_rate,
+        "defaults": about.defaults,
+        "own options": " ".join(f"--{option.replace('_', '-')}" for option in about.options),
+        "licence": listed.licence,
+        "on disk": f"{listed.size / 1e6:,.1f} MB, layout of {found.layout}",
     }
     lines |= {key: str(value) for key, value in trained(found).items()}
-    if (vocabulary := vocabulary_of(model)) is not None and vocabulary.words:
-        lines["words"] = f"{len(vocabulary.words)}: {' '.join(sorted(vocabulary.words))}"
+    if about.vocabulary is not None and about.vocabulary.words:
+        lines["words"] = f"{len(about.vocabulary.words)}: {' '.join(sorted(about.vocabulary.words))}"
     if (found.path / SOUNDS).is_file():
         lines |= sounds(found.path / SOUNDS)
     return lines
-
-
-def vocabulary_of(model: Any) -> Vocabulary | None:
-    """That of an embedded text encoder; None for pretrained ones, whose words come from elsewhere."""
-    text = model.conditioner if isinstance(model, AudioGen) else model.system.conditioner.text
-    if text is None or not text.config.embedded:
-        return None
-    tokenizer = (text if isinstance(text, T5Conditioner) else text.embedded).tokenizer
-    return tokenizer if isinstance(tokenizer, Vocabulary) else None
 
 
 def trained(found: Found) -> dict[str, Any]:

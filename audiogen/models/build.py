@@ -74,7 +74,7 @@ def load_codec(
     (see `Codec.freeze`). Raises InputError where the codec is missing, damaged, of another kind, or has not that dtype.
     """
     found = find(name, CODEC).check(CODEC)
-    parts, name = _read(found), found.name if hub.is_hub_id(found.name) else _name_of(found)
+    parts, name = read_codec(found), found.name if hub.is_hub_id(found.name) else _name_of(found)
     if dual_mono:
         parts = parts._replace(config=_as_dual_mono(parts.config, name))
     codec = _build(parts).to(device)
@@ -84,8 +84,8 @@ def load_codec(
     return as_configured(codec) if isinstance(codec, Codec) else codec
 
 
-def _read(found: Found, pointed: bool = False) -> CodecParts:
-    """pointed: a compression file led here, and none may lead on."""
+def read_codec(found: Found, pointed: bool = False) -> CodecParts:
+    """A codec, its weights still in its files. pointed: a compression file led here, and none may lead on."""
     path = found.path
     if found.layout == OWN:
         return own.read_codec(path)
@@ -101,7 +101,7 @@ def _read(found: Found, pointed: bool = False) -> CodecParts:
         return parts
     if pointed:
         raise InputError(f"{path} is a pointer that another one led to; give the codec itself")
-    return _read(parts.check(CODEC), pointed=True)
+    return read_codec(parts.check(CODEC), pointed=True)
 
 
 def _build(parts: CodecParts) -> Codec | DacCodec:

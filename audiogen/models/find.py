@@ -11,14 +11,15 @@ reader.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from audiogen.config import did_you_mean, short
 from audiogen.errors import InputError
-from audiogen.files import checkpoint, hub, writing
-from audiogen.files.hub import Layout
+from audiogen.files import hub, writing
+from audiogen.files.hub import CARD, PICKLES, Layout
 
 LM, CODEC, SYSTEM, TAGGER = "token_lm", "codec", "system", "tagger"  # our own directories have more kinds
 OWN = "audiogen"  # the layout of our own model directories, whose config.json has their kind
@@ -99,7 +100,7 @@ LAYOUTS = (
     ),
     Layout("encodec", ("encodec_[0-9]*khz*.th",), ("encodec_[0-9]*khz*.th",), CODEC),
 )
-_OWN = Layout(OWN, (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors", "text/*", "codec/*"))
+OWN_LAYOUT = Layout(OWN, (CONFIG, "model.safetensors"), (CONFIG, "model.safetensors", "text/*", "codec/*"))
 
 
 def find(name: str | Path | Found, prefer: str = "", kinds: Sequence[str] = ()) -> Found:
@@ -118,28 +119,45 @@ def find(name: str | Path | Found, prefer: str = "", kinds: Sequence[str] = ()) 
         if path.parts[1:] or not (weights_folder() / path).is_dir():
             if path.parts[0] == "runs" or not hub.is_hub_id(text):  # runs/name is where our own runs lie
                 raise InputError(_nothing(text, kinds or ([prefer] if prefer else KINDS)))
-            return _find_on_hub(text, prefer)
+            return _find_on_hub(text, prefer)[0]
         path = weights_folder() / path
     if path.is_file() and path.suffix in CODEC_SUFFIXES:
         return Found(CODEC, "file", path, text)
     if not path.is_dir():
-        checkpoint.read_config(path)
+        _refuse(path)
     files = [entry.name for entry in path.iterdir()]
     config = writing.read_json(path / CONFIG) if (path / CONFIG).is_file() else None
     if layout := _layout(LAYOUTS, files, config, prefer, path):
         return Found(layout.kind, layout.name, path, text)
-    if config is None and not any(file.endswith((*checkpoint.PICKLES, ".safetensors")) for file in files):
+    if config is None and not any(file.endswith((*PICKLES, ".safetensors")) for file in files):
         others = ", ".join(dict.fromkeys(f"{layout.required[0]} ({layout.name})" for layout in LAYOUTS))
         raise InputError(
             f"{path} is not a model directory or was half-written: model.safetensors is missing; of other packages it "
             f"would need {others}"
         )
-    checkpoint.read_config(path)  # says what a model directory lacks
+    _refuse(path)
+
+
+def _refuse(path: Path) -> NoReturn:
+    """InputError, which says what is there or what a model directory lacks."""
+    from audiogen.files import checkpoint  # late: it imports torch, and models are listed without
+
+    checkpoint.read_config(path)
     raise AssertionError("config.json without a kind was accepted")
 
 
-def _find_on_hub(name: str, prefer: str) -> Found:
-    """As `find`. config.json comes first, so that what is not read here is refused before its weights come."""
+def look(name: str) -> tuple[Found, bool]:
+    """As `find`, but of a hub id whose weights are not in the cache only the settings are downloaded.
+
+    -> whether the weights are here.
+    """
+    if Path(name).exists() or (weights_folder() / name).is_dir() or not hub.is_hub_id(name):
+        return find(name), True
+    return _find_on_hub(name, "", weights=False)
+
+
+def _find_on_hub(name: str, prefer: str, weights: bool = True) -> tuple[Found, bool]:
+    """As `find` and `look`. config.json comes first: what is not read here is refused before its weights come."""
     repository = hub.Repository(name)
     config, path = None, Path(name)
     if CONFIG in repository.files:
@@ -148,8 +166,17 @@ def _find_on_hub(name: str, prefer: str) -> Found:
     layouts = [layout for layout in LAYOUTS if layout.patterns]
     fitting = [layout for layout in layouts if layout.fits(repository.files)]
     if layout := _layout(fitting, repository.files, config, prefer, path):
-        return Found(layout.kind, layout.name, repository.fetch(layout.patterns, layout.required), name)
-    raise repository.lacks([_OWN, *layouts])
+        with suppress(InputError):
+            repository.fetch([CARD])  # for the licence; a model does without
+        if weights or repository.has(layout.patterns):
+            path = repository.fetch(layout.patterns, layout.required)
+            return Found(layout.kind, layout.name, path, name), True
+        # without what marks a whole model, so that no later command takes this for one
+        marks = [pattern for pattern in layout.required if pattern != CONFIG]
+        small = [file for file in repository.files if file.endswith((".json", ".yaml"))]
+        path = repository.fetch([file for file in small if not any(fnmatch(file, mark) for mark in marks)])
+        return Found(layout.kind, layout.name, path, name), False
+    raise repository.lacks([OWN_LAYOUT, *layouts])
 
 
 def _layout(
@@ -164,7 +191,7 @@ def _layout(
     kind = contents.get("kind")
     model_type = contents.get("model_type")
     if kind is not None:
-        return _OWN._replace(kind=str(kind))
+        return OWN_LAYOUT._replace(kind=str(kind))
     # beside audiocraft's weights, a config.json without weights of its own says nothing
     alone = LM_FILE not in files or any(fnmatch(file, "model*.safetensors") for file in files)
     fitting = [

@@ -7,19 +7,22 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from audiogen import command
 from audiogen.errors import InputError, heavy_imports, run_command
 
 KEY = "AUDIOGEN_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MODELS = ("lm_tiny", "lafma_tiny")
+COMMON = "--model --host --port --api-key --max-queue --max-duration --max-batch --device --threads --no-page".split()
+EXAMPLES = ("", "--model runs/mine --port 9000", "--host 0.0.0.0 --api-key SECRET --no-page")
 STOP_S = 30.0  # for the sounds that run when the server stops
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m audiogen.serve",
-        description="Sounds over HTTP: a page at /, and an API that OpenAI's and ElevenLabs' clients speak at /docs.",
+    parser = command.make_parser(
+        "serve",
+        "Sounds over HTTP: a page at /, and an API that OpenAI's and ElevenLabs' clients speak at /docs.",
     )
     add = parser.add_argument
     add(
@@ -71,6 +74,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="whose pages may call; may be repeated",
     )
     add("--no-page", dest="page", action="store_false", help="the API alone, without the page at /")
+    command.add_help(parser, COMMON, EXAMPLES)
     args = parser.parse_args(argv)
     args.model = args.model or list(MODELS)
     for name, least in (("max_queue", 1), ("max_own", 1), ("max_batch", 1), ("threads", 1), ("port", 0)):

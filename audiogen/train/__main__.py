@@ -1,20 +1,26 @@
 """Train a codec, language model or latent diffusion: `python -m audiogen.train recipe=lm_tiny data.train=sounds/`."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from audiogen import command
 from audiogen.config import recipe_names
 from audiogen.errors import run_command
+
+EXAMPLES = (
+    "recipe=lm_tiny init_from=lm_tiny data.train=my_sounds/ out=runs/mine",
+    "recipe=codec_tiny init_from=codec_tiny data.train=my_sounds/ out=runs/my_codec",
+    "recipe=lm_lora init_from=facebook/musicgen-small --print-config",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        prog="python -m audiogen.train",
-        description="Train from a recipe; the run directory (out=) is a model directory that generate and codec take.",
-        epilog=f"built-in recipes: {', '.join(recipe_names())}",
+    parser = command.make_parser(
+        "train",
+        "Train from a recipe; the run directory (out=) is a model directory that generate and codec take.",
     )
+    parser.epilog = f"built-in recipes: {', '.join(recipe_names())}"
     parser.add_argument(
         "settings",
         nargs="*",
@@ -24,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved recipe and train nothing"
     )
+    command.add_help(parser, examples=EXAMPLES)
     arguments = parser.parse_args(argv)
     from audiogen.train import run
 

@@ -17,13 +17,14 @@ from audiogen.codec.segmented import SegmentedCodec
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generators import load as generators
+from audiogen.generators.facts import facts
 from audiogen.interfaces import Condition, Edit, Generator, Sampling
 from audiogen.lm import decoders, lora
 from audiogen.lm.kernels import native
 from audiogen.lm.kernels.packed import PackedLM
 from audiogen.lm.sample import TokenRequest, TokenSampling, generate_tokens
 from audiogen.models.build import load_codec, load_lm
-from audiogen.models.find import bundled
+from audiogen.models.find import bundled, find
 from audiogen.models.own import load_tagger
 from audiogen.models.parts import LMParts
 from audiogen.native import library
@@ -218,6 +219,10 @@ def test_a_saved_model_is_complete_and_generates_the_same(model: AudioGen, tmp_p
     moved = generators.load(tmp_path / "moved", "cpu", "float32", packed=False)
     assert torch.equal(moved.generate(TEXTS[:2], 0.1), model.generate(TEXTS[:2], 0.1))
     assert moved.info == {"steps": 0} and moved.max_frames == 40
+    found = facts(find(tmp_path / "moved"))
+    for key in ("family", "sample_rate", "channels", "latent_rate", "max_duration_s"):
+        assert getattr(found, key) == getattr(moved, key)
+    assert found.defaults == f"guidance {moved.guidance:g}"
     moved.save_pretrained(tmp_path / "moved")  # onto itself
     generators.load(tmp_path / "moved", "cpu").save_pretrained(tmp_path / "moved")  # and out of mapped files
     again = generators.load(tmp_path / "moved", "cpu", "float32", packed=False)

@@ -16,6 +16,7 @@ from audiogen.diffusion.systems import LatentSystem
 from audiogen.errors import InputError
 from audiogen.files import writing
 from audiogen.generators import load as generators
+from audiogen.generators.facts import facts
 from audiogen.generators.latent import LatentGenerator
 from audiogen.interfaces import Edit, Sampling
 from audiogen.models.find import bundled, find
@@ -283,6 +284,10 @@ def test_saved_and_opened_it_makes_the_same_sound(name: str, systems, tmp_path: 
     again = generators.load(tmp_path / "model", "cpu")
     assert isinstance(again, LatentGenerator) and find(tmp_path / "model").path == tmp_path / "model"
     assert again.identity() == systems[name].identity()
+    found = facts(find(tmp_path / "model"))
+    for key in ("family", "sample_rate", "channels", "latent_rate", "max_duration_s"):
+        assert getattr(found, key) == getattr(again, key)
+    assert found.defaults.startswith(f"guidance {again.guidance:g}, {again.sampling().steps} steps of ")
     expected = systems[name].generate(["rain"], 0.1, sampling=Sampling(steps=2))
     assert torch.equal(again.generate(["rain"], 0.1, sampling=Sampling(steps=2)), expected)
 

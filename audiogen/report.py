@@ -1,7 +1,4 @@
-"""A report in three files: `report.md`, `report.json`, and `report.html`, one page by the template beside this file.
-
-`report.yaml` has the columns of all tables and the notes that explain them.
-"""
+"""A report in three files: `report.md`, `report.json`, and `report.html`, one page by the template beside this file."""
 
 from __future__ import annotations
 
@@ -27,10 +24,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from audiogen import audio
-from audiogen.config import read_table
-from audiogen.evaluate.metrics import Interval
 from audiogen.files.writing import write_bytes_atomic, write_json
 from audiogen.spectrogram import LEVELS_DB, picture
+
+
+class Interval(NamedTuple):
+    """A figure and the ends of its interval of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
 
 Cell: TypeAlias = Interval | float | int | str | None
 Row: TypeAlias = Mapping[str, Cell]
@@ -42,7 +46,14 @@ ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 LONG_TEXT = 28  # letters of a cell, from which on its column is broken into lines
 PANELS_WIDE = 3  # plots side by side
 LONGEST_S = 30.0  # of a sound; a page has the beginning of a longer one
-TEXTS = Path(__file__).with_name("report.yaml")
+LISTEN = (
+    "Spectrograms: mel scale from 0 to half the sample rate, one scale of levels for all "
+    f"({LEVELS_DB[1] - LEVELS_DB[0]:.0f} dB). Sounds are mono Ogg Vorbis copies, at most {LONGEST_S:.0f} s."
+)
+RANKED = (
+    "A heading sorts. The arrow points to the better end; bold marks the best, and what its interval does not set "
+    "apart from the best; rows in italics are the scale."
+)
 
 
 @dataclass(frozen=True)
@@ -70,16 +81,6 @@ class Sound(NamedTuple):
     row: str
     prompt: str
     path: Path
-
-
-def columns_of(table: str) -> list[Column]:
-    """Columns by the name of their list in `report.yaml`."""
-    return [Column(key, **entry) for key, entry in read_table(TEXTS)["columns"][table].items()]
-
-
-def notes_on(topic: str, **facts: object) -> list[str]:
-    """Notes by the name of their list in `report.yaml`, with the facts that they name."""
-    return [note.format(**facts) for note in read_table(TEXTS)["notes"][topic]]
 
 
 def filled(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
@@ -253,13 +254,15 @@ def render_page(report: Report) -> str:
         for prompt in dict.fromkeys(sound.prompt for sound in report.sounds):
             takes = "\n".join(_figure(sound) for sound in report.sounds if sound.prompt == prompt)
             articles.append(f'<article><h3>{escape(prompt)}</h3><div class="takes">{takes}</div></article>')
-        key = "".join(notes_on("listen", span_db=LEVELS_DB[1] - LEVELS_DB[0], longest_s=LONGEST_S))
-        sections.append(f'<section><h2>Listen</h2><p class="key">{key}</p>{chr(10).join(articles)}</section>')
+        sections.append(
+            f'<section><h2>Listen</h2><p class="key">{LISTEN}</p>{chr(10).join(articles)}</section>'
+        )
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     return string.Template(template).substitute(
         title=escape(report.title),
         notes=f"<ul>{''.join(items)}</ul>" if items else "",
         table=_table(report.columns, report.rows),
+        key=RANKED if any(column.better for column in report.columns) else "A heading sorts.",
         sections="\n".join(sections),
     )
 

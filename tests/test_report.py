@@ -17,19 +17,17 @@ import torch
 from audiogen import audio
 from audiogen.config import read_table
 from audiogen.errors import InputError
-from audiogen.evaluate.metrics import Interval
 from audiogen.evaluate.reconstruction import DISTANCES, OPTIONAL
-from audiogen.evaluate.report import (
+from audiogen.evaluate.texts import TEXTS, columns_of, notes_on
+from audiogen.report import (
     ARROWS,
-    TEXTS,
     Column,
+    Interval,
     Report,
     Sound,
-    columns_of,
     draw_figure,
     format_cell,
     leaders,
-    notes_on,
     write_markdown_table,
 )
 
