@@ -37,7 +37,6 @@ check: venv
 
 docs: venv
 	$(BIN)/python tools/pages.py --check
-	@$(BIN)/python -c 'import mkdocs' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python -m mkdocs build --strict --quiet
 
 faults: venv

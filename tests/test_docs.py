@@ -1,6 +1,8 @@
 """The pages of the documentation: links that lead somewhere, lengths, and generated parts that are current."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,18 @@ def test_every_option_of_generate_is_on_its_page() -> None:
     page = (DOCS / "generate.md").read_text()
     assert len(options) > 25
     assert not [option for option in options if not re.search(rf"{option}\b(?!-)", page)]
+
+
+def test_the_site_builds_strictly_and_asks_no_other_host(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="needs mkdocs (pip install 'audiogen[docs]')")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert built.returncode == 0, built.stderr
+    pages_built = sorted(tmp_path.glob("*.html"))
+    assert {path.stem for path in pages_built} >= {path.stem for path in DOCS.glob("*.md")} - {"README"}
+    loads = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=[\"'](?:https?:)?//", re.I)
+    assert not [path.name for path in pages_built if loads.search(path.read_text())]
+    styles = [
+        path for path in tmp_path.rglob("*.css") if re.search(r"url\(['\"]?(https?:)?//", path.read_text())
+    ]
+    assert not styles, "fonts or pictures of another host"
