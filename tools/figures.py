@@ -3,6 +3,7 @@
     python tools/figures.py sounds --data esc10/manifest.jsonl     README: real recordings beside generated sounds
     python tools/figures.py options                                docs/generate.md: what an option does to a sound
     python tools/figures.py curves OUT.png KEY[,KEY..] LABEL=RUN ..    docs/train.md: from the logs of training runs
+    python tools/figures.py samples OUT.png TEXT LABEL=RUN ..          docs/train.md: what the runs' models make
     python tools/figures.py table evaluation/compare/report.json   keep a comparison's figures, and write README's table
     python tools/figures.py table                                  the table again, from the figures that are kept
 
@@ -122,16 +123,18 @@ def options() -> None:
     draw(FIGURES / "steps.png", [panels])
     given = make("lafma_tiny", KINDS["sea waves"])
     dog = KINDS["dog bark"]
-    changes = [(f"strength {s:g}", Edit(given, RATE, strength=s)) for s in (0.3, 0.6, 0.9)]
-    changes.append(("inpaint 2:3", Edit(given, RATE, inpaint=(2.0, 3.0))))
-    panels = [("given", given), *((title, make("lafma_tiny", dog, edit=edit)) for title, edit in changes)]
+    edits = [(f"strength {s:g}", Edit(given, RATE, strength=s)) for s in (0.3, 0.6, 0.9)]
+    edits.append(("inpaint 1:4", Edit(given, RATE, inpaint=(1.0, 4.0))))
+    panels = [("given", given), *((title, make("lafma_tiny", dog, edit=edit)) for title, edit in edits)]
     draw(FIGURES / "change.png", [panels], 2.1)
 
 
 def curves(path: Path, keys: Sequence[str], runs: Mapping[str, Path]) -> None:
     """One panel a run: its `train/loss`, and the scalars of `keys`, over the steps."""
     figure = Figure(figsize=(3.4 * len(runs), 2.6), layout="constrained")
-    axes = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
+    axes = figure.subplots(1, len(runs), squeeze=False)[
+        0
+    ]  # each its own axis: a run that fails leaves the others flat
     for axis, (label, run) in zip(axes, runs.items(), strict=True):
         records = read_log(run)
         if not records:
@@ -148,6 +151,11 @@ def curves(path: Path, keys: Sequence[str], runs: Mapping[str, Path]) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
     save(figure, path)
+
+
+def samples(path: Path, text: str, runs: Mapping[str, Path]) -> None:
+    """What the model of each run makes of one text: 2 s of seed 0."""
+    draw(path, [[(label, make(str(run), text, duration_s=2.0)) for label, run in runs.items()]])
 
 
 # ----------------------------------------------------------------------------------------------------- tables
@@ -210,15 +218,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     drawn.add_argument("out", type=Path)
     drawn.add_argument("keys", type=lambda text: text.split(","))
     drawn.add_argument("runs", nargs="+", metavar="LABEL=RUN")
+    drawn = verbs.add_parser("samples")
+    drawn.add_argument("out", type=Path)
+    drawn.add_argument("text")
+    drawn.add_argument("runs", nargs="+", metavar="LABEL=RUN")
     verbs.add_parser("table").add_argument("report", type=Path, nargs="?")
     arguments = parser.parse_args(argv)
     if arguments.verb == "sounds":
         sounds(arguments.data)
     elif arguments.verb == "options":
         options()
-    elif arguments.verb == "curves":
+    elif arguments.verb in ("curves", "samples"):
         pairs = [run.rpartition("=") for run in arguments.runs]
-        curves(arguments.out, arguments.keys, {label: Path(run) for label, _, run in pairs})
+        runs = {label: Path(run) for label, _, run in pairs}
+        if arguments.verb == "curves":
+            curves(arguments.out, arguments.keys, runs)
+        else:
+            samples(arguments.out, arguments.text, runs)
     else:
         if arguments.report is not None:
             keep(arguments.report)
