@@ -52,7 +52,8 @@ def test_a_table_is_put_between_its_marks_and_nowhere_else() -> None:
 @pytest.mark.parametrize(
     ("cell", "digits", "text"),
     [
-        ({"value": 12.94, "low": 10.2, "high": 16.6}, 1, "12.9 [10.2, 16.6]"),
+        ({"value": 12.94, "low": 10.2, "high": 16.6}, 1, "12.9 [10, 17]"),
+        ({"value": 0.896, "low": 0.8, "high": 0.963}, 2, "0.90 [0.80, 0.96]"),
         ({"value": 0.9, "low": None, "high": None}, 2, "0.90"),
         (0.123, 2, "0.12"),
         (None, 2, ""),
@@ -60,3 +61,24 @@ def test_a_table_is_put_between_its_marks_and_nowhere_else() -> None:
 )
 def test_cells(cell: object, digits: int, text: str) -> None:
     assert figures.cell_text(cell, digits) == text
+
+
+def test_the_table_of_readme_is_that_of_the_figures_that_are_kept() -> None:
+    readme = (figures.ROOT / "README.md").read_text()
+    table = figures.headline(json.loads(figures.KEPT.read_text()))
+    assert figures.with_table(readme, "headline", table) == readme, "python tools/figures.py table"
+
+
+def test_the_figures_of_a_report_are_kept_by_system_and_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "KEPT", tmp_path / "kept.json")
+    cell = {"value": 6.04, "low": 3.0, "high": 10.0}
+    keys = {"fad tagger_tiny 12ab": cell, "fad_inf tagger_tiny 12ab": 9.9, "accuracy logmel 34cd": 0.5}
+    names = ("ground truth", "lm_tiny, codec alone", "lm_tiny", "captions shuffled")
+    report = {"title": "t", "notes": ["n"], "rows": [{"system": name, "n": 80, **keys} for name in names]}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    figures.keep(tmp_path / "report.json")
+    lines = figures.headline(json.loads(figures.KEPT.read_text())).splitlines()[2:]
+    systems = ("real clips", "`lm_tiny`", "real clips, captions exchanged")
+    assert lines == [f"| {name} | 6.0 [3, 10] |  |  | 0.50 |" for name in systems]

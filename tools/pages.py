@@ -26,7 +26,7 @@ This page is generated from docstrings by `python tools/pages.py`; a test fails 
 
 Letters in shapes: B batch, C audio channels, N audio samples, T frames, K codebooks, S pattern steps, V codebook size,
 L text positions, D width, M mel bins. Audio is float32 in [-1, 1]. A mistake raises `audiogen.errors.InputError`, a
-`ValueError` whose message says what to do.
+`ValueError` whose message says what to do. `audiogen.load` and `audiogen.load_codec` are the first two functions below.
 """
 # Section -> (module, names); a name with a dot is a method.
 SECTIONS: dict[str, list[tuple[str, list[str]]]] = {
