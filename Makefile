@@ -2,6 +2,7 @@
 # make serve  the bundled models behind a page and an API, at http://127.0.0.1:8000
 # make test   the whole suite
 # make check  lint, format, types, docstrings, then the suite
+# make docs   the documentation as a site in build/site, strictly
 # make audit  vulnerabilities on record, and licences, of the dependencies; needs the network
 # make sanitize   the C++ kernels under the address, undefined-behaviour and thread sanitizers (minutes)
 # make weights ESC10=folder   train the bundled models again (hours) and put them into the package
@@ -9,7 +10,7 @@
 # make endurance  two hours of --stream, 10,000 sounds, 100,000 encoded clips: do memory and open files stay flat (hours)
 # make venv   only the environment (.venv); PYTHON=/path/to/python3 chooses the interpreter
 
-.PHONY: audit demo serve test check endurance faults sanitize weights venv clean
+.PHONY: audit demo docs serve test check endurance faults sanitize weights venv clean
 .DEFAULT_GOAL := demo
 
 VENV := .venv
@@ -33,6 +34,10 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+docs: venv
+	$(BIN)/python tools/pages.py --check
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 faults: venv
 	rm -rf build/faults && mkdir -p build/faults
