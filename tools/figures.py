@@ -177,7 +177,7 @@ def keep(report: Path) -> None:
     for row in contents["rows"]:
         if row["system"].endswith(", codec alone"):
             continue  # docs/results.md has these
-        kept = {"system": NAMES.get(row["system"], f"`{row['system']}`")}
+        kept: dict[str, Any] = {"system": NAMES.get(row["system"], f"`{row['system']}`")}
         for _, figure, judge, _ in HEADLINE:  # a report's keys end in the hash of the judge
             kept[f"{figure} {judge}"] = next(
                 (row[key] for key in row if key.startswith(f"{figure} {judge} ")), None
