@@ -40,6 +40,7 @@ from audiogen.data.manifest import (
 )
 from audiogen.data.seeds import draw, generator_for
 from audiogen.errors import InputError
+from audiogen.files import remote
 from audiogen.interfaces import AudioBatch, Batch
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ class SourceConfig:
     """One source of clips.
 
     source: a manifest, a folder (by its manifest.jsonl, or else by the sounds in it), "synth:COUNT" or
-    "synth:COUNT@START" (the built-in corpus), or a folder of token shards. repeat: how often an epoch passes
+    "synth:COUNT@START" (the built-in corpus), or a folder of token shards; a manifest, a folder with one and token
+    shards also by a URL. repeat: how often an epoch passes
     over it. where: allowed values of manifest fields, a tuple for each; one value may be given alone.
     """
 
@@ -157,6 +159,8 @@ def read_source(source: SourceConfig) -> Sequence[Clip]:
             )
         start = int(match[2] or 0)
         return [BuiltInClip(number) for number in range(start, start + int(match[1]))]
+    if remote.is_remote(name):
+        return _read_remote(source)
     listed = os.path.join(name, "manifest.jsonl")
     manifest = listed if os.path.isfile(listed) else name
     if os.path.isfile(manifest) and is_large(manifest):
@@ -177,6 +181,19 @@ def read_source(source: SourceConfig) -> Sequence[Clip]:
         return select(clips, source.where)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
+
+
+def _read_remote(source: SourceConfig) -> Sequence[Clip]:
+    """The clips of a manifest at a URL, or of that in the folder at one."""
+    is_manifest = source.source.lower().endswith((".jsonl", ".csv"))
+    url = source.source if is_manifest else remote.joined(source.source, "manifest.jsonl")
+    copy, folder = remote.fetch(url), url.rpartition("/")[0]
+    if is_large(copy):
+        return open_lines(copy, source.where, folder)
+    try:
+        return select(read_manifest(copy, folder), source.where)
+    except InputError as error:
+        raise InputError(f"{url}: {error}") from None
 
 
 @dataclass(eq=False)

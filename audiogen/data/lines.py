@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from audiogen.data.manifest import Clip, clip_of, group_of, order_of
+from audiogen.data.manifest import Clip, clip_of, group_of, is_missing, order_of
 from audiogen.data.rows import json_row
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
@@ -38,8 +38,8 @@ C = TypeVar("C")
 class Clips(Sequence[Clip]):
     """The chosen lines of a manifest as clips. table: int64 [n, 2], where a line begins and its group's `order_of`."""
 
-    def __init__(self, path: Path, table: Path) -> None:
-        self.path, self.table = path, table
+    def __init__(self, path: Path, table: Path, folder: str) -> None:
+        self.path, self.table, self.folder = path, table, folder
         self._open()
 
     def _open(self) -> None:
@@ -49,8 +49,8 @@ class Clips(Sequence[Clip]):
         with self.path.open("rb") as file:
             self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def __reduce__(self) -> tuple[type[Clips], tuple[Path, Path]]:
-        return Clips, (self.path, self.table)  # another process maps both files itself
+    def __reduce__(self) -> tuple[type[Clips], tuple[Path, Path, str]]:
+        return Clips, (self.path, self.table, self.folder)  # another process maps both files itself
 
     @property
     def orders(self) -> NDArray[np.int64]:
@@ -71,7 +71,7 @@ class Clips(Sequence[Clip]):
         end = self._text.find(b"\n", begin)
         line = self._text[begin : end if end >= 0 else len(self._text)]
         try:
-            return clip_of(json_row(line.decode(), "audio"), self.path.parent)
+            return clip_of(json_row(line.decode(), "audio"), self.folder)
         except (UnicodeDecodeError, InputError) as error:
             raise InputError(f"{self.path} has changed since it was opened: {error}; start again") from None
 
@@ -106,39 +106,47 @@ def is_large(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() == ".jsonl" and os.path.getsize(path) >= LARGE_BYTES
 
 
-def open_lines(path: str | os.PathLike[str], where: Mapping[str, Sequence[Any]]) -> Clips:
+def open_lines(
+    path: str | os.PathLike[str],
+    where: Mapping[str, Sequence[Any]],
+    folder: str | os.PathLike[str] | None = None,
+) -> Clips:
     """The clips of a JSONL manifest whose fields have one of the allowed values, in its order.
 
-    Raises InputError as `read_manifest` and `select` do; a manifest with a bad line has no index.
+    folder: as `read_manifest` has it. Raises InputError as that and `select` do; a manifest with a bad line has no
+    index.
     """
     path = Path(path).resolve()
+    folder = str(path.parent if folder is None else folder)
     state = path.stat()
     wanted = {name: sorted(str(value) for value in values) for name, values in sorted(where.items())}
     version = f"{FORMAT} {state.st_size} {state.st_mtime_ns}"
-    names = [hashlib.sha256(part.encode()).hexdigest()[:16] for part in (str(path), version, repr(wanted))]
+    names = [
+        hashlib.sha256(part.encode()).hexdigest()[:16] for part in (f"{path} {folder}", version, repr(wanted))
+    ]
     table = cache_directory() / f"manifest-{'-'.join(names)}.npy"
     with suppress(OSError, ValueError, EOFError):  # not there, or damaged
-        return Clips(path, table)
-    rows = _index(path, wanted)
+        return Clips(path, table, folder)
+    rows = _index(path, folder, wanted)
     with writing.replacing(table, rows.nbytes) as temporary, temporary.open("wb") as file:
         np.save(file, rows, allow_pickle=False)
     for old in table.parent.glob(f"manifest-{names[0]}-*.npy"):  # of the manifest as it was
         if not old.name.startswith(f"manifest-{names[0]}-{names[1]}-"):
             old.unlink(missing_ok=True)
-    return Clips(path, table)
+    return Clips(path, table, folder)
 
 
-def _index(path: Path, where: Mapping[str, Sequence[str]]) -> NDArray[np.int64]:
+def _index(path: Path, folder: str, where: Mapping[str, Sequence[str]]) -> NDArray[np.int64]:
     """The table of `Clips`, after a check of every line."""
     begins, orders, places, numbers, chosen = (array("q") for _ in range(5))  # 8 bytes a number
     problems: list[tuple[int, str]] = []
-    known: dict[str, int] = {}  # the orders of groups, of which many clips may have one
+    numbered: dict[str, int] = {}  # the orders of groups, of which many clips may have one
     values: dict[str, set[str]] = {name: set() for name in where}
     fields: set[str] = set()
     for number, begin, line in _lines(path):
         try:
-            clip = clip_of(json_row(line, "audio"), path.parent)
-            if not os.path.isfile(clip.path):
+            clip = clip_of(json_row(line, "audio"), folder)
+            if is_missing(clip):
                 raise InputError(f"names {clip.path}, which is not a file")
         except InputError as error:
             problems.append((number, str(error)))
@@ -148,10 +156,10 @@ def _index(path: Path, where: Mapping[str, Sequence[str]]) -> NDArray[np.int64]:
             if name in clip.fields:
                 seen.add(str(clip.fields[name]))
         group = group_of(clip)
-        if group not in known:
-            known[group] = order_of(group)
+        if group not in numbered:
+            numbered[group] = order_of(group)
         begins.append(begin)
-        orders.append(known[group])
+        orders.append(numbered[group])
         places.append(seed_for(*map(str, clip.place)))
         numbers.append(number)
         chosen.append(all(str(clip.fields.get(name)) in allowed for name, allowed in where.items()))

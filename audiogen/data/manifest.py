@@ -26,6 +26,7 @@ from audiogen.config import short
 from audiogen.data.rows import Row, read_rows, seconds
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError, plain_text
+from audiogen.files import remote
 from audiogen.files.writing import write_bytes_atomic
 
 SOUND_SUFFIXES = frozenset(
@@ -67,8 +68,10 @@ class Clip:
 # -------------------------------------------------------------------------------------------------- manifests
 
 
-def read_manifest(path: str | os.PathLike[str]) -> list[Clip]:
+def read_manifest(path: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> list[Clip]:
     """Read a .jsonl or .csv manifest. Raises InputError with the first bad line's number and the count of others.
+
+    folder: what its paths are relative to, where that is not its own; it may be a URL, as its paths may be.
 
     Bad are lines that are broken, name a file that is not there or repeat an earlier clip. In a
     CSV, rows of one clip with different captions are its wordings, as in AudioCaps.
@@ -81,13 +84,13 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Clip]:
     problems: list[str] = []
     for number, row in read_rows(path, ["audio"]):
         try:
-            clip = clip_of(row, path.parent)
+            clip = clip_of(row, path.parent if folder is None else folder)
             earlier = clips.get(clip.place)
             if earlier:
                 if path.suffix.lower() != ".csv" or set(clip.captions) <= set(earlier.captions):
                     raise InputError(f"repeats the clip of line {lines[clip.place]}; remove one of them")
                 clip = replace(earlier, captions=earlier.captions + clip.captions)
-            elif not os.path.isfile(clip.path):
+            elif is_missing(clip):
                 raise InputError(f"names {clip.path}, which is not a file")
             clips[clip.place] = clip
             lines.setdefault(clip.place, number)
@@ -101,7 +104,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Clip]:
     return list(clips.values())
 
 
-def clip_of(row: Row, folder: Path) -> Clip:
+def clip_of(row: Row, folder: str | os.PathLike[str]) -> Clip:
     """One manifest row as a Clip; InputError for what is wrong with it."""
     if isinstance(row, InputError):
         raise row
@@ -116,13 +119,20 @@ def clip_of(row: Row, folder: Path) -> Clip:
     return Clip(_find(folder, name), captions, start or 0.0, duration, fields)
 
 
-def _find(folder: Path, name: str) -> str:
+def is_missing(clip: Clip) -> bool:
+    """Whether its file is not there; of one at a URL that shows when it is opened."""
+    return not remote.is_remote(clip.path) and not os.path.isfile(clip.path)
+
+
+def _find(folder: str | os.PathLike[str], name: str) -> str:
     """The path of a file by its name, which macOS may have written with other code points for accented letters.
 
     macOS gives out names decomposed (e and an accent, NFD), most other systems as they were typed (one letter, NFC).
     """
     if "\0" in name:
         raise InputError(f"names {name[:60]!r}, which no file can be called")
+    if remote.is_remote(folder) or remote.is_remote(name):
+        return remote.joined(str(folder), name)
     path = os.path.join(folder, name)
     if not name.isascii() and not os.path.exists(path):
         others = (os.path.join(folder, unicodedata.normalize(form, name)) for form in ("NFC", "NFD"))

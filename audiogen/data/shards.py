@@ -29,6 +29,7 @@ from torch import Tensor
 from audiogen.config import NotNegative, Positive, build, check_ranges, short
 from audiogen.data.manifest import Clip
 from audiogen.errors import InputError
+from audiogen.files import remote
 from audiogen.files.checkpoint import write_tensors
 from audiogen.files.writing import clean, storing, write_json
 from audiogen.interfaces import Codec
@@ -254,7 +255,7 @@ class ShardReader:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+        self.directory = _fetched(str(directory)) if remote.is_remote(directory) else Path(directory)
         self.spec, shards, self.unreadable, _ = _read_index(self.directory)
         self._files = OpenFiles({self.directory / shard["file"]: shard["crc32"] for shard in shards})
         rows: list[dict[str, Any]] = []
@@ -335,4 +336,14 @@ def _read_index(directory: Path) -> tuple[TokenSpec, list[dict[str, Any]], dict[
 
 def is_shard_directory(path: str | Path) -> bool:
     """Whether the path is a directory of token shards."""
+    if remote.is_remote(path):
+        return remote.exists(remote.joined(str(path), INDEX))
     return (Path(path) / INDEX).is_file()
+
+
+def _fetched(url: str) -> Path:
+    """The copy of a directory of token shards at a URL."""
+    directory = remote.fetch(remote.joined(url, INDEX)).parent
+    for shard in _read_index(directory)[1]:
+        remote.fetch(remote.joined(url, shard["file"]))
+    return directory

@@ -22,7 +22,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from audiogen.errors import InputError
-from audiogen.files import streams
+from audiogen.files import remote, streams
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
@@ -54,7 +54,7 @@ class Sound(NamedTuple):
 def open_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
     """An open, checked sound file. What cannot be read, or ends before its sound does, is an `InputError`."""
     try:
-        source = _Source(os.fspath(path))
+        source = _Source(remote.fetch(str(path)) if remote.is_remote(path) else os.fspath(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
     try:
