@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from audiogen import audio
+from audiogen.data.shards import ShardReader
 from audiogen.errors import InputError
 from tests.serve.conftest import models  # noqa: F401 (skips without the extra)
 
@@ -81,3 +84,46 @@ def test_ray_serve_builds_the_app_in_each_replica(monkeypatch: pytest.MonkeyPatc
         module.app({"port": "1"})
     with pytest.raises(InputError, match="--max-batch is 0"):
         module.app({"max_batch": "0"})
+
+
+class Result:
+    """What a task of Ray gives, at once."""
+
+    def __init__(self, value: str):
+        self.value = value
+
+
+def test_ray_encodes_the_parts_of_a_corpus_and_merges_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray itself is replaced by calls one after the other; it was tried by hand (docs/scaling.md)."""
+    reserved: dict[str, Any] = {}
+
+    def remote(**settings: Any) -> Any:
+        reserved.update(settings)
+        return lambda function: types.SimpleNamespace(remote=lambda *values: Result(function(*values)))
+
+    ray = types.ModuleType("ray")
+    ray.__dict__.update(
+        init=lambda **settings: None, remote=remote, get=lambda result: result.value,
+        wait=lambda tasks, num_returns: (tasks[:num_returns], tasks[num_returns:]),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    spec = importlib.util.spec_from_file_location("ray_encode", ROOT / "launch/ray_encode.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for number in range(3):
+        audio.save(tmp_path / "sounds" / f"{number}.wav", torch.full((1, 8000), 0.1 * number), 16_000)
+    line = [str(tmp_path / "sounds"), "--shards", "1", "-o", str(tmp_path / "tokens")]
+    assert module.main(["--parts", "2", "--cpus", "3", *line]) == 0
+    assert reserved == {"num_cpus": 3, "num_gpus": 0.0, "max_retries": module.TRIES}
+    assert len(ShardReader(tmp_path / "tokens")) == 3
+    assert "3 clips in shards; 0 could not be encoded" in capsys.readouterr().out
+    for words, reason in {
+        ("--parts", "0"): "--parts is 0; give 1 or more",
+        ("--parts", "2", "--part", "1/2"): "--part is given to each part by Ray; drop it",
+        ("--parts", "1", "--codec", "nosuch"): "part 1 of 1: .*nosuch",
+    }.items():
+        with pytest.raises(InputError, match=reason):
+            module.main([*words, *line])
