@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,47 +25,95 @@ from torch.distributed.checkpoint.api import CheckpointException
 from audiogen import distributed
 from audiogen.errors import InputError, one_line
 from audiogen.files import checkpoint, writing
+from audiogen.train.log import Log
 
 Group = dist.ProcessGroup | None
 
 
-def save(directory: Path, state: Any, group: Group) -> None:
-    """Write nested dicts and lists of tensors and scalars: this process alone, or all of a group, each its shards."""
-    if group is None:
-        checkpoint.save_state(directory, state)
-        return
-    tensors: dict[str, Tensor] = {}
-    structure = checkpoint.pack(state, tensors)
-    temporary = directory.with_name(f"{writing.TEMPORARY}{directory.name}")  # the same in all processes
+class Saver:
+    """Writes the checkpoints of a run and drops old ones; sharded ones beside the training, one at a time."""
 
-    def begin() -> None:
-        with writing.storing(directory):
+    def __init__(self, run: Path, keep_last: int, group: Group, log: Log):
+        """group: the processes that each write their shards; None where this one writes all."""
+        self.run, self.keep_last, self.group, self.log = run, keep_last, group, log
+        self._thread = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
+
+    def save(self, step: int, state: Any) -> None:
+        """Write nested dicts and lists of tensors and scalars; with a group only a copy is made before it returns.
+
+        What the writing of a copy meets is raised by `wait`; here, when the next one is due, it is a warning.
+        """
+        directory = checkpoint.step_dir(self.run, step)
+        if self.group is None:
+            checkpoint.save_state(directory, state)
+            checkpoint.prune(self.run, step, self.keep_last)
+            return
+        with self.log.tolerating():
+            self.wait()
+        tensors: dict[str, Tensor] = {}
+        structure = checkpoint.pack(state, tensors)
+        temporary = directory.with_name(f"{writing.TEMPORARY}{directory.name}")  # the same in all processes
+
+        def begin() -> None:
             writing.clean(directory.parent)
             temporary.mkdir(parents=True)
 
-    def end() -> None:
-        with writing.storing(directory):
+        self._first(directory, begin)
+        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+        written = dcp.async_save(tensors, storage_writer=writer, process_group=self.group)
+        self._running = self._thread.submit(self._finish, step, structure, written, temporary)
+
+    def _finish(self, step: int, structure: Any, written: Any, temporary: Path) -> None:
+        """Once all shards are written, give the checkpoint its name."""
+        directory = checkpoint.step_dir(self.run, step)
+        with _one_line(directory):
+            written.result()
+        own = temporary.glob(f"shard-{distributed.rank() + 1:05d}-*")  # what this process wrote
+        gathered: list[Any] = [None] * distributed.world()
+        dist.all_gather_object(
+            gathered, {path.name: checkpoint.crc32(path) for path in own}, group=self.group
+        )
+        checksums = {name: checksum for each in gathered for name, checksum in each.items()}
+
+        def end() -> None:
             writing.write_json(temporary / checkpoint.STATE, structure)
             checksums[checkpoint.STATE] = checkpoint.crc32(temporary / checkpoint.STATE)
             writing.write_json(temporary / checkpoint.CHECKSUMS, checksums)
-            shutil.rmtree(
-                directory, ignore_errors=True
-            )  # a damaged one: else the run would have gone on from it
+            shutil.rmtree(directory, ignore_errors=True)  # a damaged one: else the run had gone on from it
             writing.publish(temporary, directory)
+            checkpoint.prune(self.run, step, self.keep_last)
 
-    distributed.first_only(begin, None)
-    with _one_line(directory):
-        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-        dcp.save(tensors, storage_writer=writer, process_group=group)
-    own = temporary.glob(f"shard-{distributed.rank() + 1:05d}-*")  # what this process wrote
-    gathered: list[Any] = [None] * distributed.world()
-    dist.all_gather_object(gathered, {path.name: checkpoint.crc32(path) for path in own}, group=group)
-    checksums = {name: checksum for each in gathered for name, checksum in each.items()}
-    distributed.first_only(end, None)
+        self._first(directory, end)
+
+    def _first(self, directory: Path, work: Callable[[], None]) -> None:
+        """Work of the first process, for which the others wait; a fault of its disk is one in all."""
+        fault: list[Any] = [None]
+        if distributed.rank() == 0:
+            try:
+                with writing.storing(directory):
+                    work()
+            except writing.StorageError as error:
+                fault = [str(error)]
+        dist.broadcast_object_list(fault, group=self.group)
+        if fault[0]:
+            raise writing.StorageError(fault[0])
+
+    def wait(self) -> None:
+        """Until what is being written has its name."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def close(self) -> None:
+        """Let what is being written end, at the end of the training, whatever that was."""
+        with suppress(Exception):
+            self.wait()
+        self._thread.shutdown()
 
 
 def load(directory: Path, own: Any, group: Group) -> Any:
-    """What `save` wrote; an InputError, in all processes, where a file is missing, damaged, or of other sizes.
+    """What a `Saver` wrote; an InputError, in all processes, where a file is missing, damaged, or of other sizes.
 
     own: the state that is to be replaced. In a group its tensors are overwritten, and are those that are returned:
     each process reads its shards alone.

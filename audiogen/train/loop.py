@@ -26,7 +26,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Batch
 from audiogen.signals import stop_signals
-from audiogen.train import checkpoints
+from audiogen.train.checkpoints import Saver, load
 from audiogen.train.log import Log
 from audiogen.train.task import FitConfig, Run, Task
 
@@ -65,8 +65,12 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
             log.sounds(done, task.samples(valid()), task.sample_rate)
 
     def store(done: int, final: bool, stopping: bool, best: Best) -> None:
+        state = {"best": best, "validated": not stopping, "task": task.state_dict(), **clips(recipe)}
         with nullcontext() if final or stopping else log.tolerating():
-            save(task, done, best, not stopping, recipe)
+            saver.save(done, state)
+            if final or stopping or not task.parallel.sharded:  # whose whole weights take long to gather
+                saver.wait()
+                export(task, done, recipe)
 
     if first:
         writing.clean(run)
@@ -83,6 +87,7 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
         return
     with (
         closing(Log(run, start, config.steps, config.tensorboard, visible=first)) as log,
+        closing(Saver(run, config.keep_last, task.parallel.group, log)) as saver,
         stop_signals() as received,
         closing(loader.batches(start)) as batches,
     ):
@@ -175,16 +180,6 @@ def not_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
         raise InputError("there is nothing to validate on; give data.valid, or fit.valid_every=0")
 
 
-def save(task: Task[Any], done: int, best: Best, validated: bool, recipe: Run) -> None:
-    """Write the checkpoint, then the model; drop old checkpoints."""
-    run = Path(recipe.out)
-    state = {"best": best, "validated": validated, "task": task.state_dict(), **clips(recipe)}
-    checkpoints.save(checkpoint.step_dir(run, done), state, task.parallel.group)
-    export(task, done, recipe)
-    if distributed.rank() == 0:
-        checkpoint.prune(run, done, recipe.fit.keep_last)
-
-
 def clips(recipe: Run) -> dict[str, int]:
     """How many clips a step has, and by how many processes."""
     return {"clips": recipe.fit.batch_size * distributed.world(), "world": distributed.world()}
@@ -214,7 +209,7 @@ def restore(task: Task[Any], recipe: Run) -> tuple[int, Best, bool]:
         return 0, None, True
     for step, directory in reversed(checkpoint.step_dirs(run)):
         try:
-            state = checkpoints.load(directory, {"task": task.state_dict()}, task.parallel.group)
+            state = load(directory, {"task": task.state_dict()}, task.parallel.group)
         except InputError as error:
             damage = error
             print(f"warning: {error}; the checkpoint before it is tried", file=sys.stderr)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from audiogen.files import checkpoint
 from audiogen.lm.model import LMConfig
-from tools import bench_train
+from tools import bench_scale, bench_train
 
 CPU = torch.device("cpu")
 
@@ -40,3 +43,15 @@ def test_peak_memory_is_that_of_a_step() -> None:
         return float((y * 2)[0])
 
     assert 8000 <= bench_train.peak_bytes(step, CPU) < 8100
+
+
+def test_the_bench_of_several_processes_trains_and_saves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = LMConfig(num_codebooks=3, codebook_size=11, dim=16, num_layers=2, num_heads=4)
+    monkeypatch.setitem(bench_scale.SHAPES, "lm_tiny", (config, 2, 7))
+    monkeypatch.setenv("BENCH_RUN", str(tmp_path))
+    found = bench_scale.measure("lm_tiny", "none", 2)
+    assert found["tokens"] * found["elapsed"] == pytest.approx(2 * (7 + 3 - 1))
+    assert 0 < found["held"] <= found["written"]
+    assert [step for step, _ in checkpoint.step_dirs(tmp_path)] == [1]

@@ -20,6 +20,7 @@ from torch import Tensor
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.files.checkpoint import read_tensors
+from audiogen.train import checkpoints
 from audiogen.train.lm import LMRecipe, LMTask
 from audiogen.train.log import read_log
 from audiogen.train.run import open_recipe
@@ -139,7 +140,17 @@ def test_a_sharded_run_starts_from_given_weights(lm_in: Train) -> None:
 def test_a_sharded_checkpoint_that_is_damaged_or_finds_no_space(
     lm_in: Train, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A bit of one shard: the one before is gone on from. A full disk of one process: all go on without."""
+    """A bit of one shard: the one before is gone on from. A full disk of one process: all go on without.
+
+    Writing is slow, so that the training is steps ahead when the shards are written.
+    """
+    write = checkpoints.HuggingFaceStorageWriter.write_data
+
+    def slowly(self: Any, *plan: Any) -> Any:
+        time.sleep(0.5)
+        return write(self, *plan)
+
+    monkeypatch.setattr(checkpoints.HuggingFaceStorageWriter, "write_data", slowly)
     whole, run = (lm_in(2, name, "fit.shard=fsdp") for name in ("whole", "run"))
     path = next(checkpoint.step_dir(run, 6).glob("shard-00002-*"))
     data = bytearray(path.read_bytes())
