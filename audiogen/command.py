@@ -12,11 +12,28 @@ from pathlib import Path
 from typing import Any
 
 
-def make_parser(verb: str, description: str) -> argparse.ArgumentParser:
-    """A parser of `audiogen VERB` or `python -m audiogen.VERB`, as the user wrote it; `add_help` completes it."""
-    by_script = Path(sys.argv[0]).stem == "audiogen"
-    prog = f"audiogen {verb}" if by_script else f"python -m audiogen.{verb}"
-    return argparse.ArgumentParser(prog=prog, description=description, add_help=False)
+def program(verb: str = "") -> str:
+    """What to type for a command, as the user did: `audiogen VERB`, or `python -m audiogen.VERB`."""
+    if Path(sys.argv[0]).stem == "audiogen":
+        return f"audiogen {verb}".rstrip()
+    return f"python -m audiogen.{verb}".rstrip(".")
+
+
+def new_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """A parser of a command's options; `add_help` completes it."""
+    return argparse.ArgumentParser(prog=program(verb), description=description, add_help=False)
+
+
+def join(parsers: Mapping[str, argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """One parser of all commands, for the completion of shells; options that name a file complete files (shtab)."""
+    whole = argparse.ArgumentParser(prog="audiogen")
+    commands = whole.add_subparsers()
+    for verb, parser in parsers.items():
+        commands.add_parser(verb, parents=[parser], add_help=False, help=parser.description)
+        for action in parser._actions:
+            if action.type is Path or action.metavar in ("FILE", "DIR"):
+                action.complete = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # type: ignore[attr-defined]
+    return whole
 
 
 def add_help(

@@ -3,45 +3,35 @@
 import argparse
 import re
 import shlex
-from importlib import import_module
-from typing import Any
+import subprocess
+import sys
 
 import pytest
 
 from audiogen import command
-from audiogen.__main__ import VERBS, main
+from audiogen.__main__ import VERBS, main, module_of
+from audiogen.errors import run_command
 
 SCREEN = (80, 40)  # columns, lines
 COMMANDS = [*VERBS, *(f"codec {name}" for name in ("encode", "decode", "merge", "info")), "data scan"]
 COMMANDS += [f"evaluate {name}" for name in ("codec", "compare", "files")]
 
 
-class Parsed(Exception):
-    """Ends a command once its command line is read."""
-
-
-@pytest.fixture
-def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    parse = argparse.ArgumentParser.parse_args
-
-    def stop(parser: argparse.ArgumentParser, *given: Any) -> None:
-        parse(parser, *given)
-        raise Parsed
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    return module_of(verb).make_parser()
 
 
 def print_help(words: str, option: str, capsys: pytest.CaptureFixture[str]) -> str:
     verb, *rest = words.split()
     with pytest.raises(SystemExit) as ended:
-        import_module(f"audiogen.{verb}.__main__").main([*rest, option])
+        parser_of(verb).parse_args([*rest, option])
     assert ended.value.code == 0
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_help_fits_a_screen_and_its_examples_are_accepted(
-    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], parse_only: None
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(SCREEN[0]))
     text = print_help(words, "--help", capsys)
@@ -52,8 +42,7 @@ def test_help_fits_a_screen_and_its_examples_are_accepted(
     for line in lines:
         assert line.startswith(words), line
         verb, *argv = shlex.split(line.partition(" | ")[0])
-        with pytest.raises(Parsed):
-            import_module(f"audiogen.{verb}.__main__").main(argv)
+        parser_of(verb).parse_args(argv)
 
 
 @pytest.mark.parametrize("words", ["generate", "serve", "codec encode", "evaluate compare"])
@@ -81,4 +70,27 @@ def test_help_names_the_program_as_it_was_started(
     program: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", [program])
-    assert command.make_parser("x", "").prog == shown
+    assert command.new_parser("x", "").prog == shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_has_every_command_and_its_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab", reason="needs the extra: pip install 'audiogen[completion]'")
+    assert main(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(verb in script for verb in VERBS)
+    assert all(
+        word in script for word in ("--num-samples", "compare", "--order-prompts", "scan", "--max-queue")
+    )
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_completion_without_its_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert run_command(main, ["--print-completion", "bash"]) == 2
+    assert "pip install 'audiogen[completion]'" in capsys.readouterr().err
+    assert run_command(main, ["--print-completion", "fsh"]) == 2
+    assert "bash, zsh or tcsh" in capsys.readouterr().err

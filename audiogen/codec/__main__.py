@@ -31,9 +31,9 @@ EXAMPLES = {
 }
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = command.make_parser("codec", "Audio to tokens and back.")
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = command.new_parser("codec", "Audio to tokens and back.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="encode | decode | merge | info")
 
     encode = commands.add_parser(
@@ -107,7 +107,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, added in (("encode", encode), ("decode", decode), ("merge", merge), ("info", info)):
         command.add_help(added, COMMON if name == "encode" else (), EXAMPLES[name])
     command.add_help(parser, examples=[f"{name} {lines[0]}" for name, lines in EXAMPLES.items()])
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    arguments = make_parser().parse_args(argv)
     arguments.given = sys.argv[1:] if argv is None else list(argv)
     return arguments
 

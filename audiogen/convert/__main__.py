@@ -24,9 +24,9 @@ EXAMPLES = (
 )
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = command.make_parser(
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = command.new_parser(
         "convert", "Write a generator or a codec in the layout of audiogen or of transformers."
     )
     parser.add_argument(
@@ -68,7 +68,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "(default: float32)",
     )
     command.add_help(parser, examples=EXAMPLES)
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    return make_parser().parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,9 +29,9 @@ TYPES = {"int": int, "float": float, "path": Path}
 LISTS = {"seeds": int, "opus_kbps": float, "metrics": str}  # what an option with commas holds
 
 
-def parse(argv: Sequence[str] | None) -> dict[str, Any]:
-    """The command line by the names of a command's settings, of which what is not given is missing; name: which."""
-    parser = command.make_parser(
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = command.new_parser(
         "evaluate",
         "How good sounds are, how well they follow the text, what they cost: report.md, .json, .html.",
     )
@@ -51,7 +51,12 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
         command.add_output(group)
         command.add_help(added, entry.get("common", ()), entry["examples"])
     command.add_help(parser, examples=[f"{name} {entry['examples'][0]}" for name, entry in table.items()])
-    return vars(parser.parse_args(argv))
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> dict[str, Any]:
+    """The command line by the names of a command's settings, of which what is not given is missing; name: which."""
+    return vars(make_parser().parse_args(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

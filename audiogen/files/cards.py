@@ -5,6 +5,7 @@ Its first lines, between two of `---`, are YAML for programs: the licence, tags,
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +23,8 @@ TEXT = """\
 library_name: audiogen
 pipeline_tag: text-to-audio
 tags: {tags}
----
-<!-- Before you publish: add `license:` and `datasets:` to the lines above, and complete the last three parts. -->
+{licence}---
+<!-- Before you publish: complete the lines above (`license:`, `datasets:`) and the last two parts. -->
 
 # {name}
 
@@ -68,18 +69,30 @@ def licence(directory: Path) -> str:
     return ", ".join(map(str, name)) if isinstance(name, list) else str(name or UNSTATED)
 
 
-def write(directory: Path, family: str, about: Mapping[str, str], info: Mapping[str, Any]) -> None:
-    """A card of a trained model, unless the directory has one. about: facts in words. info: as it was recorded."""
+def write(
+    directory: Path,
+    family: str,
+    about: Mapping[str, str],
+    info: Mapping[str, Any],
+    origin: tuple[str, str] = ("", UNSTATED),
+) -> None:
+    """A card of a trained model, unless the directory has one.
+
+    about: facts in words. info: as it was recorded. origin: name and licence of the files that it was opened from.
+    """
     if (directory / CARD).exists():
         return
     recipe = info.get("recipe")
     recipe = recipe if isinstance(recipe, Mapping) else {}
     data = recipe.get("data")
     sources = data.get("train") if isinstance(data, Mapping) else None
-    facts = {"data.train": sources} | {key: recipe.get(key) for key in SHOWN}
+    opened, licence_of = origin
+    facts: dict[str, Any] = {"opened from": opened, "its licence": licence_of if opened else ""}
+    facts |= {"data.train": sources} | {key: recipe.get(key) for key in SHOWN}
     facts |= {key: value for key, value in info.items() if not isinstance(value, (Mapping, list))}
     made = [f"- `{key}`: {_short(value)}" for key, value in facts.items() if value not in (None, "", [])]
     text = TEXT.format(
+        licence="" if licence_of == UNSTATED else f"license: {json.dumps(licence_of)}\n",
         tags=f"[audiogen, {family.lower().replace(' ', '-')}]",
         name=directory.resolve().name,
         about="\n".join(f"- {key}: {value}" for key, value in {"family": family, **about}.items()),

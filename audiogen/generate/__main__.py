@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from audiogen import command
 from audiogen.errors import heavy_imports, run_command
 from audiogen.generate.jobs import plan
+from audiogen.generate.options import make_parser as make_parser
 from audiogen.generate.options import parse_arguments
 
 

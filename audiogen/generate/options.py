@@ -132,9 +132,9 @@ EXAMPLES = (
 DEFAULTS = {"text": [], "num_samples": 1, "model": "lm_tiny", "seed": 0, "device": "auto", "dtype": "auto"}
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, checked as far as that needs no model; --inpaint and --heads as numbers."""
-    parser = command.make_parser(
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = command.new_parser(
         "generate", "Generate sounds from text: for each a sound file and a picture of its spectrogram (PNG)."
     )
     for title, options in OPTIONS.items():
@@ -152,6 +152,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     command.add_output(group)  # the last one, "result"
     parser.set_defaults(**DEFAULTS, out=Path("generated"))
     command.add_help(parser, COMMON, EXAMPLES)
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked as far as that needs no model; --inpaint and --heads as numbers."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import cards, checkpoint
 from audiogen.generators.request import FAMILIES, LONGEST_LM_S, refuse
 from audiogen.generators.token import AudioGen as AudioGen
 from audiogen.lm import lora
@@ -36,6 +36,7 @@ def load(
     """
     found = find(name, kinds=GENERATES)
     check_generates(found)
+    model: AudioGen | LatentGenerator
     latent = found.kind == SYSTEM
     refuse(
         {"adapter": adapter, "packed": packed} if latent else {"heads": heads, "clap": clap}, FAMILIES[latent]
@@ -43,8 +44,11 @@ def load(
     if latent:
         from audiogen.generators.latent import LatentGenerator
 
-        return LatentGenerator.from_pretrained(found, device, dtype, text_encoder, heads, clap=clap)
-    return AudioGen.from_pretrained(found, device, dtype, text_encoder, adapter, packed)
+        model = LatentGenerator.from_pretrained(found, device, dtype, text_encoder, heads, clap=clap)
+    else:
+        model = AudioGen.from_pretrained(found, device, dtype, text_encoder, adapter, packed)
+    model.origin = found.name, cards.licence(found.path)
+    return model
 
 
 def check_generates(found: Found) -> None:

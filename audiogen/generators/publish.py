@@ -19,6 +19,7 @@ class Published:
     latent_rate: str
     guidance: float
     info: dict[str, Any]
+    origin: tuple[str, str] = ("", cards.UNSTATED)  # name and licence of the files that `load` opened
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a model directory."""
@@ -28,7 +29,7 @@ class Published:
         """Its README.md, unless there is one. more: facts in words, by what they are of."""
         sound = f"{self.sample_rate} Hz, {self.channels} channel{'s' * (self.channels > 1)}"
         about = {"sound": sound, "generates": self.latent_rate, "guidance": f"{self.guidance:g}"}
-        cards.write(directory, self.family, about | dict(more), self.info)
+        cards.write(directory, self.family, about | dict(more), self.info, self.origin)
 
     def push_to_hub(self, repo: str, private: bool = False, token: str | None = None) -> str:
         """Save it and upload the directory to the Hugging Face hub -> the address of the commit.

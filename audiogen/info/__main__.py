@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -12,9 +13,9 @@ from audiogen import command
 from audiogen.errors import run_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print one `name: value` a line, for each model."""
-    parser = command.make_parser(
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = command.new_parser(
         "info", "What a generator is, the options it takes, its words and the sounds that it makes."
     )
     parser.add_argument(
@@ -26,7 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--card", action="store_true", help="print the model card, too")
     command.add_output(parser)
     command.add_help(parser, examples=("", "lm_tiny --card", "facebook/audiogen-medium"))
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one `name: value` a line, for each model."""
+    arguments = make_parser().parse_args(argv)
     from audiogen.info import describe
 
     with command.output(arguments.json, arguments.quiet) as give:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -11,15 +12,20 @@ from audiogen.errors import run_command
 HEADINGS = ("name", "family", "sample rate", "on disk", "licence")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print a line for each model."""
-    parser = command.make_parser(
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = command.new_parser(
         "models",
         "The models of this machine: those that come with the package, and those in the hub's cache.",
     )
     command.add_output(parser)
     command.add_help(parser, examples=("", "--json"))
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a line for each model."""
+    arguments = make_parser().parse_args(argv)
     from audiogen.models import listing
 
     found = list(listing.models())

@@ -18,9 +18,9 @@ EXAMPLES = ("", "--model runs/mine --port 9000", "--host 0.0.0.0 --api-key SECRE
 STOP_S = 30.0  # for the sounds that run when the server stops
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = command.make_parser(
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = command.new_parser(
         "serve",
         "Sounds over HTTP: a page at /, and an API that OpenAI's and ElevenLabs' clients speak at /docs.",
     )
@@ -75,7 +75,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--no-page", dest="page", action="store_false", help="the API alone, without the page at /")
     command.add_help(parser, COMMON, EXAMPLES)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    args = make_parser().parse_args(argv)
     args.model = args.model or list(MODELS)
     for name, least in (("max_queue", 1), ("max_own", 1), ("max_batch", 1), ("threads", 1), ("port", 0)):
         value = getattr(args, name)

@@ -1,5 +1,6 @@
 """Train a codec, language model or latent diffusion: `python -m audiogen.train recipe=lm_tiny data.train=sounds/`."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -14,9 +15,9 @@ EXAMPLES = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and train."""
-    parser = command.make_parser(
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = command.new_parser(
         "train",
         "Train from a recipe; the run directory (out=) is a model directory that generate and codec take.",
     )
@@ -31,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--print-config", action="store_true", help="show the resolved recipe and train nothing"
     )
     command.add_help(parser, examples=EXAMPLES)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and train."""
+    arguments = make_parser().parse_args(argv)
     from audiogen.train import run
 
     return run.run(arguments.settings, arguments.print_config)

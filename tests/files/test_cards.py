@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import audiogen
+from audiogen.__main__ import main
 from audiogen.errors import InputError
 from audiogen.files import cards
 from audiogen.info import describe
@@ -70,8 +71,15 @@ def test_saving_writes_a_card_for_both_families(tiny_model: Path, tiny_latent: P
     for folder, family in ((tiny_model, "token LM"), (tiny_latent, "latent flow")):
         audiogen.load(folder, "cpu").save_pretrained(tmp_path / folder.name)
         text = (tmp_path / folder.name / cards.CARD).read_text()
+        assert "license" not in cards.front_matter(tmp_path / folder.name)
         assert f"- family: {family}\n" in text and f'audiogen.load("{folder.name}")' in text
         assert listing.describe(find(tmp_path / folder.name)).family == family
+
+
+def test_what_is_made_of_a_model_keeps_its_licence(tmp_path: Path) -> None:
+    assert main(["convert", "lm_tiny", "--to", "audiogen", "-o", str(tmp_path / "copy")]) == 0
+    assert cards.licence(tmp_path / "copy") == "mit"
+    assert "- `opened from`: lm_tiny\n- `its licence`: mit\n" in (tmp_path / "copy" / cards.CARD).read_text()
 
 
 # ---------------------------------------------------------------------------------------------------- a hub

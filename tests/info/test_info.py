@@ -17,6 +17,7 @@ from audiogen.models import listing
 from audiogen.models.find import bundled, weights_folder
 from tests.files import test_hub_faults as fake
 from tests.files.test_hub_faults import server as server  # a fixture
+from tools import random_release
 
 
 def test_the_bundled_models_say_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +49,17 @@ def test_a_model_of_which_nothing_was_counted_has_no_such_lines(tmp_path: Path) 
     (model / "model.safetensors").write_bytes(b"")  # weights are not read
     lines = describe.describe(str(model))
     assert lines["directory"] == str(model) and "words" in lines and "makes" not in lines
+
+
+def test_a_release_is_described_by_its_settings(tmp_path: Path) -> None:
+    random_release.build(tmp_path / "release", random_release.SIZES["tiny"])
+    lines = describe.describe(str(tmp_path / "release"))
+    assert lines["family"] == "token LM" and lines["generates"] == "50 Hz x 4"
+    assert (
+        lines["sizes"].endswith("text encoder google-t5/t5-small")
+        and "layout of audiocraft" in lines["on disk"]
+    )
+    assert lines["licence"] == "not stated in its files" and "words" not in lines
 
 
 @pytest.mark.parametrize(
