@@ -1,5 +1,6 @@
 """The pages of the documentation: links that lead somewhere, lengths, and generated parts that are current."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -66,6 +67,23 @@ def test_every_page_is_listed_and_in_the_site() -> None:
 def test_generated_pages_are_current() -> None:
     stale = [path.name for path, text in generated.pages().items() if path.read_text() != text]
     assert not stale, "python tools/pages.py"
+
+
+def test_signatures_are_those_of_the_source() -> None:
+    tree = ast.parse(
+        "def f(a: int, *, b: str = 'x') -> bool: ...\n"
+        "class C:\n    n: int\n    k: float = 1.0\n    def m(self, t: str) -> None: ...\n"
+        "class D:\n    def __init__(self, path: str): ...\n"
+    )
+    shown = {name: generated.signature(name, generated.find(tree, name)) for name in ("f", "C", "C.m", "D")}
+    assert shown == {
+        "f": "f(a: int, *, b: str='x') -> bool",
+        "C": "C(n: int, k: float = 1.0)",
+        "C.m": "C.m(t: str) -> None",
+        "D": "D(path: str)",
+    }
+    with pytest.raises(KeyError, match="correct SECTIONS"):
+        generated.find(tree, "C.gone")
 
 
 def test_every_option_of_generate_is_on_its_page() -> None:
