@@ -119,8 +119,10 @@ def run_processes(arguments: argparse.Namespace, shard: str, world: int) -> dict
             if world > 1:
                 environment |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "env": environment}
-            processes.append(subprocess.Popen([*command, "--alone", shard], **quiet))
+            line = [*command, "--alone", shard]
+            processes.append(
+                subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+            )
         said = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise InputError(f"a process of {shard} with {world} failed; run it by itself with --alone {shard}")
