@@ -67,7 +67,7 @@ def page(parser: argparse.ArgumentParser, common: Sequence[str], examples: Seque
     if not common:
         return parser.format_help() + end
     options = {option: action for action in parser._actions for option in action.option_strings}
-    formatter = parser.formatter_class(prog=parser.prog)
+    formatter = parser._get_formatter()  # with the colours of newer Pythons, on terminals
     formatter.add_usage(parser.usage, [], [])
     formatter.add_text(parser.description)
     for title, actions in (

@@ -6,6 +6,7 @@
     python tools/bundle.py runs/lafma_tiny/best lafma_tiny
 
 Only the step and the validation figures are kept of what training recorded. `make weights ESC10=folder` runs all.
+The model card, README.md, stays as it is: measure again, and put the new figures there by hand.
 """
 
 import argparse

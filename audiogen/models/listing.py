@@ -55,7 +55,7 @@ def models() -> Iterator[Listed]:
         if path.is_dir():
             yield describe(find(path), path.name)
     for reference in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*/refs/**/*")):
-        folder = next(parent.parent for parent in reference.parents if parent.name == "refs")
+        folder = next(parent for parent in reference.parents if parent.name.startswith("models--"))
         revision = reference.relative_to(folder / "refs").as_posix()
         if not reference.is_file():
             continue

@@ -114,7 +114,7 @@ def test_models_are_those_of_the_package_and_of_the_cache(
     server: fake.Hub, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = Path(hub.constants.HF_HUB_CACHE)
-    for name, revision, commit in (("org--tiny", "main", "a" * 40), ("org--tiny", "v1/x", "b" * 40)):
+    for name, revision, commit in (("org--tiny", "main", "a" * 40), ("org--tiny", "refs/pr/1", "b" * 40)):
         folder = cache / f"models--{name}"
         shutil.copytree(tiny_model, folder / "snapshots" / commit)
         (folder / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def test_models_are_those_of_the_package_and_of_the_cache(
     (cache / "models--org--bert" / "refs" / "main").write_text("c")
     assert run_command(audiogen_main.main, ["models", "--json"]) == 0
     found = {model["name"]: model for model in json.loads(capsys.readouterr().out)["models"]}
-    assert list(found) == [*bundled(), "org/tiny", "org/tiny@v1/x"]
+    assert list(found) == [*bundled(), "org/tiny", "org/tiny@refs/pr/1"]
     assert (found["lm_tiny"]["family"], found["lm_tiny"]["sample_rate"]) == ("token LM", 16000)
     assert found["lafma_tiny"]["family"] == "latent flow" and found["codec_tiny"]["licence"] == "mit"
     size = sum(path.stat().st_size for path in tiny_model.rglob("*") if path.is_file())
