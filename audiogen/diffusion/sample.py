@@ -168,7 +168,7 @@ def sample(
         x_t = state if sampler.input_scale is None else state * sampler.input_scale[evaluation]
         time = sampler.times[evaluation].to(device)
         data_step = None if sampler.data_steps is None else float(sampler.data_steps[evaluation])
-        prediction = _predict(denoise, x_t, time, conditioning, sampling, data_step)
+        prediction = predict(denoise, x_t, time, conditioning, sampling, data_step)
         state = sampler.step(evaluation, prediction, state, generators)
         if callback is not None:
             callback(evaluation - first + 1, total - first)
@@ -198,7 +198,7 @@ def rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
     return guided * (share * ratio + (1.0 - share))
 
 
-def _predict(
+def predict(
     denoise: Denoise,
     x_t: Tensor,
     time: Tensor,

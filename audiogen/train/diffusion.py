@@ -129,7 +129,12 @@ class DiffusionRecipe(Run):
             freeze_text(self, system)
         if system.conditioner.text is not None and system.conditioner.text.embedded is not None:
             learn_words(system.conditioner.text.embedded, data.train)
-        return DiffusionTask(self.limited(len(sets.train)), system, wordings(data.valid), device), data
+        return self.new_task(self.limited(len(sets.train)), system, wordings(data.valid), device), data
+
+    @staticmethod
+    def new_task(*given: Any) -> DiffusionTask:
+        """The task of this kind of run."""
+        return DiffusionTask(*given)
 
 
 def new_system(recipe: DiffusionRecipe, train: Captioned) -> LatentSystem:

@@ -41,6 +41,7 @@ TASKS = {
     "clap": "ClapRecipe",
     "codec": "CodecRecipe",
     "diffusion": "DiffusionRecipe",
+    "distil": "DistilRecipe",
     "lm": "LMRecipe",
     "tagger": "TaggerRecipe",
 }
