@@ -1,6 +1,7 @@
 """Train a codec, language model or latent diffusion: `python -m audiogen.train recipe=lm_tiny data.train=sounds/`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--print-config", action="store_true", help="show the resolved recipe and train nothing"
     )
     arguments = parser.parse_args(argv)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that all parameters were used, once
     from audiogen.train import run
 
     return run.run(arguments.settings, arguments.print_config)
