@@ -286,6 +286,14 @@ def test_processes_hold_what_is_planned_from_a_start_without_weights(
     assert sum(held[0] for _, held in found) == plan(recipe, "whole", 1).weights
 
 
+def test_a_sharded_run_writes_what_it_prepares_once(lm_run: Train) -> None:
+    """The others come after the first all at once: one that wrote would lose its temporary file to another's start."""
+    run = lm_run("run", *FIXED, "fit.steps=1")
+    written = (run / "tokens" / "settings.json").stat()
+    lm_run("run", *FIXED, "fit.steps=2")
+    assert (run / "tokens" / "settings.json").stat().st_ino == written.st_ino
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
