@@ -194,10 +194,10 @@ def test_two_agents_that_are_stopped_go_on_sharded(lm_run: Train, tmp_path: Path
     for agent in both:
         agent.send_signal(signal.SIGTERM)
     for agent in both:
-        agent.wait(timeout=60)
+        agent.wait(timeout=200)
     (step, _) = checkpoint.latest(run) or (0, run)
     assert 0 < step < 24
-    assert [agent.wait(timeout=60) for agent in agents()] == [0, 0]
+    assert [agent.wait(timeout=200) for agent in agents()] == [0, 0]
     assert losses(run) == pytest.approx(losses(whole), abs=1e-4) and difference(run, whole) < 1e-4
 
 
@@ -238,10 +238,10 @@ def test_a_sharded_slurm_job_that_nears_its_time_limit_saves_and_queues_again(
         assert batch.poll() is None
         time.sleep(0.02)
     batch.send_signal(signal.SIGTERM)
-    assert batch.wait(timeout=60) == 0
+    assert batch.wait(timeout=200) == 0
     assert (folder / "scontrol.log").read_text() == f"requeue {job}\n"
     assert 0 < (checkpoint.latest(run) or (0,))[0] < 24
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=400)
     assert (checkpoint.latest(run) or (0,))[0] == 24
     assert (folder / "scontrol.log").read_text() == f"requeue {job}\n"
 
