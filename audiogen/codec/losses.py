@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from audiogen import distributed
 from audiogen.spectrogram import mel_filterbank
 
 AdversarialKind = Literal["hinge", "lsgan"]
@@ -46,13 +47,12 @@ def adversarial_discriminator(
 
 def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
     """Mean over discriminators and layers of |real - fake| relative to the mean |real| -> scalar; real is detached."""
-    terms = []
-    for real_layers, fake_layers in zip(real, fake, strict=True):
-        for r, f in zip(real_layers, fake_layers, strict=True):
-            r = r.detach().float()
-            size = r.abs().mean().clamp(min=1e-6)  # where all features are 0
-            terms.append((r - f.float()).abs().mean() / size)
-    return _mean(terms)
+    pairs = [pair for layers in zip(real, fake, strict=True) for pair in zip(*layers, strict=True)]
+    sizes = torch.stack([r.detach().float().abs().mean() for r, _ in pairs])
+    sizes = distributed.all_reduce_sum(sizes) / distributed.world()  # of the whole batch
+    sizes = sizes.clamp(min=1e-6)  # where all features are 0
+    terms = [(r.detach().float() - f.float()).abs().mean() for r, f in pairs]
+    return _mean([term / size for term, size in zip(terms, sizes, strict=True)])
 
 
 def _mean(terms: list[Tensor]) -> Tensor:  # scalars -> scalar

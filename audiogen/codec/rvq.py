@@ -43,21 +43,23 @@ def kmeans(vectors: Tensor, num_codes: int, num_iterations: int) -> tuple[Tensor
 
 
 def sample(vectors: Tensor, num: int) -> Tensor | None:
-    """`num` of the vectors [n, D], without replacement where there are enough; the same in every process.
+    """`num` of the vectors [n, D] of all processes, without replacement where there are enough -> [num, D].
 
-    They are drawn in the first process that has any, for with few clips a process a codebook may be in use in one
-    and not in another. None if no process has.
+    The same in every process, and as in one that has all the vectors, in the order of the processes. None if there are
+    none; a process may have none, for with few clips a codebook may be in use in one and not in another.
     """
-    counts = torch.zeros(distributed.world(), device=vectors.device)
-    counts[distributed.rank()] = n = vectors.shape[0]
-    holders = distributed.all_reduce_sum(counts).nonzero()
-    if len(holders) == 0:
+    counts = torch.zeros(distributed.world(), device=vectors.device, dtype=torch.int64)
+    counts[distributed.rank()] = vectors.shape[0]
+    ends = distributed.all_reduce_sum(counts).cumsum(0).tolist()
+    total, first = ends[-1], ends[distributed.rank()] - vectors.shape[0]
+    if not total:
         return None
-    source = int(holders[0])
-    if distributed.rank() != source:
-        return distributed.broadcast(vectors.new_empty(num, vectors.shape[1]), source)
-    picks = torch.randperm(n)[:num] if n >= num else torch.randint(n, (num,))
-    return distributed.broadcast(vectors[picks.to(vectors.device)].clone(), source)
+    picks = torch.randperm(total)[:num] if total >= num else torch.randint(total, (num,))
+    picks = distributed.broadcast(picks.to(vectors.device)) - first
+    own = (picks >= 0) & (picks < vectors.shape[0])
+    found = vectors.new_zeros(num, vectors.shape[1])
+    found[own] = vectors[picks[own]]
+    return distributed.all_reduce_sum(found)
 
 
 class Codebook(nn.Module):
@@ -165,7 +167,10 @@ class ResidualQuantizer(nn.Module):
             chosen = F.embedding(code, book.codewords)  # [B, T, D]
             gate = active[:, None, None].to(x.dtype)
             error = (chosen - residual).square().mean((1, 2))  # [B]; the gradient reaches the encoder only
-            losses.append((error * active).sum() / active.sum().clamp(min=1))
+            count = active.sum().float()
+            if self.training:  # of all processes, over which the loss is averaged
+                count = distributed.all_reduce_sum(count) / distributed.world()
+            losses.append((error * active).sum() / count.clamp(min=1 / distributed.world()))
             if learning:
                 book.update(flat, code[active].reshape(-1))
             quantised = quantised + gate * chosen

@@ -167,14 +167,17 @@ def plan_passes(
     digest = _digest([dataset.clips for dataset in sets if dataset])
     settings = {"data": data, "seed": recipe.seed, "clips": digest, **made_by}
     written = folder / "settings.json"
-    before = writing.read_json(written) if written.exists() else settings
-    before = {"clips": digest, **before} if isinstance(before, dict) else {}
+    stored = writing.read_json(written) if written.exists() else None
+    before = settings if stored is None else {"clips": digest, **stored} if isinstance(stored, dict) else {}
     if before != settings:
         keys = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
         raise InputError(
             f"{folder} holds {what} made with other settings ({', '.join(keys)}); delete it or choose another out="
         )
-    writing.write_json(written, settings)
+    if (
+        stored != settings
+    ):  # by the first process alone: the others come at once, and would clean up one another's
+        writing.write_json(written, settings)
     passes = [
         Pass(sets.train, folder / f"pass_{n:03d}", n, recipe.seed, f"{what}, pass {n + 1} of {num_passes}")
         for n in range(num_passes)

@@ -211,16 +211,13 @@ def make_features(
 
 
 class Drawn(NamedTuple):
-    """What is drawn for a step: noise in the shape of the latents, the rest [B].
-
-    keep: the rows that keep their condition. from_audio: see `inputs`. is_true: that get true vectors.
-    """
+    """What is drawn for a step; [B] each, but for the noise."""
 
     t: Tensor
-    noise: Tensor
-    keep: Tensor
-    from_audio: Tensor
-    is_true: Tensor
+    noise: Tensor  # in the shape of the latents
+    keep: Tensor  # the condition
+    from_audio: Tensor  # see `inputs`
+    is_true: Tensor  # the row gets true vectors
 
 
 class DiffusionTask(CaptionedTask[DiffusionRecipe]):

@@ -80,14 +80,12 @@ class Parallel:
             return
         module.to(device)
         if shard == "ddp":
-            # Buffers are reduced where they change (codebooks). With find_unused_parameters, needed where no clip
-            # of a process has a caption, buckets also stay as they are, and with them the order of sums.
+            # With find_unused_parameters, needed where no clip of a process has a caption, buckets also stay as they
+            # are, and with them the order of sums.
             self._call = DistributedDataParallel(
-                Computation(module, sharded=False),
-                broadcast_buffers=False,
-                find_unused_parameters=True,
-                gradient_as_bucket_view=True,
+                Computation(module, sharded=False), find_unused_parameters=True, gradient_as_bucket_view=True
             )
+            self._call.broadcast_buffers = False  # codebooks are reduced where they change
 
     def _shard(self, mesh: DeviceMesh, dtype: torch.dtype, layers: Iterable[nn.Module]) -> None:
         on_meta = distributed.any_process(any(each.is_meta for each in self.module.parameters()))
