@@ -78,7 +78,10 @@ def test_the_figures_of_a_report_are_kept_by_system_and_judge(
     names = ("ground truth", "lm_tiny, codec alone", "lm_tiny", "captions shuffled")
     report = {"title": "t", "notes": ["n"], "rows": [{"system": name, "n": 80, **keys} for name in names]}
     (tmp_path / "report.json").write_text(json.dumps(report))
-    figures.keep(tmp_path / "report.json")
-    lines = figures.headline(json.loads(figures.KEPT.read_text())).splitlines()[2:]
+    figures.keep(tmp_path / "report.json", "on a day")
+    *lines, gap, made = figures.headline(json.loads(figures.KEPT.read_text())).splitlines()[2:]
     systems = ("real clips", "`lm_tiny`", "real clips, captions exchanged")
     assert lines == [f"| {name} | 6.0 [3, 10] |  |  | 0.50 |" for name in systems]
+    assert not gap and made.startswith("Measured on a day, by `python -m audiogen.evaluate compare`")
+    with pytest.raises(InputError, match="--made"):
+        figures.main(["table", str(tmp_path / "report.json")])

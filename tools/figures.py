@@ -4,8 +4,9 @@
     python tools/figures.py options                                docs/generate.md: what an option does to a sound
     python tools/figures.py curves OUT.png KEY[,KEY..] LABEL=RUN ..    docs/train.md: from the logs of training runs
     python tools/figures.py samples OUT.png TEXT LABEL=RUN ..          docs/train.md: what the runs' models make
-    python tools/figures.py table evaluation/compare/report.json   keep a comparison's figures, and write README's table
-    python tools/figures.py table                                  the table again, from the figures that are kept
+    python tools/figures.py table evaluation/compare/report.json --made "on DATE, on MACHINE"
+                                                  keep a comparison's figures in docs/figures, and write README's table
+    python tools/figures.py table                 the table again, from the figures that are kept
 
 Spectrograms are mel spectra of one range of levels, so that a soft sound looks dark. Tables stand between
 `<!-- table: NAME -->` and `<!-- end of table -->`; a test compares them with the figures that are kept.
@@ -170,7 +171,7 @@ HEADLINE = (
 NAMES = {"ground truth": "real clips", "captions shuffled": "real clips, captions exchanged"}
 
 
-def keep(report: Path) -> None:
+def keep(report: Path, made: str) -> None:
     """Store the figures of a comparison that README's table needs, and how they were made."""
     contents = json.loads(report.read_text())
     rows = []
@@ -183,7 +184,7 @@ def keep(report: Path) -> None:
                 (row[key] for key in row if key.startswith(f"{figure} {judge} ")), None
             )
         rows.append(kept)
-    write_json(KEPT, {"title": contents["title"], "notes": contents["notes"], "rows": rows})
+    write_json(KEPT, {"title": contents["title"], "made": made, "notes": contents["notes"], "rows": rows})
 
 
 def headline(kept: Mapping[str, Any]) -> str:
@@ -195,7 +196,9 @@ def headline(kept: Mapping[str, Any]) -> str:
     for row in kept["rows"]:
         cells = [cell_text(row.get(f"{figure} {judge}"), digits) for _, figure, judge, digits in HEADLINE]
         lines.append(f"| {row['system']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return (
+        "\n".join([*lines, "", f"Measured {kept['made']}, by `python -m audiogen.evaluate compare`."]) + "\n"
+    )
 
 
 def cell_text(cell: Any, digits: int) -> str:
@@ -231,7 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     drawn.add_argument("out", type=Path)
     drawn.add_argument("text")
     drawn.add_argument("runs", nargs="+", metavar="LABEL=RUN")
-    verbs.add_parser("table").add_argument("report", type=Path, nargs="?")
+    table = verbs.add_parser("table")
+    table.add_argument("report", type=Path, nargs="?")
+    table.add_argument("--made", help="when and on which machine: on 2026-11-30, on two cores of ...")
     arguments = parser.parse_args(argv)
     if arguments.verb == "sounds":
         sounds(arguments.data)
@@ -246,10 +251,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             samples(arguments.out, arguments.text, runs)
     else:
         if arguments.report is not None:
-            keep(arguments.report)
+            if arguments.made is None:
+                raise InputError("give --made with a report: every figure has its date and machine")
+            keep(arguments.report, arguments.made)
         readme = ROOT / "README.md"
-        table = headline(json.loads(KEPT.read_text()))
-        readme.write_text(with_table(readme.read_text(), "headline", table))
+        readme.write_text(with_table(readme.read_text(), "headline", headline(json.loads(KEPT.read_text()))))
     return 0
 
 
