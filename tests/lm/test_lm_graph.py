@@ -13,12 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
-from audiogen.lm.kernels import graph, library
+from audiogen.lm.kernels import graph
 from audiogen.lm.kernels.graph import GraphLM
 from audiogen.lm.model import LMConfig, TokenLM, quantise
 from audiogen.lm.patterns import PATTERNS
 from audiogen.lm.sample import TokenRequest, TokenSampling, generate_tokens
 from audiogen.lm.stream import stream_tokens
+from audiogen.native import library
 
 K, V, D = 3, 21, 24
 
