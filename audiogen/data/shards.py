@@ -49,11 +49,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as shard:
             rows = json.loads(shard.metadata()["clips"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is missing or damaged ({error}); {AGAIN}") from None
     if not isinstance(rows, list) or not all(map(_is_row, rows)):
         raise InputError(f"{path} is damaged (a clip without key, length or captions); {AGAIN}")
     return rows
+
+
+def _opened(path: Path) -> Any:
+    """A shard's file, open; InputError where it is not there or cannot be read."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last one is torch's, which maps the file
+        raise InputError(f"{path} is missing or damaged ({error}); {AGAIN}") from None
 
 
 def _is_row(row: Any) -> bool:
@@ -78,7 +86,7 @@ class OpenFiles(dict[Path, Any]):
     def __missing__(self, path: Path) -> Any:
         if path in self.checksums and zlib.crc32(path.read_bytes()) != self.checksums[path]:
             raise InputError(f"{path} is damaged (wrong checksum); {AGAIN}")
-        self[path] = safe_open(path, framework="pt")
+        self[path] = _opened(path)
         return self[path]
 
     def __reduce__(self) -> tuple[type[OpenFiles], tuple[Mapping[Path, int]]]:
@@ -266,7 +274,7 @@ class ShardReader:
                 rows.append(row)
                 self._starts.append((path, start))
                 start += row.get("num_frames", 0)
-            with safe_open(path, framework="pt") as shard:
+            with _opened(path) as shard:
                 stored = [shard.get_slice(name) for name in shard.keys() if name == "codes"]  # noqa: SIM118
                 kinds = [(codes.get_shape(), codes.get_dtype()) for codes in stored]
                 if kinds not in [[([self.spec.num_codebooks, start], dtype)] for dtype in ("U16", "I32")]:

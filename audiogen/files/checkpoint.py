@@ -149,7 +149,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: the directory is not whole") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last one is torch's, which maps the file
         raise InputError(f"{path} is damaged or half-written ({error}); copy or train it again") from None
 
 

@@ -144,8 +144,8 @@ class EmbeddingCache:
         if key in self._entries:
             self._entries.move_to_end(key)
         elif self.directory is not None:
-            # absent or damaged: it is computed again and written over
-            with suppress(FileNotFoundError, KeyError, SafetensorError):
+            # absent, damaged or on a faulty disk: it is computed again and written over
+            with suppress(OSError, RuntimeError, KeyError, SafetensorError):
                 self._remember(key, load_file(self.directory / f"{key}.safetensors")["embedding"])
         return self._entries.get(key)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from audiogen.data import shards
 from audiogen.data.dataset import DataConfig, SourceConfig
 from audiogen.data.encoded import open_codes
 from audiogen.data.loader import AudioLoader, collate, permutation, valid_batches
@@ -276,3 +277,20 @@ def test_sources_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         open_codes(config(SourceConfig(str(tmp_path / "a"), where={"label": ("dog",)})))
     with pytest.raises(InputError, match="not a folder of token shards"):
         open_codes(config(tmp_path))
+
+
+def test_a_fault_in_opening_a_shard_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch maps the file, and raises a RuntimeError."""
+    writer = ShardWriter(tmp_path, TokenSpec("tiny", "abc", 8000, 1, 80, 2, 16))
+    writer.write([CodeClip("a", torch.zeros(2, 5, dtype=torch.long), 400, ())])
+
+    def fail(path: Path, framework: str) -> None:
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: Input/output error (5)")
+
+    reader = ShardReader(tmp_path)
+    monkeypatch.setattr(shards, "safe_open", fail)
+    for read in (lambda: ShardReader(tmp_path), lambda: reader.codes(0)):
+        with pytest.raises(
+            InputError, match=r"shard-00000.safetensors is missing or damaged \(.*error \(5\)\)"
+        ):
+            read()

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from audiogen import audio
 from audiogen.diffusion.systems import LatentSystem
+from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
 from audiogen.files.writing import StorageError
 from audiogen.models.diffusers import save_diffusers
@@ -139,6 +140,17 @@ def test_a_full_disk_while_diffusers_writes_is_one_line(tmp_path: Path, limit: i
         save_diffusers(tmp_path / "full", system, "lafma", {}, encoders=False)
     assert not (tmp_path / "full" / "model_index.json").exists()
     save_diffusers(tmp_path / "full", system, "lafma", {}, encoders=False)
+
+
+def test_a_fault_in_opening_weights_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch maps the file, and raises a RuntimeError."""
+
+    def fail(path: Path) -> None:
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: Input/output error (5)")
+
+    monkeypatch.setattr(checkpoint, "load_file", fail)
+    with pytest.raises(InputError, match=r"model.safetensors is damaged or half-written \(.*error \(5\)\)"):
+        checkpoint.load_tensors(tmp_path)
 
 
 def test_damage_to_a_checkpoint_is_found(tmp_path: Path) -> None:
