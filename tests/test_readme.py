@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def run(command: str) -> int:
     """Exit status. Our own verbs run in this process, for torch is imported here already; the rest in bash."""
     words = shlex.split(command)
     if words[:2] != ["python", "-m"]:
-        environment = os.environ | {"ROOT": str(ROOT)}
+        here = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # `python` is this one
+        environment = os.environ | {"ROOT": str(ROOT), "PATH": here}
         bash = ["bash", "-euo", "pipefail", "-c", command]
         return subprocess.run(bash, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
     package = ROOT / words[2].replace(".", "/")

@@ -67,7 +67,7 @@ def test_a_client_that_left_before_its_stream_began_has_no_order(start: Start) -
         return messages.pop(0) if messages else {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
-        await asyncio.sleep(60)
+        """Nobody reads what is said to a client that left."""
 
     asyncio.run(call_app(create_app({"tokens": worker}, Limits(600.0)), receive, send))
     until(lambda: worker.running == worker.queued == 0)
