@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from audiogen.data.manifest import Clip, clip_of, group_of, is_missing, order_of
+from audiogen.data.manifest import Clip, clip_of, group_of, is_missing, order_of, require_good, require_values
 from audiogen.data.rows import json_row
 from audiogen.data.seeds import seed_for
 from audiogen.errors import InputError
@@ -164,17 +164,9 @@ def _index(path: Path, folder: str, where: Mapping[str, Sequence[str]]) -> NDArr
         numbers.append(number)
         chosen.append(all(str(clip.fields.get(name)) in allowed for name, allowed in where.items()))
     problems += _repeated(np.frombuffer(places, np.int64), numbers)
-    if problems:
-        number, what = min(problems)
-        others = f" ({len(problems) - 1} more lines are bad)" if len(problems) > 1 else ""
-        raise InputError(f"{path} line {number}: {what}{others}")
+    require_good(path, problems)
     for name, allowed in where.items():
-        if not values[name]:
-            listed = ", ".join(sorted(fields)) or "none"
-            raise InputError(f"where.{name}: no clip has this field; the manifest has {listed}")
-        if absent := sorted(set(allowed) - values[name]):
-            some = ", ".join(sorted(values[name])[:20])
-            raise InputError(f"where.{name}: no clip has the value {absent[0]!r}; there are {some}")
+        require_values(name, allowed, values[name], fields)
     if not any(chosen):
         raise InputError(
             f"where: no clip fulfils all of {dict(where)}"

@@ -12,6 +12,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,7 +82,7 @@ def read_manifest(path: str | os.PathLike[str], folder: str | os.PathLike[str] |
         raise InputError(f"{path}: a manifest ends in .jsonl or .csv")
     clips: dict[ClipPart, Clip] = {}
     lines: dict[ClipPart, int] = {}
-    problems: list[str] = []
+    problems: list[tuple[int, str]] = []
     for number, row in read_rows(path, ["audio"]):
         try:
             clip = clip_of(row, path.parent if folder is None else folder)
@@ -95,13 +96,19 @@ def read_manifest(path: str | os.PathLike[str], folder: str | os.PathLike[str] |
             clips[clip.place] = clip
             lines.setdefault(clip.place, number)
         except InputError as error:
-            problems.append(f"line {number}: {error}")
-    if problems:
-        others = f" ({len(problems) - 1} more lines are bad)" if len(problems) > 1 else ""
-        raise InputError(f"{path} {problems[0]}{others}")
+            problems.append((number, str(error)))
+    require_good(path, problems)
     if not clips:
         raise InputError(f"{path}: the manifest lists no clips")
     return list(clips.values())
+
+
+def require_good(path: Path, problems: Sequence[tuple[int, str]]) -> None:
+    """InputError with the first bad line of a manifest, by number and what is wrong, and the count of others."""
+    if problems:
+        number, what = min(problems)
+        others = f" ({len(problems) - 1} more lines are bad)" if len(problems) > 1 else ""
+        raise InputError(f"{path} line {number}: {what}{others}")
 
 
 def clip_of(row: Row, folder: str | os.PathLike[str]) -> Clip:
@@ -170,17 +177,22 @@ def select(clips: Sequence[Clip], where: Mapping[str, Sequence[Any]]) -> list[Cl
     chosen = list(clips)
     for name, allowed in where.items():
         values = {str(clip.fields[name]) for clip in clips if name in clip.fields}
-        if not values:
-            fields = ", ".join(sorted({key for clip in clips for key in clip.fields})) or "none"
-            raise InputError(f"where.{name}: no clip has this field; the manifest has {fields}")
         wanted = {str(value) for value in allowed}
-        if absent := sorted(wanted - values):
-            some = ", ".join(sorted(values)[:20])
-            raise InputError(f"where.{name}: no clip has the value {absent[0]!r}; there are {some}")
+        require_values(name, wanted, values, {key for clip in clips for key in clip.fields})
         chosen = [clip for clip in chosen if str(clip.fields.get(name)) in wanted]
     if not chosen:
         raise InputError(f"where: no clip fulfils all of {dict(where)}")
     return chosen
+
+
+def require_values(name: str, wanted: Iterable[str], values: AbstractSet[str], fields: Iterable[str]) -> None:
+    """InputError where no clip has the field `name`, or not one of the wanted values; fields: that the manifest has."""
+    if not values:
+        listed = ", ".join(sorted(fields)) or "none"
+        raise InputError(f"where.{name}: no clip has this field; the manifest has {listed}")
+    if absent := sorted(set(wanted) - values):
+        some = ", ".join(sorted(values)[:20])
+        raise InputError(f"where.{name}: no clip has the value {absent[0]!r}; there are {some}")
 
 
 def group_of(clip: Clip) -> str:

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from audiogen.diffusion.process import PROCESSES
-from audiogen.diffusion.samplers import make_sampler
+from audiogen.diffusion.process import PROCESSES, Process
 from audiogen.errors import run_command
 from audiogen.generators.load import load
 from audiogen.train.__main__ import main
@@ -23,7 +22,6 @@ DATA = "data: {{train: 'synth:6', valid: 'synth:3@10', segment_s: 0.5}}\n"
 RECIPE = """
 task: distil
 kind: lafma
-system: {}
 init_from: {system}
 max_reconstruction: 99.0
 sampling: {{sampler: euler, steps: 2, guidance: 1.0}}
@@ -37,7 +35,7 @@ Write = Callable[..., Path]
 @pytest.fixture
 def recipe(tiny_latent: Path, tmp_path: Path) -> Path:
     path = tmp_path / "fast.yaml"
-    path.write_text(RECIPE.replace("system: {}\n", "").format(system=tiny_latent) + DATA.format())
+    path.write_text(RECIPE.format(system=tiny_latent) + DATA.format())
     return path
 
 
@@ -66,31 +64,34 @@ def test_a_student_comes_near_its_teacher_and_is_sampled_in_few_steps(recipe: Pa
 @pytest.mark.parametrize("name", ["lafma", "tango"])
 def test_a_perfect_student_has_no_loss(recipe: Path, tmp_path: Path, name: str) -> None:
     """One that gives what the teacher's steps come to; of a flow, and of a process with other coefficients."""
-    made = task(recipe, tmp_path / "run", "teacher.guidance=1.0")
+    # Of a constant prediction one step is as good as three in a flow; elsewhere the teacher takes the same step.
+    steps = {"lafma": 6, "tango": 2}[name]
+    made = task(recipe, tmp_path / "run", "teacher.guidance=1.0", f"teacher.steps={steps}")
     if name == "tango":
-        made.process.__init__(PROCESSES["tango"])  # type: ignore[misc]
-        object.__setattr__(made.recipe.sampling, "sampler", "ddim")
-        object.__setattr__(made.recipe.teacher, "sampler", "ddim")
+        made.process = Process(PROCESSES["tango"])
+        for sampling in (made.recipe.sampling, made.recipe.teacher):
+            object.__setattr__(sampling, "sampler", "ddim")
 
     class Constant(nn.Module):
-        """The same prediction at any time: then one step is as good as many, in a flow."""
+        """The same prediction at any time."""
+
+        def __init__(self, value: float):
+            super().__init__()
+            self.value = value
 
         def forward(self, x: torch.Tensor, t: torch.Tensor, conditioning: object) -> torch.Tensor:
-            return torch.full_like(x, 0.3)
+            return torch.full_like(x, self.value)
 
-    made.teacher = made.forward = Constant()
-    shape = (2, *made.system.autoencoder.latent_shape(0.5))
-    clean, noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    made.teacher = Constant(0.3)
+    clean, noise = torch.randn(
+        2, 2, *made.system.autoencoder.latent_shape(0.5), generator=torch.Generator().manual_seed(0)
+    )
     given, away = made.conditioner.guided(["a dog", "rain"], None, device="cpu")
     for segment in range(2):
-        error = made.distance(clean, noise, segment, given, away)
-        if name == "lafma":
-            assert error.max() < 1e-8
-        # What the target says is where the teacher went.
-        own = make_sampler(made.process, made.recipe.sampling.sampler, 2)
-        state = own.alphas[segment] * clean + own.sigmas[segment] * noise
-        end = made.taught(state, segment, given, away)
-        assert end.shape == state.shape and torch.isfinite(end).all()
+        for value in (0.3, 0.5):
+            made.forward = Constant(value)
+            error = made.distance(clean, noise, segment, given, away)
+            assert torch.allclose(error, torch.full((2,), (value - 0.3) ** 2), atol=1e-5)
 
 
 def test_only_the_denoiser_is_trained_and_the_teacher_stays(recipe: Path, tmp_path: Path) -> None:
