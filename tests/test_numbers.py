@@ -16,8 +16,8 @@ from torch import Tensor
 from audiogen import audio
 from audiogen.codec import losses
 from audiogen.codec.segmented import SegmentedCodec
-from audiogen.data.dataset import mix
 from audiogen.data.loader import Item
+from audiogen.data.mix import mix
 from audiogen.errors import InputError
 from audiogen.evaluate import metrics
 from audiogen.files.sounds import MAX_SAMPLE

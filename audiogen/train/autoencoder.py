@@ -7,6 +7,7 @@ task, which differs in what is made and from what.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from audiogen.codec.discriminators import (
 from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
 from audiogen.config import to_plain
 from audiogen.data.dataset import AudioDataset, Split, open_data
+from audiogen.data.loader import valid_batches
 from audiogen.data.seeds import seed_for
 from audiogen.diffusion.autoencoders import (
     MelAutoencoder,
@@ -32,10 +34,12 @@ from audiogen.diffusion.autoencoders import (
     make_autoencoder,
 )
 from audiogen.errors import InputError
-from audiogen.files import checkpoint
+from audiogen.files import checkpoint, writing
 from audiogen.interfaces import AudioBatch
 from audiogen.models.latent_codecs import (
     Autoencoder,
+    check_reconstruction,
+    identity,
     kind_of,
     load_autoencoder,
     reconstruct,
@@ -45,6 +49,7 @@ from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.optim import OptimConfig
 from audiogen.train.task import SAMPLES, Run, Task, means
 
+CHECKED_CLIPS = 8  # that go through an autoencoder before a denoiser is trained on its latents
 MEL_STRIDES = ((2, 2), (2, 2), (1, 1))  # (time, mel) of the layers that judge log-mels
 
 
@@ -278,3 +283,22 @@ def mean_kl(posterior: Any) -> Tensor:
     """
     divergence = posterior.mean.square() + posterior.var - 1.0 - posterior.logvar
     return 0.5 * divergence.float().mean()
+
+
+def check_on_clips(autoencoder: Autoencoder, sets: Split[AudioDataset], bound: float, folder: Path) -> None:
+    """Reconstruct real clips into `folder`, unless that was done; InputError where they are further off than `bound`.
+
+    bound: log-mel distance.
+    """
+    path = folder / "reconstruction.json"
+    if path.exists():
+        before = writing.read_json(path)
+        if before["autoencoder"] == identity(autoencoder) and before["mel"] <= bound:
+            return
+    clips = next(valid_batches(sets.valid or sets.train, CHECKED_CLIPS, 1))
+    mel = check_reconstruction(autoencoder, clips, bound, folder)
+    print(
+        f"the autoencoder reconstructs {len(clips.keys)} real clips with a log-mel distance of {mel:.3f} "
+        f"(at most {bound:g}): {folder}",
+        file=sys.stderr,
+    )

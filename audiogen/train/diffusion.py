@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,9 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from audiogen import distributed
 from audiogen.config import Positive, Probability, short, to_plain
 from audiogen.data.captions import Captioned, wordings
-from audiogen.data.dataset import AudioDataset, Split, open_data
+from audiogen.data.dataset import Split, open_data
 from audiogen.data.encoded import LatentBatch, LatentDataset
-from audiogen.data.loader import valid_batches
 from audiogen.data.seeds import generator_for, seed_for
 from audiogen.diffusion.conditioners import ConditionerInputs
 from audiogen.diffusion.conditioning import Conditioning, drop
@@ -33,9 +31,7 @@ from audiogen.models.diffusers import save_diffusers
 from audiogen.models.find import LM, find
 from audiogen.models.latent_codecs import (
     Autoencoder,
-    check_reconstruction,
     differences,
-    identity,
     kind_of,
     load_autoencoder,
 )
@@ -43,12 +39,12 @@ from audiogen.models.released import load_released, read_released
 from audiogen.text.clap import Clap
 from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import Vocabulary
+from audiogen.train.autoencoder import check_on_clips
 from audiogen.train.cache import Feature, cache_latents
 from audiogen.train.loa import LoaTraining, true_vectors
 from audiogen.train.parallel import blocks
 from audiogen.train.task import CaptionedTask, Run, learn_words, means, new_text
 
-CHECKED_CLIPS = 8  # that go through the autoencoder before training
 VALID_DRAWS = 2  # times and noises for each validation clip
 CLAP_FROM_AUDIO = {"text": 0.0, "mixed": 0.5, "audio": 1.0}  # share of the clips by `clap_of`
 
@@ -119,7 +115,7 @@ class DiffusionRecipe(Run):
             )
         sets = open_data(self.data, autoencoder.sample_rate, autoencoder.channels)
         with distributed.first_process_first():
-            check_autoencoder(self, autoencoder, sets)
+            check_on_clips(autoencoder, sets, self.max_reconstruction, Path(self.out, "latents", "check"))
             features = make_features(self, autoencoder, system)
             data = cache_latents(sets, self, self.latent_passes, autoencoder, features)
         if system is None:
@@ -174,24 +170,6 @@ def freeze_text(recipe: DiffusionRecipe, system: LatentSystem) -> None:
             "text_from=null it is trained further"
         )
     text.requires_grad_(False)
-
-
-def check_autoencoder(recipe: DiffusionRecipe, autoencoder: Autoencoder, sets: Split[AudioDataset]) -> None:
-    """Reconstruct real clips, unless that was done; InputError where they are further off than the recipe allows."""
-    bound = recipe.max_reconstruction
-    folder = Path(recipe.out, "latents", "check")
-    path = folder / "reconstruction.json"
-    if path.exists():
-        before = writing.read_json(path)
-        if before["autoencoder"] == identity(autoencoder) and before["mel"] <= bound:
-            return
-    clips = next(valid_batches(sets.valid or sets.train, CHECKED_CLIPS, 1))
-    mel = check_reconstruction(autoencoder, clips, bound, folder)
-    print(
-        f"the autoencoder reconstructs {len(clips.keys)} real clips with a log-mel distance of {mel:.3f} "
-        f"(at most {bound:g}): {folder}",
-        file=sys.stderr,
-    )
 
 
 def make_features(

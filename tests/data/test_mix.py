@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from audiogen.data.dataset import join_captions
-from audiogen.data.dataset import mix as mix_items
 from audiogen.data.loader import Item
+from audiogen.data.mix import join_captions
+from audiogen.data.mix import mix as mix_items
 from audiogen.data.seeds import draw
 
 
