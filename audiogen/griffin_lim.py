@@ -7,6 +7,7 @@ time: a sound that is made block by block has the same bits as one made whole.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 
 import torch
@@ -82,8 +83,8 @@ def spectra(audio: Tensor, previous: Tensor, n_fft: int, hop: int, momentum: flo
 
 
 @functools.cache
-def _transform(n_fft: int, hop: int):  # type: ignore[no-untyped-def]
-    """The library and its transform of this size, which stays; None where either is missing."""
+def _transform(n_fft: int, hop: int) -> tuple[ctypes.CDLL, int] | None:
+    """The library and the address of its transform of this size, which stays; None where either is missing."""
     kernels = library()
     with torch.inference_mode():
         window = torch.hann_window(n_fft)
