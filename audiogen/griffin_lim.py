@@ -86,9 +86,11 @@ def spectra(audio: Tensor, previous: Tensor, n_fft: int, hop: int, momentum: flo
 def _transform(n_fft: int, hop: int) -> tuple[ctypes.CDLL, int] | None:
     """The library and the address of its transform of this size, which stays; None where either is missing."""
     kernels = library()
+    if kernels is None:
+        return None
     with torch.inference_mode():
         window = torch.hann_window(n_fft)
-    made = None if kernels is None else kernels.audiogen_transform_new(n_fft, hop, window.data_ptr())
+    made = kernels.audiogen_transform_new(n_fft, hop, window.data_ptr())
     return None if made is None else (kernels, made)
 
 
