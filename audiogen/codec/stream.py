@@ -7,7 +7,7 @@ that are still being made: audio comes out as soon as it is determined.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeGuard
 
 import torch
@@ -40,7 +40,7 @@ def encode_stream(
     context = codec.context_frames * codec.hop_length
     body = _body_frames(codec) * hop
     state: StreamState = {}
-    for window, left, length, last in _windows(blocks, body, body, context, max(context, 1)):
+    for window, left, length, last in _windows(blocks, [body], body, context, max(context, 1)):
         if _is_stateful(codec):
             codes = codec.encode(window, num_codebooks, state, last)
         else:
@@ -53,31 +53,36 @@ def decode_stream(codec: Codec, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     """Code blocks [1, K, t] of any lengths -> audio [1, C, n]; joined, that of the whole, t * hop_length samples."""
     body = _body_frames(codec)
     if _decodes_in_blocks(codec):
-        return _decode_blocks(codec, _windows(blocks, body, body, 0, 1))
+        return _decode_blocks(codec, _windows(blocks, [body], body, 0, 1))
     context = codec.context_frames
-    return _decode_windows(codec, _windows(blocks, body, body, context, max(context, 1)))
+    return _decode_windows(codec, _windows(blocks, [body], body, context, max(context, 1)))
 
 
 def decode_live(
-    codec: Codec, blocks: Iterable[Tensor], body_frames: int = 1, lookahead_frames: int | None = None
+    codec: Codec,
+    blocks: Iterable[Tensor],
+    body_frames: int | Sequence[int] = 1,
+    lookahead_frames: int | None = None,
 ) -> Iterator[Tensor]:
     """Code blocks [B, K, t], each as it comes -> audio [B, C, n] as soon as it is determined, joined that of all.
 
     Audio of a frame is determined `codec.lookahead_frames` after it; the rest comes when the blocks end.
-    body_frames: the least number of frames that are decoded at a time. Windows of a codec without state cost their
-    context each time, whatever their body. lookahead_frames: for such a codec, fewer than it has give audio sooner that
+    body_frames: the least number of frames that are decoded at a time, or of the first, the second ... time, the last
+    number from there on. Windows of a codec without state cost their context each time, whatever their body.
+    lookahead_frames: for such a codec, fewer than it has give audio sooner that
     is not quite that of the whole: the end of a window lacks what follows, and is faded into the next window.
     """
-    if body_frames < 1 or (lookahead_frames is not None and lookahead_frames < 0):
+    least = [body_frames] if isinstance(body_frames, int) else list(body_frames)
+    if not least or min(least) < 1 or (lookahead_frames is not None and lookahead_frames < 0):
         raise InputError(
             f"body_frames is {body_frames}, lookahead_frames {lookahead_frames}: from 1, and from 0 are allowed"
         )
     context = codec.context_frames
     ahead = context if lookahead_frames is None else min(lookahead_frames, context)
     if _decodes_in_blocks(codec) and ahead == context:
-        return _decode_blocks(codec, _windows(blocks, body_frames, sys.maxsize, 0, 0))
+        return _decode_blocks(codec, _windows(blocks, least, sys.maxsize, 0, 0))
     fade = min(FADE_FRAMES, ahead) if ahead < context else 0
-    windows = _windows(blocks, body_frames, sys.maxsize, context, ahead)
+    windows = _windows(blocks, least, sys.maxsize, context, ahead)
     return _decode_windows(codec, windows, fade * codec.hop_length)
 
 
@@ -123,18 +128,24 @@ def _body_frames(codec: Codec) -> int:
     return max(1, round(BODY_S * codec.frame_rate))
 
 
-def _windows(blocks: Iterable[Tensor], least: int, most: int, context: int, ahead: int) -> Iterator[Window]:
+def _windows(
+    blocks: Iterable[Tensor], least: Sequence[int], most: int, context: int, ahead: int
+) -> Iterator[Window]:
     """Regroup blocks [B, D, n] along their last axis into windows with bodies of `least` to `most` items.
+
+    least: of the first body, the second ...; the last number from there on.
 
     A window has `context` items before its body, as far as there are, and up to so many after it; `ahead` items must
     follow the body before it comes. The last body is what is left, which may be nothing where there is no context.
     """
     buffer: Tensor | None = None
-    left = 0
+    left, sizes = 0, iter(least)
+    size = next(sizes)
     for block in blocks:
         buffer = block if buffer is None else torch.cat([buffer, block], -1)
-        while (length := min(buffer.shape[-1] - left - ahead, most)) >= least:
+        while (length := min(buffer.shape[-1] - left - ahead, most)) >= size:
             yield Window(buffer[..., : left + length + context], left, length, False)
+            size = next(sizes, size)
             keep = min(context, left + length)
             buffer = buffer[..., left + length - keep :]
             left = keep

@@ -113,6 +113,13 @@ def check_duration(duration_s: float, longest_s: float) -> None:
         raise InputError(f"duration is {duration_s:g} s; it must be above 0 and at most {longest_s:g} s")
 
 
+def check_pieces(**parameters: Sequence[float]) -> None:
+    """InputError unless all of the values, by a parameter's name, are lengths in seconds of a part of a sound, or 0."""
+    for name, value in ((name, value) for name, values in parameters.items() for value in values):
+        if not 0 <= value <= LONGEST_LM_S:
+            raise InputError(f"{name} is {value}; it must be from 0 to {LONGEST_LM_S:g} s")
+
+
 def check_prompt(prompt: tuple[Tensor, int], durations_s: Sequence[float]) -> None:
     """InputError unless every result is longer than what it continues: audio [..., N] and its sample rate."""
     prompt_s = prompt[0].shape[-1] / prompt[1]

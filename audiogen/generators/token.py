@@ -294,7 +294,7 @@ class AudioGen(Published):
         prompt: tuple[Tensor, int] | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         turned_down_db: list[float] | None = None,
-        chunk_s: float = 0.25,
+        chunk_s: float | Sequence[float] = 0.25,
         lookahead_s: float | None = None,
     ) -> Iterator[Tensor]:
         """Audio [C, n] piece by piece while it is generated, in memory that does not grow.
@@ -305,18 +305,17 @@ class AudioGen(Published):
         may differ in the last bits, and so in a code in a million.
 
         duration_s: None goes on until the caller stops. prompt: audio [C, n] and its sample rate, which comes first.
-        chunk_s: of sound at a time; less costs more for a codec without state, which decodes its context each time.
-        lookahead_s: for such a codec, how far it looks ahead of what is given out; None is as far as it can, and less
-        is sooner, with a cross-fade from piece to piece. The other parameters are as in `generate`.
+        chunk_s: of sound at a time, or in the first piece, the second ...; the last holds from there on. Less costs
+        more, most for a codec without state. lookahead_s: for such a codec, how far it looks ahead of what is given
+        out; None is as far as it can, and less is sooner, with a cross-fade. The others are as in `generate`.
         """
         draws = _draws(sampling)
         request = requests.check(
             self, [text], 1.0 if duration_s is None else duration_s, seed, guidance, sampling
         )
         kept, codes = self._prompt(prompt, 1)
-        for name, value in (("chunk_s", chunk_s), ("lookahead_s", lookahead_s or 0.0)):
-            if not 0 <= value <= LONGEST_LM_S:
-                raise InputError(f"{name} is {value}; it must be from 0 to {LONGEST_LM_S:g} s")
+        pieces_s = chunk_s if isinstance(chunk_s, Sequence) else (chunk_s,)
+        requests.check_pieces(chunk_s=pieces_s, lookahead_s=[lookahead_s or 0.0])
         (condition,) = self._conditions(request.texts, sampling.peer_padding)
         num_frames = None if duration_s is None else request.num_frames
         without = None if sampling.negative is None else self.conditioner([sampling.negative])
@@ -324,7 +323,8 @@ class AudioGen(Published):
         wanted = TokenRequest(condition, num_frames, seeds, request.guidance, without, codes)
         frames = stream_tokens(self.decoder, wanted, draws, max_frames=self.max_frames)
         lookahead = None if lookahead_s is None else round(lookahead_s * self.frame_rate)
-        sound = decode_live(self.codec, frames, max(1, round(chunk_s * self.frame_rate)), lookahead)
+        sizes = [max(1, round(each * self.frame_rate)) for each in pieces_s]
+        sound = decode_live(self.codec, frames, sizes, lookahead)
         blocks = self._until(sound, None if duration_s is None else request.num_samples[0])
         return level.finish_live(blocks, kept[0] if kept else None, turned_down_db)
 

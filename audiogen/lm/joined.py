@@ -11,7 +11,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -92,11 +92,18 @@ class _Run:
 class JoinedSteps:
     """Joins the steps of the requests that run at the moment.
 
-    decoder: runs the steps. num_steps, num_joined: steps of requests so far, and the joined steps that they took.
+    decoder: runs the steps. others_work: whether other threads of this process need cores at the moment; a step then
+    takes half of them, because its threads wait for the last of them. num_steps, num_joined: steps of requests so far,
+    and the joined steps that they took.
     """
 
-    def __init__(self, decoder: ManySteps, max_rows: int = MAX_ROWS):
-        self.decoder, self.max_rows = decoder, max_rows
+    def __init__(
+        self,
+        decoder: ManySteps,
+        max_rows: int = MAX_ROWS,
+        others_work: Callable[[], bool] = lambda: False,
+    ):
+        self.decoder, self.max_rows, self._others_work = decoder, max_rows, others_work
         self.num_steps, self.num_joined = 0, 0
         self._num_threads = torch.get_num_threads()  # which every thread has of its own
         self._change = threading.Condition()
@@ -121,7 +128,6 @@ class JoinedSteps:
 
     @torch.inference_mode()
     def _serve(self) -> None:
-        torch.set_num_threads(self._num_threads)
         runs: deque[_Run] = deque()  # that wait for a step, the longest first
         while True:
             with self._change:
@@ -131,6 +137,7 @@ class JoinedSteps:
                 return
             runs += [run for run in new if run.proceed(None, self.decoder)]
             taken = [runs.popleft() for _ in range(self._fitting(runs))]
+            torch.set_num_threads(max(1, self._num_threads // (1 + self._others_work())))
             for run, answer in zip(taken, self._answers(taken), strict=True):
                 if isinstance(answer, BaseException):
                     run.fail(answer)

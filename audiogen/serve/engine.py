@@ -24,8 +24,9 @@ from audiogen.lm.joined import Cancelled, JoinedSteps, RequestDecoder
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 OPEN: tuple[State, ...] = ("queued", "running")
-# Of sound in a streamed block: a quarter of it costs twice the processor time of a whole sound, this a third more.
-BLOCK_S = 1.0
+# Of sound in a stream's first block and in those after it: short ones come soon, and cost the codec half as much again
+# as long ones. While a block plays the next is made.
+BLOCKS_S = 1.0, 2.0
 
 
 class Full(Exception):
@@ -142,8 +143,9 @@ class Worker:
         self.joined: JoinedSteps | None = None
         self.codec: Codec | None = None  # of a language model whose requests are joined
         if isinstance(generator, AudioGen) and hasattr(generator.decoder, "step_all"):
-            self.joined = JoinedSteps(generator.decoder)  # type: ignore[arg-type]
-            self.codec = in_turn(generator.codec, max(1, self.num_threads - 1))
+            turns = Turns(generator.codec, max(1, self.num_threads // 2))
+            self.joined = JoinedSteps(generator.decoder, others_work=lambda: turns.running > 0)  # type: ignore[arg-type]
+            self.codec = turns.codec
         self.count: Callable[[Job], None] = lambda job: None  # called for every job that is done
         self._queues: dict[str, deque[Job]] = {}  # of each client, in the order of their turns
         self._change = threading.Condition()
@@ -299,7 +301,9 @@ class Worker:
         assert self.codec is not None
         own = copy.copy(generator)
         own.codec = self.codec
-        own.decoder = first.decoder = self.joined.request(max(1, round(generator.frame_rate * BLOCK_S / 4)))
+        own.decoder = first.decoder = self.joined.request(
+            max(1, round(generator.frame_rate * BLOCKS_S[0] / 4))
+        )
         first.proceed(0.0)  # it may have been cancelled before it had a decoder
         self._speak(first, own, given)
 
@@ -313,26 +317,37 @@ class Worker:
             return
         done_s = 0.0
         with torch.inference_mode():
-            blocks = generator.stream(order.text, order.duration_s, seed=order.seed, chunk_s=BLOCK_S, **given)
+            blocks = generator.stream(
+                order.text, order.duration_s, seed=order.seed, chunk_s=BLOCKS_S, **given
+            )
             for block in blocks:
                 done_s += block.shape[-1] / generator.sample_rate
                 job.add(block)
                 job.proceed(min(1.0, done_s / order.duration_s))
 
 
-def in_turn(codec: Codec, at_once: int) -> Codec:
+class Turns:
     """A copy of a codec, with its weights, that decodes for so many threads at a time; others wait.
 
     Python lets one thread run between two operations: a dozen that decode at once take twice the processor time.
+    codec: the copy. running: how many threads decode at the moment.
     """
-    free, own, decode = threading.Semaphore(at_once), copy.copy(codec), codec.decode
 
-    def wait_and_decode(*args: Any, **given: Any) -> Tensor:
-        with free:
-            return decode(*args, **given)
+    def __init__(self, codec: Codec, at_once: int):
+        self.codec, self.running = copy.copy(codec), 0
+        free, change, decode = threading.Semaphore(at_once), threading.Lock(), codec.decode
 
-    own.decode = wait_and_decode  # type: ignore[method-assign]
-    return own
+        def wait_and_decode(*args: Any, **given: Any) -> Tensor:
+            with free:
+                with change:
+                    self.running += 1
+                try:
+                    return decode(*args, **given)
+                finally:
+                    with change:
+                        self.running -= 1
+
+        self.codec.decode = wait_and_decode  # type: ignore[method-assign]
 
 
 def proceed(jobs: Sequence[Job], share: float) -> None:

@@ -170,6 +170,10 @@ def test_live_audio_is_that_of_the_whole_and_comes_at_once(config: CodecConfig, 
             assert given % body_frames == 0
     assert len(parts) >= (90 - codec.lookahead_frames) // body_frames
     torch.testing.assert_close(torch.cat(parts, -1), codec.decode(codes), atol=1e-5, rtol=0)
+    growing = list(decode_live(codec, codes.split(1, -1), [1, 7, 30]))
+    torch.testing.assert_close(torch.cat(growing, -1), codec.decode(codes), atol=1e-5, rtol=0)
+    # in frames of the blocks: 1, 7, 30, 30 and the rest, of which a codec with a look-ahead gives some later
+    assert len(growing) <= 5 and len(growing[-2][0, 0]) == 30 * HOP
     whole = list(decode_live(codec, [codes], 200))  # fewer frames than asked for: all at the end
     torch.testing.assert_close(torch.cat(whole, -1), codec.decode(codes), atol=1e-5, rtol=0)
 
@@ -199,7 +203,8 @@ def test_what_cannot_run_live_says_why() -> None:
         group.encode(torch.zeros(1, 1, 80), state={})
     with pytest.raises(InputError, match="group norm is over all of a sound"):
         list(decode_live(group, [torch.zeros(1, 3, 2, dtype=torch.int64)]))
-    with pytest.raises(InputError, match="body_frames is 0"):
-        list(decode_live(spectral, [], 0))
+    for sizes in (0, [3, 0], []):
+        with pytest.raises(InputError, match="body_frames is"):
+            list(decode_live(spectral, [], sizes))
     with pytest.raises(InputError, match="codes lie in 16..16"):
         make(SEANET).decode(torch.full((1, 3, 2), 16), state={})

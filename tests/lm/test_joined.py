@@ -195,6 +195,34 @@ def test_logits_that_are_no_numbers_fail_their_request_alone(
     assert found[0].shape == (1, K) and "logits that are not finite" in str(found[1])
 
 
+def test_a_step_leaves_half_of_the_cores_to_others_that_work(
+    fast: NativeLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, counts, working = fast.step_all, [], [False]
+
+    def counted(calls: Sequence[tuple[Tensor, Any]]) -> list[Tensor]:
+        counts.append(torch.get_num_threads())
+        return plain(calls)
+
+    monkeypatch.setattr(fast, "step_all", counted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    joined = JoinedSteps(fast, others_work=lambda: working[0])
+    torch.set_num_threads(before)
+    frames = joined.request().run(_alternating(fast, working))
+    assert len(list(frames)) == 1 and counts == [2, 1, 2]
+
+
+def _alternating(fast: NativeLM, working: list[bool]) -> Generation:
+    """Three steps; others work during the second."""
+    cache = fast.new_cache(None, 1, 3)
+    for value in (False, True, False):
+        working[0] = value
+        logits = yield Step(torch.full((1, K, 1), V), cache)
+    assert logits is not None
+    yield logits
+
+
 def test_who_leaves_a_stream_ends_it_and_a_decoder_serves_several_generations(fast: NativeLM) -> None:
     joined = JoinedSteps(fast)
     decoder = joined.request()

@@ -199,11 +199,11 @@ def test_threads_follow_torch_and_end_with_the_model(built: ctypes.CDLL) -> None
     before = num_tasks()
     fast = NativeLM(make_lm(24, 4), "float32", built)
     steps = random_steps(1, 1)
-    for num_threads in (1, 3, 2):
+    for num_threads, started in ((1, 0), (3, 2), (2, 3), (3, 3), (1, 3)):
         torch.set_num_threads(num_threads)
         fast.step(steps, fast.new_cache(None, 1, 1))
-        assert fast._pool.num_threads == num_threads
-        assert num_tasks() == before + num_threads - 1
+        assert fast._threads().num_threads == num_threads
+        assert num_tasks() == before + started
     del fast
     assert num_tasks() == before
 
@@ -218,7 +218,7 @@ from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.kernels.native import NativeLM
 fast = NativeLM(TokenLM(LMConfig(3, 21, 24, 1, 4)).eval())
 fast.step(torch.zeros(1, 3, 1, dtype=torch.long), fast.new_cache(None, 1, 1))
-print(fast._pool.num_threads)
+print(fast._threads().num_threads)
 """
     environment = os.environ | {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
     run = subprocess.run(

@@ -20,7 +20,7 @@ from audiogen.codec.tokens import read_tokens
 from audiogen.errors import InputError
 from audiogen.interfaces import Edit, Generator, Sampling
 from audiogen.serve.api import Limits, create_app
-from audiogen.serve.engine import BLOCK_S, Job, Order
+from audiogen.serve.engine import BLOCKS_S, Job, Order
 from audiogen.serve.jobs import Jobs, Kept
 from audiogen.serve.refusals import Refused
 from tests.serve.conftest import Start
@@ -84,7 +84,7 @@ def test_a_stream_is_the_sound_in_pieces_as_bytes_and_as_events(
     client: Client, models: dict[str, Any]
 ) -> None:
     asked: dict[str, Any] = {"input": "rain", "response_format": "pcm", **SETTINGS}
-    alone = audio.pcm16(torch.cat(list(models["tokens"].stream("rain", 0.5, seed=3, chunk_s=BLOCK_S)), -1))
+    alone = audio.pcm16(torch.cat(list(models["tokens"].stream("rain", 0.5, seed=3, chunk_s=BLOCKS_S)), -1))
     pcm = client.post("/v1/audio/generate", stream_format="audio", **asked)
     assert pcm.content == alone and pcm.headers["content-length"] == str(len(alone))
     wav = client.post("/v1/audio/generate", stream_format="audio", **asked | {"response_format": "wav"})

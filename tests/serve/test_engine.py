@@ -13,7 +13,7 @@ from torch import Tensor
 from audiogen.errors import InputError
 from audiogen.generators.request import num_samples
 from audiogen.interfaces import Generator, Sampling
-from audiogen.serve.engine import BLOCK_S, Full, Job, Order, Worker, in_turn
+from audiogen.serve.engine import BLOCKS_S, Full, Job, Order, Turns, Worker
 from tests.serve.conftest import Start
 
 
@@ -83,7 +83,7 @@ def test_a_stream_comes_in_blocks_and_is_that_of_its_order_alone(
     jobs = submit(worker, *orders, Order("rain", 0.8, 0))
     wait(*jobs)
     for job in jobs[:3]:
-        alone = list(models["tokens"].stream("rain", 2.8, seed=job.order.seed, chunk_s=BLOCK_S))
+        alone = list(models["tokens"].stream("rain", 2.8, seed=job.order.seed, chunk_s=BLOCKS_S))
         assert len(job.blocks) == len(alone) > 1 and job.first_s is not None
         assert all(torch.equal(one, other) for one, other in zip(job.blocks, alone, strict=True))
 
@@ -97,7 +97,7 @@ def test_a_stream_has_the_length_of_its_order(
 ) -> None:
     generator = models["tokens"]
     prompt = None if prompt_samples is None else (0.1 * torch.randn(1, prompt_samples), 44_100)
-    blocks = generator.stream("rain", duration_s, prompt=prompt, chunk_s=BLOCK_S)
+    blocks = generator.stream("rain", duration_s, prompt=prompt, chunk_s=BLOCKS_S)
     assert sum(block.shape[-1] for block in blocks) == num_samples(duration_s, generator.sample_rate)
 
 
@@ -153,18 +153,19 @@ def test_a_codec_decodes_for_so_many_threads_at_a_time(models: dict[str, Generat
     def decode(codes: Tensor) -> Tensor:
         running[0] += 1
         most[0] = max(most[0], running[0])
+        assert 0 < turns.running <= 2
         time.sleep(0.02)
         running[0] -= 1
         return codes
 
     own.decode = decode
-    in_turns = in_turn(own, 2)
-    threads = [threading.Thread(target=in_turns.decode, args=(torch.zeros(1, 1, 1),)) for _ in range(8)]
+    turns = Turns(own, 2)
+    threads = [threading.Thread(target=turns.codec.decode, args=(torch.zeros(1, 1, 1),)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert most == [2] and in_turns.name == codec.name
+    assert most == [2] and turns.running == 0 and turns.codec.name == codec.name
 
 
 def test_a_job_that_raises_fails_alone_and_a_cancelled_one_frees_its_place(start: Start) -> None:

@@ -95,7 +95,7 @@ class NativeLM:
         self.config, self.special, self.dtype = lm.config, lm.special, dtype
         self._native = native
         self._lock = threading.Lock()  # the threads and their buffers serve one call at a time
-        self._pool = ThreadPool(native, torch.get_num_threads())
+        self._pools: dict[int, ThreadPool] = {}  # of each number of threads that was asked for
         self._tensors: list[Tensor] = []  # what the structures point into
         self._positions = sinusoidal_positions(torch.arange(0), lm.config.dim)
         self._model = self._fill(lm, read or reader(lm))
@@ -187,10 +187,12 @@ class NativeLM:
             raise IndexError(f"steps hold codes from {lowest} to {highest}; allowed: 0 to {self.special}")
 
     def _threads(self) -> ThreadPool:
-        """The threads, started anew where the number of threads was changed, or in another process."""
-        if (self._pool.num_threads, self._pool.process) != (torch.get_num_threads(), os.getpid()):
-            self._pool = ThreadPool(self._native, torch.get_num_threads())
-        return self._pool
+        """As many as PyTorch uses in the calling thread; those of each number stay, asleep, for the next call."""
+        count = torch.get_num_threads()
+        pool = self._pools.get(count)
+        if pool is None or pool.process != os.getpid():
+            pool = self._pools[count] = ThreadPool(self._native, count)
+        return pool
 
     def _sinusoids(self, length: int) -> Tensor:
         """Those of at least the first `length` positions, [S, D]."""
