@@ -53,7 +53,7 @@ from audiogen.models.export import decoder_parts
 from audiogen.models.parts import CodecReference, PretrainedLM
 from audiogen.text.t5 import TextConfig
 from audiogen.train.codec import CodecRecipe, CodecTask, make_discriminator
-from audiogen.train.lm import LMRecipe, LMTask
+from audiogen.train.lm import LMRecipe, LMTask, training_flops
 from audiogen.train.optim import OptimConfig
 from audiogen.train.run import open_recipe
 from audiogen.train.task import FitConfig, autocast
@@ -111,18 +111,8 @@ def lm_race(name: str, precision: str, device: torch.device, compiled: bool) -> 
         candidates.append(lm_ours(lm, text, codes, precision, device, compile_it))
     num_steps = teacher_forcing(lm, codes).inputs.shape[2]
     title = f"{name}, {precision}: {num_clips} clips of {num_steps} steps"
-    flops = lm_flops(lm, num_clips, num_steps)
+    flops = training_flops(lm, num_clips, num_steps, TEXT_TOKENS)
     return Race(title, "tokens", num_clips * num_steps, precision, candidates, flops)
-
-
-def lm_flops(lm: TokenLM, num_clips: int, num_steps: int) -> float:
-    """Of a training step: see above."""
-    total = 0.0
-    for name, weight in lm.named_parameters():
-        if weight.ndim == 2 and name != "embedding.weight":
-            total += 6 * weight.numel() * num_clips * (TEXT_TOKENS if "text_proj" in name else num_steps)
-    positions = num_steps * num_steps / 2 + num_steps * TEXT_TOKENS
-    return total + 12 * lm.config.num_layers * lm.config.dim * num_clips * positions
 
 
 def lm_ours(

@@ -245,6 +245,14 @@ class LMTask(CaptionedTask[LMRecipe]):
         loss_value, *each = torch.cat([total.mean()[None], total]).tolist()  # one wait for the device
         return metrics | {"loss": loss_value} | {f"ce_q{k}": value for k, value in enumerate(each)}
 
+    def amounts(self, batch: AudioBatch | CodeBatch) -> dict[str, float]:
+        """Seconds of sound; tokens, of which each is a step of the sequence, with all codebooks; 10^12 FLOPs."""
+        frames = batch.codes.shape[2] if isinstance(batch, CodeBatch) else self.max_frames
+        num_steps = self.recipe.model.pattern_of(frames).num_steps - 1
+        flops = training_flops(self.lm, len(batch.keys), num_steps)
+        each = {"audio_s": frames / self.codec.frame_rate, "tokens": num_steps}
+        return {unit: len(batch.keys) * amount for unit, amount in each.items()} | {"tflop": flops / 1e12}
+
     def tokens(self, batch: AudioBatch | CodeBatch) -> tuple[Tensor, Tensor]:
         """Codes [B, K, T] of the model's codebooks, and how many frames of each row are sound [B]."""
         num_codebooks = self.recipe.model.num_codebooks
@@ -331,3 +339,17 @@ class LMTask(CaptionedTask[LMRecipe]):
                 "choose another out="
             )
         lora.load_adapter_state(self.lm, state["adapters"], "the checkpoint")
+
+
+def training_flops(lm: TokenLM, num_clips: int, num_steps: int, text_tokens: int = 0) -> float:
+    """Of a training step: 6 for each weight and step that it multiplies, 4 where the weight does not learn.
+
+    And 12 D (S^2 / 2 + S L) for each clip and layer of attention (scores and values). The text encoder is left out.
+    """
+    total = 0.0
+    for name, weight in lm.named_parameters():
+        if weight.ndim == 2 and name != "embedding.weight":
+            times = text_tokens if "text_proj" in name else num_steps
+            total += (6 if weight.requires_grad else 4) * weight.numel() * num_clips * times
+    positions = num_steps * num_steps / 2 + num_steps * text_tokens
+    return total + 12 * lm.config.num_layers * lm.config.dim * num_clips * positions

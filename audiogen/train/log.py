@@ -6,11 +6,13 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,6 +21,11 @@ from audiogen import distributed
 from audiogen.errors import InputError
 from audiogen.files import writing
 from audiogen.spectrogram import save_spectrogram
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 
 def read_log(run: str | Path) -> list[dict[str, Any]]:
@@ -36,11 +43,50 @@ def bar_interval_s() -> float:
     return 0.2 if sys.stderr.isatty() else 30.0
 
 
+class Speed:
+    """What a second of training does, from one record of the log to the next."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._clear()
+
+    def _clear(self) -> None:
+        self._all_s = self._waited_s = 0.0
+        self._amounts: Counter[str] = Counter()
+
+    def add(self, waited_s: float, all_s: float, amounts: Mapping[str, float]) -> None:
+        """A step that took `all_s`, of which it waited for its batch, and what it worked on, in any units."""
+        self._waited_s += waited_s
+        self._all_s += all_s
+        self._amounts.update(amounts)
+
+    def take(self) -> dict[str, float]:
+        """Of this process and the steps since the last call: `speed/UNIT_per_s`, `data_wait`, `memory_gb`.
+
+        data_wait: the share of their time that they waited for batches. memory_gb: the peak so far.
+        """
+        all_s = max(self._all_s, 1e-9)
+        rates = {f"speed/{unit}_per_s": amount / all_s for unit, amount in self._amounts.items()}
+        facts = {"speed/data_wait": self._waited_s / all_s, "speed/memory_gb": peak_memory(self.device) / 1e9}
+        self._clear()
+        return rates | facts
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process held: of the GPU, or resident on a CPU; 0 where nothing counts them."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or resource is None:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
 class Log:
     """One run's log, resumed at `start`: later records, of steps that a kill undid, are dropped.
 
     Scalars are those of their step, not averaged, with all digits: a resumed run's log equals an unbroken run's except
-    for the times. `visible=False` (all ranks but the first) writes and shows nothing.
+    for the times and `speed/`. `visible=False` (all ranks but the first) writes and shows nothing.
     """
 
     def __init__(self, run: Path, start: int, total: int, tensorboard: bool = False, visible: bool = True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from functools import partial
@@ -27,7 +28,7 @@ from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Batch
 from audiogen.signals import stop_signals
 from audiogen.train.checkpoints import Saver, load
-from audiogen.train.log import Log
+from audiogen.train.log import Log, Speed
 from audiogen.train.task import FitConfig, Run, Task
 
 Best = Mapping[str, Any] | None  # {"step", "valid/loss", ...} of the best validation so far
@@ -96,11 +97,14 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
             log.say(f"{why}: nothing is validated and best/ is not written; data.valid= names other clips")
         if not validated and due(start, config.valid_every, False):
             best, ended = check(start, best)  # the signal came before it
-        done, stopping = start, False
+        done, stopping, speed = start, False, Speed(task.device)
         for step in range(start, start if ended else config.steps):
             torch.manual_seed(seed_for(recipe.seed, step, rank))
+            began = time.monotonic()
             batch = next(batches)
+            waited_s = time.monotonic() - began
             metrics = {f"train/{name}": value for name, value in task.step(batch, step).items()}
+            speed.add(waited_s, time.monotonic() - began, task.amounts(batch))
             require_finite(metrics, step, batch, run)
 
             done = step + 1
@@ -108,7 +112,7 @@ def fit(task: Task[Any], data: Split[Any], recipe: Run) -> None:
             stopping = distributed.any_process(bool(received)) and not final  # all stop at the same step
             log.advance(metrics)
             if due(done, config.log_every, final):
-                log.record(done, distributed.average_scalars(metrics))
+                log.record(done, distributed.average_scalars(metrics | speed.take()))
             if not stopping and due(done, config.valid_every, final):
                 best, ended = check(done, best)
                 final = final or ended

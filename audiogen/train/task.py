@@ -179,6 +179,10 @@ class Task(Generic[R]):
         """One optimiser step on a `Batch` of the task's kind, accumulation inside -> scalars, `loss` among them."""
         raise NotImplementedError
 
+    def amounts(self, batch: Any) -> dict[str, float]:
+        """What a step works on, by unit, padding included: seconds of sound, and what else the task counts."""
+        return {"audio_s": len(batch.keys) * self.recipe.data.segment_s}
+
     def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:
         """Within `averaged`: validation scalars; `loss` decides which checkpoint is best (lower)."""
         raise NotImplementedError

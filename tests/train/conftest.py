@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from audiogen import audio
 from audiogen.train.__main__ import main
+from audiogen.train.log import read_log
 
 SAMPLE_RATE = 2000
 
@@ -48,6 +50,14 @@ fit: {{steps: 6, batch_size: 4, ema_decay: 0.9, log_every: 1, valid_every: 4, sa
 """
 
 Train = Callable[..., Path]
+
+
+def scalars(run: Path) -> list[dict[str, Any]]:
+    """The records of a run's log without what depends on the time that it took."""
+    timed = "time_s", "speed/"
+    return [
+        {key: value for key, value in record.items() if not key.startswith(timed)} for record in read_log(run)
+    ]
 
 
 @pytest.fixture(scope="session")

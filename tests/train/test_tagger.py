@@ -24,7 +24,6 @@ from audiogen.models.own import load_tagger
 from audiogen.tagger.model import TaggerConfig, TaggerOutput
 from audiogen.train import augment
 from audiogen.train.__main__ import main
-from audiogen.train.log import read_log
 from audiogen.train.tagger import (
     TaggerRecipe,
     TaggerTask,
@@ -34,6 +33,7 @@ from audiogen.train.tagger import (
     mean_average_precision,
     nats,
 )
+from tests.train.conftest import scalars
 
 SAMPLE_RATE = 8000
 RECIPE = """
@@ -102,10 +102,6 @@ def task(clips: list[Any], **model: Any) -> TaggerTask:
     )
     recipe = TaggerRecipe(model=config, data={"train": "synth:1"}, alike={"hoot": "tone"})  # type: ignore[arg-type]
     return TaggerTask(recipe, clips, torch.device("cpu"))
-
-
-def scalars(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
 
 
 # --- targets ---------------------------------------------------------------------------------------------------

@@ -35,9 +35,9 @@ from audiogen.text.clap import Clap, clap_features, fit_length
 from audiogen.train import clap
 from audiogen.train.__main__ import main
 from audiogen.train.clap import ClapTask, chance, contrastive_loss, floor, recall
-from audiogen.train.log import read_log
 from audiogen.train.run import open_recipe
 from tests.diffusion.tiny_encoders import write_clap
+from tests.train.conftest import scalars
 
 RECIPE = """
 task: clap
@@ -73,10 +73,6 @@ def clap_run(manifest: Path, tmp_path: Path) -> Train:
         return tmp_path / name
 
     return train
-
-
-def scalars(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
 
 
 def sounds_of(manifest: Path) -> tuple[torch.Tensor, list[str]]:

@@ -27,15 +27,11 @@ from audiogen.models.build import load_codec
 from audiogen.models.own import save_codec
 from audiogen.train.adversarial import AdversarialConfig, Adversary
 from audiogen.train.codec import CodecTask
-from audiogen.train.log import read_log
 from audiogen.train.optim import OptimConfig
 from audiogen.train.task import FitConfig
+from tests.train.conftest import scalars
 
 Train = Callable[..., Path]
-
-
-def scalars(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
 
 
 def same_weights(a: Path, b: Path) -> bool:

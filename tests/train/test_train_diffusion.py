@@ -33,10 +33,10 @@ from audiogen.models.released import load_released
 from audiogen.text.vocabulary import VOCABULARY_FILE, Vocabulary
 from audiogen.train.__main__ import main
 from audiogen.train.diffusion import freeze_text, new_system
-from audiogen.train.log import read_log
 from audiogen.train.run import open_recipe
 from tests.diffusion.tiny_encoders import write_clap
 from tests.diffusion.tiny_systems import RECIPES
+from tests.train.conftest import scalars
 
 MEL = """
 mel_autoencoder:
@@ -116,10 +116,6 @@ def lafma(autoencoders: dict[str, Path], manifest: Path, tmp_path: Path) -> Trai
     """lafma("name", "key=value", ...) trains a tiny LAFMA in tmp_path/name."""
     recipe = write_system(tmp_path / "lafma.yaml", "lafma", autoencoders["mel"], manifest)
     return lambda name, *settings: train(recipe, tmp_path / name, *settings)
-
-
-def scalars(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
 
 
 def trained(run: Path, name: str) -> list[float]:

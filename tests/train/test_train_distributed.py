@@ -17,15 +17,11 @@ import torch
 from audiogen import distributed
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.train.log import read_log
+from tests.train.conftest import scalars
 from tests.train.processes import free_port, in_processes, start_processes
 
 Train = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def scalars(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
 
 
 def test_reductions() -> None:

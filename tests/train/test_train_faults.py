@@ -16,12 +16,9 @@ from audiogen.files.locks import only_writer
 from audiogen.files.writing import StorageError
 from audiogen.train.lm import LMTask
 from audiogen.train.log import Log, read_log
+from tests.train.conftest import scalars
 
 Train = Callable[..., Path]
-
-
-def losses(run: Path) -> list[dict[str, float]]:
-    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
 
 
 def same_end(one: Path, other: Path) -> bool:
@@ -67,7 +64,7 @@ def test_a_save_that_finds_no_space_is_a_warning_and_the_next_one_is_tried(
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(lines) == 2, lines
     assert "step_00000002" in lines[0] and "No space left on device" in lines[0] and "MB are free" in lines[0]
-    assert same_end(run, whole) and losses(run) == losses(whole)
+    assert same_end(run, whole) and scalars(run) == scalars(whole)
     assert not list(run.rglob(".writing-*"))
 
 
@@ -77,7 +74,7 @@ def test_a_slow_disk_and_a_clock_that_jumps_change_nothing(
     whole = lm_run("whole", "fit.save_every=6")
     slow = odd_machine()
     run = lm_run("slow", "fit.save_every=6")
-    assert slow and same_end(run, whole) and losses(run) == losses(whole)
+    assert slow and same_end(run, whole) and scalars(run) == scalars(whole)
     times = [record["time_s"] for record in read_log(run)]
     assert times == sorted(times) and times[-1] < 3600
 
@@ -153,7 +150,7 @@ def test_bit_rot_in_the_newest_checkpoint_falls_back_to_the_one_before(
         lm_run("rotten", "fit.keep_last=2")
         said = capsys.readouterr().err
         assert f"step_00000006/{name} is damaged (wrong checksum); the checkpoint before it is tried" in said
-        assert same_end(run, whole) and losses(run) == losses(whole)
+        assert same_end(run, whole) and scalars(run) == scalars(whole)
     for _, folder in checkpoint.step_dirs(run):
         (folder / "state.json").write_text("{")
     with pytest.raises(InputError, match=r"no checkpoint of .*rotten is whole"):

@@ -24,14 +24,10 @@ from audiogen.files import checkpoint
 from audiogen.models.build import load_codec, load_lm
 from audiogen.models.own import save_codec
 from audiogen.text.vocabulary import VOCABULARY_FILE, Vocabulary
-from audiogen.train.log import read_log
 from tests import random_t5
+from tests.train.conftest import scalars
 
 Train = Callable[..., Path]
-
-
-def scalars(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
 
 
 def same_state(a: Path, b: Path) -> bool:

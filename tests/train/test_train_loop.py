@@ -25,7 +25,7 @@ from audiogen.files import checkpoint
 from audiogen.interfaces import Batch
 from audiogen.signals import stop_signals
 from audiogen.train.__main__ import main
-from audiogen.train.log import Log, read_log
+from audiogen.train.log import Log, Speed, read_log
 from audiogen.train.loop import due, validate
 from audiogen.train.optim import Average, OptimConfig, Optimizer, learning_rate
 from audiogen.train.run import open_recipe
@@ -196,6 +196,29 @@ def test_a_resumed_log_drops_what_was_undone(tmp_path: Path) -> None:
         log.record(4, {"train/loss": 0.5})
     found = [(record["step"], record["train/loss"]) for record in read_log(tmp_path)]
     assert found == [(1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, 0.5)]
+
+
+def test_speed_is_of_the_steps_since_the_last_record() -> None:
+    speed = Speed(torch.device("cpu"))
+    speed.add(0.5, 2.0, {"audio_s": 10.0})
+    speed.add(0.5, 2.0, {"audio_s": 6.0})
+    found = speed.take()
+    assert (found["speed/audio_s_per_s"], found["speed/data_wait"]) == (4.0, 0.25)
+    assert sys.platform == "win32" or 0.05 < found["speed/memory_gb"] < 100
+    speed.add(0.0, 4.0, {"audio_s": 2.0})
+    assert speed.take()["speed/audio_s_per_s"] == 0.5
+
+
+def test_a_log_says_how_fast_the_training_is(codec_run: Train, lm_run: Train) -> None:
+    for record in read_log(codec_run("codec", "fit.steps=2", "fit.valid_every=0")):
+        assert record["speed/audio_s_per_s"] > 0 and 0 <= record["speed/data_wait"] <= 1
+        assert not any("token" in name for name in record)
+    for record in read_log(lm_run("lm", "fit.steps=2", "fit.valid_every=0")):
+        seconds, tokens, tflop = (record[f"speed/{unit}_per_s"] for unit in ("audio_s", "tokens", "tflop"))
+        # Half a second is 25 frames and, delayed, 27 steps. Two layers of 14 D^2 weights and three heads of 8 codes.
+        weights, attention = 2 * 14 * 16**2 + 3 * 8 * 16, 12 * 2 * 16 * 27 / 2
+        assert tokens / seconds == pytest.approx(27 / 0.5, rel=1e-4)
+        assert 1e12 * tflop / tokens == pytest.approx(6 * weights + attention, rel=1e-4)
 
 
 def test_tensorboard_holds_the_scalars(codec_run: Train) -> None:

@@ -17,8 +17,8 @@ from audiogen.files import checkpoint
 from audiogen.generate.__main__ import main
 from audiogen.lm import lora
 from audiogen.models.build import load_lm
-from audiogen.train.log import read_log
 from tests import random_t5
+from tests.train.conftest import scalars
 
 Train = Callable[..., Path]
 RANK = 3
@@ -38,10 +38,6 @@ def lora_run(lm_run: Train, base: Path) -> Train:
         return lm_run(name, f"init_from={base}", f"lora={{rank: {RANK}, alpha: 6, dropout: 0.2}}", *settings)
 
     return train
-
-
-def scalars(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
 
 
 def losses(run: Path) -> list[float]:

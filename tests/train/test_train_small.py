@@ -13,17 +13,13 @@ import pytest
 
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
-from audiogen.train.log import read_log
 from audiogen.train.loop import stalled
 from audiogen.train.task import FitConfig
+from tests.train.conftest import scalars
 
 Train = Callable[..., Path]
 # Nothing is learned, so that the first validation stays the best one.
 STALLS = ("optim.lr=1e-30", "fit.steps=20", "fit.valid_every=2", "fit.patience=2", "fit.save_every=50")
-
-
-def scalars(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "time_s"} for record in read_log(run)]
 
 
 def last_step(run: Path) -> int:
