@@ -40,7 +40,9 @@ def make_parser() -> argparse.ArgumentParser:
         "encode", help="sounds to token files, or to token shards for training", add_help=False
     )
     encode.add_argument(
-        "inputs", nargs="+", help="sound files, folders, manifests (.jsonl, .csv), synth:COUNT"
+        "inputs",
+        nargs="+",
+        help="sound files, folders, manifests (.jsonl, .csv), URLs of sounds or manifests, synth:COUNT",
     )
     encode.add_argument("-o", "--out", required=True, help="a folder; for one sound also a file name.agtok")
     encode.add_argument("--codec", default=DEFAULT_CODEC, help=f"{CODEC}; default: {DEFAULT_CODEC}")

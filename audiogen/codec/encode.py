@@ -20,10 +20,11 @@ from audiogen.codec.transcode import Clip as EncodedClip
 from audiogen.codec.transcode import Sound, encode_clips
 from audiogen.data import synth
 from audiogen.data.dataset import SYNTH_SEED, BuiltInClip, SourceConfig, read_source
-from audiogen.data.manifest import Clip, check_name, find_captions, read_manifest, sound_files
+from audiogen.data.manifest import SOUND_SUFFIXES, Clip, check_name, find_captions, read_manifest, sound_files
 from audiogen.data.shards import CodeClip, ShardWriter, TokenSpec
 from audiogen.device import choose_device
 from audiogen.errors import InputError
+from audiogen.files import remote
 from audiogen.files.locks import only_writer
 from audiogen.interfaces import Segment
 from audiogen.models.build import load_codec
@@ -102,10 +103,10 @@ def is_encoded(target: Path, sound: Sound, wanted: tuple[object, ...]) -> bool:
             f"{target} exists, of codec {header.named_codec} at {header.bandwidth_kbps:g} kbps; choose another --out, "
             "or replace it with --overwrite"
         )
-    if not sound.path.exists():
+    if isinstance(sound.path, Path) and not sound.path.exists():
         return True  # rendered, or deleted since
     if header.source_key is None:  # .ecdc, and older token files
-        return sound.path.stat().st_mtime <= target.stat().st_mtime
+        return sound.file().stat().st_mtime <= target.stat().st_mtime
     try:
         if header.source_crc == sound.checksum():
             return True
@@ -172,7 +173,9 @@ def find_sounds(inputs: Iterable[str], captions: bool) -> list[Sound]:
     sounds: list[Sound] = []
     for given in inputs:
         path = Path(given)
-        if path.suffix.lower() in (".jsonl", ".csv"):
+        if remote.is_remote(given):
+            sounds += at_url(given)
+        elif path.suffix.lower() in (".jsonl", ".csv"):
             sounds += [from_file(clip, path.parent) for clip in read_manifest(path)]
         elif path.exists():
             root = path if path.is_dir() else path.parent
@@ -187,15 +190,27 @@ def find_sounds(inputs: Iterable[str], captions: bool) -> list[Sound]:
     return sounds
 
 
-def from_file(clip: Clip, root: Path) -> Sound:
-    """A sound file, or a part of one, by its path below the input `root`."""
-    name = Path(os.path.relpath(clip.path, root))
-    folder = Path(os.path.abspath(root)).name
+def at_url(url: str) -> list[Sound]:
+    """The sound at a URL, or those of the manifest there, or in the folder there."""
+    suffix, folder = os.path.splitext(url)[1].lower(), url.rpartition("/")[0]
+    if suffix in SOUND_SUFFIXES:
+        return [from_file(Clip(url, ()), folder)]
+    folder = folder if suffix in (".jsonl", ".csv") else url.rstrip("/")
+    return [from_file(clip, folder) for clip in read_source(SourceConfig(url)) if isinstance(clip, Clip)]
+
+
+def from_file(clip: Clip, root: Path | str) -> Sound:
+    """A sound file, or a part of one, by its path below the input `root`: a folder, or the URL of one."""
+    place, base = clip.path, str(root)
+    if remote.is_remote(place):
+        place, base = (text.partition("://")[2] for text in (place, base))
+    name, folder = Path(os.path.relpath(place, base)), Path(os.path.abspath(base)).name
     if ".." in name.parts:  # a manifest may name sounds anywhere
         name, folder = Path(name.name), name.parent.name
     if clip.start_s:
         name = name.with_name(f"{name.stem}@{clip.start_s:g}s{name.suffix}")
-    part = (Path(clip.path), clip.start_s, clip.duration_s)
+    path = clip.path if remote.is_remote(clip.path) else Path(clip.path)
+    part = (path, clip.start_s, clip.duration_s)
     return Sound((folder / name).as_posix(), name, *part, clip.captions, clip.fields)
 
 

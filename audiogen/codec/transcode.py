@@ -26,6 +26,7 @@ from audiogen import audio
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.codec.tokens import TokenHeader
 from audiogen.errors import InputError
+from audiogen.files import remote
 from audiogen.interfaces import Segment
 
 T = TypeVar("T")
@@ -54,13 +55,14 @@ class UnreadableError(InputError):
 class Sound:
     """A sound to encode: a file, a part of it (from `start_s` for `duration_s`), or what `render` makes.
 
-    name: its path below the input, which the output keeps; `key` has the input's folder before it.
+    name: its path below the input, which the output keeps; `key` has the input's folder before it. path: a file's, or
+    the URL of one, as text.
     render: sample rate in Hz -> audio [C, N]; then `path` only names the sound.
     """
 
     key: str
     name: Path
-    path: Path
+    path: Path | str
     start_s: float = 0.0
     duration_s: float | None = None
     captions: tuple[str, ...] = ()
@@ -72,13 +74,18 @@ class Sound:
         """Of a file."""
         return self.start_s > 0 or self.duration_s is not None
 
+    def file(self) -> Path:
+        """The file, or the copy here of one at a URL. InputError where that cannot be fetched."""
+        return remote.fetch(self.path) if isinstance(self.path, str) else self.path
+
     def checksum(self) -> int | None:
         """CRC-32 of the file, and of where in it a part is; None of what is rendered. InputError if unreadable."""
         if self.render is not None:
             return None
         try:
-            facts = self.path.stat()
-            crc = _file_checksum(self.path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+            path = self.file()
+            facts = path.stat()
+            crc = _file_checksum(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from error
         return zlib.crc32(f"{self.start_s} {self.duration_s}".encode(), crc) if self.is_part else crc

@@ -13,6 +13,7 @@ from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.errors import run_command
 from audiogen.models.own import save_codec
+from audiogen.native.library import library
 
 RATE = 4000
 SPECTRAL = SpectralConfig(n_fft=160, hop_length=40, width=8, num_encoder_blocks=1, num_decoder_blocks=1)
@@ -33,6 +34,8 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command -> (exit status, stdout, stderr)."""
+    library()  # is built now: that says so once
+    capsys.readouterr()
 
     def command(*argv: object) -> tuple[int, str, str]:
         status = run_command(main, [str(word) for word in argv])

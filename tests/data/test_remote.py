@@ -1,4 +1,4 @@
-"""Manifests, sounds and token shards at URLs: of a file system in memory, and of a web server of this machine."""
+"""Manifests, sounds and token shards at URLs: of a file system in memory, a web server and an S3 server."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from audiogen import audio
+from audiogen.codec.__main__ import main
 from audiogen.data import lines
 from audiogen.data.dataset import DataConfig, SourceConfig, open_data, read_source
 from audiogen.data.encoded import open_codes
@@ -51,14 +52,35 @@ def in_memory(corpus: Path) -> Iterator[str]:
 @pytest.fixture
 def served(corpus: Path) -> Iterator[str]:
     pytest.importorskip("aiohttp", reason="fsspec opens https:// URLs with aiohttp")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(corpus))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(corpus.parent))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://127.0.0.1:{server.server_address[1]}/corpus"
         server.shutdown()
 
 
-@pytest.mark.parametrize("kind", ["in_memory", "served"])
+@pytest.fixture
+def in_s3(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    moto = pytest.importorskip(
+        "moto.server", reason="an S3 server: pip install 'moto[s3]' flask flask-cors s3fs"
+    )
+    s3fs = pytest.importorskip("s3fs", reason="fsspec opens s3:// URLs with s3fs")
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://{}:{}".format(*server.get_host_and_port()))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    s3fs.S3FileSystem.clear_instance_cache()
+    system = s3fs.S3FileSystem()
+    system.mkdir("sounds")
+    system.put(str(corpus), "sounds/corpus", recursive=True)
+    yield "s3://sounds/corpus"
+    system.rm("sounds", recursive=True)
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.mark.parametrize("kind", ["in_memory", "served", "in_s3"])
 @pytest.mark.parametrize("large", [False, True])
 def test_sounds_at_a_url_are_those_of_the_folder(
     kind: str, large: bool, corpus: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -78,7 +100,7 @@ def test_sounds_at_a_url_are_those_of_the_folder(
             assert found.item(index, 0, 0).caption == f"sound {2 * index + 1}"
 
 
-@pytest.mark.parametrize("kind", ["in_memory", "served"])
+@pytest.mark.parametrize("kind", ["in_memory", "served", "in_s3"])
 def test_token_shards_at_a_url_are_those_of_the_folder(
     kind: str, corpus: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -90,6 +112,37 @@ def test_token_shards_at_a_url_are_those_of_the_folder(
     )
     assert len(found) == len(own) == 2
     assert all(torch.equal(found.item(index, 0, 0).data, own.item(index, 0, 0).data) for index in range(2))
+
+
+@pytest.mark.parametrize("kind", ["in_memory", "served", "in_s3"])
+def test_sounds_at_a_url_are_encoded_as_those_of_the_folder(
+    kind: str, corpus: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url, out = request.getfixturevalue(kind), tmp_path / "out"
+    for given, name in (
+        (str(corpus / "manifest.jsonl"), "own"),
+        (f"{url}/manifest.jsonl", "listed"),
+        (url, "folder"),
+    ):
+        assert main(["encode", given, "-o", str(out / name), "--shards", "3", "--device", "cpu"]) == 0
+        assert main(["encode", given, "-o", str(out / f"{name}_files"), "--device", "cpu"]) == 0
+    assert main(["encode", f"{url}/wav/2.wav", "-o", str(out / "one.agtok")]) == 0
+    own = files_of(out / "own")
+    assert len(own) == 3 and files_of(out / "listed") == files_of(out / "folder") == own
+    files = files_of(out / "own_files")
+    assert list(files) == [f"wav/{number}.agtok" for number in range(4)]
+    assert files_of(out / "listed_files") == files_of(out / "folder_files") == files
+    assert len((out / "one.agtok").read_bytes()) > 100
+    with pytest.raises(InputError, match="1 of 1 clips could not be encoded"):
+        main(["encode", f"{url}/none.wav", "-o", str(out / "none")])
+    with pytest.raises(InputError, match="none.jsonl: no such file"):
+        main(["encode", f"{url}/none.jsonl", "-o", str(out / "none")])
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The bytes of each file by its path below a folder."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 def test_a_copy_serves_until_the_file_changes(in_memory: str) -> None:
