@@ -5,7 +5,9 @@
 Each process has one thread, on this machine, and a batch of its own. A token is a step of the sequence. Seconds are
 medians over steps: elapsed, which other work on the machine makes longer, and CPU time of the first process. Memory is
 the peak of the first process, with what Python and torch take. held up: how long `Saver.save` keeps the training from
-the next step; written: until the checkpoint has its name. Alone, a process writes it before it goes on.
+the next step; written: until the checkpoint has its name. Alone, a process writes it before it goes on. hidden: of
+the time that reducing the gradients in one piece after the backward pass adds to a step, the share that ddp saves by
+reducing parts of them while that pass runs; a step with each, and one without any reduction, take turns.
 """
 
 import argparse
@@ -89,6 +91,8 @@ def measure(shape: str, shard: str, num_steps: int) -> dict[str, float]:
         "tokens": tokens * distributed.world() / found["elapsed"],
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
     }
+    if shard == "ddp":
+        found["hidden"] = hidden_share(task, batch, num_steps)
     run = Path(os.environ["BENCH_RUN"])
     first = distributed.rank() == 0
     with (
@@ -104,6 +108,37 @@ def measure(shape: str, shard: str, num_steps: int) -> dict[str, float]:
     distributed.barrier()
     distributed.shutdown()
     return found
+
+
+def hidden_share(task: LMTask, batch: CodeBatch, num_turns: int) -> float:
+    """See above."""
+    reduce_next, update = task.parallel.reduce_next, task.update
+
+    def reduce_all(step: int) -> dict[str, float]:
+        gradients = [each.grad for each in task.module.parameters() if each.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce_sum(together)
+        for gradient, part in zip(
+            gradients, together.split([each.numel() for each in gradients]), strict=True
+        ):
+            gradient.copy_(part.view_as(gradient) / distributed.world())
+        return update(step)
+
+    def keep(reduce: bool) -> None:
+        reduce_next(False)
+
+    kinds = {"during": (reduce_next, update), "after": (keep, reduce_all), "without": (keep, update)}
+    elapsed: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for turn in range(3 * (num_turns + 1)):
+        kind = list(kinds)[turn % 3]
+        task.parallel.reduce_next, task.update = kinds[kind]  # type: ignore[method-assign]
+        distributed.barrier()
+        began = time.perf_counter()
+        task.step(batch, turn)
+        elapsed[kind].append(time.perf_counter() - began)
+    task.parallel.reduce_next, task.update = reduce_next, update  # type: ignore[method-assign]
+    during, after, without = (statistics.median(times[1:]) for times in elapsed.values())
+    return (after - during) / (after - without)
 
 
 def run_processes(arguments: argparse.Namespace, shard: str, world: int) -> dict[str, float]:
@@ -143,13 +178,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.alone:
         print(json.dumps(measure(arguments.shape, arguments.alone, arguments.steps)))
         return 0
-    print("mode   ranks  tokens/s  elapsed s  CPU s  memory MB  held up s  written s")
+    print("mode   ranks  tokens/s  elapsed s  CPU s  memory MB  held up s  written s  hidden")
     for world in map(int, arguments.worlds.split(",")):
         for shard in ("ddp", "fsdp") if world > 1 else ("none",):
             found = run_processes(arguments, shard, world)
             print(
                 f"{shard:5}{world:7}{found['tokens']:10,.0f}{found['elapsed']:11.3f}{found['cpu']:7.3f}"
                 f"{found['memory']:11,.0f}{found['held']:11.3f}{found['written']:11.3f}"
+                + (f"{found['hidden']:8.0%}" if "hidden" in found else "")
             )
     return 0
 
