@@ -17,9 +17,13 @@ from audiogen.native.library import library
 
 
 def choose_dtype(name: str, device: torch.device) -> str:
-    """The number type of a language model's weights: auto is bfloat16 where it is native, else float32."""
+    """The number type of a language model's weights; auto is bfloat16 where that is faster, else float32.
+
+    On a CPU our kernels read half the bytes for it, whatever the processor computes in; PyTorch's want it native.
+    """
     if name == "auto":
-        return "bfloat16" if device.type == "cuda" or has_bfloat16(device) else "float32"
+        has_kernels = device.type == "cpu" and library() is not None
+        return "bfloat16" if device.type == "cuda" or has_kernels or has_bfloat16(device) else "float32"
     if name not in DTYPES and name != "int8":
         raise InputError(f"dtype is {name!r}; allowed: auto, {', '.join(DTYPES)}, int8")
     if name == "int8" and device.type not in ("cpu", "cuda"):

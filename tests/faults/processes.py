@@ -1,11 +1,12 @@
 """Kill one of the processes that train together, in each phase of a training, and say how the others end.
 
-    python tests/faults/processes.py WORK
+    python tests/faults/processes.py WORK [ONLY]
 
 For ddp and fsdp, two processes under torchrun: SIGKILL to the first or second of them, or to torchrun, while they
 prepare tokens, in a step, in a validation and while a checkpoint is written; and to one of two agents (`--nnodes 2`).
 Printed are the seconds until no process is left and what the training said. Then the same command runs to its end, and
-its model must be, bit for bit, that of a run that was not disturbed. Status 1 where one is not, or a process is left.
+its model must be, bit for bit, that of a run that was not disturbed. Status 1 where one is not, or a process is left. ONLY: a
+part of the cases' names, as they are printed.
 
 A phase lasts 3 s for the process that comes to it first, which writes the phase's file; see `slow_down`.
 """
@@ -51,7 +52,7 @@ def slow_down(phase: str, file: Path) -> None:
     if phase == "validation":
         LMTask.evaluate = slowly(LMTask.evaluate)  # type: ignore[method-assign]
     if phase == "checkpoint":
-        os.fsync = slowly(os.fsync, lambda to: "writing-step" in os.readlink(f"/proc/self/fd/{to}"))
+        os.fsync = slowly(os.fsync, lambda to: "/checkpoints/" in os.readlink(f"/proc/self/fd/{to}"))
 
 
 def ranks(run: Path) -> Iterator[tuple[int, int]]:
@@ -126,7 +127,7 @@ def disturbed(run: Path, recipe: Path, shard: str, phase: str, target: int, agen
     )
 
 
-def main(work: Path) -> int:
+def main(work: Path, only: str) -> int:
     """Print a line for each case -> 1 where one failed."""
     import torch
 
@@ -151,6 +152,9 @@ def main(work: Path) -> int:
         expected = checkpoint.load_tensors(whole)
         cases = [(phase, target, 1) for phase in PHASES for target in (0, 1, -1)]
         for phase, target, agents in [*cases, *((phase, -1, 2) for phase in PHASES)]:
+            who = f"rank {target}" if target >= 0 else "torchrun" if agents == 1 else "one of two agents"
+            if only not in (name := f"{shard}, {phase}, {who}"):
+                continue
             run = work / f"{shard}-{phase}-{target}-{agents}"
             line = disturbed(run, recipe, shard, phase, target, agents)
             ends = [each.wait() for each in start(run, recipe, shard, "", agents)]
@@ -186,4 +190,4 @@ if __name__ == "__main__":
             slow_down(phase, Path(f"{out}.phase"))
         sys.argv = ["audiogen.train", *settings]
         runpy.run_module("audiogen.train", run_name="__main__", alter_sys=True)
-    sys.exit(main(Path(sys.argv[1]).resolve()))
+    sys.exit(main(Path(sys.argv[1]).resolve(), "".join(sys.argv[2:3])))

@@ -364,16 +364,6 @@ def test_int8_is_packed_after_the_adapter_and_saved_whole(
     assert torch.equal(saved.generate(["rain"], 0.1), model.generate(["rain"], 0.1))
 
 
-def test_auto_on_a_cpu_is_bfloat16_where_it_is_native_and_packed(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for has in (True, False):
-        monkeypatch.setattr(decoders, "has_bfloat16", lambda device, has=has: has)
-        model = AudioGen.from_pretrained(tiny_model, "cpu")
-        assert isinstance(model.decoder, native.NativeLM | PackedLM)
-        assert model.decoder.dtype == ("bfloat16" if has else "float32")
-
-
 def test_the_weights_are_read_when_they_are_asked_for_and_not_before(
     model: AudioGen, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -505,6 +495,21 @@ def test_number_types_that_a_device_lacks_are_refused() -> None:
     assert decoders.is_packed("int8", torch.device("cuda"))
     assert not decoders.is_packed("bfloat16", torch.device("mps"))
     assert not decoders.is_packed("float16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("has_kernels", [False, True])
+@pytest.mark.parametrize("is_native", [False, True])
+def test_auto_is_bfloat16_on_a_cpu_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, has_kernels: bool, is_native: bool
+) -> None:
+    monkeypatch.setattr(decoders, "has_bfloat16", lambda device: is_native)
+    if not has_kernels:
+        monkeypatch.setattr(decoders, "library", lambda: None)
+    elif decoders.library() is None:
+        pytest.skip("no C++ compiler")
+    model = AudioGen.from_pretrained(tiny_model, "cpu")
+    assert isinstance(model.decoder, native.NativeLM if has_kernels else PackedLM)
+    assert model.decoder.dtype == ("bfloat16" if has_kernels or is_native else "float32")
 
 
 @pytest.mark.parametrize(
