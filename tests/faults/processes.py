@@ -5,8 +5,8 @@
 For ddp and fsdp, two processes under torchrun: SIGKILL to the first or second of them, or to torchrun, while they
 prepare tokens, in a step, in a validation and while a checkpoint is written; and to one of two agents (`--nnodes 2`).
 Printed are the seconds until no process is left and what the training said. Then the same command runs to its end, and
-its model must be, bit for bit, that of a run that was not disturbed. Status 1 where one is not, or a process is left. ONLY: a
-part of the cases' names, as they are printed.
+its model must be, bit for bit, that of a run that was not disturbed. Status 1 where one is not, or a process is left.
+ONLY: a part of the cases' names, as they are printed.
 
 A phase lasts 3 s for the process that comes to it first, which writes the phase's file; see `slow_down`.
 """
@@ -163,11 +163,7 @@ def main(work: Path, only: str) -> int:
                 torch.equal(found[name], expected[name]) for name in found
             )
             failed |= "FAILED" in line or not equal
-            who = f"rank {target}" if target >= 0 else "torchrun" if agents == 1 else "one of two agents"
-            print(
-                f"{shard}, {phase}, {who}: {line}; {'the same model' if equal else f'FAILED: {ends}'}",
-                flush=True,
-            )
+            print(f"{name}: {line}; {'the same model' if equal else f'FAILED: {ends}'}", flush=True)
     return int(failed)
 
 
