@@ -179,7 +179,8 @@ class CodeBatch(Batch):
 class Sampling:
     """How a generator draws its sounds. None is the model's own default; a family refuses what it lacks by name.
 
-    negative: a text that guidance moves away from.
+    negative: a text that guidance moves away from. in_order: whether "A, then B" is made of its parts (`text.order`),
+    each with as much of the time.
     Token language models: temperature divides the logits, 0 takes the most probable code. top_k: keep the k most
     probable codes, 0 keeps all. top_p: above 0 replaces top_k, keep the most probable codes that together reach p.
     peer_padding: attend to the padding of each text to the longest of the batch, as audiocraft does: a sound then
@@ -190,6 +191,7 @@ class Sampling:
     """
 
     negative: str | None = None
+    in_order: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None

@@ -114,7 +114,7 @@ def hidden_share(task: LMTask, batch: CodeBatch, num_turns: int) -> float:
     """See above."""
     reduce_next, update = task.parallel.reduce_next, task.update
 
-    def reduce_all(step: int) -> dict[str, float]:
+    def reduce_all(step: int, metrics: Any = None) -> dict[str, float]:
         gradients = [each.grad for each in task.module.parameters() if each.grad is not None]
         together = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce_sum(together)
@@ -122,7 +122,7 @@ def hidden_share(task: LMTask, batch: CodeBatch, num_turns: int) -> float:
             gradients, together.split([each.numel() for each in gradients]), strict=True
         ):
             gradient.copy_(part.view_as(gradient) / distributed.world())
-        return update(step)
+        return update(step, metrics)
 
     def keep(reduce: bool) -> None:
         reduce_next(False)

@@ -12,6 +12,7 @@ The model card, README.md, stays as it is: measure again, and put the new figure
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def bundle_system(run: Path, target: Path) -> None:
         raise InputError(f"{run} names a text encoder that is not in it; only embedded ones are bundled")
     for parameter in released.system.parameters():  # and not the scale of the latents, which is a buffer
         parameter.data = parameter.data.half()
-    save_diffusers(target, released.system, released.name, released.process, sampling=released.sampling)
+    sampling = None if released.sampling is None else replace(released.sampling, in_order=True)
+    save_diffusers(target, released.system, released.name, released.process, sampling=sampling)
     writing.write_json(target / "info.json", figures_of(writing.read_json(run / "info.json")))
     print(f"{target.name}: identity {LatentGenerator.from_pretrained(target).identity()}")
 
@@ -78,6 +80,7 @@ def bundle_model(run: Path, target: Path) -> None:
         if bundled != loaded.codec.identity:
             raise InputError(f"{run} speaks codec {loaded.codec.identity}, the bundled one is {bundled}")
         reference = CodecReference(CODEC, bundled)
+        figures["generation"] = {"in_order": True}
         save_lm(target, loaded.lm, loaded.conditioner, reference, loaded.max_frames, figures, torch.float16)
 
 

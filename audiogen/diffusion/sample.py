@@ -27,6 +27,7 @@ class Sampling:
     """How latents are drawn. sampler, steps, eta: see `samplers.py`. guidance: 1 turns it off and halves the work.
 
     guidance_rescale: how much of the change of level by guidance is undone, 0 (as published) to 1, see `rescaled`.
+    in_order: whether a text that says what comes after what is sampled part by part, see `timeline`.
     """
 
     sampler: str = "ddim"
@@ -34,6 +35,7 @@ class Sampling:
     guidance: float = 3.5
     eta: float = 0.0
     guidance_rescale: Probability = 0.0
+    in_order: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self)

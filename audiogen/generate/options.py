@@ -61,12 +61,17 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
         ),
         "--seed": (int, "sample j of a prompt has seed + j (default: 0)"),
         "--guidance": (float, "weight of the text; 1 is none (default: the model's own)"),
+        "--in-order": (
+            ("yes", "no"),
+            "whether the parts of a text such as 'a bell, then a siren' are made one after another, each with as much "
+            "of the time (default: yes for the bundled models, no for released ones)",
+        ),
         "--device": (str, "auto (a CUDA GPU if there is one), cpu, cuda, cuda:N, mps (default: auto)"),
         "--dtype": (
             ("auto", "float32", "bfloat16", "float16", "int8"),
-            "that the model computes in; auto is bfloat16 on CUDA, on a CPU bfloat16 for a language model where the "
-            "processor has it, and else float32. int8 is for language models; on a CPU they run several times faster "
-            "in bfloat16 or int8, by kernels that a C++ compiler builds at first use",
+            "that the model computes in; auto is bfloat16 on CUDA, on a CPU bfloat16 for a language model where there "
+            "is a C++ compiler or the processor has it, and else float32. int8 is for language models; on a CPU they "
+            "run several times faster in bfloat16 or int8, by kernels that the compiler builds at first use",
         ),
         "--threads N": (int, "that compute on the CPU (default: PyTorch's choice)"),
     },
@@ -174,6 +179,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise InputError(f"{given[0]} says what becomes of a sound; give it with --init FILE")
     if args.init is not None and not given:
         raise InputError("--init needs --strength, --inpaint or --upsample: what is to become of the sound")
+    args.in_order = None if args.in_order is None else args.in_order == "yes"
     args.inpaint, args.heads = _read_span(args.inpaint), _read_heads(args.heads)
     return args
 

@@ -22,7 +22,7 @@ COLUMNS = (
     ),
     *(
         Column(key, key.replace("_", " ").capitalize())
-        for key in ("steps", "sampler", "guidance_rescale", "candidates")
+        for key in ("steps", "sampler", "guidance_rescale", "candidates", "in_order")
     ),
     Column("level_db", "Level (dB)", digits=1),
     Column("turned_down_db", "Turned down (dB)", digits=1),

@@ -33,6 +33,7 @@ from audiogen.diffusion.sample import (
 )
 from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.samplers import make_sampler
+from audiogen.diffusion.timeline import Guided, in_turn
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
 from audiogen.generators import level
@@ -45,6 +46,7 @@ from audiogen.models.find import SYSTEM, Found, find
 from audiogen.models.released import load_released
 from audiogen.models.systems import Released
 from audiogen.text.clap import Clap
+from audiogen.text.order import events
 from audiogen.text.t5 import TextStates
 
 INFO = "info.json"  # of a trained system: its step, validation and recipe
@@ -132,11 +134,12 @@ class LatentGenerator(Published):
         sampler: str | None = None,
         guidance: float | None = None,
         guidance_rescale: float | None = None,
+        in_order: bool | None = None,
     ) -> LatentSampling:
         """Its recipe's way to sample, or else the authors', with what is given; InputError where that cannot be."""
         own = self._sampling
         asked: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance}
-        asked["guidance_rescale"] = guidance_rescale
+        asked |= {"guidance_rescale": guidance_rescale, "in_order": in_order}
         if sampler not in (None, own.sampler):
             asked["eta"] = 0.0
         chosen = dataclasses.replace(
@@ -226,7 +229,9 @@ class LatentGenerator(Published):
         lacking = requests.given(sampling, requests.LM_DRAWS)
         requests.refuse({"prompt": prompt, **lacking}, requests.FAMILIES[1])
         request = requests.check(self, texts, duration_s, seed, guidance, sampling)
-        chosen = self.sampling(sampling.steps, sampling.sampler, guidance, sampling.guidance_rescale)
+        chosen = self.sampling(
+            sampling.steps, sampling.sampler, guidance, sampling.guidance_rescale, sampling.in_order
+        )
         candidates = 1 if sampling.candidates is None else sampling.candidates
         clap = self._ranker(candidates, request.texts) if candidates != 1 else None
         if edit is not None:
@@ -239,7 +244,7 @@ class LatentGenerator(Published):
         # D, T or D, T, M
         shapes = [(self._depth, num_frames, *self._bins) for num_frames in request.num_frames]
         conditions = [
-            self._conditioning(text, duration, sampling.negative)
+            self._conditioning(text, duration, sampling.negative, chosen.in_order)
             for text, duration in zip(request.texts, request.durations_s, strict=True)
         ]
         sizes = zip(request.num_samples, shapes, strict=True)
@@ -257,12 +262,12 @@ class LatentGenerator(Published):
                 for row, number in group
             ]
             latents = sample(
-                self._denoise,
+                in_turn(self._denoise, [conditions[row] for row in members]),
                 self.process,
                 chosen,
-                stack([conditions[row][0] for row in members]),
+                stack([conditions[row][0][0] for row in members]),
                 Noise(shapes[members[0]], seeds, self.device),
-                negative=stack([conditions[row][1] for row in members]),
+                negative=stack([conditions[row][0][1] for row in members]),
                 reference=together([references[row] for row in members]) if references else None,
                 callback=callback,
             )
@@ -299,11 +304,12 @@ class LatentGenerator(Published):
             return self.system.denoiser(x_t, t, conditioning)
 
     def _conditioning(
-        self, text: str | None, duration_s: float, negative: str | None
-    ) -> tuple[Conditioning, Conditioning]:
-        """One sound's conditioning, and what guidance moves away from: one row each, on the denoiser's device."""
-        given, away = self.system.conditioner.guided([text], torch.tensor([duration_s]), negative)
-        return given.to(self.device), away.to(self.device)
+        self, text: str | None, duration_s: float, negative: str | None, in_order: bool
+    ) -> list[Guided]:
+        """One sound's conditions on the denoiser's device: one or, where it is made in order, one for each event."""
+        parts, seconds = events(text) if in_order and text else [text], torch.tensor([duration_s])
+        found = [self.system.conditioner.guided([part], seconds, negative) for part in parts]
+        return [(given.to(self.device), away.to(self.device)) for given, away in found]
 
     def _reference(
         self, edit: Edit, num_samples: int, shape: tuple[int, ...]
@@ -378,9 +384,7 @@ def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise InputError(f"dtype is {name!r}; latent diffusion computes in {', '.join(DTYPES)}, or auto")
     if name == "float16" and device.type == "cpu":
-        raise InputError(
-            "dtype float16 is for GPUs; on a CPU latent diffusion computes in float32 or bfloat16"
-        )
+        raise InputError("dtype float16 is for GPUs; on a CPU choose float32 or bfloat16")
     return DTYPES[name]
 
 

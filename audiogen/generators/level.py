@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from audiogen.audio import below_full_scale
+from audiogen.interfaces import finite
 
 FADE_S = 0.02  # of the kept part, at each of its borders
 MATCH_S = 0.1  # of the kept part, over which its level is compared with that of its rendering
@@ -66,6 +67,16 @@ class Kept:
         if not all(level > QUIET for level in levels):  # NaN, of no samples, is not
             return None
         return min(max(levels[0] / levels[1], 1 / MOST_GAIN), MOST_GAIN)
+
+
+def until(blocks: Iterable[Tensor], num_samples: int | None) -> Iterator[Tensor]:
+    """Blocks [1, C, n] as [C, n] on the CPU, up to a length; InputError for what is no number."""
+    done = 0
+    for block in blocks:
+        piece = block[0] if num_samples is None else block[0, :, : num_samples - done]
+        done += piece.shape[-1]
+        if piece.shape[-1]:
+            yield finite(piece.cpu(), "samples")
 
 
 def finish(made: Tensor, kept: Kept | None = None) -> tuple[Tensor, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from audiogen.device import DTYPES, choose_device
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.files.tensors import unfilled
-from audiogen.generators import level
+from audiogen.generators import in_order, level
 from audiogen.generators import request as requests
 from audiogen.generators.publish import Published
 from audiogen.generators.request import GUIDANCE, LONGEST_LM_S, TOKENS
@@ -64,7 +64,7 @@ class AudioGen(Published):
     ):
         """max_frames: the longest sequence the language model runs on at once; longer sounds use a sliding window.
 
-        info: facts of the model, from its files; `info["generation"]["guidance"]` is what it generates with by default.
+        info: facts of the model, from its files; `info["generation"]` has guidance and in_order, where not the defaults.
         decoder: something with the language model's weights as they are now, which then runs its steps; `lm` may then
         still lie in its files. All models must be in evaluation mode and on one device.
         """
@@ -87,6 +87,7 @@ class AudioGen(Published):
         self.max_frames = max_frames
         self.info = dict(info or {})
         self.guidance = float(self.info.get("generation", {}).get("guidance", GUIDANCE))
+        self.in_order = bool(self.info.get("generation", {}).get("in_order", False))
         self.sample_rate, self.channels, self.frame_rate = codec.sample_rate, codec.channels, codec.frame_rate
         self.latent_rate = f"{self.frame_rate:g} Hz x {config.num_codebooks}"
         self.max_duration_s = LONGEST_LM_S
@@ -231,6 +232,8 @@ class AudioGen(Published):
         requests.refuse({"edit": edit}, requests.FAMILIES[0])
         draws = _draws(sampling)
         request = requests.check(self, texts, duration_s, seed, guidance, sampling)
+        if prompt is None and (parts := in_order.split(request.texts, sampling, self.in_order)):
+            return in_order.generate(self, parts, request, sampling, guidance, progress, turned_down_db)
         frames, lengths = request.num_frames, request.num_samples
         kept, given = self._prompt(prompt, len(texts))  # given [B, K, P]
         if prompt is not None:
@@ -313,6 +316,13 @@ class AudioGen(Published):
         request = requests.check(
             self, [text], 1.0 if duration_s is None else duration_s, seed, guidance, sampling
         )
+        if (
+            prompt is None
+            and duration_s
+            and (parts := in_order.split(request.texts, sampling, self.in_order))
+        ):
+            given = {"guidance": guidance, "seed": seed, "chunk_s": chunk_s, "lookahead_s": lookahead_s}
+            return in_order.stream(self, parts[0], duration_s, sampling, turned_down_db, given)
         kept, codes = self._prompt(prompt, 1)
         pieces_s = chunk_s if isinstance(chunk_s, Sequence) else (chunk_s,)
         requests.check_pieces(chunk_s=pieces_s, lookahead_s=[lookahead_s or 0.0])
@@ -325,18 +335,8 @@ class AudioGen(Published):
         lookahead = None if lookahead_s is None else round(lookahead_s * self.frame_rate)
         sizes = [max(1, round(each * self.frame_rate)) for each in pieces_s]
         sound = decode_live(self.codec, frames, sizes, lookahead)
-        blocks = self._until(sound, None if duration_s is None else request.num_samples[0])
+        blocks = level.until(sound, None if duration_s is None else request.num_samples[0])
         return level.finish_live(blocks, kept[0] if kept else None, turned_down_db)
-
-    @staticmethod
-    def _until(blocks: Iterable[Tensor], num_samples: int | None) -> Iterator[Tensor]:
-        """Blocks [1, C, n] as [C, n] on the CPU, up to a length."""
-        done = 0
-        for block in blocks:
-            piece = block[0] if num_samples is None else block[0, :, : num_samples - done]
-            done += piece.shape[-1]
-            if piece.shape[-1]:
-                yield finite(piece.cpu(), "samples")
 
     def num_frames(self, duration_s: float) -> int:
         """Frames of tokens for a duration, checked: the last one may reach beyond it."""

@@ -51,6 +51,7 @@ PARAMS = {
     "stream": "stream_format",
     "candidates": "candidates",
     "guidance_rescale": "guidance_rescale",
+    "in_order": "in_order",
 }
 
 

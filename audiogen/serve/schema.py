@@ -34,6 +34,9 @@ class Settings(BaseModel):
     num_inference_steps: Annotated[int | None, Field(ge=1, description="latent diffusion")] = None
     sampler: Annotated[str | None, Field(description="latent diffusion")] = None
     guidance_rescale: Annotated[float | None, Field(ge=0, le=1, description="latent diffusion")] = None
+    in_order: Annotated[
+        bool | None, Field(description="make 'A, then B' part by part; missing: the model's default")
+    ] = None
     candidates: Annotated[
         int | None, Field(ge=1, le=16, description="latent diffusion: sounds of which CLAP chooses")
     ] = None
@@ -49,6 +52,7 @@ class Settings(BaseModel):
             sampler=self.sampler,
             guidance_rescale=self.guidance_rescale,
             candidates=self.candidates,
+            in_order=self.in_order,
         )
 
 

@@ -110,11 +110,12 @@ def disturbed(run: Path, recipe: Path, shard: str, phase: str, target: int, agen
     pids = [pid for pid, rank in ranks(run) if rank == target]
     os.kill(begun[-1].pid if target == -1 else pids[0], signal.SIGKILL)
     began = time.monotonic()
-    while list(ranks(run)) and time.monotonic() - began < LEFT_S:
+    # An agent whose fellow is gone waits for that at its end, for five minutes.
+    while [rank for _, rank in ranks(run) if rank >= 0 or agents == 1] and time.monotonic() - began < LEFT_S:
         time.sleep(0.05)
     spent_s = time.monotonic() - began
-    left = list(ranks(run))
-    for pid, _ in left:
+    left = [rank for _, rank in ranks(run) if rank >= 0 or agents == 1]
+    for pid, _ in list(ranks(run)):
         os.kill(pid, signal.SIGKILL)
     for each in begun:
         each.wait()

@@ -1,0 +1,114 @@
+"""Sounds of several events in order: each event's text makes a part of its own, and the parts are joined.
+
+Where a model was trained on few pairs of events, it seldom makes two that one text asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from audiogen.generators.request import Request, num_samples
+from audiogen.interfaces import Generator, Progress, Sampling
+from audiogen.text.order import events
+
+FADE_S = 0.01  # from one part into silence, and from there into the next
+
+
+def split(texts: Sequence[str | None], sampling: Sampling, by_default: bool) -> list[list[str | None]] | None:
+    """The events of each text, in order; None where no text is to be made of more than one."""
+    wanted = by_default if sampling.in_order is None else sampling.in_order
+    parts: list[list[str | None]] = [[*events(text)] if text else [text] for text in texts]
+    return parts if wanted and any(len(each) > 1 for each in parts) else None
+
+
+def generate(
+    generator: Generator,
+    parts: Sequence[Sequence[str | None]],
+    request: Request,
+    sampling: Sampling,
+    guidance: float | None,
+    progress: Progress | None,
+    turned_down_db: list[float] | None,
+) -> Tensor:
+    """The sounds [B, C, N] of a request, each joined of its parts, which have its seed and as much of its time each.
+
+    turned_down_db: becomes that of the part of each row that was turned down the most.
+    """
+    counts = list(map(len, parts))
+    rows = list(zip(counts, request.durations_s, request.seeds, request.num_samples, strict=True))
+    durations = [seconds / count for count, seconds, _, _ in rows for _ in range(count)]
+    seeds = [seed for count, _, seed, _ in rows for _ in range(count)]
+    down_db: list[float] = []
+    made = generator.generate(
+        list(chain(*parts)), durations, seed=seeds, guidance=guidance, sampling=replace(sampling, in_order=False),
+        progress=progress, turned_down_db=down_db,
+    )  # fmt: skip
+    each, each_db, sounds = iter(made), iter(down_db), []
+    if turned_down_db is not None:
+        turned_down_db[:] = [max(next(each_db) for _ in range(count)) for count in counts]
+    for count, seconds, _, total in rows:
+        lengths = _lengths(total, seconds, count, generator.sample_rate)
+        blocks = joined([[next(each)] for _ in range(count)], lengths, generator.sample_rate)
+        sounds.append(F.pad(torch.cat(list(blocks), -1), (0, max(request.num_samples) - total)))
+    return torch.stack(sounds)
+
+
+def stream(
+    generator: Generator,
+    parts: Sequence[str | None],
+    duration_s: float,
+    sampling: Sampling,
+    turned_down_db: list[float] | None,
+    given: Mapping[str, Any],
+) -> Iterator[Tensor]:
+    """As `generate`, of one text, piece by piece. given: the other parameters of its `stream`."""
+    most_db = [0.0] if turned_down_db is None else turned_down_db
+
+    def made() -> Iterator[Iterator[Tensor]]:
+        for part in parts:
+            down_db: list[float] = []
+            yield generator.stream(
+                part,
+                duration_s / len(parts),
+                sampling=replace(sampling, in_order=False),
+                turned_down_db=down_db,
+                **given,
+            )
+            most_db[:] = [max(0.0, *most_db, *down_db)]
+
+    total = num_samples(duration_s, generator.sample_rate)
+    lengths = _lengths(total, duration_s, len(parts), generator.sample_rate)
+    return joined(made(), lengths, generator.sample_rate)
+
+
+def _lengths(total: int, duration_s: float, count: int, sample_rate: int) -> list[int]:
+    """Samples of each part; the last has what rounding left."""
+    each = num_samples(duration_s / count, sample_rate)
+    return [*[each] * (count - 1), total - (count - 1) * each]
+
+
+def joined(parts: Iterable[Iterable[Tensor]], lengths: Sequence[int], sample_rate: int) -> Iterator[Tensor]:
+    """Parts of blocks [C, n], one after another: each of its length, faded where they meet.
+
+    A part that is longer is cut off, and one that is shorter is followed by silence.
+    """
+    fade, channels = FADE_S * sample_rate, 1
+    for number, (blocks, length) in enumerate(zip(parts, lengths, strict=True)):
+        done = 0
+        for block in blocks:
+            piece, channels = block[:, : length - done], len(block)
+            place = torch.arange(done, done + piece.shape[-1]) + 0.5
+            rising = place / fade if number else torch.ones(len(place))
+            falling = (length - place) / fade if number < len(lengths) - 1 else torch.ones(len(place))
+            done += piece.shape[-1]
+            if piece.shape[-1]:
+                yield piece * torch.minimum(rising, falling).clamp(max=1)
+        if done < length:
+            yield torch.zeros(channels, length - done)

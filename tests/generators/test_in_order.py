@@ -1,0 +1,131 @@
+"""Texts of several events in order, by both families: which part of a sound is of which text."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from audiogen.diffusion.timeline import shares
+from audiogen.errors import InputError
+from audiogen.generators.in_order import FADE_S, joined
+from audiogen.generators.latent import LatentGenerator
+from audiogen.generators.token import AudioGen
+from audiogen.interfaces import Sampling
+from tests.generators.test_latent_generator import make
+
+TEXT = "a dog barks, then rain falls"
+YES = Sampling(in_order=True)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> AudioGen:
+    return AudioGen.from_pretrained(tiny_model, "cpu", "float32")
+
+
+def test_each_part_of_a_language_models_sound_is_that_of_its_own_text(model: AudioGen) -> None:
+    together = model.generate([TEXT, "a clock ticks"], [0.4, 0.3], seed=5, sampling=YES)
+    assert together.shape == (2, 1, 3200)
+    first, second = (model.generate([text], 0.2, seed=5)[0] for text in ("a dog barks", "rain falls"))
+    fade = round(FADE_S * 8000)
+    assert torch.equal(together[0, :, : 1600 - fade], first[:, : 1600 - fade])
+    assert torch.equal(together[0, :, 1600 + fade :], second[:, fade:])
+    assert together[0, :, 1599:1601].abs().max() <= 0.01 * torch.maximum(
+        first.abs().max(), second.abs().max()
+    )
+    assert torch.equal(together[1, :, :2400], model.generate(["a clock ticks"], 0.3, seed=6)[0])
+    alone = model.generate([TEXT], 0.4, seed=5, sampling=YES)
+    assert torch.equal(alone[0], together[0])
+
+
+def test_a_stream_in_order_is_the_whole_sound(model: AudioGen) -> None:
+    for seconds in (0.4, 0.33333, 0.00013):
+        blocks = list(model.stream(TEXT, seconds, seed=5, sampling=YES, chunk_s=0.03))
+        whole = model.generate([TEXT], seconds, seed=5, sampling=YES)[0]
+        assert torch.cat(blocks, -1).shape == whole.shape
+        assert torch.allclose(torch.cat(blocks, -1), whole, atol=1e-6)
+
+
+def test_a_model_decides_what_is_not_said(model: AudioGen) -> None:
+    plain = model.generate([TEXT], 0.2, seed=5)
+    ordered = copy.copy(model)
+    ordered.in_order = True
+    assert torch.equal(
+        ordered.generate([TEXT], 0.2, seed=5), model.generate([TEXT], 0.2, seed=5, sampling=YES)
+    )
+    assert torch.equal(ordered.generate([TEXT], 0.2, seed=5, sampling=Sampling(in_order=False)), plain)
+    # what continues a sound is not taken apart
+    prompt = torch.zeros(1, 400), 8000
+    assert torch.equal(
+        ordered.generate([TEXT], 0.2, seed=5, prompt=prompt),
+        model.generate([TEXT], 0.2, seed=5, prompt=prompt),
+    )
+
+
+def test_turned_down_is_the_part_that_was_turned_down_the_most(
+    model: AudioGen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loud, decode = copy.copy(model), model._decode
+    monkeypatch.setattr(loud, "_decode", lambda codes: 40 * decode(codes))
+    down_db: list[float] = []
+    sound = loud.generate([TEXT], 0.4, seed=5, sampling=YES, turned_down_db=down_db)
+    each: list[float] = []
+    loud.generate(["a dog barks", "rain falls"], 0.2, seed=[5, 5], turned_down_db=each)
+    assert down_db == [max(each)] and down_db[0] > 0 and sound.abs().max() <= 1
+
+
+def test_parts_are_as_long_as_they_should_be_and_meet_in_silence() -> None:
+    parts = [[torch.ones(2, 300), torch.ones(2, 300)], [torch.ones(2, 100)], []]
+    blocks = list(joined(parts, [500, 400, 60], 1000))
+    sound = torch.cat(blocks, -1)
+    assert sound.shape == (2, 960) and blocks[1].shape == (2, 200)
+    fade = round(FADE_S * 1000)
+    assert len(blocks[-1]) == 2 and torch.equal(sound[:, : 500 - fade], torch.ones(2, 500 - fade))
+    assert sound[:, 500 - fade : 500].diff().max() < 0 and sound[:, 500 : 500 + fade].diff().min() > 0
+    assert sound[:, 600:].abs().max() == 0
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_each_part_of_latents_follows_its_own_text(guidance: float) -> None:
+    system = LatentGenerator(make("lafma"), "cpu")
+    system.batch_size, seen = 4, []
+    denoise = system._denoise
+    system._denoise = lambda x, t, c: seen.append(len(x)) or denoise(x, t, c)  # type: ignore[method-assign]
+    given = {"guidance": guidance, "seed": 3}
+    few = Sampling(steps=2, in_order=True)
+    one = system.generate([TEXT, "rain falls"], 1.0, sampling=few, **given)  # type: ignore[arg-type]
+    assert set(seen) == {3 * (1 if guidance == 1.0 else 2)}
+    plain = Sampling(steps=2)
+    alone = system.generate([TEXT], 1.0, sampling=few, **given)  # type: ignore[arg-type]
+    assert (alone[0] - one[0]).norm() < 1e-3 * one[0].norm()
+    other = system.generate([TEXT], 1.0, sampling=plain, **given)  # type: ignore[arg-type]
+    assert (other[0] - one[0]).norm() > 0.02 * one[0].norm()
+    seen.clear()
+    same = system.generate(["rain falls, then rain falls"], 1.0, sampling=few, **given)  # type: ignore[arg-type]
+    assert set(seen) == {2 * (1 if guidance == 1.0 else 2)} and same.isfinite().all()
+
+
+def test_equal_parts_of_latents_are_the_sound_of_the_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = LatentGenerator(make("stable_audio"), "cpu")
+    monkeypatch.setattr("audiogen.generators.request.noise_seed", lambda seed, text: seed)
+    few = Sampling(steps=3, in_order=True)
+    thrice = system.generate(["rain falls, then rain falls, then rain falls"], 1.0, seed=1, sampling=few)
+    once = system.generate(["rain falls"], 1.0, seed=1, sampling=few)
+    assert (thrice - once).norm() < 1e-3 * once.norm()
+
+
+def test_shares_are_of_equal_parts_and_sum_to_one() -> None:
+    for num_parts, num_frames in ((1, 5), (2, 50), (3, 60), (4, 3)):
+        weights = shares(num_parts, num_frames)
+        assert weights.shape == (num_parts, num_frames)
+        assert torch.allclose(weights.sum(0), torch.ones(num_frames)) and weights.min() > -1e-6
+    halves = shares(2, 50)
+    assert torch.equal(halves[0, :24], torch.ones(24)) and torch.equal(halves[1, 26:], torch.ones(24))
+    assert (shares(3, 60).argmax(0) == torch.arange(60) // 20).all()
+
+
+def test_the_bundled_language_model_makes_events_in_order() -> None:
+    model = AudioGen.from_pretrained("lm_tiny", "cpu")
+    assert model.in_order
+    with pytest.raises(InputError):
+        model.generate([TEXT], -1.0)
