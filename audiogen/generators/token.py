@@ -64,7 +64,7 @@ class AudioGen(Published):
     ):
         """max_frames: the longest sequence the language model runs on at once; longer sounds use a sliding window.
 
-        info: facts of the model, from its files; `info["generation"]` has guidance and in_order, where not the defaults.
+        info: facts of the model, from its files; `info["generation"]` has guidance and in_order, if any.
         decoder: something with the language model's weights as they are now, which then runs its steps; `lm` may then
         still lie in its files. All models must be in evaluation mode and on one device.
         """
