@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from audiogen import command
-from audiogen.config import recipe_names
-from audiogen.errors import run_command
+from audiogen.errors import installed, run_command
+
+with installed():
+    from audiogen.config import recipe_names
 
 EXAMPLES = (
     "recipe=lm_tiny init_from=lm_tiny data.train=my_sounds/ out=runs/mine",
