@@ -25,7 +25,7 @@ options:
 
 examples:
   {program} generate --text "a dog barks"
-  {program} train recipe=lm_tiny init_from=lm_tiny data.train=my_sounds/ out=runs/mine
+  {program} train recipe=lm_tiny_finetune data.train=my_sounds/ out=runs/mine
 """
 
 

@@ -12,7 +12,7 @@ with installed():
     from audiogen.config import recipe_names
 
 EXAMPLES = (
-    "recipe=lm_tiny init_from=lm_tiny data.train=my_sounds/ out=runs/mine",
+    "recipe=lm_tiny_finetune data.train=my_sounds/ out=runs/mine",
     "recipe=codec_tiny init_from=codec_tiny data.train=my_sounds/ out=runs/my_codec",
     "recipe=lm_lora init_from=facebook/musicgen-small --print-config",
 )
