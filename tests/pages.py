@@ -136,14 +136,6 @@ COMMANDS = {
         "python tools/bench_generate.py --shape medium --threads 2 --models transformers-float32 native-bfloat16 "
         "native-int8"
     ): f"{_BENCH} --models transformers-float32 native-bfloat16 native-int8",
-    # the comparison's verbs take no text encoder, which a release lacks: its merged form has one
-    (
-        "python -m audiogen.evaluate compare --model facebook/audiogen-medium --model merged "
-        "--data my_sounds/manifest.jsonl --out evaluation/finetuned"
-    ): (
-        "python -m audiogen.evaluate compare --model merged --data my_sounds/manifest.jsonl "
-        "--out evaluation/finetuned --seeds 0 --duration 0.2 --num-clips 2"
-    ),
     (
         "python -m audiogen.evaluate compare --model lm_tiny --data esc10/manifest.jsonl --where fold=4 "
         "--where license=CC0,CC-BY --reference-where fold=1,2,3 --order-prompts 60"
