@@ -1,4 +1,4 @@
-"""Train a codec, language model or latent diffusion: `python -m audiogen.train recipe=lm_tiny data.train=sounds/`."""
+"""`python -m audiogen.train`: a codec, language model or latent-diffusion system, trained from a recipe."""
 
 import argparse
 import os
