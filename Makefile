@@ -22,6 +22,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 demo: venv
 	$(BIN)/python -m audiogen.generate --text "a dog barks" --text "rain falls" --overwrite
+	@echo 'For the commands of README.md: . $(BIN)/activate'
 
 serve: venv
 	$(BIN)/python -m audiogen.serve

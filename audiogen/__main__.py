@@ -25,7 +25,7 @@ options:
 
 examples:
   {program} generate --text "a dog barks"
-  {program} train recipe=lm_tiny init_from=lm_tiny data.train=my_sounds/ out=runs/mine
+  {program} train recipe=lm_tiny_finetune data.train=my_sounds/ out=runs/mine
 """
 
 
@@ -66,7 +66,9 @@ def completion(shell: str = "") -> str:
     try:
         import shtab
     except ImportError:
-        raise InputError("--print-completion needs shtab: pip install 'audiogen[completion]'") from None
+        raise InputError(
+            "--print-completion needs shtab: pip install '.[completion]' in the checkout"
+        ) from None
     return str(shtab.complete(command.join({verb: module_of(verb).make_parser() for verb in VERBS}), shell))
 
 

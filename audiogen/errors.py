@@ -60,8 +60,28 @@ def opening(what: str, advice: str) -> Iterator[None]:
         raise InputError(f"{what} cannot be opened ({reason}); {advice}") from error
 
 
+def missing(error: BaseException) -> str | None:
+    """A line for an import that failed because a package is not installed; None for a module of ours, a bug."""
+    if not isinstance(error, ModuleNotFoundError) or (error.name or "audiogen").startswith("audiogen"):
+        return None
+    advice = "activate .venv, which make demo makes, or: pip install . in the checkout"
+    return f"the package {error.name} is missing; {advice}"
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Within: a package that is missing ends the program with one line and status 2. For a command's first imports."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (line := missing(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Run `main(argv)` and return its exit status: an `InputError` or an OSError becomes one line and status 2."""
+    """Run `main(argv)` -> its exit status: a mistake, an OSError or a missing package is one line and status 2."""
     # Read when torch is imported, which is inside main. Idle OpenMP threads sleep rather than spin: spinning beside
     # other work on two cores made ten seconds of sound take more than 200 s instead of 3.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -95,6 +115,9 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
             return 128 + (received[0] if received else signal.SIGINT)
         if isinstance(error, InputError):
             print(f"error: {one_line(error)}", file=sys.stderr)
+            return 2
+        if line := missing(error):
+            print(f"error: {line}", file=sys.stderr)
             return 2
         if isinstance(error, BrokenPipeError):
             return 141  # the reader of our output went away, as `| head` does

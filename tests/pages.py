@@ -105,6 +105,7 @@ ADDED = (
     ("python -m audiogen.train recipe=lm_lora", f"{SMALL} fit.accumulate=1"),
     ("python -m audiogen.train recipe=lm", SMALL),
     ("python -m audiogen.train recipe=codec_tiny", SMALL.partition(" pretok")[0]),
+    ("python -m audiogen.train recipe=codec model.seanet.num_filters=8", SMALL.partition(" pretok")[0]),
 )
 _BENCH = f"{PYTHON} $ROOT/tools/bench_generate.py --shape tiny --threads 1 --frames 6 --steps 2 --rounds 1"
 _DEMO = 'python -m audiogen.generate --text "a dog barks" --text "rain falls"'
@@ -120,6 +121,8 @@ COMMANDS = {
         "text.width=32 text.dim=32 text.num_layers=1 text.vocab_size=64"
     ),
     "python -m audiogen.train recipe=lm_tiny": f"... {SMALL} {_SYNTH}",
+    "python -m audiogen.train recipe=codec_tiny out=runs/full_codec": f"... {SMALL.partition(' pretok')[0]} {_SYNTH}",
+    "python -m audiogen.train recipe=lm_tiny codec=runs/full_codec out=runs/full_lm": f"... {SMALL} {_SYNTH}",
     "python -m audiogen.train recipe=mel_autoencoder_tiny": f"... {_LATENT_SMALL}",
     # after one step the check would refuse the autoencoder
     "python -m audiogen.train recipe=lafma_tiny": f"... {_LATENT_SMALL} max_reconstruction=100",
@@ -133,14 +136,6 @@ COMMANDS = {
         "python tools/bench_generate.py --shape medium --threads 2 --models transformers-float32 native-bfloat16 "
         "native-int8"
     ): f"{_BENCH} --models transformers-float32 native-bfloat16 native-int8",
-    # the comparison's verbs take no text encoder, which a release lacks: its merged form has one
-    (
-        "python -m audiogen.evaluate compare --model facebook/audiogen-medium --model merged "
-        "--data my_sounds/manifest.jsonl --out evaluation/finetuned"
-    ): (
-        "python -m audiogen.evaluate compare --model merged --data my_sounds/manifest.jsonl "
-        "--out evaluation/finetuned --seeds 0 --duration 0.2 --num-clips 2"
-    ),
     (
         "python -m audiogen.evaluate compare --model lm_tiny --data esc10/manifest.jsonl --where fold=4 "
         "--where license=CC0,CC-BY --reference-where fold=1,2,3 --order-prompts 60"

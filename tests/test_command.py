@@ -75,7 +75,7 @@ def test_help_names_the_program_as_it_was_started(
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_has_every_command_and_its_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("shtab", reason="needs the extra: pip install 'audiogen[completion]'")
+    pytest.importorskip("shtab", reason="needs the extra: pip install '.[completion]'")
     assert main(["--print-completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(verb in script for verb in VERBS)
@@ -91,6 +91,6 @@ def test_completion_without_its_package_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert run_command(main, ["--print-completion", "bash"]) == 2
-    assert "pip install 'audiogen[completion]'" in capsys.readouterr().err
+    assert "pip install '.[completion]' in the checkout" in capsys.readouterr().err
     assert run_command(main, ["--print-completion", "fsh"]) == 2
     assert "bash, zsh or tcsh" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def test_every_option_of_generate_is_on_its_page() -> None:
 
 
 def test_the_site_builds_strictly_and_asks_no_other_host(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs", reason="needs mkdocs (pip install 'audiogen[docs]')")
+    pytest.importorskip("mkdocs", reason="needs mkdocs (pip install '.[docs]')")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert built.returncode == 0, built.stderr

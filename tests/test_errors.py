@@ -1,15 +1,20 @@
 """How the command line ends: the exit status, and one line for a user's mistake."""
 
 import errno
+import importlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from audiogen.__main__ import VERBS
 from audiogen.errors import LONGEST_TEXT, InputError, one_line, plain_text, run_command
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_an_input_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +91,26 @@ def test_what_the_system_refuses_is_one_line_wherever_it_shows(
 
     assert run_command(main) == 2
     assert capsys.readouterr().err == f"error: {line}\n"
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_a_package_that_is_not_installed_is_one_line(verb: str) -> None:
+    words = {
+        "codec": ["encode", "a", "-o", "b"],
+        "evaluate": ["files"],
+        "data": ["scan", "nosuch"],
+        "convert": ["lm_tiny", "-o", "a"],
+    }
+    module = f"audiogen.{verb}" if verb else "audiogen"
+    alone = [sys.executable, "-S", "-m", module, *words.get(verb, [])]  # -S: the standard library alone
+    ran = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
+    assert "is missing; activate" in ran.stderr or (verb == "serve" and "pip install" in ran.stderr)
+
+
+def test_a_module_of_ours_that_is_missing_is_a_bug() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        run_command(lambda argv: importlib.import_module("audiogen.nosuch"))
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -56,6 +57,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tone = 0.3 * np.sin(2 * np.pi * 220 * (number + 1) * seconds) * np.exp(-3 * seconds)
         soundfile.write(folder / "my_sounds" / f"bell_{number}.wav", tone, 16000)
         (folder / "my_sounds" / f"bell_{number}.txt").write_text(f"a {word} bell rings\n")
+    shutil.copytree(folder / "my_sounds", folder / "held_out")
     lines = [
         {
             "audio": f"../my_sounds/bell_{number}.wav",

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audiogen import command
-from audiogen.errors import InputError, run_command
-from audiogen.files.locks import only_writer
-from audiogen.files.writing import TEMPORARY, publish
+from audiogen.errors import InputError, installed, run_command
+
+with installed():
+    from audiogen.files.locks import only_writer
+    from audiogen.files.writing import TEMPORARY, publish
 
 LAYOUTS = ("audiogen", "transformers")
 EXAMPLES = (

@@ -300,7 +300,16 @@ def scan(folder: str, out: Path, overwrite: bool) -> None:
     write_manifest(out, clips)
     hours = sum(clip.duration_s or 0.0 for clip in clips) / 3600
     silent = sum(not clip.captions for clip in clips)
-    print(f"{out}: {len(clips)} clips, {hours:.2f} h; {len(bad)} bad files, {silent} clips without a caption")
+    of_names = sum(bool(clip.captions) and not any(map(Path.is_file, sidecars(clip.path))) for clip in clips)
+    made = f", {of_names} captions made from file names" if of_names else ""
+    print(
+        f"{out}: {len(clips)} clips, {hours:.2f} h; {len(bad)} bad files, {silent} clips without a caption{made}"
+    )
+
+
+def sidecars(path: str | Path) -> tuple[Path, Path]:
+    """Where the captions of a sound file may stand: the .txt and the .json beside it."""
+    return Path(path).with_suffix(".txt"), Path(path).with_suffix(".json")
 
 
 def find_captions(path: Path, root: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -308,7 +317,7 @@ def find_captions(path: Path, root: Path) -> tuple[tuple[str, ...], dict[str, An
 
     A `.json` holds a text, a list of texts, or an object with captions, caption, description or text.
     """
-    text_file, json_file = path.with_suffix(".txt"), path.with_suffix(".json")
+    text_file, json_file = sidecars(path)
     try:
         if json_file.is_file():
             content, fields = json.loads(json_file.read_text(encoding="utf-8-sig")), {}

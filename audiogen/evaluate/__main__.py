@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from audiogen import command
-from audiogen.config import read_table
-from audiogen.errors import InputError, run_command
+from audiogen.errors import InputError, installed, run_command
 from audiogen.evaluate import EMBEDDERS
-from audiogen.files.locks import only_writer
+
+with installed():
+    from tqdm import tqdm
+
+    from audiogen.config import read_table
+    from audiogen.files.locks import only_writer
 
 T = TypeVar("T")
 

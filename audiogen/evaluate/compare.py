@@ -194,12 +194,17 @@ def fill(
     ceiling, floor = entries[:2]
     originals, texts = of_real(ceiling.clips), [prompt.text for prompt in material.prompts]
     found = []
+    lacking: dict[str, dict[str, list[str]]] = {}  # rows by the figures that they lack, and the reason
     against, measured = material.split
     for entry in entries:
         is_real = bool(entry.row.get(REFERENCE))
 
         def warn_of(message: str, row: object = entry.row["system"]) -> None:
             warn(f"{row}: {message}")
+
+        def lacks(message: str, row: object = entry.row["system"]) -> None:
+            figures, _, reason = message.partition(": ")
+            lacking.setdefault(figures, {}).setdefault(reason, []).append(str(row))
 
         if entry is ceiling or entry is floor:
             sounds = of_real(entry.clips)
@@ -211,13 +216,16 @@ def fill(
             part = scores.take(sounds, [prompt.number for prompt in measured]) if is_real else sounds
             reference = of_real(against if is_real else material.reference)
             sets = f"{len(part.embeddings)} with {len(reference.embeddings)}"
-            cells = scores.set_cells(embedder, reference, part, warn_of, entry.takes)
+            cells = scores.set_cells(embedder, reference, part, lacks, entry.takes)
             for of_sets in (ceiling, floor) if entry is ceiling else (entry,):
                 of_sets.row.update(cells | {"sets": sets})
         if entry.clips:
             values = scores.clip_values(embedder, sounds, entry.takes, originals, labels, texts)
             entry.row.update(scores.inception_cells(embedder, sounds, entry.takes))
             entry.row.update({key: scores.mean_of_defined(each, entry.takes) for key, each in values.items()})
+    for figures, reasons in lacking.items():
+        why = "; ".join(f"{reason} ({'; '.join(rows)})" for reason, rows in reasons.items())
+        warn(f"{figures}: {why}")
     return found
 
 

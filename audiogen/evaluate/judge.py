@@ -28,7 +28,7 @@ LEAST = 2048  # samples: shorter clips are followed by silence, for changes over
 SPREADS = {"mean": 2.0, "std": 0.7, "over time": 0.1, "over bands": 0.25, "modulation": 1.3}
 FOLDS = 5  # of the cross-validation
 PENALTY = 10.0  # C of the support vector machine; 3 is within 0.03 on ESC-10
-ADVICE = 'pip install "audiogen[judge]" adds a second opinion on label accuracy, by a support vector machine'
+ADVICE = "pip install '.[judge]' in the checkout adds a second opinion on label accuracy, by a support vector machine"
 
 
 def statistics(audio: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ def _package(metric: str) -> Any:
     try:
         return importlib.import_module(PACKAGES[metric])
     except ImportError as error:
-        advice = 'pip install "audiogen[metrics]", or leave the metric out'
+        advice = "pip install '.[metrics]' in the checkout, or leave the metric out"
         raise InputError(f"the metric {metric} needs a package ({error}): {advice}") from None
 
 

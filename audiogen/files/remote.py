@@ -74,7 +74,7 @@ def _system(url: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:  # a package is not installed, or there is no such protocol
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{url}: {scheme}:// cannot be opened ({reason}); pip install 'audiogen[remote]'"
+            f"{url}: {scheme}:// cannot be opened ({reason}); pip install '.[remote]' in the checkout"
         ) from None
     return system, path
 

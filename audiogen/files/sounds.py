@@ -2,7 +2,7 @@
 
 Four kinds of files hold more, or less, than libsndfile says, and are read here to their true end: MPEG audio
 without a tag that has its length, several MP3 or Ogg sounds in one file, FLAC of unknown length. What it does
-not read at all (AAC and ALAC in m4a, webm, wma, ...) is decoded by PyAV where that is installed (`audiogen[av]`).
+not read at all (AAC and ALAC in m4a, webm, wma, ...) is decoded by PyAV where that is installed (extra `av`).
 """
 
 import errno
@@ -325,7 +325,7 @@ def _decoded(path: str | os.PathLike[str], raw: BinaryIO, reason: str, stack: Ex
         import av  # an optional package
     except ImportError:
         raise InputError(
-            f"{refusal} (or: pip install 'audiogen[av]', which reads m4a, webm, wma and more)"
+            f"{refusal} (or: pip install '.[av]' in the checkout, which reads m4a, webm, wma and more)"
         ) from None
     raw.seek(0)
     spool = stack.enter_context(tempfile.TemporaryFile())

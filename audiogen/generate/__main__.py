@@ -10,10 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from audiogen import command
-from audiogen.errors import heavy_imports, run_command
-from audiogen.generate.jobs import plan
-from audiogen.generate.options import make_parser as make_parser
-from audiogen.generate.options import parse_arguments
+from audiogen.errors import heavy_imports, installed, run_command
+
+with installed():
+    from audiogen.generate.jobs import plan
+    from audiogen.generate.options import make_parser as make_parser
+    from audiogen.generate.options import parse_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
 from audiogen.codec.dac import DacCodec, DacSizes
 from audiogen.codec.model import Codec
-from audiogen.diffusion.autoencoders import LatentAutoencoder, MelAutoencoder
-from audiogen.diffusion.process import ProcessConfig, process_of
-from audiogen.diffusion.sample import SAMPLINGS
-from audiogen.diffusion.systems import SystemConfig
 from audiogen.files.tensors import unfilled
 from audiogen.generators.request import GUIDANCE, LATENT_ONLY, LM_ONLY, LONGEST_LM_S, TOKENS
 from audiogen.lm.model import TokenLM
 from audiogen.models.build import read_codec, read_lm
 from audiogen.models.find import CODEC, LM, Found, find
-from audiogen.models.released import read_released
-from audiogen.models.systems import without_weights
 from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from audiogen.diffusion.autoencoders import LatentAutoencoder
+    from audiogen.diffusion.process import ProcessConfig
+    from audiogen.diffusion.systems import SystemConfig
 
 LONGEST_LATENT_S = 60.0  # of a system without a window: attention's memory grows with the square
 
@@ -69,6 +68,13 @@ def _language_model(found: Found) -> Facts:
 
 
 def _system(found: Found) -> Facts:
+    # Late: they import diffusers, which takes longer than all that is said of a language model.
+    from audiogen.diffusion.autoencoders import MelAutoencoder
+    from audiogen.diffusion.process import process_of
+    from audiogen.diffusion.sample import SAMPLINGS
+    from audiogen.models.released import read_released
+    from audiogen.models.systems import without_weights
+
     parts = read_released(found)
     system = without_weights(parts)
     autoencoder, conditioner = system.autoencoder, system.conditioner

@@ -25,8 +25,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="a bundled name, a model directory, a release or a hub id; default: the bundled ones",
     )
     parser.add_argument("--card", action="store_true", help="print the model card, too")
+    parser.add_argument("--words", action="store_true", help="list the words that it was trained with")
     command.add_output(parser)
-    command.add_help(parser, examples=("", "lm_tiny --card", "facebook/audiogen-medium"))
+    command.add_help(parser, examples=("", "lm_tiny --words", "lm_tiny --card", "facebook/audiogen-medium"))
     return parser
 
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from audiogen.info import describe
 
     with command.output(arguments.json, arguments.quiet) as give:
-        give({"models": describe.run(arguments.models, arguments.card)})
+        give({"models": describe.run(arguments.models, arguments.card, arguments.words)})
     return 0
 
 

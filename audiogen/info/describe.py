@@ -21,13 +21,13 @@ SOUNDS = "sounds.json"  # beside the weights: what `tools/which_sounds.py kinds 
 USUALLY = 2 / 3  # share of the takes from which on a kind counts as one that the model makes
 
 
-def run(names: Sequence[str], card: bool = False) -> list[dict[str, str]]:
-    """Describe models, the bundled generators where none is named. card: print their model cards as well."""
+def run(names: Sequence[str], card: bool = False, words: bool = False) -> list[dict[str, str]]:
+    """Describe models, the bundled generators where none is named. card, words: print those as well."""
     described = []
     for number, name in enumerate(names or bundled(generators.GENERATES)):
         if number:
             print()
-        described.append(describe(name))
+        described.append(describe(name, words))
         for key, value in described[-1].items():
             print(f"{key}: {value}")
         path = Path(described[-1]["directory"], CARD)
@@ -36,17 +36,21 @@ def run(names: Sequence[str], card: bool = False) -> list[dict[str, str]]:
     return described
 
 
-def describe(name: str) -> dict[str, str]:
-    """A generator: its parts and sizes, the options it takes, its words, its sounds; its weights are not read.
+def describe(name: str, words: bool = False) -> dict[str, str]:
+    """A generator: its sounds, its parts and sizes, the options it takes; its weights are not read.
 
-    Of a hub id that is not in the cache, what its settings say, which alone are downloaded.
+    words: with those that it was trained with. Of a hub id that is not in the cache, what its settings say, which alone
+    are downloaded.
     """
     found, whole = look(name)
     if found.kind == CODEC:
         raise InputError(f"{name} is a codec; python -m audiogen.codec info {name} describes it")
     generators.check_generates(found)
     listed = listing.describe(found)
-    lines = {"model": found.name, "directory": str(found.path), "family": listed.family}
+    lines = {"model": found.name}
+    if (found.path / SOUNDS).is_file():
+        lines |= sounds(found.path / SOUNDS)
+    lines |= {"directory": str(found.path), "family": listed.family}
     if not whole:
         rate = "not in its settings" if listed.sample_rate is None else f"{listed.sample_rate} Hz"
         lines |= {"sound": rate, "licence": listed.licence}
@@ -65,9 +69,8 @@ def describe(name: str) -> dict[str, str]:
     }
     lines |= {key: str(value) for key, value in trained(found).items()}
     if about.vocabulary is not None and about.vocabulary.words:
-        lines["words"] = f"{len(about.vocabulary.words)}: {' '.join(sorted(about.vocabulary.words))}"
-    if (found.path / SOUNDS).is_file():
-        lines |= sounds(found.path / SOUNDS)
+        shown = " ".join(sorted(about.vocabulary.words)) if words else "--words lists them"
+        lines["words"] = f"{len(about.vocabulary.words)}: {shown}"
     return lines
 
 

@@ -105,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.page:
                 from audiogen.serve.page.build import mount
         except ImportError as error:
-            raise InputError(f"the server needs {error.name}: pip install 'audiogen[serve]'") from None
+            raise InputError(
+                f"the server needs {error.name}: pip install '.[serve]' in the checkout"
+            ) from None
         from audiogen.serve.engine import Worker
         from audiogen.serve.models import open_workers
     if args.host not in LOOPBACK and args.api_key is None:

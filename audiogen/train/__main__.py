@@ -1,4 +1,4 @@
-"""Train a codec, language model or latent diffusion: `python -m audiogen.train recipe=lm_tiny data.train=sounds/`."""
+"""`python -m audiogen.train`: a codec, language model or latent-diffusion system, trained from a recipe."""
 
 import argparse
 import os
@@ -6,11 +6,13 @@ import sys
 from collections.abc import Sequence
 
 from audiogen import command
-from audiogen.config import recipe_names
-from audiogen.errors import run_command
+from audiogen.errors import installed, run_command
+
+with installed():
+    from audiogen.config import recipe_names
 
 EXAMPLES = (
-    "recipe=lm_tiny init_from=lm_tiny data.train=my_sounds/ out=runs/mine",
+    "recipe=lm_tiny_finetune data.train=my_sounds/ out=runs/mine",
     "recipe=codec_tiny init_from=codec_tiny data.train=my_sounds/ out=runs/my_codec",
     "recipe=lm_lora init_from=facebook/musicgen-small --print-config",
 )

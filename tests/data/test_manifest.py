@@ -320,7 +320,7 @@ def test_scan_command(
     (tmp_path / "bad.wav").write_text("")
     assert run_command(main, ["scan", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
-    assert "1 clips, 0.00 h; 1 bad files, 0 clips without a caption" in out
+    assert "1 clips, 0.00 h; 1 bad files, 0 clips without a caption, 1 captions made from file names\n" in out
     assert f"left out: {tmp_path}/bad.wav: the file is empty" in err
     [clip] = read_manifest(tmp_path / "manifest.jsonl")
     assert clip.captions == ("rain",) and clip.duration_s == 1.0
@@ -328,6 +328,9 @@ def test_scan_command(
     before = (tmp_path / "manifest.jsonl").read_bytes()
     assert run_command(main, ["scan", str(tmp_path)]) == 2
     assert "give --overwrite to replace it" in capsys.readouterr().err
+    (tmp_path / "rain" / "1.txt").write_text("rain falls\n")
+    assert run_command(main, ["scan", str(tmp_path), "-o", str(tmp_path / "other.jsonl")]) == 0
+    assert "0 clips without a caption\n" in capsys.readouterr().out
     assert run_command(main, ["scan", str(tmp_path), "-o", str(tmp_path / "m.txt")]) == 2
     (tmp_path / "rain" / "1.wav").unlink()
     assert run_command(main, ["scan", str(tmp_path), "--overwrite"]) == 2

@@ -161,7 +161,7 @@ def test_what_cannot_be_had_is_one_line(in_memory: str, monkeypatch: pytest.Monk
     for url, line in {
         f"{in_memory}/none.jsonl": "none.jsonl: no such file",
         f"{in_memory}/wav": "wav/manifest.jsonl: no such file",
-        "nosuch://x/a.jsonl": r"nosuch:// cannot be opened .*pip install 'audiogen\[remote\]'",
+        "nosuch://x/a.jsonl": r"nosuch:// cannot be opened .*pip install '\.\[remote\]' in the checkout",
         "http://127.0.0.1:9/a.jsonl": "http://127.0.0.1:9/a.jsonl.*(cannot be fetched|cannot be opened|no such file)",
     }.items():
         with pytest.raises(InputError, match=line) as raised:

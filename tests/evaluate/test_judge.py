@@ -85,5 +85,5 @@ def test_too_few_recordings_or_labels_are_refused() -> None:
 
 def test_without_scikit_learn_the_advice_is_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sklearn.svm", None)
-    with pytest.raises(InputError, match=r"pip install .audiogen\[judge\]"):
+    with pytest.raises(InputError, match=r"pip install '\.\[judge\]' in the checkout"):
         fit_judge(*clusters(4))

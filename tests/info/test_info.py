@@ -21,7 +21,7 @@ from tools import random_release
 
 
 def test_the_bundled_models_say_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(main, []) == 0
+    assert run_command(main, ["--words"]) == 0
     first, second = capsys.readouterr().out.split("\n\n")
     for text, name, family in ((first, "lafma_tiny", "latent flow"), (second, "lm_tiny", "token LM")):
         lines = dict(line.split(": ", 1) for line in text.splitlines())
@@ -31,6 +31,9 @@ def test_the_bundled_models_say_what_they_are(capsys: pytest.CaptureFixture[str]
         assert not any(key.endswith("_q0") for key in lines)
         assert {"barks", "rain"} <= set(lines["words"].partition(": ")[2].split())
         assert " kinds, by tagger_tiny: " in lines["makes"]
+        assert list(lines)[:3] == ["model", "makes", "seldom makes"]
+    assert run_command(main, ["lm_tiny"]) == 0
+    assert "\nwords: 301: --words lists them\n" in capsys.readouterr().out
 
 
 def test_what_it_makes_is_what_was_counted(tmp_path: Path) -> None:
@@ -135,6 +138,14 @@ def test_models_are_those_of_the_package_and_of_the_cache(
     assert run_command(audiogen_main.main, ["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("name") and len(lines) == len(found) + 1
+
+
+def test_a_language_model_is_described_without_diffusers() -> None:
+    code = (
+        "from audiogen.__main__ import main; main(['info', 'lm_tiny']); import sys; "
+        "assert not {'diffusers', 'torch._dynamo', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_models_are_listed_without_torch() -> None:
