@@ -87,7 +87,8 @@ weights: venv
 	  data.segment_s=5.12 data.speed=[0.85,1.15] $(call sounds,70,16000$(COMMA) $(PAIRS))
 	$(TRAIN) recipe=lafma_tiny init_from=runs/lafma_tiny autoencoder=null out=runs/lafma_tiny_on fit.steps=600 fit.ema_decay=0.99 \
 	  fit.valid_every=200 optim.lr=3e-4 optim.warmup_steps=30 data.speed=[1,1] data.gain_db=[-3,3] $(call sounds,3,900$(COMMA) $(PAIRS))
-	$(BIN)/python tools/bundle.py runs/lafma_tiny_on lafma_tiny
+	$(TRAIN) recipe=lafma_tiny_fast init_from=runs/lafma_tiny_on fit.steps=700 fit.batch_size=16 $(call sounds,1,160)
+	$(BIN)/python tools/bundle.py runs/lafma_tiny_fast lafma_tiny
 	$(BIN)/python tools/which_sounds.py kinds lafma_tiny --out audiogen/weights/lafma_tiny/sounds.json
 	$(BIN)/python tools/attribution.py $(ESC10)/manifest.jsonl > audiogen/weights/ATTRIBUTION.md
 

@@ -96,7 +96,8 @@ def no_picture(*_):
     print(json.dumps(sorted(sys.modules)))
 
 spectrogram.save_spectrogram = no_picture
-generate.main(["--text", "a dog barks", "--duration", "0.1", "--device", "cpu", "--out", sys.argv[1]])
+words = ["--text", "a dog barks", "--model", "lm_tiny", "--duration", "0.1"]
+generate.main([*words, "--device", "cpu", "--out", sys.argv[1]])
 from audiogen.train import codec, lm, run, tagger
 print(json.dumps(sorted(sys.modules)))
 """

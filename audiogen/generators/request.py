@@ -63,6 +63,9 @@ def check(
         raise InputError("the negative text is empty; give words, or None for no text")
     if guidance is not None and not math.isfinite(guidance):
         raise InputError(f"guidance is {guidance}; it must be a number, 1 for none")
+    weight = generator.guidance if guidance is None else guidance
+    if sampling.negative is not None and weight == 1:
+        raise InputError("a negative text needs guidance, and here that is 1, none; give more, such as 2.5")
     durations = list(duration_s) if isinstance(duration_s, Sequence) else [duration_s] * len(texts)
     seeds = list(seed) if isinstance(seed, Sequence) else [seed + row for row in range(len(texts))]
     for name, values in (("durations", durations), ("seeds", seeds)):
@@ -73,9 +76,7 @@ def check(
             raise InputError(f"seed is {number}; it must be from 0 to {2**63 - 1}")
     frames = [generator.num_frames(duration) for duration in durations]
     samples = [num_samples(duration, generator.sample_rate) for duration in durations]
-    return Request(
-        texts, durations, seeds, frames, samples, generator.guidance if guidance is None else guidance
-    )
+    return Request(texts, durations, seeds, frames, samples, weight)
 
 
 def noise_seed(seed: int, text: str | None) -> int:
