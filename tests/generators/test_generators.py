@@ -318,7 +318,7 @@ def test_by_native_kernels_a_sound_is_the_same_alone_and_in_a_batch(
     fast = AudioGen.from_pretrained(tiny_model, "cpu", dtype)
     assert isinstance(fast.decoder, native.NativeLM) and fast.decoder.dtype == dtype
     durations = [0.2, 0.2, 0.9, 0.2, 0.2, 0.155]
-    settings = {"guidance": guidance, "sampling": Sampling(negative="rain")}
+    settings = {"guidance": guidance, "sampling": Sampling(negative="rain" if guidance != 1.0 else None)}
     together = fast.generate(TEXTS, durations, seed=5, **settings)  # type: ignore[arg-type]
     assert together.isfinite().all() and together.any()
     assert torch.equal(fast.generate(TEXTS, durations, seed=5, **settings), together)  # type: ignore[arg-type]
