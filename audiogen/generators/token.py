@@ -38,7 +38,7 @@ from audiogen.text.condition import pad_like_peers, stack
 from audiogen.text.t5 import T5Conditioner
 
 TEXT_MULTIPLE = 32  # text is padded to multiples of this many tokens
-ROWS_ON_CPU, ROWS_ELSEWHERE = 4, 8  # that the language model runs on at a time
+ROWS, FILLED_ROWS = 8, 4  # clips at a time; the latter where a CPU always runs so many
 
 
 class AudioGen(Published):
@@ -91,7 +91,7 @@ class AudioGen(Published):
         self.sample_rate, self.channels, self.frame_rate = codec.sample_rate, codec.channels, codec.frame_rate
         self.latent_rate = f"{self.frame_rate:g} Hz x {config.num_codebooks}"
         self.max_duration_s = LONGEST_LM_S
-        self.batch_size = ROWS_ON_CPU if self.device.type == "cpu" else ROWS_ELSEWHERE
+        self.batch_size = ROWS if self.decoder.independent_rows or self.device.type != "cpu" else FILLED_ROWS
 
     @classmethod
     def from_pretrained(
