@@ -88,6 +88,8 @@ weights: venv
 	$(TRAIN) recipe=lafma_tiny init_from=runs/lafma_tiny autoencoder=null out=runs/lafma_tiny_on fit.steps=600 fit.ema_decay=0.99 \
 	  fit.valid_every=200 optim.lr=3e-4 optim.warmup_steps=30 data.speed=[1,1] data.gain_db=[-3,3] $(call sounds,3,900$(COMMA) $(PAIRS))
 	$(TRAIN) recipe=lafma_tiny_fast init_from=runs/lafma_tiny_on fit.steps=700 fit.batch_size=16 $(call sounds,1,160)
+	rm -rf runs/lafma_tiny_fast/latents
+	$(TRAIN) recipe=lafma_tiny_fast init_from=runs/lafma_tiny_on fit.steps=1100 fit.batch_size=16 $(call sounds,1,1200)
 	$(BIN)/python tools/bundle.py runs/lafma_tiny_fast lafma_tiny
 	$(BIN)/python tools/which_sounds.py kinds lafma_tiny --out audiogen/weights/lafma_tiny/sounds.json
 	$(BIN)/python tools/attribution.py $(ESC10)/manifest.jsonl > audiogen/weights/ATTRIBUTION.md
