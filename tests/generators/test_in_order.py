@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from audiogen.diffusion.timeline import shares
-from audiogen.errors import InputError
 from audiogen.generators.in_order import FADE_S, joined
 from audiogen.generators.latent import LatentGenerator
 from audiogen.generators.token import AudioGen
@@ -124,8 +123,6 @@ def test_shares_are_of_equal_parts_and_sum_to_one() -> None:
     assert (shares(3, 60).argmax(0) == torch.arange(60) // 20).all()
 
 
-def test_the_bundled_language_model_makes_events_in_order() -> None:
-    model = AudioGen.from_pretrained("lm_tiny", "cpu")
-    assert model.in_order
-    with pytest.raises(InputError):
-        model.generate([TEXT], -1.0)
+def test_the_bundled_models_make_events_in_order_by_default() -> None:
+    assert AudioGen.from_pretrained("lm_tiny", "cpu").in_order
+    assert LatentGenerator.from_pretrained("lafma_tiny", "cpu").sampling().in_order
