@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audiogen.errors import InputError
+from audiogen.errors import InputError, hold_interrupts
 from audiogen.files.sounds import MAX_RATE, MIN_RATE, Read, Sound, open_sound, reason_of
 from audiogen.files.writing import replacing, storing
 from audiogen.interfaces import check_samples
@@ -243,7 +243,9 @@ def save(
             reserve.write(bytes(RESERVE_BYTES))
         sink = stack.enter_context(_Sink(temporary, reserve))
         try:
-            with soundfile.SoundFile(sink, "w", sample_rate, channels, **coding) as file:
+            with ExitStack() as inner:
+                with hold_interrupts():
+                    file = inner.enter_context(_Encoder(sink, "w", sample_rate, channels, **coding))
                 for block in itertools.chain([first], blocks):
                     samples = block.detach().to("cpu", torch.float32)
                     if not torch.isfinite(samples).all():
@@ -280,6 +282,18 @@ def wav_header(sample_rate: int, channels: int, num_samples: int | None = None) 
     size = None if num_samples is None else 2 * channels * num_samples
     whole, data = (struct.pack("<I", 0xFFFFFFFF if size is None else size + more) for more in (36, 0))
     return b"RIFF" + whole + b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + data
+
+
+class _Encoder(soundfile.SoundFile):
+    """Signals wait while libsndfile calls the sink."""
+
+    def write(self, data: np.ndarray) -> None:
+        with hold_interrupts():
+            super().write(data)
+
+    def close(self) -> None:
+        with hold_interrupts():
+            super().close()
 
 
 class _Sink(io.FileIO):

@@ -80,6 +80,25 @@ def installed() -> Iterator[None]:
         sys.exit(2)
 
 
+_holds: list[None] = []
+_late: list[int] = []
+
+
+@contextmanager
+def hold_interrupts() -> Iterator[None]:
+    """Within, a command's SIGINT and SIGTERM wait: an exception raised in a callback from C would be lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _holds.append(None)
+    try:
+        yield
+    finally:
+        _holds.pop()
+    if _late and not _holds:
+        raise KeyboardInterrupt
+
+
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)` -> its exit status: a mistake, an OSError or a missing package is one line and status 2."""
     # Read when torch is imported, which is inside main. Idle OpenMP threads sleep rather than spin: spinning beside
@@ -93,9 +112,14 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         )  # names of files that are not UTF-8 are printed as they are
     received: list[int] = []
 
+    _late.clear()
+
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        raise KeyboardInterrupt
+        if _holds:
+            _late.append(number)
+        else:
+            raise KeyboardInterrupt
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

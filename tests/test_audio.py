@@ -2,6 +2,8 @@
 
 import math
 import os
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from audiogen import audio
+from audiogen import audio, errors
 from audiogen.errors import InputError
 from audiogen.files.writing import StorageError
 
@@ -300,3 +302,26 @@ def no_space(descriptor: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ mel, pictures
+
+
+def test_a_signal_while_the_encoder_calls_us_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seek = audio._Sink.seek
+
+    def interrupted(sink: audio._Sink, *place: int) -> int:
+        monkeypatch.setattr(audio._Sink, "seek", seek)  # the first time only
+        os.kill(os.getpid(), signal.SIGTERM)
+        return seek(sink, *place)
+
+    def main(argv: Sequence[str] | None) -> None:
+        audio.save(tmp_path / "a.wav", torch.zeros(1, 99), 16_000)
+
+    monkeypatch.setattr(audio._Sink, "seek", interrupted)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        assert errors.run_command(main) == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+    assert not list(tmp_path.iterdir())

@@ -111,9 +111,20 @@ function addButtons(node, card) {
   for (const action of card.actions || []) {
     const button = create("button", action, WORDS[action]);
     button.type = "button";
-    button.addEventListener("click", () => trigger("click", { action, key: card.key }));
+    button.addEventListener("click", () => {
+      if (action === "drop") forget(node);
+      trigger("click", { action, key: card.key });
+    });
     node.querySelector("nav").append(button);
   }
+}
+
+// What is still being fetched of a removed sound would not be found.
+function forget(node) {
+  const audio = node.querySelector("audio");
+  audio?.removeAttribute("src");
+  audio?.load();
+  node.querySelector("img")?.removeAttribute("src");
 }
 
 function update(node, card) {
