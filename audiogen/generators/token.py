@@ -28,8 +28,8 @@ from audiogen.generators.request import GUIDANCE, LONGEST_LM_S, TOKENS
 from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling, check_samples, finite
 from audiogen.lm import decoders, lora
 from audiogen.lm.model import TokenLM
-from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling, generate_tokens, num_decoded
-from audiogen.lm.stream import stream_tokens
+from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling
+from audiogen.lm.stream import generate_any_length, num_decoded, stream_tokens
 from audiogen.models.build import load_codec, read_lm
 from audiogen.models.find import LM, Found, bundled, find
 from audiogen.models.own import CODEC_FOLDER, save_codec, save_lm
@@ -62,7 +62,7 @@ class AudioGen(Published):
         info: Mapping[str, Any] | None = None,
         decoder: Decoder | None = None,
     ):
-        """max_frames: the longest sequence the language model runs on at once; longer sounds use a sliding window.
+        """max_frames: the longest sequence the language model runs on; longer sounds are made by windows in turn.
 
         info: facts of the model, from its files; `info["generation"]` has guidance and in_order, if any.
         decoder: something with the language model's weights as they are now, which then runs its steps; `lm` may then
@@ -244,9 +244,10 @@ class AudioGen(Published):
         without = None if sampling.negative is None else self.conditioner([sampling.negative])
         result = torch.zeros(len(texts), self.channels, max(lengths))
         independent = self.decoder.independent_rows
-        # independent rows of any length run together, the longest first
+        # independent rows of any length within a window run together, the longest first
         order = sorted(range(len(texts)), key=lambda row: -frames[row] if independent else row)
-        sizes = [() if independent else (c.mask.shape[1], n) for c, n in zip(conditions, frames, strict=True)]
+        sizes = [(n, each.mask.shape[1]) for n, each in zip(frames, conditions, strict=True)]
+        sizes = [(max(n, self.max_frames), 0) for n, _ in sizes] if independent else sizes
         for rows, callback in requests.alike(order, sizes.__getitem__, self.batch_size, progress):
             filled = rows if independent else rows + rows[-1:] * (self.batch_size - len(rows))
             wanted = TokenRequest(
@@ -257,7 +258,7 @@ class AudioGen(Published):
                 None if without is None else stack([without] * len(filled)),
                 None if given is None else given[filled],
             )
-            codes = generate_tokens(
+            codes = generate_any_length(
                 self.decoder, wanted, draws, max_frames=self.max_frames, callback=callback
             )
             for row, row_codes in zip(rows, codes, strict=False):
@@ -302,10 +303,9 @@ class AudioGen(Published):
     ) -> Iterator[Tensor]:
         """Audio [C, n] piece by piece while it is generated, in memory that does not grow.
 
-        Joined, the sound that `generate` makes of the same text and seed, as long as that is within one window
-        (`max_frames`) and full scale; past it windows take turns here (`lm.stream`) and are encoded anew there, and the
-        level falls from a peak on (`level.finish_live`). What rounds with the number of rows, PyTorch's own products,
-        may differ in the last bits, and so in a code in a million.
+        Joined, the sound that `generate` makes of the same text and seed, as long as that is within full scale: past
+        it the level falls from a peak on (`level.finish_live`). What rounds with the number of rows, PyTorch's own
+        products, may differ in the last bits, and so in a code in a million.
 
         duration_s: None goes on until the caller stops. prompt: audio [C, n] and its sample rate, which comes first.
         chunk_s: of sound at a time, or in the first piece, the second ...; the last holds from there on. Less costs

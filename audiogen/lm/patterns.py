@@ -88,6 +88,10 @@ class PatternSchedule(NamedTuple):
         """The last step before all those that hold a code of this frame or a later one."""
         return min(self.first) + frame * self.steps_per_frame - 1
 
+    def first_from(self, step: int) -> int:
+        """The lowest frame that has a code at this step or a later one."""
+        return max(0, min(-((first - step) // self.steps_per_frame) for first in self.first))
+
     def num_steps(self, num_frames: int) -> int:
         """Of so many frames: the step after the last that holds a code of theirs."""
         return max(self.first) + (num_frames - 1) * self.steps_per_frame + 1

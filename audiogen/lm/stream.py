@@ -20,11 +20,28 @@ from torch import Tensor
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
+from audiogen.lm import sample
+from audiogen.lm.model import LMConfig
 from audiogen.lm.patterns import PatternSchedule
-from audiogen.lm.sample import Decoder, Draws, Generation, Step, TokenRequest, TokenSampling, run
+from audiogen.lm.sample import (
+    Callback,
+    Decoder,
+    Draws,
+    Generation,
+    Step,
+    TokenRequest,
+    TokenSampling,
+    generate_tokens,
+    run,
+)
 
 BLOCK = 16  # steps that the next window runs on in one call
-NOISE_FRAMES = 64  # whose random numbers are drawn at a time
+NOISE_STEPS = 64  # whose random numbers are laid out at a time
+
+
+def default_stride(max_frames: int) -> int:
+    """Frames from one window to the next: two thirds of one."""
+    return max(1, 2 * max_frames // 3)
 
 
 def stream_tokens(
@@ -38,15 +55,58 @@ def stream_tokens(
     """Codes int64 [B, K, 1], a frame at a time, one row per seed; up to `max_frames` those of `generate_tokens`.
 
     request: all rows have one length, or no end; the prompt comes first. stride: frames from one window to the next,
-    by default half of max_frames. Errors are those of `generate_tokens`; the pattern must be one that needs no end.
+    by default two thirds of max_frames. Errors are those of `generate_tokens`; the pattern must need no end.
     """
-    stride = max(1, max_frames // 2) if stride is None else stride
+    stride = default_stride(max_frames) if stride is None else stride
     if not 1 <= stride <= max_frames:
         raise InputError(f"stride is {stride} frames; it must be from 1 to max_frames, {max_frames}")
     request.check(decoder)
     schedule = decoder.config.schedule()
     buffer = StepBuffer(decoder, schedule, request)
     return run(decoder, _frames(decoder, request, buffer, sampling, max_frames, stride))
+
+
+def in_turn(pattern: str, num_frames: int, max_frames: int) -> bool:
+    """Whether a sound of so many frames is made by windows in turn: it is past one, and its pattern needs no end."""
+    return num_frames > max_frames and pattern != "coarse_first"
+
+
+def generate_any_length(
+    decoder: Decoder,
+    request: TokenRequest,
+    sampling: TokenSampling = TokenSampling(),  # noqa: B008 (frozen)
+    *,
+    max_frames: int,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Codes int64 [B, K, T], whole: past `max_frames` those of `stream_tokens`, where its pattern allows.
+
+    Else those of `generate_tokens`, with its arguments and errors. Rows past `max_frames` have one length, T.
+    """
+    lengths = request.lengths(request.codes(decoder.config.num_codebooks).shape[2])
+    if not in_turn(decoder.config.pattern, max(lengths), max_frames):
+        return generate_tokens(decoder, request, sampling, max_frames=max_frames, callback=callback)
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"rows of {min(lengths)} to {max(lengths)} frames; past {max_frames} all have one length"
+        )
+    made, count = [], 0
+    for codes in stream_tokens(decoder, request, sampling, max_frames=max_frames):
+        made.append(codes)
+        count += codes.shape[2]
+        if callback is not None:
+            callback(count, lengths[0])
+    return torch.cat(made, -1)
+
+
+def num_decoded(config: LMConfig, num_frames: int, max_frames: int) -> int:
+    """Runs of the model that `generate_any_length` takes for one clip without a prompt."""
+    if not in_turn(config.pattern, num_frames, max_frames):
+        return sample.num_decoded(config, num_frames, max_frames)
+    steps, longest = config.schedule().num_steps(num_frames), config.pattern_of(max_frames).num_steps
+    apart = default_stride(max_frames) * config.schedule().steps_per_frame
+    windows = -(-(steps - longest) // apart)  # after the first; before its turn each runs on blocks
+    return steps - 1 + windows * ((longest - apart - 1) // BLOCK)
 
 
 def _frames(
@@ -140,9 +200,10 @@ class StepBuffer:
         self.books = torch.arange(prompt.shape[1], device=self.device)
         self.steps = {0: torch.full(prompt.shape[:2], self.special, device=self.device)}  # of [B, K]
         self.generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
-        # float32 [B, K, frames], of the frames from `uniform_begin` on
+        # float32 [B, K, frames], of the frames from `uniform_begin` on, and [B, K] of the next steps
         self.uniform = torch.zeros(*prompt.shape[:2], 0, device=self.device)
         self.uniform_begin = 0
+        self.noises: dict[int, Tensor] = {}
 
     def write(self, step: int, drawn: Tensor | None) -> None:
         """Fill a step: drawn codes [B, K] where they are neither in the prompt nor outside of the stream."""
@@ -163,15 +224,18 @@ class StepBuffer:
 
     def noise(self, step: int) -> Tensor:
         """Uniform numbers [B, K] of a step: each row's generator gives them frame by frame, as for a whole sound."""
-        frames = self.schedule.frames(step)
-        while max(frames) >= self.uniform_begin + self.uniform.shape[2]:
-            shape = NOISE_FRAMES, len(self.books)
+        if step not in self.noises:
+            frames = [self.schedule.frames(each) for each in range(step, step + NOISE_STEPS)]
+            begin, end = self.schedule.first_from(step), max(map(max, frames)) + 1
+            shape = end - self.uniform_begin - self.uniform.shape[2], len(self.books)
             more = torch.stack([torch.rand(shape, generator=generator).T for generator in self.generators])
-            used = min(max(0, min(frames) - self.uniform_begin), self.uniform.shape[2])
-            self.uniform = torch.cat([self.uniform[..., used:], more.to(self.device)], -1)
-            self.uniform_begin += used
-        at = torch.tensor([max(0, frame - self.uniform_begin) for frame in frames], device=self.device)
-        return self.uniform[:, self.books, at]
+            self.uniform = torch.cat([self.uniform, more.to(self.device)], -1)[
+                ..., begin - self.uniform_begin :
+            ]
+            self.uniform_begin = begin
+            at = torch.tensor(frames, device=self.device).clamp(min=begin) - begin  # [S, K]
+            self.noises = dict(enumerate(self.uniform[:, self.books, at].unbind(1), step))
+        return self.noises[step]
 
     def read(self, frame: int) -> Tensor:
         """A complete frame's codes [B, K, 1]."""

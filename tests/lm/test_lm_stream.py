@@ -115,10 +115,14 @@ def test_past_a_window_the_next_one_has_heard_its_frames_and_no_others(
         assert torch.equal(joined(frames), expected)
 
 
-def test_no_step_hears_more_than_a_block_and_nothing_old_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pattern", ["delay", "flatten"])
+def test_no_step_hears_more_than_a_block_and_nothing_old_is_kept(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the long run: the work of a step and what is in memory are bounded, whatever came before."""
     monkeypatch.setattr(stream, "BLOCK", 5)
-    lm, calls, buffers = make_lm(), [], []
+    lm, calls, buffers = make_lm(pattern), [], []
+    per_frame = lm.config.schedule().steps_per_frame
     step = lm.step
 
     def watched(steps: Tensor, cache: object) -> Tensor:
@@ -137,9 +141,39 @@ def test_no_step_hears_more_than_a_block_and_nothing_old_is_kept(monkeypatch: py
     for _ in range(150):
         before = len(calls)
         next(frames)
-        assert sum(calls[before:]) <= 2 * 5 + 1 + K
+        assert sum(calls[before:]) <= (2 * 5 + 1 + K) * per_frame
     (buffer,) = buffers
-    assert len(buffer.steps) < 2 * 20 + 5 and buffer.uniform.shape[2] <= 2 * stream.NOISE_FRAMES
+    assert len(buffer.steps) < (2 * 20 + 5) * per_frame and buffer.uniform.shape[2] <= 2 * stream.NOISE_STEPS
+
+
+@pytest.mark.parametrize("pattern", ["delay", "parallel", "flatten", "coarse_first"])
+def test_whole_sounds_past_a_window_are_those_of_the_stream_where_there_is_one(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "BLOCK", 2)
+    lm, text, reports, runs = make_lm(pattern), random_text(), [], []
+    request = TokenRequest(text, 20, [3, 4])
+    step = lm.step
+
+    def watched(steps: Tensor, cache: object) -> Tensor:
+        runs.append(steps.shape[2])
+        return step(steps, cache)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lm, "step", watched)
+    whole = stream.generate_any_length(lm, request, max_frames=9, callback=lambda *at: reports.append(at))
+    assert len(runs) == stream.num_decoded(lm.config, 20, 9)
+    if pattern != "coarse_first":
+        assert torch.equal(whole, joined(stream_tokens(lm, request, max_frames=9)))
+        assert reports == [(frame, 20) for frame in range(1, 21)]
+        with pytest.raises(ValueError, match="rows of 4 to 20 frames; past 9 all have one length"):
+            stream.generate_any_length(lm, TokenRequest(text, [4, 20], [3, 4]), max_frames=9)
+    else:
+        assert torch.equal(whole, generate_tokens(lm, request, max_frames=9))
+    assert reports[-1][0] == reports[-1][1]
+    within = TokenRequest(text, [4, 9], [3, 4])
+    assert torch.equal(
+        stream.generate_any_length(lm, within, max_frames=9), generate_tokens(lm, within, max_frames=9)
+    )
 
 
 def test_a_prompt_longer_than_a_window_is_heard_from_its_end_on() -> None:
@@ -161,6 +195,8 @@ def test_the_schedule_is_that_of_the_pattern() -> None:
         for step in range(whole.num_steps):
             there = [frame if frame < 12 else -1 for frame in found.frames(step)]
             assert [max(frame, -1) for frame in there] == whole.frame[:, step].tolist()
+            later = whole.frame[:, step:]
+            assert found.first_from(step) == int(later[later >= 0].min())
             assert (
                 found.complete(step) == int((whole.step.amax(0) <= step).sum())
                 or step > whole.step[:, -1].min()
