@@ -241,7 +241,9 @@ def _ask(repository: str, revision: str) -> huggingface_hub.ModelInfo | Exceptio
         try:
             # not list_repo_files, which tries six times, over half a minute, before the cache's turn comes
             with _guarded():
-                answer = api.model_info(repository, revision=revision, timeout=TIMEOUT_S)
+                answer = api.model_info(
+                    repository, revision=revision, timeout=2 * TIMEOUT_S
+                )  # join's comes first
             names = [file.rfilename for file in answer.siblings or ()]
             if not _COMMIT.fullmatch(answer.sha or "") or not all(map(_stays_below, names)):
                 raise ValueError("a model without a commit, or with files outside it")
