@@ -43,6 +43,7 @@ MODELS = {
     "cpu": (
         "transformers-float32", "transformers-bfloat16", "pytorch-float32", "pytorch-bfloat16",
         "packed-float32", "packed-bfloat16", "packed-int8", "native-float32", "native-bfloat16", "native-int8",
+        "native-int4",
     ),
     "cuda": ("transformers-bfloat16", "pytorch-bfloat16", "graph-bfloat16", "compile-bfloat16", "compile-int8"),
 }  # fmt: skip
@@ -173,7 +174,9 @@ def candidates(lm: TokenLM, names: Sequence[str], num_frames: int, batch: int) -
     for name in names:
         print(f"preparing {name}", file=sys.stderr)
         kind, _, dtype = name.partition("-")
-        num_bytes = num_weights * getattr(torch, dtype).itemsize
+        # int4 with its scales; that its heads are int8 is left out
+        of_weight = native.panel_words(64, dtype) / 16 if dtype == "int4" else getattr(torch, dtype).itemsize
+        num_bytes = round(num_weights * of_weight)
         if kind in GRAPH:
             made.append(graph_model(lm, text, steps, dtype, num_bytes, kind))  # type: ignore[arg-type]
         elif kind in ("native", "packed"):

@@ -69,10 +69,11 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
         ),
         "--device": (str, "auto (a CUDA GPU if there is one), cpu, cuda, cuda:N, mps (default: auto)"),
         "--dtype": (
-            ("auto", "float32", "bfloat16", "float16", "int8"),
+            ("auto", "float32", "bfloat16", "float16", "int8", "int4"),
             "that the model computes in; auto is bfloat16 on CUDA, on a CPU bfloat16 for a language model where there "
-            "is a C++ compiler or the processor has it, and else float32. int8 is for language models; on a CPU they "
-            "run several times faster in bfloat16 or int8, by kernels that the compiler builds at first use",
+            "is a C++ compiler or the processor has it, and else float32. int8 and, on a CPU, int4 are for language "
+            "models; on a CPU they run several times faster in bfloat16, int8 or int4, by kernels that the compiler "
+            "builds at first use",
         ),
         "--threads N": (int, "that compute on the CPU (default: PyTorch's choice)"),
     },
@@ -191,7 +192,10 @@ def _bundled_model(args: argparse.Namespace) -> str:
     """The one that sounds better by both judges (docs/results.md), where it can do what is asked for."""
     # lafma_tiny was distilled to need no guidance, from which a negative text would act
     options = [getattr(args, name) for name in (*LM_ONLY, "negative")]
-    of_lm = any(value is not None and value is not False for value in options) or args.dtype == "int8"
+    of_lm = any(value is not None and value is not False for value in options) or args.dtype in (
+        "int8",
+        "int4",
+    )
     return "lm_tiny" if of_lm or (args.duration or 0) > TRAINED_S else "lafma_tiny"
 
 

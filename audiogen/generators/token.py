@@ -107,10 +107,10 @@ class AudioGen(Published):
 
         name_or_dir: one of those, or what `find` found. device: "cpu", "cuda", "cuda:1", "mps", or "auto": a CUDA GPU
         where there is one, else the CPU. dtype: of the language model, "float32", "bfloat16", "float16", "int8" (CPU or
-        CUDA), or "auto", see `decoders.choose_dtype`; the text encoder and the codec stay in float32. text_encoder: a
-        T5, directory or hub id, in place of the one that the model names. adapter: a directory that LoRA fine-tuning
-        of this model wrote. packed: weights go from their files into a form that
-        decodes several times faster (`lm.decoders`); the PyTorch module, `lm`, is read when it is first asked for.
+        CUDA), "int4" (CPU), or "auto", see `decoders.choose_dtype`; the text encoder and the codec stay in float32.
+        text_encoder: a T5, directory or hub id, in place of the one that the model names. adapter: a directory that
+        LoRA fine-tuning of this model wrote. packed: weights go from their files into a form that decodes several
+        times faster (`lm.decoders`); the PyTorch module, `lm`, is read when it is first asked for.
         False runs that instead. None is True on a CPU; on CUDA, where the packed form has been tested without a GPU
         only, it is False but for int8.
         """

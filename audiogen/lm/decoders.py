@@ -24,8 +24,10 @@ def choose_dtype(name: str, device: torch.device) -> str:
     if name == "auto":
         has_kernels = device.type == "cpu" and library() is not None
         return "bfloat16" if device.type == "cuda" or has_kernels or has_bfloat16(device) else "float32"
-    if name not in DTYPES and name != "int8":
-        raise InputError(f"dtype is {name!r}; allowed: auto, {', '.join(DTYPES)}, int8")
+    if name not in (*DTYPES, "int8", "int4"):
+        raise InputError(f"dtype is {name!r}; allowed: auto, {', '.join(DTYPES)}, int8, int4")
+    if name == "int4" and (device.type != "cpu" or library() is None):
+        raise InputError("int4 runs on a CPU by kernels that a C++ compiler builds; choose int8 or bfloat16")
     if name == "int8" and device.type not in ("cpu", "cuda"):
         raise InputError(f"int8 runs on a CPU or CUDA; here the device is {device}: choose cpu, or bfloat16")
     return name

@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple, cast
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from audiogen.config import Positive, PositiveFloat, Range, check_ranges
 from audiogen.errors import InputError
@@ -233,6 +234,24 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     largest = rows.abs().amax(1)
     return (rows * (127 / largest.clamp(min=1e-30))[:, None]).round_(), largest / 127  # 1e-30: a row of zeros
+
+
+def quantise_groups(rows: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Weights float32 [rows, inputs], with zeros to whole groups -> values -8 .. 7, as many, and scales [rows, groups].
+
+    Of a few scales of each group the one with the least squared error. Values are float32.
+    """
+    weights = F.pad(rows, (0, -rows.shape[1] % group)).unflatten(1, (-1, group))
+    largest = weights.gather(2, weights.abs().argmax(2, keepdim=True))
+    values, scales, least = weights, largest, torch.full_like(largest, torch.inf)
+    for steps in (-7.0, -7.5, -8.0, -8.5, -9.0):  # the largest weight, by sign, is on the side that has 8
+        scale = torch.where(largest == 0, 1.0, largest / steps)
+        candidate = (weights / scale).round_().clamp_(-8, 7)
+        error = (candidate * scale - weights).square_().sum(2, keepdim=True)
+        better = error < least
+        values, scales = torch.where(better, candidate, values), torch.where(better, scale, scales)
+        least = torch.minimum(error, least)
+    return values.flatten(1), scales[..., 0]
 
 
 class TeacherForcing(NamedTuple):

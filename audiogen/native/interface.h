@@ -23,7 +23,7 @@ struct Layer {
     Linear ff_in, ff_out;
 };
 struct Model {
-    int64_t dtype;  // 0 float32, 1 bfloat16, 2 int8
+    int64_t dtype;  // 0 float32, 1 bfloat16, 2 int8, 3 int4 with heads of int8
     int64_t num_codebooks, codebook_size, dim, num_layers, num_heads;
     const float *embedding;
     const Layer *layers;

@@ -7,7 +7,8 @@
 // weights and one broadcast word of input for each row. Keys of the cache lie the same way, with positions as outputs.
 //
 // int8 weights are symmetric per output and stored with 128 added; inputs are quantised as they come, with a scale for
-// every GROUP values of each row. Sums are exact in int32 within a group.
+// every GROUP values of each row. Sums are exact in int32 within a group. int4 weights have a scale for every output and
+// GROUP inputs, which lies before the group's weights; the heads of such a model are int8.
 //
 // Vectors are the compiler's own (GCC, clang): AVX-512, AVX2, SSE2 or NEON follow from the flags. Intrinsics only where
 // an instruction has no such spelling: products of bfloat16 and of int8.
@@ -61,6 +62,7 @@ void audiogen_text(const Model *m, Cache *cache, int64_t b, const float *tokens,
     if (m->dtype == 0) project_text<Float32>(*m, *cache, b, tokens, threads);
     if (m->dtype == 1) project_text<BFloat16>(*m, *cache, b, tokens, threads);
     if (m->dtype == 2) project_text<Int8>(*m, *cache, b, tokens, threads);
+    if (m->dtype == 3) project_text<Int4>(*m, *cache, b, tokens, threads);
 }
 
 void audiogen_step(const Model *m, const Part *parts, int64_t num_parts, void *team) {
@@ -68,6 +70,7 @@ void audiogen_step(const Model *m, const Part *parts, int64_t num_parts, void *t
     if (m->dtype == 0) Step<Float32>(*m, parts, num_parts, threads).run();
     if (m->dtype == 1) Step<BFloat16>(*m, parts, num_parts, threads).run();
     if (m->dtype == 2) Step<Int8>(*m, parts, num_parts, threads).run();
+    if (m->dtype == 3) Step<Int4>(*m, parts, num_parts, threads).run();
 }
 
 void *audiogen_transform_new(int64_t n_fft, int64_t hop, const float *window) {

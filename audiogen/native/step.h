@@ -33,9 +33,8 @@ template <class Type> struct Reader {
     }
 
     Input shape(int64_t width) const {
-        const int64_t num_words = (width + Type::VALUES - 1) / Type::VALUES * Type::INPUT_WORDS;
         // not a multiple of a page: rows at such distances would share a few lines of the first cache
-        return {words, num_words, stride_of(width) + LANES, scales, offsets, up(width, GROUP) / GROUP};
+        return {words, Type::input_words(width), stride_of(width) + LANES, scales, offsets, up(width, GROUP) / GROUP};
     }
 
     Input plain(const float *x, int64_t num_rows, int64_t width) const {
@@ -101,6 +100,7 @@ struct Sequence {
 
 template <class Type> struct Step {
     static constexpr bool exact = std::is_same<Type, Float32>::value;
+    using Heads = std::conditional_t<std::is_same<Type, Int4>::value, Int8, Type>;
     const Model &m;
     ThreadPool &team;
     std::vector<int64_t> with_text, text_of;  // rows, and the sequence of each
@@ -206,8 +206,9 @@ template <class Type> struct Step {
         }
         std::vector<int64_t> last;
         for (const Sequence &of : sequences) last.push_back(of.first + of.part.num_steps - 1);
-        multiply<Type>(worker, m.heads, reader.layer_norm(x, last.data(), num_last, dim, m.out_norm), num_last,
-                       {buffers.product, stride_of(m.heads.outputs), WRITE, nullptr});
+        const Reader<Heads> of_heads(worker, num_rows, std::max(dim, ff));
+        multiply<Heads>(worker, m.heads, of_heads.layer_norm(x, last.data(), num_last, dim, m.out_norm), num_last,
+                        {buffers.product, stride_of(m.heads.outputs), WRITE, nullptr});
     }
 
     void run() {

@@ -24,7 +24,8 @@ inline bool tiles_allowed() {
 // Sums of bfloat16 round otherwise than those of vectors do, so all numbers of rows take tiles; those of int8 are exact,
 // and few rows are quicker without.
 template <class Type> bool takes_tiles(const Linear &linear, int64_t num_rows) {
-    if (std::is_same<Type, Float32>::value || linear.inputs % (LANES * Type::VALUES)) return false;
+    if (std::is_same<Type, Float32>::value || std::is_same<Type, Int4>::value) return false;
+    if (linear.inputs % (LANES * Type::VALUES)) return false;
     return (num_rows > 4 || std::is_same<Type, BFloat16>::value) && tiles_allowed();
 }
 

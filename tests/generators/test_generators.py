@@ -486,9 +486,14 @@ def test_without_a_compiler_pytorchs_packed_products_serve(
         assert torch.allclose(sounds, model.generate(TEXTS[:2], 0.2, seed=5), atol=1e-4)
 
 
-def test_number_types_that_a_device_lacks_are_refused() -> None:
+def test_number_types_that_a_device_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="int8 runs on a CPU or CUDA; here the device is mps: choose cpu"):
         decoders.choose_dtype("int8", torch.device("mps"))
+    with pytest.raises(InputError, match="int4 runs on a CPU by kernels that a C\\+\\+ compiler builds"):
+        decoders.choose_dtype("int4", torch.device("cuda"))
+    monkeypatch.setattr(decoders, "library", lambda: None)
+    with pytest.raises(InputError, match="int4 runs on a CPU by kernels that a C\\+\\+ compiler builds"):
+        decoders.choose_dtype("int4", torch.device("cpu"))
     assert decoders.choose_dtype("auto", torch.device("cuda")) == "bfloat16"
     assert decoders.choose_dtype("auto", torch.device("mps")) == "float32"
     assert decoders.is_packed("bfloat16", torch.device("cuda"))
@@ -561,8 +566,10 @@ def test_what_cannot_be_opened_is_said(tiny_model: Path, tmp_path: Path) -> None
         generators.load("lm_tinny")
     with pytest.raises(InputError, match="device 'gpu' cannot be used"):
         generators.load(tiny_model, device="gpu")
-    with pytest.raises(InputError, match="dtype is 'int4'; allowed: auto, float32, bfloat16, float16, int8"):
-        generators.load(tiny_model, dtype="int4")
+    with pytest.raises(
+        InputError, match="dtype is 'int3'; allowed: auto, float32, bfloat16, float16, int8, int4"
+    ):
+        generators.load(tiny_model, dtype="int3")
     for part in (
         "model.safetensors",
         "config.json",

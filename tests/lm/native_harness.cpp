@@ -18,9 +18,10 @@ typedef std::vector<double> Row;
 typedef std::vector<Row> Rows;
 
 constexpr int64_t BOOKS = 3, CODES = 21, LAYERS = 2, FF = 3;
-const int64_t VALUES[] = {1, 2, 4};  // in a word, by dtype
-const double TOLERANCE[] = {1e-4, 0.04, 0.12};
-const char *const NAMES[] = {"float32", "bfloat16", "int8"};
+const int64_t VALUES[] = {1, 2, 4, 8};  // in a word, by dtype
+const double TOLERANCE[] = {1e-4, 0.04, 0.12, 0.12};
+const char *const NAMES[] = {"float32", "bfloat16", "int8", "int4"};
+constexpr int64_t GROUP = 64;  // inputs that share a scale of int4
 
 std::mt19937 generator;
 
@@ -39,6 +40,23 @@ struct Weights {  // [outputs, inputs]
         for (int64_t n = 0; n < outputs; ++n)
             for (int64_t k = 0; k < inputs; ++k) y[n] += double(values[n * inputs + k]) * x[k];
         return y;
+    }
+
+    // The scale of int4 for the group of inputs that holds this one.
+    float scale_of(int64_t n, int64_t k) const {
+        float largest = 0.0f;
+        for (int64_t i = k / GROUP * GROUP; i < std::min(inputs, k / GROUP * GROUP + GROUP); ++i)
+            largest = std::fmax(largest, std::fabs(values[n * inputs + i]));
+        return largest / 7;
+    }
+
+    void round_to_int4() {
+        const Weights exact = *this;
+        for (int64_t n = 0; n < outputs; ++n)
+            for (int64_t k = 0; k < inputs; ++k) {
+                float &value = values[n * inputs + k];
+                value = std::nearbyint(value / exact.scale_of(n, k)) * exact.scale_of(n, k);
+            }
     }
 
     int64_t outputs, inputs;
@@ -74,6 +92,12 @@ struct Decoder {
     Decoder(int64_t dim, int64_t num_heads)
         : dim(dim), num_heads(num_heads), embedding(noise(BOOKS * (CODES + 1) * dim, 0.3)), out_norm(dim), heads(BOOKS * CODES, dim, 1.0) {
         for (int64_t i = 0; i < LAYERS; ++i) layers.emplace_back(dim);
+    }
+
+    void round_to_int4() {  // but for the heads, which stay int8
+        for (Block &l : layers)
+            for (Weights *each : {&l.in_proj, &l.out_proj, &l.query_proj, &l.text_proj, &l.cross_out_proj, &l.ff_in, &l.ff_out})
+                each->round_to_int4();
     }
 
     int64_t dim, num_heads;
@@ -151,21 +175,44 @@ struct Packed {
                               pack(l.query_proj), pack(l.text_proj), pack(l.cross_out_proj), norm(l.norm_ff),
                               pack(l.ff_in), pack(l.ff_out)});
         model = {dtype, BOOKS, CODES, lm.dim, LAYERS, lm.num_heads, lm.embedding.data(), layers.data(),
-                 norm(lm.out_norm), pack(lm.heads)};
+                 norm(lm.out_norm), pack(lm.heads, dtype == 3 ? 2 : dtype)};
     }
 
     static Norm norm(const LayerNorm &from) { return {from.weight.data(), from.bias.data()}; }
 
-    Linear pack(const Weights &from) {
-        const int64_t padded = (from.outputs + 15) / 16 * 16;
-        panels.emplace_back(padded * ((from.inputs + VALUES[dtype] - 1) / VALUES[dtype]), ~0u);
+    Linear pack(const Weights &from) { return pack(from, dtype); }
+
+    Linear pack(const Weights &from, int64_t as) {
+        const int64_t padded = (from.outputs + 15) / 16 * 16, groups = (from.inputs + GROUP - 1) / GROUP;
+        const int64_t num_words = as == 3 ? groups * (1 + GROUP / 8) : (from.inputs + VALUES[as] - 1) / VALUES[as];
+        panels.emplace_back(padded * num_words, ~0u);
         scales.emplace_back(padded, NAN);
-        for (int64_t n = 0; n < padded; ++n) pack_row(from, n, panels.back().data(), scales.back().data());
-        return {panels.back().data(), dtype == 2 ? scales.back().data() : nullptr, from.inputs, from.outputs};
+        for (int64_t n = 0; n < padded; ++n)
+            as == 3 ? pack_groups(from, n, panels.back().data())
+                    : pack_row(from, n, panels.back().data(), scales.back().data(), as);
+        return {panels.back().data(), as == 2 ? scales.back().data() : nullptr, from.inputs, from.outputs};
     }
 
     // Output n of a matrix, zeros past the last one, into its lane of its panel: what `pack` of native.py does.
-    void pack_row(const Weights &from, int64_t n, uint32_t *to, float *scale) const {
+    static void pack_groups(const Weights &from, int64_t n, uint32_t *to) {
+        const int64_t groups = (from.inputs + GROUP - 1) / GROUP;
+        to += n / 16 * groups * (1 + GROUP / 8) * 16 + n % 16;
+        for (int64_t first = 0; first < from.inputs; first += GROUP) {
+            const float scale = n < from.outputs ? from.scale_of(n, first) : 0.0f;
+            memcpy(to, &scale, sizeof scale);
+            to += 16;
+            for (int64_t k = first; k < first + GROUP; k += 8, to += 16) {
+                *to = 0;
+                for (int64_t i = 0; i < 8; ++i) {
+                    const bool there = n < from.outputs && k + i < from.inputs && scale > 0;
+                    const float value = there ? from.values[n * from.inputs + k + i] / scale : 0.0f;
+                    *to |= uint32_t(std::lrint(value) + 8) << (i < 4 ? 8 * i : 8 * (i - 4) + 4);
+                }
+            }
+        }
+    }
+
+    static void pack_row(const Weights &from, int64_t n, uint32_t *to, float *scale, int64_t dtype) {
         const float *row = from.values.data() + n * from.inputs;
         const int64_t values = VALUES[dtype], num_words = (from.inputs + values - 1) / values;
         const auto value = [&](int64_t k) { return n < from.outputs && k < from.inputs ? row[k] : 0.0f; };
@@ -267,20 +314,23 @@ int main(int argc, char **argv) {
     void *const alone = audiogen_team_new(1);
     void *const teams[] = {audiogen_team_new(2), audiogen_team_new(3), audiogen_team_new(7)};
     FILE *const written = argc > 1 ? fopen(argv[1], "wb") : nullptr;
-    double worst[3] = {};
+    double worst[4] = {};
     bool same = true;
     for (const auto &[dim, num_heads] : {std::pair<int64_t, int64_t>{24, 4}, {70, 14}, {130, 2}, {6, 6}, {34, 1}, {64, 2}}) {
         const Decoder lm(dim, num_heads);
+        Decoder rounded = lm;
+        rounded.round_to_int4();
         const std::vector<float> positions = noise(num_steps * dim, 0.7);
-        const Packed packed[] = {{lm, 0, alone}, {lm, 1, teams[1]}, {lm, 2, alone}};
+        const Packed packed[] = {{lm, 0, alone}, {lm, 1, teams[1]}, {lm, 2, alone}, {rounded, 3, alone}};
         for (const std::vector<int64_t> &lengths :
              std::vector<std::vector<int64_t>>{{5}, {0, 0}, {0, 1, 19}, {16, 0, 3, 7}, {2, 0, 17, 0, 4}}) {
             std::vector<Example> batch;
-            std::vector<Rows> expected;
+            std::vector<Rows> exact, of_int4;
             for (int64_t length : lengths) {
                 batch.push_back({{}, noise(length * dim, 1.0), length});
                 for (int64_t i = 0; i < BOOKS * num_steps; ++i) batch.back().codes.push_back(generator() % (CODES + 1));
-                expected.push_back(reference(lm, batch.back(), positions, num_steps));
+                exact.push_back(reference(lm, batch.back(), positions, num_steps));
+                of_int4.push_back(reference(rounded, batch.back(), positions, num_steps));
             }
             for (const Packed &kind : packed) {
                 const std::vector<float> logits = run(kind, batch, positions, calls, alone);
@@ -293,7 +343,7 @@ int main(int argc, char **argv) {
                 int64_t step = -1;
                 for (int64_t call : calls) {
                     step += call;
-                    for (const Rows &row : expected)
+                    for (const Rows &row : kind.dtype == 3 ? of_int4 : exact)
                         for (double value : row[step]) {
                             const double error = std::fabs(*logit++ - value);
                             const double difference = std::isnan(error) ? INFINITY : error;
@@ -310,7 +360,7 @@ int main(int argc, char **argv) {
     audiogen_team_free(alone);
     for (void *team : teams) audiogen_team_free(team);
     bool good = same;
-    for (int dtype = 0; dtype < 3; ++dtype) {
+    for (int dtype = 0; dtype < 4; ++dtype) {
         printf("%s %.2g\n", NAMES[dtype], worst[dtype]);
         good &= worst[dtype] < TOLERANCE[dtype];
     }

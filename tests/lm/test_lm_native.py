@@ -1,5 +1,6 @@
 """The native step against PyTorch's, on sizes that fit no vector; the build: no compiler, several at once, damage."""
 
+import copy
 import ctypes
 import os
 import platform
@@ -11,19 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.kernels import native
 from audiogen.lm.kernels.native import NativeLM
-from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.lm.model import LMConfig, TokenLM, quantise_groups
 from audiogen.native import library
 from audiogen.text.condition import null
 
 K, V = 3, 21
 # Largest difference of a logit, whose standard deviation is 1.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.04, "int8": 0.12}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.04, "int8": 0.12, "int4": 0.12}
 # (dim, heads): heads of 6, 5 and 65 values; pairs and fours that do not come out; one that fits everything
 SIZES = [(24, 4), (70, 14), (130, 2), (64, 2)]
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
@@ -87,10 +88,24 @@ def random_steps(batch: int, num_steps: int) -> Tensor:
 
 
 @torch.no_grad()
+def rounded(lm: TokenLM) -> TokenLM:
+    """The same with the weights of its matrices as int4 has them, which leaves the heads to int8."""
+    lm = copy.deepcopy(lm)
+    for name, module in lm.named_modules():
+        if isinstance(module, nn.Linear) and name != "heads":
+            inputs = module.in_features
+            values, scales = quantise_groups(module.weight, native.GROUP)
+            weight = values.unflatten(1, (-1, native.GROUP)) * scales[..., None]
+            module.weight.copy_(weight.flatten(1)[:, :inputs])
+    return lm
+
+
+@torch.no_grad()
 def largest_difference(
     lm: TokenLM, fast: NativeLM, condition: Condition | None, steps: Tensor, calls: Sequence[int]
 ) -> float:
     """Of the logits after every call, each of so many steps."""
+    lm = rounded(lm) if fast.dtype == "int4" else lm
     assert sum(calls) == steps.shape[2]
     slow_cache = lm.new_cache(condition, len(steps), sum(calls))
     fast_cache = fast.new_cache(condition, len(steps), sum(calls))
@@ -164,18 +179,21 @@ def test_hundreds_of_positions_and_attention_that_is_sure_of_itself(kernels: cty
 def test_int8_keeps_the_distribution_and_takes_a_quarter_of_the_memory(built: ctypes.CDLL) -> None:
     lm = make_lm(256, 4, num_layers=6)
     steps, condition = random_steps(4, 20), random_text([9, 9, 0, 0], 256)
-    exact, bfloat16, int8 = (NativeLM(lm, dtype, built) for dtype in native.DTYPES)
-    logits = [fast.step(steps, fast.new_cache(condition, 4, 20)) for fast in (exact, bfloat16, int8)]
+    exact, bfloat16, int8, int4 = (NativeLM(lm, dtype, built) for dtype in native.DTYPES)
+    logits = [fast.step(steps, fast.new_cache(condition, 4, 20)) for fast in (exact, bfloat16, int8, int4)]
     # after guidance of 3, as it is sampled from
     wanted, *others = ((u + 3 * (c - u)).log_softmax(-1) for c, u in (both.chunk(2) for both in logits))
-    for other, most in zip(others, (5e-4, 3e-3), strict=True):
+    for other, most in zip(others, (5e-4, 3e-3, 0.1), strict=True):
         assert float((wanted.exp() * (wanted - other)).sum(-1).mean()) < most
     kept = 4 * sum(
         part.numel() for name, part in lm.named_parameters() if "norm" in name or "embedding" in name
     )
-    exact_bytes, bfloat16_bytes, int8_bytes = (fast.num_bytes - kept for fast in (exact, bfloat16, int8))
+    exact_bytes, bfloat16_bytes, int8_bytes, int4_bytes = (
+        fast.num_bytes - kept for fast in (exact, bfloat16, int8, int4)
+    )
     assert exact_bytes == 2 * bfloat16_bytes
     assert 3.9 < exact_bytes / int8_bytes < 4  # a scale for every 256 values
+    assert 7.0 < exact_bytes / int4_bytes < 32 / 4.5  # and for every 64, and heads of int8
 
 
 def test_bfloat16_and_float16_weights_are_taken_as_they_are(built: ctypes.CDLL) -> None:
@@ -250,7 +268,7 @@ def test_bad_arguments_are_named(built: ctypes.CDLL) -> None:
     assert cache.length == 0
     with pytest.raises(ValueError, match=r"the condition is \[1, 2, 24\]; it must be \[2, L, 24\]"):
         fast.new_cache(random_text([2], 24), 2, 3)
-    with pytest.raises(InputError, match="dtype is 'float8'; allowed: float32, bfloat16, int8"):
+    with pytest.raises(InputError, match="dtype is 'float8'; allowed: float32, bfloat16, int8, int4"):
         NativeLM(make_lm(24, 4), "float8", built)
 
 

@@ -1,4 +1,4 @@
-"""TokenLM on a CPU by C++ kernels: a whole decoding step in one call, weights in float32, bfloat16 or int8.
+"""TokenLM on a CPU by C++ kernels: a whole decoding step in one call, weights in float32, bfloat16, int8 or int4.
 
 Decoding reads every weight once a step, so bytes over memory bandwidth is the floor: `native.cpp` holds the weights
 packed in the order in which they are read, reads each once for all rows, and keeps the threads inside one call.
@@ -19,12 +19,13 @@ from torch.nn import functional as F
 
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
-from audiogen.lm.model import Read, TokenLM, quantise, reader
+from audiogen.lm.model import Read, TokenLM, quantise, quantise_groups, reader
 from audiogen.lm.transformer import sinusoidal_positions
 from audiogen.native.library import BLOCK, Cache, Layer, Linear, Model, Norm, Part, library
 
-VALUES = {"float32": 1, "bfloat16": 2, "int8": 4}  # of each number type in a word of 32 bits
+VALUES = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 8}  # of each number type in a word of 32 bits
 DTYPES = tuple(VALUES)  # the C++ side has the index
+GROUP = 64  # inputs that share a scale of int4
 LANES = 16  # outputs in a panel of weights, positions in one of keys
 MAX_STEPS = 128  # steps in one call: a longer prefill goes in pieces, which bounds the memory of activations
 
@@ -69,7 +70,8 @@ class NativeLM:
     Besides the packed weights, few rows at a time are in memory as float32.
 
     dtype: of the weights. bfloat16 rounds weights and inputs of products; int8 has a scale for every output of a
-    matrix and quantises inputs by groups of 64 as they come. The rest is float32: embeddings, norms, softmax, logits.
+    matrix and quantises inputs by groups of 64 as they come; int4 has a scale for every output and 64 inputs, and
+    heads in int8. The rest is float32: embeddings, norms, softmax, logits.
     native: from `library()` unless given. read: gives a weight by its name in `lm`, which may then be on the meta
     device: so weights go from a file into their packed form, and are never in memory twice. Threads are those of
     torch.get_num_threads() at each call, which begins as OMP_NUM_THREADS.
@@ -223,7 +225,8 @@ class NativeLM:
 
         def linear(name: str) -> Linear:
             outputs, inputs = lm.get_parameter(f"{name}.weight").shape
-            return self._pack(read(f"{name}.weight"), outputs, inputs)
+            dtype = "int8" if self.dtype == "int4" and name == "heads" else self.dtype
+            return self._pack(read(f"{name}.weight"), outputs, inputs, dtype)
 
         def layer(index: int) -> Layer:
             names = (f"layers.{index}.{name}" for name in BLOCK)
@@ -236,25 +239,31 @@ class NativeLM:
             config.num_heads, keep("embedding.weight"), layers, norm("out_norm"), linear("heads"),
         )  # fmt: skip
 
-    def _pack(self, weight: Iterable[Tensor], outputs: int, inputs: int) -> Linear:
+    def _pack(self, weight: Iterable[Tensor], outputs: int, inputs: int, dtype: str) -> Linear:
         """A matrix [outputs, inputs], which comes a few rows at a time, in panels [outputs / LANES, words, LANES]."""
-        num_words = -(-inputs // VALUES[self.dtype])  # of 32 bits, for one output
+        num_words = panel_words(inputs, dtype)
         panels = torch.empty(-(-outputs // LANES), num_words, LANES, dtype=torch.int32)
         self._native.audiogen_pages(panels.data_ptr(), panels.numel() * 4)
-        scales = torch.zeros(len(panels) * LANES) if self.dtype == "int8" else None
+        scales = torch.zeros(len(panels) * LANES) if dtype == "int8" else None
         self._tensors += [panels] if scales is None else [panels, scales]
         first = 0
         for rows in weight:
-            pack(rows, self.dtype, panels[first // LANES :], None if scales is None else scales[first:])
+            pack(rows, dtype, panels[first // LANES :], None if scales is None else scales[first:])
             first += len(rows)
         return Linear(panels.data_ptr(), None if scales is None else scales.data_ptr(), inputs, outputs)
+
+
+def panel_words(inputs: int, dtype: str) -> int:
+    """Words of 32 bits for the weights of one output."""
+    return -(-inputs // GROUP) * (1 + GROUP // 8) if dtype == "int4" else -(-inputs // VALUES[dtype])
 
 
 def pack(rows: Tensor, dtype: str, panels: Tensor, scales: Tensor | None) -> None:
     """Weights float32 [rows, inputs] -> the first panels int32 [rows / LANES, words, LANES], rounded up with zeros.
 
-    int8 is symmetric, with a scale for every row, and stored with 128 added. Few rows at a time stay in the
-    processor's cache from one pass over them to the next.
+    int8 is symmetric, with a scale for every row, and stored with 128 added. int4 is stored with 8 added: of every
+    GROUP inputs a scale, and words of 8, the first four in the low halves of the bytes. Few rows at a time stay in
+    the processor's cache from one pass over them to the next.
     """
     if dtype == "bfloat16":
         rows = rows.bfloat16()
@@ -262,7 +271,13 @@ def pack(rows: Tensor, dtype: str, panels: Tensor, scales: Tensor | None) -> Non
         assert scales is not None
         values, scales[: len(rows)] = quantise(rows)
         rows = values.add_(128).to(torch.uint8)  # 0 is at 128: products of bytes want one without sign
-    missing = (0, -rows.shape[1] % VALUES[dtype], 0, -len(rows) % LANES)
+    if dtype == "int4":
+        values, of_groups = quantise_groups(rows, GROUP)  # [rows, inputs], [rows, groups]
+        halves = values.add_(8).to(torch.uint8).view(len(rows), -1, GROUP // 8, 2, 4)
+        words = (halves[..., 0, :] | halves[..., 1, :] << 4).view(torch.int32)  # [rows, groups, GROUP / 8, 1]
+        rows = torch.cat([of_groups.view(torch.int32)[..., None], words[..., 0]], 2).flatten(1)
+    # int4 has whole words by now
+    missing = (0, 0 if dtype == "int4" else -rows.shape[1] % VALUES[dtype], 0, -len(rows) % LANES)
     if any(missing):
         rows = F.pad(rows, missing, value=128 if dtype == "int8" else 0)
     words = rows.contiguous().view(torch.int32).view(-1, LANES, panels.shape[1])

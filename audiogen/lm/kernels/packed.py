@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from audiogen import onednn
 from audiogen.errors import InputError
 from audiogen.interfaces import Condition
-from audiogen.lm.kernels.native import DTYPES
 from audiogen.lm.model import Read, TokenLM, reader, rebuild
 from audiogen.lm.transformer import KVCache
 
+DTYPES = ("float32", "bfloat16", "int8")
 ROWS = 2  # that weights are packed for: a pair for guidance; any number is computed
 ENGINES = ("x86", "fbgemm", "qnnpack")  # of products in int8: the first that this PyTorch has
 
