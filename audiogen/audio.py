@@ -29,6 +29,7 @@ from torch import Tensor
 
 from audiogen.errors import InputError, hold_interrupts
 from audiogen.files.sounds import MAX_RATE, MIN_RATE, Read, Sound, open_sound, reason_of
+from audiogen.files.tags import Tagged, Tags, wav_chunks
 from audiogen.files.writing import replacing, storing
 from audiogen.interfaces import check_samples
 
@@ -38,6 +39,8 @@ MAX_LOAD_SAMPLES = 1_000_000_000  # 4 GB of float32, 17 hours of 16 kHz mono; lo
 SAVE_SAMPLES = 1 << 16  # written at a time: longer pieces crash the Vorbis encoder
 RESERVE_BYTES = 1 << 20  # more than an encoder makes of SAVE_SAMPLES, and what it holds back until the end
 SAVE_FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+MOST_RATES = {"flac": 655_350, "ogg": 200_000}  # Hz; libFLAC's and libvorbis's limits
 
 
 class AudioInfo(NamedTuple):
@@ -209,12 +212,28 @@ def below_full_scale(sound: Tensor) -> Tensor:
     return sound / max(1.0, float(sound.abs().max()))
 
 
+def check_writable(kind: str, sample_rate: int) -> None:
+    """InputError unless sounds of this rate (Hz) can be written in a format of `SAVE_FORMATS`.
+
+    From a table: libsndfile 1.2 damages its memory where it refuses a rate of Ogg.
+    """
+    if kind == "mp3" and sample_rate not in MP3_RATES:
+        raise InputError(
+            f"mp3 has no sample rate {sample_rate} Hz; allowed are {', '.join(map(str, MP3_RATES))}; or choose wav"
+        )
+    if sample_rate > (most := MOST_RATES.get(kind, MAX_RATE)):
+        raise InputError(
+            f"{kind} has sample rates up to {most} Hz, not {sample_rate}; choose a lower one, or wav"
+        )
+
+
 def save(
     path: str | os.PathLike[str],
     audio: Tensor | Iterable[Tensor],
     sample_rate: int,
     keep_begun: bool = False,
     overwrite: bool = True,
+    tags: Tags | None = None,
 ) -> Path:
     """Write audio [C, N], or blocks [C, n] of a long sound, and return the path; the file appears whole or not at all.
 
@@ -223,6 +242,7 @@ def save(
     file system refuses is a `StorageError`.
 
     keep_begun: where the disk is full in the middle, the file is the sound up to there, whole, and the error says so.
+    tags: the file's metadata, as `Provenance.tags` gives it for generated sounds.
     """
     target = Path(path)
     kind = target.suffix.lstrip(".").lower()
@@ -243,9 +263,12 @@ def save(
             reserve.write(bytes(RESERVE_BYTES))
         sink = stack.enter_context(_Sink(temporary, reserve))
         try:
+            tagged = Tagged(sink, kind, tags)
             with ExitStack() as inner:
                 with hold_interrupts():
-                    file = inner.enter_context(_Encoder(sink, "w", sample_rate, channels, **coding))
+                    file = inner.enter_context(_Encoder(tagged, "w", sample_rate, channels, **coding))
+                    for name, text in tagged.strings.items():
+                        setattr(file, name, text)
                 for block in itertools.chain([first], blocks):
                     samples = block.detach().to("cpu", torch.float32)
                     if not torch.isfinite(samples).all():
@@ -259,6 +282,7 @@ def save(
         except soundfile.SoundFileError as error:
             what = f"{channels} channels at {sample_rate} Hz"
             raise InputError(f"{target}: {what} cannot be written as {kind} ({reason_of(error)})") from error
+        tagged.finish()
         if sink.fault is not None and not keep_begun:
             raise sink.fault
     if sink.fault is not None:
@@ -276,12 +300,15 @@ def pcm16(sound: Tensor) -> bytes:
     return samples.T.contiguous().numpy().astype("<i2", copy=False).tobytes()
 
 
-def wav_header(sample_rate: int, channels: int, num_samples: int | None = None) -> bytes:
+def wav_header(
+    sample_rate: int, channels: int, num_samples: int | None = None, tags: Tags | None = None
+) -> bytes:
     """The beginning of a WAV file of 16 bits. num_samples: None where the length is open, and players read on."""
     form = struct.pack("<HHIIHH", 1, channels, sample_rate, 2 * channels * sample_rate, 2 * channels, 16)
     size = None if num_samples is None else 2 * channels * num_samples
-    whole, data = (struct.pack("<I", 0xFFFFFFFF if size is None else size + more) for more in (36, 0))
-    return b"RIFF" + whole + b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + data
+    more = b"" if tags is None else wav_chunks(tags)
+    whole, data = (struct.pack("<I", 0xFFFFFFFF if size is None else size + n) for n in (36 + len(more), 0))
+    return b"RIFF" + whole + b"WAVEfmt " + struct.pack("<I", len(form)) + form + more + b"data" + data
 
 
 class _Encoder(soundfile.SoundFile):
