@@ -17,8 +17,8 @@ RECORDS = ("CHANGELOG.md", "LOG.md")  # of the past: they have no commands to tr
 ELSEWHERE = {"serving.md": "tests/serve/test_docs.py", "scaling.md": "tests/codec/test_parts.py"}
 # The pages that are run, in an order in which each finds what those before it made.
 ORDER = (
-    "../README.md quickstart.md generate.md your-sounds.md train.md codec.md diffusion.md released-models.md "
-    "evaluate.md results.md performance.md faq.md troubleshooting.md extending.md CONTRIBUTING.md"
+    "../README.md quickstart.md generate.md finishing.md your-sounds.md train.md codec.md diffusion.md "
+    "released-models.md evaluate.md results.md performance.md faq.md troubleshooting.md extending.md CONTRIBUTING.md"
 ).split()
 REASONS = (
     "needs a GPU",
@@ -88,6 +88,7 @@ _LATENT_SMALL = f"{SMALL.partition(' pretok')[0]} {_SYNTH}"
 # What is added to a command by how it begins, the first that fits: later options win.
 ADDED = (
     ("python -m audiogen.generate --stream", "--duration 0.3 --overwrite"),
+    ("python -m audiogen.generate --fade-out", "--duration 0.8 --overwrite"),
     ("python -m audiogen.generate", "--duration 0.2 --overwrite"),
     ("python -m audiogen.data scan", "--overwrite"),
     ("python -m audiogen.codec encode", ""),

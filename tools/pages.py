@@ -43,6 +43,7 @@ SECTIONS: dict[str, list[tuple[str, list[str]]]] = {
     ],
     "Sound files": [
         ("audio", ["load", "stream", "save", "info", "resample", "convert_channels"]),
+        ("finish", ["Finish", "Finish.apply"]),
         ("spectrogram", ["log_mel", "save_spectrogram"]),
     ],
     "Codecs and tokens": [

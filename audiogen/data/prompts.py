@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from audiogen.config import short
 from audiogen.data.rows import Row, read_rows, read_text, seconds
@@ -13,6 +14,8 @@ from audiogen.errors import InputError, plain_text
 TEXT_KEYS = ("text", "prompt", "caption")
 OTHER_KEYS = ("duration", "seed", "guidance", "negative", "model", "name")
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
+SWITCHES = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+Kind = type | tuple[str, ...]  # of a setting: a number, words, a switch (bool), or one of some words
 LONGEST_NAME = 200  # bytes; file systems allow 255 with what is added
 
 
@@ -20,7 +23,8 @@ LONGEST_NAME = 200  # bytes; file systems allow 255 with what is added
 class Prompt:
     """A sound to generate; what is None is left to the command, but for the text: None is no text.
 
-    negative, guidance, model: as the command's options. name: of its file, without a suffix.
+    negative, guidance, model: as the command's options. name: of its file, without a suffix. settings: other options
+    of the command, by name.
     """
 
     text: str | None
@@ -30,15 +34,20 @@ class Prompt:
     negative: str | None = None
     model: str | None = None
     name: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(
+    path: Path, options: Mapping[str, Kind] | None = None, check: Callable[[dict[str, Any]], object] = dict
+) -> list[Prompt]:
     """Prompts of a file: .txt has one a line; .csv and .tsv have a header and .jsonl an object a line.
 
     The text is under text, prompt or caption; duration (s) and the other fields of `Prompt` are optional, blank lines
     are ignored. Raises InputError that names the line, also for a field of another name.
+
+    options: other fields that a row may have, with the kind of each; they become `settings`, which `check` may refuse.
     """
-    suffix = path.suffix.lower()
+    suffix, options = path.suffix.lower(), options or {}
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: prompts are read from {', '.join(SUFFIXES)} files")
     rows: Iterator[tuple[int, Row]]
@@ -46,11 +55,12 @@ def read_prompts(path: Path) -> list[Prompt]:
         lines = enumerate(read_text(path).splitlines(), 1)
         rows = ((number, {"text": line}) for number, line in lines if line.strip())
     else:
-        rows = read_rows(path, TEXT_KEYS, lenient=True, others=OTHER_KEYS)
+        rows = read_rows(path, TEXT_KEYS, lenient=True, others=(*OTHER_KEYS, *options))
     prompts = []
     for number, row in rows:
         try:
-            prompts.append(_prompt(row))
+            prompts.append(prompt := _prompt(row, options))
+            check(dict(prompt.settings))
         except InputError as error:
             raise InputError(f"{path}:{number}: {error}") from error
     if not prompts:
@@ -58,7 +68,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _prompt(row: Row) -> Prompt:
+def _prompt(row: Row, options: Mapping[str, Kind]) -> Prompt:
     if isinstance(row, InputError):
         raise row
     text = next((row[key] for key in TEXT_KEYS if key in row), None)
@@ -73,7 +83,28 @@ def _prompt(row: Row) -> Prompt:
     words = {key: _words(row, key) for key in ("negative", "model", "name")}
     if words["name"] is not None:
         words["name"] = _file_name(words["name"])
-    return Prompt(plain_text(text.strip()), seconds(row, "duration"), seed, _guidance(row), **words)
+    settings = {
+        key: _setting(key, row[key], kind) for key, kind in options.items() if row.get(key) is not None
+    }
+    duration_s = seconds(row, "duration")
+    return Prompt(plain_text(text.strip()), duration_s, seed, _guidance(row), **words, settings=settings)
+
+
+def _setting(key: str, value: object, kind: Kind) -> Any:
+    """A field as an option of this kind."""
+    text = str(value).strip()
+    try:
+        if kind is bool:
+            return SWITCHES[text.lower()]
+        if not isinstance(kind, tuple):
+            return kind(text)
+        if text in kind:
+            return text
+    except (KeyError, ValueError):
+        pass
+    names = {bool: "yes or no", int: "a whole number", float: "a number"}
+    expected = " or ".join(kind) if isinstance(kind, tuple) else names.get(kind, "words")
+    raise InputError(f"has {key} {short(value)}, expected {expected}")
 
 
 def _words(row: dict[str, object], key: str) -> str | None:

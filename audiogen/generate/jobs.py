@@ -7,12 +7,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from audiogen.data.prompts import Prompt, read_prompts
 from audiogen.errors import InputError, plain_text
-from audiogen.generate.options import FORMATS
+from audiogen.finish import Finish, shown
+from audiogen.generate.options import FORMATS, ROW_OPTIONS, finish_of
 
 OTHER_SOUNDS = ("aac", "aif", "aiff", "au", "caf", "m4a", "mp4", "opus", "webm", "wma")
 DURATION_S = 5.0
@@ -20,7 +22,10 @@ DURATION_S = 5.0
 
 @dataclass(frozen=True)
 class Job:
-    """A sound file to make, with a picture beside it. guidance, negative, model: None are those of the command."""
+    """A sound file to make, with a picture beside it. guidance, negative, model: None are those of the command.
+
+    settings: options of its own, by name, in place of the command's. finish: what becomes of it before it is written.
+    """
 
     path: Path
     text: str | None
@@ -29,6 +34,8 @@ class Job:
     guidance: float | None = None
     negative: str | None = None
     model: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    finish: Finish = Finish()  # noqa: RUF009 (frozen)
 
     @property
     def picture(self) -> Path:
@@ -66,8 +73,14 @@ def plan(args: argparse.Namespace, default_s: float = DURATION_S) -> list[Job]:
             if prompt.name is not None:
                 stem = prompt.name if args.num_samples == 1 else f"{prompt.name}_seed{seed}"
             path = args.out if one_file else args.out / f"{stem}.{args.format or 'wav'}"
-            settings = prompt.guidance, prompt.negative, prompt.model
-            jobs.append(Job(path, prompt.text, duration_s, seed, *settings))
+            own = dict(prompt.settings)
+            finish = finish_of(vars(args) | own)
+            given = prompt.guidance, prompt.negative, prompt.model, own, finish
+            jobs.append(Job(path, prompt.text, duration_s, seed, *given))
+            if args.stream and (whole := next(iter(finish.given()), None)):
+                raise InputError(
+                    f"{shown(whole)} is for whole sounds, and --stream writes one piece by piece; drop one of the two"
+                )
     _check_distinct(jobs)
     if str(args.out) != "-":
         _check_writable(jobs[0].path.parent)
@@ -83,7 +96,7 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
         plain_text(text, "--text")
     prompts = [Prompt(text) for text in args.text]
     if args.prompts is not None:
-        prompts += read_prompts(args.prompts)
+        prompts += read_prompts(args.prompts, ROW_OPTIONS, lambda own: finish_of(vars(args) | own))
     if not prompts and args.continue_from is None and args.init is None:
         raise InputError(
             'nothing to generate; give --text "a dog barks", --prompts FILE, --continue-from FILE or --init FILE'

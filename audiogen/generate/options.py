@@ -5,26 +5,31 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from audiogen import command
+from audiogen.data.prompts import Kind
 from audiogen.errors import InputError
+from audiogen.finish import Finish
 from audiogen.generators.request import FAMILIES, LATENT_ONLY, LM_ONLY, refuse
 
 FORMATS = ("wav", "flac", "ogg", "mp3")
 MAX_THREADS = 1024
+FINISH = tuple(field.name for field in fields(Finish))
+SAMPLING = ("temperature", "top_k", "top_p", "steps", "sampler", "guidance_rescale", "candidates", "in_order")
 
 # By groups: each option with the name of its value, its type (bool: a switch, list: may be repeated, a tuple: the
 # choices), and what it is.
-Kind = type | tuple[str, ...]
 OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
     "what": {
         "--text": (list, "a prompt; repeat the option for several"),
         "--prompts FILE": (
             Path,
             "file of prompts: .txt (one a line), .csv, .tsv or .jsonl (fields text and, if wanted, duration, seed, "
-            "guidance, negative, model, and name, of the sound's file)",
+            "guidance, negative, model, name, of the sound's file, and other options of sampling, loudness and shape)",
         ),
         "--negative TEXT": (str, "what the sounds should not be like"),
         "--continue-from FILE": (
@@ -116,6 +121,18 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
             "8, and their authors' have 4,8,12,20 (what was used is printed)",
         ),
     },
+    "loudness and shape, of whole sounds": {
+        "--loudness LUFS": (float, "bring each sound to this loudness (ITU-R BS.1770), such as -23 or -14"),
+        "--peak DB": (float, "limit true peaks to this, in dB of full scale (default: -1 with --loudness)"),
+        "--fade-in S": (float, "seconds in which the sound rises"),
+        "--fade-out S": (float, "seconds in which it falls"),
+        "--trim-silence": (bool, "drop what is 50 dB below the loudest part at both ends"),
+        "--stereo-width W": (
+            float,
+            "make a mono sound stereo, 0 to 1; the mean of both sides stays the mono sound",
+        ),
+        "--sample-rate HZ": (int, "resample the sound, such as 48000 (default: the model's rate)"),
+    },
     "result": {
         "--format": (FORMATS, "of the sound files (default: that of --out, or wav)"),
         "--out PATH": (
@@ -136,6 +153,13 @@ EXAMPLES = (
     '--text "a rooster crows" --out rooster.wav',
     '--text "rain falls" --stream --duration inf --out - | aplay',
 )
+# What a row of --prompts may have of its own, beside the fields of `data.prompts.Prompt`.
+ROW_OPTIONS: dict[str, Kind] = {
+    name.partition(" ")[0].lstrip("-").replace("-", "_"): kind
+    for options in OPTIONS.values()
+    for name, (kind, _) in options.items()
+    if name.partition(" ")[0].lstrip("-").replace("-", "_") in (*SAMPLING, *FINISH)
+}
 DEFAULTS = {"text": [], "num_samples": 1, "seed": 0, "device": "auto", "dtype": "auto"}
 TRAINED_S = 5.12  # the sounds that lafma_tiny was trained on; lm_tiny makes longer ones window by window
 
@@ -183,7 +207,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.init is not None and not given:
         raise InputError("--init needs --strength, --inpaint or --upsample: what is to become of the sound")
     args.model = args.model or _bundled_model(args)
-    args.in_order = None if args.in_order is None else args.in_order == "yes"
     args.inpaint, args.heads = _read_span(args.inpaint), _read_heads(args.heads)
     return args
 
@@ -197,6 +220,11 @@ def _bundled_model(args: argparse.Namespace) -> str:
         "int4",
     )
     return "lm_tiny" if of_lm or (args.duration or 0) > TRAINED_S else "lafma_tiny"
+
+
+def finish_of(options: Mapping[str, Any]) -> Finish:
+    """Loudness and shape among the options, by their names."""
+    return Finish(**{name: options[name] for name in FINISH})
 
 
 def refuse_others(args: argparse.Namespace, latent: bool) -> None:

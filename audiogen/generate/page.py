@@ -26,6 +26,7 @@ COLUMNS = (
     ),
     Column("level_db", "Level (dB)", digits=1),
     Column("turned_down_db", "Turned down (dB)", digits=1),
+    Column("loudness", "Loudness (LUFS)", digits=1),
 )
 
 

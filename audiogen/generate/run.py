@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from audiogen import audio, spectrogram
 from audiogen.errors import InputError
+from audiogen.finish import Finished
 from audiogen.generate import live
 from audiogen.generate.jobs import Job, page_path, plan
 from audiogen.generate.options import refuse_others
@@ -41,7 +42,8 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> dict[str, Any]:
             found = find(name, kinds=generators.GENERATES)
             generators.check_generates(found)
             own = argparse.Namespace(**vars(args) | {"model": name})
-            refuse_others(own, found.kind == SYSTEM)
+            for job in (job for job in jobs if (job.model or args.model) == name):
+                refuse_others(argparse.Namespace(**vars(own) | job.settings), found.kind == SYSTEM)
             opened.append((own, found))
         prompt = None if args.continue_from is None else audio.load(args.continue_from)
         edit = None
@@ -89,16 +91,14 @@ def make(
             stacklevel=1,
         )
     _check_durations(jobs, generator, prompt, edit, args.stream)
-    groups: dict[tuple[float | None, str | None], list[Job]] = {}
+    groups: dict[tuple[float | None, Sampling], list[Job]] = {}
     for job in jobs:
         guidance = args.guidance if job.guidance is None else job.guidance
-        groups.setdefault((guidance, job.negative or args.negative), []).append(job)
+        groups.setdefault((guidance, sampling_of(args, job)), []).append(job)
     spent_s, sounds = 0.0, []
     about = {"model": args.model, "family": generator.family, "device": str(generator.device)}
     about["sample_rate"] = generator.sample_rate
-    for (guidance, negative), group in groups.items():
-        settings = {field.name: getattr(args, field.name) for field in fields(Sampling)}
-        sampling = Sampling(**settings | {"negative": negative})
+    for (guidance, sampling), group in groups.items():
         chosen = {"model": args.model, "guidance": generator.guidance if guidance is None else guidance}
         chosen |= {key: value for key, value in vars(sampling).items() if value is not None}
         if args.stream:
@@ -117,6 +117,14 @@ def make(
         f"model {args.model} on {generator.device}"
     )
     return about | {"sounds": sounds, "sound_s": sound_s, "spent_s": spent_s, "notes": list(generator.notes)}
+
+
+def sampling_of(args: argparse.Namespace, job: Job) -> Sampling:
+    """How a job is drawn: by the command's options, and its own in their place."""
+    settings = vars(args) | job.settings | {"negative": job.negative or args.negative}
+    in_order = settings["in_order"]
+    settings["in_order"] = None if in_order is None else in_order == "yes"
+    return Sampling(**{field.name: settings[field.name] for field in fields(Sampling)})
 
 
 def generate(
@@ -146,11 +154,14 @@ def generate(
             spent_s += time.monotonic() - began
             for job, sound, down in zip(group, sounds, down_db, strict=True):
                 rate = generator.sample_rate
-                sound = sound[:, : num_samples(job.duration_s, rate)]
-                write(job, sound, rate, overwrite)
-                (meter := live.Meter()).add(sound)
+                made = job.finish.apply(sound[:, : num_samples(job.duration_s, rate)], rate, job.duration_s)
+                write(job, made.sound, made.sample_rate, overwrite)
+                (meter := live.Meter()).add(made.sound)
+                down += made.turned_down_db
                 tqdm.write(f"{job.path}  {job.picture}  seed {job.seed}{meter.remark(down)}")
-                facts.append(facts_of(job, meter, down) | {"picture": str(job.picture)})
+                for note in made.notes:
+                    warnings.warn(f"{job.path}: {note}", stacklevel=1)
+                facts.append(facts_of(job, meter, down) | {"picture": str(job.picture)} | shape_of(job, made))
     return spent_s, facts
 
 
@@ -164,6 +175,14 @@ def facts_of(job: Job, meter: live.Meter, turned_down_db: float) -> dict[str, An
         "level_db": round(meter.level_db, 2),
         "turned_down_db": round(turned_down_db, 2),
     }
+
+
+def shape_of(job: Job, made: Finished) -> dict[str, Any]:
+    """Facts of a sound that was given another loudness or shape."""
+    if not job.finish.given():
+        return {}
+    facts = {"duration_s": made.sound.shape[-1] / made.sample_rate, "sample_rate": made.sample_rate}
+    return facts if made.loudness is None else facts | {"loudness": round(made.loudness, 2)}
 
 
 def write(job: Job, sound: Tensor, sample_rate: int, overwrite: bool) -> None:
@@ -226,6 +245,7 @@ def _check_durations(
     for job in jobs:
         if edit is not None:
             edit.check_duration(job.duration_s)
+        job.finish.check(job.duration_s, generator.channels, job.path.suffix.lstrip("."))
         if not (endless and job.duration_s == math.inf):
             generator.num_frames(job.duration_s)
     if prompt is not None:
