@@ -7,7 +7,8 @@ codec = audiogen.load_codec("codec_tiny")    # any codec, by the same kinds of n
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from audiogen.version import __version__ as __version__
+
 __all__ = ["AudioGen", "__version__", "load", "load_codec"]
 
 if TYPE_CHECKING:

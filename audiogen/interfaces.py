@@ -16,7 +16,7 @@ the Protocols: they are contracts of shape, checked by the type checker and by t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -25,6 +25,8 @@ from audiogen.errors import InputError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from audiogen.provenance import Provenance
 
 LARGEST_SAMPLE = 2.0**40  # full scale is 1; files may hold 2^32, which resampling may exceed
 Progress = Callable[[float], None]  # gets the share of the work that is done, in [0, 1]
@@ -328,6 +330,14 @@ class Generator(Protocol):
 
     def reconstruct(self, audio: Tensor) -> Tensor:
         """Audio [B, C, N] through the codec or autoencoder alone -> [B, C, N]: the best the generator could do."""
+        ...
+
+    def provenance(self, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> Provenance:
+        """Where a sound of this model comes from, for its file.
+
+        settings: options of `audiogen.generate` by name that make it again, beside those that open the model. inputs:
+        SHA-256 of the files among them.
+        """
         ...
 
     def steps_at_most(self, steps: int | None) -> int | None:

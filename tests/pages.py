@@ -17,7 +17,7 @@ RECORDS = ("CHANGELOG.md", "LOG.md")  # of the past: they have no commands to tr
 ELSEWHERE = {"serving.md": "tests/serve/test_docs.py", "scaling.md": "tests/codec/test_parts.py"}
 # The pages that are run, in an order in which each finds what those before it made.
 ORDER = (
-    "../README.md quickstart.md generate.md finishing.md your-sounds.md train.md codec.md diffusion.md "
+    "../README.md quickstart.md generate.md finishing.md provenance.md your-sounds.md train.md codec.md diffusion.md "
     "released-models.md evaluate.md results.md performance.md faq.md troubleshooting.md extending.md CONTRIBUTING.md"
 ).split()
 REASONS = (

@@ -6,7 +6,17 @@ from tools.house import circles, imports
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = {"errors", "interfaces", "config", "audio", "spectrogram", "distributed", "device", "onednn", "files"}
-CORE |= {"finish", "signals", "command", "report", "native", "griffin_lim", "__version__"}
+CORE |= {
+    "finish",
+    "provenance",
+    "version",
+    "signals",
+    "command",
+    "report",
+    "native",
+    "griffin_lim",
+    "__version__",
+}
 # A folder may import itself and what its line lists.
 LAYERS = {"codec", "text", "data", "tagger"}
 MODELS = CORE | LAYERS | {"lm", "diffusion", "models"}
@@ -16,7 +26,7 @@ MAY_IMPORT = {
     "models": MODELS - {"data"},
     "generators": MODELS,
     **dict.fromkeys({"generate", "info", "serve", "convert", "evaluate", "train"}, MODELS | {"generators"}),
-    "__init__": {"generators", "models"},  # the public names, imported with their first use
+    "__init__": {"generators", "models", "version"},  # the public names, imported with their first use
     "__main__": CORE,
     # the commands of audiogen.codec open models, read manifests and write token shards
     **dict.fromkeys(

@@ -44,6 +44,8 @@ SECTIONS: dict[str, list[tuple[str, list[str]]]] = {
     "Sound files": [
         ("audio", ["load", "stream", "save", "info", "resample", "convert_channels"]),
         ("finish", ["Finish", "Finish.apply"]),
+        ("interfaces", ["Generator.provenance"]),
+        ("provenance", ["Provenance", "Provenance.tags", "Provenance.command", "read"]),
         ("spectrogram", ["log_mel", "save_spectrogram"]),
     ],
     "Codecs and tokens": [

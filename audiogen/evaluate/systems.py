@@ -27,6 +27,7 @@ from audiogen.evaluate.cost import Clock, Job
 from audiogen.evaluate.order import order_prompts, real_clip
 from audiogen.evaluate.scores import Cells, Warn
 from audiogen.files import writing
+from audiogen.files.tags import Tags
 from audiogen.generators.request import noise_seed
 from audiogen.interfaces import Generator
 
@@ -209,7 +210,9 @@ def run_system(
         sounds = job.generate([pending[seed][1]["text"] for seed in seeds], seeds[0], steps)
         for seed, sound in zip(seeds, sounds, strict=True):  # row b has the seed of the first + b
             path, made_with = pending[seed]
-            keep(path, sound, rate, made_with)
+            asked = {"text": made_with["text"], "seed": seed, "duration": duration_s, "guidance": guidance}
+            asked |= {} if steps is None else {"steps": steps}
+            keep(path, sound, rate, made_with, generator.provenance(asked).tags())
         advance(len(seeds))
     cells: Cells = {
         "family": generator.family,
@@ -264,12 +267,17 @@ def is_kept(path: Path, settings: Mapping[str, Any]) -> bool:
     return False
 
 
-def keep(path: Path, sound: Tensor, sample_rate: int, settings: Mapping[str, Any]) -> None:
-    """Write a sound [C, N] as WAV and, beside it, what it was made with; a crash in between leaves it unfinished."""
+def keep(
+    path: Path, sound: Tensor, sample_rate: int, settings: Mapping[str, Any], tags: Tags | None = None
+) -> None:
+    """Write a sound [C, N] as WAV and, beside it, what it was made with; a crash in between leaves it unfinished.
+
+    tags: metadata of a generated one.
+    """
     if not sound.isfinite().all():
         raise InputError(f"the sound for {path} holds samples that are not finite (NaN or infinity)")
     path.with_suffix(".json").unlink(missing_ok=True)  # of a sound made otherwise
-    audio.save(path, audio.below_full_scale(sound), sample_rate)
+    audio.save(path, audio.below_full_scale(sound), sample_rate, tags=tags)
     writing.write_json(path.with_suffix(".json"), settings)
 
 

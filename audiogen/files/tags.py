@@ -53,12 +53,9 @@ class Tagged(io.RawIOBase):
         if self.kind != "flac" or self.tags is None:
             return {}
         title, software, comment, source_type, _ = self.tags
-        return {
-            "title": title,
-            "software": software,
-            "comment": comment,
-            "genre": f"AI-generated ({source_type})",
-        }
+        found = {"title": title, "software": software, "comment": comment}
+        found["genre"] = f"AI-generated ({source_type})"
+        return {name: text for name, text in found.items() if text}  # an empty one damages the file
 
     def write(self, data: Any) -> int:
         """-> the number of bytes."""

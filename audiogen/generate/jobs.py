@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import unicodedata
@@ -41,6 +42,22 @@ class Job:
     def picture(self) -> Path:
         """Where the picture of its spectrogram goes."""
         return self.path.with_suffix(".png")
+
+    @property
+    def sidecar(self) -> Path:
+        """Where the JSON of `--sidecar` goes."""
+        return self.path.with_suffix(".json")
+
+    def asked(self, args: argparse.Namespace) -> dict[str, Any]:
+        """The options that make this sound alone, by name, as they may be typed."""
+        own: dict[str, Any] = {
+            "duration": str(self.duration_s) if math.isinf(self.duration_s) else self.duration_s
+        }
+        own |= {"seed": self.seed, "text": self.text, "negative": self.negative or args.negative}
+        own |= {"guidance": args.guidance if self.guidance is None else self.guidance}
+        typed = {key: str(value) if isinstance(value, Path) else value for key, value in args.typed.items()}
+        whole = typed | self.settings | own
+        return {key: value for key, value in whole.items() if value is not None and value is not False}
 
 
 def plan(args: argparse.Namespace, default_s: float = DURATION_S) -> list[Job]:
@@ -85,7 +102,9 @@ def plan(args: argparse.Namespace, default_s: float = DURATION_S) -> list[Job]:
     if str(args.out) != "-":
         _check_writable(jobs[0].path.parent)
         if not args.overwrite:
-            _check_new(jobs, not args.stream, [page_path(args.out, jobs)] if args.report else [])
+            others = [page_path(args.out, jobs)] if args.report else []
+            others += [job.sidecar for job in jobs] if args.sidecar else []
+            _check_new(jobs, not args.stream, others)
     return jobs
 
 

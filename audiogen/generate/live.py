@@ -12,6 +12,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from audiogen import audio
+from audiogen.files.tags import Tags
 from audiogen.signals import stop_signals
 
 ALMOST_SILENT_DB = -60.0  # root of the mean square, against full scale
@@ -74,10 +75,10 @@ def until_interrupted(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
                 return
 
 
-def write_wav(file: BinaryIO, blocks: Iterable[Tensor], sample_rate: int) -> None:
+def write_wav(file: BinaryIO, blocks: Iterable[Tensor], sample_rate: int, tags: Tags | None = None) -> None:
     """Blocks [C, n] to a pipe as a WAV file of 16 bits, each as soon as it is there."""
     for number, block in enumerate(blocks):
         if number == 0:
-            file.write(audio.wav_header(sample_rate, len(block)))
+            file.write(audio.wav_header(sample_rate, len(block), tags=tags))
         file.write(audio.pcm16(block))
         file.flush()

@@ -133,6 +133,13 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
         ),
         "--sample-rate HZ": (int, "resample the sound, such as 48000 (default: the model's rate)"),
     },
+    "where the sounds come from": {
+        "--no-prompt-metadata": (
+            bool,
+            "leave text, seed and settings out of the files' metadata; that they are generated, and by what, stays",
+        ),
+        "--sidecar": (bool, "also write NAME.json beside each sound, with what its metadata say"),
+    },
     "result": {
         "--format": (FORMATS, "of the sound files (default: that of --out, or wav)"),
         "--out PATH": (
@@ -153,6 +160,30 @@ EXAMPLES = (
     '--text "a rooster crows" --out rooster.wav',
     '--text "rain falls" --stream --duration inf --out - | aplay',
 )
+# What makes no other sound, or is a job's own: it is no setting in the metadata of a sound.
+NOT_SETTINGS = {
+    "out",
+    "overwrite",
+    "prompts",
+    "report",
+    "format",
+    "json",
+    "quiet",
+    "sidecar",
+    "no_prompt_metadata",
+}
+NOT_SETTINGS |= {
+    "text",
+    "duration",
+    "num_samples",
+    "seed",
+    "model",
+    "negative",
+    "guidance",
+    "device",
+    "dtype",
+    "threads",
+}
 # What a row of --prompts may have of its own, beside the fields of `data.prompts.Prompt`.
 ROW_OPTIONS: dict[str, Kind] = {
     name.partition(" ")[0].lstrip("-").replace("-", "_"): kind
@@ -188,9 +219,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, checked as far as that needs no model; --inpaint and --heads as numbers."""
+    """The command line, checked as far as that needs no model; --inpaint and --heads as numbers.
+
+    `typed` has the options that shape a sound as they were given.
+    """
     parser = make_parser()
     args = parser.parse_args(argv)
+    args.typed = {
+        name: value
+        for name, value in vars(args).items()
+        if name not in NOT_SETTINGS and value is not None and value is not False
+    }
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
     args.command = shlex.join([*parser.prog.split(), *(sys.argv[1:] if argv is None else argv)])

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from audiogen import audio, spectrogram
 from audiogen.errors import InputError
+from audiogen.files import writing
 from audiogen.finish import Finished
 from audiogen.generate import live
 from audiogen.generate.jobs import Job, page_path, plan
@@ -25,7 +27,9 @@ from audiogen.generate.options import refuse_others
 from audiogen.generators import load as generators
 from audiogen.generators.request import check_duration, check_prompt, num_samples
 from audiogen.interfaces import Edit, Generator, Sampling
+from audiogen.models.digest import digest_of
 from audiogen.models.find import SYSTEM, Found, find
+from audiogen.provenance import Provenance
 
 BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} s of sound [{elapsed}<{remaining}]"
 
@@ -34,6 +38,9 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> dict[str, Any]:
     """Make the jobs; warnings are printed in one line each -> what `--json` prints."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    args.inputs = {
+        name: digest_of(path) for name, path in args.typed.items() if isinstance(path, Path) and path.exists()
+    }
     with warnings.catch_warnings():
         setattr(warnings, "showwarning", _show_warning)  # noqa: B010 (a plain assignment does not pass mypy)
         warnings.filterwarnings("ignore", message="Glyph")  # emoji in the title of a picture
@@ -106,7 +113,7 @@ def make(
             return about | {"sounds": [chosen | sound], "sound_s": clock.sound_s, "spent_s": clock.spent_s}
         call = partial(generator.generate, guidance=guidance, prompt=prompt, sampling=sampling, edit=edit)
         at_once = len(group) if args.peer_padding else generator.batch_size
-        took_s, facts = generate(group, generator, call, at_once, args.overwrite)
+        took_s, facts = generate(group, generator, call, at_once, args)
         spent_s += took_s
         sounds += [chosen | fact for fact in facts]
     for note in generator.notes:
@@ -132,7 +139,7 @@ def generate(
     generator: Generator,
     make: Callable[..., Tensor],
     at_once: int,
-    overwrite: bool,
+    args: argparse.Namespace,
 ) -> tuple[float, list[dict[str, Any]]]:
     """Make and write the jobs, some at once -> seconds of generation, and facts of each sound.
 
@@ -155,12 +162,20 @@ def generate(
             for job, sound, down in zip(group, sounds, down_db, strict=True):
                 rate = generator.sample_rate
                 made = job.finish.apply(sound[:, : num_samples(job.duration_s, rate)], rate, job.duration_s)
-                write(job, made.sound, made.sample_rate, overwrite)
+                write(
+                    job,
+                    made.sound,
+                    made.sample_rate,
+                    args.overwrite,
+                    origin := origin_of(args, job, generator),
+                )
                 (meter := live.Meter()).add(made.sound)
                 down += made.turned_down_db
                 tqdm.write(f"{job.path}  {job.picture}  seed {job.seed}{meter.remark(down)}")
                 for note in made.notes:
                     warnings.warn(f"{job.path}: {note}", stacklevel=1)
+                if args.sidecar:
+                    writing.write_json(job.sidecar, origin.record())
                 facts.append(facts_of(job, meter, down) | {"picture": str(job.picture)} | shape_of(job, made))
     return spent_s, facts
 
@@ -185,10 +200,16 @@ def shape_of(job: Job, made: Finished) -> dict[str, Any]:
     return facts if made.loudness is None else facts | {"loudness": round(made.loudness, 2)}
 
 
-def write(job: Job, sound: Tensor, sample_rate: int, overwrite: bool) -> None:
+def origin_of(args: argparse.Namespace, job: Job, generator: Generator) -> Provenance:
+    """Where a job's sound comes from, as its file says."""
+    origin = generator.provenance(job.asked(args), args.inputs)
+    return origin.without_prompt() if args.no_prompt_metadata else origin
+
+
+def write(job: Job, sound: Tensor, sample_rate: int, overwrite: bool, origin: Provenance) -> None:
     """Write a sound [C, N] and its picture."""
     title = (job.text or "no text")[:100]
-    audio.save(job.path, sound, sample_rate, overwrite=overwrite)
+    audio.save(job.path, sound, sample_rate, overwrite=overwrite, tags=origin.tags())
     spectrogram.save_spectrogram(job.picture, sound, sample_rate, title, overwrite)
 
 
@@ -214,10 +235,20 @@ def stream(
         turned_down_db=(down_db := [0.0]),
     )
     pieces = meter.watch(clock.watch(live.until_interrupted(pieces)))
+    origin = origin_of(args, job, generator)
     if to_player := str(args.out) == "-":
-        live.write_wav(sys.stdout.buffer, pieces, generator.sample_rate)
+        live.write_wav(sys.stdout.buffer, pieces, generator.sample_rate, origin.tags())
     else:
-        audio.save(job.path, pieces, generator.sample_rate, keep_begun=True, overwrite=args.overwrite)
+        audio.save(
+            job.path,
+            pieces,
+            generator.sample_rate,
+            keep_begun=True,
+            overwrite=args.overwrite,
+            tags=origin.tags(),
+        )
+        if args.sidecar:
+            writing.write_json(job.sidecar, origin.record())
     line = (
         f"{job.path}  seed {job.seed}  first sound after {clock.first_s:.2f} s, real-time factor "
         f"{clock.spent_s / clock.sound_s:.2f} ({clock.sound_s:g} s of sound in {clock.spent_s:.1f} s), "

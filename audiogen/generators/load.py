@@ -10,6 +10,7 @@ from audiogen.files import cards, checkpoint
 from audiogen.generators.request import FAMILIES, LONGEST_LM_S, refuse
 from audiogen.generators.token import AudioGen as AudioGen
 from audiogen.lm import lora
+from audiogen.lm.decoders import choose_dtype
 from audiogen.models.find import LM, SYSTEM, Found, find
 
 GENERATES = (LM, SYSTEM)
@@ -48,6 +49,18 @@ def load(
     else:
         model = AudioGen.from_pretrained(found, device, dtype, text_encoder, adapter, packed)
     model.origin = found.name, cards.licence(found.path)
+    model.source = found
+    chosen = choose_dtype(dtype, model.device) if isinstance(model, AudioGen) else str(model.dtype)
+    model.opened = {
+        "model": found.name,
+        "device": str(model.device),
+        "dtype": chosen.removeprefix("torch."),
+        "text_encoder": text_encoder,
+        "adapter": None if adapter is None else str(adapter),
+        "cuda_graph": packed if packed and model.device.type == "cuda" else None,
+        "heads": None if heads is None else ",".join(map(str, heads)),
+        "clap": clap,
+    }
     return model
 
 

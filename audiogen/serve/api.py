@@ -94,7 +94,7 @@ def add_sounds(app: FastAPI, api: Api, guarded: dict[str, Any]) -> None:
         span = None if inpaint is None else interval(inpaint)
         change = None if prolong else Edit(audio, rate, strength, span)
         worker, order = api.order(
-            wanted, text, request, prompt=(audio, rate) if prolong else None, edit=change
+            wanted, text, request, prompt=(audio, rate) if prolong else None, edit=change, uploaded=data
         )
         return await api.sound(worker, order, wanted.response_format, request)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from audiogen.errors import InputError
+from audiogen.finish import Finish
 from audiogen.generators import request as requests
 from audiogen.generators.token import AudioGen
 from audiogen.interfaces import Codec, Edit, Generator, Sampling
@@ -42,7 +43,8 @@ class Order:
     """A sound that a client wants.
 
     prompt: audio [C, N] to continue, and its sample rate. is_streamed: it comes in blocks while it is made. client:
-    whoever asks; each client's turn comes once in a round.
+    whoever asks; each client's turn comes once in a round. finish: what becomes of the sound before it is sent.
+    prompt_metadata: whether its file says what was asked for. uploaded: SHA-256 of the file that it is made of.
     """
 
     text: str | None
@@ -54,6 +56,9 @@ class Order:
     edit: Edit | None = None
     is_streamed: bool = False
     client: str = ""
+    finish: Finish = Finish()  # noqa: RUF009 (frozen)
+    prompt_metadata: bool = True
+    uploaded: str = ""
 
     @property
     def batch(self) -> object:

@@ -25,6 +25,7 @@ def open_workers(args: argparse.Namespace) -> dict[str, Worker]:
         check_memory(name, generator, args)
         opened_s = time.monotonic() - began
         factor = warm_up(generator)
+        generator.provenance({})  # its files are hashed once, before sounds name them
         print(
             f"{name}: {generator.family}, {generator.sample_rate} Hz, on {generator.device}; "
             f"opened in {opened_s:.1f} s, a second of sound takes {factor:.2g} s",

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -13,6 +14,7 @@ from fastapi import Request, Response
 from audiogen.errors import InputError
 from audiogen.generators.request import num_samples
 from audiogen.interfaces import Edit
+from audiogen.provenance import Provenance
 from audiogen.serve import sounds
 from audiogen.serve.engine import Full, Job, Order, Worker
 from audiogen.serve.jobs import Jobs
@@ -20,6 +22,7 @@ from audiogen.serve.refusals import Refused, failure, refusal
 from audiogen.serve.schema import Batch, Generate, Settings
 from audiogen.serve.watched import Stream, Watched
 
+UPLOADED = "uploaded.wav"  # in the command of a sound that is made of another
 DURATION_S = 5.0  # where a request names none
 
 
@@ -61,8 +64,9 @@ class Api:
         is_streamed: bool = False,
         prompt: tuple[Any, int] | None = None,
         edit: Edit | None = None,
+        uploaded: bytes = b"",
     ) -> tuple[Worker, Order]:
-        """A checked order and the model for it."""
+        """A checked order and the model for it. uploaded: the file that the sound is made of."""
         worker = self.worker(wanted.model)
         longest_s = min(self.limits.max_duration_s, worker.generator.max_duration_s)
         default_s = DURATION_S if edit is None else edit.duration_s
@@ -85,8 +89,15 @@ class Api:
             edit,
             is_streamed,
             client,
+            wanted.finish(),
+            wanted.prompt_metadata,
+            hashlib.sha256(uploaded).hexdigest() if uploaded else "",
         )
         worker.check(order)
+        if is_streamed and (whole := next(iter(order.finish.given()), None)):
+            raise Refused(400, f"{whole} is for whole sounds; drop it, or stream_format", whole)
+        form = {"opus": "ogg", "pcm": "wav"}.get(wanted.response_format, wanted.response_format)
+        order.finish.check(duration_s, worker.generator.channels, form)
         return worker, order
 
     def submit(self, worker: Worker, order: Order) -> Watched:
@@ -113,8 +124,10 @@ class Api:
         """The sound of a finished job in a format; Refused where it has none."""
         if job.sound is None:
             raise failure(job)
-        rate = worker.generator.sample_rate
-        return sounds.encode(job.sound[:, : num_samples(job.order.duration_s, rate)], rate, form)
+        rate, order = worker.generator.sample_rate, job.order
+        sound = job.sound[:, : num_samples(order.duration_s, rate)]
+        made = order.finish.apply(sound, rate, order.duration_s)
+        return sounds.encode(made.sound, made.sample_rate, form, origin(worker, order).tags())
 
     async def stream(
         self, worker: Worker, order: Order, form: str, as_events: bool, request: Request
@@ -142,7 +155,8 @@ class Api:
             raise failure(job)
         rate, channels = worker.generator.sample_rate, worker.generator.channels
         length = num_samples(order.duration_s, rate)
-        start = sounds.audio.wav_header(rate, channels, length) if form == "wav" else b""
+        tags = origin(worker, order).tags()
+        start = sounds.audio.wav_header(rate, channels, length, tags) if form == "wav" else b""
 
         async def pieces() -> AsyncIterator[bytes]:
             if start:
@@ -218,10 +232,38 @@ class Api:
 
 def headers(worker: Worker, order: Order) -> dict[str, str]:
     """What it takes to make the sound again."""
-    generator = worker.generator
-    facts = {"Model": worker.name, "Seed": order.seed, "Sample-Rate": generator.sample_rate}
-    facts |= {"Channels": generator.channels, "Duration": f"{order.duration_s:g}"}
+    generator, finish = worker.generator, order.finish
+    rate = finish.sample_rate or generator.sample_rate
+    channels = generator.channels if finish.stereo_width is None else 2
+    facts = {"Model": worker.name, "Seed": order.seed, "Sample-Rate": rate}
+    facts |= {"Channels": channels, "Duration": f"{order.duration_s:g}"}
     return {f"X-{name}": str(value) for name, value in facts.items()}
+
+
+def origin(worker: Worker, order: Order) -> Provenance:
+    """Where an order's sound comes from, as its file says: with the options of `audiogen.generate`."""
+    settings = {name: value for name, value in vars(order.sampling).items() if value not in (None, False)}
+    if order.sampling.in_order is not None:
+        settings["in_order"] = "yes" if order.sampling.in_order else "no"
+    settings |= order.finish.given()
+    settings |= {
+        "text": order.text,
+        "duration": order.duration_s,
+        "seed": order.seed,
+        "guidance": order.guidance,
+    }
+    settings |= {"model": worker.name, "stream": order.is_streamed}  # not the folder in which the model lies
+    inputs = {}
+    if order.edit is not None:
+        span = order.edit.inpaint
+        settings |= {"init": UPLOADED, "strength": order.edit.strength}
+        settings |= {"inpaint": None if span is None else f"{span[0]}:{span[1]}"}
+        inputs["init"] = order.uploaded
+    if order.prompt is not None:
+        settings["continue_from"], inputs["continue_from"] = UPLOADED, order.uploaded
+    given = {name: value for name, value in settings.items() if value is not None and value is not False}
+    found = worker.generator.provenance(given, {name: digest for name, digest in inputs.items() if digest})
+    return found if order.prompt_metadata else found.without_prompt()
 
 
 def event(kind: str, **contents: Any) -> bytes:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from audiogen.errors import LONGEST_TEXT
+from audiogen.finish import Finish
 from audiogen.interfaces import Sampling
 
 Format = Literal["wav", "flac", "mp3", "ogg", "opus", "pcm"]
@@ -40,6 +41,21 @@ class Settings(BaseModel):
     candidates: Annotated[
         int | None, Field(ge=1, le=16, description="latent diffusion: sounds of which CLAP chooses")
     ] = None
+
+    loudness: Annotated[float | None, Field(description="LUFS, as --loudness")] = None
+    peak: Annotated[float | None, Field(description="dBTP, as --peak")] = None
+    fade_in: Annotated[float | None, Field(description="seconds")] = None
+    fade_out: Annotated[float | None, Field(description="seconds")] = None
+    trim_silence: bool = False
+    stereo_width: Annotated[float | None, Field(description="0 to 1, as --stereo-width")] = None
+    sample_rate: Annotated[int | None, Field(description="Hz; the model's if missing")] = None
+    prompt_metadata: Annotated[
+        bool, Field(description="false leaves text, seed and settings out of the file's metadata")
+    ] = True
+
+    def finish(self) -> Finish:
+        """What becomes of the sound before it is sent."""
+        return Finish(**{name: getattr(self, name) for name in Finish.__dataclass_fields__})
 
     def sampling(self) -> Sampling:
         """Those that are the generator's."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from audiogen import audio
 from audiogen.errors import InputError
+from audiogen.files.tags import Tagged, Tags
 
 # Of each format: libsndfile's names for it, and its media type.
 FORMATS = {
@@ -23,17 +24,21 @@ OPUS_RATE = 48_000
 MOST_A_SECOND = 400_000  # samples of an uploaded sound, channels together: 8 at 48 kHz, 2 at 192 kHz
 
 
-def encode(sound: Tensor, sample_rate: int, form: str) -> bytes:
-    """A sound [C, N], within full scale, as a file of a format."""
+def encode(sound: Tensor, sample_rate: int, form: str, tags: Tags | None = None) -> bytes:
+    """A sound [C, N], within full scale, as a file of a format. tags: its metadata, which pcm has not."""
     (kind, subtype), _ = FORMATS[form]
     if form == "opus" and sample_rate not in (8000, 12000, 16000, 24000, OPUS_RATE):
         sound, sample_rate = audio.resample(sound, sample_rate, OPUS_RATE), OPUS_RATE
     if form == "pcm":
         return audio.pcm16(sound)
     data = io.BytesIO()
-    with soundfile.SoundFile(data, "w", sample_rate, len(sound), subtype, format=kind) as file:
+    tagged = Tagged(data, kind.lower(), tags)
+    with soundfile.SoundFile(tagged, "w", sample_rate, len(sound), subtype, format=kind) as file:
+        for name, text in tagged.strings.items():
+            setattr(file, name, text)
         for piece in sound.clamp(-1, 1).split(audio.SAVE_SAMPLES, dim=-1):
             file.write(piece.T.numpy())
+    tagged.finish()
     return data.getvalue()
 
 

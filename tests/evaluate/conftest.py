@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from audiogen import audio
 from audiogen.interfaces import Sampling
+from audiogen.provenance import Provenance
 
 LABELS = ("tone", "noise", "pulses")
 
@@ -79,6 +81,9 @@ class Diffusion:
 
     def identity(self) -> str:
         return "0123456789abcdef"
+
+    def provenance(self, settings: Mapping[str, Any]) -> Provenance:
+        return Provenance("diffusion", settings=settings)
 
     def clock(self) -> float:
         return self.now_s

@@ -52,6 +52,14 @@ def test_a_foreign_reader_finds_the_metadata_and_the_same_samples(
 
 
 @pytest.mark.parametrize("kind", audio.SAVE_FORMATS)
+def test_a_sound_without_a_title_is_whole(tmp_path: Path, kind: str) -> None:
+    path = audio.save(tmp_path / f"a.{kind}", SOUND, 16_000, tags=made(title=""))
+    found = ffprobe(path)
+    assert "title" not in found and found["comment"] == made().comment
+    assert audio.load(path)[0].shape == SOUND.shape
+
+
+@pytest.mark.parametrize("kind", audio.SAVE_FORMATS)
 @pytest.mark.parametrize("blocks", [1, 7])
 def test_the_same_sound_is_the_same_bytes(tmp_path: Path, kind: str, blocks: int) -> None:
     """libsndfile gives each Ogg stream another serial number."""

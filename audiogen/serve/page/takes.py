@@ -13,9 +13,11 @@ from fastapi.responses import StreamingResponse
 from soundfile import SoundFile
 from torch import Tensor
 
+from audiogen.files.tags import Tagged, Tags
 from audiogen.generators.request import num_samples
 from audiogen.serve import sounds
 from audiogen.serve.engine import Worker
+from audiogen.serve.orders import origin
 from audiogen.serve.refusals import Refused, failure
 from audiogen.serve.watched import Watched
 from audiogen.spectrogram import picture
@@ -91,6 +93,13 @@ class Take:
         return torch.cat(self.blocks, -1) if self.is_over and self.blocks else None
 
     @property
+    def tags(self) -> Tags | None:
+        """The metadata of its files; None of what was not generated."""
+        if self._worker is None or self._watched is None:
+            return None
+        return origin(self._worker, self._watched.job.order).tags()
+
+    @property
     def num_bytes(self) -> int:
         return sum(block.nbytes for block in self.blocks)
 
@@ -103,7 +112,14 @@ class Take:
                 block = self.blocks[sent].T.numpy()
                 if file is None:
                     kind, subtype = sounds.FORMATS["mp3"][0]
-                    file = SoundFile(data, "w", self.sample_rate, block.shape[1], subtype, format=kind)
+                    file = SoundFile(
+                        Tagged(data, "mp3", self.tags),
+                        "w",
+                        self.sample_rate,
+                        block.shape[1],
+                        subtype,
+                        format=kind,
+                    )
                 file.write(block)
                 sent += 1
             if is_over and file is not None:
@@ -183,7 +199,7 @@ def add_routes(app: FastAPI, takes: Takes) -> None:
         if suffix == "png":
             data, media = await asyncio.to_thread(picture, sound, take.sample_rate, 720, 96, 40), "image/png"
         else:
-            data = await asyncio.to_thread(sounds.encode, sound, take.sample_rate, suffix)
+            data = await asyncio.to_thread(sounds.encode, sound, take.sample_rate, suffix, take.tags)
             media = sounds.FORMATS[suffix][1]
         return part(data, media, request.headers.get("range"))
 
