@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from audiogen.provenance import Provenance
 
+MAX_RESAMPLE = 100
 LARGEST_SAMPLE = 2.0**40  # full scale is 1; files may hold 2^32, which resampling may exceed
 Progress = Callable[[float], None]  # gets the share of the work that is done, in [0, 1]
 
@@ -206,18 +207,23 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Edit:
-    """A sound to change, and what of it is generated anew. Latent diffusion only.
+    """A sound to change, and what of it is generated anew. Language models can only extend it at its end.
 
     audio: [C, N], of any sample rate and channels. strength: how much noise is added before denoising, from 0 (the
     sound stays) to 1 (nothing is left of it but what is kept); None is 1. inpaint: begin and end, in seconds, of the
-    part that is generated anew. upsample: the highest frequencies are generated anew.
+    part that is generated anew, or several such pairs in ascending order. upsample: the highest frequencies are
+    generated anew. extend_s, extend_before_s: seconds that are generated after and before the sound, which is kept.
+    inpaint_resample: how often each step is repeated on what is new, so that it fits better to what is kept (RePaint).
     """
 
     audio: Tensor
     sample_rate: int
     strength: float | None = None
-    inpaint: tuple[float, float] | None = None
+    inpaint: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
     upsample: bool = False
+    extend_s: float = 0.0
+    extend_before_s: float = 0.0
+    inpaint_resample: int = 1
 
     def __post_init__(self) -> None:
         if self.audio.dim() != 2 or 0 in self.audio.shape:
@@ -231,34 +237,76 @@ class Edit:
             raise InputError(
                 f"strength is {self.strength:g}; it must be from 0 (the sound stays) to 1 (all new)"
             )
-        if self.inpaint is not None and self.upsample:
-            raise InputError("inpaint and upsample keep different parts of a sound; choose one")
-        if self.strength is None and self.inpaint is None and not self.upsample:
+        for name, seconds in (("extend", self.extend_s), ("extend_before", self.extend_before_s)):
+            if not 0.0 <= seconds < math.inf:
+                raise InputError(f"{name} is {seconds:g} s; it must be 0 or more")
+        extends = self.extend_s > 0 or self.extend_before_s > 0
+        if (self.inpaint is not None or extends) and self.upsample:
+            raise InputError("inpaint, extend and upsample keep different parts of a sound; choose one")
+        if extends and self.strength is not None:
+            raise InputError("extend keeps the sound, and strength changes it; choose one")
+        if self.strength is None and self.inpaint is None and not self.upsample and not extends:
             raise InputError(
-                "nothing is to become of the sound to begin from; give a strength (0.6, say), inpaint or upsample"
+                "nothing is to become of the sound to begin from; give a strength (0.6, say), inpaint, extend or "
+                "upsample"
             )
-        self._check_inpaint(self.duration_s)
+        if not 1 <= self.inpaint_resample <= MAX_RESAMPLE:
+            raise InputError(
+                f"inpaint_resample is {self.inpaint_resample}; it must be from 1 (none) to {MAX_RESAMPLE}"
+            )
+        if self.inpaint_resample > 1 and self.inpaint is None and not extends:
+            raise InputError("inpaint_resample is for inpaint and extend, and neither is given; drop it")
+        self._check_inpaint(self._own_s)
 
     @property
     def duration_s(self) -> float:
-        """Of the sound."""
-        return self.audio.shape[-1] / self.sample_rate
+        """Of the result: of the sound and of what extends it."""
+        return self.extend_before_s + self._own_s + self.extend_s
+
+    @property
+    def spans(self) -> tuple[tuple[float, float], ...]:
+        """Begin and end, in seconds of the result, of each part that is generated anew while the rest is kept."""
+        first, last = self.extend_before_s, self.extend_before_s + self._own_s
+        parts = [(first + begin, first + end) for begin, end in self._inpaint]
+        parts = [(0.0, first), *parts] if first else parts
+        return (*parts, (last, self.duration_s)) if self.extend_s else tuple(parts)
 
     def check_duration(self, duration_s: float) -> None:
         """Raise InputError where a result that long needs more than there is, or ends before what is made anew."""
+        if (self.extend_s or self.extend_before_s) and abs(duration_s - self.duration_s) > 1e-3:
+            raise InputError(
+                f"the sound is extended to {self.duration_s:g} s and {duration_s:g} s are to be made; drop the duration"
+            )
         if duration_s > self.duration_s + 1e-3:
             raise InputError(
                 f"the sound to begin from has {self.duration_s:g} s and {duration_s:g} s are to be made; "
                 "give a duration that is no longer, or none"
             )
-        self._check_inpaint(duration_s)
+        self._check_inpaint(min(duration_s, self._own_s))
+
+    @property
+    def _own_s(self) -> float:
+        return self.audio.shape[-1] / self.sample_rate
+
+    @property
+    def _inpaint(self) -> tuple[tuple[float, float], ...]:
+        """The parts of the given sound."""
+        if not self.inpaint:
+            return ()
+        one = not isinstance(self.inpaint[0], tuple)
+        return (self.inpaint,) if one else self.inpaint  # type: ignore[return-value]
 
     def _check_inpaint(self, duration_s: float) -> None:
-        if self.inpaint is not None and not 0.0 <= self.inpaint[0] < self.inpaint[1] <= duration_s:
-            raise InputError(
-                f"the part to inpaint is {self.inpaint[0]:g} s to {self.inpaint[1]:g} s; it must ascend and lie "
-                f"within the sound, 0 to {duration_s:g} s"
-            )
+        """Raise InputError for parts that are not in order, or not within so much of the given sound."""
+        end_before = 0.0
+        for begin, end in self._inpaint:
+            if not end_before <= begin < end <= duration_s:
+                after = f"; the part before it ends at {end_before:g} s" if end_before else ""
+                raise InputError(
+                    f"the part to inpaint is {begin:g} s to {end:g} s; it must ascend and lie "
+                    f"within the sound, 0 to {duration_s:g} s{after}"
+                )
+            end_before = end
 
 
 class Generator(Protocol):

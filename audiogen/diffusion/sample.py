@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class Sampling:
             raise InputError(f"{where}: {error}") from None
 
 
+REPEATABLE = ("ddim", "ddpm", "euler")  # samplers whose steps depend on no step before
+
 # As the authors of each system sample; Stable Audio's is of third order there.
 SAMPLINGS = {
     "audioldm": Sampling("ddim", 200, 2.5, eta=1.0),
@@ -70,11 +72,14 @@ class Reference:
         alone; between, style transfer (audio to audio).
     mask: bool, of the latents' shape or broadcast to it, True where something new is wanted; the rest comes out
         as it is in `latents`. None is all.
+    resample: how often each step is made, each time again from its noise (RePaint, 2201.09865, section 4.2): what is
+        new then sees the kept part in every repetition. For samplers whose steps depend on no step before.
     """
 
     latents: Tensor
     strength: Probability = 1.0
     mask: Tensor | None = None
+    resample: int = 1
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -84,8 +89,9 @@ class Reference:
 
 def together(references: Sequence[Reference]) -> Reference:
     """References of one row each, made by one edit, as one of several rows."""
-    latents, strengths, masks = zip(*((r.latents, r.strength, r.mask) for r in references), strict=True)
-    return Reference(torch.cat(latents), strengths[0], None if masks[0] is None else torch.stack(masks))
+    masks = [reference.mask for reference in references if reference.mask is not None]
+    latents = torch.cat([reference.latents for reference in references])
+    return replace(references[0], latents=latents, mask=torch.stack(masks) if masks else None)
 
 
 def inpaint_mask(shape: Sequence[int], duration_s: float, begin_s: float, end_s: float) -> Tensor:
@@ -163,7 +169,16 @@ def sample(
         if reference.strength < 1.0:
             state = _noised(sampler, first, given, start)
 
-    for evaluation in range(first, total):
+    repeats = 1 if reference is None else reference.resample
+    if repeats > 1 and sampling.sampler not in REPEATABLE:
+        raise InputError(
+            f"steps of the sampler {sampling.sampler} cannot be repeated (inpaint_resample); use "
+            f"{' or '.join(REPEATABLE)}"
+        )
+    runs = [(evaluation, again) for evaluation in range(first, total) for again in range(repeats)]
+    for done, (evaluation, again) in enumerate(runs, start=1):
+        if again:
+            state = sampler.back(evaluation, state, _draw(generators, noise))
         if reference is not None and mask is not None:
             # the kept part follows the forward process, with fresh noise each time (RePaint, 2201.09865, equation 8)
             state = torch.where(mask, state, _noised(sampler, evaluation, given, _draw(generators, noise)))
@@ -173,7 +188,7 @@ def sample(
         prediction = predict(denoise, x_t, time, conditioning, sampling, data_step)
         state = sampler.step(evaluation, prediction, state, generators)
         if callback is not None:
-            callback(evaluation - first + 1, total - first)
+            callback(done, len(runs))
     if reference is not None and mask is not None:
         state = torch.where(mask, state, given)
     return state

@@ -67,6 +67,17 @@ class Sampler:
         given = self.sign * prediction, self.scheduler.timesteps[evaluation], state
         return self.scheduler.step(*given, generator=generators, **self.options).prev_sample
 
+    def back(self, evaluation: int, state: Tensor, noise: Tensor) -> Tensor:
+        """From the state [B, ...] after an evaluation to one before it, by the forward process with that noise."""
+        last = evaluation + 1 == len(self.times)
+        alpha, sigma = self.alphas[evaluation], self.sigmas[evaluation]
+        ratio = alpha if last else alpha / self.alphas[evaluation + 1]
+        left = ratio * (0.0 if last else self.sigmas[evaluation + 1])  # of the noise that is there
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(evaluation)
+            self.scheduler._step_index = None  # set from the other with the next step
+        return ratio * state + (sigma**2 - left**2).clamp(min=0).sqrt() * noise
+
 
 def make_sampler(process: Process, name: str, steps: int, eta: float = 0.0) -> Sampler:
     """A sampler for latents of this process.

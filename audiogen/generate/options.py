@@ -42,13 +42,25 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
         ),
         "--num-samples N": (int, "sounds a prompt (default: 1)"),
     },
-    "a sound made of another (latent diffusion)": {
-        "--init FILE": (Path, "sound to begin from, as long as it is"),
+    "a sound made of another (language models: --extend alone)": {
+        "--init FILE": (
+            Path,
+            "sound to begin from; with a longer --duration and nothing else it is extended to that",
+        ),
         "--strength S": (
             float,
             "of the change: 0 returns the sound, 1 leaves nothing of it; 0.6 gives its course another sound",
         ),
-        "--inpaint A:B": (str, "make --init anew from second A to second B, and keep the rest"),
+        "--inpaint A:B": (
+            list,
+            "make --init anew from second A to second B, and keep the rest; repeat the option for several parts",
+        ),
+        "--inpaint-resample N": (
+            int,
+            "make each step N times on what is new, which fits it better to what is kept (RePaint; default: 1)",
+        ),
+        "--extend S": (float, "make S seconds more after --init, which is kept"),
+        "--extend-before S": (float, "make S seconds before --init, which is kept"),
         "--upsample": (
             bool,
             "make the highest frequencies of --init anew and keep the rest, with systems over mel spectrograms",
@@ -191,6 +203,7 @@ ROW_OPTIONS: dict[str, Kind] = {
     for name, (kind, _) in options.items()
     if name.partition(" ")[0].lstrip("-").replace("-", "_") in (*SAMPLING, *FINISH)
 }
+CHANGES = ("strength", "inpaint", "inpaint_resample", "extend", "extend_before", "upsample")  # of --init
 DEFAULTS = {"text": [], "num_samples": 1, "seed": 0, "device": "auto", "dtype": "auto"}
 TRAINED_S = 5.12  # the sounds that lafma_tiny was trained on; lm_tiny makes longer ones window by window
 
@@ -207,7 +220,7 @@ def make_parser() -> argparse.ArgumentParser:
             if kind is bool:
                 group.add_argument(name, action="store_true", help=about)
             elif kind is list:
-                group.add_argument(name, action="append", help=about)
+                group.add_argument(name, action="append", metavar=value or None, help=about)
             elif isinstance(kind, tuple):
                 group.add_argument(name, choices=kind, help=about)
             else:
@@ -239,14 +252,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise InputError(
             "--json prints to standard output, where --out - writes the sound; drop one of the two"
         )
-    changes = {"--strength": args.strength, "--inpaint": args.inpaint, "--upsample": args.upsample or None}
-    given = [name for name, value in changes.items() if value is not None]
+    changes = {f"--{name.replace('_', '-')}": getattr(args, name) for name in CHANGES}
+    given = [name for name, value in changes.items() if value is not None and value is not False]
     if given and args.init is None:
         raise InputError(f"{given[0]} says what becomes of a sound; give it with --init FILE")
-    if args.init is not None and not given:
-        raise InputError("--init needs --strength, --inpaint or --upsample: what is to become of the sound")
+    if args.init is not None and not given and args.duration is None:
+        raise InputError(
+            "--init needs --strength, --inpaint, --extend, --extend-before, --upsample or a longer --duration: what "
+            "is to become of the sound"
+        )
+    if args.init is not None and args.stream:
+        raise InputError("--init is not for --stream; give --continue-from in its place")
     args.model = args.model or _bundled_model(args)
-    args.inpaint, args.heads = _read_span(args.inpaint), _read_heads(args.heads)
+    args.inpaint = None if args.inpaint is None else tuple(map(_read_span, args.inpaint))
+    args.heads = _read_heads(args.heads)
     return args
 
 
@@ -274,10 +293,8 @@ def refuse_others(args: argparse.Namespace, latent: bool) -> None:
     refuse(options, f"{args.model}, {FAMILIES[latent]}")
 
 
-def _read_span(text: str | None) -> tuple[float, float] | None:
+def _read_span(text: str) -> tuple[float, float]:
     """A:B, in seconds."""
-    if text is None:
-        return None
     begin, _, end = text.partition(":")
     try:
         return float(begin), float(end)

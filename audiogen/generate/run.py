@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> dict[str, Any]:
         prompt = None if args.continue_from is None else audio.load(args.continue_from)
         edit = None
         if args.init is not None:
-            edit = Edit(*audio.load(args.init), args.strength, args.inpaint, args.upsample)
+            edit = read_edit(args)
             jobs = plan(args, edit.duration_s)
         parts = [[job for job in jobs if (job.model or args.model) == own.model] for own, _ in opened]
         for (_, found), part in zip(opened, parts, strict=True):  # before any weights are read
@@ -78,6 +78,17 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> dict[str, Any]:
         "spent_s": sum(model["spent_s"] for model in made),
         "models": made,
     }
+
+
+def read_edit(args: argparse.Namespace) -> Edit:
+    """What is to become of --init; a longer --duration, where nothing else is given, extends it at its end."""
+    sound, rate = audio.load(args.init)
+    extend_s, before_s = args.extend or 0.0, args.extend_before or 0.0
+    others = args.strength, args.inpaint, args.extend, args.upsample or None
+    if args.duration is not None and others == (None,) * 4:
+        extend_s = max(0.0, args.duration - before_s - sound.shape[-1] / rate)
+    resample = 1 if args.inpaint_resample is None else args.inpaint_resample
+    return Edit(sound, rate, args.strength, args.inpaint, args.upsample, extend_s, before_s, resample)
 
 
 def make(

@@ -13,22 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from audiogen import audio as audio_io
 from audiogen.config import to_plain
 from audiogen.device import DTYPES, choose_device
-from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.conditioning import Conditioning, stack
 from audiogen.diffusion.process import PROCESSES, Process, process_of
 from audiogen.diffusion.sample import (
     SAMPLINGS,
     Noise,
-    Reference,
-    best_of,
-    inpaint_mask,
     sample,
-    super_resolution_mask,
     together,
 )
 from audiogen.diffusion.sample import Sampling as LatentSampling
@@ -36,8 +29,9 @@ from audiogen.diffusion.samplers import make_sampler
 from audiogen.diffusion.timeline import Guided, in_turn
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
-from audiogen.generators import level
+from audiogen.generators import edits, level
 from audiogen.generators import request as requests
+from audiogen.generators.candidates import STRIDE, check_ranker, nearest
 from audiogen.generators.facts import family_of, latent_rate, longest_s
 from audiogen.generators.publish import Published
 from audiogen.interfaces import Edit, Progress, Sampling, check_samples, finite
@@ -50,8 +44,6 @@ from audiogen.text.order import events
 from audiogen.text.t5 import TextStates
 
 INFO = "info.json"  # of a trained system: its step, validation and recipe
-MAX_CANDIDATES = 64
-CANDIDATE_STRIDE = 2**40  # candidate c of a sound with seed s is drawn with s + c of these
 ROWS_ON_CPU, ROWS_ELSEWHERE = 1, 8  # sounds that the denoiser runs on at a time; guidance doubles them
 
 
@@ -233,22 +225,20 @@ class LatentGenerator(Published):
             sampling.steps, sampling.sampler, guidance, sampling.guidance_rescale, sampling.in_order
         )
         candidates = 1 if sampling.candidates is None else sampling.candidates
-        clap = self._ranker(candidates, request.texts) if candidates != 1 else None
+        clap = None
+        if candidates != 1:
+            clap = check_ranker(self._clap or self.system.conditioner.clap, candidates, request.texts)
+        autoencoder = self.system.autoencoder
         if edit is not None:
-            if edit.upsample and not isinstance(self.system.autoencoder, MelAutoencoder):
-                raise InputError(
-                    f"upsample is for systems over mel spectrograms, and {self.name} works on samples"
-                )
-            for duration in request.durations_s:
-                edit.check_duration(duration)
+            edits.check(edit, autoencoder, self.name, request.durations_s)
         # D, T or D, T, M
         shapes = [(self._depth, num_frames, *self._bins) for num_frames in request.num_frames]
         conditions = [
             self._conditioning(text, duration, sampling.negative, chosen.in_order)
             for text, duration in zip(request.texts, request.durations_s, strict=True)
         ]
-        sizes = zip(request.num_samples, shapes, strict=True)
-        changed = [] if edit is None else [self._reference(edit, *size) for size in sizes]
+        sizes = () if edit is None else zip(request.num_samples, shapes, strict=True)
+        changed = [edits.reference(edit, autoencoder, *size, self.device) for size in sizes if edit]
         references, kept = [reference for reference, _ in changed], [kept for _, kept in changed]
         runs = [(row, candidate) for row in range(len(texts)) for candidate in range(candidates)]
         # [C, n] of each candidate of each row, and by how much it was turned down
@@ -256,9 +246,7 @@ class LatentGenerator(Published):
         for group, callback in requests.alike(runs, lambda run: shapes[run[0]], self.batch_size, progress):
             members = [row for row, _ in group]
             seeds = [
-                requests.noise_seed(
-                    (request.seeds[row] + number * CANDIDATE_STRIDE) % 2**63, request.texts[row]
-                )
+                requests.noise_seed((request.seeds[row] + number * STRIDE) % 2**63, request.texts[row])
                 for row, number in group
             ]
             latents = sample(
@@ -273,12 +261,13 @@ class LatentGenerator(Published):
             )
             for row, latent in zip(members, latents, strict=True):
                 sound = self._decode(latent[None])[:, : request.num_samples[row]]
-                sounds[row].append(level.finish(sound, kept[row] if kept else None))
+                sounds[row].append(level.finish(sound, *(kept[row] if kept else ())))
         result = torch.zeros(len(texts), self.channels, max(request.num_samples))
         down_db = [] if turned_down_db is None else turned_down_db
         down_db[:] = [0.0] * len(texts)
         for row, made in enumerate(sounds):
-            number = 0 if clap is None else self._best([sound for sound, _ in made], texts[row], clap)
+            tried = [sound for sound, _ in made]
+            number = 0 if clap is None else nearest(tried, self.sample_rate, texts[row], clap)
             best, down_db[row] = made[number]
             result[row, :, : best.shape[-1]] = best
         return result
@@ -311,55 +300,9 @@ class LatentGenerator(Published):
         found = [self.system.conditioner.guided([part], seconds, negative) for part in parts]
         return [(given.to(self.device), away.to(self.device)) for given, away in found]
 
-    def _reference(
-        self, edit: Edit, num_samples: int, shape: tuple[int, ...]
-    ) -> tuple[Reference, level.Kept | None]:
-        """The sound to begin from as latents [1, ...] of that shape, silence after its end, and what of it is new.
-
-        With it what of its samples is kept, beside a part that is inpainted.
-        """
-        sound = audio_io.convert_channels(
-            audio_io.resample(edit.audio, edit.sample_rate, self.sample_rate), self.channels
-        )[:, :num_samples]
-        hop = self.system.autoencoder.hop_length
-        padded, kept = shape[1] * hop, None
-        sound = F.pad(sound, (0, padded - sound.shape[-1]))
-        latents = self.system.autoencoder.encode(sound[None].to(self.device, torch.float32))
-        mask = None
-        if edit.inpaint is not None:
-            mask = inpaint_mask(shape, padded / self.sample_rate, *edit.inpaint)
-            begin, end = (round(edge * self.sample_rate) for edge in edit.inpaint)
-            kept = level.Kept(sound[:, :num_samples].float().cpu(), begin, end, self.sample_rate, hop)
-        elif edit.upsample:
-            mask = super_resolution_mask(shape)
-        return Reference(latents, 1.0 if edit.strength is None else edit.strength, mask), kept
-
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents [1, ...] -> audio [C, N] on the CPU."""
         return finite(self.system.autoencoder.decode(latents)[0].float().cpu(), "samples")
-
-    def _ranker(self, candidates: int, texts: Sequence[str | None]) -> Clap:
-        """The CLAP model that ranks candidates; InputError without an audio branch, or a text to rank by."""
-        if not 1 <= candidates <= MAX_CANDIDATES:
-            raise InputError(f"candidates is {candidates}; it must be from 1 to {MAX_CANDIDATES}")
-        if None in texts:
-            raise InputError(
-                "candidates are ranked by their text, and there is none; drop candidates or give one"
-            )
-        clap = self._clap or self.system.conditioner.clap
-        if clap is None or not clap.reads_audio:
-            raise InputError(
-                "candidates are ranked by a CLAP model with an audio branch, which this system lacks; give one as "
-                "clap: a directory, or a hub id such as laion/clap-htsat-unfused"
-            )
-        return clap
-
-    def _best(self, sounds: Sequence[Tensor], text: str | None, clap: Clap) -> int:
-        """Which of R sounds [C, n] has the CLAP embedding that is nearest to the text's."""
-        scores = (
-            clap.embed_audio(torch.stack(list(sounds)), self.sample_rate) @ clap.embed_text([text or ""])[0]
-        )
-        return int(best_of(torch.arange(len(sounds)), scores.cpu()))
 
 
 @contextmanager

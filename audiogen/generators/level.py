@@ -79,20 +79,25 @@ def until(blocks: Iterable[Tensor], num_samples: int | None) -> Iterator[Tensor]
             yield finite(piece.cpu(), "samples")
 
 
-def finish(made: Tensor, kept: Kept | None = None) -> tuple[Tensor, float]:
-    """A sound [C, n] as it is given out, and by how many dB it was turned down: its new part, if some is kept."""
-    if kept is None:
+def finish(made: Tensor, *kept: Kept) -> tuple[Tensor, float]:
+    """A sound [C, n] as it is given out, and by how many dB it, or the loudest of its new parts, was turned down.
+
+    kept: what stays of a given sound, once for each part that is new; of all the same samples.
+    """
+    if not kept:
         return below_full_scale(made), turned_down(made)
     num_samples = made.shape[-1]
-    share = kept.share_of_new(num_samples)
-    first, last = kept.gains(made)
-    place = (torch.arange(num_samples) - kept.begin) / max(1, kept.end - kept.begin)
-    new = (made * (first + (last - first) * place.clamp(0, 1)))[:, share > 0]
-    given = torch.zeros_like(made)
-    given[:, : kept.audio.shape[-1]] = kept.audio[:, :num_samples]
-    result, mixed = given.clone(), share[share > 0]
-    result[:, share > 0] = below_full_scale(new) * mixed + given[:, share > 0] * (1 - mixed)
-    return below_full_scale(result), turned_down(new)  # the whole only where what is kept is past full scale
+    result, most_db = torch.zeros_like(made), 0.0
+    result[:, : kept[0].audio.shape[-1]] = kept[0].audio[:, :num_samples]
+    for part in kept:
+        share = part.share_of_new(num_samples)
+        first, last = part.gains(made)
+        place = (torch.arange(num_samples) - part.begin) / max(1, part.end - part.begin)
+        new = (made * (first + (last - first) * place.clamp(0, 1)))[:, share > 0]
+        mixed = share[share > 0]
+        result[:, share > 0] = below_full_scale(new) * mixed + result[:, share > 0] * (1 - mixed)
+        most_db = max(most_db, turned_down(new))
+    return below_full_scale(result), most_db  # the whole only where what is kept is past full scale
 
 
 def turned_down(sound: Tensor) -> float:

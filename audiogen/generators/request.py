@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from audiogen.errors import InputError, plain_text
-from audiogen.interfaces import Generator, Progress, Sampling
+from audiogen.interfaces import Edit, Generator, Progress, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,11 @@ LM_DRAWS = ("temperature", "top_k", "top_p", "peer_padding")
 LATENT_DRAWS = ("steps", "sampler", "guidance_rescale", "candidates")
 # The options of `audiogen.generate` that only one of the two has.
 LM_ONLY = ("continue_from", "adapter", *LM_DRAWS, "cuda_graph", "stream")
-LATENT_ONLY = (*LATENT_DRAWS, "init", "strength", "inpaint", "upsample", "clap", "heads")
+LATENT_EDITS = ("strength", "inpaint", "extend_before", "inpaint_resample", "upsample")
+LATENT_ONLY = (*LATENT_DRAWS, *LATENT_EDITS, "clap", "heads")
+# Why a language model has not those: all of ours predict each code from those before it.
+CAUSAL = ", which makes a sound from its beginning to its end and sees nothing of what follows"
+UNSEEN = ("inpaint", "extend_before")
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def refuse(options: Mapping[str, object], what: str) -> None:
     """InputError for the first of the options that is given: `what` lacks them all. options: values by their names."""
     for name, value in options.items():
         if value is not None and value is not False:  # 0 is given, and equals False
-            raise InputError(f"{name} is not for {what}; drop {name}")
+            why = CAUSAL if FAMILIES[0] in what and name.strip("-").replace("-", "_") in UNSEEN else ""
+            raise InputError(f"{name} is not for {what}{why}; drop {name}")
 
 
 def given(sampling: Sampling, names: Sequence[str]) -> dict[str, object]:
@@ -130,6 +135,19 @@ def check_prompt(prompt: tuple[Tensor, int], durations_s: Sequence[float]) -> No
             f"the sound to continue has {prompt_s:g} s and the duration counts it in; {shortest_s:g} s are too few: "
             "give a longer duration"
         )
+
+
+def extended(edit: Edit, prompt: object, durations_s: Sequence[float]) -> tuple[Tensor, int]:
+    """What a language model continues, audio [C, N] and its rate, for an edit; InputError for any but an extension."""
+    given = {name: getattr(edit, name) or None for name in ("inpaint", "upsample")}
+    before = {"strength": edit.strength, "extend_before": edit.extend_before_s or None}
+    resample = None if edit.inpaint_resample == 1 else edit.inpaint_resample
+    refuse({**given, **before, "inpaint_resample": resample}, FAMILIES[0])
+    if prompt is not None:
+        raise InputError("prompt and edit both give a sound to continue; drop one of the two")
+    for duration in durations_s:
+        edit.check_duration(duration)
+    return edit.audio, edit.sample_rate
 
 
 def alike(

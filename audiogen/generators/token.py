@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,9 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from audiogen import audio as audio_io
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.device import DTYPES, choose_device
@@ -23,9 +20,10 @@ from audiogen.files import checkpoint
 from audiogen.files.tensors import unfilled
 from audiogen.generators import in_order, level
 from audiogen.generators import request as requests
+from audiogen.generators.given import given_sound, given_texts
 from audiogen.generators.publish import Published
 from audiogen.generators.request import GUIDANCE, LONGEST_LM_S, TOKENS
-from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling, check_samples, finite
+from audiogen.interfaces import Codec, Edit, Progress, Sampling, finite
 from audiogen.lm import decoders, lora
 from audiogen.lm.model import TokenLM
 from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling
@@ -34,10 +32,9 @@ from audiogen.models.build import load_codec, read_lm
 from audiogen.models.find import LM, Found, bundled, find
 from audiogen.models.own import CODEC_FOLDER, save_codec, save_lm
 from audiogen.models.parts import CodecReference, LMParts
-from audiogen.text.condition import pad_like_peers, stack
+from audiogen.text.condition import stack
 from audiogen.text.t5 import T5Conditioner
 
-TEXT_MULTIPLE = 32  # text is padded to multiples of this many tokens
 ROWS, FILLED_ROWS = 8, 4  # clips at a time; the latter where a CPU always runs so many
 
 
@@ -227,20 +224,22 @@ class AudioGen(Published):
     ) -> Tensor:
         """Texts to audio [B, C, N]: see `interfaces.Generator`. What they mean in audiocraft, options mean here.
 
-        With a prompt the result begins with its samples at the model's rate; the model continues whole frames of it.
+        With a prompt the result begins with its samples at the model's rate; the model continues whole frames of it,
+        and so of a sound that `edit` extends.
         """
-        requests.refuse({"edit": edit}, requests.FAMILIES[0])
         draws = _draws(sampling)
         request = requests.check(self, texts, duration_s, seed, guidance, sampling)
+        if edit is not None:
+            prompt = requests.extended(edit, prompt, request.durations_s)
         if prompt is None and (parts := in_order.split(request.texts, sampling, self.in_order)):
             return in_order.generate(self, parts, request, sampling, guidance, progress, turned_down_db)
         frames, lengths = request.num_frames, request.num_samples
-        kept, given = self._prompt(prompt, len(texts))  # given [B, K, P]
+        kept, given = given_sound(self.codec, prompt, len(texts), self._encode)  # given [B, K, P]
         if prompt is not None:
             requests.check_prompt(prompt, request.durations_s)
         down_db = [] if turned_down_db is None else turned_down_db
         down_db[:] = [0.0] * len(texts)
-        conditions = self._conditions(texts, sampling.peer_padding)
+        conditions = given_texts(self.conditioner, texts, sampling.peer_padding)
         without = None if sampling.negative is None else self.conditioner([sampling.negative])
         result = torch.zeros(len(texts), self.channels, max(lengths))
         independent = self.decoder.independent_rows
@@ -264,7 +263,7 @@ class AudioGen(Published):
             for row, row_codes in zip(rows, codes, strict=False):
                 sound = self._decode(row_codes[:, : frames[row]])[:, : lengths[row]].cpu()
                 result[row, :, : lengths[row]], down_db[row] = level.finish(
-                    sound, kept[row] if kept else None
+                    sound, *(kept[row : row + 1] if kept else ())
                 )
         return result
 
@@ -323,10 +322,10 @@ class AudioGen(Published):
         ):
             given = {"guidance": guidance, "seed": seed, "chunk_s": chunk_s, "lookahead_s": lookahead_s}
             return in_order.stream(self, parts[0], duration_s, sampling, turned_down_db, given)
-        kept, codes = self._prompt(prompt, 1)
+        kept, codes = given_sound(self.codec, prompt, 1, self._encode)
         pieces_s = chunk_s if isinstance(chunk_s, Sequence) else (chunk_s,)
         requests.check_pieces(chunk_s=pieces_s, lookahead_s=[lookahead_s or 0.0])
-        (condition,) = self._conditions(request.texts, sampling.peer_padding)
+        (condition,) = given_texts(self.conditioner, request.texts, sampling.peer_padding)
         num_frames = None if duration_s is None else request.num_frames
         without = None if sampling.negative is None else self.conditioner([sampling.negative])
         seeds = [requests.noise_seed(seed, request.texts[0])]
@@ -342,46 +341,6 @@ class AudioGen(Published):
         """Frames of tokens for a duration, checked: the last one may reach beyond it."""
         requests.check_duration(duration_s, self.max_duration_s)
         return max(1, math.ceil(round(duration_s * self.frame_rate, 6)))  # 0.14 s at 50 Hz is 7 frames, not 8
-
-    def _conditions(self, texts: Sequence[str | None], peer_padding: bool) -> list[Condition]:
-        """Each text as a condition of one row, encoded by itself, L padded to a multiple of TEXT_MULTIPLE."""
-        alone = [self.conditioner([text]) for text in texts]
-        if peer_padding:
-            together = pad_like_peers(alone)
-            pairs = zip(together.tokens.split(1), together.mask.split(1), strict=True)
-            alone = [Condition(tokens, mask) for tokens, mask in pairs]
-        pads = [(0, -condition.mask.shape[1] % TEXT_MULTIPLE) for condition in alone]
-        return [
-            Condition(F.pad(condition.tokens, (0, 0, *pad)), F.pad(condition.mask, pad))
-            for condition, pad in zip(alone, pads, strict=True)
-        ]
-
-    def _prompt(
-        self, prompt: tuple[Tensor, int] | None, num_texts: int
-    ) -> tuple[list[level.Kept] | None, Tensor | None]:
-        """Audio [C, N] for all texts, or [B, C, N] -> what of it each text's sound keeps, codes [num_texts, K, P]."""
-        if prompt is None:
-            return None, None
-        audio, sample_rate = prompt
-        sounds = audio[None] if audio.dim() == 2 else audio
-        if sounds.dim() != 3 or 0 in sounds.shape:
-            raise InputError(
-                f"the sound to continue has shape {list(audio.shape)}; give [C, N] or [B, C, N], N at least 1"
-            )
-        check_samples(sounds, "the sound to continue")
-        if len(sounds) not in (1, num_texts):
-            raise InputError(
-                f"{len(sounds)} sounds to continue for {num_texts} texts; give one, or one a text"
-            )
-        sounds = audio_io.convert_channels(
-            audio_io.resample(sounds, sample_rate, self.sample_rate), self.channels
-        )
-        hop = self.codec.hop_length
-        whole = sounds[..., : max(1, sounds.shape[-1] // hop) * hop]
-        codes = torch.cat([self._encode(sound) for sound in whole])  # [B or 1, K, P]
-        sounds, span = sounds.float().cpu().expand(num_texts, -1, -1), (sounds.shape[-1], sys.maxsize)
-        kept = [level.Kept(sound, *span, self.sample_rate, hop) for sound in sounds]
-        return kept, codes.expand(num_texts, -1, -1)
 
     def _encode(self, audio: Tensor) -> Tensor:
         """Audio [C, N] at the codec's rate and channels -> codes [1, K, T]."""

@@ -77,22 +77,37 @@ def add_sounds(app: FastAPI, api: Api, guarded: dict[str, Any]) -> None:
             str, Form(description="JSON, as of /v1/audio/generate; input may be missing")
         ] = "{}",
         strength: Annotated[float | None, Form(ge=0, le=1, description="of the change")] = None,
-        inpaint: Annotated[str | None, Form(description="A:B, seconds to make anew")] = None,
+        inpaint: Annotated[str | None, Form(description="A:B,.. seconds to make anew")] = None,
+        inpaint_resample: Annotated[int, Form(ge=1, description="times that each step is made")] = 1,
+        extend: Annotated[float, Form(ge=0, description="seconds to make after the sound")] = 0.0,
+        extend_before: Annotated[float, Form(ge=0, description="seconds to make before it")] = 0.0,
         prolong: Annotated[bool, Form(description="continue the sound (language models)")] = False,
     ) -> Response:
-        """A sound made of another: changed, with a part made anew, or continued."""
+        """A sound made of another: changed, with parts made anew, extended or continued."""
         try:
             given = json.loads(settings)
             text = given.pop("input", None) if isinstance(given, dict) else None
             wanted = Settings.model_validate(given)
         except ValueError as error:
             raise Refused(422, f"settings: {one_line(error)}", "settings") from None
-        if prolong and (strength, inpaint) != (None, None):
-            raise Refused(400, "prolong continues the sound as it is; drop strength and inpaint", "prolong")
+        if prolong and (strength, inpaint, extend, extend_before) != (None, None, 0, 0):
+            raise Refused(
+                400, "prolong continues the sound as it is; drop strength, inpaint and extend", "prolong"
+            )
         data = await file.read()
         audio, rate = await asyncio.to_thread(sounds.decode, data, api.limits.max_duration_s, "file")
-        span = None if inpaint is None else interval(inpaint)
-        change = None if prolong else Edit(audio, rate, strength, span)
+        change = None
+        if not prolong:
+            spans = None if inpaint is None else tuple(map(interval, inpaint.split(",")))
+            change = Edit(
+                audio,
+                rate,
+                strength,
+                spans,
+                extend_s=extend,
+                extend_before_s=extend_before,
+                inpaint_resample=inpaint_resample,
+            )
         worker, order = api.order(
             wanted, text, request, prompt=(audio, rate) if prolong else None, edit=change, uploaded=data
         )

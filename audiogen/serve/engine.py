@@ -195,9 +195,11 @@ class Worker:
         draws = requests.LM_DRAWS if latent else requests.LATENT_DRAWS
         requests.refuse(
             requests.given(order.sampling, draws)
-            | ({"prompt": order.prompt, "stream": order.is_streamed} if latent else {"edit": order.edit}),
+            | ({"prompt": order.prompt, "stream": order.is_streamed} if latent else {}),
             requests.FAMILIES[latent],
         )
+        if order.edit is not None and not latent:
+            requests.extended(order.edit, order.prompt, [order.duration_s])
         if order.prompt is not None:
             requests.check_prompt(order.prompt, [order.duration_s])
         if order.edit is None and order.text is None and order.prompt is None:
@@ -317,7 +319,12 @@ class Worker:
         order = job.order
         if not order.is_streamed:
             (job.sound,) = generator.generate(
-                [order.text], order.duration_s, seed=order.seed, progress=job.proceed, **given
+                [order.text],
+                order.duration_s,
+                seed=order.seed,
+                edit=order.edit,
+                progress=job.proceed,
+                **given,
             )
             return
         done_s = 0.0

@@ -130,6 +130,36 @@ def test_the_kept_part_comes_out_as_it_was_and_shapes_its_neighbours(
     assert 0.156 < drawn[..., 12].std() < 0.28  # .156, .5
 
 
+@pytest.mark.parametrize(
+    ("system", "sampler"),
+    [("lafma", "euler"), ("audioldm", "ddim"), ("tango", "ddpm"), ("stable_audio", "ddim")],
+)
+def test_repeated_steps_bring_what_is_new_nearer_to_what_is_kept(system: str, sampler: str) -> None:
+    """Beside 1.7, with neighbours correlated .95, exact are 1.65 with a deviation of .156, and 1.24 at the far end."""
+    latents, new = torch.full((1, 400, 24), MEAN + 1.0), torch.arange(24) >= 12
+    once, often = (
+        draw(
+            system,
+            Sampling(sampler, 40, 1.0),
+            [1],
+            denoise=correlated(system, 0.95),
+            shape=(400, 24),
+            reference=Reference(latents, mask=new, resample=count),
+        )
+        for count in (1, 5)
+    )
+    assert torch.equal(often[..., ~new], latents[..., ~new])
+    assert 1.65 - often[..., 12].mean() < 0.5 * (1.65 - once[..., 12].mean()) and often[..., 12].mean() < 1.66
+    assert 1.24 - often[..., 23].mean() < 0.6 * (1.24 - once[..., 23].mean())
+    assert 0.12 < often[..., 12].std() < 0.2
+
+
+def test_samplers_whose_steps_depend_on_others_are_not_repeated() -> None:
+    reference = Reference(torch.zeros(1, 3, 40), mask=torch.ones(40, dtype=torch.bool), resample=2)
+    with pytest.raises(InputError, match="steps of the sampler heun cannot be repeated"):
+        draw("lafma", Sampling("heun", 4, 1.0), [1], reference=reference)
+
+
 def test_a_mask_that_is_all_new_changes_nothing_of_what_is_drawn_without() -> None:
     reference = Reference(torch.full((2, 3, 40), 9.0), mask=torch.ones(40, dtype=torch.bool))
     sampling = Sampling("euler", 10, 1.0)

@@ -562,7 +562,7 @@ def test_a_sound_made_of_another(run, tiny_latent: Path, tmp_path: Path) -> None
         ("--init clip.wav --strength 1.2", "strength is 1.2; it must be from 0"),
         ("--init clip.wav --strength=-0.1", "strength is -0.1; it must be from 0"),
         ("--init clip.wav --strength nan", "strength is nan"),
-        ("--init clip.wav", "--init needs --strength, --inpaint or --upsample"),
+        ("--init clip.wav", "--init needs --strength, --inpaint, --extend"),
         ("--init none.wav --upsample", "none.wav: cannot be opened"),
         ("--init text.wav --upsample", "not a sound file"),
         ("--strength 0.5", "--strength says what becomes of a sound; give it with --init"),

@@ -536,7 +536,7 @@ def test_auto_is_bfloat16_on_a_cpu_where_that_is_faster(
         (["a dog"], {"sampling": Sampling(top_k=-1)}, "top_k is -1"),
         (["a dog"], {"sampling": Sampling(top_p=1.5)}, "top_p is 1.5"),
         (["a dog"], {"sampling": Sampling(steps=0)}, "steps is not for a token language model; drop steps"),
-        (["a dog"], {"edit": Edit(torch.ones(1, 9), 8, 0.5)}, "edit is not for a token language model"),
+        (["a dog"], {"edit": Edit(torch.ones(1, 9), 8, 0.5)}, "strength is not for a token language model"),
     ],
 )
 def test_what_cannot_be_generated_is_said(

@@ -130,7 +130,7 @@ def test_a_sound_is_changed_and_continued(client: Client, models: dict[str, Gene
     assert answer.status_code == 200 and same(read(answer.content)[0], alone)
     for settings, form, message in (
         ({"input": "rain"}, {"prolong": "true", "strength": "0.5"}, "prolong continues the sound as it is"),
-        ({"input": "rain"}, {"inpaint": "0.2:0.3"}, "edit is not for a token language model"),
+        ({"input": "rain"}, {"inpaint": "0.2:0.3"}, "inpaint is not for a token language model"),
         ({"input": "rain", "model": "latent"}, {"inpaint": "x"}, "inpaint is 'x'; give A:B in seconds"),
         ({"input": "rain", "nonsense": 1}, {}, "settings: .*nonsense"),
     ):
