@@ -60,6 +60,15 @@ def stack(parts: Sequence[Conditioning]) -> Conditioning:
     return Conditioning(joined, torch.cat(vectors) if vectors else None)
 
 
+def mix(first: Conditioning, second: Conditioning, share: float) -> Conditioning:
+    """Between two conditions of the same streams, B rows each: 0 is the first, 1 the second; see `condition.mix`."""
+    pairs = zip(first.streams, second.streams, strict=True)
+    vector = None
+    if first.vector is not None and second.vector is not None:
+        vector = torch.lerp(first.vector, second.vector, share)
+    return Conditioning(tuple(condition.mix(*pair, share) for pair in pairs), vector)
+
+
 def drop(given: Conditioning, keep: Tensor, nothing: Conditioning) -> Conditioning:
     """Rows where `keep` (bool [B]) is False are replaced by those of `nothing`: dropout for guidance, drawn per item.
 

@@ -21,10 +21,16 @@ FADE_FRAMES = 2.0  # of latents, from one part into the next
 Guided = tuple[Conditioning, Conditioning]
 
 
-def in_turn(denoise: Denoise, rows: Sequence[Sequence[Guided]]) -> Denoise:
-    """What `sample` calls for rows of several parts each, all as long: the conditioning that it gives is not read.
+def in_turn(
+    denoise: Denoise,
+    rows: Sequence[Sequence[Guided]],
+    borders: Sequence[float] | None = None,
+    fade_frames: float = FADE_FRAMES,
+) -> Denoise:
+    """What `sample` calls for rows of several parts each: the conditioning that it gives is not read.
 
-    rows: the parts of each, in order. The network runs on as many rows as there are parts.
+    rows: the parts of each, in order. borders: the frames in which each part but the first begins; None gives all parts
+    of a row as much of it. The network runs on as many rows as there are parts.
     """
     if all(len(parts) == 1 for parts in rows):
         return denoise
@@ -36,17 +42,27 @@ def in_turn(denoise: Denoise, rows: Sequence[Sequence[Guided]]) -> Denoise:
         own = torch.cat([owners, len(rows) + owners]) if is_guided else owners
         own = own.to(x_t.device)
         found = denoise(x_t[own], t[own], stack([wanted, away]) if is_guided else wanted)
-        weights = torch.cat([shares(len(parts), x_t.shape[2]) for parts in rows]).to(found)  # [R, T]
+        length = x_t.shape[2]
+        weights = torch.cat(
+            [shares(borders or equal(len(parts), length), length, fade_frames) for parts in rows]
+        )
+        weights = weights.to(found)  # [R, T]
         weights = weights.repeat(1 + is_guided, 1).reshape(len(own), 1, -1, *[1] * (x_t.dim() - 3))
         return torch.zeros_like(x_t, dtype=found.dtype).index_add(0, own, found * weights)
 
     return blended
 
 
-def shares(num_parts: int, num_frames: int) -> Tensor:
-    """The weight of each part at each frame [P, T]; their sum is 1, and each rises and falls within FADE_FRAMES."""
+def equal(num_parts: int, num_frames: int) -> list[float]:
+    """The borders of parts that are all as long."""
+    return (torch.arange(1, num_parts) * (num_frames / num_parts)).tolist()
+
+
+def shares(borders: Sequence[float], num_frames: int, fade_frames: float = FADE_FRAMES) -> Tensor:
+    """The weight of each part at each frame [P, T]; their sum is 1, and each rises and falls within so many frames."""
     frames = torch.arange(num_frames) + 0.5
-    borders = torch.arange(1, num_parts) * (num_frames / num_parts)
-    passed = ((frames - borders[:, None]) / FADE_FRAMES + 0.5).clamp(0, 1)  # [P - 1, T]
+    passed = ((frames - torch.tensor(list(borders))[:, None]) / max(fade_frames, 1e-6) + 0.5).clamp(
+        0, 1
+    )  # [P - 1, T]
     ends = torch.ones(1, num_frames), torch.zeros(1, num_frames)
     return torch.cat([ends[0], passed]) - torch.cat([passed, ends[1]])

@@ -15,11 +15,13 @@ from audiogen.data.prompts import Kind
 from audiogen.errors import InputError
 from audiogen.finish import Finish
 from audiogen.generators.request import FAMILIES, LATENT_ONLY, LM_ONLY, refuse
+from audiogen.text.schedule import read_schedule
 
 FORMATS = ("wav", "flac", "ogg", "mp3")
 MAX_THREADS = 1024
 FINISH = tuple(field.name for field in fields(Finish))
 SAMPLING = ("temperature", "top_k", "top_p", "steps", "sampler", "guidance_rescale", "candidates", "in_order")
+DURATION_S = 5.0
 
 # By groups: each option with the name of its value, its type (bool: a switch, list: may be repeated, a tuple: the
 # choices), and what it is.
@@ -40,6 +42,13 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
             float,
             "seconds a sound (default: 5, or that of --init); with --stream also inf, until Ctrl-C",
         ),
+        "--schedule TEXTS": (
+            str,
+            "texts by time, such as '0:rain; 8:thunder; 15:rain, birds' (default of --duration: 5 s after the last)",
+        ),
+        "--crossfade S": (float, "seconds in which a text of --schedule passes into the next (default: 0.5)"),
+        "--to TEXT": (str, "make a sound between the prompt and this text"),
+        "--morph SHARE": (float, "how far the sound is from the prompt to --to, 0 to 1 (default: 0.5)"),
         "--num-samples N": (int, "sounds a prompt (default: 1)"),
     },
     "a sound made of another (language models: --extend alone)": {
@@ -263,6 +272,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if args.init is not None and args.stream:
         raise InputError("--init is not for --stream; give --continue-from in its place")
+    _read_control(args)
     args.model = args.model or _bundled_model(args)
     args.inpaint = None if args.inpaint is None else tuple(map(_read_span, args.inpaint))
     args.heads = _read_heads(args.heads)
@@ -291,6 +301,27 @@ def refuse_others(args: argparse.Namespace, latent: bool) -> None:
         f"--{name.replace('_', '-')}": getattr(args, name) for name in (LM_ONLY if latent else LATENT_ONLY)
     }
     refuse(options, f"{args.model}, {FAMILIES[latent]}")
+
+
+def _read_control(args: argparse.Namespace) -> None:
+    """--schedule as texts by time; what it begins with is the prompt."""
+    args.crossfade_s = args.crossfade
+    if args.morph is not None and args.to is None:
+        raise InputError("--morph is between the prompt and a text; give that as --to TEXT")
+    if args.schedule is None:
+        return
+    entries = read_schedule(args.schedule)
+    if entries[0][0] == 0:
+        if args.text or args.prompts is not None:
+            raise InputError(
+                "--schedule has a text at 0 s, and so have --text and --prompts; give one of them"
+            )
+        args.text, entries = [entries[0][1]], entries[1:]
+        if not entries:
+            raise InputError('--schedule has one text; give a second, such as "0:rain; 8:thunder", or --text')
+    args.schedule = entries
+    if args.duration is None:
+        args.duration = entries[-1][0] + DURATION_S
 
 
 def _read_span(text: str) -> tuple[float, float]:

@@ -24,6 +24,9 @@ FADE_S = 0.01  # from one part into silence, and from there into the next
 def split(texts: Sequence[str | None], sampling: Sampling, by_default: bool) -> list[list[str | None]] | None:
     """The events of each text, in order; None where no text is to be made of more than one."""
     wanted = by_default if sampling.in_order is None else sampling.in_order
+    wanted = (
+        wanted and sampling.schedule is None and sampling.to is None
+    )  # these say themselves what comes when
     parts: list[list[str | None]] = [[*events(text)] if text else [text] for text in texts]
     return parts if wanted and any(len(each) > 1 for each in parts) else None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from audiogen.config import to_plain
 from audiogen.device import DTYPES, choose_device
-from audiogen.diffusion.conditioning import Conditioning, stack
+from audiogen.diffusion.conditioning import Conditioning, mix, stack
 from audiogen.diffusion.process import PROCESSES, Process, process_of
 from audiogen.diffusion.sample import (
     SAMPLINGS,
@@ -33,6 +33,7 @@ from audiogen.generators import edits, level
 from audiogen.generators import request as requests
 from audiogen.generators.candidates import STRIDE, check_ranker, nearest
 from audiogen.generators.facts import family_of, latent_rate, longest_s
+from audiogen.generators.live import CROSSFADE_S
 from audiogen.generators.publish import Published
 from audiogen.interfaces import Edit, Progress, Sampling, check_samples, finite
 from audiogen.models.diffusers import save_diffusers
@@ -234,12 +235,13 @@ class LatentGenerator(Published):
         # D, T or D, T, M
         shapes = [(self._depth, num_frames, *self._bins) for num_frames in request.num_frames]
         conditions = [
-            self._conditioning(text, duration, sampling.negative, chosen.in_order)
+            self._conditioning(text, duration, sampling, chosen.in_order)
             for text, duration in zip(request.texts, request.durations_s, strict=True)
         ]
         sizes = () if edit is None else zip(request.num_samples, shapes, strict=True)
         changed = [edits.reference(edit, autoencoder, *size, self.device) for size in sizes if edit]
         references, kept = [reference for reference, _ in changed], [kept for _, kept in changed]
+        when = self._borders(sampling)
         runs = [(row, candidate) for row in range(len(texts)) for candidate in range(candidates)]
         # [C, n] of each candidate of each row, and by how much it was turned down
         sounds: list[list[tuple[Tensor, float]]] = [[] for _ in texts]
@@ -250,7 +252,7 @@ class LatentGenerator(Published):
                 for row, number in group
             ]
             latents = sample(
-                in_turn(self._denoise, [conditions[row] for row in members]),
+                in_turn(self._denoise, [conditions[row] for row in members], *when),
                 self.process,
                 chosen,
                 stack([conditions[row][0][0] for row in members]),
@@ -293,12 +295,31 @@ class LatentGenerator(Published):
             return self.system.denoiser(x_t, t, conditioning)
 
     def _conditioning(
-        self, text: str | None, duration_s: float, negative: str | None, in_order: bool
+        self, text: str | None, duration_s: float, sampling: Sampling, in_order: bool
     ) -> list[Guided]:
-        """One sound's conditions on the denoiser's device: one or, where it is made in order, one for each event."""
-        parts, seconds = events(text) if in_order and text else [text], torch.tensor([duration_s])
-        found = [self.system.conditioner.guided([part], seconds, negative) for part in parts]
+        """One sound's conditions on the denoiser's device: one or, where its text changes, one for each text."""
+        parts = events(text) if in_order and text else [text]
+        if sampling.schedule is not None or sampling.to is not None:
+            parts = [
+                text,
+                *([sampling.to] if sampling.to else []),
+                *(part for _, part in sampling.schedule or ()),
+            ]
+        seconds = torch.tensor([duration_s])
+        found = [self.system.conditioner.guided([part], seconds, sampling.negative) for part in parts]
+        if sampling.to is not None:
+            share = requests.morph(sampling)
+            (first, first_away), (second, second_away) = found
+            found = [(mix(first, second, share), mix(first_away, second_away, share))]
         return [(given.to(self.device), away.to(self.device)) for given, away in found]
+
+    def _borders(self, sampling: Sampling) -> tuple[list[float], float] | tuple[()]:
+        """In which latent frames the texts of a schedule take turns, and in how many one passes into the next."""
+        if sampling.schedule is None:
+            return ()
+        rate = self.sample_rate / self.system.autoencoder.hop_length
+        fade = rate * (CROSSFADE_S if sampling.crossfade_s is None else sampling.crossfade_s)
+        return [second * rate + fade / 2 for second, _ in sampling.schedule], fade
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents [1, ...] -> audio [C, N] on the CPU."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from audiogen.errors import InputError, plain_text
 from audiogen.interfaces import Edit, Generator, Progress, Sampling
+from audiogen.text.schedule import check_schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,12 +76,45 @@ def check(
     for name, values in (("durations", durations), ("seeds", seeds)):
         if len(values) != len(texts):
             raise InputError(f"{len(values)} {name} for {len(texts)} texts; give one, or one a text")
+    check_control(sampling, texts, durations)
     for number in seeds:
         if not 0 <= number < 2**63:
             raise InputError(f"seed is {number}; it must be from 0 to {2**63 - 1}")
     frames = [generator.num_frames(duration) for duration in durations]
     samples = [num_samples(duration, generator.sample_rate) for duration in durations]
     return Request(texts, durations, seeds, frames, samples, weight)
+
+
+def check_control(sampling: Sampling, texts: Sequence[str | None], durations_s: Sequence[float]) -> None:
+    """InputError for a schedule or a morph that cannot be, for these sounds or together."""
+    if sampling.morph is not None and not 0 <= sampling.morph <= 1:
+        raise InputError(f"morph is {sampling.morph:g}; it must be from 0 (the text) to 1 (the text `to`)")
+    if sampling.to is None and sampling.morph is not None:
+        raise InputError("morph is between two texts, and there is one; give the other one as to")
+    if sampling.to is not None:
+        if not sampling.to.strip():
+            raise InputError("the text to morph to is empty; give words")
+        plain_text(sampling.to, "to")
+        if None in texts:
+            raise InputError("to needs a text to begin from, and there is none; give one")
+    if sampling.crossfade_s is not None:
+        if sampling.schedule is None:
+            raise InputError(
+                "crossfade is between the texts of a schedule, and there is none; drop crossfade"
+            )
+        if not 0 <= sampling.crossfade_s <= LONGEST_LM_S:
+            raise InputError(
+                f"crossfade is {sampling.crossfade_s:g} s; it must be from 0 to {LONGEST_LM_S:g} s"
+            )
+    if sampling.schedule is not None:
+        check_schedule(sampling.schedule, durations_s)
+        if sampling.to is not None:
+            raise InputError("schedule and to cannot be joined; drop one of the two")
+
+
+def morph(sampling: Sampling) -> float:
+    """How far the condition of a sound is from its text to the text `to`."""
+    return 0.5 if sampling.morph is None else sampling.morph
 
 
 def noise_seed(seed: int, text: str | None) -> int:

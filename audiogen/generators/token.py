@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,19 @@ from audiogen.files.tensors import unfilled
 from audiogen.generators import in_order, level
 from audiogen.generators import request as requests
 from audiogen.generators.given import given_sound, given_texts
+from audiogen.generators.live import HISTORY_S, SoundStream, Texts
 from audiogen.generators.publish import Published
 from audiogen.generators.request import GUIDANCE, LONGEST_LM_S, TOKENS
-from audiogen.interfaces import Codec, Edit, Progress, Sampling, finite
+from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling, finite
 from audiogen.lm import decoders, lora
 from audiogen.lm.model import TokenLM
-from audiogen.lm.sample import Decoder, TokenRequest, TokenSampling
+from audiogen.lm.sample import Callback, Decoder, TokenRequest, TokenSampling
 from audiogen.lm.stream import generate_any_length, num_decoded, stream_tokens
 from audiogen.models.build import load_codec, read_lm
 from audiogen.models.find import LM, Found, bundled, find
 from audiogen.models.own import CODEC_FOLDER, save_codec, save_lm
 from audiogen.models.parts import CodecReference, LMParts
-from audiogen.text.condition import stack
+from audiogen.text.condition import mix, stack
 from audiogen.text.t5 import T5Conditioner
 
 ROWS, FILLED_ROWS = 8, 4  # clips at a time; the latter where a CPU always runs so many
@@ -239,7 +240,7 @@ class AudioGen(Published):
             requests.check_prompt(prompt, request.durations_s)
         down_db = [] if turned_down_db is None else turned_down_db
         down_db[:] = [0.0] * len(texts)
-        conditions = given_texts(self.conditioner, texts, sampling.peer_padding)
+        conditions = self._conditions(texts, sampling)
         without = None if sampling.negative is None else self.conditioner([sampling.negative])
         result = torch.zeros(len(texts), self.channels, max(lengths))
         independent = self.decoder.independent_rows
@@ -247,8 +248,9 @@ class AudioGen(Published):
         order = sorted(range(len(texts)), key=lambda row: -frames[row] if independent else row)
         sizes = [(n, each.mask.shape[1]) for n, each in zip(frames, conditions, strict=True)]
         sizes = [(max(n, self.max_frames), 0) for n, _ in sizes] if independent else sizes
-        for rows, callback in requests.alike(order, sizes.__getitem__, self.batch_size, progress):
-            filled = rows if independent else rows + rows[-1:] * (self.batch_size - len(rows))
+        at_once = self.batch_size if sampling.schedule is None else 1
+        for rows, callback in requests.alike(order, sizes.__getitem__, at_once, progress):
+            filled = rows if independent or at_once == 1 else rows + rows[-1:] * (self.batch_size - len(rows))
             wanted = TokenRequest(
                 stack([conditions[row] for row in filled]),
                 [frames[row] for row in filled],
@@ -257,9 +259,7 @@ class AudioGen(Published):
                 None if without is None else stack([without] * len(filled)),
                 None if given is None else given[filled],
             )
-            codes = generate_any_length(
-                self.decoder, wanted, draws, max_frames=self.max_frames, callback=callback
-            )
+            codes = self._codes(wanted, draws, sampling, callback)
             for row, row_codes in zip(rows, codes, strict=False):
                 sound = self._decode(row_codes[:, : frames[row]])[:, : lengths[row]].cpu()
                 result[row, :, : lengths[row]], down_db[row] = level.finish(
@@ -299,7 +299,7 @@ class AudioGen(Published):
         turned_down_db: list[float] | None = None,
         chunk_s: float | Sequence[float] = 0.25,
         lookahead_s: float | None = None,
-    ) -> Iterator[Tensor]:
+    ) -> SoundStream:
         """Audio [C, n] piece by piece while it is generated, in memory that does not grow.
 
         Joined, the sound that `generate` makes of the same text and seed, as long as that is within full scale: past
@@ -313,7 +313,7 @@ class AudioGen(Published):
         """
         draws = _draws(sampling)
         request = requests.check(
-            self, [text], 1.0 if duration_s is None else duration_s, seed, guidance, sampling
+            self, [text], self.max_duration_s if duration_s is None else duration_s, seed, guidance, sampling
         )
         if (
             prompt is None
@@ -321,26 +321,58 @@ class AudioGen(Published):
             and (parts := in_order.split(request.texts, sampling, self.in_order))
         ):
             given = {"guidance": guidance, "seed": seed, "chunk_s": chunk_s, "lookahead_s": lookahead_s}
-            return in_order.stream(self, parts[0], duration_s, sampling, turned_down_db, given)
+            sound = in_order.stream(self, parts[0], duration_s, sampling, turned_down_db, given)
+            return SoundStream(sound, None)
         kept, codes = given_sound(self.codec, prompt, 1, self._encode)
         pieces_s = chunk_s if isinstance(chunk_s, Sequence) else (chunk_s,)
         requests.check_pieces(chunk_s=pieces_s, lookahead_s=[lookahead_s or 0.0])
-        (condition,) = given_texts(self.conditioner, request.texts, sampling.peer_padding)
+        (condition,) = self._conditions(request.texts, sampling)
         num_frames = None if duration_s is None else request.num_frames
         without = None if sampling.negative is None else self.conditioner([sampling.negative])
         seeds = [requests.noise_seed(seed, request.texts[0])]
         wanted = TokenRequest(condition, num_frames, seeds, request.guidance, without, codes)
-        frames = stream_tokens(self.decoder, wanted, draws, max_frames=self.max_frames)
+        changes, history = self._texts(condition, sampling), round(HISTORY_S * self.frame_rate)
+        frames = stream_tokens(
+            self.decoder, wanted, draws, max_frames=self.max_frames, changes=changes, history=history
+        )
         lookahead = None if lookahead_s is None else round(lookahead_s * self.frame_rate)
         sizes = [max(1, round(each * self.frame_rate)) for each in pieces_s]
-        sound = decode_live(self.codec, frames, sizes, lookahead)
-        blocks = level.until(sound, None if duration_s is None else request.num_samples[0])
-        return level.finish_live(blocks, kept[0] if kept else None, turned_down_db)
+        decoded = decode_live(self.codec, frames, sizes, lookahead)
+        blocks = level.until(decoded, None if duration_s is None else request.num_samples[0])
+        live = level.finish_live(blocks, kept[0] if kept else None, turned_down_db)
+        return SoundStream(live, changes)
 
     def num_frames(self, duration_s: float) -> int:
         """Frames of tokens for a duration, checked: the last one may reach beyond it."""
         requests.check_duration(duration_s, self.max_duration_s)
         return max(1, math.ceil(round(duration_s * self.frame_rate, 6)))  # 0.14 s at 50 Hz is 7 frames, not 8
+
+    def _conditions(self, texts: Sequence[str | None], sampling: Sampling) -> list[Condition]:
+        """Of each text, or between it and the text `to`, one row."""
+        given = given_texts(self.conditioner, texts, sampling.peer_padding)
+        if sampling.to is None:
+            return given
+        (other,) = given_texts(self.conditioner, [sampling.to])
+        return [mix(condition, other, requests.morph(sampling)) for condition in given]
+
+    def _texts(self, first: Condition, sampling: Sampling) -> Texts:
+        """The texts of a sound over time, which begins with that condition."""
+        return Texts(
+            lambda text: given_texts(self.conditioner, [text])[0], first, self.frame_rate, sampling.crossfade_s,
+            sampling.schedule or (),
+        )  # fmt: skip
+
+    def _codes(
+        self, wanted: TokenRequest, draws: TokenSampling, sampling: Sampling, callback: Callback | None
+    ) -> Tensor:
+        """Codes [B, K, T]; with a schedule, of one row, as a stream makes them."""
+        changes = None
+        if sampling.schedule is not None and wanted.condition is not None:
+            changes = self._texts(wanted.condition, sampling)
+        return generate_any_length(
+            self.decoder, wanted, draws, max_frames=self.max_frames, changes=changes,
+            history=round(HISTORY_S * self.frame_rate), callback=callback,
+        )  # fmt: skip
 
     def _encode(self, audio: Tensor) -> Tensor:
         """Audio [C, N] at the codec's rate and channels -> codes [1, K, T]."""

@@ -96,6 +96,11 @@ class PatternSchedule(NamedTuple):
         """Of so many frames: the step after the last that holds a code of theirs."""
         return max(self.first) + (num_frames - 1) * self.steps_per_frame + 1
 
+    def begins(self, step: int) -> int | None:
+        """The frame whose first code is at this step; None where that of no frame is."""
+        frame, rest = divmod(step - min(self.first), self.steps_per_frame)
+        return frame if rest == 0 and frame >= 0 else None
+
     def complete(self, step: int) -> int:
         """How many frames have all of their codes after this step."""
         return max(0, (step - max(self.first)) // self.steps_per_frame + 1)

@@ -12,7 +12,8 @@ absolute: with any numbering of them, what such a cache generates decays (docs/L
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,6 +44,9 @@ def default_stride(max_frames: int) -> int:
     """Frames from one window to the next: two thirds of one."""
     return max(1, 2 * max_frames // 3)
 
+# The text from a frame on, one row, or None where it stays; asked before every frame.
+Changes = Callable[[int], Condition | None]
+
 
 def stream_tokens(
     decoder: Decoder,
@@ -51,11 +55,15 @@ def stream_tokens(
     *,
     max_frames: int,
     stride: int | None = None,
+    changes: Changes | None = None,
+    history: int = 0,
 ) -> Iterator[Tensor]:
     """Codes int64 [B, K, 1], a frame at a time, one row per seed; up to `max_frames` those of `generate_tokens`.
 
     request: all rows have one length, or no end; the prompt comes first. stride: frames from one window to the next,
     by default two thirds of max_frames. Errors are those of `generate_tokens`; the pattern must need no end.
+    changes: gives B rows of another text. From its frame on a new window runs, which sees `history` frames before it,
+    and at least those that are not complete: with all that was made under the old text, the model goes on with it.
     """
     stride = default_stride(max_frames) if stride is None else stride
     if not 1 <= stride <= max_frames:
@@ -63,7 +71,8 @@ def stream_tokens(
     request.check(decoder)
     schedule = decoder.config.schedule()
     buffer = StepBuffer(decoder, schedule, request)
-    return run(decoder, _frames(decoder, request, buffer, sampling, max_frames, stride))
+    frames = _frames(decoder, request, buffer, sampling, max_frames, stride, changes, history)
+    return run(decoder, frames)
 
 
 def in_turn(pattern: str, num_frames: int, max_frames: int) -> bool:
@@ -77,21 +86,24 @@ def generate_any_length(
     sampling: TokenSampling = TokenSampling(),  # noqa: B008 (frozen)
     *,
     max_frames: int,
+    changes: Changes | None = None,
+    history: int = 0,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Codes int64 [B, K, T], whole: past `max_frames` those of `stream_tokens`, where its pattern allows.
+    """Codes int64 [B, K, T], whole: with changes, or past `max_frames` where its pattern allows, by `stream_tokens`.
 
-    Else those of `generate_tokens`, with its arguments and errors. Rows past `max_frames` have one length, T.
+    Else by `generate_tokens`; arguments and errors are theirs. Rows of the former have one length, T.
     """
     lengths = request.lengths(request.codes(decoder.config.num_codebooks).shape[2])
-    if not in_turn(decoder.config.pattern, max(lengths), max_frames):
+    if changes is None and not in_turn(decoder.config.pattern, max(lengths), max_frames):
         return generate_tokens(decoder, request, sampling, max_frames=max_frames, callback=callback)
     if len(set(lengths)) > 1:
         raise ValueError(
             f"rows of {min(lengths)} to {max(lengths)} frames; past {max_frames} all have one length"
         )
     made, count = [], 0
-    for codes in stream_tokens(decoder, request, sampling, max_frames=max_frames):
+    given = {"changes": changes, "history": history}
+    for codes in stream_tokens(decoder, request, sampling, max_frames=max_frames, **given):
         made.append(codes)
         count += codes.shape[2]
         if callback is not None:
@@ -116,6 +128,8 @@ def _frames(
     sampling: TokenSampling,
     max_frames: int,
     stride: int,
+    changes: Changes | None,
+    history: int,
 ) -> Generation:
     """The loop of `stream_tokens`: frames [B, K, 1]; with guidance, condition and model have 2 B rows."""
     longest = decoder.config.pattern_of(max_frames).num_steps
@@ -139,6 +153,11 @@ def _frames(
         yield buffer.prompt[..., frame : frame + 1]
     num_out = num_given
     for step in itertools.count(len(buffer.steps)):
+        begun = buffer.schedule.begins(step)
+        if changes is not None and begun is not None and (text := changes(begun)) is not None:
+            condition = replace(request, condition=text).model_condition(decoder)
+            current = window(max(0, min(begun - history, buffer.schedule.complete(step - 1))))
+            following = after(current)
         if step - current.start >= longest:
             assert following is not None
             current = following

@@ -62,3 +62,15 @@ def pad_like_peers(conditions: Sequence[Condition]) -> Condition:
     """
     joined = stack(conditions)
     return Condition(joined.tokens, torch.ones_like(joined.mask))
+
+
+def mix(first: Condition, second: Condition, share: float) -> Condition:
+    """Between two texts, B rows each: position by position first + share (second - first), [B, max L, D].
+
+    share 0 is the first and 1 the second. A text that has ended counts as zeros, as no text does.
+    """
+    if share in (0.0, 1.0):
+        return second if share else first
+    both = stack([first, second])
+    tokens, masks = both.tokens.chunk(2), both.mask.chunk(2)
+    return Condition(torch.lerp(tokens[0], tokens[1], share), masks[0] | masks[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiogen.diffusion.timeline import shares
+from audiogen.diffusion.timeline import equal, shares
 from audiogen.generators.in_order import FADE_S, joined
 from audiogen.generators.latent import LatentGenerator
 from audiogen.generators.token import AudioGen
@@ -115,12 +115,12 @@ def test_equal_parts_of_latents_are_the_sound_of_the_one_text(monkeypatch: pytes
 
 def test_shares_are_of_equal_parts_and_sum_to_one() -> None:
     for num_parts, num_frames in ((1, 5), (2, 50), (3, 60), (4, 3)):
-        weights = shares(num_parts, num_frames)
+        weights = shares(equal(num_parts, num_frames), num_frames)
         assert weights.shape == (num_parts, num_frames)
         assert torch.allclose(weights.sum(0), torch.ones(num_frames)) and weights.min() > -1e-6
-    halves = shares(2, 50)
+    halves = shares(equal(2, 50), 50)
     assert torch.equal(halves[0, :24], torch.ones(24)) and torch.equal(halves[1, 26:], torch.ones(24))
-    assert (shares(3, 60).argmax(0) == torch.arange(60) // 20).all()
+    assert (shares(equal(3, 60), 60).argmax(0) == torch.arange(60) // 20).all()
 
 
 def test_the_bundled_models_make_events_in_order_by_default() -> None:
