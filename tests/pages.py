@@ -17,7 +17,8 @@ RECORDS = ("CHANGELOG.md", "LOG.md")  # of the past: they have no commands to tr
 ELSEWHERE = {"serving.md": "tests/serve/test_docs.py", "scaling.md": "tests/codec/test_parts.py"}
 # The pages that are run, in an order in which each finds what those before it made.
 ORDER = (
-    "../README.md quickstart.md generate.md finishing.md provenance.md your-sounds.md train.md codec.md diffusion.md "
+    "../README.md quickstart.md generate.md finishing.md provenance.md your-sounds.md adapters.md train.md codec.md "
+    "diffusion.md "
     "released-models.md evaluate.md results.md performance.md faq.md troubleshooting.md extending.md CONTRIBUTING.md"
 ).split()
 REASONS = (
@@ -103,6 +104,7 @@ ADDED = (
     ("python -m audiogen.train recipe=lafma_tiny init_from=", LATENT),
     ("python -m audiogen.train recipe=my_system.yaml", f"{_LATENT_SMALL} max_reconstruction=100"),
     ("OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 python -c", ""),
+    ("python -m audiogen.train recipe=latent_lora", f"{LATENT} latent_passes=1 data.segment_s=0.5"),
     ("python -m audiogen.train recipe=lm_lora", f"{SMALL} fit.accumulate=1"),
     ("python -m audiogen.train recipe=lm", SMALL),
     ("python -m audiogen.train recipe=codec_tiny", SMALL.partition(" pretok")[0]),

@@ -58,9 +58,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--adapter",
-        type=Path,
-        metavar="DIR",
-        help="of a generator: what LoRA fine-tuning of it wrote, added to its weights",
+        action="append",
+        metavar="DIR[:W]",
+        help="of a generator: what LoRA fine-tuning of it wrote, added to its weights with the weight W (default: 1); "
+        "repeat the option to add several",
     )
     parser.add_argument(
         "--dtype",

@@ -89,8 +89,15 @@ def save_model(
     if dtype is not None:
         tensors = {k: v.to("cpu", dtype) if v.is_floating_point() else v for k, v in tensors.items()}
     write_tensors(directory / "model.safetensors", tensors)
+    save_config(directory, kind, config, info)
+
+
+def save_config(
+    directory: str | Path, kind: str, config: Mapping[str, Any], info: Mapping[str, Any] | None = None
+) -> None:
+    """Write `config.json` as in `save_model`, after the weights, for a kind that keeps them in other files."""
     contents = pinned({"kind": kind, "format": FORMAT, "config": dict(config), "info": dict(info or {})})
-    write_json(directory / "config.json", contents)
+    write_json(Path(directory) / "config.json", contents)
 
 
 def copy_model(source: str | Path, target: str | Path) -> None:
@@ -102,11 +109,13 @@ def copy_model(source: str | Path, target: str | Path) -> None:
             write_bytes_atomic(copy, data)
 
 
-def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any]:
+def read_config(
+    directory: str | Path, kind: str | None = None, weights: str = "model.safetensors"
+) -> dict[str, Any]:
     """`config.json` of a model directory, checked: {"kind", "format", "config", "info"}.
 
-    `kind`, if given, is the one that is wanted ("codec", "token_lm"). Everything that can be wrong with the
-    directory is an `InputError` that names it.
+    `kind`, if given, is the one that is wanted ("codec", "token_lm"). weights: its file, which must be there.
+    Everything that can be wrong with the directory is an `InputError` that names it.
     """
     directory, path = Path(directory), Path(directory) / "config.json"
     if not directory.is_dir():
@@ -114,12 +123,12 @@ def read_config(directory: str | Path, kind: str | None = None) -> dict[str, Any
         raise InputError(f"{directory} {what}; a model is a directory with config.json and model.safetensors")
     there = sorted(entry.name for entry in directory.iterdir() if entry.is_file())
     pickles = [name for name in there if name.endswith(PICKLES)]
-    if pickles and "model.safetensors" not in there:
+    if pickles and weights not in there:
         raise InputError(
             f"{directory} holds a pickle ({pickles[0]}), which could run code when opened; only safetensors weights "
             "are read, so convert it first"
         )
-    if lacking := [name for name in ("model.safetensors", "config.json") if name not in there]:
+    if lacking := [name for name in (weights, "config.json") if name not in there]:
         raise InputError(f"{directory} is not a model directory or was half-written: {lacking[0]} is missing")
     contents = read_json(path)
     if not isinstance(contents, dict) or not {"kind", "format", "config"} <= contents.keys():

@@ -16,6 +16,7 @@ from audiogen.data.prompts import Prompt, read_prompts
 from audiogen.errors import InputError, plain_text
 from audiogen.finish import Finish, shown
 from audiogen.generate.options import DURATION_S, FORMATS, ROW_OPTIONS, finish_of
+
 OTHER_SOUNDS = ("aac", "aif", "aiff", "au", "caf", "m4a", "mp4", "opus", "webm", "wma")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from audiogen import command
+from audiogen.adapters import parse, stated
 from audiogen.data.prompts import Kind
 from audiogen.errors import InputError
 from audiogen.finish import Finish
@@ -86,6 +87,11 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
             str,
             "directory or hub id of the T5 (for AudioLDM: CLAP) to use in place of the one that the model names",
         ),
+        "--adapter DIR[:W]": (
+            list,
+            "what LoRA fine-tuning of the model wrote, laid on top of it with the weight W (default: 1); repeat the "
+            "option to add several",
+        ),
         "--seed": (int, "sample j of a prompt has seed + j (default: 0)"),
         "--guidance": (float, "weight of the text; 1 is none (default: the model's own)"),
         "--in-order": (
@@ -104,7 +110,6 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
         "--threads N": (int, "that compute on the CPU (default: PyTorch's choice)"),
     },
     "language models only": {
-        "--adapter DIR": (Path, "what LoRA fine-tuning of the model wrote, laid on top of it"),
         "--peer-padding": (
             bool,
             "attend to each text's padding to the longest one, as audiocraft does in batches: a sound then depends "
@@ -280,7 +285,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _bundled_model(args: argparse.Namespace) -> str:
-    """The one that sounds better by both judges (docs/results.md), where it can do what is asked for."""
+    """That of the first adapter, or the one that does what is asked and sounds best (docs/results.md)."""
+    if args.adapter and (base := stated(parse(args.adapter)[0].path)[1]):
+        return base
     # lafma_tiny was distilled to need no guidance, from which a negative text would act
     options = [getattr(args, name) for name in (*LM_ONLY, "negative")]
     of_lm = any(value is not None and value is not False for value in options) or args.dtype in (
@@ -317,6 +324,7 @@ def _read_control(args: argparse.Namespace) -> None:
                 "--schedule has a text at 0 s, and so have --text and --prompts; give one of them"
             )
         args.text, entries = [entries[0][1]], entries[1:]
+        args.typed["schedule"] = "; ".join(f"{start_s!r}:{text}" for start_s, text in entries)
         if not entries:
             raise InputError('--schedule has one text; give a second, such as "0:rain; 8:thunder", or --text')
     args.schedule = entries

@@ -24,7 +24,7 @@ GUIDANCE = 3.0  # of a language model whose files name none
 LM_DRAWS = ("temperature", "top_k", "top_p", "peer_padding")
 LATENT_DRAWS = ("steps", "sampler", "guidance_rescale", "candidates")
 # The options of `audiogen.generate` that only one of the two has.
-LM_ONLY = ("continue_from", "adapter", *LM_DRAWS, "cuda_graph", "stream")
+LM_ONLY = ("continue_from", *LM_DRAWS, "cuda_graph", "stream")
 LATENT_EDITS = ("strength", "inpaint", "extend_before", "inpaint_resample", "upsample")
 LATENT_ONLY = (*LATENT_DRAWS, *LATENT_EDITS, "clap", "heads")
 # Why a language model has not those: all of ours predict each code from those before it.

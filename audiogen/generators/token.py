@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audiogen.adapters import Adapters, parse
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.device import DTYPES, choose_device
@@ -98,7 +99,7 @@ class AudioGen(Published):
         device: str = "auto",
         dtype: str = "auto",
         text_encoder: str | None = None,
-        adapter: str | Path | None = None,
+        adapter: Adapters = None,
         packed: bool | None = None,
     ) -> AudioGen:
         """Open a bundled model, a model directory, or a public release: its directory or "org/name[@revision]".
@@ -106,9 +107,10 @@ class AudioGen(Published):
         name_or_dir: one of those, or what `find` found. device: "cpu", "cuda", "cuda:1", "mps", or "auto": a CUDA GPU
         where there is one, else the CPU. dtype: of the language model, "float32", "bfloat16", "float16", "int8" (CPU or
         CUDA), "int4" (CPU), or "auto", see `decoders.choose_dtype`; the text encoder and the codec stay in float32.
-        text_encoder: a T5, directory or hub id, in place of the one that the model names. adapter: a directory that
-        LoRA fine-tuning of this model wrote. packed: weights go from their files into a form that decodes several
-        times faster (`lm.decoders`); the PyTorch module, `lm`, is read when it is first asked for.
+        text_encoder: a T5, directory or hub id, in place of the one that the model names. adapter: what LoRA
+        fine-tuning of this model wrote, or several, see `adapters.parse`. packed: weights go from their files into a
+        form that decodes several times faster (`lm.decoders`); the PyTorch module, `lm`, is read when it is first
+        asked for.
         False runs that instead. None is True on a CPU; on CUDA, where the packed form has been tested without a GPU
         only, it is False but for int8.
         """
@@ -127,15 +129,13 @@ class AudioGen(Published):
                 f"{found.name} was trained on the tokens of codec {parts.codec.identity}, but {parts.codec.location} "
                 f"is {codec.identity}; put the codec it was trained with there"
             )
-        if packed and adapter is None:
+        if packed and not adapter:
             decoder = decoders.pack(parts.skeleton(), dtype, where, parts.read)
             return cls(parts, conditioner, codec, parts.max_frames, parts.info, decoder)
         if not packed and dtype not in DTYPES:
             raise InputError(f"dtype {dtype} is for packed weights; choose {', '.join(DTYPES)}")
         lm = parts.load(where, torch.float32 if packed else DTYPES[dtype])
-        if adapter is not None:
-            lora.load_adapter(adapter, lm)
-            lora.merge(lm)
+        lora.load_adapters(lm, parse(adapter))
         packed_lm = decoders.pack(lm, dtype, where) if packed else None
         return cls(lm, conditioner, codec, parts.max_frames, parts.info, packed_lm)
 

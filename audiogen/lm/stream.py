@@ -44,6 +44,7 @@ def default_stride(max_frames: int) -> int:
     """Frames from one window to the next: two thirds of one."""
     return max(1, 2 * max_frames // 3)
 
+
 # The text from a frame on, one row, or None where it stays; asked before every frame.
 Changes = Callable[[int], Condition | None]
 

@@ -215,12 +215,16 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
         self.loa = recipe.loa
         self.gpt2_only = self.loa is not None and self.loa.only
         system.autoencoder.requires_grad_(False)
-        system.denoiser.requires_grad_(not self.gpt2_only)
+        layers = self.choose_trained(recipe)
         model = nn.ModuleDict({"denoiser": system.denoiser, "conditioner": system.conditioner})
         self.forward = torch.compile(system.denoiser) if recipe.fit.compile else system.denoiser
-        # A FLUX network is called as often as texts of a batch differ in length: its layers are gathered together.
-        layers = [system.denoiser] if system.config.flux else blocks(system.denoiser)
         super().__init__(recipe, model, device, valid_captions, layers)
+
+    def choose_trained(self, recipe: DiffusionRecipe) -> list[nn.Module]:
+        """Freeze what is not trained -> the layers that processes may share."""
+        self.system.denoiser.requires_grad_(not self.gpt2_only)
+        # A FLUX network is called as often as texts of a batch differ in length: its layers are gathered together.
+        return [self.system.denoiser] if self.system.config.flux else list(blocks(self.system.denoiser))
 
     def train(self) -> None:
         """Training mode, but for a text encoder that is not trained."""

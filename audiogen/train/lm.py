@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from audiogen import distributed
+from audiogen import lora as low_rank
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.config import NotNegative, Probability, to_plain
 from audiogen.data.captions import wordings
@@ -322,7 +323,7 @@ class LMTask(CaptionedTask[LMRecipe]):
     def weights(self) -> dict[str, Any]:
         """LM and text encoder, or adapters and the fingerprint of their model."""
         if self.recipe.lora:
-            return {"adapters": lora.adapter_state(self.lm), "fingerprint": lora.fingerprint(self.lm)}
+            return low_rank.checkpoint_state(self.lm)
         return super().weights()
 
     def load_weights(self, state: Mapping[str, Any]) -> None:
@@ -333,12 +334,7 @@ class LMTask(CaptionedTask[LMRecipe]):
         if not self.recipe.lora:
             super().load_weights(state)
             return
-        if not lora.same_model(state["fingerprint"], lora.fingerprint(self.lm)):
-            raise InputError(
-                f"init_from={self.recipe.init_from} is not the model that {self.recipe.out} began with; "
-                "choose another out="
-            )
-        lora.load_adapter_state(self.lm, state["adapters"], "the checkpoint")
+        low_rank.load_checkpoint_state(self.lm, state, self.recipe.out, str(self.recipe.init_from))
 
 
 def training_flops(lm: TokenLM, num_clips: int, num_steps: int, text_tokens: int = 0) -> float:

@@ -42,6 +42,7 @@ TASKS = {
     "codec": "CodecRecipe",
     "diffusion": "DiffusionRecipe",
     "distil": "DistilRecipe",
+    "latent_lora": "LatentLoraRecipe",
     "lm": "LMRecipe",
     "tagger": "TaggerRecipe",
 }

@@ -14,6 +14,7 @@ import soundfile
 import torch
 
 from audiogen import AudioGen, audio
+from audiogen import lora as low_rank
 from audiogen.diffusion.sample import SAMPLINGS
 from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.systems import LatentSystem
@@ -272,7 +273,7 @@ def test_peers_are_all_prompts_of_the_command(run, tiny_model: Path) -> None:
 def test_an_adapter_changes_the_sound(run, tiny_model: Path, tmp_path: Path) -> None:
     model, config = AudioGen.from_pretrained(tiny_model, "cpu"), lora.LoraConfig(rank=2)
     lora.add(model.lm, config)
-    for tensor in lora.adapter_state(model.lm).values():
+    for tensor in low_rank.adapter_state(model.lm).values():
         tensor.normal_()
     lora.save_adapter(tmp_path / "adapter", model.lm, config, str(tiny_model))
     assert run("--text", "rain", "--temperature", "0", "--out", "plain.wav")[0] == 0

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from audiogen import AudioGen
 from audiogen import audio as audio_io
+from audiogen import lora as low_rank
 from audiogen.codec.model import Codec
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.errors import InputError
@@ -350,7 +351,7 @@ def test_int8_is_packed_after_the_adapter_and_saved_whole(
     lm = load_lm(tiny_model).lm
     config = lora.LoraConfig(rank=2)
     lora.add(lm, config)
-    for name, tensor in lora.adapter_state(lm).items():
+    for name, tensor in low_rank.adapter_state(lm).items():
         if name.endswith("up"):
             tensor.fill_(0.5)
     lora.save_adapter(tmp_path / "adapter", lm, config, str(tiny_model), {})

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from audiogen import lora as core
+from audiogen.adapters import Adapter
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Condition
@@ -37,7 +39,7 @@ def adapted(config: LoraConfig = LoraConfig(rank=5, alpha=10.0), seed: int = 2) 
     lm = model()
     lora.add(lm, config)
     random = torch.Generator().manual_seed(seed)
-    for name, tensor in lora.adapter_state(lm).items():
+    for name, tensor in core.adapter_state(lm).items():
         if name.endswith(".up"):
             tensor.copy_(0.1 * torch.randn(tensor.shape, generator=random))
     return lm
@@ -59,7 +61,7 @@ def test_new_adapters_change_nothing() -> None:
 def test_the_update_is_that_of_the_paper() -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(6, 10, bias=False)
-    layer = lora.LoraLinear(linear, LoraConfig(rank=3, alpha=6.0))
+    layer = core.LoraLinear(linear, LoraConfig(rank=3, alpha=6.0))
     layer.up.data.normal_()
     x = torch.randn(2, 7, 6)
     expected = x @ (linear.weight + 6.0 / 3 * layer.up @ layer.down).T
@@ -74,7 +76,7 @@ def test_only_adapters_of_the_targets_are_trained() -> None:
     trained = {name for name, weight in lm.named_parameters() if weight.grad is not None}
     layers = [f"layers.{i}.{name}" for i in range(2) for name in ("self_attention.in_proj", "ff_out")]
     assert trained == {f"{layer}.{part}" for layer in layers for part in ("down", "up")}
-    assert trained == set(lora.adapter_state(lm))
+    assert trained == set(core.adapter_state(lm))
     assert lm.layers[1].self_attention.in_proj.up.shape == (72, 5)  # queries, keys and values have one `down`
 
 
@@ -83,29 +85,51 @@ def test_every_matrix_of_the_layers_can_be_adapted() -> None:
     lora.add(lm, LoraConfig(rank=2))
     plain = [name for name, layer in lm.named_modules() if isinstance(layer, torch.nn.Linear)]
     assert plain == ["heads"]
-    assert len(lora.adapter_state(lm)) == 2 * 2 * 7  # two layers; two out_proj
+    assert len(core.adapter_state(lm)) == 2 * 2 * 7  # two layers; two out_proj
 
 
-def test_merged_equals_unmerged() -> None:
-    lm = adapted()
-    unmerged = logits(lm)
+def save(folder: Path, seed: int = 2, base: str = "some/model") -> Path:
+    """A saved adapter of the model."""
+    config = LoraConfig(rank=5, alpha=10.0)
+    lora.save_adapter(folder, adapted(config, seed), config, base, {"step": 7})
+    return folder
+
+
+def with_adapters(*given: Adapter) -> TokenLM:
+    lm = model()
+    lora.load_adapters(lm, given)
+    return lm
+
+
+def test_merged_equals_unmerged(tmp_path: Path) -> None:
+    unmerged = logits(adapted())
     assert (unmerged - logits(model())).abs().max() > 0.1
-    lora.merge(lm)
+    lm = with_adapters(Adapter(save(tmp_path)))
     torch.testing.assert_close(logits(lm), unmerged, atol=1e-5, rtol=1e-5)
     assert lm.state_dict().keys() == model().state_dict().keys()
-    assert not lora.adapter_state(lm)
+    assert not core.adapter_state(lm)
 
 
-def test_taken_off_the_model_is_what_it_was() -> None:
-    lm = adapted()
-    lora.remove(lm)
+def test_of_weight_0_they_leave_every_bit(tmp_path: Path) -> None:
+    lm = with_adapters(Adapter(save(tmp_path), 0.0))
     assert checkpoint.identity(lm.state_dict()) == checkpoint.identity(model().state_dict())
 
 
-def test_generation_with_a_cache_uses_them() -> None:
-    lm = adapted()
-    unmerged = generate_tokens(lm, TokenRequest(text(), 6, range(2), guidance=3.0))
-    lora.merge(lm)
+def test_several_add_up_with_their_weights(tmp_path: Path) -> None:
+    one, two = Adapter(save(tmp_path / "1"), 0.7), Adapter(save(tmp_path / "2", seed=3), -0.3)
+    plain, first, second, both, swapped = (
+        with_adapters(*given).layers[1].ff_in.weight for given in ([], [one], [two], [one, two], [two, one])
+    )
+    torch.testing.assert_close(both - plain, (first - plain) + (second - plain), atol=1e-6, rtol=0)
+    assert (first - plain).abs().max() > 0.01 and (second - plain).abs().max() > 0.01
+    assert torch.equal(both, swapped)
+    whole = with_adapters(one._replace(weight=1.0)).layers[1].ff_in.weight
+    torch.testing.assert_close(first - plain, 0.7 * (whole - plain), atol=1e-6, rtol=0)
+
+
+def test_generation_with_a_cache_uses_them(tmp_path: Path) -> None:
+    unmerged = generate_tokens(adapted(), TokenRequest(text(), 6, range(2), guidance=3.0))
+    lm = with_adapters(Adapter(save(tmp_path)))
     assert torch.equal(generate_tokens(lm, TokenRequest(text(), 6, range(2), guidance=3.0)), unmerged)
     assert not torch.equal(
         generate_tokens(model(), TokenRequest(text(), 6, range(2), guidance=3.0)), unmerged
@@ -127,7 +151,7 @@ def test_recomputed_layers_give_the_same_gradients() -> None:
 
 def test_dropout_acts_on_the_adapter_in_training_only() -> None:
     torch.manual_seed(0)
-    layer = lora.LoraLinear(torch.nn.Linear(6, 10, bias=False), LoraConfig(rank=3, dropout=0.5))
+    layer = core.LoraLinear(torch.nn.Linear(6, 10, bias=False), LoraConfig(rank=3, dropout=0.5))
     x = torch.randn(4, 6)
     assert torch.equal(layer(x), layer(x))  # zero at first, whatever was dropped
     layer.up.data.normal_()
@@ -142,7 +166,7 @@ def test_a_frozen_weight_may_be_of_half_the_size() -> None:
         torch.manual_seed(0)
         linear = torch.nn.Linear(6, 10, bias=False)
         linear.weight.data = linear.weight.data.to(stored)
-        layer = lora.LoraLinear(linear, LoraConfig(rank=3))
+        layer = core.LoraLinear(linear, LoraConfig(rank=3))
         assert (layer.weight.dtype, layer.down.dtype) == (stored, torch.float32)
         layer.up.data.fill_(0.1)
         x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
@@ -153,32 +177,22 @@ def test_a_frozen_weight_may_be_of_half_the_size() -> None:
     assert torch.equal(*results)
 
 
-def test_saved_adapters_go_onto_the_model_again(tmp_path: Path) -> None:
-    lm = adapted()
-    lora.save_adapter(tmp_path, lm, LoraConfig(rank=5, alpha=10.0), "some/model", {"step": 7})
-    stored = checkpoint.load_tensors(tmp_path)
-    assert set(stored) == {
-        *lora.adapter_state(lm),
-        "fingerprint",
-    }  # the model's own weights are not among them
-    fresh = model()
-    assert lora.load_adapter(tmp_path, fresh) == {"step": 7}
-    assert torch.equal(logits(fresh), logits(lm))
-    assert not fresh.training and not any(weight.requires_grad for weight in fresh.parameters())
+def test_saved_are_the_adapters_alone(tmp_path: Path) -> None:
+    stored = checkpoint.load_tensors(save(tmp_path))
+    assert set(stored) == {*core.adapter_state(adapted()), "fingerprint"}
+    assert checkpoint.read_config(tmp_path)["info"] == {"step": 7}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_model_may_be_in_half_precision(tmp_path: Path, dtype: torch.dtype) -> None:
-    lora.save_adapter(tmp_path / "exact", adapted(), LoraConfig(rank=5, alpha=10.0), "some/model")
     lm = model().to(dtype)
-    lora.load_adapter(tmp_path / "exact", lm)
+    lora.load_adapters(lm, [Adapter(save(tmp_path / "exact"))])
     found = lm(STEPS, text())
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), logits(adapted()), atol=0.2, rtol=0.1)
-    lora.save_adapter(tmp_path / "rounded", lm, LoraConfig(rank=5, alpha=10.0), "some/model")
-    lora.load_adapter(tmp_path / "rounded", model())
-    lora.merge(lm)
-    torch.testing.assert_close(lm(STEPS, text()).float(), found.float(), atol=0.2, rtol=0.1)
+    half = adapted().to(dtype)  # its fingerprint is of rounded weights
+    lora.save_adapter(tmp_path / "rounded", half, LoraConfig(rank=5, alpha=10.0), "some/model")
+    assert (logits(with_adapters(Adapter(tmp_path / "rounded"))) - logits(model())).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("change", ["other weights", "one tensor a little", "more layers"])
@@ -193,7 +207,7 @@ def test_another_model_is_refused_and_stays_as_it_was(tmp_path: Path, change: st
     with pytest.raises(
         InputError, match=r"was trained on some/model, and the weights of this model are others"
     ):
-        lora.load_adapter(tmp_path, lm)
+        lora.load_adapters(lm, [Adapter(tmp_path)])
     assert checkpoint.identity(lm.state_dict()) == before
 
 
@@ -206,7 +220,7 @@ def test_damage_is_named_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     def refuses(said: str) -> None:
         lm = model()
         with pytest.raises(InputError, match=said):
-            lora.load_adapter(tmp_path, lm)
+            lora.load_adapters(lm, [Adapter(tmp_path)])
         assert checkpoint.identity(lm.state_dict()) == checkpoint.identity(model().state_dict())
 
     for tensors, said in (
@@ -243,11 +257,10 @@ def test_a_config_names_its_mistake(values: dict[str, object], said: str) -> Non
 
 
 def test_a_rank_beyond_all_memory_is_refused_and_changes_nothing() -> None:
-    lm = adapted()
-    lora.remove(lm)
+    lm = model()
     with pytest.raises(InputError, match="lora.rank is 1000000000; no matrix of this model has more than"):
         lora.add(lm, LoraConfig(rank=10**9))
-    assert not lora.adapter_state(lm)
+    assert not core.adapter_state(lm)
 
 
 def test_a_second_set_is_a_bug() -> None:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from audiogen import AudioGen
+from audiogen import lora as low_rank
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.convert import run
@@ -190,7 +191,7 @@ def test_an_adapter_is_merged(build, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "base")
     config = lora.LoraConfig(rank=2)
     lora.add(model.lm, config)
-    for tensor in lora.adapter_state(model.lm).values():
+    for tensor in low_rank.adapter_state(model.lm).values():
         tensor.normal_()
     lora.save_adapter(tmp_path / "adapter", model.lm, config, str(tmp_path / "base"))
     words = [str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter"), "--to", "transformers"]

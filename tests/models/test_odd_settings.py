@@ -27,9 +27,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from audiogen.adapters import Adapter
 from audiogen.data.manifest import read_manifest
 from audiogen.data.shards import CodeClip, ShardReader, ShardWriter, TokenSpec, write_shard
 from audiogen.data.shards import read_rows as shard_rows
+from audiogen.diffusion import lora as latent_lora
+from audiogen.diffusion.denoisers import denoiser
 from audiogen.errors import InputError, opening
 from audiogen.files import checkpoint
 from audiogen.files.tensors import match
@@ -42,6 +45,7 @@ from audiogen.models.released import read_released
 from audiogen.models.systems import without_weights
 from audiogen.tagger.model import Tagger, TaggerConfig
 from audiogen.train.run import open_recipe
+from tests.diffusion.tiny_systems import tiny
 
 CPU_S, BYTES = 5, 2 * 2**30  # what a case may take
 HUGE = (2**18, 10**9, -(10**9), 2**63, 10**30, 1e308, float("inf"), float("nan"))
@@ -239,14 +243,18 @@ def state(folder: Path) -> Subject:
 def adapter(source: Path, folder: Path) -> Subject:
     lm = AudioGen.from_pretrained(source, "cpu", "float32", packed=False).lm
     config = lora.LoraConfig(rank=2)
+    plain = copy.deepcopy(lm)
     lora.add(lm, config)
     lora.save_adapter(folder, lm, config, "tiny")
+    return Subject(folder / "config.json", lambda: lora.load_adapters(plain, [Adapter(folder)]))
 
-    def read() -> None:
-        lora.remove(lm)
-        lora.load_adapter(folder, lm)
 
-    return Subject(folder / "config.json", read)
+def latent_adapter(folder: Path) -> Subject:
+    network, config = denoiser(tiny("stable_audio").denoiser), latent_lora.LatentLoraConfig(rank=2)
+    plain = copy.deepcopy(network)
+    latent_lora.add(network, config)
+    latent_lora.save_adapter(folder, network, config, "tiny")
+    return Subject(folder / "config.json", lambda: latent_lora.load_adapters(plain, [Adapter(folder)]))
 
 
 def tagger(folder: Path) -> Subject:
@@ -294,7 +302,7 @@ SUBJECTS = [
     *(f"lm {file}" for file in LM_FILES),
     *(f"latent {file}" for file in LATENT_FILES),
     *(f"recipe {name}" for name in RECIPES),
-    *("codec", "shards", "rows", "state", "adapter", "tagger", "manifest"),
+    *("codec", "shards", "rows", "state", "adapter", "latent_adapter", "tagger", "manifest"),
 ]
 SIZED = ("lm config.json", "lm text/config.json", "codec", "tagger")
 
@@ -315,6 +323,7 @@ def subject(request: pytest.FixtureRequest, tiny_model: Path, tiny_latent: Path,
         "rows": lambda: rows(folder),
         "state": lambda: state(folder),
         "adapter": lambda: adapter(tiny_model, folder),
+        "latent_adapter": lambda: latent_adapter(folder),
         "tagger": lambda: tagger(folder),
         "manifest": lambda: manifest(folder),
     }

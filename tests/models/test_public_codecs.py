@@ -457,6 +457,26 @@ def test_any_length_gives_what_transformers_gives(tmp_path, num_samples):
         assert torch.equal(codes, want[..., : codes.shape[-1]])
 
 
+def test_a_short_last_segment_is_decoded_as_transformers_does_when_it_is_said_how_short(tmp_path):
+    """Its decoder takes the padding of the last segment's codes for sound unless it is given; docs/codec.md says so."""
+    theirs = theirs_of(STEREO)
+    theirs.save_pretrained(tmp_path)
+    ours = load_codec(tmp_path)
+    torch.manual_seed(6)
+    audio, last = 0.3 * torch.randn(1, 2, 600), 456  # where the second segment of 480 samples begins
+    decoded = ours.decode(ours.encode(audio), 600)
+    with torch.no_grad():
+        coded = theirs.encode(audio, bandwidth=1.2, return_dict=True)
+        given = (coded.audio_codes, coded.audio_scales)
+        short = theirs.decode(*given, last_frame_pad_length=coded.last_frame_pad_length).audio_values[
+            ..., :600
+        ]
+        padded = theirs.decode(*given).audio_values[..., :600]
+    torch.testing.assert_close(decoded, short, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(decoded[..., :last], padded[..., :last], atol=1e-5, rtol=1e-4)
+    assert (decoded - padded)[..., last:].abs().max() > 0.1
+
+
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 def test_what_is_saved_for_transformers_opens_there_and_says_the_same(tmp_path, settings):
     encodec = pytest.importorskip("transformers.models.encodec")

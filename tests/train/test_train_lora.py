@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from audiogen.adapters import Adapter
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.generate.__main__ import main
@@ -88,14 +89,15 @@ def test_training_begins_at_the_base_and_moves_away(lora_run: Train, lm_run: Tra
 def test_adapters_go_onto_the_base_and_change_what_it_says(lora_run: Train, base: Path) -> None:
     run = lora_run("run", "optim.lr=3e-2")
     plain, adapted = load_lm(base), load_lm(base)
-    info = lora.load_adapter(run, adapted.lm)
+    lora.load_adapters(adapted.lm, [Adapter(run)])
+    info = checkpoint.read_config(run)["info"]
     assert info["step"] == 6 and info["recipe"]["lora"]["rank"] == RANK
     steps, condition = torch.zeros(1, 3, 4, dtype=torch.long), plain.conditioner(["a tone"])
     with torch.no_grad():
         first, second = plain.lm(steps, condition), adapted.lm(steps, condition)
     assert (first - second).abs().max() > 1e-3
     with pytest.raises(InputError, match="and the weights of this model are others"):
-        lora.load_adapter(run, load_lm("lm_tiny").lm)
+        lora.load_adapters(load_lm("lm_tiny").lm, [Adapter(run)])
 
 
 def test_a_run_makes_sound_on_its_base(lora_run: Train, base: Path, tmp_path: Path) -> None:
