@@ -60,10 +60,8 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> dict[str, Any]:
         parts = [[job for job in jobs if (job.model or args.model) == own.model] for own, _ in opened]
         for (_, found), part in zip(opened, parts, strict=True):  # before any weights are read
             longest_s = generators.max_duration_s(found, args.heads)
-            check_control(
-                sampling_of(args, None), [job.text for job in part], [job.duration_s for job in part]
-            )
             for job in part:
+                check_control(sampling_of(args, job), [job.text], [job.duration_s])
                 if not (args.stream and job.duration_s == math.inf):
                     check_duration(job.duration_s, longest_s)
         made = [
@@ -92,12 +90,6 @@ def read_edit(args: argparse.Namespace) -> Edit:
         extend_s = max(0.0, args.duration - before_s - sound.shape[-1] / rate)
     resample = 1 if args.inpaint_resample is None else args.inpaint_resample
     return Edit(sound, rate, args.strength, args.inpaint, args.upsample, extend_s, before_s, resample)
-
-
-def sampling_of(args: argparse.Namespace, negative: str | None) -> Sampling:
-    """How the sounds of a command are drawn."""
-    settings = {field.name: getattr(args, field.name) for field in fields(Sampling)}
-    return Sampling(**settings | {"negative": negative})
 
 
 def make(

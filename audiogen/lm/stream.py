@@ -103,8 +103,10 @@ def generate_any_length(
             f"rows of {min(lengths)} to {max(lengths)} frames; past {max_frames} all have one length"
         )
     made, count = [], 0
-    given = {"changes": changes, "history": history}
-    for codes in stream_tokens(decoder, request, sampling, max_frames=max_frames, **given):
+    frames = stream_tokens(
+        decoder, request, sampling, max_frames=max_frames, changes=changes, history=history
+    )
+    for codes in frames:
         made.append(codes)
         count += codes.shape[2]
         if callback is not None:
