@@ -26,6 +26,7 @@ REASONS = (
     "needs the hub",
     "needs the network",
     "needs a server",
+    "needs a certificate",
     "it serves until it is ended",
     "needs ESC-10",
     "needs SLURM",

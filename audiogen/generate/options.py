@@ -16,6 +16,7 @@ from audiogen.data.prompts import Kind
 from audiogen.errors import InputError
 from audiogen.finish import Finish
 from audiogen.generators.request import FAMILIES, LATENT_ONLY, LM_ONLY, refuse
+from audiogen.provenance import NOT_OPTIONS
 from audiogen.text.schedule import read_schedule
 
 FORMATS = ("wav", "flac", "ogg", "mp3")
@@ -164,6 +165,16 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
             bool,
             "leave text, seed and settings out of the files' metadata; that they are generated, and by what, stays",
         ),
+        "--watermark": (
+            bool,
+            "add AudioSeal's inaudible watermark, whose 16 bits are of the model's hash (extra watermark; its weights "
+            "come from the hub)",
+        ),
+        "--c2pa DIR": (
+            Path,
+            "sign each file (wav, flac, mp3) with a C2PA manifest, by certificate.pem and key.pem of this folder "
+            "(extra c2pa)",
+        ),
         "--sidecar": (bool, "also write NAME.json beside each sound, with what its metadata say"),
     },
     "result": {
@@ -187,18 +198,7 @@ EXAMPLES = (
     '--text "rain falls" --stream --duration inf --out - | aplay',
 )
 # What makes no other sound, or is a job's own: it is no setting in the metadata of a sound.
-NOT_SETTINGS = {
-    "out",
-    "overwrite",
-    "prompts",
-    "report",
-    "format",
-    "json",
-    "quiet",
-    "sidecar",
-    "no_prompt_metadata",
-}
-NOT_SETTINGS |= {
+_OF_JOBS = (
     "text",
     "duration",
     "num_samples",
@@ -209,7 +209,8 @@ NOT_SETTINGS |= {
     "device",
     "dtype",
     "threads",
-}
+)
+NOT_SETTINGS = {*NOT_OPTIONS, "no_prompt_metadata", *_OF_JOBS}
 # What a row of --prompts may have of its own, beside the fields of `data.prompts.Prompt`.
 ROW_OPTIONS: dict[str, Kind] = {
     name.partition(" ")[0].lstrip("-").replace("-", "_"): kind
@@ -260,6 +261,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise InputError(f"--threads is {args.threads}; it must be from 1 to {MAX_THREADS}")
     args.command = shlex.join([*parser.prog.split(), *(sys.argv[1:] if argv is None else argv)])
+    if args.c2pa is not None and str(args.out) == "-":
+        raise InputError("--c2pa signs files, and --out - writes none; drop one of the two")
     if args.report and str(args.out) == "-":
         raise InputError("--report shows sound files, and --out - writes none; drop one of the two")
     if args.json and str(args.out) == "-":
@@ -268,6 +271,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     changes = {f"--{name.replace('_', '-')}": getattr(args, name) for name in CHANGES}
     given = [name for name, value in changes.items() if value is not None and value is not False]
+    if args.watermark and args.stream:
+        raise InputError(
+            "--watermark is for whole sounds, and --stream writes one piece by piece; drop one of the two"
+        )
     if given and args.init is None:
         raise InputError(f"{given[0]} says what becomes of a sound; give it with --init FILE")
     if args.init is not None and not given and args.duration is None:

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from audiogen import audio, spectrogram
+from audiogen import audio
 from audiogen.errors import InputError
-from audiogen.files import writing
 from audiogen.finish import Finished
-from audiogen.generate import live
+from audiogen.generate import files, live
 from audiogen.generate.jobs import Job, page_path, plan
 from audiogen.generate.options import refuse_others
 from audiogen.generators import load as generators
@@ -29,7 +28,6 @@ from audiogen.generators.request import check_control, check_duration, check_pro
 from audiogen.interfaces import Edit, Generator, Sampling
 from audiogen.models.digest import digest_of
 from audiogen.models.find import SYSTEM, Found, find
-from audiogen.provenance import Provenance
 
 BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} s of sound [{elapsed}<{remaining}]"
 
@@ -38,6 +36,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> dict[str, Any]:
     """Make the jobs; warnings are printed in one line each -> what `--json` prints."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    files.check(args, jobs)
     args.inputs = {
         name: digest_of(path) for name, path in args.typed.items() if isinstance(path, Path) and path.exists()
     }
@@ -173,21 +172,13 @@ def generate(
             spent_s += time.monotonic() - began
             for job, sound, down in zip(group, sounds, down_db, strict=True):
                 rate = generator.sample_rate
-                made = job.finish.apply(sound[:, : num_samples(job.duration_s, rate)], rate, job.duration_s)
-                write(
-                    job,
-                    made.sound,
-                    made.sample_rate,
-                    args.overwrite,
-                    origin := origin_of(args, job, generator),
-                )
+                sound = sound[:, : num_samples(job.duration_s, rate)]
+                made = files.write(args, job, sound, rate, generator)
                 (meter := live.Meter()).add(made.sound)
                 down += made.turned_down_db
                 tqdm.write(f"{job.path}  {job.picture}  seed {job.seed}{meter.remark(down)}")
                 for note in made.notes:
                     warnings.warn(f"{job.path}: {note}", stacklevel=1)
-                if args.sidecar:
-                    writing.write_json(job.sidecar, origin.record())
                 facts.append(facts_of(job, meter, down) | {"picture": str(job.picture)} | shape_of(job, made))
     return spent_s, facts
 
@@ -212,19 +203,6 @@ def shape_of(job: Job, made: Finished) -> dict[str, Any]:
     return facts if made.loudness is None else facts | {"loudness": round(made.loudness, 2)}
 
 
-def origin_of(args: argparse.Namespace, job: Job, generator: Generator) -> Provenance:
-    """Where a job's sound comes from, as its file says."""
-    origin = generator.provenance(job.asked(args), args.inputs)
-    return origin.without_prompt() if args.no_prompt_metadata else origin
-
-
-def write(job: Job, sound: Tensor, sample_rate: int, overwrite: bool, origin: Provenance) -> None:
-    """Write a sound [C, N] and its picture."""
-    title = (job.text or "no text")[:100]
-    audio.save(job.path, sound, sample_rate, overwrite=overwrite, tags=origin.tags())
-    spectrogram.save_spectrogram(job.picture, sound, sample_rate, title, overwrite)
-
-
 def stream(
     args: argparse.Namespace,
     job: Job,
@@ -247,7 +225,7 @@ def stream(
         turned_down_db=(down_db := [0.0]),
     )
     pieces = meter.watch(clock.watch(live.until_interrupted(pieces)))
-    origin = origin_of(args, job, generator)
+    origin = files.origin_of(args, job, generator)
     if to_player := str(args.out) == "-":
         live.write_wav(sys.stdout.buffer, pieces, generator.sample_rate, origin.tags())
     else:
@@ -259,8 +237,7 @@ def stream(
             overwrite=args.overwrite,
             tags=origin.tags(),
         )
-        if args.sidecar:
-            writing.write_json(job.sidecar, origin.record())
+        files.complete(args, job, origin)
     line = (
         f"{job.path}  seed {job.seed}  first sound after {clock.first_s:.2f} s, real-time factor "
         f"{clock.spent_s / clock.sound_s:.2f} ({clock.sound_s:g} s of sound in {clock.spent_s:.1f} s), "

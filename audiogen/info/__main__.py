@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from audiogen import command
-from audiogen.errors import run_command
+from audiogen.errors import InputError, run_command
+from audiogen.info.sounds import is_sound
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -27,6 +28,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--card", action="store_true", help="print the model card, too")
     parser.add_argument("--words", action="store_true", help="list the words that it was trained with")
+    parser.add_argument(
+        "--detect",
+        action="store_true",
+        help="of sound files: look for AudioSeal's watermark (extra watermark)",
+    )
     command.add_output(parser)
     command.add_help(
         parser, examples=("", "lm_tiny --words", "rain.wav", "lm_tiny --card", "facebook/audiogen-medium")
@@ -37,15 +43,17 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one `name: value` a line, for each sound file and each model."""
     arguments = make_parser().parse_args(argv)
+    if arguments.detect and not any(map(is_sound, arguments.models)):
+        raise InputError("--detect looks for a watermark in sound files; give one")
     from audiogen.info import sounds
 
     with command.output(arguments.json, arguments.quiet) as give:
         files = []
-        for name in filter(sounds.is_sound, arguments.models):
-            files.append(sounds.describe(name))
+        for name in filter(is_sound, arguments.models):
+            files.append(sounds.describe(name, arguments.detect))
             print("\n" * (len(files) > 1) + "\n".join(f"{key}: {value}" for key, value in files[-1].items()))
         result: dict[str, object] = {"files": files} if files else {}
-        models = [name for name in arguments.models if not sounds.is_sound(name)]
+        models = [name for name in arguments.models if not is_sound(name)]
         if models or not files:
             from audiogen.info import describe  # late: it imports torch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from audiogen import provenance
+from audiogen import credentials, provenance
 from audiogen.errors import InputError, one_line
 from audiogen.models.digest import digest
 from audiogen.models.find import bundled, find
@@ -21,13 +21,23 @@ def is_sound(name: str) -> bool:
     return path.is_file() and path.suffix.lower() not in MODEL_SUFFIXES
 
 
-def describe(name: str) -> dict[str, str]:
-    """The lines for a sound file; InputError where it cannot be read."""
+def describe(name: str, detect: bool = False) -> dict[str, str]:
+    """The lines for a sound file; InputError where it cannot be read. detect: also look for a watermark."""
     path = Path(name)
     found = provenance.read(path)
-    if found is None:
-        return {"file": name, "AI-generated": NOTHING}
-    lines = {"file": name, "AI-generated": "yes, by its metadata", "source type": SOURCE_TYPE}
+    lines = {"file": name, "AI-generated": NOTHING} if found is None else _recorded(path, found)
+    lines |= credentials.read(path)
+    if detect:
+        lines |= _watermark(path, found)
+    command = lines.pop("command", "")
+    # a file may hold anything, and this is a terminal; the command is quoted already
+    lines = {key: one_line(value) for key, value in lines.items() if value}
+    return lines | ({"command": command} if command else {})
+
+
+def _recorded(path: Path, found: Provenance) -> dict[str, str]:
+    """The lines for a record."""
+    lines = {"file": str(path), "AI-generated": "yes, by its metadata", "source type": SOURCE_TYPE}
     lines |= {
         "program": found.program,
         "torch": found.torch,
@@ -42,8 +52,22 @@ def describe(name: str) -> dict[str, str]:
     lines["command"] = found.command(str(again)) or "text, seed and settings were left out of the file"
     if caveat := _caveat(settings):
         lines["caveat"] = caveat
-    # a file may hold anything, and this is a terminal; the command is quoted already
-    return {key: value if key == "command" else one_line(value) for key, value in lines.items() if value}
+    return lines
+
+
+def _watermark(path: Path, found: Provenance | None) -> dict[str, str]:
+    """The line for what a sound carries."""
+    from audiogen import audio, watermark  # late: they import torch
+
+    marked = watermark.detect(*audio.load(path))
+    share = f"in {marked.share:.0%} of the sound"
+    if marked.share < watermark.FOUND:
+        return {"watermark": f"none found ({share})"}
+    whose = ""
+    if found is not None and found.model_sha256:
+        same = marked.message == watermark.message_of(found.model_sha256)
+        whose = ", that of the model's hash" if same else ", which is not that of the model's hash"
+    return {"watermark": f"{share}, message {marked.message:04x}{whose}"}
 
 
 def _here(found: Provenance) -> str:
