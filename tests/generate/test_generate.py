@@ -570,7 +570,7 @@ def test_a_sound_made_of_another(run, tiny_latent: Path, tmp_path: Path) -> None
         ("--init clip.wav --strength 1.2", "strength is 1.2; it must be from 0"),
         ("--init clip.wav --strength=-0.1", "strength is -0.1; it must be from 0"),
         ("--init clip.wav --strength nan", "strength is nan"),
-        ("--init clip.wav", "--init needs --strength, --inpaint, --extend"),
+        ("--init clip.wav", "nothing is to become of the sound to begin from; give a strength (0.6, say)"),
         ("--init none.wav --upsample", "none.wav: cannot be opened"),
         ("--init text.wav --upsample", "not a sound file"),
         ("--strength 0.5", "--strength says what becomes of a sound; give it with --init"),
@@ -601,7 +601,7 @@ def test_a_sound_made_of_another(run, tiny_latent: Path, tmp_path: Path) -> None
         ("--temperature 0", "--temperature is not for"),
         ("--stream", "--stream is not for"),
         ("--continue-from clip.wav", "--continue-from is not for"),
-        ("--adapter a", "--adapter is not for"),
+        ("--adapter a", "a holds no adapter"),
         ("--peer-padding", "--peer-padding is not for"),
         ("--cuda-graph", "--cuda-graph is not for"),
     ],
@@ -623,7 +623,7 @@ def test_what_latent_diffusion_cannot_do_is_one_line(run, tiny_latent: Path, wor
         "--candidates 2",
         "--clap c",
         "--heads 4",
-        "--init clip.wav --strength 0",
+        "--strength 0 --init clip.wav",
     ],
 )
 def test_what_a_language_model_does_not_have_is_refused_by_name(run, words: str) -> None:

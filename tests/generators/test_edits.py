@@ -168,7 +168,7 @@ def test_the_command_extends_to_a_duration_and_takes_several_parts(
     ]
     main([*common, "--duration", "0.5", "--extend-before", "0.1", "--out", "to.wav"])
     main([*common, "--extend", "0.1", "--extend-before", "0.1", "--out", "by.wav"])
-    assert Path("to.wav").read_bytes() == Path("by.wav").read_bytes()
+    assert torch.equal(audio.load("to.wav")[0], audio.load("by.wav")[0])
     parts = ["--inpaint", "0.05:0.1", "--inpaint", "0.15:0.2", "--inpaint-resample", "2"]
     main([*common, *parts, "--out", "parts.wav"])
     sound, _ = audio.load("parts.wav")
