@@ -184,17 +184,17 @@ class Codec(nn.Module):
             raise InputError(
                 "a codec with segment_s or dual_mono encodes and decodes, but is not trained; set neither"
             )
-        latents = self.encoder(audio)  # [B, D, T]
-        quantised = self.quantizer(latents, num_codebooks)
         decoded: Tensor | None
         spectra, target = None, None
         if isinstance(self.encoder, SpectralEncoder) and isinstance(self.decoder, SpectralDecoder):
-            spectra = self.decoder.log_magnitude(quantised.latents)  # [B, C, spectra, F]
-            target = self.encoder.log_magnitude(audio)
+            target = self.encoder.log_magnitude(audio)  # [B, C, spectra, F]
+            quantised = self.quantizer(self.encoder.encode(target), num_codebooks)
+            spectra = self.decoder.log_magnitude(quantised.latents)
             loss = log_magnitude_distance(spectra, target, self.sample_rate)
             decoded = self.decoder.synthesise(spectra)[..., : audio.shape[-1]] if reconstruct else None
         else:
-            loss = latents.new_zeros(())
+            quantised = self.quantizer(self.encoder(audio), num_codebooks)  # of latents [B, D, T]
+            loss = audio.new_zeros(())
             decoded = self.decoder(quantised.latents)[..., : audio.shape[-1]]
         return CodecOutput(decoded, quantised.codes, quantised.commitment_loss, loss, spectra, target)
 

@@ -93,7 +93,16 @@ class ConvNextBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((width,), 1.0 / num_blocks))
 
     def forward(self, x: Tensor, state: StreamState | None = None, last: bool = True) -> Tensor:
-        if state is None:
+        if state is None and self.training:
+            # An image of one row, whose channels lie together, goes without transposed copies, and in float32 its
+            # gradient is fastest: 2 to 2.5 times as fast. Its sums are rounded otherwise, and codes that were made
+            # before must stay: not in inference.
+            side, weight = self.depthwise.kernel_size[0] // 2, self.depthwise.weight[:, :, None]
+            with torch.autocast(x.device.type, enabled=False):
+                image = x.float().transpose(1, 2)[:, :, None]
+                y = F.conv2d(image, weight, self.depthwise.bias, padding=(0, side), groups=x.shape[2])
+            y = y[:, :, 0].transpose(1, 2)
+        elif state is None:
             y = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
         else:  # [B, t, D] -> the frames that are determined now
             side = self.depthwise.kernel_size[0] // 2
@@ -180,7 +189,11 @@ class SpectralEncoder(nn.Module):
             return torch.log(torch.fft.rfft(frames).abs() * (4.0 / self.config.n_fft) + FLOOR)  # [B, C, T, F]
 
     def forward(self, audio: Tensor) -> Tensor:
-        x = rearrange(self.log_magnitude(audio), "b c t f -> b t (c f)")
+        return self.encode(self.log_magnitude(audio))
+
+    def encode(self, log_magnitude: Tensor) -> Tensor:
+        """[B, C, T, F] -> [B, latent_dim, T / frames_per_latent]."""
+        x = rearrange(log_magnitude, "b c t f -> b t (c f)")
         x = self.stack(normalised(x))  # [B, T, latent_dim / frames_per_latent]
         return rearrange(x, "b (t r) d -> b (r d) t", r=self.config.frames_per_latent)
 

@@ -7,7 +7,7 @@ import torch
 
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
-from audiogen.codec.spectral import SpectralConfig
+from audiogen.codec.spectral import ConvNextBlock, SpectralConfig
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.errors import InputError
 from audiogen.models.build import load_codec
@@ -314,3 +314,17 @@ def test_the_spectral_loss_is_there_without_synthesis():
     assert spared.audio is None and whole.audio is not None
     assert spared.spectral_loss == whole.spectral_loss > 0
     assert make(SEANET)(audio).spectral_loss == 0
+
+
+def test_a_spectral_block_in_training_has_the_outputs_and_gradients_of_inference() -> None:
+    """It computes the depthwise convolution in another layout."""
+    torch.manual_seed(0)
+    block = ConvNextBlock(SpectralConfig(width=24, kernel_size=5), 3)
+    x, up = torch.randn(2, 11, 24, requires_grad=True), torch.randn(2, 11, 24)
+    found = []
+    for mode in (True, False):
+        y = block.train(mode)(x)
+        gradients = torch.autograd.grad((y * up).sum(), [x, *block.parameters()])
+        found.append([y, *gradients])
+    for trained, inferred in zip(*found, strict=True):
+        assert torch.allclose(trained, inferred, rtol=1e-4, atol=1e-5)
