@@ -24,7 +24,8 @@ QUIETEST_LUFS, LOUDEST_LUFS = -70.0, -5.0  # below the first is silence by BS.17
 PEAK_DB = -1.0  # true peak beside a loudness: EBU R 128's maximum
 QUIETEST_PEAK_DB = -40.0
 BLOCK_S = 0.4  # of BS.1770's gate: what is shorter is measured with silence after it
-CLOSE_LU = 0.05  # of the loudness that was asked for
+CLOSE_LU = 0.05  # of the loudness that was asked for: the gain is right
+NOTED_LU = 0.2  # what is further off is said
 MOST_ROUNDS = 20  # of turning up what the limiter turned down
 LOOK_S = 0.005  # to either side of a peak, over which the limiter's gain moves
 OVERSAMPLING = 4  # BS.1770-4, annex 2: peaks between the samples
@@ -217,6 +218,8 @@ def at_loudness(
         if abs(target - reached) <= CLOSE_LU:
             return result, reached, ()
         gain_db += target - reached
+    if abs(target - reached) <= NOTED_LU:
+        return result, reached, ()
     note = f"{reached:.1f} LUFS in place of {target:g}: more is not reached below a peak of {peak_db:g} dBTP"
     return result, reached, (note,)
 

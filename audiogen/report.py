@@ -12,6 +12,7 @@ import re
 import string
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -23,7 +24,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from audiogen import audio
+from audiogen import audio, provenance
+from audiogen.errors import InputError
 from audiogen.files.writing import write_bytes_atomic, write_json
 from audiogen.spectrogram import LEVELS_DB, picture
 
@@ -291,9 +293,12 @@ def _table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 def _figure(sound: Sound) -> str:
     """The spectrogram and the player of one sound."""
     clip, sample_rate = audio.load(sound.path, channels=1, duration_s=LONGEST_S)
+    tags = None
+    with suppress(InputError):  # of a recording, in whatever format
+        tags = None if (found := provenance.read(Path(sound.path))) is None else found.tags()
     label = escape(f"{sound.row}: {sound.prompt}")
     with tempfile.TemporaryDirectory() as folder:
-        encoded = audio.save(Path(folder) / "clip.ogg", clip, sample_rate).read_bytes()
+        encoded = audio.save(Path(folder) / "clip.ogg", clip, sample_rate, tags=tags).read_bytes()
     return (
         f"<figure><figcaption>{escape(sound.row)} <small>{clip.shape[-1] / sample_rate:.1f} s</small></figcaption>"
         f'<img alt="Spectrogram of {label}" src="{_data("image/png", picture(clip, sample_rate))}">'

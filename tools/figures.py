@@ -2,6 +2,7 @@
 
     python tools/figures.py sounds --data esc10/manifest.jsonl     README: real recordings beside generated sounds
     python tools/figures.py options                                docs/generate.md: what an option does to a sound
+    python tools/figures.py finishing                              docs/finishing.md: waveforms
     python tools/figures.py curves OUT.png KEY[,KEY..] LABEL=RUN ..    docs/train.md: from the logs of training runs
     python tools/figures.py samples OUT.png TEXT LABEL=RUN ..          docs/train.md: what the runs' models make
     python tools/figures.py table evaluation/compare/report.json --made "on DATE, on MACHINE"
@@ -33,6 +34,7 @@ from audiogen import audio
 from audiogen.data.manifest import read_manifest
 from audiogen.errors import InputError, run_command
 from audiogen.files.writing import write_json
+from audiogen.finish import PEAK_DB, Finish
 from audiogen.interfaces import Edit, Sampling
 from audiogen.spectrogram import LEVELS_DB, log_mel
 from audiogen.train.log import read_log
@@ -220,12 +222,36 @@ def with_table(text: str, name: str, table: str) -> str:
     return pattern.sub(lambda found: found[1] + table + found[2], text)
 
 
+def finishing() -> None:
+    """The picture of docs/finishing.md: a sound as generated, and its waveform after each step."""
+    sound = make("lafma_tiny", KINDS["dog bark"])
+    wanted = {
+        "as generated": Finish(),
+        "--loudness -14": Finish(loudness=-14),
+        "--fade-in 1 --fade-out 2": Finish(fade_in=1, fade_out=2),
+        "--trim-silence": Finish(trim_silence=True),
+        "--stereo-width 0.5": Finish(stereo_width=0.5),
+    }
+    figure = Figure(figsize=(2.6 * len(wanted), 1.7), layout="constrained")
+    axes = figure.subplots(1, len(wanted), sharex=True, sharey=True)
+    for axis, (title, finish) in zip(axes, wanted.items(), strict=True):
+        for channel in finish.apply(sound, RATE).sound:
+            axis.plot(torch.arange(len(channel)) / RATE, channel, linewidth=0.3, alpha=0.7)
+        axis.axhspan(-(10 ** (PEAK_DB / 20)), 10 ** (PEAK_DB / 20), color="0.93", zorder=0)
+        axis.set(xlim=(0, 5), ylim=(-1, 1), yticks=[-1, 0, 1])
+        axis.set_title(title, fontsize=8, loc="left")
+        axis.set_xlabel("time (s)", fontsize=7)
+        axis.tick_params(labelsize=7)
+    save(figure, FIGURES / "finishing.png")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Make what was asked for."""
     parser = argparse.ArgumentParser(description="Make the pictures and tables of the documentation again.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("sounds").add_argument("--data", type=Path, required=True, help="manifest of ESC-10")
     verbs.add_parser("options")
+    verbs.add_parser("finishing")
     drawn = verbs.add_parser("curves")
     drawn.add_argument("out", type=Path)
     drawn.add_argument("keys", type=lambda text: text.split(","))
@@ -240,8 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.verb == "sounds":
         sounds(arguments.data)
-    elif arguments.verb == "options":
-        options()
+    elif arguments.verb in ("options", "finishing"):
+        {"options": options, "finishing": finishing}[arguments.verb]()
     elif arguments.verb in ("curves", "samples"):
         pairs = [run.rpartition("=") for run in arguments.runs]
         runs = {label: Path(run) for label, _, run in pairs}
