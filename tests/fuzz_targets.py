@@ -17,7 +17,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from audiogen import audio
+from audiogen import audio, provenance
 from audiogen.codec import ecdc, info, tokens
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
@@ -31,6 +31,7 @@ from audiogen.files.pickles import named_tensors, read_pickle
 from audiogen.generators.token import AudioGen
 from audiogen.interfaces import Segment
 from audiogen.lm.model import LMConfig, TokenLM
+from audiogen.provenance import Provenance, parse
 from audiogen.text.t5 import T5Conditioner, TextConfig
 from audiogen.text.vocabulary import Vocabulary, train_vocabulary
 from audiogen.train.run import open_recipe
@@ -446,6 +447,28 @@ def read_list(path: Path) -> None:
         assert all(prompt.text.strip() for prompt in read_prompts(path))
 
 
+def records() -> dict[str, bytes]:
+    """Generated sounds, each with the record of its making, and a sidecar."""
+    made = Provenance("lm_tiny", "0" * 64, {"text": "a dog", "seed": 3, "duration": 0.1}, {"init": "1" * 64})
+    with tempfile.TemporaryDirectory() as folder:
+        samples = torch.from_numpy(noise(1500).T)
+        found = {
+            f"a.{kind}": audio.save(Path(folder, f"a.{kind}"), samples, RATE, tags=made.tags()).read_bytes()
+            for kind in audio.SAVE_FORMATS
+        }
+    return found | {"beside.json": json.dumps(made.record()).encode()}
+
+
+def read_record(path: Path) -> None:
+    if path.suffix == ".json":
+        found = parse(path.read_text(errors="replace"), path)
+    else:
+        found = provenance.read(path)
+    if found is not None and (command := found.command("again.wav")) is not None:
+        assert command.isprintable() and command.startswith("python -m audiogen.generate")
+        assert found.tags().comment
+
+
 def recipes() -> dict[str, bytes]:
     folder = Path(__file__).parent.parent / "recipes"
     return {
@@ -492,6 +515,7 @@ TARGETS = {
     "pickles": Target(pickle_files, read_weights_file, repaired_zip, PICKLE_WORDS),
     "weights": Target(model_files, read_model, words=TENSOR_WORDS),
     "vocabulary": Target(vocabularies, read_vocabulary, words=PIECE_WORDS),
+    "records": Target(records, read_record, words=[*JSON_WORDS, *SOUND_WORDS["wave"], b"LIST", b"ICMT"]),
     "lists": Target(lists, read_list, words=LIST_WORDS),
     "recipes": Target(recipes, lambda path: to_yaml(open_recipe(str(path))), words=YAML_WORDS),
 }

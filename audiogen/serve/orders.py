@@ -236,7 +236,9 @@ def headers(worker: Worker, order: Order) -> dict[str, str]:
     rate = finish.sample_rate or generator.sample_rate
     channels = generator.channels if finish.stereo_width is None else 2
     facts = {"Model": worker.name, "Seed": order.seed, "Sample-Rate": rate}
-    facts |= {"Channels": channels, "Duration": f"{order.duration_s:g}"}
+    facts |= {"Channels": channels}
+    if not finish.trim_silence:  # else the sound is shorter
+        facts |= {"Duration": f"{order.duration_s:g}"}
     return {f"X-{name}": str(value) for name, value in facts.items()}
 
 

@@ -99,6 +99,8 @@ def test_loudness_rate_and_width_are_of_what_is_sent(client: Client) -> None:
     assert (rate, samples.shape) == (48_000, (48_000, 2))
     assert abs(pyloudnorm.Meter(rate).integrated_loudness(samples) + 23) < 0.2
     assert (answer.headers["x-sample-rate"], answer.headers["x-channels"]) == ("48000", "2")
+    assert answer.headers["x-duration"] == "1"
+    assert "x-duration" not in client.post("/v1/audio/generate", **asked | {"trim_silence": True}).headers
 
 
 @pytest.mark.parametrize(
