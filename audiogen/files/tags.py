@@ -145,6 +145,7 @@ def id3(tags: Tags) -> bytes:
         b"PRIV": b"XMP\0" + xmp if xmp else b"",
     }
     body = b"".join(key + _synchsafe(len(data)) + b"\0\0" + data for key, data in frames.items() if data)
+    body += bytes(10)  # padding: ExifTool wants room for another frame's header after the last one
     return b"ID3\4\0\0" + _synchsafe(len(body)) + body
 
 
