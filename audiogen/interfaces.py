@@ -186,7 +186,8 @@ class Sampling:
     each with as much of the time.
     schedule: seconds and texts in ascending order, ((8.0, "thunder"), (15.0, "rain, birds")): from then on each is the
     text of the sound; crossfade_s: seconds in which one passes into the next, 0.5 by default. to, morph: the condition
-    lies between the text and the text `to`, from 0 (the first) to 1 (the second), 0.5 by default.
+    lies between the text and the text `to`, from 0 (the first) to 1 (the second), 0.5 by default. loop: the end of the
+    sound continues into its beginning.
     Token language models: temperature divides the logits, 0 takes the most probable code. top_k: keep the k most
     probable codes, 0 keeps all. top_p: above 0 replaces top_k, keep the most probable codes that together reach p.
     peer_padding: attend to the padding of each text to the longest of the batch, as audiocraft does: a sound then
@@ -202,6 +203,7 @@ class Sampling:
     crossfade_s: float | None = None
     to: str | None = None
     morph: float | None = None
+    loop: bool = False
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiogen.config import Positive, Range, check_ranges
+from audiogen.diffusion.circle import padded
 from audiogen.diffusion.mel import MelConfig, VocoderConfig, griffin_lim, log_mel, vocoder
 from audiogen.errors import InputError
 
@@ -107,6 +108,8 @@ class WaveformAutoencoderConfig:
         return self.bands * math.prod(self.strides)
 
 
+LOOP_CONTEXT = 24  # latent frames of a loop that the decoders see beyond its ends; none reaches further
+
 AutoencoderConfig = MelAutoencoderConfig | WaveformAutoencoderConfig
 
 
@@ -135,6 +138,11 @@ class LatentAutoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, D, T] or [B, D, T, M] -> audio [B, C, T * hop_length]."""
         return self.synthesise(self.decode_features(latents))
+
+    def decode_loop(self, latents: Tensor) -> Tensor:
+        """As `decode`, to [B, C, T * hop_length], of a sound whose end continues into its beginning."""
+        audio = self.decode(padded(latents, LOOP_CONTEXT))
+        return audio[..., LOOP_CONTEXT * self.hop_length : -LOOP_CONTEXT * self.hop_length]
 
     def features(self, audio: Tensor) -> Tensor:
         """[B, C, N], its end padded to whole latent frames -> what the VAE works on; shapes as in the subclasses."""
@@ -202,6 +210,14 @@ class MelAutoencoder(LatentAutoencoder):
     def features(self, audio: Tensor) -> Tensor:
         """Audio [B, 1, N] -> log-mel [B, 1, T, M], with `reduction` times the frames and bins of the latents."""
         return log_mel(self._whole_frames(audio), self.config.mel)
+
+    def decode_loop(self, latents: Tensor) -> Tensor:
+        """Latents [B, D, T, M] -> audio [B, 1, N]: without a vocoder the phases go on around the loop, too."""
+        if self.vocoder is not None:
+            return super().decode_loop(latents)
+        cut = LOOP_CONTEXT * self.config.reduction
+        mel = self.decode_features(padded(latents, LOOP_CONTEXT))[:, 0, cut:-cut]
+        return griffin_lim(mel, self.config.mel, is_loop=True)[:, None]
 
     def synthesise(self, features: Tensor) -> Tensor:
         """Log-mel [B, 1, T, M] -> audio [B, 1, T * mel.hop_length]."""

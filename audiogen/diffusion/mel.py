@@ -134,30 +134,38 @@ def magnitudes(mel: Tensor, config: MelConfig) -> Tensor:
     return found.transpose(1, 2)
 
 
-def griffin_lim(mel: Tensor, config: MelConfig) -> Tensor:
+def griffin_lim(mel: Tensor, config: MelConfig, is_loop: bool = False) -> Tensor:
     """Log-mel [B, T, M], as `log_mel` frames it -> audio [B, T * hop_length], float32.
 
     Phases start from the same random numbers every time: the same spectrogram gives the same sound, in any batch.
+    is_loop: the end continues into the beginning, magnitudes and phases alike.
     """
-    # One frame more at each end: torch's frames are centred on multiples of the hop, ours half a hop later.
-    magnitude = F.pad(magnitudes(mel, config), (1, 1), mode="replicate").transpose(1, 2)  # [B, T + 2, F]
-    magnitude = magnitude.contiguous()
+    n_fft, hop, num_frames = config.n_fft, config.hop_length, mel.shape[1]
+    # One frame more at each end: torch's frames are centred on multiples of the hop, ours half a hop later. Of a loop
+    # as many as overlap with one more frame, and what is computed for them is that of the frames that they repeat.
+    sides = n_fft // hop + 2 if is_loop else 1
+    place = torch.arange(-sides, num_frames + sides)
+    place = (place % num_frames if is_loop else place.clamp(0, num_frames - 1)).to(mel.device)
+    magnitude = magnitudes(mel, config)[..., place].transpose(1, 2).contiguous()  # [B, T + 2 sides, F]
     count, num_bins = magnitude.shape[1:]
     generator = torch.Generator().manual_seed(0)
     phase = 2 * math.pi * torch.rand(count, num_bins, generator=generator)
+    phase = phase[place.cpu()] if is_loop else phase
     rotation = torch.polar(torch.ones_like(phase), phase).to(mel.device).expand(len(mel), -1, -1)
-    n_fft, hop = config.n_fft, config.hop_length
     inside = slice(
         n_fft // 2, (count - 1) * hop + n_fft - n_fft // 2
     )  # what lies between the middles of two windows
     weights = envelope(n_fft, hop, count, mel.device)[inside]
     nothing = magnitude.new_zeros(len(mel), n_fft - hop)
 
-    def inverse(rotation: Tensor) -> Tensor:  # [B, T + 2, F] -> [B, (T + 1) * hop]
+    def inverse(rotation: Tensor) -> Tensor:  # [B, T + 2 sides, F] -> [B, (T + 2 sides - 1) * hop]
         return add_frames(rotation, magnitude, nothing, n_fft, hop)[:, inside] / weights
 
     previous = torch.zeros_like(rotation)
     for _ in range(PHASE_STEPS):
         audio = F.pad(inverse(rotation), (n_fft // 2, n_fft - n_fft // 2))
         rotation, previous = spectra(audio, previous, n_fft, hop, MOMENTUM)
-    return inverse(rotation)[:, hop // 2 : hop // 2 + mel.shape[1] * hop]
+        if is_loop:
+            rotation, previous = rotation[:, place + sides], previous[:, place + sides]
+    begin = (sides - 1) * hop + hop // 2
+    return inverse(rotation)[:, begin : begin + num_frames * hop]

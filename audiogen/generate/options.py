@@ -51,6 +51,7 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
         "--crossfade S": (float, "seconds in which a text of --schedule passes into the next (default: 0.5)"),
         "--to TEXT": (str, "make a sound between the prompt and this text"),
         "--morph SHARE": (float, "how far the sound is from the prompt to --to, 0 to 1 (default: 0.5)"),
+        "--loop": (bool, "the end of each sound continues into its beginning"),
         "--num-samples N": (int, "sounds a prompt (default: 1)"),
     },
     "a sound made of another (language models: --extend alone)": {
@@ -322,6 +323,8 @@ def _read_control(args: argparse.Namespace) -> None:
     args.crossfade_s = args.crossfade
     if args.morph is not None and args.to is None:
         raise InputError("--morph is between the prompt and a text; give that as --to TEXT")
+    if args.loop and (args.stream or args.init is not None or args.continue_from is not None):
+        raise InputError("--loop is for a new sound made whole; drop --stream, --init and --continue-from")
     if args.schedule is None:
         return
     entries = read_schedule(args.schedule)

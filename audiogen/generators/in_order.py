@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audiogen.generators import loops
 from audiogen.generators.request import Request, num_samples
 from audiogen.interfaces import Generator, Progress, Sampling
 from audiogen.text.order import events
@@ -45,21 +46,28 @@ def generate(
     turned_down_db: becomes that of the part of each row that was turned down the most.
     """
     counts = list(map(len, parts))
-    rows = list(zip(counts, request.durations_s, request.seeds, request.num_samples, strict=True))
+    past_s = loops.PAST_S if sampling.loop else 0.0  # to choose the seam from
+    rows = [
+        (count, seconds + past_s, seed, num_samples(seconds + past_s, generator.sample_rate))
+        for count, seconds, seed in zip(counts, request.durations_s, request.seeds, strict=True)
+    ]
     durations = [seconds / count for count, seconds, _, _ in rows for _ in range(count)]
     seeds = [seed for count, _, seed, _ in rows for _ in range(count)]
     down_db: list[float] = []
     made = generator.generate(
-        list(chain(*parts)), durations, seed=seeds, guidance=guidance, sampling=replace(sampling, in_order=False),
+        list(chain(*parts)), durations, seed=seeds, guidance=guidance,
+        sampling=replace(sampling, in_order=False, loop=False),
         progress=progress, turned_down_db=down_db,
     )  # fmt: skip
     each, each_db, sounds = iter(made), iter(down_db), []
     if turned_down_db is not None:
         turned_down_db[:] = [max(next(each_db) for _ in range(count)) for count in counts]
-    for count, seconds, _, total in rows:
+    for (count, seconds, _, total), wanted in zip(rows, request.num_samples, strict=True):
         lengths = _lengths(total, seconds, count, generator.sample_rate)
         blocks = joined([[next(each)] for _ in range(count)], lengths, generator.sample_rate)
-        sounds.append(F.pad(torch.cat(list(blocks), -1), (0, max(request.num_samples) - total)))
+        sound = torch.cat(list(blocks), -1)
+        sound = loops.closed(sound, wanted, generator.sample_rate) if sampling.loop else sound
+        sounds.append(F.pad(sound, (0, max(request.num_samples) - wanted)))
     return torch.stack(sounds)
 
 

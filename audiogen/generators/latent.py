@@ -16,10 +16,12 @@ from torch import Tensor
 
 from audiogen.config import to_plain
 from audiogen.device import DTYPES, choose_device
+from audiogen.diffusion.circle import OVERLAP_S, around, frames_of, seen_frames, stretched
 from audiogen.diffusion.conditioning import Conditioning, mix, stack
 from audiogen.diffusion.process import PROCESSES, Process, process_of
 from audiogen.diffusion.sample import (
     SAMPLINGS,
+    Denoise,
     Noise,
     sample,
     together,
@@ -232,10 +234,13 @@ class LatentGenerator(Published):
         autoencoder = self.system.autoencoder
         if edit is not None:
             edits.check(edit, autoencoder, self.name, request.durations_s)
+        requests.check_loop(sampling, edit=edit)
+        frame_rate = self.sample_rate / autoencoder.hop_length
+        num_frames = frames_of(request.durations_s, frame_rate) if sampling.loop else request.num_frames
         # D, T or D, T, M
-        shapes = [(self._depth, num_frames, *self._bins) for num_frames in request.num_frames]
+        shapes = [(self._depth, frames, *self._bins) for frames in num_frames]
         conditions = [
-            self._conditioning(text, duration, sampling, chosen.in_order)
+            self._conditioning(text, self._seen_s(duration, sampling), sampling, chosen.in_order)
             for text, duration in zip(request.texts, request.durations_s, strict=True)
         ]
         sizes = () if edit is None else zip(request.num_samples, shapes, strict=True)
@@ -252,7 +257,11 @@ class LatentGenerator(Published):
                 for row, number in group
             ]
             latents = sample(
-                in_turn(self._denoise, [conditions[row] for row in members], *when),
+                in_turn(
+                    self._around(shapes[members[0]][1]) if sampling.loop else self._denoise,
+                    [conditions[row] for row in members],
+                    *when,
+                ),
                 self.process,
                 chosen,
                 stack([conditions[row][0][0] for row in members]),
@@ -262,7 +271,9 @@ class LatentGenerator(Published):
                 callback=callback,
             )
             for row, latent in zip(members, latents, strict=True):
-                sound = self._decode(latent[None])[:, : request.num_samples[row]]
+                sound = self._decode(latent[None], sampling.loop)
+                length = request.num_samples[row]
+                sound = stretched(sound, length) if sampling.loop else sound[:, :length]
                 sounds[row].append(level.finish(sound, *(kept[row] if kept else ())))
         result = torch.zeros(len(texts), self.channels, max(request.num_samples))
         down_db = [] if turned_down_db is None else turned_down_db
@@ -321,9 +332,27 @@ class LatentGenerator(Published):
         fade = rate * (CROSSFADE_S if sampling.crossfade_s is None else sampling.crossfade_s)
         return [second * rate + fade / 2 for second, _ in sampling.schedule], fade
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def _around(self, num_frames: int) -> Denoise:
+        """The denoiser for a loop of so many latent frames."""
+        return around(self._denoise, self._seen_frames(num_frames))
+
+    def _seen_frames(self, num_frames: int) -> int:
+        """How many latent frames the denoiser sees of a loop."""
+        autoencoder = self.system.autoencoder
+        overlap = round(OVERLAP_S * self.sample_rate / autoencoder.hop_length)
+        window = None if self.window_s is None else autoencoder.latent_shape(self.window_s)[1]
+        return seen_frames(num_frames, overlap, self._frame_multiple, window)
+
+    def _seen_s(self, duration_s: float, sampling: Sampling) -> float:
+        """Seconds of sound that the denoiser sees; of a loop it is to make no end."""
+        rate = self.sample_rate / self.system.autoencoder.hop_length
+        return self._seen_frames(*frames_of([duration_s], rate)) / rate if sampling.loop else duration_s
+
+    def _decode(self, latents: Tensor, is_loop: bool = False) -> Tensor:
         """Latents [1, ...] -> audio [C, N] on the CPU."""
-        return finite(self.system.autoencoder.decode(latents)[0].float().cpu(), "samples")
+        autoencoder = self.system.autoencoder
+        made = autoencoder.decode_loop(latents) if is_loop else autoencoder.decode(latents)
+        return finite(made[0].float().cpu(), "samples")
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def check(
 
 
 def check_control(sampling: Sampling, texts: Sequence[str | None], durations_s: Sequence[float]) -> None:
-    """InputError for a schedule or a morph that cannot be, for these sounds or together."""
+    """InputError for a schedule, a morph or a loop that cannot be, for these sounds or together."""
     if sampling.morph is not None and not 0 <= sampling.morph <= 1:
         raise InputError(f"morph is {sampling.morph:g}; it must be from 0 (the text) to 1 (the text `to`)")
     if sampling.to is None and sampling.morph is not None:
@@ -108,8 +108,16 @@ def check_control(sampling: Sampling, texts: Sequence[str | None], durations_s: 
             )
     if sampling.schedule is not None:
         check_schedule(sampling.schedule, durations_s)
-        if sampling.to is not None:
-            raise InputError("schedule and to cannot be joined; drop one of the two")
+        for name in ("to", "loop"):
+            if getattr(sampling, name):
+                raise InputError(f"schedule and {name} cannot be joined; drop one of the two")
+
+
+def check_loop(sampling: Sampling, **others: object) -> None:
+    """InputError for a loop with something that has a beginning or an end: the first of the others that is given."""
+    for name, value in others.items():
+        if sampling.loop and value:
+            raise InputError(f"a loop is a new sound, made whole; drop {name} or loop")
 
 
 def morph(sampling: Sampling) -> float:

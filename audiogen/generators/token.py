@@ -19,7 +19,7 @@ from audiogen.device import DTYPES, choose_device
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.files.tensors import unfilled
-from audiogen.generators import in_order, level
+from audiogen.generators import in_order, level, loops
 from audiogen.generators import request as requests
 from audiogen.generators.given import given_sound, given_texts
 from audiogen.generators.live import HISTORY_S, SoundStream, Texts
@@ -225,16 +225,19 @@ class AudioGen(Published):
     ) -> Tensor:
         """Texts to audio [B, C, N]: see `interfaces.Generator`. What they mean in audiocraft, options mean here.
 
-        With a prompt the result begins with its samples at the model's rate; the model continues whole frames of it,
-        and so of a sound that `edit` extends.
+        With a prompt, or a sound that `edit` extends, the result begins with its samples at the model's rate; the model
+        continues whole frames of it.
         """
         draws = _draws(sampling)
         request = requests.check(self, texts, duration_s, seed, guidance, sampling)
+        requests.check_loop(sampling, prompt=prompt, edit=edit)
         if edit is not None:
             prompt = requests.extended(edit, prompt, request.durations_s)
         if prompt is None and (parts := in_order.split(request.texts, sampling, self.in_order)):
             return in_order.generate(self, parts, request, sampling, guidance, progress, turned_down_db)
         frames, lengths = request.num_frames, request.num_samples
+        if sampling.loop:  # the seam is chosen from what is past the end
+            frames = [self.num_frames(duration + loops.PAST_S) for duration in request.durations_s]
         kept, given = given_sound(self.codec, prompt, len(texts), self._encode)  # given [B, K, P]
         if prompt is not None:
             requests.check_prompt(prompt, request.durations_s)
@@ -261,10 +264,11 @@ class AudioGen(Published):
             )
             codes = self._codes(wanted, draws, sampling, callback)
             for row, row_codes in zip(rows, codes, strict=False):
-                sound = self._decode(row_codes[:, : frames[row]])[:, : lengths[row]].cpu()
-                result[row, :, : lengths[row]], down_db[row] = level.finish(
-                    sound, *(kept[row : row + 1] if kept else ())
-                )
+                sound = self._decode(row_codes[:, : frames[row]]).cpu()
+                if sampling.loop:
+                    sound = loops.closed(sound, lengths[row], self.sample_rate)
+                sound, own = sound[:, : lengths[row]], kept[row : row + 1] if kept else []
+                result[row, :, : lengths[row]], down_db[row] = level.finish(sound, *own)
         return result
 
     def generate_continuation(
@@ -312,14 +316,12 @@ class AudioGen(Published):
         out; None is as far as it can, and less is sooner, with a cross-fade. The others are as in `generate`.
         """
         draws = _draws(sampling)
+        requests.check_loop(sampling, stream=True)
         request = requests.check(
             self, [text], self.max_duration_s if duration_s is None else duration_s, seed, guidance, sampling
         )
-        if (
-            prompt is None
-            and duration_s
-            and (parts := in_order.split(request.texts, sampling, self.in_order))
-        ):
+        parts = in_order.split(request.texts, sampling, self.in_order)
+        if prompt is None and duration_s and parts:
             given = {"guidance": guidance, "seed": seed, "chunk_s": chunk_s, "lookahead_s": lookahead_s}
             sound = in_order.stream(self, parts[0], duration_s, sampling, turned_down_db, given)
             return SoundStream(sound, None)

@@ -169,13 +169,11 @@ def add_aliases(app: FastAPI, api: Api, guarded: dict[str, Any]) -> None:
             raise Refused(
                 400, f"output_format is {output_format[:40]!r}; allowed: mp3, pcm, opus, wav", "output_format"
             )
-        if wanted.loop:
-            raise Refused(400, "loops are not made; drop loop", "loop")
         name = wanted.model_id if wanted.model_id in api.workers else None
         weight = 1 + (api.worker(name).generator.guidance - 1) * wanted.prompt_influence / 0.3
         asked = Generate(
             model=name, input=wanted.text, audio_length=wanted.duration_seconds, guidance_scale=weight,
-            response_format=cast("Format", form),
+            response_format=cast("Format", form), loop=wanted.loop,
         )  # fmt: skip
         return await api.generate(asked, request)
 

@@ -198,8 +198,11 @@ class Worker:
             | ({"prompt": order.prompt, "stream": order.is_streamed} if latent else {}),
             requests.FAMILIES[latent],
         )
-        if order.edit is not None and not latent:
-            requests.extended(order.edit, order.prompt, [order.duration_s])
+        if order.edit is not None:
+            order.edit.check_duration(order.duration_s)
+            if not latent:
+                requests.extended(order.edit, order.prompt, [order.duration_s])
+        requests.check_loop(order.sampling, prompt=order.prompt, edit=order.edit, stream=order.is_streamed)
         if order.prompt is not None:
             requests.check_prompt(order.prompt, [order.duration_s])
         if order.edit is None and order.text is None and order.prompt is None:

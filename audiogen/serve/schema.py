@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from audiogen.errors import LONGEST_TEXT
 from audiogen.finish import Finish
 from audiogen.interfaces import Sampling
+from audiogen.text.schedule import read_schedule
 
 Format = Literal["wav", "flac", "mp3", "ogg", "opus", "pcm"]
 StreamFormat = Literal["audio", "sse"]
@@ -27,6 +28,13 @@ class Settings(BaseModel):
     negative_prompt: Annotated[Text | None, Field(description="what the sound should not be like")] = None
     guidance_scale: Annotated[float | None, Field(description="weight of the text; 1 is none")] = None
     seed: Annotated[Seed | None, Field(description="missing: a new one, which the answer names")] = None
+    loop: Annotated[bool, Field(description="the end continues into the beginning")] = False
+    schedule: Annotated[
+        str | None, Field(max_length=LONGEST_TEXT, description="later texts by time: '8:thunder; 15:birds'")
+    ] = None
+    crossfade: Annotated[float | None, Field(ge=0, description="seconds from text to text")] = None
+    morph_to: Annotated[Text | None, Field(description="a sound between input and this text")] = None
+    morph: Annotated[float | None, Field(ge=0, le=1, description="how far it is from input")] = None
     temperature: Annotated[float | None, Field(ge=0, description="language models: 0 is greedy")] = None
     top_k: Annotated[int | None, Field(ge=0, description="language models: draw from the k likeliest")] = None
     top_p: Annotated[
@@ -69,6 +77,11 @@ class Settings(BaseModel):
             guidance_rescale=self.guidance_rescale,
             candidates=self.candidates,
             in_order=self.in_order,
+            loop=self.loop,
+            schedule=None if self.schedule is None else read_schedule(self.schedule, "schedule"),
+            crossfade_s=self.crossfade,
+            to=self.morph_to,
+            morph=self.morph,
         )
 
 

@@ -112,6 +112,30 @@ def test_a_batch_has_an_error_for_each_item_that_fails(client: Client, models: d
         )
 
 
+def test_loops_schedules_and_morphs_are_those_of_the_generator(
+    client: Client, models: dict[str, Generator]
+) -> None:
+    for settings, sampling in (
+        ({"loop": True}, Sampling(loop=True)),
+        (
+            {"schedule": "0.2:a dog; 0.3:rain", "crossfade": 0.1},
+            Sampling(schedule=((0.2, "a dog"), (0.3, "rain")), crossfade_s=0.1),
+        ),
+        ({"morph_to": "a dog", "morph": 0.3}, Sampling(to="a dog", morph=0.3)),
+    ):
+        answer = client.post("/v1/audio/generate", input="rain", **SETTINGS, **settings)
+        (alone,) = models["tokens"].generate(["rain"], 0.5, seed=3, sampling=sampling)
+        assert answer.status_code == 200 and same(read(answer.content)[0], alone)
+    for settings, message in (
+        ({"schedule": "rain"}, "schedule has 'rain'; give SECONDS:TEXT"),
+        ({"schedule": "9:rain"}, "before the end of the sound, 0.5 s"),
+        ({"morph": 0.5}, "morph is between two texts"),
+        ({"loop": True, "stream_format": "audio"}, "a loop is a new sound, made whole; drop stream or loop"),
+    ):
+        answer = client.post("/v1/audio/generate", input="rain", **SETTINGS, **settings)
+        assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
 def test_a_sound_is_changed_and_continued(client: Client, models: dict[str, Generator]) -> None:
     given = 0.1 * torch.randn(1, 4000)
     (path := io.BytesIO()).name = "a.wav"
@@ -125,12 +149,31 @@ def test_a_sound_is_changed_and_continued(client: Client, models: dict[str, Gene
     change = Edit(given, 8000, None, (0.2, 0.3))
     (alone,) = models["latent"].generate(["rain"], 0.5, seed=1, edit=change, sampling=Sampling(steps=2))
     assert answer.status_code == 200 and same(read(answer.content)[0], alone)
+    form = {"inpaint": "0.1:0.2,0.3:0.4", "extend": "0.1", "extend_before": "0.1", "inpaint_resample": "2"}
+    answer = edit({"input": "rain", "seed": 1, **STEPS}, **form)
+    change = Edit(given, 8000, None, ((0.1, 0.2), (0.3, 0.4)), False, 0.1, 0.1, 2)
+    (alone,) = models["latent"].generate(["rain"], 0.7, seed=1, edit=change, sampling=Sampling(steps=2))
+    assert answer.status_code == 200 and same(read(answer.content)[0], alone)
+    answer = edit({"seed": 1}, extend="0.3")
+    (alone,) = models["tokens"].generate([None], 0.8, seed=1, prompt=(given, 8000))
+    assert answer.status_code == 200 and same(read(answer.content)[0], alone)
     answer = edit({"seed": 1, "audio_length": 0.8}, prolong="true")
     (alone,) = models["tokens"].generate([None], 0.8, seed=1, prompt=(given, 8000))
     assert answer.status_code == 200 and same(read(answer.content)[0], alone)
     for settings, form, message in (
         ({"input": "rain"}, {"prolong": "true", "strength": "0.5"}, "prolong continues the sound as it is"),
         ({"input": "rain"}, {"inpaint": "0.2:0.3"}, "inpaint is not for a token language model"),
+        (
+            {"input": "rain", "audio_length": 0.6},
+            {"extend": "0.3"},
+            "extended to 0.8 s and 0.6 s are to be made",
+        ),
+        (
+            {"input": "rain", "audio_length": 0.6, **STEPS},
+            {"extend": "0.3"},
+            "extended to 0.8 s and 0.6 s are",
+        ),
+        ({"input": "rain", "loop": True, **STEPS}, {"strength": "0.3"}, "a loop is a new sound, made whole"),
         ({"input": "rain", "model": "latent"}, {"inpaint": "x"}, "inpaint is 'x'; give A:B in seconds"),
         ({"input": "rain", "nonsense": 1}, {}, "settings: .*nonsense"),
     ):
@@ -176,8 +219,8 @@ def test_clients_of_others_find_their_own_api(client: Client) -> None:
     asked = {"text": "rain", "duration_seconds": 0.5, "model_id": "eleven_text_to_sound_v2"}
     answer = client("POST", "/v1/sound-generation?output_format=pcm_44100", json=asked)
     assert answer.status_code == 200 and len(answer.content) == 8000
-    answer = client("POST", "/v1/sound-generation", json=asked | {"loop": True})
-    assert answer.status_code == 400 and answer.json()["error"]["param"] == "loop"
+    looped = client("POST", "/v1/sound-generation?output_format=pcm_44100", json=asked | {"loop": True})
+    assert looped.status_code == 200 and len(looped.content) == 8000
 
 
 @pytest.mark.parametrize(
