@@ -17,8 +17,8 @@ RECORDS = ("CHANGELOG.md", "LOG.md")  # of the past: they have no commands to tr
 ELSEWHERE = {"serving.md": "tests/serve/test_docs.py", "scaling.md": "tests/codec/test_parts.py"}
 # The pages that are run, in an order in which each finds what those before it made.
 ORDER = (
-    "../README.md quickstart.md generate.md finishing.md provenance.md your-sounds.md adapters.md train.md codec.md "
-    "diffusion.md "
+    "../README.md quickstart.md generate.md control.md finishing.md provenance.md your-sounds.md adapters.md train.md "
+    "codec.md diffusion.md "
     "released-models.md evaluate.md results.md performance.md faq.md troubleshooting.md extending.md CONTRIBUTING.md"
 ).split()
 REASONS = (
@@ -91,6 +91,7 @@ _LATENT_SMALL = f"{SMALL.partition(' pretok')[0]} {_SYNTH}"
 ADDED = (
     ("python -m audiogen.generate --stream", "--duration 0.3 --overwrite"),
     ("python -m audiogen.generate --fade-out", "--duration 0.8 --overwrite"),
+    ("python -m audiogen.generate --schedule", "--duration 5 --overwrite"),
     ("python -m audiogen.generate", "--duration 0.2 --overwrite"),
     ("python -m audiogen.data scan", "--overwrite"),
     ("python -m audiogen.codec encode", ""),

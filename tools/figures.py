@@ -3,6 +3,7 @@
     python tools/figures.py sounds --data esc10/manifest.jsonl     README: real recordings beside generated sounds
     python tools/figures.py options                                docs/generate.md: what an option does to a sound
     python tools/figures.py finishing                              docs/finishing.md: waveforms
+    python tools/figures.py control                                docs/control.md: loops, schedules, morphs, edits
     python tools/figures.py curves OUT.png KEY[,KEY..] LABEL=RUN ..    docs/train.md: from the logs of training runs
     python tools/figures.py samples OUT.png TEXT LABEL=RUN ..          docs/train.md: what the runs' models make
     python tools/figures.py table evaluation/compare/report.json --made "on DATE, on MACHINE"
@@ -130,6 +131,48 @@ def options() -> None:
     draw(FIGURES / "change.png", [panels], 2.1)
 
 
+def control() -> None:
+    """The pictures of docs/control.md: two rounds of a loop, a text that changes, a morph, and a sound made longer."""
+    names, siren = ("lm_tiny", "lafma_tiny"), "a siren wails"
+    panels = [
+        (
+            f"{name}{', --loop' if loop else ''}",
+            make(name, siren, duration_s=2.5, sampling=Sampling(loop=loop)),
+        )
+        for name in names
+        for loop in (False, True)
+    ]
+    draw(FIGURES / "loops.png", [[(title, sound.repeat(1, 2)) for title, sound in panels]])
+    rain, rooster = "rain falls", KINDS["rooster"]
+    later = Sampling(schedule=((3.0, rooster),))
+    panels = [
+        (f"{name}: rain, rooster at 3 s", make(name, rain, duration_s=6.0, sampling=later)) for name in names
+    ]
+    draw(FIGURES / "schedule.png", [panels], 4.0, 1.6)
+    clock = KINDS["clock tick"]
+    panels = [
+        (
+            f"morph {share:g}",
+            make("lafma_tiny", clock, duration_s=3.0, sampling=Sampling(to=rain, morph=share)),
+        )
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    draw(FIGURES / "morph.png", [panels], 2.1)
+    waves = KINDS["sea waves"]
+    given = make("lafma_tiny", waves, duration_s=2.0)
+    edits = {
+        "two parts anew": Edit(given, RATE, inpaint=((0.3, 0.7), (1.2, 1.7)), inpaint_resample=5),
+        "--extend-before 2": Edit(given, RATE, extend_before_s=2.0),
+        "--extend 2": Edit(given, RATE, extend_s=2.0),
+    }
+    texts = [KINDS["dog bark"], waves, waves]
+    panels = [
+        (title, make("lafma_tiny", text, duration_s=edit.duration_s, edit=edit))
+        for text, (title, edit) in zip(texts, edits.items(), strict=True)
+    ]
+    draw(FIGURES / "longer.png", [[("given", given), *panels]])
+
+
 def curves(path: Path, keys: Sequence[str], runs: Mapping[str, Path]) -> None:
     """One panel a run: its `train/loss`, and the scalars of `keys`, over the steps."""
     figure = Figure(figsize=(3.4 * len(runs), 2.6), layout="constrained")
@@ -252,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs.add_parser("sounds").add_argument("--data", type=Path, required=True, help="manifest of ESC-10")
     verbs.add_parser("options")
     verbs.add_parser("finishing")
+    verbs.add_parser("control")
     drawn = verbs.add_parser("curves")
     drawn.add_argument("out", type=Path)
     drawn.add_argument("keys", type=lambda text: text.split(","))
@@ -266,8 +310,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.verb == "sounds":
         sounds(arguments.data)
-    elif arguments.verb in ("options", "finishing"):
-        {"options": options, "finishing": finishing}[arguments.verb]()
+    elif arguments.verb in ("options", "finishing", "control"):
+        {"options": options, "finishing": finishing, "control": control}[arguments.verb]()
     elif arguments.verb in ("curves", "samples"):
         pairs = [run.rpartition("=") for run in arguments.runs]
         runs = {label: Path(run) for label, _, run in pairs}
