@@ -35,7 +35,8 @@ SECTIONS: dict[str, list[tuple[str, list[str]]]] = {
         (
             "interfaces",
             ["Generator.generate", "Generator.stream", "Generator.reconstruct", "Sampling", "Edit"],
-        )
+        ),
+        ("generators.live", ["SoundStream", "SoundStream.send"]),
     ],
     "Saving models": [
         ("generators.token", ["AudioGen.save_pretrained", "AudioGen.save_transformers"]),

@@ -628,7 +628,7 @@ def test_what_latent_diffusion_cannot_do_is_one_line(run, tiny_latent: Path, wor
 )
 def test_what_a_language_model_does_not_have_is_refused_by_name(run, words: str) -> None:
     status, out, err = run("--text", "rain", *words.split())
-    name = words.split()[0]
+    name = next(word for word in words.split() if word[:2] == "--" and word != "--init")
     assert (status, out, len(err)) == (2, [], 1) and files() == []
     assert err[0].startswith(f"error: {name} is not for ") and "a token language model" in err[0]
 
