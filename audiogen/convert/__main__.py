@@ -1,4 +1,4 @@
-"""`python -m audiogen.convert`: a generator or a codec, in the layout of this package or of `transformers`.
+"""`python -m audiogen.convert`: a generator or a codec, in the layout of audiogen, `transformers` or `diffusers`.
 
 Its files say whether it is a generator or a codec. The directory appears whole or not at all.
 """
@@ -18,10 +18,11 @@ with installed():
     from audiogen.files.locks import only_writer
     from audiogen.files.writing import TEMPORARY, publish
 
-LAYOUTS = ("audiogen", "transformers")
+LAYOUTS = ("audiogen", "transformers", "diffusers")
 EXAMPLES = (
     "facebook/audiogen-medium --to audiogen -o models/audiogen_medium",
     "runs/lm --to transformers -o runs/lm_transformers",
+    "lafma_tiny --to diffusers -o lafma_diffusers",
     "facebook/encodec_24khz --to audiogen -o models/encodec_24khz",
 )
 
@@ -29,7 +30,7 @@ EXAMPLES = (
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = command.new_parser(
-        "convert", "Write a generator or a codec in the layout of audiogen or of transformers."
+        "convert", "Write a generator or a codec in the layout of audiogen, transformers or diffusers."
     )
     parser.add_argument(
         "model",
@@ -41,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=LAYOUTS,
         required=True,
         help="audiogen: every command here opens it; transformers: MusicgenForConditionalGeneration or EncodecModel "
-        "do, and the commands here, too",
+        "do, and the commands here, too; diffusers: of a latent system, a whole pipeline that DiffusionPipeline opens",
     )
     parser.add_argument(
         "-o",

@@ -14,6 +14,7 @@ from audiogen.generators.load import AudioGen, load
 from audiogen.models.build import load_codec
 from audiogen.models.find import CODEC, LM, SYSTEM, Found, find
 from audiogen.models.own import save_codec
+from audiogen.models.pipelines import is_whole
 
 CONVERTS = (LM, CODEC, SYSTEM)
 
@@ -24,10 +25,14 @@ def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
     if found.kind == CODEC:
         return _open_codec(found, args)
     latent = found.kind == SYSTEM
-    if latent and args.to != "audiogen":
+    if latent and args.to == "transformers":
         raise InputError(
             f"{found.name} is a latent-diffusion system, for which transformers has no class; give --to audiogen, "
             "which writes it in the layout of diffusers"
+        )
+    if not latent and args.to == "diffusers":
+        raise InputError(
+            f"{found.name} is a token language model, for which diffusers has no pipeline; give --to transformers"
         )
     if latent and args.dtype != "float32":
         raise InputError(
@@ -37,6 +42,11 @@ def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
     read_as = "float32" if args.adapter is not None or latent else args.dtype
     model = load(found, "cpu", read_as, args.text_encoder, args.adapter, packed=False)
     if not isinstance(model, AudioGen):
+        if args.to == "diffusers" and not is_whole(model.system.config, model.process.config):
+            raise InputError(
+                f"diffusers has no pipeline for {found.name}: there are those of AudioLDM, AudioLDM 2 and Stable Audio "
+                "with pretrained text encoders, and one is written for flows on mel latents; give --to audiogen"
+            )
         return model.save_pretrained
     text = model.conditioner.config
     if args.text_encoder is not None and Path(args.text_encoder).is_dir() and not text.trains_encoder:
@@ -55,6 +65,8 @@ def _open_codec(found: Found, args: argparse.Namespace) -> Callable[[Path], None
             f"{found.name} is a codec, whose tokens would change with --dtype {args.dtype}; drop it"
         )
     codec = load_codec(found)
+    if args.to == "diffusers":
+        raise InputError(f"{found.name} is a codec, for which diffusers has no class; give --to transformers")
     if args.to == "audiogen":
         return lambda folder: save_codec(folder, codec)
     from audiogen.models import export  # sentencepiece, tokenizers and transformers

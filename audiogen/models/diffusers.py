@@ -18,7 +18,7 @@ from typing import Any
 from audiogen.config import build, to_plain
 from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.process import process_of
-from audiogen.diffusion.sample import Sampling
+from audiogen.diffusion.sample import SAMPLINGS, Sampling
 from audiogen.diffusion.systems import AUTOENCODERS, LatentSystem, SystemConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub, writing
@@ -27,6 +27,7 @@ from audiogen.files.tensors import under
 from audiogen.models.pipelines import (
     SystemFile,
     component_settings,
+    has_mel_pipeline,
     pipeline_of,
     read_pipeline,
     required,
@@ -63,8 +64,8 @@ def save_diffusers(
     """Write a system; model_index.json comes last, so that a new directory is whole or no model.
 
     name, process, sampling, window_s: as in `Released`, for the scheduler and for whoever loads it. encoders: store
-    frozen text encoders as well, which are opened for it; without them the directory names them, and diffusers'
-    pipelines do not open it.
+    what diffusers needs to read texts as well: frozen text encoders, which are opened for it, and of a flow on mel
+    latents the code of a pipeline (`whole`); without them the directory names encoders, and no pipeline opens it.
     """
     directory, conditioner = Path(directory), system.conditioner
     scale = float(system.autoencoder.scale_factor)
@@ -82,7 +83,13 @@ def save_diffusers(
     classes = {folder: _class_of(part) for folder, part in parts.items()}
     if embedded is not None:
         embedded.save(directory / TEXT, next(embedded.parameters()).dtype)
-    elif encoders:
+    own = process_of(name, process)
+    pipeline: dict[str, Any] = {"_class_name": pipeline_of(system.config)}
+    if encoders and has_mel_pipeline(system.config, own):
+        from audiogen.models import whole  # late: all of diffusers' pipelines, which reading does without
+
+        pipeline = whole.save_mel_pipeline(directory, system, own, sampling or SAMPLINGS[name])
+    elif encoders and embedded is None:
         classes |= _save_encoders(directory, system)
     prefixes = tuple(f"{owner}." for owner in _owners(system.config))
     if prefixes:
@@ -91,7 +98,7 @@ def save_diffusers(
             directory / EXTRA / "model.safetensors",
             {key: tensor for key, tensor in state.items() if key.startswith(prefixes)},
         )
-    scheduler = scheduler_config(process_of(name, process))
+    scheduler = scheduler_config(own)
     writing.write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
     classes["scheduler"] = ["diffusers", scheduler["_class_name"]]
     config = to_plain(system.config)
@@ -107,7 +114,7 @@ def save_diffusers(
     }
     given = {key: to_plain(value) for key, value in contents.items() if value is not None}
     writing.write_json(directory / SYSTEM, hub.pinned(given))
-    writing.write_json(directory / INDEX, {"_class_name": pipeline_of(system.config), **classes})
+    writing.write_json(directory / INDEX, classes | pipeline)
 
 
 def read_diffusers(directory: Path) -> SystemParts:
@@ -132,7 +139,7 @@ def read_diffusers(directory: Path) -> SystemParts:
         where=directory,
         heads_from="" if config.audio_unet is None else f"those of {directory.name}",
         vocabulary=_vocabulary(directory, config),
-        frozen=_frozen_text(directory, index.contents),
+        frozen=None if TEXT in folders else _frozen_text(directory, index.contents),
         clap=_clap(directory, index.contents),
     )
 

@@ -53,6 +53,22 @@ def pipeline_of(config: SystemConfig) -> str:
     return "DiffusionPipeline"
 
 
+def has_mel_pipeline(config: SystemConfig, process: ProcessConfig) -> bool:
+    """Whether `mel_pipeline` runs such a system: a flow, mel latents, one stream of text, its pooled mean or none."""
+    conditioner = config.conditioner
+    plain = conditioner.cross == (("text",),) and conditioner.vector in ((), ("pooled",))
+    unet = config.audio_unet
+    runs = config.flux is None and not (unet is not None and unet.beyond_diffusers)
+    return plain and runs and config.mel_autoencoder is not None and process.kind == "flow"
+
+
+def is_whole(config: SystemConfig, process: ProcessConfig) -> bool:
+    """Whether a saved system opens in diffusers as it is: its own pipeline reads no text by an encoder of ours."""
+    own = pipeline_of(config) != "DiffusionPipeline"
+    text = config.conditioner.text
+    return has_mel_pipeline(config, process) or (own and not (text is not None and text.embedded))
+
+
 def read_pipeline(directory: Path, index: Settings) -> SystemFile:
     """What a released pipeline says."""
     kind = index.text("_class_name")

@@ -1,0 +1,130 @@
+"""Directories that diffusers opens as whole pipelines, also without audiogen, with the sounds that ours makes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from audiogen.convert.__main__ import main
+from audiogen.diffusion.mel import MelConfig, griffin_lim, log_mel
+from audiogen.diffusion.process import Process, process_of
+from audiogen.diffusion.sample import Noise, Sampling, sample
+from audiogen.diffusion.systems import LatentSystem, SystemConfig
+from audiogen.errors import InputError
+from audiogen.generators import load as generators
+from audiogen.models import mel_pipeline
+from audiogen.models.diffusers import save_diffusers
+from audiogen.models.find import weights_folder
+from audiogen.text.t5 import TextConfig
+from audiogen.text.vocabulary import train_vocabulary
+from tests import random_t5
+from tests.diffusion.tiny_systems import CAPTIONS, tiny
+
+TEXTS = ["a dog barks", "rain"]
+
+
+def open_there(folder: Path) -> DiffusionPipeline:
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def both(system: LatentSystem, process: Process, folder: Path, **asked: float) -> tuple[Tensor, ...]:
+    """Latents and sounds by ours and by diffusers, from the same noise."""
+    shape = system.autoencoder.latent_shape(0.1 if system.config.audio_unet else 0.5)
+    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+    sampling = Sampling("euler", 3, **asked)
+    given, away = system.conditioner.guided(TEXTS)
+    latents = sample(
+        system.denoiser, process, sampling, given, Noise(shape, range(2), start=noise), negative=away
+    )
+    pipe = open_there(folder)
+    call = {"latents": noise, "num_inference_steps": 3, "guidance_scale": sampling.guidance}
+    theirs = pipe(TEXTS, 0.1, **call, output_type="latent").audios
+    sound = pipe(TEXTS, 10.0, **call, output_type="pt").audios
+    return latents, theirs, system.autoencoder.decode(latents)[:, 0], sound
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_the_bundled_system_makes_the_same_latents_and_sound_there(guidance: float, tmp_path: Path) -> None:
+    assert main(["lafma_tiny", "--to", "diffusers", "-o", str(tmp_path / "out")]) == 0
+    model = generators.load("lafma_tiny", "cpu")
+    ours, theirs, sound, other = both(model.system, model.process, tmp_path / "out", guidance=guidance)
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+    assert ours.std() > 0.5
+    # Griffin-Lim's phases are chaotic: the spectra are compared, and below the algorithm itself
+    mels = [log_mel(each[:, None, : sound.shape[1]], MelConfig(n_fft=512)) for each in (sound, other)]
+    assert (mels[0] - mels[1]).abs().mean() < 0.02 < mels[0].std()
+    again = generators.load(tmp_path / "out", "cpu")  # and it is still ours
+    assert again.identity() == model.identity()
+
+
+@pytest.mark.parametrize("unconditional", ["zeros", "empty", "padded"])
+@pytest.mark.parametrize("encoder", ["embedded", "frozen"])
+def test_a_unet_with_either_text_encoder_and_any_null_is_the_same_there(
+    encoder: str, unconditional: str, tmp_path: Path
+) -> None:
+    config = tiny("lafma")
+    text = config.conditioner.text
+    if encoder == "frozen":
+        text = TextConfig(str(random_t5.write(tmp_path / "t5", 24)), width=24)
+    conditioner = dataclasses.replace(config.conditioner, text=text, unconditional=unconditional)
+    torch.manual_seed(0)
+    config = SystemConfig(conditioner, config.mel_autoencoder, audio_unet=config.audio_unet)
+    system = LatentSystem(config, train_vocabulary(CAPTIONS, 40)).eval()
+    system.autoencoder.scale_factor.fill_(0.7)
+    save_diffusers(tmp_path / "out", system, "lafma", {})
+    ours, theirs, sound, other = both(
+        system, Process(process_of("lafma", {})), tmp_path / "out", guidance=2.0
+    )
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(other[:, : sound.shape[1]], sound, atol=1e-4, rtol=1e-3)
+
+
+def test_griffin_lim_there_is_ours() -> None:
+    config = MelConfig(n_fft=512, num_mels=32)
+    mel = log_mel(0.1 * torch.randn(2, 1, 4000, generator=torch.Generator().manual_seed(2)), config)[:, 0]
+    ours, theirs = griffin_lim(mel, config), mel_pipeline.griffin_lim(mel, dataclasses.asdict(config))
+    assert (ours - theirs).norm() < 1e-3 * ours.norm()
+
+
+def test_the_code_beside_the_weights_needs_no_audiogen(tmp_path: Path) -> None:
+    assert main(["lafma_tiny", "--to", "diffusers", "-o", str(tmp_path / "out")]) == 0
+    program = """
+import sys
+sys.modules["audiogen"] = None  # an import of it fails
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+sound = pipe("a dog barks", audio_length_in_s=0.5).audios
+assert sound.shape == (1, 8000) and abs(sound).max() > 0.01, sound
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "out")], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_what_diffusers_cannot_open_is_refused_by_name(tiny_latent: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for name in ("tango", "tangoflux", "stable_audio", "audioldm2"):
+        system = LatentSystem(tiny(name), train_vocabulary(CAPTIONS, 40)).eval()
+        save_diffusers(tmp_path / name, system, name, {})
+        with pytest.raises(InputError, match=f"diffusers has no pipeline for .*{name}: there are those of"):
+            main([str(tmp_path / name), "--to", "diffusers", "-o", str(tmp_path / "out")])
+    for model, said in (
+        ("lm_tiny", "give --to transformers"),
+        ("codec_tiny", "a codec, for which diffusers"),
+    ):
+        with pytest.raises(InputError, match=said):
+            main([model, "--to", "diffusers", "-o", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    assert json.loads((weights_folder() / "lafma_tiny/model_index.json").read_text())
