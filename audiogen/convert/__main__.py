@@ -1,4 +1,4 @@
-"""`python -m audiogen.convert`: a generator or a codec, in the layout of audiogen, `transformers` or `diffusers`.
+"""`python -m audiogen.convert`: a generator or a codec, in the layout of audiogen, transformers, diffusers, or as ONNX.
 
 Its files say whether it is a generator or a codec. The directory appears whole or not at all.
 """
@@ -18,7 +18,7 @@ with installed():
     from audiogen.files.locks import only_writer
     from audiogen.files.writing import TEMPORARY, publish
 
-LAYOUTS = ("audiogen", "transformers", "diffusers")
+LAYOUTS = ("audiogen", "transformers", "diffusers", "onnx")
 EXAMPLES = (
     "facebook/audiogen-medium --to audiogen -o models/audiogen_medium",
     "runs/lm --to transformers -o runs/lm_transformers",
@@ -30,7 +30,8 @@ EXAMPLES = (
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = command.new_parser(
-        "convert", "Write a generator or a codec in the layout of audiogen, transformers or diffusers."
+        "convert",
+        "Write a generator or a codec in the layout of audiogen, transformers or diffusers, or as ONNX graphs.",
     )
     parser.add_argument(
         "model",
@@ -42,7 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
         choices=LAYOUTS,
         required=True,
         help="audiogen: every command here opens it; transformers: MusicgenForConditionalGeneration or EncodecModel "
-        "do, and the commands here, too; diffusers: of a latent system, a whole pipeline that DiffusionPipeline opens",
+        "do, and the commands here, too; diffusers: of a latent system, a whole pipeline that DiffusionPipeline opens; "
+        "onnx: of a codec or a language model, graphs that run without torch (extra onnx)",
     )
     parser.add_argument(
         "-o",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from audiogen.codec.segmented import in_segments
 from audiogen.errors import InputError
 from audiogen.generators.load import AudioGen, load
+from audiogen.models import onnx
 from audiogen.models.build import load_codec
 from audiogen.models.find import CODEC, LM, SYSTEM, Found, find
 from audiogen.models.own import save_codec
@@ -25,11 +28,16 @@ def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
     if found.kind == CODEC:
         return _open_codec(found, args)
     latent = found.kind == SYSTEM
-    if latent and args.to == "transformers":
+    if latent and args.to in ("transformers", "onnx"):
+        lacks = "transformers has no class" if args.to == "transformers" else "there are no graphs"
         raise InputError(
-            f"{found.name} is a latent-diffusion system, for which transformers has no class; give --to audiogen, "
-            "which writes it in the layout of diffusers"
+            f"{found.name} is a latent-diffusion system, for which {lacks}; give --to audiogen, which writes it in the "
+            "layout of diffusers"
         )
+    if args.to == "onnx":
+        if args.dtype != "float32":
+            raise InputError(f"graphs are float32; drop --dtype {args.dtype}")
+        onnx.check_installed()
     if not latent and args.to == "diffusers":
         raise InputError(
             f"{found.name} is a token language model, for which diffusers has no pipeline; give --to transformers"
@@ -52,6 +60,15 @@ def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
     if args.text_encoder is not None and Path(args.text_encoder).is_dir() and not text.trains_encoder:
         # A directory of this machine means nothing to who gets the model.
         model.conditioner.config = dataclasses.replace(text, stored=True)
+    if args.to == "onnx":
+        return partial(
+            onnx.save_lm,
+            lm=model.lm,
+            conditioner=model.conditioner,
+            codec=model.codec,
+            max_frames=model.max_frames,
+            guidance=model.guidance,
+        )
     save = model.save_pretrained if args.to == "audiogen" else model.save_transformers
     dtype = torch.float16 if args.dtype == "float16" else torch.float32
     return lambda folder: save(folder, dtype)
@@ -64,7 +81,11 @@ def _open_codec(found: Found, args: argparse.Namespace) -> Callable[[Path], None
         raise InputError(
             f"{found.name} is a codec, whose tokens would change with --dtype {args.dtype}; drop it"
         )
+    if args.to == "onnx":
+        onnx.check_installed()
     codec = load_codec(found)
+    if args.to == "onnx":
+        return lambda folder: onnx.save_codec(folder, in_segments(codec).codec)
     if args.to == "diffusers":
         raise InputError(f"{found.name} is a codec, for which diffusers has no class; give --to transformers")
     if args.to == "audiogen":

@@ -376,8 +376,9 @@ def test_a_system_that_lacks_a_component_is_refused(systems, tmp_path: Path) -> 
 
 def test_options_of_another_family_are_refused(systems, tiny_model: Path, tmp_path: Path) -> None:
     systems["tango"].save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="packed is not for"):
-        generators.load(tmp_path, "cpu", packed=True)
+    for options, said in (({"adapter": "x"}, "x holds no adapter"), ({"packed": True}, "packed is not for")):
+        with pytest.raises(InputError, match=said):
+            generators.load(tmp_path, "cpu", **options)
     for options, said in (({"heads": (2,)}, "heads is not for"), ({"clap": "x"}, "clap is not for")):
         with pytest.raises(InputError, match=said):
             generators.load(tiny_model, "cpu", **options)
