@@ -1,8 +1,8 @@
 """A diffusers pipeline for flows on mel latents: `audiogen.convert --to diffusers` copies this file beside the weights.
 
-    pipe = DiffusionPipeline.from_pretrained("lafma_diffusers", trust_remote_code=True)
     sounds = pipe("a dog barks", audio_length_in_s=5.0).audios  # [B, N]
 
+docs/released-models.md opens one; this package itself runs no code that lies beside weights.
 It needs torch, diffusers and transformers, and nothing of audiogen. Shapes: B batch, L text positions, D width or
 depth of latents, T frames, M mel bins or latent height, N samples.
 """
