@@ -1,14 +1,17 @@
-"""How fast AudioGen's codec encodes and decodes on a CPU: EncodecModel of transformers and ours, the same weights.
+"""How fast AudioGen's codec encodes and decodes: EncodecModel of transformers and ours, the same weights.
 
     python tools/bench_codec.py
     python tools/bench_codec.py --threads 1 --batch 1 --seconds 5 --models transformers-float32 packed-bfloat16
+    python tools/bench_codec.py --device cuda --batch 1 16 --seconds 10 --models transformers-float32 plain-float32
 
 Random weights. Models take turns, round by round, so that other work on the machine meets all of them; figures are the
-medians over rounds. Memory is the peak of the process while a model runs once, above what it had before.
+medians over rounds. Memory is the peak of the process, or of the GPU, while a model runs once, above that before.
+--json adds a line a model to a file.
 """
 
 import argparse
 import itertools
+import json
 import statistics
 import sys
 import time
@@ -86,21 +89,31 @@ def candidates(codec: Codec, names: Sequence[str]) -> list[Candidate]:
 def random_codec(config: CodecConfig) -> Codec:
     """Random weights, and codewords about as large as its latents."""
     codec = Codec(config).eval().requires_grad_(False)
-    scale = codec.encoder(torch.randn(1, config.channels, config.sample_rate)).std()
+    sound = torch.randn(
+        1, config.channels, config.sample_rate, device=codec.quantizer.books[0].codewords.device
+    )
+    scale = codec.encoder(sound).std()
     for book in codec.quantizer.books:
         book.codewords.normal_(std=float(scale))
     return codec
 
 
 def seconds(work: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """Of one run."""
+    """Of one run on x [B, ...], to its end."""
     begin = time.perf_counter()
     work(x)
+    if x.is_cuda:
+        torch.cuda.synchronize()
     return time.perf_counter() - begin
 
 
 def peak_mb(work: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """Memory of the process at its peak during one run, above that before; NaN where the system does not report it."""
+    """Memory at its peak during one run on x [B, ...], above that before; NaN where the system does not report it."""
+    if x.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        work(x)
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
 
     def read(key: str) -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -117,8 +130,8 @@ def peak_mb(work: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 def compare(
     models: Sequence[Candidate], audio: Tensor, codes: Tensor, duration_s: float, rounds: int
-) -> None:
-    """Measure in turns and print a table."""
+) -> list[dict[str, object]]:
+    """Measure in turns, print a table and return it."""
     times: dict[tuple[str, str], list[float]] = {}
     work = [(model, verb, x) for model in models for verb, x in (("encode", audio), ("decode", codes))]
     for model, verb, x in work:
@@ -127,14 +140,19 @@ def compare(
         for model, verb, x in work:
             times.setdefault((model.name, verb), []).append(seconds(getattr(model, verb), x))
     print(f"{'':22} {'encode: s/s':>12} {'times':>6} {'MB':>6} {'decode: s/s':>12} {'times':>6} {'MB':>6}")
+    found = []
     for model in models:
-        line = f"{model.name:22}"
+        line, figures = f"{model.name:22}", {}
         for verb, x in (("encode", audio), ("decode", codes)):
             median = statistics.median(times[model.name, verb])
             ratio = statistics.median(times[models[0].name, verb]) / median
             memory = peak_mb(getattr(model, verb), x)
+            figures[f"{verb}, s/s"] = len(audio) * duration_s / median
+            figures |= {f"{verb}, times": ratio, f"{verb}, MB": memory}
             line += f" {len(audio) * duration_s / median:12.1f} {ratio:6.2f} {memory:6.0f}"
         print(line, flush=True)
+        found.append({"model": model.name, "batch": len(audio), "seconds": duration_s} | figures)
+    return found
 
 
 @torch.inference_mode()
@@ -150,19 +168,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[5.0, 0.5], help="of each clip")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help="file to add lines of JSON to")
     args = parser.parse_args(argv)
     if min(*args.threads, *args.batch, args.rounds) < 1 or min(args.seconds) <= 0:
         raise InputError("--threads, --batch and --rounds are at least 1; --seconds are above 0")
+    if args.device == "cuda" and (not torch.cuda.is_available() or any("packed" in n for n in args.models)):
+        raise InputError("--device cuda needs a CUDA GPU, and models other than packed ones: see --models")
     torch.manual_seed(args.seed)
-    codec = random_codec(SHAPES[args.shape])
-    models = candidates(codec, args.models)
+    with torch.device(args.device):
+        codec = random_codec(SHAPES[args.shape])
+        models = candidates(codec, args.models)
     num_weights = sum(p.numel() for p in codec.parameters()) / 1e6
     print(f"{args.shape}: {num_weights:.1f} M parameters; seconds of audio a second, times {models[0].name}")
     for threads, batch, duration_s in itertools.product(args.threads, args.batch, args.seconds):
         torch.set_num_threads(threads)
-        audio = torch.randn(batch, codec.channels, round(duration_s * codec.sample_rate)) / 10
+        audio = torch.randn(batch, codec.channels, round(duration_s * codec.sample_rate)).to(args.device) / 10
         print(f"\n{threads} thread{'s'[: threads > 1]}, {batch} x {duration_s:g} s")
-        compare(models, audio, codec.encode(audio), duration_s, args.rounds)
+        found = compare(models, audio, codec.encode(audio), duration_s, args.rounds)
+        if args.json:
+            with open(args.json, "a") as file:
+                for each in found:
+                    file.write(json.dumps({"bench": "codec", "threads": threads} | each) + "\n")
 
 
 if __name__ == "__main__":

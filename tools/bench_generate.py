@@ -16,10 +16,12 @@ same number of threads read in the same round from memory, or what a GPU moves w
 import argparse
 import ctypes
 import functools
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple, get_args
 
 import torch
@@ -30,13 +32,13 @@ from audiogen.interfaces import Condition
 from audiogen.lm.kernels import graph, native
 from audiogen.lm.kernels.packed import PackedLM
 from audiogen.lm.model import LMConfig, TokenLM
-from audiogen.models.export import decoder_parts
 from audiogen.native import library
 from audiogen.text.condition import null, stack
 
 SHAPES = {
     "small": LMConfig(4, 2048, 1024, num_layers=24, num_heads=16),  # MusicGen's
     "medium": LMConfig(4, 2048, 1536, num_layers=48, num_heads=24),  # AudioGen's and MusicGen's
+    "large": LMConfig(4, 2048, 2048, num_layers=48, num_heads=32),  # MusicGen's
     "tiny": LMConfig(8, 512, 256, num_layers=8, num_heads=4),  # lm_tiny
 }
 MODELS = {
@@ -134,6 +136,8 @@ def transformers_model(
     from transformers import DynamicCache, EncoderDecoderCache, MusicgenForCausalLM  # 5 s, for this way alone
     from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
+    from audiogen.models.export import decoder_parts
+
     config, tensors = decoder_parts(lm)
     model = MusicgenForCausalLM._from_config(MusicgenDecoderConfig(**config), dtype=dtype)
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
@@ -158,25 +162,32 @@ def transformers_model(
     return Candidate(f"transformers-{str(dtype)[6:]}", num_bytes, step)
 
 
-def candidates(lm: TokenLM, names: Sequence[str], num_frames: int, batch: int) -> list[Candidate]:
-    """Each with its cache filled by clips of so many frames."""
+def inputs(lm: TokenLM, num_frames: int, batch: int) -> tuple[Condition, Tensor]:
+    """Text of TEXT_TOKENS and none, and random codes [2 B, K, S], the same for both rows of a pair."""
     config, device = lm.config, lm.heads.weight.device
     tokens = torch.randn(batch, TEXT_TOKENS, config.dim, device=device)
     mask = torch.ones(batch, TEXT_TOKENS, dtype=torch.bool, device=device)
-    text = stack([Condition(tokens, mask), null(batch, config.dim, device)])
     shape = (batch, config.num_codebooks, num_frames)
     steps = torch.randint(0, config.codebook_size, shape, device=device).repeat(2, 1, 1)
-    skipped = sum(
-        p.numel() for name, p in lm.named_parameters() if "text_proj" in name or "embedding" in name
-    )
-    num_weights = sum(p.numel() for p in lm.parameters()) - skipped
+    return stack([Condition(tokens, mask), null(batch, config.dim, device)]), steps
+
+
+def num_weights(lm: TokenLM) -> int:
+    """Of those that a step reads whole: neither tables, nor what the text passes through once."""
+    named = lm.named_parameters()
+    return sum(p.numel() for name, p in named if "text_proj" not in name and "embedding" not in name)
+
+
+def candidates(lm: TokenLM, names: Sequence[str], num_frames: int, batch: int) -> list[Candidate]:
+    """Each with its cache filled by clips of so many frames."""
+    text, steps = inputs(lm, num_frames, batch)
     made = []
     for name in names:
         print(f"preparing {name}", file=sys.stderr)
         kind, _, dtype = name.partition("-")
         # int4 with its scales; that its heads are int8 is left out
         of_weight = native.panel_words(64, dtype) / 16 if dtype == "int4" else getattr(torch, dtype).itemsize
-        num_bytes = round(num_weights * of_weight)
+        num_bytes = round(num_weights(lm) * of_weight)
         if kind in GRAPH:
             made.append(graph_model(lm, text, steps, dtype, num_bytes, kind))  # type: ignore[arg-type]
         elif kind in ("native", "packed"):
@@ -231,8 +242,8 @@ def compare(
     count: int,
     rounds: int,
     batch: int,
-) -> None:
-    """Measure in turns and print a table."""
+) -> list[dict[str, object]]:
+    """Measure in turns, print a table and return it."""
     torch.set_num_threads(num_threads)
     start: dict[str, list[float]] = {model.name: [] for model in models}
     end: dict[str, list[float]] = {model.name: [] for model in models}
@@ -246,7 +257,7 @@ def compare(
     where = torch.cuda.get_device_name(memory.device) if memory.is_cuda else f"threads: {num_threads}"
     print(f"\n{where}; memory {rate / 1e9:.1f} GB/s; batch of {batch}")
     print(f"{'':22} frames/s  ms at start  at end  of bandwidth  times {models[0].name}")
-    slowest = 0.0
+    slowest, found = 0.0, []
     for model in models:
         first, last = statistics.median(start[model.name]), statistics.median(end[model.name])
         mean = (first + last) / 2
@@ -254,6 +265,9 @@ def compare(
         share = model.num_bytes / mean / rate
         times = f"{1e3 * first:12.2f} {1e3 * last:7.2f}"
         print(f"{model.name:22} {batch / mean:8.1f} {times} {share:12.0%} {slowest / mean:7.2f}")
+        figures = {"frames/s": batch / mean, "of bandwidth": share, f"times {models[0].name}": slowest / mean}
+        found.append({"model": model.name, "batch": batch, "where": where} | figures)
+    return found
 
 
 @torch.inference_mode()
@@ -273,6 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="file to add lines of JSON to")
     args = parser.parse_args(argv)
     if not 1 <= args.steps < args.frames or min(args.rounds, *args.threads, *args.batch) < 1:
         raise InputError(
@@ -291,14 +306,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     with torch.device(args.device):
         lm = TokenLM(SHAPES[args.shape]).eval()
         memory = torch.ones(2 * COPY_BYTES if is_cuda else READ_BYTES, dtype=torch.uint8)
-    num_weights = sum(p.numel() for p in lm.parameters()) / 1e6
-    print(
-        f"{args.shape}: {num_weights:.0f} M parameters, a pair of rows a clip, {args.frames} frames", end=""
-    )
+    count = sum(p.numel() for p in lm.parameters()) / 1e6
+    print(f"{args.shape}: {count:.0f} M parameters, a pair of rows a clip, {args.frames} frames", end="")
     for batch in args.batch:
         models = candidates(lm, names, args.frames, batch)
         for num_threads in args.threads[:1] if is_cuda else args.threads:
-            compare(models, memory, num_threads, args.frames, args.steps, args.rounds, batch)
+            found = compare(models, memory, num_threads, args.frames, args.steps, args.rounds, batch)
+            if args.json:
+                with open(args.json, "a") as file:
+                    for each in found:
+                        file.write(json.dumps({"bench": "decoding", "shape": args.shape} | each) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python tools/bench_train.py
     python tools/bench_train.py --only lm_tiny small --precision bfloat16 --compile
 
-lm_tiny is the recipe's model and batch; small is MusicGen small with 4 of its 24 layers. Ours is a step of `LMTask`;
+lm_tiny is the recipe's model and batch; small is MusicGen small with 4 of its 24 layers; lm_small and lm_medium are
+those recipes' models with as many clips as a GPU holds of both, on request. Ours is a step of `LMTask`;
 the other is MusicgenForCausalLM with the same weights, its own loss, torch's gradient clipping and AdamW as they come.
 Both see the same codes and the same 16 tokens of text, whose encoder is left out. A token is a step of the sequence.
 
@@ -17,16 +18,18 @@ on the machine counts little. FLOPs of an LM step: 6 for each weight and token
 it multiplies, and 6 D (S^2 / 2 + S L) for each clip and layer of attention twice over (scores, values); of a codec step
 what torch counts of products and convolutions in ours: Fourier transforms and LSTM cells are left out. Model FLOPs use
 is that over the time of a step, over what products of 2048 x 2048 matrices reach in the same rounds and precision.
-Memory is the most that a step holds beyond weights and optimiser state. It runs on CUDA as well (--device cuda), where
-it has not been tried.
+Memory is the most that a step holds beyond weights and optimiser state. It runs on CUDA as well (--device cuda).
+--json adds a line a model to a file.
 """
 
 import argparse
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +65,8 @@ TEXT_TOKENS = 16
 LMS = {  # the model, clips, frames
     "lm_tiny": (LMConfig(8, 512, 256, num_layers=8, num_heads=4, dropout=0.1), 8, 125),
     "small": (LMConfig(4, 2048, 1024, num_layers=4, num_heads=16), 4, 250),
+    "lm_small": (LMConfig(4, 2048, 768, num_layers=12, num_heads=12), 16, 500),
+    "lm_medium": (LMConfig(4, 2048, 1536, num_layers=48, num_heads=24), 4, 500),
 }
 CODECS = {  # changes to the recipe; all with clips of one second
     "codec_tiny": [],
@@ -305,8 +310,8 @@ def peak_bytes(step: Callable[[int], float], device: torch.device) -> int:
     return most
 
 
-def run(race: Race, device: torch.device, rounds: int) -> None:
-    """Warm up, measure in turns, print a table."""
+def run(race: Race, device: torch.device, rounds: int) -> list[dict[str, object]]:
+    """Warm up, measure in turns, print a table and return it."""
     print(f"\n{race.title}", flush=True)
     losses = {each.name: [each.step(number) for number in range(2)][0] for each in race.candidates}
     flops = race.flops
@@ -324,7 +329,7 @@ def run(race: Race, device: torch.device, rounds: int) -> None:
     rate = max(rates)
     print(f"{flops / 1e9:.1f} GFLOP a step; products of matrices reach {rate / 1e9:.0f} GFLOP/s")
     print(f"{'':16} s/step {race.unit + '/s':>10}  times  use of FLOPs  memory MB  first loss")
-    first = statistics.median(times[race.candidates[0].name])
+    first, found = statistics.median(times[race.candidates[0].name]), []
     for each in race.candidates:
         median = statistics.median(times[each.name])
         print(
@@ -332,6 +337,10 @@ def run(race: Race, device: torch.device, rounds: int) -> None:
             f"{flops / median / rate:13.0%} {peaks[each.name] / 1e6:10.0f} {losses[each.name]:11.4f}",
             flush=True,
         )
+        figures: dict[str, object] = {f"{race.unit}/s": race.units / median, "times": first / median}
+        figures |= {"FLOPs use": flops / median / rate, "MB": peaks[each.name] / 1e6}
+        found.append({"what": race.title, "model": each.name} | figures)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -339,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=[*LMS, *CODECS], nargs="+", default=[*LMS, *CODECS])
+    parser.add_argument("--only", choices=[*LMS, *CODECS], nargs="+", default=["lm_tiny", "small", *CODECS])
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), nargs="+", default=["float32", "bfloat16"]
     )
@@ -348,6 +357,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="ours compiled, too (takes a minute each)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="file to add lines of JSON to")
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.threads < 1:
         raise InputError("--rounds and --threads are at least 1")
@@ -358,7 +368,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for precision in args.precision:
             torch.manual_seed(args.seed)
             make = lm_race if name in LMS else codec_race
-            run(make(name, precision, device, args.compile), device, args.rounds)
+            found = run(make(name, precision, device, args.compile), device, args.rounds)
+            if args.json:
+                with open(args.json, "a") as file:
+                    for each in found:
+                        file.write(json.dumps({"bench": "training"} | each) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@
 
 `medium` has the sizes of facebook/audiogen-medium: 588 tensors of 1,839,131,136 numbers in float16 and a codec of 59
 million in float32; 3.9 GB on the disk, and as much memory to build it. Names, shapes and configuration are those of
-the released layout, so what loads here loads there; the sound is noise. `load` prints the peak of resident memory.
+the released layout, so what loads here loads there; the sound is noise. `load` prints the peak of resident memory, of a
+GPU that of what was allocated; with --generate also how soon the first quarter of a second of a stream is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import sys
 import time
@@ -77,12 +79,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of the language model",
     )
     load_it.add_argument("--unpacked", action="store_true", help="as a PyTorch module, not packed for a CPU")
+    load_it.add_argument("--device", default="cpu")
+    load_it.add_argument("--json", type=Path, help="file to add a line of JSON to")
     load_it.add_argument("--generate", type=float, default=0.0, metavar="S", help="also S seconds of sound")
     arguments = parser.parse_args(argv)
     if arguments.command == "build":
         build(arguments.directory, SIZES[arguments.size], arguments.stereo, arguments.text_encoder)
     else:
-        load(arguments.directory, arguments.dtype, not arguments.unpacked, arguments.generate)
+        found = load(
+            arguments.directory, arguments.dtype, not arguments.unpacked, arguments.generate, arguments.device
+        )
+        if arguments.json:
+            with open(arguments.json, "a") as file:
+                file.write(json.dumps({"bench": "opening", "dtype": arguments.dtype} | found) + "\n")
     return 0
 
 
@@ -301,10 +310,13 @@ def write_text_encoder(directory: Path, width: int) -> None:
 # -------------------------------------------------------------------------------------------------------- load
 
 
-def load(directory: Path, dtype: str, packed: bool, duration_s: float) -> None:
+def load(
+    directory: Path, dtype: str, packed: bool, duration_s: float, device: str = "cpu"
+) -> dict[str, float | str]:
     """Open it as generation does, generate without text, and print the peak of memory against the weights' size."""
-    start, before = time.perf_counter(), peak_bytes()
-    model = AudioGen.from_pretrained(directory, "cpu", dtype, packed=packed)
+    peak_of = torch.cuda.max_memory_allocated if torch.device(device).type == "cuda" else peak_bytes
+    start, before = time.perf_counter(), peak_of()
+    model = AudioGen.from_pretrained(directory, device, dtype, packed=packed)
     seconds = time.perf_counter() - start
     modules: list[Any] = [model.conditioner, model.codec]
     if isinstance(model.decoder, TokenLM):
@@ -312,18 +324,30 @@ def load(directory: Path, dtype: str, packed: bool, duration_s: float) -> None:
     tensors = [tensor for module in modules for tensor in module.state_dict().values()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     weights += model.decoder.num_bytes if isinstance(model.decoder, NativeLM) else 0
-    peak = peak_bytes()
+    peak = peak_of()
     print(
         f"weights {weights / 1e6:,.1f} MB, peak of memory {peak / 1e6:,.1f} MB ({before / 1e6:,.1f} MB before), "
         f"ratio {peak / weights:.3f}, {seconds:.1f} s"
     )
+    found = {
+        "model": directory.name,
+        "device": str(model.device),
+        "weights MB": weights / 1e6,
+        "opens in s": seconds,
+    }
     if duration_s:
         start = time.perf_counter()
         model.generate([None], duration_s, guidance=1.0)
-        seconds, peak = time.perf_counter() - start, peak_bytes()
+        seconds, peak = time.perf_counter() - start, peak_of()
+        start = time.perf_counter()
+        next(model.stream(None, duration_s, guidance=1.0))
+        first = time.perf_counter() - start
         print(
-            f"{duration_s:g} s of sound: {seconds:.1f} s, peak {peak / 1e6:,.1f} MB, ratio {peak / weights:.3f}"
+            f"{duration_s:g} s of sound: {seconds:.1f} s, peak {peak / 1e6:,.1f} MB, ratio {peak / weights:.3f}; "
+            f"the first of a stream after {first:.2f} s"
         )
+        found |= {"seconds of sound": duration_s, "takes s": seconds, "first sound after s": first}
+    return found | {"peak MB": peak / 1e6}
 
 
 def peak_bytes() -> int:
