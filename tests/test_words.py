@@ -21,7 +21,7 @@ def sources() -> Iterator[Path]:
         "audiogen/**/*.py",
         "audiogen/**/*.cpp",
         "audiogen/**/*.h",
-        "tools/*.py",
+        "tools/**/*.py",
         "tests/**/*.py",
     ):
         yield from ROOT.glob(pattern)

@@ -1,0 +1,1 @@
+"""Other engines that `tools/bench_rivals.py` compares with."""
