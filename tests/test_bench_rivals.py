@@ -57,9 +57,7 @@ def test_codecs(tmp_path: Path) -> None:
 
 
 def test_figures_are_the_medians_of_rounds() -> None:
-    line = bench_rivals.Figure(
-        "lm", "clip", "llama", "1", "int8", 2, 1, 50.0, 25.0, (2.0, 1.5, 3.0), None, 7.0
-    )
+    line = bench_rivals.Figure("lm", "clip", "llama", "1", "int8", 2, 1, 50.0, 25.0, (2.0, 1.5, 3.0), None)
     assert bench_rivals.table([line]).splitlines()[2] == (
-        "| clip of 50 frames: llama int8 | 1 | 2 | 25.0 | 2.00 (1.50 to 3.00) |  | 7 |"
+        "| clip of 50 frames: llama int8 | 1 | 2 | 25.0 | 2.00 (1.50 to 3.00) |  |"
     )

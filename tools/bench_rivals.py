@@ -8,13 +8,12 @@ It makes an environment of its own (--environment), which also sees the packages
 lacking; llama.cpp is compiled, for 10 minutes of two cores. What cannot be installed or converted costs a line that
 says why.
 
-Every engine is a process. Those of one number type take turns, round by round, so that other work on the machine meets
-all of them: ours, rival, rival, ours. A clip is so many frames from an empty cache, guidance as a pair of rows a clip,
+Every engine is a process. Ours and each other one of its number type take turns, so that other work on the machine
+meets both: ours, theirs, theirs, ours. A clip is so many frames from an empty cache, guidance as a pair of rows a clip,
 text of 20 tokens in the first; a codec's sounds longer than 10 s come in pieces of that. times: how many times the
 speed of an engine ours has, the median over the rounds, and the least and the most. On one thread it is processor time
 that counts, which other work on the machine changes little. error: of logits, against PyTorch's in float32, relative to
-their spread, and of a codec the share of other codes; engines without one have other weights. MB: the most memory,
-beyond what Python and torch hold.
+their spread, and of a codec the share of other codes; engines without one have other weights.
 """
 
 from __future__ import annotations
@@ -69,7 +68,6 @@ class Figure(NamedTuple):
     rate: float
     times: tuple[float, float, float]
     error: float | None
-    megabytes: float
 
 
 def environment(folder: Path) -> Path:
@@ -97,6 +95,7 @@ class Worker:
 
     def __init__(self, python: Path | str, setting: dict[str, Any], log: Path):
         self.setting = setting
+        self.times: dict[str, list[tuple[float, float]]] = {}  # of its work, its own and ours
         command = [str(python), str(ROOT / "tools" / "rivals" / "worker.py"), json.dumps(setting)]
         threads = str(setting["threads"])
         variables = os.environ | {
@@ -135,47 +134,66 @@ class Worker:
 
 
 def race(python: Path | str, settings: Sequence[dict[str, Any]], rounds: int, log: Path) -> Iterator[Figure]:
-    """Figures of engines that do the same work; those that failed print why."""
-    workers = []
-    for setting in settings:
-        worker = Worker(python, setting, log)
-        if "failed" in worker.facts:
-            print(f"{setting['engine']} {setting['dtype']} is left out: {worker.facts['failed']}", flush=True)
-            worker.close()
-        else:
-            workers.append(worker)
-    found: list[dict[str, list[float]]] = [{} for _ in workers]
-    for number in range(rounds):
-        order = list(range(len(workers)))
-        for index in order if number % 2 == 0 else reversed(order):
-            for name, value in workers[index].seconds().items():
-                found[index].setdefault(name, []).append(value)
-    for worker in workers:
-        worker.close()
-    for worker, times in zip(workers, found, strict=True):
-        given = worker.setting
-        for name, values in times.items():
-            ratios = sorted(mine / ours for mine, ours in zip(values, found[0][name], strict=True))
-            yield Figure(
-                given["task"], name, given["engine"], worker.facts["version"], given["dtype"], given["batch"],
-                given["threads"], given["size"], given["batch"] * given["size"] / statistics.median(values),
-                (statistics.median(ratios), ratios[0], ratios[-1]), worker.facts.get("error"),
-                worker.facts["megabytes"],
-            )  # fmt: skip
+    """Figures of the first engine, and of each other one in turns with it; those that failed print why."""
+    first, *others = settings
+    base = start(python, first, log)
+    if base is None:
+        return
+    ours: dict[str, list[float]] = {}
+    figures = []
+    for setting in others or [first]:
+        rival = start(python, setting, log) if others else base  # or ours with itself
+        for number in range(rounds if rival else 0):
+            assert rival is not None
+            pair = {worker: worker.seconds() for worker in ((base, rival), (rival, base))[number % 2]}
+            if not pair[rival]:
+                print(f"{setting['engine']} {setting['dtype']} broke off in round {number + 1}", flush=True)
+                break
+            for name in pair[base]:
+                ours.setdefault(name, []).append(pair[base][name])
+                rival.times.setdefault(name, []).append((pair[rival][name], pair[base][name]))
+        if rival:
+            rival.close()
+            figures += [figure(rival, name, *zip(*pairs, strict=True)) for name, pairs in rival.times.items()]
+    if others:
+        base.close()
+        yield from (figure(base, name, values, values) for name, values in ours.items())
+    yield from figures
+
+
+def start(python: Path | str, setting: dict[str, Any], log: Path) -> Worker | None:
+    """An engine; None, and a line, where it failed."""
+    worker = Worker(python, setting, log)
+    if "failed" not in worker.facts:
+        return worker
+    print(f"{setting['engine']} {setting['dtype']} is left out: {worker.facts['failed']}", flush=True)
+    worker.close()
+    return None
+
+
+def figure(worker: Worker, name: str, theirs: Sequence[float], ours: Sequence[float]) -> Figure:
+    """Of one engine's work, from the seconds of each round and ours in that round."""
+    ratios = sorted(one / other for one, other in zip(theirs, ours, strict=True))
+    given, facts = worker.setting, worker.facts
+    return Figure(
+        given["task"], name, given["engine"], facts["version"], given["dtype"], given["batch"], given["threads"],
+        given["size"], given["batch"] * given["size"] / statistics.median(theirs),
+        (statistics.median(ratios), ratios[0], ratios[-1]), facts.get("error"),
+    )  # fmt: skip
 
 
 def table(figures: Sequence[Figure]) -> str:
     """As Markdown."""
     lines = [
-        "| | threads | batch | per second | ours is times as fast | error | MB |",
-        "|---|---|---|---|---|---|---|",
+        "| | threads | batch | per second | ours is times as fast | error |",
+        "|---|---|---|---|---|---|",
     ]
     for each in figures:
         what = f"{each.work} of {each.size:g} {'frames' if each.task == 'lm' else 's'}"
         error = "" if each.error is None else f"{each.error:.1e}"
         middle, least, most = each.times
         times = "" if each.engine == "ours" else f"{middle:.2f} ({least:.2f} to {most:.2f})"
-        rest = f"{each.rate:.1f} | {times} | {error} | {each.megabytes:.0f}"
+        rest = f"{each.rate:.1f} | {times} | {error}"
         lines.append(f"| {what}: {each.engine} {each.dtype} | {each.threads} | {each.batch} | {rest} |")
     return "\n".join(lines)
 

@@ -47,7 +47,6 @@ def main() -> None:
     os.dup2(2, 1)
     setting = Setting(**json.loads(sys.argv[1]))
     torch.set_num_threads(setting.threads)
-    before = memory("VmRSS")
     try:
         with torch.inference_mode():
             work, facts = make(setting)
@@ -58,20 +57,11 @@ def main() -> None:
         print(json.dumps({"failed": reason[:200]}), file=out, flush=True)
         return
     distribution = DISTRIBUTIONS.get(setting.engine, setting.engine)
-    facts |= {"version": importlib.metadata.version(distribution), "megabytes": memory("VmHWM") - before}
+    facts["version"] = importlib.metadata.version(distribution)
     print(json.dumps(facts), file=out, flush=True)
     with torch.inference_mode():
         for _ in sys.stdin:
             print(json.dumps({name: seconds(run) for name, run in work.items()}), file=out, flush=True)
-
-
-def memory(key: str) -> float:
-    """Megabytes that this process holds (VmRSS) or held at most (VmHWM); NaN where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return float("nan")
-    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(key))
 
 
 def seconds(run: Callable[[], Any]) -> dict[str, float]:
