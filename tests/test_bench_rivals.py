@@ -26,14 +26,16 @@ def run(tmp_path: Path, arguments: str) -> list[dict[str, object]]:
 
 def test_ours_and_what_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = run(tmp_path, "--only lm --shape tiny --frames 3 --dtypes int8 --engines packed llama")
-    assert [(each["engine"], each["shape"], each["dtype"]) for each in figures[:2]] == [
-        ("ours", "tiny", "int8"),
+    assert [
+        (each["engine"], each["shape"], each["dtype"]) for each in figures if each["engine"] != "llama"
+    ] == [
         ("packed", "tiny", "int8"),
+        ("ours", "tiny", "int8"),
     ]
-    for each in figures[:2]:
-        assert isinstance(each["error"], float) and 0 < each["error"] < 0.05
+    for each in figures:
+        assert each["engine"] == "llama" or 0 < float(str(each["error"])) < 0.05
         assert isinstance(each["rate"], float) and each["rate"] > 0
-    assert figures[0]["times"] == [1, 1, 1]
+    assert figures[-1]["times"] == [1, 1, 1]
     out = capsys.readouterr().out
     if not importlib.util.find_spec("llama_cpp"):
         assert re.search(r"^llama int8 is left out: ModuleNotFoundError: .*gguf", out, re.M)
@@ -45,7 +47,7 @@ def test_a_converted_step_gives_the_same_logits(tmp_path: Path, engine: str) -> 
     if not all(importlib.util.find_spec(name) for name in MODULES[engine]):
         pytest.skip(f"needs {' and '.join(MODULES[engine])}, which only the tool's own environment has")
     figures = run(tmp_path, f"--only lm --shape tiny --frames 3 --dtypes float32 --engines {engine}")
-    assert figures[1]["engine"] == engine and float(str(figures[1]["error"])) < 0.01
+    assert figures[0]["engine"] == engine and float(str(figures[0]["error"])) < 0.01
 
 
 def test_codecs(tmp_path: Path) -> None:
@@ -58,6 +60,6 @@ def test_codecs(tmp_path: Path) -> None:
 
 def test_figures_are_the_medians_of_rounds() -> None:
     line = bench_rivals.Figure("lm", "clip", "llama", "1", "int8", 2, 1, 50.0, 25.0, (2.0, 1.5, 3.0), None)
-    assert bench_rivals.table([line]).splitlines()[2] == (
+    assert bench_rivals.row(line) == (
         "| clip of 50 frames: llama int8 | 1 | 2 | 25.0 | 2.00 (1.50 to 3.00) |  |"
     )

@@ -57,9 +57,9 @@ def test_what_is_added_to_recipes_fits_them(recipe: str, more: str) -> None:
 
 def test_commands_are_parsed_by_the_package(tmp_path: Path) -> None:
     """All others have programs that are here, and their options."""
-    known = (Path(__file__).parent / "cli_options.txt").read_text()
+    options = (Path(__file__).parent / "cli_options.txt").read_text()
     for command in command_memory.commands(tmp_path):
         program, *words = command.arguments.split()
         if program.startswith("audiogen.generate"):
-            assert all(f"{program} {word} " in known for word in words if word.startswith("--")), words
+            assert all(f"{program} {word} " in options for word in words if word.startswith("--")), words
         assert program.endswith(".py") or program.startswith("audiogen."), sys.executable

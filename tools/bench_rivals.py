@@ -134,13 +134,12 @@ class Worker:
 
 
 def race(python: Path | str, settings: Sequence[dict[str, Any]], rounds: int, log: Path) -> Iterator[Figure]:
-    """Figures of the first engine, and of each other one in turns with it; those that failed print why."""
+    """Figures of each engine in turns with the first, whose own come last; those that failed print why."""
     first, *others = settings
     base = start(python, first, log)
     if base is None:
         return
     ours: dict[str, list[float]] = {}
-    figures = []
     for setting in others or [first]:
         rival = start(python, setting, log) if others else base  # or ours with itself
         for number in range(rounds if rival else 0):
@@ -154,11 +153,10 @@ def race(python: Path | str, settings: Sequence[dict[str, Any]], rounds: int, lo
                 rival.times.setdefault(name, []).append((pair[rival][name], pair[base][name]))
         if rival:
             rival.close()
-            figures += [figure(rival, name, *zip(*pairs, strict=True)) for name, pairs in rival.times.items()]
+            yield from (figure(rival, name, *zip(*pairs, strict=True)) for name, pairs in rival.times.items())
     if others:
         base.close()
         yield from (figure(base, name, values, values) for name, values in ours.items())
-    yield from figures
 
 
 def start(python: Path | str, setting: dict[str, Any], log: Path) -> Worker | None:
@@ -182,20 +180,17 @@ def figure(worker: Worker, name: str, theirs: Sequence[float], ours: Sequence[fl
     )  # fmt: skip
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """As Markdown."""
-    lines = [
-        "| | threads | batch | per second | ours is times as fast | error |",
-        "|---|---|---|---|---|---|",
-    ]
-    for each in figures:
-        what = f"{each.work} of {each.size:g} {'frames' if each.task == 'lm' else 's'}"
-        error = "" if each.error is None else f"{each.error:.1e}"
-        middle, least, most = each.times
-        times = "" if each.engine == "ours" else f"{middle:.2f} ({least:.2f} to {most:.2f})"
-        rest = f"{each.rate:.1f} | {times} | {error}"
-        lines.append(f"| {what}: {each.engine} {each.dtype} | {each.threads} | {each.batch} | {rest} |")
-    return "\n".join(lines)
+HEADER = "| | threads | batch | per second | ours is times as fast | error |\n|---|---|---|---|---|---|"
+
+
+def row(each: Figure) -> str:
+    """A line under HEADER."""
+    what = f"{each.work} of {each.size:g} {'frames' if each.task == 'lm' else 's'}"
+    error = "" if each.error is None else f"{each.error:.1e}"
+    middle, least, most = each.times
+    times = "" if each.engine == "ours" else f"{middle:.2f} ({least:.2f} to {most:.2f})"
+    rest = f"{each.rate:.1f} | {times} | {error}"
+    return f"| {what}: {each.engine} {each.dtype} | {each.threads} | {each.batch} | {rest} |"
 
 
 def machine() -> str:
@@ -266,11 +261,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             common["folder"] = str(args.environment / "models")
             engines = [e for e in ENGINES[task] if e == "ours" or e in (args.engines or ENGINES[task])]
             settings = [common | {"engine": engine} for engine in engines]
-            found = list(race(python, settings, args.rounds, args.environment / "log.txt"))
-            print(f"\n{shape}\n{table(found)}", flush=True)
-            figures += [{"shape": shape} | each._asdict() for each in found]
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps({"machine": where, "date": began, "figures": figures}, indent=1))
+            print(f"\n{shape}\n{HEADER}", flush=True)
+            for each in race(python, settings, args.rounds, args.environment / "log.txt"):
+                print(row(each), flush=True)
+                figures.append({"shape": shape} | each._asdict())
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.write_text(
+                    json.dumps({"machine": where, "date": began, "figures": figures}, indent=1)
+                )
     return 0
 
 

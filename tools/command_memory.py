@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,9 @@ def an_hour(path: Path) -> None:
 def measure(command: Command, threads: int, limit_s: float) -> tuple[float, float] | None:
     """Megabytes and seconds of processors; None, and a line, where it failed."""
     first, *rest = command.arguments.split()
+    for word in rest:
+        if word.startswith("out="):  # a run that is there would be resumed, at its end
+            shutil.rmtree(word.removeprefix("out="), ignore_errors=True)
     program = [sys.executable, first] if first.endswith(".py") else [sys.executable, "-m", first]
     variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
     line = [sys.executable, "-c", ALONE, *program, *rest]
