@@ -80,6 +80,7 @@ def installed() -> Iterator[None]:
         sys.exit(2)
 
 
+RESEND_S = 0.02  # until an interrupt that was lost comes again
 _holds: list[None] = []
 _late: list[int] = []
 
@@ -121,6 +122,16 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         else:
             raise KeyboardInterrupt
 
+    def lost(ignored: Any) -> None:
+        """An interrupt in a finaliser or in a callback from C goes no further: send the signal again."""
+        if received and issubclass(ignored.exc_type, KeyboardInterrupt):
+            again.append(threading.Timer(RESEND_S, os.kill, (os.getpid(), received[-1])))
+            again[-1].daemon = True
+            again[-1].start()
+        else:
+            sys.__unraisablehook__(ignored)
+
+    again: list[threading.Timer] = []
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -128,8 +139,12 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         signal.signal(signal.SIGTERM, interrupt)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is ignored in a background job
             signal.signal(signal.SIGINT, interrupt)
+        sys.unraisablehook = lost
     try:
-        return main(argv) or 0
+        status = main(argv) or 0
+        if received:
+            raise KeyboardInterrupt  # it was lost
+        return status
     except BaseException as error:
         # A KeyboardInterrupt within a package's C or Rust may come out of it as another exception.
         if received or isinstance(error, KeyboardInterrupt):
@@ -153,6 +168,10 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
             return 2
         raise
     finally:
+        for timer in again:
+            timer.cancel()
+        if before:
+            sys.unraisablehook = sys.__unraisablehook__
         for number, handler in before.items():
             if signal.getsignal(number) is interrupt:  # not where a signal came
                 signal.signal(number, handler)

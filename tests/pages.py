@@ -19,7 +19,8 @@ ELSEWHERE = {"serving.md": "tests/serve/test_docs.py", "scaling.md": "tests/code
 ORDER = (
     "../README.md quickstart.md generate.md control.md finishing.md provenance.md your-sounds.md adapters.md train.md "
     "codec.md diffusion.md "
-    "released-models.md evaluate.md results.md performance.md faq.md troubleshooting.md extending.md CONTRIBUTING.md"
+    "released-models.md evaluate.md results.md performance.md rivals.md faq.md troubleshooting.md extending.md "
+    "CONTRIBUTING.md"
 ).split()
 REASONS = (
     "needs a GPU",

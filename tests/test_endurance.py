@@ -14,8 +14,9 @@ from audiogen import audio
 from audiogen.codec.segmented import in_segments
 from audiogen.codec.transcode import Clip, Sound, encode_clips
 from audiogen.errors import InputError
+from audiogen.generate.files import write
 from audiogen.generate.jobs import Job
-from audiogen.generate.run import write
+from audiogen.generate.options import parse_arguments
 from audiogen.generators.token import AudioGen
 from audiogen.models.build import load_codec
 from tools.endurance import slopes, watch
@@ -117,7 +118,10 @@ def test_generations_and_streams_leave_nothing(tmp_path: Path) -> None:
         audio.save(job.path, sound, generator.sample_rate)
 
     assert flat(generate, 40)
-    assert flat(lambda number: write(job, torch.zeros(1, 640), generator.sample_rate, overwrite=True), 5)
+    args = parse_arguments(["--text", "rain", "--model", "lm_tiny", "--overwrite"])
+    args.inputs = {}
+    silence, rate = torch.zeros(1, 640), generator.sample_rate
+    assert flat(lambda number: write(args, job, silence, rate, generator), 5)
     generator.max_frames = 20  # short windows, of which many pass
     blocks = generator.stream("rain", None, seed=0)
     assert flat(lambda number: next(blocks), 20, settle=10)

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from audiogen import command
-from audiogen.errors import InputError, run_command
-from audiogen.info.sounds import is_sound
+from audiogen.errors import InputError, installed, run_command
+
+with installed():
+    from audiogen.info.sounds import is_sound
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -34,9 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="of sound files: look for AudioSeal's watermark (extra watermark)",
     )
     command.add_output(parser)
-    command.add_help(
-        parser, examples=("", "lm_tiny --words", "rain.wav", "lm_tiny --card", "facebook/audiogen-medium")
-    )
+    command.add_help(parser, examples=("", "lm_tiny --words", "rain.wav", "facebook/audiogen-medium"))
     return parser
 
 

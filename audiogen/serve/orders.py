@@ -247,6 +247,9 @@ def origin(worker: Worker, order: Order) -> Provenance:
     settings = {name: value for name, value in vars(order.sampling).items() if value not in (None, False)}
     if order.sampling.in_order is not None:
         settings["in_order"] = "yes" if order.sampling.in_order else "no"
+    if order.sampling.schedule is not None:
+        settings["schedule"] = "; ".join(f"{start_s!r}:{text}" for start_s, text in order.sampling.schedule)
+    settings["crossfade"] = settings.pop("crossfade_s", None)
     settings |= order.finish.given()
     settings |= {
         "text": order.text,
@@ -257,9 +260,13 @@ def origin(worker: Worker, order: Order) -> Provenance:
     settings |= {"model": worker.name, "stream": order.is_streamed}  # not the folder in which the model lies
     inputs = {}
     if order.edit is not None:
-        span = order.edit.inpaint
-        settings |= {"init": UPLOADED, "strength": order.edit.strength}
-        settings |= {"inpaint": None if span is None else f"{span[0]}:{span[1]}"}
+        edit = order.edit
+        settings |= {"init": UPLOADED, "strength": edit.strength, "upsample": edit.upsample}
+        given_parts: Any = edit.inpaint or ()
+        parts = [each if isinstance(each, tuple) else given_parts for each in given_parts]
+        settings |= {"inpaint": list(dict.fromkeys(f"{begin}:{end}" for begin, end in parts)) or None}
+        settings |= {"extend": edit.extend_s or None, "extend_before": edit.extend_before_s or None}
+        settings["inpaint_resample"] = None if edit.inpaint_resample == 1 else edit.inpaint_resample
         inputs["init"] = order.uploaded
     if order.prompt is not None:
         settings["continue_from"], inputs["continue_from"] = UPLOADED, order.uploaded

@@ -151,7 +151,7 @@ def test_repeated_steps_bring_what_is_new_nearer_to_what_is_kept(system: str, sa
     assert torch.equal(often[..., ~new], latents[..., ~new])
     assert 1.65 - often[..., 12].mean() < 0.5 * (1.65 - once[..., 12].mean()) and often[..., 12].mean() < 1.66
     assert 1.24 - often[..., 23].mean() < 0.6 * (1.24 - once[..., 23].mean())
-    assert 0.12 < often[..., 12].std() < 0.2
+    assert 0.12 < often[..., 12].std() < 0.25
 
 
 def test_samplers_whose_steps_depend_on_others_are_not_repeated() -> None:

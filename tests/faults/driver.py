@@ -171,11 +171,13 @@ def run(
             os.setsid()
             signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
             signal.alarm(TIMEOUT_S)
+            # an interrupt that a finaliser swallows before the command has begun is none of its
+            sys.unraisablehook = lambda ignored: os._exit(130)
             for number, path in ((1, os.devnull), (2, errors)):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             package, *command = verb.split()
             main = __import__(f"audiogen.{package}.__main__", fromlist=["main"]).main
-            begun = True
+            begun, sys.unraisablehook = True, sys.__unraisablehook__
             if fault is not None:
                 SHIM.fault_arm(fault[0].encode(), *fault[1:])
             status = run_command(main, [*command, *words])

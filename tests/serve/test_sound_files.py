@@ -83,7 +83,7 @@ def test_a_sound_of_an_upload_names_its_hash(client: Client, tmp_path: Path) -> 
     given = {"files": {"file": ("b.wav", file)}, "data": {"settings": settings, "inpaint": "0.1:0.3"}}
     found = record(client("POST", "/v1/audio/edit", **given).content, tmp_path, "wav")
     assert found.inputs == {"init": hashlib.sha256(file).hexdigest()}
-    assert found.settings is not None and found.settings["inpaint"] == "0.1:0.3"
+    assert found.settings is not None and found.settings["inpaint"] == ["0.1:0.3"]
 
 
 def test_loudness_rate_and_width_are_of_what_is_sent(client: Client) -> None:

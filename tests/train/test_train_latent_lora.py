@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from audiogen import audio
 from audiogen import lora as low_rank
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
@@ -98,7 +99,7 @@ def test_sounds_with_weights(lora_run: Train, tiny_latent: Path, tmp_path: Path)
     def sound(name: str, *options: str) -> bytes:
         words = ["--text", "a tone", "--duration", "0.1", "--steps", "2", "--device", "cpu", *options]
         assert generate([*words, "--out", str(tmp_path / name)]) == 0
-        return (tmp_path / name).read_bytes()
+        return audio.load(tmp_path / name)[0].numpy().tobytes()
 
     base = sound("base.wav", "--model", str(tiny_latent))
     assert sound("0.wav", "--adapter", f"{run}:0") == base

@@ -276,7 +276,9 @@ def test_every_recipe_is_complete_and_prints_as_itself(
     name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     # what is distilled has a teacher, of a run before
-    start = ["init_from=lafma_tiny" if load_recipe(name).task == "distil" else "init_from=null"]
+    start = [
+        "init_from=lafma_tiny" if load_recipe(name).task in ("distil", "latent_lora") else "init_from=null"
+    ]
     assert main([f"recipe={name}", *start, "--print-config"]) == 0
     printed = capsys.readouterr().out
     (tmp_path / "again.yaml").write_text(printed)
