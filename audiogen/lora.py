@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audiogen.config import Positive, Range
+from audiogen.config import Positive, Range, check_ranges
 from audiogen.errors import InputError
 from audiogen.files.tensors import match, shaped
 
@@ -29,12 +29,21 @@ class Rank:
     """How large adapters are, and how they learn.
 
     rank: r. alpha: the product's weight is alpha / rank, so that another rank needs no other learning rate.
-    dropout: on the input of A, in training.
+    dropout: on the input of A, in training. targets: kinds of matrices, which each family names.
     """
 
     rank: Positive = 16
     alpha: Annotated[float, Range(0, math.inf, above=True, below=True)] = 16.0
     dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
+    targets: tuple[str, ...] = ()
+
+    def check(self, allowed: Iterable[str]) -> None:
+        """InputError for numbers out of range, and for targets that are not among those allowed, or none."""
+        check_ranges(self, "lora")
+        if not self.targets or not set(self.targets) <= set(allowed):
+            raise InputError(
+                f"lora.targets is {list(self.targets)}; give one or more of {', '.join(allowed)}"
+            )
 
 
 class Update(NamedTuple):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from audiogen import lora
 from audiogen.adapters import KINDS, Adapter
-from audiogen.config import build, check_ranges, to_plain
+from audiogen.config import build, to_plain
 from audiogen.diffusion.denoisers import AudioUNet, Denoiser, TextUNet
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
@@ -54,12 +54,7 @@ class LatentLoraConfig(lora.Rank):
     targets: tuple[str, ...] = tuple(TARGETS)
 
     def __post_init__(self) -> None:
-        check_ranges(self, "lora")
-        unknown = [target for target in self.targets if target not in TARGETS]
-        if unknown or not self.targets:
-            raise InputError(
-                f"lora.targets is {list(self.targets)}; give one or more of {', '.join(TARGETS)}"
-            )
+        self.check(TARGETS)
 
 
 def add(denoiser: Denoiser, config: LatentLoraConfig) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from audiogen import lora
 from audiogen.adapters import KINDS, Adapter
-from audiogen.config import build, check_ranges, to_plain
+from audiogen.config import build, to_plain
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.lm.model import TokenLM
@@ -36,12 +36,7 @@ class LoraConfig(lora.Rank):
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
-        check_ranges(self, "lora")
-        unknown = [target for target in self.targets if target not in TARGETS]
-        if unknown or not self.targets:
-            raise InputError(
-                f"lora.targets is {list(self.targets)}; give one or more of {', '.join(TARGETS)}"
-            )
+        self.check(TARGETS)
 
 
 def add(lm: TokenLM, config: LoraConfig) -> None:
