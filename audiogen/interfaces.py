@@ -276,7 +276,7 @@ class Edit:
     def spans(self) -> tuple[tuple[float, float], ...]:
         """Begin and end, in seconds of the result, of each part that is generated anew while the rest is kept."""
         first, last = self.extend_before_s, self.extend_before_s + self._own_s
-        parts = [(first + begin, first + end) for begin, end in self._inpaint]
+        parts = [(first + begin, first + end) for begin, end in self.parts]
         parts = [(0.0, first), *parts] if first else parts
         return (*parts, (last, self.duration_s)) if self.extend_s else tuple(parts)
 
@@ -298,7 +298,7 @@ class Edit:
         return self.audio.shape[-1] / self.sample_rate
 
     @property
-    def _inpaint(self) -> tuple[tuple[float, float], ...]:
+    def parts(self) -> tuple[tuple[float, float], ...]:
         """The parts of the given sound."""
         if not self.inpaint:
             return ()
@@ -308,7 +308,7 @@ class Edit:
     def _check_inpaint(self, duration_s: float) -> None:
         """Raise InputError for parts that are not in order, or not within so much of the given sound."""
         end_before = 0.0
-        for begin, end in self._inpaint:
+        for begin, end in self.parts:
             if not end_before <= begin < end <= duration_s:
                 after = f"; the part before it ends at {end_before:g} s" if end_before else ""
                 raise InputError(

@@ -262,9 +262,7 @@ def origin(worker: Worker, order: Order) -> Provenance:
     if order.edit is not None:
         edit = order.edit
         settings |= {"init": UPLOADED, "strength": edit.strength, "upsample": edit.upsample}
-        given_parts: Any = edit.inpaint or ()
-        parts = [each if isinstance(each, tuple) else given_parts for each in given_parts]
-        settings |= {"inpaint": list(dict.fromkeys(f"{begin}:{end}" for begin, end in parts)) or None}
+        settings |= {"inpaint": [f"{begin}:{end}" for begin, end in edit.parts] or None}
         settings |= {"extend": edit.extend_s or None, "extend_before": edit.extend_before_s or None}
         settings["inpaint_resample"] = None if edit.inpaint_resample == 1 else edit.inpaint_resample
         inputs["init"] = order.uploaded
