@@ -7,6 +7,7 @@ Their names are no public interface and may change with PyTorch, so they stand i
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,26 @@ def has_packed_products(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
+def is_wrong_in_bfloat16(num_inputs: int, kernel_size: int, stride: int) -> bool:
+    """Whether oneDNN may compute noise for a 1-D convolution in bfloat16.
+
+    With AMX, oneDNN 3.12 does for 4 to 28 channels in, kernels of 16, or of a stride of 4 or more, and some lengths;
+    never for more channels or without AMX (docs/performance.md has the map). The gradient of a transposed convolution
+    is such a convolution, of its channels out.
+    """
+    return 2 < num_inputs < 32 and (stride > 1 or kernel_size > 7)
+
+
+def convolve(layer: nn.Conv1d | nn.ConvTranspose1d, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """run(x), the convolution of `layer` under autocast: in float32 on a CPU where bfloat16 may be wrong."""
+    num_inputs = layer.out_channels if isinstance(layer, nn.ConvTranspose1d) else layer.in_channels
+    (kernel_size,), (stride,) = layer.kernel_size, layer.stride
+    if x.device.type != "cpu" or not is_wrong_in_bfloat16(num_inputs, kernel_size, stride):
+        return run(x)
+    with torch.autocast("cpu", enabled=False):
+        return run(x.to(layer.weight.dtype))
+
+
 def pack_linear(weight: Tensor, num_rows: int) -> Tensor:
     """A matrix [D_out, D_in] in the order that oneDNN chooses for products with `num_rows` rows; others run, too."""
     return torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
@@ -45,32 +66,57 @@ def linear(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
-class SteadyLinear(nn.Linear):
-    """nn.Linear, [..., D_in] -> [..., D_out], whose result on a CPU does not depend on the number of threads.
+def pack_conv2d(
+    weight: Tensor,
+    padding: list[int],
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+    shape: Sequence[int],
+) -> Tensor:
+    """A kernel [D_out, D_in, H, W] in the order that oneDNN chooses for inputs of this shape; others run, too."""
+    return torch.ops.mkldnn._reorder_convolution_weight(
+        weight.contiguous(), padding, stride, dilation, groups, list(shape)
+    )
 
-    That of PyTorch's own product, by MKL, does for some numbers of rows where there is AVX-512. It trains as nn.Linear.
-    """
 
-    def forward(self, input: Tensor) -> Tensor:
-        is_plain = input.device.type == "cpu" and input.dtype == self.weight.dtype == torch.float32
-        if not is_plain or torch.is_grad_enabled() or not has_packed_products(torch.float32):
-            return super().forward(input)
-        return linear(input, self.weight, self.bias)
+def conv2d(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    padding: list[int],
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """[B, D_in, T, M] -> [B, D_out, T', M'], both with the channels last in memory. padding: zeros on all sides."""
+    return torch.ops.mkldnn._convolution_pointwise(
+        x.contiguous(memory_format=torch.channels_last),
+        packed,
+        bias,
+        padding,
+        stride,
+        dilation,
+        groups,
+        "none",
+        [],
+        "",
+    )
 
 
 def pack_conv1d(weight: Tensor, stride: int, dilation: int, num_frames: int) -> Tensor:
     """A kernel [D_out, D_in, taps] in the order that oneDNN chooses for `num_frames` frames out; others run, too."""
-    size = [1, weight.shape[1], 1, stride * num_frames]
-    wide = weight[:, :, None].contiguous()  # as a picture of height 1: there are no 1-D kernels
-    return torch.ops.mkldnn._reorder_convolution_weight(wide, [0, 0], [1, stride], [1, dilation], 1, size)
+    wide = weight[:, :, None]  # as a picture of height 1: there are no 1-D kernels
+    shape = (1, weight.shape[1], 1, stride * num_frames)
+    return pack_conv2d(wide, [0, 0], [1, stride], [1, dilation], 1, shape)
 
 
-def conv1d(x: Tensor, packed: Tensor, bias: Tensor, padding: int, stride: int, dilation: int) -> Tensor:
+def conv1d(
+    x: Tensor, packed: Tensor, bias: Tensor | None, padding: int, stride: int, dilation: int
+) -> Tensor:
     """[B, D_in, N] -> [B, D_out, T], both with the channels last in memory. padding: zeros on both sides."""
-    wide = x[:, :, None].contiguous(memory_format=torch.channels_last)
-    return torch.ops.mkldnn._convolution_pointwise(
-        wide, packed, bias, [0, padding], [1, stride], [1, dilation], 1, "none", [], ""
-    )[:, :, 0]
+    wide = x[:, :, None]
+    return conv2d(wide, packed, bias, [0, padding], [1, stride], [1, dilation], 1)[:, :, 0]
 
 
 def pack_lstm(lstm: nn.LSTM, dtype: torch.dtype, num_frames: int) -> list[tuple[Tensor, ...]]:

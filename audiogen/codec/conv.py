@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, cat, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from audiogen.codec.packed import PackedConv1d, PackedConvTranspose1d, PackedLSTM
+from audiogen.onednn import convolve
+from audiogen.packed import PackedConv1d, PackedConvTranspose1d, PackedLSTM
 
 
 class PastInput(NamedTuple):
@@ -106,7 +107,9 @@ class PaddedConv1d(nn.Module):
         """[B, D_in, N] with `padding` zeros on both sides -> [B, D_out, frames]."""
         if self.packed is not None:
             return self.packed(x, padding)
-        return F.conv1d(x, self.conv.weight, self.conv.bias, self.stride, padding, self.conv.dilation)
+        weight, bias, dilation = self.conv.weight, self.conv.bias, self.conv.dilation
+        run = lambda x: F.conv1d(x, weight, bias, self.stride, padding, dilation)  # noqa: E731
+        return convolve(self.conv, run, x)
 
     def pack(self, dtype: torch.dtype) -> PackedConv1d:
         return PackedConv1d(self.conv, dtype)
@@ -167,7 +170,7 @@ class PaddedConvTranspose1d(nn.Module):
 
     def _convolve(self, x: Tensor) -> Tensor:
         """[B, D_in, T] -> [B, D_out, (T - 1) * stride + kernel]."""
-        return self.convtr(x) if self.packed is None else self.packed(x)
+        return convolve(self.convtr, self.convtr, x) if self.packed is None else self.packed(x)
 
     def pack(self, dtype: torch.dtype) -> PackedConvTranspose1d:
         return PackedConvTranspose1d(self.convtr, dtype)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from audiogen.codec.conv import StreamState
 from audiogen.codec.losses import log_magnitude_distance
-from audiogen.codec.packed import can_pack, pack
 from audiogen.codec.rvq import ResidualQuantizer
 from audiogen.codec.seanet import SeanetConfig, lookahead_samples, seanet_decoder, seanet_encoder
 from audiogen.codec.spectral import SpectralConfig, SpectralDecoder, SpectralEncoder
 from audiogen.config import Positive, Range, check_ranges
 from audiogen.errors import InputError
 from audiogen.interfaces import CodecOutput, check_samples
+from audiogen.packed import can_pack, pack
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from audiogen.codec.conv import PastInput, StreamState
-from audiogen.codec.packed import Linear
 from audiogen.config import NotNegative, Positive, check_ranges
 from audiogen.errors import InputError
 from audiogen.griffin_lim import add_frames, envelope, spectra
+from audiogen.packed import Linear
 
 FLOOR = 1e-4  # of a full-scale sine's magnitude (-80 dB): what is below counts as silence
 MEAN, STD = -6.0, 2.5  # of log magnitudes over real recordings, about

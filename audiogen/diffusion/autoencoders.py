@@ -9,20 +9,20 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Annotated, Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck, Snake1d
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiogen.config import Positive, Range, check_ranges
 from audiogen.diffusion.circle import padded
+from audiogen.diffusion.mdct import compress, expand, inverse_mdct, mdct, mdct_basis
 from audiogen.diffusion.mel import MelConfig, VocoderConfig, griffin_lim, log_mel, vocoder
 from audiogen.errors import InputError
+from audiogen.packed import can_pack, pack
 
 Scale = Annotated[float, Range(0, math.inf, above=True, below=True)]  # a number above 0
 
@@ -108,6 +108,7 @@ class WaveformAutoencoderConfig:
         return self.bands * math.prod(self.strides)
 
 
+CACHED = 2**16  # numbers that an activation takes at a time: 256 kB, and two of its kind
 LOOP_CONTEXT = 24  # latent frames of a loop that the decoders see beyond its ends; none reaches further
 
 AutoencoderConfig = MelAutoencoderConfig | WaveformAutoencoderConfig
@@ -123,6 +124,8 @@ class LatentAutoencoder(nn.Module):
     vae: Any
     scale_factor: Tensor
     bins: tuple[int, ...] = ()
+    dtype = torch.float32  # that decoders compute in, see `freeze`
+    packs_float32 = False  # whether packed weights make them faster in float32, too
 
     def __init__(self, config: AutoencoderConfig, sample_rate: int, channels: int, hop_length: int):
         super().__init__()
@@ -138,6 +141,20 @@ class LatentAutoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, D, T] or [B, D, T, M] -> audio [B, C, T * hop_length]."""
         return self.synthesise(self.decode_features(latents))
+
+    def freeze(self, dtype: torch.dtype) -> None:
+        """For inference only: decoders compute in `dtype`, float32 or bfloat16, by packed copies of their weights.
+
+        Only where there are kernels for it, on CPUs; elsewhere they compute in float32. Encoders always do.
+        """
+        if can_pack(self.scale_factor.device, dtype) and (dtype != torch.float32 or self.packs_float32):
+            self.dtype = dtype
+            for part in self.decoders():
+                pack(part, dtype)
+
+    def decoders(self) -> list[Any]:
+        """The networks that `freeze` packs."""
+        return [self.vae.decoder]
 
     def decode_loop(self, latents: Tensor) -> Tensor:
         """As `decode`, to [B, C, T * hop_length], of a sound whose end continues into its beginning."""
@@ -158,7 +175,13 @@ class LatentAutoencoder(nn.Module):
 
     def decode_features(self, latents: Tensor) -> Tensor:
         """Latents [B, D, T] or [B, D, T, M] -> what `synthesise` takes."""
-        return self.vae.decode(latents / self.scale_factor).sample
+        with self._lower():
+            return self.vae.decode(latents / self.scale_factor).sample.float()
+
+    def _lower(self) -> torch.autocast:
+        """Products in the number type of `freeze`."""
+        device = self.scale_factor.device.type
+        return torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
 
     def fit_scale(self, latents: Tensor) -> float:
         """Set the scale so that these latents, as `encode` gave them, get unit variance; returns it."""
@@ -226,13 +249,19 @@ class MelAutoencoder(LatentAutoencoder):
             return griffin_lim(mel, self.config.mel)[:, None]
         # A stage whose kernel exceeds its rate by an odd number makes one sample more than rate times its input: the
         # end is cut (32 samples of the released vocoder).
-        return self.vocoder(mel)[:, None, : mel.shape[1] * hop_length]
+        with self._lower():
+            return self.vocoder(mel).float()[:, None, : mel.shape[1] * hop_length]
+
+    def decoders(self) -> list[Any]:
+        """The networks that `freeze` packs: the VAE's, and the vocoder where there is one."""
+        return [self.vae.post_quant_conv, self.vae.decoder, *([] if self.vocoder is None else [self.vocoder])]
 
 
 class WaveformAutoencoder(LatentAutoencoder):
     """AutoencoderOobleck on samples or on MDCT bands, its activations by `Snake`."""
 
     config: WaveformAutoencoderConfig
+    packs_float32 = True
 
     def __init__(self, config: WaveformAutoencoderConfig):
         super().__init__(config, config.sample_rate, config.channels, config.hop_length)
@@ -295,10 +324,11 @@ class SnakeFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(x, alpha, scale)
-        made = torch.empty_like(x)
+        made, twice, half = torch.empty_like(x), 2 * alpha, -0.5 * scale
         for part, out in zip(_parts(x), _parts(made), strict=True):
-            wave = (part.to(alpha.dtype) * (2 * alpha)).cos_().sub_(1.0)  # -2 sin(alpha x)^2
-            out.copy_(torch.addcmul(part.to(alpha.dtype), wave, scale, value=-0.5))
+            part = part.to(alpha.dtype)
+            wave = (part * twice).cos_().sub_(1.0)  # -2 sin(alpha x)^2
+            out.copy_(torch.addcmul(part, wave, half, out=wave))
         return made
 
     @staticmethod
@@ -327,58 +357,9 @@ def use_snakes(network: nn.Module) -> None:
                 setattr(parent, name, Snake(part))
 
 
-def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    """Rows of [B, ...] one by one on a CPU, where they fit its cache; all at once on a GPU."""
-    return x.split(1) if x.device.type == "cpu" else (x,)
-
-
-# --------------------------------------------------------------------------------------------------- MDCT
-# The modified discrete cosine transform (Princen and Bradley, 1986): audio as coefficients of overlapping frames, as
-# many as samples, and back. A network on 64 bands of 250 Hz does a small part of the work of one on 16,000 samples a
-# second.
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is cached during inference must serve training as well
-def mdct_basis(num_bands: int, device: str = "cpu") -> Tensor:
-    """Windowed cosines [M, 2 M], M = num_bands; frames of them, num_bands apart, are an orthonormal basis."""
-    n = torch.arange(2 * num_bands, dtype=torch.float64, device="cpu") + 0.5
-    k = torch.arange(num_bands, dtype=torch.float64, device="cpu")[:, None] + 0.5
-    window = torch.sin(math.pi * n / (2 * num_bands))
-    cosines = torch.cos(math.pi / num_bands * (n + num_bands / 2) * k)
-    return (math.sqrt(2 / num_bands) * window * cosines).float().to(device)
-
-
-def mdct(audio: Tensor, basis: Tensor) -> Tensor:
-    """Audio [B, C, N] -> coefficients [B, C * bands, N / bands], float32; N is a multiple of the even number of bands.
-
-    The first and the last half frame overlap with nothing, and come back with their mirror image on top.
-    """
-    bands = len(basis)
-    with torch.autocast(audio.device.type, enabled=False):
-        rows = rearrange(audio.float(), "b c n -> (b c) 1 n")
-        frames = F.conv1d(rows, basis[:, None], stride=bands, padding=bands // 2)
-    return rearrange(frames, "(b c) m t -> b (c m) t", c=audio.shape[1])
-
-
-def inverse_mdct(coefficients: Tensor, basis: Tensor) -> Tensor:
-    """Coefficients [B, C * bands, T] -> audio [B, C, T * bands], float32."""
-    bands = len(basis)
-    with torch.autocast(coefficients.device.type, enabled=False):
-        frames = rearrange(coefficients.float(), "b (c m) t -> (b c) m t", m=bands)
-        audio = F.conv_transpose1d(frames, basis[:, None], stride=bands, padding=bands // 2)
-    return rearrange(audio, "(b c) 1 n -> b c n", b=len(coefficients))
-
-
-def compress(coefficients: Tensor) -> Tensor:
-    """sign(x) sqrt(|x|) times 4 of any shape, which makes loud coefficients about 1 and halves the range in dB.
-
-    Quiet coefficients are then large enough for the network's activations to be non-linear.
-    """
-    return 4.0 * coefficients.sign() * coefficients.abs().sqrt()
-
-
-def expand(compressed: Tensor) -> Tensor:
-    """Undo `compress`, in float32; any shape."""
-    compressed = compressed.float()
-    return compressed * compressed.abs() / 16.0  # 4 squared
+def _parts(x: Tensor) -> list[Tensor]:
+    """Pieces of [B, C, T] that fit each thread's cache on a CPU; all at once on a GPU."""
+    if x.device.type != "cpu":
+        return [x]
+    frames = max(1, CACHED * torch.get_num_threads() // x.shape[1])
+    return [piece for row in x.split(1) for piece in row.split(frames, dim=2)]

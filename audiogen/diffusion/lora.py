@@ -26,6 +26,7 @@ from audiogen.config import build, to_plain
 from audiogen.diffusion.denoisers import AudioUNet, Denoiser, TextUNet
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
+from audiogen.packed import pack
 
 KIND = KINDS[1]
 WEIGHTS, FINGERPRINT = "pytorch_lora_weights.safetensors", "fingerprint.safetensors"
@@ -106,6 +107,7 @@ def load_adapters(denoiser: Denoiser, adapters: Sequence[Adapter]) -> None:
     lora.add_updates(
         denoiser.network, [(_read(adapter.path, denoiser), adapter.weight) for adapter in adapters]
     )
+    pack(denoiser, None)  # copies of the weights that were
 
 
 def _read(path: Path, denoiser: Denoiser) -> dict[str, lora.Update]:

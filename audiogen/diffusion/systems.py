@@ -25,7 +25,7 @@ from audiogen.diffusion.denoisers import (
     TextUNetConfig,
     denoiser,
 )
-from audiogen.diffusion.pointwise import use_products
+from audiogen.diffusion.products import use_products
 from audiogen.errors import InputError
 from audiogen.text.clap import Clap
 from audiogen.text.encoder import FrozenEncoder

@@ -19,13 +19,7 @@ from audiogen.device import DTYPES, choose_device
 from audiogen.diffusion.circle import OVERLAP_S, around, frames_of, seen_frames, stretched
 from audiogen.diffusion.conditioning import Conditioning, mix, stack
 from audiogen.diffusion.process import PROCESSES, Process, process_of
-from audiogen.diffusion.sample import (
-    SAMPLINGS,
-    Denoise,
-    Noise,
-    sample,
-    together,
-)
+from audiogen.diffusion.sample import SAMPLINGS, Denoise, Noise, sample, together
 from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.samplers import make_sampler
 from audiogen.diffusion.timeline import Guided, in_turn
@@ -42,6 +36,7 @@ from audiogen.models.diffusers import save_diffusers
 from audiogen.models.find import SYSTEM, Found, find
 from audiogen.models.released import load_released
 from audiogen.models.systems import Released
+from audiogen.packed import can_pack, pack
 from audiogen.text.clap import Clap
 from audiogen.text.order import events
 from audiogen.text.t5 import TextStates
@@ -67,7 +62,7 @@ class LatentGenerator(Published):
         clap: Clap | None = None,
         info: Mapping[str, Any] | None = None,
     ):
-        """released: in evaluation mode; it becomes this generator's own. dtype: that the denoiser computes in.
+        """released: in evaluation mode; it becomes this generator's own. dtype: see `from_pretrained`.
 
         clap: ranks candidates; None is the system's own. info: how it was made, from its info.json.
         """
@@ -102,11 +97,11 @@ class LatentGenerator(Published):
     ) -> LatentGenerator:
         """Open a bundled system, a run's directory, or a release in any format of `models.released`, or its hub id.
 
-        name_or_dir: one of those, or what `find` found. device: as in `AudioGen`. dtype: that the denoiser computes in,
-        its weights staying float32: "float32", "bfloat16", "float16" (CUDA), or "auto" for bfloat16 on CUDA and float32
-        elsewhere. text_encoder: a T5 (for AudioLDM, which has none, a CLAP), directory or hub id, in place of the one
-        that the system names. heads, ema: see `load_released`; `notes` says what was used. clap: a CLAP model with an
-        audio branch, directory or hub id, that ranks candidates.
+        name_or_dir: one of those, or what `find` found. device: as in `AudioGen`. dtype: "float32", "bfloat16",
+        "float16" (CUDA), or "auto" for bfloat16 on CUDA and float32 elsewhere: that the denoiser computes in, and on a
+        CPU the decoders, while the weights stay float32. text_encoder: a T5 (for AudioLDM, which has none, a CLAP),
+        directory or hub id, in place of the one that the system names. heads, ema: see `load_released`; `notes` says
+        what was used. clap: a CLAP model with an audio branch, directory or hub id, that ranks candidates.
         """
         found = find(name_or_dir, SYSTEM)
         with _quiet():
@@ -200,6 +195,7 @@ class LatentGenerator(Published):
     def reconstruct(self, audio: Tensor) -> Tensor:
         """Audio [B, C, N] at the model's rate and channels through the autoencoder -> [B, C, N]: the upper bound."""
         check_samples(audio, "the audio")
+        self._pack()
         sounds = [self._decode(self.system.autoencoder.encode(row[None].to(self.device))) for row in audio]
         return torch.stack([sound[:, : audio.shape[-1]] for sound in sounds])
 
@@ -224,6 +220,7 @@ class LatentGenerator(Published):
         lacking = requests.given(sampling, requests.LM_DRAWS)
         requests.refuse({"prompt": prompt, **lacking}, requests.FAMILIES[1])
         request = requests.check(self, texts, duration_s, seed, guidance, sampling)
+        self._pack()
         chosen = self.sampling(
             sampling.steps, sampling.sampler, guidance, sampling.guidance_rescale, sampling.in_order
         )
@@ -298,6 +295,12 @@ class LatentGenerator(Published):
     ) -> Iterator[Tensor]:
         """InputError: all of a sound is denoised together, so no piece of it is ready before the others."""
         raise InputError(f"stream is not for {requests.FAMILIES[1]}; use generate")
+
+    def _pack(self) -> None:
+        """On a CPU, copies of the weights in the order and number type that its kernels want; made at first use."""
+        self.system.autoencoder.freeze(self.dtype)
+        if self.dtype != torch.float32 and can_pack(self.device, self.dtype):
+            pack(self.system.denoiser, self.dtype)
 
     def _denoise(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The prediction for x_t; weights and times stay float32 whatever the products are computed in."""

@@ -31,13 +31,12 @@ from torch.nn import functional as F
 
 from audiogen.codec.conv import PaddedConv1d, plain_weights
 from audiogen.codec.model import Codec
-from audiogen.codec.packed import Linear
 from audiogen.codec.spectral import FLOOR, LOUDEST, MEAN, MOMENTUM, PHASE_FRAMES, STD, normalised
 from audiogen.errors import InputError
 from audiogen.files import writing
 from audiogen.interfaces import Codec as AnyCodec
 from audiogen.lm.model import TokenLM
-from audiogen.onednn import SteadyLinear
+from audiogen.packed import Linear
 from audiogen.text.t5 import T5Conditioner
 
 OPSET = 18
@@ -336,7 +335,7 @@ def _write(
 
     module = copy.deepcopy(module).eval().requires_grad_(False)
     for layer in module.modules():
-        if isinstance(layer, (SteadyLinear, Linear)):
+        if isinstance(layer, Linear):
             setattr(layer, "__class__", nn.Linear)  # noqa: B010 (the others call kernels that no graph has)
         elif isinstance(layer, PaddedConv1d):
             layer.__class__ = _WholeConv1d

@@ -17,7 +17,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint, hub, writing
 from audiogen.files.tensors import check_sizes, empty, fill
 from audiogen.interfaces import Condition
-from audiogen.onednn import SteadyLinear
+from audiogen.packed import Linear
 from audiogen.text import encoder
 from audiogen.text.condition import from_rows
 from audiogen.text.encoder import SHARED, STACK, FrozenEncoder, PretrainedTokenizer, TextEncoder
@@ -113,7 +113,7 @@ class T5Conditioner(nn.Module):
             self.frozen = frozen or encoder.named(config.encoder)
             self.frozen.cache_dir = config.cache_dir
             encoder_width = self.frozen.width
-        self.output_proj = SteadyLinear(encoder_width, config.width)
+        self.output_proj = Linear(encoder_width, config.width)
 
     def text_encoder(self) -> TextEncoder:
         """Stack (float32, its shape in `.config`) and tokenizer; a frozen encoder is opened for it."""

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from audiogen.config import Positive, Range, check_ranges
 from audiogen.errors import InputError
-from audiogen.onednn import SteadyLinear
+from audiogen.packed import Linear
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Attention(nn.Module):
         super().__init__()
         inner = shape.num_heads * shape.d_kv
         self.num_heads, self.dropout = shape.num_heads, shape.dropout_rate
-        self.q = SteadyLinear(shape.d_model, inner, bias=False)
-        self.k = SteadyLinear(shape.d_model, inner, bias=False)
-        self.v = SteadyLinear(shape.d_model, inner, bias=False)
-        self.o = SteadyLinear(inner, shape.d_model, bias=False)
+        self.q = Linear(shape.d_model, inner, bias=False)
+        self.k = Linear(shape.d_model, inner, bias=False)
+        self.v = Linear(shape.d_model, inner, bias=False)
+        self.o = Linear(inner, shape.d_model, bias=False)
         if has_bias:
             self.relative_attention_bias = nn.Embedding(shape.relative_attention_num_buckets, shape.num_heads)
 
@@ -92,11 +92,11 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = shape.feed_forward_proj == "gated-gelu"
         if self.gated:
-            self.wi_0 = SteadyLinear(shape.d_model, shape.d_ff, bias=False)
-            self.wi_1 = SteadyLinear(shape.d_model, shape.d_ff, bias=False)
+            self.wi_0 = Linear(shape.d_model, shape.d_ff, bias=False)
+            self.wi_1 = Linear(shape.d_model, shape.d_ff, bias=False)
         else:
-            self.wi = SteadyLinear(shape.d_model, shape.d_ff, bias=False)
-        self.wo = SteadyLinear(shape.d_ff, shape.d_model, bias=False)
+            self.wi = Linear(shape.d_model, shape.d_ff, bias=False)
+        self.wo = Linear(shape.d_ff, shape.d_model, bias=False)
         self.dropout = nn.Dropout(shape.dropout_rate)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from audiogen.codec.packed import can_pack
+from audiogen.packed import can_pack
 from tools import bench_codec
 
 CPU = torch.device("cpu")

@@ -10,13 +10,13 @@ from audiogen import audio
 from audiogen.codec.__main__ import main
 from audiogen.codec.conv import PaddedConv1d, PaddedConvTranspose1d, ResidualLSTM
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.codec.packed import can_pack, pack
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.spectral import SpectralConfig
 from audiogen.codec.stream import decode_live, encode_stream
 from audiogen.errors import InputError
 from audiogen.models.build import load_codec
 from audiogen.models.own import save_codec
+from audiogen.packed import can_pack, pack
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="PyTorch without oneDNN")
@@ -202,3 +202,36 @@ def test_a_codec_that_does_not_compute_in_bfloat16_says_so() -> None:
             codec.freeze(torch.bfloat16)
     with pytest.raises(InputError, match="does not compute in float16"):
         Codec(CONFIG).freeze(torch.float16)
+
+
+# Where oneDNN computes noise with AMX; kernels of two strides are packed as matrices of hops, the others are not.
+@needs_bfloat16
+@pytest.mark.parametrize("num_frames", [64, 65, 100, 127])
+@pytest.mark.parametrize(
+    ("dim", "kernel_size", "stride"), [(8, 8, 4), (16, 4, 4), (24, 8, 4), (8, 16, 1), (12, 16, 8), (8, 16, 5)]
+)
+def test_convolutions_that_onednn_gets_wrong_in_bfloat16(
+    dim: int, kernel_size: int, stride: int, num_frames: int
+) -> None:
+    torch.manual_seed(0)
+    layer, x = PaddedConv1d(dim, 8, kernel_size, stride), torch.randn(1, dim, num_frames)
+    pack(layer, None)
+    expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        trained = layer(x)
+        pack(layer, torch.bfloat16)
+        packed = layer(x)
+    for found in (trained, packed):
+        assert (found.float() - expected).norm() < 0.02 * expected.norm()
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("stride", [4, 8])
+def test_gradients_that_onednn_gets_wrong_in_bfloat16(stride: int) -> None:
+    torch.manual_seed(0)
+    layer, x = PaddedConvTranspose1d(16, 24, 2 * stride, stride), torch.randn(1, 16, 64, requires_grad=True)
+    weights = torch.randn(1, 24, 64 * stride)
+    (expected,) = torch.autograd.grad((layer(x) * weights).sum(), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad((layer(x) * weights).sum(), x)
+    assert (found - expected).norm() < 0.02 * expected.norm()

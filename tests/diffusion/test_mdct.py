@@ -5,15 +5,8 @@ import math
 import pytest
 import torch
 
-from audiogen.diffusion.autoencoders import (
-    WaveformAutoencoder,
-    WaveformAutoencoderConfig,
-    compress,
-    expand,
-    inverse_mdct,
-    mdct,
-    mdct_basis,
-)
+from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
+from audiogen.diffusion.mdct import compress, expand, inverse_mdct, mdct, mdct_basis
 from audiogen.errors import InputError
 from audiogen.files.tensors import empty
 

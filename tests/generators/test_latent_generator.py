@@ -266,11 +266,7 @@ def test_candidates_are_ranked_by_clap(systems, tmp_path: Path) -> None:
         systems["lafma"].generate([text], 0.1, sampling=Sampling(candidates=2))
 
 
-def test_bfloat16_computes_the_same_sound_roughly(systems) -> None:
-    rounded = LatentGenerator(make("tangoflux"), "cpu", "bfloat16")
-    exact = systems["tangoflux"].generate(["rain"], 0.2, sampling=Sampling(steps=4))
-    sound = rounded.generate(["rain"], 0.2, sampling=Sampling(steps=4))
-    assert not torch.equal(sound, exact) and (sound - exact).norm() < 0.1 * exact.norm()
+def test_number_types_that_cannot_be() -> None:
     for dtype, said in (("int8", "dtype is 'int8'"), ("float16", "float16 is for GPUs")):
         with pytest.raises(InputError, match=said):
             LatentGenerator(make("tangoflux"), "cpu", dtype)

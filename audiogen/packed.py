@@ -1,9 +1,9 @@
-"""Layers of a frozen codec whose weights lie in the order of oneDNN's CPU kernels (see `onednn.py`).
+"""Layers for inference whose weights lie in the order of oneDNN's CPU kernels (see `onednn.py`).
 
 PyTorch brings the weights of convolutions and LSTMs into that order at every call, which for a short block takes longer
 than the product itself, and audio [B, D, N] into blocks of channels and back. Here the weights are reordered once, and
-audio keeps its shape but lies in memory as [B, N, D] ("channels last"), which the kernels take without a copy. For
-matrices PyTorch has MKL instead, which on some CPUs is half as fast.
+audio keeps its shape but lies in memory as [B, N, D] ("channels last"), pictures [B, D, T, M] as [B, T, M, D], which
+the kernels take without a copy. For matrices PyTorch has MKL instead, which on some CPUs is half as fast.
 
 A layer that can compute so is `Packable`. Its own weights stay, for saving and training, and must not change while it
 is packed.
@@ -36,33 +36,71 @@ class Packable(Protocol):
 
 
 def pack(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """Switch all layers of a module to packed weights in `dtype`, or with None back to their own."""
+    """Switch all layers of a module to packed weights in `dtype`, or with None back to their own.
+
+    Layers that are packed stay as they are: with None first, all are packed anew.
+    """
     for layer in module.modules():
         if isinstance(layer, Packable):
-            layer.packed = None if dtype is None else layer.pack(dtype)
+            if dtype is None:
+                layer.packed = None
+            elif layer.packed is None:
+                layer.packed = layer.pack(dtype)
 
 
 class Linear(nn.Linear):
-    """nn.Linear that can be packed: [B, T, D_in] -> [B, T, D_out]."""
+    """nn.Linear, [..., D_in] -> [..., D_out], that can be packed; it trains as nn.Linear does.
+
+    Without packed weights, too, its result on a CPU does not depend on the number of threads. That of PyTorch's own
+    product, by MKL, does for some numbers of rows where there is AVX-512.
+    """
 
     packed: "PackedLinear | None" = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.packed is None else self.packed(x)
+    def forward(self, input: Tensor) -> Tensor:
+        if self.packed is not None:
+            return self.packed(input)
+        is_plain = input.device.type == "cpu" and input.dtype == self.weight.dtype == torch.float32
+        if not is_plain or torch.is_grad_enabled() or not onednn.has_packed_products(torch.float32):
+            return super().forward(input)
+        return onednn.linear(input, self.weight, self.bias)
 
     def pack(self, dtype: torch.dtype) -> "PackedLinear":
         return PackedLinear(self.weight, self.bias, dtype)
 
 
 class PackedLinear:
-    """F.linear: [B, T, D_in] -> [B, T, D_out] in the number type `dtype`."""
+    """F.linear: [..., D_in] -> [..., D_out] in the number type `dtype`."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.weight = onednn.pack_linear(weight.detach().to(dtype).contiguous(), TYPICAL_FRAMES)
-        self.bias = bias.detach().to(dtype)
+        self.bias = None if bias is None else bias.detach().to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return onednn.linear(x.contiguous(), self.weight, self.bias)
+        return onednn.linear(x.to(self.dtype).contiguous(), self.weight, self.bias)
+
+
+class PackedConv2d:
+    """nn.Conv2d: [B, D_in, T, M] -> [B, D_out, T', M'] in the number type `dtype`, channels last.
+
+    Weights are packed anew where the input's shape is another than before: in the order for one shape, some others take
+    fifty times as long.
+    """
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+        assert not isinstance(conv.padding, str)
+        self.dtype, self.groups, self.original = dtype, conv.groups, conv.weight.detach()
+        self.padding, self.stride, self.dilation = list(conv.padding), list(conv.stride), list(conv.dilation)
+        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self.shape = torch.Size()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        settings = (self.padding, self.stride, self.dilation, self.groups)
+        if self.shape != x.shape:
+            self.weight = onednn.pack_conv2d(self.original.to(self.dtype), *settings, x.shape)
+            self.shape = x.shape
+        return onednn.conv2d(x.to(self.dtype), self.weight, self.bias, *settings)
 
 
 class PackedConv1d:
@@ -71,17 +109,16 @@ class PackedConv1d:
     - A matrix where the kernel has one tap, for which oneDNN's convolution reorders some sizes at every call after
       all, or the input one channel, which has no order to lie in: the taps are then the columns.
     - A convolution of two taps over hops where the kernel is two strides long: channels last has the samples of a hop
-      one after another. With strides and AMX, oneDNN 3.12 computes noise in bfloat16 for some lengths (8 to 16
-      channels, 8 taps, stride 4: those that 4 does not divide).
-    - Otherwise the convolution as it is.
+      one after another.
+    - Otherwise the convolution as it is, in float32 where oneDNN computes noise in bfloat16.
     """
 
     def __init__(self, conv: nn.Conv1d, dtype: torch.dtype) -> None:
-        assert conv.bias is not None
         (kernel,), (self.stride,), (self.dilation,) = conv.kernel_size, conv.stride, conv.dilation
+        self.dtype = self.compute = dtype
         self.taps = kernel if conv.in_channels == 1 and self.dilation == 1 else 0
         self.hop = self.stride if kernel == 2 * self.stride and not self.taps and self.dilation == 1 else 0
-        self.bias = conv.bias.detach().to(dtype)
+        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
         self.matrix: PackedLinear | None = None
         if self.taps or kernel == self.stride == 1:
             self.matrix = PackedLinear(conv.weight.flatten(1), conv.bias, dtype)
@@ -91,17 +128,23 @@ class PackedConv1d:
             hops = weight.unflatten(2, (2, self.hop)).permute(0, 3, 1, 2)  # [D_out, stride, D_in, two hops]
             self.weight = onednn.pack_conv1d(hops.flatten(1, 2), 1, 1, TYPICAL_FRAMES)
         else:
+            if onednn.is_wrong_in_bfloat16(conv.in_channels, kernel, self.stride):
+                self.compute, weight = torch.float32, conv.weight.detach()
+                self.bias = None if conv.bias is None else conv.bias.detach()
             self.weight = onednn.pack_conv1d(weight, self.stride, self.dilation, TYPICAL_FRAMES)
 
     def __call__(self, x: Tensor, padding: int = 0) -> Tensor:
         """padding: zeros on both sides."""
+        x = x.to(self.dtype)
         if self.hop:
             x = F.pad(x, (padding, padding))
             whole = x.shape[2] // self.hop * self.hop
             rows = x[:, :, :whole].mT.reshape(len(x), -1, self.hop * x.shape[1])  # [B, T + 1, stride * D_in]
             return onednn.conv1d(rows.mT, self.weight, self.bias, 0, 1, 1)
         if self.matrix is None:
-            return onednn.conv1d(x, self.weight, self.bias, padding, self.stride, self.dilation)
+            x = x.to(self.compute)
+            y = onednn.conv1d(x, self.weight, self.bias, padding, self.stride, self.dilation)
+            return y.to(self.dtype)
         rows = x.mT  # [B, T, columns]
         if self.taps:
             rows = F.pad(x, (padding, padding)).unfold(2, self.taps, self.stride)[:, 0]
@@ -109,27 +152,31 @@ class PackedConv1d:
 
 
 class PackedConvTranspose1d:
-    """nn.ConvTranspose1d with kernel = 2 stride: [B, D_in, T] -> [B, D_out, (T + 1) * stride], channels last.
+    """nn.ConvTranspose1d without padding: [B, D_in, T] -> [B, D_out, (T - 1) * stride + kernel], channels last.
 
-    A hop of the output depends on a frame and the one before: a convolution of two taps whose outputs are the samples
-    of the hop one after another, which in channels last is the order of the signal.
+    A hop of the output depends on a frame and those before it that a kernel reaches from: a convolution whose outputs
+    are the samples of the hop one after another, which in channels last is the order of the signal.
     """
 
     def __init__(self, conv: nn.ConvTranspose1d, dtype: torch.dtype) -> None:
         (kernel,), (stride,) = conv.kernel_size, conv.stride
-        assert conv.bias is not None and kernel == 2 * stride
-        taps = conv.weight.detach().to(dtype).unflatten(2, (2, stride))  # [D_in, D_out, two hops, stride]
-        # The frame before comes first; it makes the second hop: [stride * D_out, D_in, 2].
-        taps = taps.flip(2).permute(3, 1, 0, 2).flatten(0, 1)
-        self.weight = onednn.pack_conv1d(taps, 1, 1, TYPICAL_FRAMES)
-        self.bias = conv.bias.detach().to(dtype).repeat(stride)
-        self.out_dim = conv.out_channels
+        self.dtype, self.out_dim = dtype, conv.out_channels
+        self.taps = -(-kernel // stride)
+        self.surplus = self.taps * stride - kernel  # zeros that complete the kernel's last hop
+        whole = F.pad(conv.weight.detach(), (0, self.surplus)).to(dtype)
+        hops = whole.unflatten(2, (self.taps, stride))  # [D_in, D_out, taps, stride]
+        # The earliest frame comes first; it makes the last hop: [stride * D_out, D_in, taps].
+        hops = hops.flip(2).permute(3, 1, 0, 2).flatten(0, 1)
+        self.weight = onednn.pack_conv1d(hops, 1, 1, TYPICAL_FRAMES)
+        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype).repeat(stride)
 
     def __call__(self, x: Tensor) -> Tensor:
         # As an argument, padding on both sides of two taps would make oneDNN's rounding depend on the thread count.
-        x = F.pad(x[:, :, None], (1, 1))[:, :, 0]
-        hops = onednn.conv1d(x, self.weight, self.bias, 0, 1, 1)  # [B, stride * D_out, T + 1]
-        return hops.mT.reshape(x.shape[0], -1, self.out_dim).mT
+        more = self.taps - 1
+        x = F.pad(x.to(self.dtype)[:, :, None], (more, more))[:, :, 0]
+        hops = onednn.conv1d(x, self.weight, self.bias, 0, 1, 1)  # [B, stride * D_out, T + taps - 1]
+        y = hops.mT.reshape(x.shape[0], -1, self.out_dim).mT
+        return y[..., : y.shape[-1] - self.surplus]
 
 
 class PackedLSTM:

@@ -1,0 +1,121 @@
+"""Layers of the latent systems on a CPU: results that no number of threads changes, and packed weights.
+
+PyTorch's choice of a kernel (`use_mkldnn` in aten/src/ATen/native/Convolution.cpp) asks for the number of threads where
+the kernel is 1 x 1, so that a system's sounds differed by it. As one product of matrices they do not, and two threads
+take a quarter to a half of the time. Larger kernels over small pictures go to a product of MKL's, whose sums depend on
+the threads where there is AVX-512: oneDNN's do not.
+
+Each layer can be packed for inference (see `packed.py`): in bfloat16 a network then takes a half of the time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from audiogen.onednn import convolve
+from audiogen.packed import Linear, PackedConv1d, PackedConv2d, PackedConvTranspose1d
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1 x 1 convolution, [B, D_in, T, M] -> [B, D_out, T, M]; it trains as nn.Conv2d does."""
+
+    packed: PackedConv2d | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.packed is not None:
+            return self.packed(input)
+        if input.device.type != "cpu" or input.dtype != torch.float32 or torch.is_grad_enabled():
+            return super().forward(input)
+        weight = self.weight[:, :, 0, 0].expand(len(input), -1, -1)  # [B, D_out, D_in]
+        columns = input.flatten(2)  # [B, D_in, T * M]
+        if self.bias is None:
+            product = torch.bmm(weight, columns)
+        else:
+            product = torch.baddbmm(self.bias[:, None], weight, columns)
+        return product.unflatten(2, input.shape[2:])
+
+    def pack(self, dtype: torch.dtype) -> PackedConv2d:
+        return PackedConv2d(self, dtype)
+
+
+class DirectConv2d(nn.Conv2d):
+    """A convolution by oneDNN of an input [B, D_in, T, M], however small; it trains as nn.Conv2d does."""
+
+    packed: PackedConv2d | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.packed is not None:
+            return self.packed(input)
+        if input.device.type != "cpu" or input.dtype != torch.float32 or torch.is_grad_enabled():
+            return super().forward(input)
+        return torch.ops.aten.mkldnn_convolution(
+            input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
+
+    def pack(self, dtype: torch.dtype) -> PackedConv2d:
+        return PackedConv2d(self, dtype)
+
+
+class Conv1d(nn.Conv1d):
+    """nn.Conv1d, [B, D_in, N] -> [B, D_out, T], that can be packed."""
+
+    packed: PackedConv1d | None = None
+
+    def __call__(
+        self, input: Tensor
+    ) -> Tensor:  # not `forward`: weight norm is in a hook, and in the packed weights
+        if self.packed is not None:
+            return self.packed(input, int(self.padding[0]))
+        return convolve(self, super().__call__, input)
+
+    def pack(self, dtype: torch.dtype) -> PackedConv1d:
+        _normalise(self)
+        return PackedConv1d(self, dtype)
+
+
+class ConvTranspose1d(nn.ConvTranspose1d):
+    """nn.ConvTranspose1d, [B, D_in, T] -> [B, D_out, N], that can be packed."""
+
+    packed: PackedConvTranspose1d | None = None
+
+    def __call__(self, input: Tensor) -> Tensor:
+        if self.packed is None:
+            return convolve(self, super().__call__, input)
+        made, cut = self.packed(input), int(self.padding[0])
+        return made[..., cut : made.shape[-1] - cut + self.output_padding[0]]
+
+    def pack(self, dtype: torch.dtype) -> PackedConvTranspose1d:
+        _normalise(self)
+        return PackedConvTranspose1d(self, dtype)
+
+
+def _normalise(layer: Any) -> None:
+    """Compute the weight from what weight norm learns: diffusers has torch's older kind, a hook before each call."""
+    for hook in layer._forward_pre_hooks.values():
+        hook(layer, None)
+
+
+def use_products(module: nn.Module) -> None:
+    """Layers become those of this file: 1 x 1 convolutions, others where there is oneDNN, and `packed.Linear`.
+
+    Their weights stay where they are.
+    """
+    for layer in module.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = Linear
+        if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d) or layer.padding_mode != "zeros":
+            continue
+        if isinstance(layer.padding, str) or layer.groups != 1:
+            continue
+        if type(layer) is nn.Conv1d:
+            layer.__class__ = Conv1d
+        elif type(layer) is nn.ConvTranspose1d:
+            if layer.dilation == (1,) and layer.output_padding[0] <= layer.padding[0]:
+                layer.__class__ = ConvTranspose1d
+        elif type(layer) is nn.Conv2d and layer.weight.shape[2:] != (1, 1):
+            layer.__class__ = DirectConv2d if torch.backends.mkldnn.is_available() else nn.Conv2d
+        elif type(layer) is nn.Conv2d and (layer.stride, layer.padding) == ((1, 1), (0, 0)):
+            layer.__class__ = PointwiseConv2d
