@@ -52,11 +52,15 @@ def _language_model(found: Found) -> Facts:
     with unfilled():
         lm = TokenLM(parts.config)
         codec = DacCodec(config) if isinstance(config, DacSizes) else Codec(config)
-    text = parts.open_text("cpu") if parts.text.embedded else None
+    backbone = parts.config.backbone
+    pretrained = backbone.pretrained if backbone else None
+    text = parts.open_text("cpu") if parts.text.embedded or (parts.text.tokens and not pretrained) else None
+    sizes: dict[str, nn.Module | str] = {"language model": lm, "codec": codec}
+    sizes |= {"backbone": pretrained or "a Qwen3 of its own"} if backbone else {}
     guidance = parts.info.get("generation", {}).get("guidance", GUIDANCE)
     return Facts(
         TOKENS,
-        _sizes({"language model": lm, "codec": codec, "text encoder": text or parts.text.encoder}),
+        _sizes(sizes | {"text encoder": text or parts.text.encoder}),
         codec.sample_rate,
         2 if parts.codec.dual_mono else codec.channels,
         f"{codec.frame_rate:g} Hz x {parts.config.num_codebooks}",

@@ -59,7 +59,10 @@ def load(
         model = AudioGen.from_pretrained(found, device, dtype, text_encoder, adapter, packed)
     model.origin = found.name, cards.licence(found.path)
     model.source = found
-    chosen = choose_dtype(dtype, model.device) if isinstance(model, AudioGen) else str(model.dtype)
+    if isinstance(model, AudioGen):
+        chosen = choose_dtype(dtype, model.device, packs=model.config.backbone is None)
+    else:
+        chosen = str(model.dtype)
     model.opened = {
         "model": found.name,
         "device": str(model.device),

@@ -116,11 +116,14 @@ class AudioGen(Published):
         """
         found = find(name_or_dir, LM)
         where = choose_device(device)
-        dtype = decoders.choose_dtype(dtype, where)
+        parts = read_lm(found, text_encoder)
+        packs = parts.config.backbone is None
+        dtype = decoders.choose_dtype(dtype, where, packs)
+        if packed and not packs:
+            raise InputError(f"{found.name} has a backbone, which runs as it is; drop --cuda-graph")
         if packed is None:
             packed = where.type == "cpu" or dtype == "int8"
-        packed = packed and decoders.is_packed(dtype, where)
-        parts = read_lm(found, text_encoder)
+        packed = packed and packs and decoders.is_packed(dtype, where)
         conditioner = parts.open_text(where)
         codec = load_codec(parts.codec.location, where, parts.codec.dual_mono)
         # A public release is one with its codec: it has no identity to compare.

@@ -16,13 +16,18 @@ from audiogen.lm.sample import Decoder
 from audiogen.native.library import library
 
 
-def choose_dtype(name: str, device: torch.device) -> str:
+def choose_dtype(name: str, device: torch.device, packs: bool = True) -> str:
     """The number type of a language model's weights; auto is bfloat16 where that is faster, else float32.
 
     On a CPU our kernels read half the bytes for it, whatever the processor computes in; PyTorch's want it native.
+    packs: False for a model that no decoder here packs, which has a backbone.
     """
+    if name in ("int8", "int4") and not packs:
+        raise InputError(
+            f"this model has a backbone, which runs in {', '.join(DTYPES)}; here dtype is {name}"
+        )
     if name == "auto":
-        has_kernels = device.type == "cpu" and library() is not None
+        has_kernels = packs and device.type == "cpu" and library() is not None
         return "bfloat16" if device.type == "cuda" or has_kernels or has_bfloat16(device) else "float32"
     if name not in (*DTYPES, "int8", "int4"):
         raise InputError(f"dtype is {name!r}; allowed: auto, {', '.join(DTYPES)}, int8, int4")

@@ -1,13 +1,14 @@
-"""TokenLM: the decoder over codec tokens, conditioned on text through cross-attention, and its training loss.
+"""TokenLM: the decoder over codec tokens, conditioned on text, and its training loss.
 
 The architecture of AudioGen (Kreuk et al., 2022) and MusicGen (Copet et al., 2023) as they were released:
-the embeddings of the K codes of a step are summed, K heads predict the K codes of the next step.
+the embeddings of the K codes of a step are summed, K heads predict the K codes of the next step. Text enters through
+cross-attention, or comes first in the sequence of a pretrained backbone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple, cast
 
@@ -20,6 +21,8 @@ from audiogen.config import Positive, PositiveFloat, Range, check_ranges
 from audiogen.errors import InputError
 from audiogen.files.tensors import unfilled
 from audiogen.interfaces import Condition
+from audiogen.lm import backbone
+from audiogen.lm.backbone import BackboneBlock, BackboneConfig
 from audiogen.lm.efficient import Recompute, cross_entropy, run_layer
 from audiogen.lm.patterns import (
     Pattern,
@@ -30,6 +33,7 @@ from audiogen.lm.patterns import (
     schedule,
 )
 from audiogen.lm.transformer import Block, KeysValues, KVCache, sinusoidal_positions
+from audiogen.text.condition import null
 
 # What gives a weight, by its name in TokenLM, to those that pack it: float32, ROWS of its rows at a time.
 Read = Callable[[str], Iterable[Tensor]]
@@ -45,6 +49,7 @@ class LMConfig:
     pattern: delay, parallel, flatten or coarse_first. delays: for delay, one per codebook; () is 0 .. K-1.
     embedding_scale: of the initial code embeddings, 1 as AudioGen. Their sum then has a standard deviation of
     sqrt(K / D), beside positions of 0.7, so at first codes weigh less than positions: short trainings want more.
+    backbone: a Qwen3 of these sizes in place of AudioGen's layers; ff_mult is then not used.
     """
 
     num_codebooks: Positive
@@ -57,10 +62,17 @@ class LMConfig:
     pattern: PatternName = "delay"
     delays: tuple[int, ...] = ()
     embedding_scale: PositiveFloat = 1.0
+    backbone: BackboneConfig | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, "lm")
-        if self.dim < 4 or self.dim % self.num_heads or self.dim % 2:
+        if self.backbone is not None:
+            if self.num_heads % self.backbone.num_kv_heads:
+                raise InputError(
+                    f"lm.num_heads is {self.num_heads}; it must be a multiple of lm.backbone.num_kv_heads "
+                    f"({self.backbone.num_kv_heads})"
+                )
+        elif self.dim < 4 or self.dim % self.num_heads or self.dim % 2:
             raise InputError(
                 f"lm.dim is {self.dim}; it must be even, at least 4, and a multiple of lm.num_heads "
                 f"({self.num_heads})"
@@ -93,9 +105,15 @@ class TokenLM(nn.Module):
         self.special = config.codebook_size  # the input id of "no code here": start, delays, past the end
         # One table and one matrix for all codebooks, V + 1 and V rows for each in turn.
         self.embedding = nn.Embedding(config.num_codebooks * (config.codebook_size + 1), config.dim)
-        block = (config.dim, config.num_heads, config.ff_mult, config.dropout)
-        self.layers = nn.ModuleList(Block(*block) for _ in range(config.num_layers))
-        self.out_norm = nn.LayerNorm(config.dim, eps=1e-5)
+        sizes, qwen3 = (config.dim, config.num_heads), config.backbone
+        layers = range(config.num_layers)
+        self.out_norm: nn.Module
+        if qwen3 is None:
+            self.layers = nn.ModuleList(Block(*sizes, config.ff_mult, config.dropout) for _ in layers)
+            self.out_norm = nn.LayerNorm(config.dim, eps=1e-5)
+        else:
+            self.layers = nn.ModuleList(BackboneBlock(*sizes, config.dropout, qwen3) for _ in layers)
+            self.out_norm = nn.RMSNorm(config.dim, qwen3.norm_eps)
         self.heads = nn.Linear(config.dim, config.num_codebooks * config.codebook_size, bias=False)
         self._init_weights()
 
@@ -108,7 +126,16 @@ class TokenLM(nn.Module):
 
         truncated_normal(self.embedding.weight, self.config.embedding_scale)
         truncated_normal(self.heads.weight)
-        for depth, block in enumerate(self.blocks(), start=1):
+        for depth, block in enumerate(self.layers, start=1):
+            if isinstance(
+                block, BackboneBlock
+            ):  # as below, and what is random in place of a pretrained one alike
+                for linear in (block.self_attention.out_proj, block.ff_out):
+                    truncated_normal(linear.weight, 1 / math.sqrt(2 * depth))
+                for linear in (block.self_attention.in_proj, block.ff_in):
+                    truncated_normal(linear.weight)
+                continue
+            assert isinstance(block, Block)
             own, cross = block.self_attention, block.cross_attention
             # Each update adds to the residual stream's variance: later layers add less, as 1 / sqrt(2 depth).
             for linear in (own.out_proj, cross.out_proj, block.ff_in, block.ff_out):
@@ -118,7 +145,7 @@ class TokenLM(nn.Module):
             for linear in (own.in_proj, cross.query_proj, cross.text_proj):
                 bound = 1 / math.sqrt(linear.in_features)
                 nn.init.uniform_(linear.weight, -bound, bound)
-        # LayerNorms stay at one and zero.
+        # Norms stay at one and zero.
 
     @property
     def device(self) -> torch.device:
@@ -131,6 +158,10 @@ class TokenLM(nn.Module):
 
     def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> KVCache:
         """An empty cache for `max_steps` steps, with the condition's keys and values of every layer."""
+        if self.config.backbone is not None:
+            given = condition or null(batch_size, self.config.dim, self.device)
+            like = self.embedding.weight
+            return backbone.new_cache(self.config.backbone, self.layers, given, max_steps, like)
         text, text_mask = self._project_text(condition)
         heads = self.config.num_heads
         shape = (len(self.layers), batch_size, heads, max_steps, self.config.dim // heads)
@@ -161,21 +192,24 @@ class TokenLM(nn.Module):
     ) -> Tensor:
         """Steps [B, K, S] -> what the heads see [B, S, D]; arguments as in `forward`."""
         num_steps = steps.shape[2]
+        if condition is not None and cache is not None:
+            raise ValueError("got a condition and a cache, which holds its own: pass only the cache")
+        offsets = torch.arange(self.config.num_codebooks, device=steps.device)[:, None] * (self.special + 1)
+        x = self.embedding(steps + offsets).sum(1)  # [B, S, D]
+        if self.config.backbone is not None:
+            given = cache or condition or null(len(x), self.config.dim, x.device)
+            return self.out_norm(backbone.run(self.config.backbone, self.layers, x, given, checkpoint_layers))
         if cache is None:
             positions, mask = torch.arange(num_steps, device=steps.device), None
-            text: Sequence[KeysValues | Tensor] | None = None
+            text: list[KeysValues] | list[Tensor] | None = None
             text_mask = None
             if condition is not None:  # each layer makes its keys and values
                 text = [condition.tokens.to(self.embedding.weight.dtype)] * len(self.layers)
                 text_mask = condition.mask[:, None, None]
         else:
-            if condition is not None:
-                raise ValueError("got a condition and a cache, which holds its own: pass only the cache")
             cache.check(num_steps)
             positions, mask = cache.positions(num_steps), cache.mask(num_steps)
             text, text_mask = cache.text, cache.text_mask
-        offsets = torch.arange(self.config.num_codebooks, device=steps.device)[:, None] * (self.special + 1)
-        x = self.embedding(steps + offsets).sum(1)  # [B, S, D]
         x = x + sinusoidal_positions(positions, self.config.dim).to(x.dtype)
         for index, block in enumerate(self.blocks()):
             arguments = (x, text[index] if text else None, text_mask, cache, index, mask)

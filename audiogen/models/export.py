@@ -55,10 +55,10 @@ def save(
     weights stay float32, though `transformers` opens all in this one type by default.
     """
     directory = Path(directory)
+    decoder_config, decoder = decoder_parts(lm)
     encoder = conditioner.text_encoder().stack
     projection = _projection(conditioner)
     audio_config, audio = encodec_parts(codec)
-    decoder_config, decoder = decoder_parts(lm)
     learned = projection | {f"decoder.{name}": tensor for name, tensor in decoder.items()}
     learned |= {f"text_encoder.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     # the embedding that T5's encoder shares with its decoder is stored once
@@ -129,6 +129,10 @@ def decoder_parts(lm: TokenLM) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Its delays are 0, 1, 2 ... for one channel and 0, 0, 1, 1 ... for two; other patterns are an InputError.
     """
     config = lm.config
+    if config.backbone is not None:
+        raise InputError(
+            "the model has a backbone of Qwen3; transformers has no such MusicGen: give --to audiogen"
+        )
     decoder = {
         "model_type": "musicgen_decoder",
         **theirs(config, "transformers.decoder"),

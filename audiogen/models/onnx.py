@@ -230,6 +230,10 @@ def save_lm(
 ) -> None:
     """Write the codec's graphs, those of text and step, the vocabulary and onnx.json, which comes last."""
     config = lm.config
+    if config.backbone is not None:
+        raise InputError(
+            "the model has a backbone of Qwen3, for which there are no graphs: give --to audiogen"
+        )
     if config.pattern not in ("delay", "parallel"):
         raise InputError(
             f"the model interleaves its codebooks by {config.pattern}; graphs are for delay and parallel, where a step "

@@ -2,7 +2,7 @@
 
 config.json         kind token_lm; config: {"lm": LMConfig, "codec": CodecReference, "max_frames": int}
 model.safetensors   the LM's weights
-text/               the text encoder (`T5Conditioner.save`)
+text/               the text encoder (`T5Conditioner.save`, `TokenConditioner.save`)
 codec/              a copy of the codec's model directory, unless the codec is a bundled one
 
 A codec's own directory has kind codec, and in config a CodecConfig, or {"dac": DacSizes}.
@@ -31,6 +31,7 @@ from audiogen.models.find import CODEC, LM, TAGGER, find
 from audiogen.models.parts import CodecParts, CodecReference, LMParts
 from audiogen.tagger.model import Tagger, TaggerConfig
 from audiogen.text.t5 import T5Conditioner, read_config
+from audiogen.text.tokens import load_conditioner
 
 CODEC_FOLDER = "codec"
 DAC = "dac"  # the key under which config.json of a codec has the sizes of one
@@ -89,7 +90,7 @@ def read_lm(directory: Path, text_encoder: str | None = None) -> LMParts:
         contents["info"],
         directory,
         tensors,
-        lambda device: T5Conditioner.load(directory / "text", text_encoder, device),
+        lambda device: load_conditioner(directory / "text", text_encoder, device),
     )
 
 

@@ -215,13 +215,13 @@ def named(
     """
     if now or width is None:
         with opening(f"text encoder {name_or_directory!r}", ADVICE):
-            found = shape_of(_here(name_or_directory, LAYOUTS)).d_model
+            found = shape_of(here(name_or_directory, LAYOUTS)).d_model
         width = found if width is None else width
         check_width(found, width, name_or_directory, where)
 
     def open_() -> TextEncoder:
         with opening(f"text encoder {name_or_directory!r}", ADVICE):
-            directory = _here(name_or_directory, LAYOUTS)
+            directory = here(name_or_directory, LAYOUTS)
             tokenizer = PretrainedTokenizer(directory)
             found = stack_tensors(_weights(directory))
             stack = empty_stack(shape_of(directory), len(found))
@@ -290,10 +290,10 @@ def stack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def open_tokenizer(name_or_directory: str) -> PretrainedTokenizer:
     """A tokenizer of a directory or the hub; a missing or damaged one is an InputError."""
     with opening(f"tokenizer {name_or_directory!r}", ADVICE):
-        return PretrainedTokenizer(_here(name_or_directory, TOKENIZERS))
+        return PretrainedTokenizer(here(name_or_directory, TOKENIZERS))
 
 
-def _here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> Path:
+def here(name_or_directory: str, layouts: Sequence[hub.Layout]) -> Path:
     """A directory as it is, a hub id or a released name as the directory that it is fetched to."""
     if Path(name_or_directory).is_dir():
         return Path(name_or_directory)

@@ -33,13 +33,15 @@ LONGEST_TEXT = 512  # tokens; T5 was trained on this many
 class TextConfig:
     """Which text encoder, and how wide its output is.
 
-    encoder: "embedded" for a small T5 of our own over a vocabulary built from the training captions, or a T5
-        of the Hugging Face hub ("google-t5/t5-large", "google/flan-t5-base") or a directory holding one.
+    encoder: "embedded" for a small T5 of our own over a vocabulary built from the training captions, "tokens" for
+        the embeddings of a text's tokens alone, which a language model's backbone reads itself (`text.tokens`), or a
+        T5 of the Hugging Face hub ("google-t5/t5-large", "google/flan-t5-base") or a directory holding one.
     width: D of the `Condition`, the width of the model that attends to it.
     trainable: train a pretrained encoder too, not only the projection to `width`; the embedded one always is.
     stored: keep a copy of a frozen encoder in the model directory, which then needs nothing else to be opened.
     max_tokens: longer texts are cut, with a warning.
-    vocab_size, dim, num_layers, num_heads, dropout: of the embedded encoder. vocab_size is an upper bound.
+    vocab_size, dim, num_layers, num_heads, dropout: of the embedded encoder, the first of them also of tokens; it is
+        an upper bound where the vocabulary is built from the training captions.
     cache_dir: where embeddings of a frozen encoder are kept between runs; None keeps them in memory only.
     """
 
@@ -70,9 +72,14 @@ class TextConfig:
         return self.encoder == "embedded"
 
     @property
+    def tokens(self) -> bool:
+        """Whether there is no encoder but the model that reads the tokens."""
+        return self.encoder == "tokens"
+
+    @property
     def trains_encoder(self) -> bool:
         """Whether the encoder's weights are trained, and so stored in the model directory."""
-        return self.embedded or self.trainable
+        return self.embedded or self.tokens or self.trainable
 
 
 class T5Conditioner(nn.Module):
@@ -130,7 +137,7 @@ class T5Conditioner(nn.Module):
             raise ValueError("texts is one string; it must be a list of strings and None")
         rows = [self.token_ids(text) for text in texts]
         embeddings = iter(self._embed([row for row in rows if row]))
-        nothing = self.output_proj.weight.new_zeros(1, self.width)
+        nothing = next(self.parameters()).new_zeros(1, self.width)
         return from_rows([next(embeddings) if row else nothing for row in rows])
 
     def token_ids(self, text: str | None) -> list[int]:
@@ -140,8 +147,7 @@ class T5Conditioner(nn.Module):
         """
         if text is None or not text.strip():
             return []
-        if self.config.embedded and not self.training:
-            assert isinstance(self.tokenizer, Vocabulary)
+        if not self.training and isinstance(self.tokenizer, Vocabulary):
             if unknown := self.tokenizer.unknown(text):
                 words = ", ".join(
                     f"{word!r} (did you mean {like!r}?)" if like else repr(word)

@@ -28,6 +28,7 @@ from audiogen.lm.efficient import Recompute
 from audiogen.lm.lora import LoraConfig
 from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing, token_loss
 from audiogen.lm.sample import TokenRequest, generate_tokens
+from audiogen.models.backbone import load_backbone, read_sizes
 from audiogen.models.build import load_codec, load_lm, read_lm
 from audiogen.models.find import CODEC, LM, OWN, bundled, find
 from audiogen.models.own import CODEC_FOLDER, save_codec, save_lm
@@ -35,7 +36,7 @@ from audiogen.models.parts import CodecReference, PretrainedLM
 from audiogen.text.condition import drop
 from audiogen.text.t5 import TextConfig
 from audiogen.train.cache import pretokenize
-from audiogen.train.parallel import start_weights
+from audiogen.train.parallel import NORMS, start_weights
 from audiogen.train.task import CaptionedTask, Run, autocast, learn_words, new_text, product_dtype
 
 SAMPLE_GUIDANCE = 3.0  # AudioGen's and MusicGen's default
@@ -53,7 +54,8 @@ class LMRecipe(Run):
     clips trained without their text, for guidance; drawn per clip. pretokenize_epochs: passes over the data stored as
     tokens before training, in the run directory; 0 encodes each batch as it comes. gradient_checkpointing: recompute
     layers in the backward pass, for memory; selective: only what is cheap, see `lm.efficient.run_layer`. data: sounds,
-    or folders of token shards made by `audiogen.codec encode --shards`.
+    or folders of token shards made by `audiogen.codec encode --shards`. model.backbone may name a Qwen3, a directory or
+    hub id: its sizes take the place of those in `model` and `text`, and its weights and tokenizer begin the training.
     """
 
     codec: str
@@ -89,6 +91,15 @@ class LMRecipe(Run):
             "dual_mono": found.codec.dual_mono,
         }
 
+    @staticmethod
+    def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """Where model.backbone names a Qwen3: `model` and `text` with its sizes."""
+        model, text = recipe.get("model"), recipe.get("text", {})
+        if not isinstance(model, Mapping) or not isinstance(name := model.get("backbone"), str):
+            return {}
+        found = read_sizes(name)
+        return {"model": {**model, **found["model"]}, "text": {**text, **found["text"]}}
+
     def prepare(self, device: torch.device) -> tuple[LMTask, Split[Any]]:
         """See `Run`; the data are sounds, or tokens that were made before or are made now."""
         if self.lora and not self.init_from:
@@ -112,10 +123,16 @@ class LMRecipe(Run):
                 "sounds again with it"
             )
         if start is None:
-            text = new_text(self, self.text, data.train)
             torch.manual_seed(seed_for(self.seed, "weights"))
             with start_weights(self.fit.shard):
-                start = PretrainedLM(TokenLM(self.model), text, reference, 0, {})
+                lm = TokenLM(self.model)
+            pretrained = self.model.backbone and self.model.backbone.pretrained
+            text = (
+                load_backbone(lm, self.text, pretrained)
+                if pretrained
+                else new_text(self, self.text, data.train)
+            )
+            start = PretrainedLM(lm, text, reference, 0, {})
         elif self.lora is None:  # adapters are saved without the text encoder
             learn_words(start.conditioner, data.train)
         start = start._replace(codec=reference)
@@ -161,7 +178,7 @@ def open_model(recipe: LMRecipe, codec: Codec, device: torch.device) -> Pretrain
     found.conditioner.requires_grad_(adapters is None)
     if adapters:
         for layer in found.lm.modules():
-            if isinstance(layer, (nn.Embedding, nn.LayerNorm)):
+            if isinstance(layer, (nn.Embedding, *NORMS)):
                 layer.float()
         torch.manual_seed(seed_for(recipe.seed, "weights"))
         lora.add(found.lm, adapters)

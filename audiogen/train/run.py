@@ -113,7 +113,7 @@ def open_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
                 f"{fixed[0]}: init_from={values['init_from']} decides the architecture; leave one out"
             )
         values |= inherited
-    return build(cls, values)
+    return build(cls, values | cls.complete(values))
 
 
 def record(recipe: Run) -> None:

@@ -23,6 +23,7 @@ from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Batch
 from audiogen.text.t5 import T5Conditioner, TextConfig
+from audiogen.text.tokens import TokenConditioner
 from audiogen.text.vocabulary import Vocabulary, train_vocabulary
 from audiogen.train.optim import Average, OptimConfig, Optimizer
 from audiogen.train.parallel import SHARDED, Parallel, Shard
@@ -113,6 +114,11 @@ class Run:
     def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
         """The keys that init_from decides, with their values, of a recipe in plain values."""
         raise NotImplementedError
+
+    @staticmethod
+    def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys whose values lie in other files that a recipe names, with these values."""
+        return {}
 
     def prepare(self, device: torch.device) -> tuple[Task[Any], Split[Any]]:
         """The task, whose recipe is `limited`, and the data to train and validate it on."""
@@ -302,7 +308,7 @@ class CaptionedTask(Task[R]):
 
 def new_text(recipe: Run, config: TextConfig, train: Captioned) -> T5Conditioner:
     """A text encoder to be trained along with a new model; its vocabulary is built from the training captions."""
-    if not config.embedded:
+    if not (config.embedded or config.tokens):
         return T5Conditioner(config)
     path = Path(recipe.out) / "vocabulary.model"
     with distributed.first_process_first():
@@ -310,13 +316,14 @@ def new_text(recipe: Run, config: TextConfig, train: Captioned) -> T5Conditioner
             captions = (caption for clip in wordings(train) for caption in clip)
             writing.write_bytes_atomic(path, train_vocabulary(captions, config.vocab_size))
     torch.manual_seed(seed_for(recipe.seed, "text weights"))
+    if config.tokens:
+        return TokenConditioner(config, Vocabulary(path.read_bytes()))
     return T5Conditioner(config, path.read_bytes())
 
 
 def learn_words(text: T5Conditioner, train: Captioned) -> None:
     """What a model is trained on further it names as trained on, beside the words of before."""
-    if text.config.embedded:
-        assert isinstance(text.tokenizer, Vocabulary)
+    if text.config.trains_encoder and isinstance(text.tokenizer, Vocabulary):
         text.tokenizer.learn(caption for clip in wordings(train) for caption in clip)
 
 
