@@ -217,8 +217,8 @@ def from_file(clip: Clip, root: Path | str) -> Sound:
 def from_corpus(clip: BuiltInClip, captions: bool) -> Sound:
     """A sound of the built-in corpus, whatever the rate."""
 
-    def render(sample_rate: int) -> torch.Tensor:  # [1, N]
-        return synth.render(SYNTH_SEED, clip.number, sample_rate).audio
+    def render(sample_rate: int, channels: int) -> torch.Tensor:  # [1 or 2, N]
+        return synth.render(SYNTH_SEED, clip.number, sample_rate, channels=min(2, channels)).audio
 
     name = Path("synth", f"{clip.number:06d}")
     texts = synth.captions(SYNTH_SEED, clip.number) if captions else ()

@@ -57,7 +57,7 @@ class Sound:
 
     name: its path below the input, which the output keeps; `key` has the input's folder before it. path: a file's, or
     the URL of one, as text.
-    render: sample rate in Hz -> audio [C, N]; then `path` only names the sound.
+    render: sample rate in Hz and channels -> audio [C, N]; then `path` only names the sound.
     """
 
     key: str
@@ -67,7 +67,7 @@ class Sound:
     duration_s: float | None = None
     captions: tuple[str, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
-    render: Callable[[int], Tensor] | None = None
+    render: Callable[[int, int], Tensor] | None = None
 
     @property
     def is_part(self) -> bool:
@@ -254,7 +254,7 @@ def _read_sound(header: TokenHeader, sound: Sound) -> Clip[Tensor]:
     """Its samples [C, N] in one part or, of a long sound, in blocks [C, n]; header: the codec's."""
     rate, channels, samples = header.sample_rate, header.channels, None
     if sound.render is not None:
-        samples = audio.convert_channels(sound.render(rate), channels)
+        samples = audio.convert_channels(sound.render(rate, channels), channels)
         source_rate = rate
         source_num_samples = samples.shape[-1]
     else:

@@ -312,7 +312,9 @@ class AudioDataset:
 
     def _decode(self, clip: Clip, start: int, length: int) -> Tensor:
         if isinstance(clip, BuiltInClip):
-            sound = synth.render(SYNTH_SEED, clip.number, self.read_rate, self._built_in_s()).audio
+            sound = synth.render(
+                SYNTH_SEED, clip.number, self.read_rate, self._built_in_s(), min(2, self.channels)
+            ).audio
             return audio.convert_channels(sound, self.channels)[:, start : start + length]
         rate = self.read_rate
         start += round(clip.start_s * rate)
