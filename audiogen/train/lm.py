@@ -95,7 +95,9 @@ class LMRecipe(Run):
     def complete(recipe: Mapping[str, Any]) -> dict[str, Any]:
         """Where model.backbone names a Qwen3: `model` and `text` with its sizes."""
         model, text = recipe.get("model"), recipe.get("text", {})
-        if not isinstance(model, Mapping) or not isinstance(name := model.get("backbone"), str):
+        if not isinstance(model, Mapping) or not isinstance(text, Mapping):
+            return {}  # which `build` refuses
+        if not isinstance(name := model.get("backbone"), str):
             return {}
         found = read_sizes(name)
         return {"model": {**model, **found["model"]}, "text": {**text, **found["text"]}}

@@ -113,7 +113,14 @@ def open_recipe(name: str, overrides: Sequence[str] = ()) -> Any:
                 f"{fixed[0]}: init_from={values['init_from']} decides the architecture; leave one out"
             )
         values |= inherited
-    return build(cls, values | cls.complete(values))
+    before, completed = flatten(values), cls.complete(values)
+    for override in overrides:
+        decided = flatten(completed).get(key := override.partition("=")[0])
+        if decided is not None and decided != before.get(key):
+            raise InputError(
+                f"{override}: model.backbone decides this, it is {short(decided)}; leave one out"
+            )
+    return build(cls, values | completed)
 
 
 def record(recipe: Run) -> None:

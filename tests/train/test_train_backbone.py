@@ -131,5 +131,21 @@ def test_what_runs_no_backbone_says_so(lm_run: Train, tmp_path: Path) -> None:
     for layout in ("transformers", "onnx"):
         with pytest.raises(InputError, match="the model has a backbone of Qwen3"):
             convert([str(run), "--to", layout, "--out", str(tmp_path / layout)])
-    with pytest.raises(InputError, match="backbone 'nowhere' cannot be opened"):
-        open_recipe("lm_backbone", ["model.backbone=nowhere"])
+
+
+def test_a_recipe_takes_the_sizes_of_a_given_qwen3(qwen3: Path) -> None:
+    given = f"model.backbone={qwen3}"
+    recipe = open_recipe("lm_backbone", [given, "model.dropout=0.2", "text.max_tokens=12"])
+    assert (recipe.model.dim, recipe.model.num_layers, recipe.model.dropout) == (24, 2, 0.2)
+    assert recipe.model.backbone.pretrained == str(qwen3)
+    assert (recipe.text.width, recipe.text.vocab_size, recipe.text.max_tokens) == (24, 40, 12)
+    assert open_recipe("lm_backbone").model.backbone.pretrained is None
+    for wrong, message in (
+        (["model.backbone=nowhere"], "backbone 'nowhere' cannot be opened"),
+        ([given, "model.dim=32"], "model.dim=32: model.backbone decides this, it is 24; leave one out"),
+        ([given, "text=5"], "model.backbone: got"),
+        (["model.backbone=5"], "model.backbone: got 5, expected a mapping with keys num_kv_heads"),
+        (["model.backbone.heads=5"], "unknown key model.backbone.heads"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_recipe("lm_backbone", wrong)
