@@ -18,7 +18,7 @@ ELSEWHERE = {"serving.md": "tests/serve/test_docs.py", "scaling.md": "tests/code
 # The pages that are run, in an order in which each finds what those before it made.
 ORDER = (
     "../README.md quickstart.md generate.md control.md finishing.md provenance.md your-sounds.md adapters.md train.md "
-    "codec.md diffusion.md "
+    "stereo.md codec.md diffusion.md "
     "released-models.md evaluate.md results.md performance.md rivals.md faq.md troubleshooting.md extending.md "
     "CONTRIBUTING.md"
 ).split()
@@ -130,6 +130,11 @@ COMMANDS = {
     "python -m audiogen.train recipe=codec_tiny out=runs/full_codec": f"... {SMALL.partition(' pretok')[0]} {_SYNTH}",
     "python -m audiogen.train recipe=lm_tiny codec=runs/full_codec out=runs/full_lm": f"... {SMALL} {_SYNTH}",
     "python -m audiogen.train recipe=mel_autoencoder_tiny": f"... {_LATENT_SMALL}",
+    "python -m audiogen.train recipe=lm_backbone": f"... {SMALL} {_SYNTH}",
+    "python -m audiogen.train recipe=codec_stereo": f"... {_LATENT_SMALL}",
+    "python -m audiogen.train recipe=lm_stereo": f"... {SMALL} {_SYNTH}",
+    "python -m audiogen.train recipe=waveform_autoencoder_stereo": f"... {_LATENT_SMALL}",
+    "python -m audiogen.train recipe=stable_audio_stereo": f"... {_LATENT_SMALL} max_reconstruction=100",
     # after one step the check would refuse the autoencoder
     "python -m audiogen.train recipe=lafma_tiny": f"... {_LATENT_SMALL} max_reconstruction=100",
     # a player that is closed after half a second

@@ -51,20 +51,22 @@ KINDS = {
     "clock tick": "a clock ticks",
     "sea waves": "sea waves wash ashore",
 }
-Panel = tuple[str, Tensor]  # a title, and a sound [C, N] at RATE
+Panel = tuple[str, Tensor]  # a title, and a sound [C, N]
 
 
-def draw(path: Path, rows: Sequence[Sequence[Panel]], wide: float = 2.6, tall: float = 1.5) -> None:
+def draw(
+    path: Path, rows: Sequence[Sequence[Panel]], wide: float = 2.6, tall: float = 1.5, rate: int = RATE
+) -> None:
     """A grid of mel spectrograms, 5 s or what the longest sound has, all on one axis of time."""
     columns = max(map(len, rows))
     figure = Figure(figsize=(wide * columns, tall * len(rows) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False, sharex=True)
     for row, panels in zip(axes, rows, strict=True):
         for axis, (title, sound) in zip(row, panels, strict=True):
-            mel = log_mel(sound.mean(0)[None, None], RATE)[0, 0] * (
+            mel = log_mel(sound.mean(0)[None, None], rate)[0, 0] * (
                 20 / torch.log(torch.tensor(10.0))
             )  # [M, T] dB
-            end = sound.shape[-1] / RATE
+            end = sound.shape[-1] / rate
             low, high = LEVELS_DB
             axis.imshow(
                 mel.numpy(),
