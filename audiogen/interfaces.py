@@ -7,7 +7,7 @@ Shape legend (one letter, one meaning, everywhere):
 Data flow:
     files -> audio [B, C, N] -> codec.encode -> codes [B, K, T] -> interleave -> steps [B, K, S] -> lm -> logits
     [B, K, S, V] -> sample -> steps -> deinterleave -> codes -> codec.decode -> audio; text enters the language
-    model as a `Condition` through cross-attention.
+    model as a `Condition`, through cross-attention or, with a backbone, before the steps in its sequence.
 
 Audio is float32 in [-1, 1]; its sample rate is an attribute of the model, never a global. Nobody inherits from
 the Protocols: they are contracts of shape, checked by the type checker and by the tests.

@@ -359,7 +359,8 @@ class LMTask(CaptionedTask[LMRecipe]):
 def training_flops(lm: TokenLM, num_clips: int, num_steps: int, text_tokens: int = 0) -> float:
     """Of a training step: 6 for each weight and step that it multiplies, 4 where the weight does not learn.
 
-    And 12 D (S^2 / 2 + S L) for each clip and layer of attention (scores and values). The text encoder is left out.
+    And 12 D (S^2 / 2 + S L) for each clip and layer of attention (scores and values), D that of its heads. The text
+    encoder, and text that comes first in a backbone's sequence, are left out.
     """
     total = 0.0
     for name, weight in lm.named_parameters():
@@ -367,4 +368,6 @@ def training_flops(lm: TokenLM, num_clips: int, num_steps: int, text_tokens: int
             times = text_tokens if "text_proj" in name else num_steps
             total += (6 if weight.requires_grad else 4) * weight.numel() * num_clips * times
     positions = num_steps * num_steps / 2 + num_steps * text_tokens
-    return total + 12 * lm.config.num_layers * lm.config.dim * num_clips * positions
+    backbone = lm.config.backbone
+    width = lm.config.num_heads * backbone.head_dim if backbone else lm.config.dim
+    return total + 12 * lm.config.num_layers * width * num_clips * positions
