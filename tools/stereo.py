@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tools/stereo.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", required=True, help="a generator of stereo sounds")
     parser.add_argument("--clips", type=int, default=40, help="how many clips of the built-in corpus")
-    parser.add_argument("--picture", type=Path, help="PNG with the spectrograms of the first three")
+    parser.add_argument("--picture", type=Path, help="PNG with the spectrograms of three")
     args = parser.parse_args(argv)
     model = load(args.model)
     if model.channels != 2:
@@ -74,16 +74,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(line("through codec", stereo(through), first))
     print(line("generated", stereo(made)))
     if args.picture:
-        chosen = range(min(args.clips, 3))
+        farthest = (
+            first[:, 2].abs().argsort(descending=True)[:3].tolist()
+        )  # those that stand most to one side
+        sources = {"original": originals, "through": through, "generated": made}
         rows = [
             [
-                (f"{name}, {side}: {texts[number]}"[:46], sounds[number, channel][None])
-                for channel, side in enumerate(("left", "right"))
-                for name, sounds in (("original", originals), ("through", through), ("generated", made))
+                (f"{side}, {name}: {texts[number]}"[:50], sounds[number, channel][None])
+                for name, sounds in sources.items()
             ]
-            for number in chosen
+            for number in farthest
+            for channel, side in enumerate(("left", "right"))
         ]
-        draw(args.picture, rows, rate=model.sample_rate)
+        draw(args.picture, rows, wide=3.4, tall=1.2, rate=model.sample_rate)
     return 0
 
 
