@@ -62,8 +62,9 @@ class SelfAttention(nn.Module):
         """x [B, S, D], mask bool [B, 1, S, S_all] -> [B, S, D]; with a cache x holds the positions after its own."""
         heads = rearrange(self.in_proj(x), "b s (h d) -> b h s d", d=self.head_dim)
         queries, keys, values = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        queries = _turned(self.query_norm(queries), turn).to(values.dtype)
-        keys = _turned(self.key_norm(keys), turn).to(values.dtype)
+        wide = self.key_norm.weight.dtype  # float32 under autocast, where products give bfloat16
+        queries = _turned(self.query_norm(queries.to(wide)), turn).to(values.dtype)
+        keys = _turned(self.key_norm(keys.to(wide)), turn).to(values.dtype)
         if cache is not None:
             keys, values = cache.append(layer, keys, values)
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)

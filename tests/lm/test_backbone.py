@@ -130,6 +130,19 @@ def test_no_text_is_a_position_of_zeros(lm: TokenLM) -> None:
     assert not torch.allclose(lm(steps, None), lm(steps, random_text([5, 2])), atol=1e-3)
 
 
+def test_bfloat16_products_warn_of_nothing_and_stay_near(
+    lm: TokenLM, recwarn: pytest.WarningsRecorder
+) -> None:
+    steps, text = random_steps(2, 7), random_text([5, 2])
+    with torch.no_grad():
+        exact = lm(steps, text)
+        with torch.autocast("cpu", torch.bfloat16):
+            near = lm(steps, text)
+    assert not [str(warning.message) for warning in recwarn]
+    assert near.dtype == torch.bfloat16
+    torch.testing.assert_close(near.float(), exact, atol=0.1, rtol=0.05)
+
+
 @pytest.mark.parametrize("recompute", [True, "selective"])
 def test_checkpointing_changes_memory_not_gradients(lm: TokenLM, recompute: bool) -> None:
     gradients = []
