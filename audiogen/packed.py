@@ -198,3 +198,56 @@ class PackedLSTM:
             hidden.append(h)
             cell.append(c)
         return x, (torch.cat(hidden), torch.cat(cell))
+
+
+class Conv1d(nn.Conv1d):
+    """nn.Conv1d, [B, D_in, N] -> [B, D_out, T], that can be packed."""
+
+    packed: "PackedConv1d | None" = None
+
+    def __call__(
+        self, input: Tensor
+    ) -> Tensor:  # not `forward`: weight norm is in a hook, and in the packed weights
+        if self.packed is not None:
+            return self.packed(input, int(self.padding[0]))
+        return onednn.convolve(self, super().__call__, input)
+
+    def pack(self, dtype: torch.dtype) -> "PackedConv1d":
+        _normalise(self)
+        return PackedConv1d(self, dtype)
+
+
+class ConvTranspose1d(nn.ConvTranspose1d):
+    """nn.ConvTranspose1d, [B, D_in, T] -> [B, D_out, N], that can be packed."""
+
+    packed: "PackedConvTranspose1d | None" = None
+
+    def __call__(self, input: Tensor) -> Tensor:
+        if self.packed is None:
+            return onednn.convolve(self, super().__call__, input)
+        made, cut = self.packed(input), int(self.padding[0])
+        return made[..., cut : made.shape[-1] - cut + self.output_padding[0]]
+
+    def pack(self, dtype: torch.dtype) -> "PackedConvTranspose1d":
+        _normalise(self)
+        return PackedConvTranspose1d(self, dtype)
+
+
+def _normalise(layer: Any) -> None:
+    """Compute the weight from what weight norm learns: diffusers has torch's older kind, a hook before each call."""
+    for hook in layer._forward_pre_hooks.values():
+        hook(layer, None)
+
+
+def use_conv1d(module: nn.Module) -> None:
+    """Convolutions over samples become those of this file; their weights stay where they are."""
+    for layer in module.modules():
+        if type(layer) not in (nn.Conv1d, nn.ConvTranspose1d):
+            continue
+        assert isinstance(layer, nn.Conv1d | nn.ConvTranspose1d)
+        if layer.padding_mode != "zeros" or isinstance(layer.padding, str) or layer.groups != 1:
+            continue
+        if isinstance(layer, nn.Conv1d):
+            layer.__class__ = Conv1d
+        elif layer.dilation == (1,) and layer.output_padding[0] <= layer.padding[0]:
+            layer.__class__ = ConvTranspose1d

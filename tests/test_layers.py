@@ -7,7 +7,7 @@ from tools.house import circles, imports
 ROOT = Path(__file__).resolve().parent.parent
 CORE = {"errors", "interfaces", "config", "audio", "spectrogram", "distributed", "device", "onednn", "files"}
 CORE |= {"finish", "provenance", "watermark", "credentials", "adapters", "lora", "version", "__version__"}
-CORE |= {"packed", "signals", "command", "report", "native", "griffin_lim"}
+CORE |= {"packed", "snake", "signals", "command", "report", "native", "griffin_lim"}
 # A folder may import itself and what its line lists.
 LAYERS = {"codec", "text", "data", "tagger"}
 MODELS = CORE | LAYERS | {"lm", "diffusion", "models"}

@@ -1,6 +1,7 @@
-"""How fast AudioGen's codec encodes and decodes: EncodecModel of transformers and ours, the same weights.
+"""How fast AudioGen's codec or a DAC encodes and decodes: by transformers and ours, the same weights.
 
     python tools/bench_codec.py
+    python tools/bench_codec.py --shape dac --threads 1 --batch 1
     python tools/bench_codec.py --threads 1 --batch 1 --seconds 5 --models transformers-float32 packed-bfloat16
     python tools/bench_codec.py --device cuda --batch 1 16 --seconds 10 --models transformers-float32 plain-float32
 
@@ -17,19 +18,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import EncodecConfig, EncodecModel
+from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
 
+from audiogen.codec.dac import DacCodec, DacSizes
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.errors import InputError, run_command
 from audiogen.models.export import encodec_parts
 
-SHAPES = {
+SHAPES: dict[str, CodecConfig | DacSizes] = {
     "audiogen": CodecConfig(),  # recipes/codec.yaml
+    "dac": DacSizes(),  # descript/dac_16khz
     "tiny": CodecConfig(seanet=SeanetConfig(num_filters=4), latent_dim=8, codebook_size=16),
 }
 MODELS = (
@@ -49,8 +52,17 @@ class Candidate(NamedTuple):
     decode: Callable[[Tensor], Tensor]
 
 
-def transformers_model(codec: Codec, dtype: torch.dtype) -> Candidate:
-    """EncodecModel."""
+def transformers_model(codec: Codec | DacCodec, dtype: torch.dtype) -> Candidate:
+    """EncodecModel or DacModel."""
+    if isinstance(codec, DacCodec):
+        dac = DacModel(DacConfig(**vars(codec.config)))
+        dac.load_state_dict(codec.state_dict())
+        dac.eval().to(dtype)
+        return Candidate(
+            f"transformers-{str(dtype)[6:]}",
+            lambda audio: dac.encode(audio.to(dtype)).audio_codes,
+            lambda codes: dac.decode(audio_codes=codes).audio_values[:, None],
+        )
     config, tensors = encodec_parts(codec)
     model = EncodecModel(EncodecConfig(**{key: config[key] for key in config if key != "model_type"}))
     model.load_state_dict(tensors)
@@ -65,10 +77,10 @@ def transformers_model(codec: Codec, dtype: torch.dtype) -> Candidate:
     return Candidate(f"transformers-{str(dtype)[6:]}", encode, decode)
 
 
-def own_model(codec: Codec, name: str) -> Candidate:
+def own_model(codec: Codec | DacCodec, name: str) -> Candidate:
     """Ours, by its plain layers or by packed weights."""
     kind, _, dtype = name.partition("-")
-    twin = Codec(codec.config)
+    twin: Any = type(codec)(codec.config)  # type: ignore[arg-type]  # that of its own kind
     twin.load_state_dict(codec.state_dict(), assign=True)
     twin.eval().requires_grad_(False)
     if kind == "packed":
@@ -76,7 +88,7 @@ def own_model(codec: Codec, name: str) -> Candidate:
     return Candidate(name, twin.encode, twin.decode)
 
 
-def candidates(codec: Codec, names: Sequence[str]) -> list[Candidate]:
+def candidates(codec: Codec | DacCodec, names: Sequence[str]) -> list[Candidate]:
     """Those models, with the weights of `codec`."""
     return [
         transformers_model(codec, getattr(torch, name.partition("-")[2]))
@@ -86,8 +98,10 @@ def candidates(codec: Codec, names: Sequence[str]) -> list[Candidate]:
     ]
 
 
-def random_codec(config: CodecConfig) -> Codec:
+def random_codec(config: CodecConfig | DacSizes) -> Codec | DacCodec:
     """Random weights, and codewords about as large as its latents."""
+    if isinstance(config, DacSizes):
+        return DacCodec(config)
     codec = Codec(config).eval().requires_grad_(False)
     sound = torch.randn(
         1, config.channels, config.sample_rate, device=codec.quantizer.books[0].codewords.device

@@ -10,6 +10,7 @@ of left above right, whose agreement with the original's says whether a sound is
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ from audiogen.data.dataset import SYNTH_SEED
 from audiogen.errors import InputError, run_command
 from audiogen.evaluate.order import FIRST_CLIP
 from audiogen.generators.load import load
-from tools.figures import draw
 
 CLEARLY_DB = 1.0  # a level of one side above the other from which on a sound stands on that side
 
@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number in farthest
             for channel, side in enumerate(("left", "right"))
         ]
+        # by its name, for mypy takes each file of tools for a module without a package
+        draw = importlib.import_module("tools.figures").draw
         draw(args.picture, rows, wide=3.4, tall=1.2, rate=model.sample_rate)
     return 0
 

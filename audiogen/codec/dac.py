@@ -18,6 +18,8 @@ from audiogen.codec.model import check_audio, check_codebooks, check_codes
 from audiogen.config import Range, check_ranges
 from audiogen.errors import InputError
 from audiogen.interfaces import check_samples
+from audiogen.packed import can_pack, pack, use_conv1d
+from audiogen.snake import use_snakes
 
 Size = Annotated[int, Range(1, 1 << 18)]  # a product of three does not overflow 64 bits
 
@@ -60,6 +62,7 @@ class DacCodec(nn.Module):
     def __init__(self, config: DacSizes) -> None:
         # Here, because transformers takes seconds to import and the bundled codecs do not need it.
         from transformers import DacConfig, DacModel
+        from transformers.models.dac.modeling_dac import Snake1d
 
         super().__init__()
         self.config = config
@@ -68,6 +71,9 @@ class DacCodec(nn.Module):
         self.name, self.identity = "", ""  # set by what loads it
         model = DacModel(DacConfig(**{field.name: getattr(config, field.name) for field in fields(config)}))
         self.encoder, self.decoder, self.quantizer = model.encoder, model.decoder, model.quantizer
+        for stack in (self.encoder, self.decoder):
+            use_snakes(stack, Snake1d)
+            use_conv1d(stack)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> DacCodec:
@@ -75,11 +81,20 @@ class DacCodec(nn.Module):
         return super().train(False)
 
     def freeze(self, dtype: torch.dtype) -> None:
-        """As `interfaces.Codec`: it is frozen, and has float32 alone."""
-        if dtype != torch.float32:
+        """As `interfaces.Codec`: what encoder and decoder compute in, by packed copies of their weights.
+
+        In float32 the decoder alone has copies: the encoder gains nothing by them.
+        """
+        packs = can_pack(next(self.parameters()).device, dtype)
+        if not packs and dtype != torch.float32:
             raise InputError(
-                f"codec {self.name or 'given'} does not compute in {str(dtype)[6:]}: a DAC has float32 alone"
+                f"codec {self.name or 'given'} does not compute in {str(dtype)[6:]} here: float32 is allowed, and "
+                "bfloat16 on a CPU for which PyTorch has kernels"
             )
+        for stack in (self.encoder, self.decoder):
+            pack(stack, None)
+            if packs and (stack is self.decoder or dtype != torch.float32):
+                pack(stack, dtype)
 
     def meaning(self) -> dict[str, Tensor]:
         """The weights that its codes depend on: all but the decoder's."""
@@ -97,7 +112,7 @@ class DacCodec(nn.Module):
         check_samples(audio, "the audio")
         count = check_codebooks(num_codebooks, self.num_codebooks)
         whole = F.pad(audio, (0, -audio.shape[-1] % self.hop_length))
-        return self.quantizer(self.encoder(whole), count)[1]
+        return self.quantizer(self.encoder(whole).float(), count)[1]
 
     @torch.no_grad()
     def decode(self, codes: Tensor, first_frame: int = 0) -> Tensor:
@@ -107,7 +122,7 @@ class DacCodec(nn.Module):
         zeros at the end make up for them. first_frame: has no effect.
         """
         check_codes(codes, self.num_codebooks, self.codebook_size)
-        audio = self.decoder(self.quantizer.from_codes(codes)[0])  # [B, 1, at most T * hop_length]
+        audio = self.decoder(self.quantizer.from_codes(codes)[0]).float()  # [B, 1, at most T * hop_length]
         return F.pad(audio, (0, codes.shape[-1] * self.hop_length - audio.shape[-1]))
 
     @cached_property

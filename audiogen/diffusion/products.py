@@ -10,13 +10,10 @@ Each layer can be packed for inference (see `packed.py`): in bfloat16 a network 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from audiogen.onednn import convolve
-from audiogen.packed import Linear, PackedConv1d, PackedConv2d, PackedConvTranspose1d
+from audiogen.packed import Linear, PackedConv2d, use_conv1d
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -59,45 +56,6 @@ class DirectConv2d(nn.Conv2d):
         return PackedConv2d(self, dtype)
 
 
-class Conv1d(nn.Conv1d):
-    """nn.Conv1d, [B, D_in, N] -> [B, D_out, T], that can be packed."""
-
-    packed: PackedConv1d | None = None
-
-    def __call__(
-        self, input: Tensor
-    ) -> Tensor:  # not `forward`: weight norm is in a hook, and in the packed weights
-        if self.packed is not None:
-            return self.packed(input, int(self.padding[0]))
-        return convolve(self, super().__call__, input)
-
-    def pack(self, dtype: torch.dtype) -> PackedConv1d:
-        _normalise(self)
-        return PackedConv1d(self, dtype)
-
-
-class ConvTranspose1d(nn.ConvTranspose1d):
-    """nn.ConvTranspose1d, [B, D_in, T] -> [B, D_out, N], that can be packed."""
-
-    packed: PackedConvTranspose1d | None = None
-
-    def __call__(self, input: Tensor) -> Tensor:
-        if self.packed is None:
-            return convolve(self, super().__call__, input)
-        made, cut = self.packed(input), int(self.padding[0])
-        return made[..., cut : made.shape[-1] - cut + self.output_padding[0]]
-
-    def pack(self, dtype: torch.dtype) -> PackedConvTranspose1d:
-        _normalise(self)
-        return PackedConvTranspose1d(self, dtype)
-
-
-def _normalise(layer: Any) -> None:
-    """Compute the weight from what weight norm learns: diffusers has torch's older kind, a hook before each call."""
-    for hook in layer._forward_pre_hooks.values():
-        hook(layer, None)
-
-
 def use_products(module: nn.Module) -> None:
     """Layers become those of this file: 1 x 1 convolutions, others where there is oneDNN, and `packed.Linear`.
 
@@ -106,16 +64,10 @@ def use_products(module: nn.Module) -> None:
     for layer in module.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = Linear
-        if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d) or layer.padding_mode != "zeros":
+        if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
             continue
-        if isinstance(layer.padding, str) or layer.groups != 1:
-            continue
-        if type(layer) is nn.Conv1d:
-            layer.__class__ = Conv1d
-        elif type(layer) is nn.ConvTranspose1d:
-            if layer.dilation == (1,) and layer.output_padding[0] <= layer.padding[0]:
-                layer.__class__ = ConvTranspose1d
-        elif type(layer) is nn.Conv2d and layer.weight.shape[2:] != (1, 1):
+        if layer.weight.shape[2:] != (1, 1):
             layer.__class__ = DirectConv2d if torch.backends.mkldnn.is_available() else nn.Conv2d
-        elif type(layer) is nn.Conv2d and (layer.stride, layer.padding) == ((1, 1), (0, 0)):
+        elif (layer.stride, layer.padding, layer.groups) == ((1, 1), (0, 0), 1):
             layer.__class__ = PointwiseConv2d
+    use_conv1d(module)

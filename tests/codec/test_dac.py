@@ -19,6 +19,7 @@ from audiogen.errors import InputError, run_command
 from audiogen.files import checkpoint
 from audiogen.models.build import load_codec, load_lm
 from audiogen.models.own import save_codec
+from audiogen.packed import can_pack
 from audiogen.train.__main__ import main as train
 
 # Rates and ratios of the released models, and two odd ones; the widths are tiny.
@@ -69,6 +70,23 @@ def test_parity_with_transformers(tmp_path: Path, name: str) -> None:
         assert not decoded[..., expected.shape[-1] :].any()
     assert (expected.shape[-1] < decoded.shape[-1]) == any(r % 2 for r in sizes.downsampling_ratios)
     assert torch.equal(ours.encode(x), codes)
+
+
+@pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.bfloat16), reason="oneDNN has no bfloat16 here")
+@pytest.mark.parametrize("name", SHAPES)
+def test_bfloat16_is_near(tmp_path: Path, name: str) -> None:
+    make(tmp_path, sizes := SHAPES[name])
+    exact, rounded = load_codec(tmp_path), load_codec(tmp_path, dtype=torch.bfloat16)
+    x = sound(9 * sizes.hop_length)
+    codes = exact.encode(x)
+    assert (rounded.encode(x)[:, 0] == codes[:, 0]).float().mean() > 0.8
+    whole, found = exact.decode(codes), rounded.decode(codes)
+    assert found.dtype == torch.float32 and not torch.equal(found, whole)
+    assert (found - whole).norm() < 0.05 * whole.norm()
+    rounded.freeze(torch.float32)
+    torch.testing.assert_close(rounded.decode(codes), whole, atol=1e-6, rtol=1e-5)
+    with pytest.raises(InputError, match="does not compute in float16"):
+        rounded.freeze(torch.float16)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 6])

@@ -5,7 +5,8 @@ import copy
 import torch
 from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck, Snake1d
 
-from audiogen.diffusion.autoencoders import Snake, WaveformAutoencoder, WaveformAutoencoderConfig, use_snakes
+from audiogen.diffusion.autoencoders import WaveformAutoencoder, WaveformAutoencoderConfig
+from audiogen.snake import Snake, use_snakes
 
 
 def _pair() -> tuple[Snake1d, Snake]:
@@ -47,5 +48,5 @@ def test_the_autoencoder_uses_it() -> None:
     assert Snake in kinds and Snake1d not in kinds
     plain = AutoencoderOobleck(8, [2, 4], [1, 2], 4, 4, 1)
     assert list(ours.state_dict()) == list(plain.state_dict())  # the same names in the same order
-    use_snakes(plain)
+    use_snakes(plain, Snake1d)
     assert {type(part) for part in plain.modules()} == kinds
