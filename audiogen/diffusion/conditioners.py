@@ -8,6 +8,7 @@ clap, pooled (the text's mean, projected), seconds_start, seconds_total.
     AudioLDM 2      cross: [[loa], [text]]
     LAFMA, Tango    cross: [[text]]
     Stable Audio    cross: [[text, seconds_start, seconds_total]]   vector: [seconds_start, seconds_total]
+    Stable Audio 3  cross: [[text, seconds_total]]                  vector: [seconds_total]
     TangoFlux       cross: [[text, seconds_total]]                  vector: [pooled]
 """
 
@@ -23,6 +24,7 @@ from diffusers.pipelines.stable_audio.modeling_stable_audio import (
     StableAudioNumberConditioner,
     StableAudioProjectionModel,
 )
+from diffusers.pipelines.stable_audio_3.modeling_stable_audio_3 import StableAudio3DurationEmbedder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,12 +45,14 @@ VECTOR_PIECES = ("clap", "pooled", "seconds_start", "seconds_total")
 class SecondsConfig:
     """Numbers of seconds as tokens `width` wide; what lies outside of min_s to max_s counts as the nearest.
 
-    The defaults are Stable Audio Open's.
+    The defaults are Stable Audio Open's. frequencies: of the Fourier features; learned, or fixed and exponential, as in
+    Stable Audio 3, for systems without seconds_start.
     """
 
     width: Positive = 768
     min_s: float = 0.0
     max_s: float = 512.0
+    frequencies: Literal["learned", "exponential"] = "learned"
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -60,7 +64,8 @@ class SecondsConfig:
 class ConditionerConfig:
     """Which streams and vector there are, and what gives their pieces; see the module.
 
-    text_length: L that every text is padded to, with zeros that count as tokens (Stable Audio: 128, its max_tokens).
+    text_length: L that every text is padded to (Stable Audio: 128, its max_tokens). padding: with zeros that count as
+    tokens, or masked, for a denoiser that has a token of its own in their place (Stable Audio 3).
     clap: directory or hub id of a CLAP model; without one, loa begins from pooled. clap_dim, pooled_dim: E of these.
     unconditional: what the half of guidance without a condition gets. "zeros": all tokens of all streams and the vector
     are zero. "empty": the text "" in place of the text, loa zero, and all else as it was. "padded": as "empty", but
@@ -73,6 +78,7 @@ class ConditionerConfig:
     unconditional: Literal["zeros", "empty", "padded"] = "zeros"
     text: TextConfig | None = None
     text_length: Positive | None = None
+    padding: Literal["zeros", "masked"] = "zeros"
     clap: str | None = None
     clap_dim: Positive = 512
     pooled_dim: Positive = 1024
@@ -95,6 +101,9 @@ class ConditionerConfig:
         ):
             if (by := needed & self.uses) and getattr(self, key) is None:
                 raise InputError(f"conditioner.{key} is null; needed by {', '.join(sorted(by))}")
+        fixed = self.seconds is not None and self.seconds.frequencies != "learned"
+        if fixed and "seconds_start" in self.uses:
+            raise InputError("seconds.frequencies must be learned where there is seconds_start")
 
     @property
     def uses(self) -> set[str]:
@@ -167,11 +176,16 @@ class Conditioner(nn.Module):
         self.seconds: Any = None
         if (seconds := config.seconds) is not None:
             limits = (seconds.width, seconds.min_s, seconds.max_s)
-            self.seconds = (
-                StableAudioProjectionModel(width or seconds.width, *limits)  # text and both seconds
-                if "seconds_start" in config.uses
-                else StableAudioNumberConditioner(*limits)
-            )
+            if "seconds_start" in config.uses:
+                self.seconds = StableAudioProjectionModel(
+                    width or seconds.width, *limits
+                )  # text and both seconds
+            elif seconds.frequencies == "learned":
+                self.seconds = StableAudioNumberConditioner(*limits)
+            else:
+                self.seconds = StableAudio3DurationEmbedder(
+                    seconds.width, min_val=seconds.min_s, max_val=seconds.max_s
+                )
         pools = "pooled" in config.uses or ("loa" in config.uses and self.clap is None)
         self.pooled = nn.Linear(width, config.pooled_dim) if pools else None
         self.loa = None if config.loa is None else LoaGenerator(config.loa)
@@ -308,12 +322,15 @@ class Conditioner(nn.Module):
             return text
         if (more := length - text.tokens.shape[1]) < 0:
             raise InputError(f"a text is {-more} tokens above text_length {length}: lower text.max_tokens")
-        return _all_valid(F.pad(text.tokens, (0, 0, 0, more)))
+        tokens = F.pad(text.tokens, (0, 0, 0, more))
+        masked = self.config.padding == "masked"
+        return Condition(tokens, F.pad(text.mask, (0, more))) if masked else _all_valid(tokens)
 
     def _seconds(self, piece: str, inputs: ConditionerInputs) -> Tensor:
         """Seconds [B] -> Fourier features through a linear layer [B, 1, D]."""
         part = "start_number_conditioner" if piece == "seconds_start" else "end_number_conditioner"
-        return getattr(self.seconds, part, self.seconds)(_given(inputs, piece))
+        found = getattr(self.seconds, part, self.seconds)(_given(inputs, piece))
+        return found.reshape(len(found), 1, -1)
 
 
 def _given(inputs: ConditionerInputs, name: str) -> Any:

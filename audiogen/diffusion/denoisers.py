@@ -1,7 +1,7 @@
 """Denoisers: diffusers' networks behind one call, `denoise(x_t, t [B], conditioning) -> prediction`, shaped as x_t.
 
 Each adapter is the only code that uses its network's argument names. `t` is the network's own time: 0 to 999 for the
-UNets, 0 to 1 for the two transformers. The process defines what is predicted: noise, velocity or flow.
+UNets, 0 to 1 for the transformers. The process defines what is predicted: noise, velocity or flow.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.audioldm2.modeling_audioldm2 import AudioLDM2UNet2DConditionModel
-from einops import rearrange
 from torch import Tensor, nn
 
 from audiogen.config import NotNegative, Positive, check_ranges
 from audiogen.diffusion.conditioning import Conditioning
+from audiogen.diffusion.dit3 import AudioDiT3, DiT3Config
+from audiogen.diffusion.network import Denoiser, OneStream
 from audiogen.errors import InputError
 
 MOST_LAYERS = 16  # attention layers at one place
@@ -85,18 +86,8 @@ class AudioUNetConfig:
         return len(self.layers) > 4 or (mixed and len(self.cross_dims) > 1)
 
 
-class _OneStream:
-    """A network that attends to one stream of tokens, `cross_dim` wide."""
-
-    cross_dim: int
-
-    @property
-    def cross_dims(self) -> tuple[int, ...]:
-        return (self.cross_dim,)
-
-
 @dataclass(frozen=True)
-class TextUNetConfig(_OneStream):
+class TextUNetConfig(OneStream):
     """The UNet of Stable Diffusion 2.1, which Tango trains on sound: the defaults. heads: for each level."""
 
     latent_dim: Positive = 8
@@ -115,7 +106,7 @@ class TextUNetConfig(_OneStream):
 
 
 @dataclass(frozen=True)
-class DiTConfig(_OneStream):
+class DiTConfig(OneStream):
     """The diffusion transformer of Stable Audio Open: the defaults. kv_heads: of cross-attention.
 
     cross_dim: of the tokens. cross_width: what they are projected to; kv_heads times head_dim. vector_dim: E of the
@@ -144,7 +135,7 @@ class DiTConfig(_OneStream):
 
 
 @dataclass(frozen=True)
-class FluxConfig(_OneStream):
+class FluxConfig(OneStream):
     """The transformer of TangoFlux: the defaults.
 
     Text and latents are joined in `num_layers` blocks, then mixed in `num_single_layers`. cross_dim: of the tokens.
@@ -167,42 +158,7 @@ class FluxConfig(_OneStream):
             raise InputError(f"rotary {self.rotary} must be even and add up to head_dim, {self.head_dim}")
 
 
-DenoiserConfig = AudioUNetConfig | TextUNetConfig | DiTConfig | FluxConfig
-
-
-class Denoiser(nn.Module):
-    """A network and its config, one of `DenoiserConfig`: what a process trains and a sampler calls.
-
-    in_frames: the network takes sequences [B, D, T]; of latents [B, D, T, M] each frame is D * M numbers to it.
-    """
-
-    in_frames = False
-
-    def __init__(self, config: Any, network: Any):
-        super().__init__()
-        self.config, self.network = config, network
-
-    def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """x_t [B, D, T] or [B, D, T, M], t [B] -> prediction, shaped as x_t.
-
-        A conditioning that the network does not have is refused: diffusers would ignore some of it without a word.
-        """
-        vector = None if conditioning.vector is None else conditioning.vector.shape[-1]
-        got = (len(conditioning.streams), vector)
-        if got != (needed := (len(self.config.cross_dims), self.config.vector_dim)):
-            raise ValueError(
-                "the conditioning has {} streams and a vector of {}; ".format(*got)
-                + "the denoiser has {} and {}".format(*needed)
-            )
-        if not (self.in_frames and x_t.dim() == 4):
-            return self.predict(x_t, t, conditioning)
-        frames = rearrange(x_t, "b d t m -> b (d m) t")
-        found = self.predict(frames, t, conditioning)
-        return rearrange(found, "b (d m) t -> b d t m", m=x_t.shape[-1])
-
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The call of the network, with a conditioning that it has: shapes as in `forward`."""
-        raise NotImplementedError
+DenoiserConfig = AudioUNetConfig | TextUNetConfig | DiTConfig | FluxConfig | DiT3Config
 
 
 class AudioUNet(Denoiser):
@@ -364,7 +320,7 @@ class AudioFlux(Denoiser):
 def denoiser(config: DenoiserConfig) -> Denoiser:
     """A new network of this config."""
     networks: dict[type, Any] = {AudioUNetConfig: AudioUNet, TextUNetConfig: TextUNet}
-    networks |= {DiTConfig: AudioDiT, FluxConfig: AudioFlux}
+    networks |= {DiTConfig: AudioDiT, FluxConfig: AudioFlux, DiT3Config: AudioDiT3}
     return networks[type(config)](config)
 
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from audiogen import lora
 from audiogen.adapters import KINDS, Adapter
 from audiogen.config import build, to_plain
-from audiogen.diffusion.denoisers import AudioUNet, Denoiser, TextUNet
+from audiogen.diffusion.denoisers import AudioUNet, TextUNet
+from audiogen.diffusion.network import Denoiser
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.packed import pack
@@ -33,9 +34,9 @@ WEIGHTS, FINGERPRINT = "pytorch_lora_weights.safetensors", "fingerprint.safetens
 # Names of layers in diffusers' networks: those of attention (add_*, to_add_out: of the text in a FLUX block), and the
 # two matrices between them (proj_*: of a FLUX block in which text and latents are mixed).
 TARGETS = {
-    "attention": re.compile(r"\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$"),
+    "attention": re.compile(r"\.(to_(q|k|v|qkv|kv)|to_out(\.0)?|add_[qkv]_proj|to_add_out)$"),
     "feed_forward": re.compile(
-        r"\.ff(_context)?\.net\.(0\.proj|2)$|^single_transformer_blocks\.\d+\.proj_(mlp|out)$"
+        r"\.ff(_context)?\.(net\.(0\.proj|2)|proj_in|proj_out)$|^single_transformer_blocks\.\d+\.proj_(mlp|out)$"
     ),
 }
 # The parts of an adapter in a file, under the names of PEFT and those of older files.

@@ -34,6 +34,7 @@ class ProcessConfig:
     one_is: what t = 1 is in a flow, `data` (LAFMA) or `noise` (TangoFlux): direction of time and sign of the velocity.
     t_min: a flow's t is at least this. sigma_min: noise that stays on the data at a flow's end.
     time_scale: the network's time is t x time_scale.
+    log_snr: a flow is sampled at equal steps of ln(alpha / sigma) between these; None for equal steps of t.
     lowest_sigma, highest_sigma: ends of the grid, as sigma / alpha, of the DPM-Solvers of cosine_v; the defaults
         are those of stable-audio-tools.
     """
@@ -50,6 +51,7 @@ class ProcessConfig:
     t_min: Annotated[float, Range(0, 1, below=True)] = 0.0
     sigma_min: Annotated[float, Range(0, 1, below=True)] = 0.0
     time_scale: Annotated[float, Range(0, math.inf, above=True, below=True)] = 1.0
+    log_snr: tuple[float, float] | None = None
     lowest_sigma: float = 0.03
     highest_sigma: float = 500.0
 
@@ -68,6 +70,8 @@ class ProcessConfig:
             raise InputError(
                 f"lowest_sigma to highest_sigma is {self.lowest_sigma} to {self.highest_sigma}; it must rise above 0"
             )
+        if self.log_snr is not None and not -math.inf < self.log_snr[0] < self.log_snr[1] < math.inf:
+            raise InputError(f"log_snr is {self.log_snr[0]} to {self.log_snr[1]}; it must rise")
         if self.snr_gamma is not None and self.kind == "flow":
             raise InputError("snr_gamma weights ddpm and cosine_v; set it to null for a flow")
         if self.kind == "ddpm" and self.time_sampling != "uniform":
@@ -81,6 +85,7 @@ PROCESSES = {
     "tango": ProcessConfig(prediction="v", beta_start=0.00085, beta_end=0.012, snr_gamma=5.0),
     "stable_audio": ProcessConfig("cosine_v", "v", lowest_sigma=0.3),
     "lafma": ProcessConfig("flow", "velocity", one_is="data", t_min=1e-3, time_scale=999.0),
+    "stable_audio_3": ProcessConfig("flow", "velocity", log_snr=(-6.2, 2.0)),
     "tangoflux": ProcessConfig("flow", "velocity", time_sampling="logit_normal"),
 }
 

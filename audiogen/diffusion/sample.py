@@ -50,7 +50,7 @@ class Sampling:
             raise InputError(f"{where}: {error}") from None
 
 
-REPEATABLE = ("ddim", "ddpm", "euler")  # samplers whose steps depend on no step before
+REPEATABLE = ("ddim", "ddpm", "euler", "ping_pong")  # samplers whose steps depend on no step before
 
 # As the authors of each system sample; Stable Audio's is of third order there.
 SAMPLINGS = {
@@ -58,6 +58,7 @@ SAMPLINGS = {
     "audioldm2": Sampling("ddim", 200, 3.5),
     "tango": Sampling("ddpm", 200, 3.0),
     "stable_audio": Sampling("dpm++sde", 100, 7.0),
+    "stable_audio_3": Sampling("ping_pong", 8, 1.0),
     "lafma": Sampling("euler", 200, 3.0),
     "tangoflux": Sampling("euler", 50, 4.5),
 }

@@ -20,7 +20,7 @@ from audiogen.errors import InputError
 SAMPLERS = {
     "ddpm": ("ddim", "ddpm", "dpm++", "dpm++sde"),
     "cosine_v": ("ddim", "dpm++", "dpm++sde"),
-    "flow": ("euler", "heun"),
+    "flow": ("euler", "heun", "ping_pong"),
 }
 
 ALGORITHMS = {"dpm++": "dpmsolver++", "dpm++sde": "sde-dpmsolver++"}  # DPM-Solver++: 2211.01095
@@ -179,14 +179,21 @@ def _cosine_solver(process: Process, name: str, steps: int) -> Sampler:
 
 
 def _flow(process: Process, name: str, steps: int) -> Sampler:
-    """Equal steps from noise to data. The scheduler counts the share of noise and wants d x_t / d noise."""
+    """Steps from noise to data. The scheduler counts the share of noise and wants d x_t / d noise.
+
+    ping_pong: each step goes to data at once, and back to the next share of noise with fresh noise (2605.17991).
+    """
     config = process.config
-    if name == "euler":
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-        scheduler.set_timesteps(steps, sigmas=[1.0 - i / steps for i in range(steps)])
-    else:
+    if name == "heun":
+        if config.log_snr is not None:
+            raise InputError("heun takes equal steps of t; with log_snr use euler or ping_pong")
         scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
         scheduler.set_timesteps(steps)
+    else:
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=name == "ping_pong")
+        even = [1.0 - i / steps for i in range(steps)]
+        grid = even if config.log_snr is None else log_snr_sigmas(*config.log_snr, steps)
+        scheduler.set_timesteps(steps, sigmas=grid)
     noise = scheduler.timesteps / scheduler.config.num_train_timesteps  # [n], the share of noise, from 1 down
     progress = 1.0 - noise if config.one_is == "data" else noise
     # The network gets times within its t_min..1 while the path is walked whole, as LAFMA's authors do.
@@ -196,3 +203,9 @@ def _flow(process: Process, name: str, steps: int) -> Sampler:
     return Sampler(
         scheduler, process.model_time(t), noise, alphas, sigmas, sign=sign, data_steps=-sign * noise
     )
+
+
+def log_snr_sigmas(lowest: float, highest: float, steps: int) -> list[float]:
+    """Shares of noise [steps] at equal steps of ln((1 - sigma) / sigma) from `lowest`; the first is 1 (2605.17991)."""
+    ratios = [lowest + (highest - lowest) * i / steps for i in range(steps)]
+    return [1.0] + [1.0 / (1.0 + math.exp(ratio)) for ratio in ratios[1:]]

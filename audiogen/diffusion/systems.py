@@ -13,6 +13,7 @@ from audiogen.config import build, load_recipe, plain
 from audiogen.diffusion.autoencoders import (
     AutoencoderConfig,
     MelAutoencoderConfig,
+    SameAutoencoderConfig,
     WaveformAutoencoderConfig,
     make_autoencoder,
 )
@@ -20,6 +21,7 @@ from audiogen.diffusion.conditioners import Conditioner, ConditionerConfig
 from audiogen.diffusion.denoisers import (
     AudioUNetConfig,
     DenoiserConfig,
+    DiT3Config,
     DiTConfig,
     FluxConfig,
     TextUNetConfig,
@@ -30,8 +32,8 @@ from audiogen.errors import InputError
 from audiogen.text.clap import Clap
 from audiogen.text.encoder import FrozenEncoder
 
-AUTOENCODERS = ("mel_autoencoder", "waveform_autoencoder")
-DENOISERS = ("audio_unet", "text_unet", "dit", "flux")
+AUTOENCODERS = ("mel_autoencoder", "waveform_autoencoder", "same_autoencoder")
+DENOISERS = ("audio_unet", "text_unet", "dit", "flux", "dit3")
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,12 @@ class SystemConfig:
     conditioner: ConditionerConfig
     mel_autoencoder: MelAutoencoderConfig | None = None
     waveform_autoencoder: WaveformAutoencoderConfig | None = None
+    same_autoencoder: SameAutoencoderConfig | None = None
     audio_unet: AudioUNetConfig | None = None
     text_unet: TextUNetConfig | None = None
     dit: DiTConfig | None = None
     flux: FluxConfig | None = None
+    dit3: DiT3Config | None = None
 
     def __post_init__(self) -> None:
         for kind in (AUTOENCODERS, DENOISERS):
@@ -54,7 +58,7 @@ class SystemConfig:
         if unet and self.mel_autoencoder is None:
             raise InputError(
                 "audio_unet and text_unet work on the latents of mel_autoencoder [B, D, T, M]; those of "
-                "waveform_autoencoder [B, D, T] are for dit and flux"
+                "waveform_autoencoder and same_autoencoder [B, D, T] are for dit, flux and dit3"
             )
         depth = self.autoencoder.latent_dim  # a transformer takes the M bins of a frame as D * M numbers
         if self.mel_autoencoder is not None and not unet:
@@ -96,7 +100,7 @@ OTHER_SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 @functools.cache
 def released() -> dict[str, SystemConfig]:
     """Systems at their published sizes, from the recipes; text encoders are named, and opened with the first text."""
-    names = ("audioldm", "audioldm2", "lafma", "stable_audio", "tango", "tangoflux")
+    names = ("audioldm", "audioldm2", "lafma", "stable_audio", "stable_audio_3", "tango", "tangoflux")
     found = {name: build(SystemConfig, plain(load_recipe(name))["system"], name) for name in names}
     for name, (base, changes) in OTHER_SIZES.items():
         unet = found[base].audio_unet

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiogen import audio as audio_io
-from audiogen.diffusion.autoencoders import LatentAutoencoder, MelAutoencoder
+from audiogen.diffusion.autoencoders import MelAutoencoder
+from audiogen.diffusion.latents import LatentAutoencoder
 from audiogen.diffusion.sample import Reference, inpaint_mask, super_resolution_mask
 from audiogen.errors import InputError
 from audiogen.generators import level

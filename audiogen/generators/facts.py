@@ -17,7 +17,7 @@ from audiogen.text.t5 import T5Conditioner
 from audiogen.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from audiogen.diffusion.autoencoders import LatentAutoencoder
+    from audiogen.diffusion.latents import LatentAutoencoder
     from audiogen.diffusion.process import ProcessConfig
     from audiogen.diffusion.systems import SystemConfig
 

@@ -1,10 +1,11 @@
 """Directories in the layout of diffusers' pipelines: reading released ones, and writing and reading our own.
 
 model_index.json                      which class each component is of, and the pipeline's
-vae/ vocoder/                         AutoencoderKL with SpeechT5HifiGan, or AutoencoderOobleck
+vae/ vocoder/                         AutoencoderKL with SpeechT5HifiGan, AutoencoderOobleck, or AutoencoderSAME
 unet/ or transformer/                 the denoiser
 projection_model/ language_model/     AudioLDM 2's and Stable Audio's conditioning
-text_encoder/ tokenizer/ ...          T5 and CLAP, where they are stored; diffusers' pipelines need them
+duration_embedder/                    Stable Audio 3's
+text_encoder/ tokenizer/ ...          T5, T5Gemma and CLAP, where they are stored; diffusers' pipelines need them
 scheduler/
 system.json text/ conditioner/        ours: the whole configuration, the embedded text encoder, what else is trained
 """
@@ -18,6 +19,7 @@ from typing import Any
 from audiogen.config import build, to_plain
 from audiogen.diffusion.autoencoders import MelAutoencoder
 from audiogen.diffusion.process import process_of
+from audiogen.diffusion.same import SameAutoencoder
 from audiogen.diffusion.sample import SAMPLINGS, Sampling
 from audiogen.diffusion.systems import AUTOENCODERS, LatentSystem, SystemConfig
 from audiogen.errors import InputError
@@ -27,6 +29,7 @@ from audiogen.files.tensors import under
 from audiogen.models.pipelines import (
     SystemFile,
     component_settings,
+    has_fixed_seconds,
     has_mel_pipeline,
     pipeline_of,
     read_pipeline,
@@ -68,6 +71,8 @@ def save_diffusers(
     latents the code of a pipeline (`whole`); without them the directory names encoders, and no pipeline opens it.
     """
     directory, conditioner = Path(directory), system.conditioner
+    if isinstance(system.autoencoder, SameAutoencoder):
+        system.autoencoder.fold_scale()
     scale = float(system.autoencoder.scale_factor)
     if isinstance(system.autoencoder, MelAutoencoder):
         system.autoencoder.vae.register_to_config(scaling_factor=scale)
@@ -98,7 +103,7 @@ def save_diffusers(
             directory / EXTRA / "model.safetensors",
             {key: tensor for key, tensor in state.items() if key.startswith(prefixes)},
         )
-    scheduler = scheduler_config(own)
+    scheduler = scheduler_config(own, sampling or SAMPLINGS[name])
     writing.write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
     classes["scheduler"] = ["diffusers", scheduler["_class_name"]]
     config = to_plain(system.config)
@@ -118,7 +123,7 @@ def save_diffusers(
 
 
 def read_diffusers(directory: Path) -> SystemParts:
-    """Read a directory that `save_diffusers` wrote, or that of an AudioLDM, AudioLDM 2 or Stable Audio pipeline."""
+    """Read a directory that `save_diffusers` wrote, or that of a released pipeline, one of `pipelines.PIPELINES`."""
     index = read_settings(directory / INDEX)
     ours = directory / SYSTEM
     own = build(SystemFile, writing.read_json(ours), str(ours)) if ours.is_file() else None
@@ -156,7 +161,7 @@ def _vocabulary(directory: Path, config: SystemConfig) -> bytes | None:
 
 def _folders(config: SystemConfig) -> dict[str, str]:
     """Folders with weights that such a system has, and the parts that they are of."""
-    denoiser = "transformer" if config.waveform_autoencoder is not None else "unet"
+    denoiser = "unet" if config.mel_autoencoder is not None else "transformer"
     found = {"vae": "autoencoder.vae", denoiser: "denoiser.network"}
     if config.mel_autoencoder is not None and config.mel_autoencoder.vocoder is not None:
         found["vocoder"] = "autoencoder.vocoder"
@@ -167,6 +172,8 @@ def _folders(config: SystemConfig) -> dict[str, str]:
         }
     elif "seconds_start" in config.conditioner.uses:
         found["projection_model"] = "conditioner.seconds"
+    elif has_fixed_seconds(config):
+        found["duration_embedder"] = "conditioner.seconds"
     if config.conditioner.text is not None and config.conditioner.text.embedded:
         found[TEXT] = "conditioner.text.embedded"
     return found
@@ -215,7 +222,9 @@ def _owners(config: SystemConfig) -> list[str]:
     conditioner, found = config.conditioner, []
     if "pooled" in conditioner.uses or (conditioner.loa is not None and conditioner.clap is None):
         found.append("pooled")
-    if "seconds_total" in conditioner.uses and "seconds_start" not in conditioner.uses:
+    if {"seconds_start", "seconds_total"} & conditioner.uses == {"seconds_total"} and not has_fixed_seconds(
+        config
+    ):
         found.append("seconds")
     return found
 
@@ -234,7 +243,7 @@ def _class_of(part: Any) -> list[str]:
 
 
 def _save_encoders(directory: Path, system: LatentSystem) -> dict[str, list[str]]:
-    """T5, and CLAP before it, with what turns text and sound into their input."""
+    """T5 or T5Gemma, and CLAP before it, with what turns text and sound into their input."""
     classes, conditioner = {}, system.conditioner
     if conditioner.clap is not None:
         classes = conditioner.clap.save(directory)
@@ -246,14 +255,17 @@ def _save_encoders(directory: Path, system: LatentSystem) -> dict[str, list[str]
         if conditioner.config.text_length is not None:  # diffusers pads to it
             contents["model_max_length"] = conditioner.config.text_length
             writing.write_json(path, contents)
-        classes[f"text_encoder{last}"] = ["transformers", "T5EncoderModel"]
+        frozen = conditioner.text.frozen
+        assert frozen is not None
+        kind = frozen.encoder.stack.config.architecture
+        classes[f"text_encoder{last}"] = ["transformers", kind]
         classes[f"tokenizer{last}"] = ["transformers", contents.get("tokenizer_class", "T5Tokenizer")]
     return classes
 
 
 def _frozen_text(directory: Path, index: Mapping[str, Any]) -> FrozenEncoder | None:
-    """The T5 among the components; None where there is none."""
-    found = _encoder(directory, index, "T5EncoderModel")
+    """The T5 or T5Gemma among the components; None where there is none."""
+    found = _encoder(directory, index, "T5EncoderModel", "T5GemmaEncoderModel")
     if found is None:
         return None
     where, tokenizer = found

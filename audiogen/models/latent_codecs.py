@@ -13,13 +13,13 @@ from audiogen import audio as audio_io
 from audiogen.codec.losses import mel_distance
 from audiogen.config import build, flatten, short, to_plain
 from audiogen.diffusion.autoencoders import (
+    Autoencoder,
     AutoencoderConfig,
-    MelAutoencoder,
     MelAutoencoderConfig,
-    WaveformAutoencoder,
     WaveformAutoencoderConfig,
     make_autoencoder,
 )
+from audiogen.diffusion.same import SameAutoencoderConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
 from audiogen.interfaces import AudioBatch
@@ -27,8 +27,11 @@ from audiogen.models.find import SYSTEM, find
 from audiogen.models.released import load_released
 from audiogen.spectrogram import save_spectrogram
 
-Autoencoder = MelAutoencoder | WaveformAutoencoder
-KINDS = {"mel_autoencoder": MelAutoencoderConfig, "waveform_autoencoder": WaveformAutoencoderConfig}
+KINDS = {
+    "mel_autoencoder": MelAutoencoderConfig,
+    "waveform_autoencoder": WaveformAutoencoderConfig,
+    "same_autoencoder": SameAutoencoderConfig,
+}
 
 
 def kind_of(config: AutoencoderConfig) -> str:

@@ -24,11 +24,12 @@ from audiogen.models.find import (
 )
 
 FAMILIES = {LM: "token LM", SYSTEM: "latent diffusion", CODEC: "codec", TAGGER: "tagger"}
-FLOWS = ("flow", "lafma", "tangoflux")  # processes, or systems whose process is one
+FLOWS = ("flow", "lafma", "stable_audio_3", "tangoflux")  # processes, or systems whose process is one
 # Where the files of a model say its sample rate: the first of these that is there.
 RATES = (
     ("system.json", "config.mel_autoencoder.mel.sample_rate"),
     ("system.json", "config.waveform_autoencoder.sample_rate"),
+    ("system.json", "config.same_autoencoder.sample_rate"),
     ("vocoder/config.json", "sampling_rate"),
     ("vae/config.json", "sampling_rate"),
     ("model_config.json", "sample_rate"),

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audiogen.config import PositiveFloat, check_ranges, short
+from audiogen.config import PositiveFloat, Range, check_ranges, short
 from audiogen.diffusion.autoencoders import MelAutoencoderConfig, WaveformAutoencoderConfig
 from audiogen.diffusion.conditioners import SecondsConfig
 from audiogen.diffusion.denoisers import AudioUNetConfig, DiTConfig, TextUNetConfig
+from audiogen.diffusion.dit3 import DiT3Config
 from audiogen.diffusion.loa import LoaConfig
 from audiogen.diffusion.mel import MelConfig
 from audiogen.diffusion.process import ProcessConfig, process_of
+from audiogen.diffusion.same import SameAutoencoderConfig
 from audiogen.diffusion.sample import Sampling
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
+from audiogen.files.tensors import WIDEST
 from audiogen.models import latent_diffusion as parts
 from audiogen.models.settings import RATE, Settings, read_settings, table, theirs
 from audiogen.models.systems import conditioner_config
@@ -25,6 +28,7 @@ PIPELINES = {
     "AudioLDMPipeline": "audioldm",
     "AudioLDM2Pipeline": "audioldm2",
     "StableAudioPipeline": "stable_audio",
+    "StableAudio3Pipeline": "stable_audio_3",
 }
 
 
@@ -48,9 +52,17 @@ def pipeline_of(config: SystemConfig) -> str:
     """The pipeline that opens such a system; where it has none of its own, the one that opens components."""
     if config.dit is not None and config.waveform_autoencoder is not None:
         return "StableAudioPipeline"
+    if config.dit3 is not None and config.same_autoencoder is not None and has_fixed_seconds(config):
+        return "StableAudio3Pipeline"
     if config.audio_unet is not None and config.conditioner.clap is not None:
         return "AudioLDM2Pipeline" if config.conditioner.loa is not None else "AudioLDMPipeline"
     return "DiffusionPipeline"
+
+
+def has_fixed_seconds(config: SystemConfig) -> bool:
+    """Whether a StableAudio3DurationEmbedder embeds the seconds."""
+    seconds = config.conditioner.seconds
+    return seconds is not None and seconds.frequencies == "exponential"
 
 
 def has_mel_pipeline(config: SystemConfig, process: ProcessConfig) -> bool:
@@ -58,7 +70,7 @@ def has_mel_pipeline(config: SystemConfig, process: ProcessConfig) -> bool:
     conditioner = config.conditioner
     plain = conditioner.cross == (("text",),) and conditioner.vector in ((), ("pooled",))
     unet = config.audio_unet
-    runs = config.flux is None and not (unet is not None and unet.beyond_diffusers)
+    runs = config.flux is None and config.dit3 is None and not (unet is not None and unet.beyond_diffusers)
     return plain and runs and config.mel_autoencoder is not None and process.kind == "flow"
 
 
@@ -82,6 +94,9 @@ def read_pipeline(directory: Path, index: Settings) -> SystemFile:
         )
     name = PIPELINES[kind]
     scheduler = component_settings(directory, "scheduler")
+    if name == "stable_audio_3":
+        process, sampling = _flow_process(scheduler)
+        return SystemFile(_stable_audio_3(directory), name, process, sampling)
     if name != "stable_audio":
         return SystemFile(_audioldm(directory, name), name, scheduler_process(scheduler))
     config = _stable_audio(directory)
@@ -184,6 +199,36 @@ def _stable_audio(directory: Path) -> SystemConfig:
     )
 
 
+def _stable_audio_3(directory: Path) -> SystemConfig:
+    vae, dit, seconds, text = (
+        component_settings(directory, part)
+        for part in ("vae", "transformer", "duration_embedder", "text_encoder")
+    )
+    length = min(
+        component_settings(directory, "tokenizer").number("model_max_length", 256), 256
+    )  # as diffusers
+    heads = dit.whole("num_heads")
+    return SystemConfig(
+        conditioner_config(
+            "stable_audio_3",
+            text=TextConfig(
+                str(directory / "text_encoder"),
+                width=text.whole("encoder.hidden_size"),
+                max_tokens=int(length),
+            ),
+            text_length=int(length),
+            seconds=seconds.build(SecondsConfig, "diffusers.seconds_3", frequencies="exponential"),
+        ),
+        same_autoencoder=vae.build(
+            SameAutoencoderConfig,
+            "diffusers.same",
+            encoder_sines=vae.wholes("encoder_sinusoidal_blocks", within=Range(0, WIDEST)),
+            decoder_sines=vae.wholes("decoder_sinusoidal_blocks", within=Range(0, WIDEST)),
+        ),
+        dit3=dit.build(DiT3Config, "diffusers.dit3", head_dim=dit.whole("embed_dim") // heads),
+    )
+
+
 # ----------------------------------------------------------------------------------------------- schedulers
 
 
@@ -209,13 +254,29 @@ def _cosine_process(settings: Settings) -> dict[str, Any]:
     return process
 
 
-def scheduler_config(process: ProcessConfig) -> dict[str, Any]:
+def _flow_process(settings: Settings) -> tuple[dict[str, Any], Sampling | None]:
+    """What the scheduler of Stable Audio 3 says: the scale of the network's time, and the sampler."""
+    settings.expect(_class_name="FlowMatchEulerDiscreteScheduler", **table("diffusers.expected_flow"))
+    process = {"time_scale": float(settings.whole("num_train_timesteps", 1000))}
+    is_ping_pong = settings.flag("stochastic_sampling", False)
+    settings.done(table("diffusers.harmless_flow"))
+    # the release that was not distilled samples without fresh noise, and in more steps
+    return process, None if is_ping_pong else Sampling("euler", 100, 1.0)
+
+
+def scheduler_config(process: ProcessConfig, sampling: Sampling | None = None) -> dict[str, Any]:
     """The configuration of diffusers' scheduler for such a process, as the releases have it."""
     if process.kind == "cosine_v":
         sigmas = {"sigma_min": process.lowest_sigma, "sigma_max": process.highest_sigma}
         return table("diffusers.cosine") | sigmas
     if process.kind == "flow":
-        return {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+        found: dict[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+        if (
+            process.log_snr is not None
+        ):  # of Stable Audio 3, whose pipeline gives the scheduler's time to the network
+            stochastic = sampling is not None and sampling.sampler == "ping_pong"
+            found |= {"num_train_timesteps": round(process.time_scale), "stochastic_sampling": stochastic}
+        return found
     return {
         "_class_name": "DDIMScheduler",
         **theirs(process, "diffusers.scheduler"),

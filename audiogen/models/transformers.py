@@ -29,7 +29,6 @@ from audiogen.models.settings import RATE, Settings, read_settings, source, tabl
 from audiogen.text import encoder
 from audiogen.text.encoder import FrozenEncoder
 from audiogen.text.t5 import TextConfig
-from audiogen.text.t5_stack import T5Stack
 
 SINGLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 DECODER, TEXT, AUDIO, PROJECTION = "decoder.", "text_encoder.", "audio_encoder.", "enc_to_dec_proj."
@@ -109,7 +108,7 @@ def _text_encoder(
     """The T5 that the release carries, and its tensors by their names there, without memory."""
     where = f"{section.where}: text_encoder"
     shape = encoder.read_shape(section.contents, where)
-    stack = empty(lambda: T5Stack(shape), where, len(found)).state_dict()
+    stack = empty(lambda: encoder.new_stack(shape), where, len(found)).state_dict()
     own = {f"{TEXT}encoder.{name}": tensor for name, tensor in stack.items()}
     # Tied: saved under either name, or under both.
     shared, tied = f"{TEXT}shared.weight", f"{TEXT}encoder.embed_tokens.weight"

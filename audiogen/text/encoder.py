@@ -1,4 +1,4 @@
-"""T5 encoders: one named by directory or hub id, one that a model carries; a frozen one and the cache of its states."""
+"""T5 and T5Gemma encoders: named by directory or hub id, or carried by a model; a frozen one and its states' cache."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from audiogen.config import build, short
 from audiogen.errors import InputError, opening, plain_text
 from audiogen.files import checkpoint, hub, writing
 from audiogen.files.tensors import empty, fill, under
+from audiogen.text.gemma import GemmaShape, GemmaStack, read_gemma
 from audiogen.text.t5_stack import T5Shape, T5Stack
 from audiogen.text.vocabulary import PAD_ID, Vocabulary
 
@@ -44,6 +45,7 @@ LAYOUTS = (
 TOKENIZERS = tuple(hub.Layout("tokenizer", (name,), _SMALL) for name in TOKENIZER_FILES)
 # Names of T5's weights: the stack that is read here, and the embedding that a decoder shares.
 STACK, SHARED = "encoder.", "shared.weight"
+Shape = T5Shape | GemmaShape
 ADVICE = "give a directory with a T5 model and its tokenizer, or a T5 hub id while the hub can be reached"
 
 
@@ -65,7 +67,7 @@ def quiet() -> Iterator[None]:
 
 
 class PretrainedTokenizer:
-    """The tokenizer of a pretrained T5, with the interface of `Vocabulary`."""
+    """The tokenizer of a pretrained encoder, with the interface of `Vocabulary`."""
 
     def __init__(self, directory: Path):
         if not any((directory / name).is_file() for name in TOKENIZER_FILES):
@@ -79,7 +81,7 @@ class PretrainedTokenizer:
         self.unk_id: int = self._tokenizer.unk_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Token ids with the end-of-sequence id last."""
+        """Token ids; T5's end with the end-of-sequence id."""
         return self._tokenizer(text, verbose=False).input_ids
 
     def save(self, directory: Path) -> None:
@@ -89,13 +91,13 @@ class PretrainedTokenizer:
 
 
 class TextEncoder(NamedTuple):
-    """A T5 encoder stack, float32, and the tokenizer that goes with it."""
+    """An encoder stack, float32, and the tokenizer that goes with it."""
 
-    stack: T5Stack
+    stack: T5Stack | GemmaStack
     tokenizer: Vocabulary | PretrainedTokenizer
 
     def token_ids(self, text: str, max_tokens: int, name: str) -> list[int]:
-        """At most max_tokens ids, the last of them </s>; warns of a text that is cut and of characters without a token.
+        """At most max_tokens ids, T5's with </s> last; warns of a text that is cut and of characters without a token.
 
         name: of the encoder, for messages.
         """
@@ -115,7 +117,8 @@ class TextEncoder(NamedTuple):
         if len(ids) > max_tokens:
             message = f"{shown!r} has {len(ids)} tokens; the text encoder reads the first {max_tokens}"
             warnings.warn(message, stacklevel=2)
-            ids = [*ids[: max_tokens - 1], tokenizer.eos_id]
+            ends = ids[-1] == tokenizer.eos_id
+            ids = [*ids[: max_tokens - 1], tokenizer.eos_id] if ends else ids[:max_tokens]
         size = self.stack.embed_tokens.num_embeddings
         if max(ids, default=0) >= size:
             raise InputError(
@@ -234,7 +237,7 @@ def named(
 
 
 def carried(
-    shape: T5Shape, tensors: Mapping[str, Tensor], tokenizer: str | None, where: str | Path
+    shape: Shape, tensors: Mapping[str, Tensor], tokenizer: str | None, where: str | Path
 ) -> FrozenEncoder:
     """An encoder whose weights a model directory holds.
 
@@ -254,34 +257,45 @@ def carried(
     return FrozenEncoder(shape.d_model, open_)
 
 
-def shape_of(directory: Path) -> T5Shape:
+def shape_of(directory: Path) -> Shape:
     """The shape in a directory's config.json, see `read_shape`."""
     return read_shape(writing.read_json(directory / "config.json"), directory)
 
 
-def read_shape(found: Any, where: str | Path) -> T5Shape:
-    """The shape of a T5 from what a config.json holds; what does not fit is an InputError."""
+def read_shape(found: Any, where: str | Path) -> Shape:
+    """The shape of a T5 or T5Gemma from what a config.json holds; what does not fit is an InputError."""
     kind = found.get("model_type") if isinstance(found, Mapping) else None
-    if kind != "t5":
-        raise InputError(f"{where}: text encoder has model_type {short(kind)}; only 't5' is read")
-    values = {field.name: found[field.name] for field in dataclasses.fields(T5Shape) if field.name in found}
+    if kind not in ("t5", "t5gemma"):
+        raise InputError(f"{where}: text encoder has model_type {short(kind)}; 't5' and 't5gemma' are read")
     try:
+        if kind == "t5gemma":
+            return read_gemma(found)
+        values = {
+            field.name: found[field.name] for field in dataclasses.fields(T5Shape) if field.name in found
+        }
         return build(T5Shape, values)
     except InputError as error:
-        raise InputError(f"{where}: the text encoder's configuration is not that of a T5: {error}") from None
+        raise InputError(
+            f"{where}: the text encoder's configuration is not that of a {kind}: {error}"
+        ) from None
 
 
-def empty_stack(shape: T5Shape, num_tensors: int | None = None) -> T5Stack:
+def new_stack(shape: Shape) -> T5Stack | GemmaStack:
+    """An encoder stack with new weights."""
+    return GemmaStack(shape) if isinstance(shape, GemmaShape) else T5Stack(shape)
+
+
+def empty_stack(shape: Shape, num_tensors: int | None = None) -> T5Stack | GemmaStack:
     """An encoder stack without memory for its weights; num_tensors as in `tensors.empty`."""
-    return empty(lambda: T5Stack(shape), "the text encoder's configuration is not that of a T5", num_tensors)
+    return empty(lambda: new_stack(shape), "the text encoder's configuration", num_tensors)
 
 
 def stack_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a T5EncoderModel, or of one with a decoder, by the names of its encoder stack.
+    """The tensors of an encoder, alone or with a decoder, by the names of its encoder stack.
 
-    The embedding, which is also that of the decoder, has either name or both.
+    The embedding of T5, which is also that of the decoder, has either name or both.
     """
-    stack = under(tensors, STACK)
+    stack = under(tensors, STACK) or under(tensors, f"model.{STACK}")  # the second: of a whole T5Gemma
     if SHARED in tensors:
         stack.setdefault("embed_tokens.weight", tensors[SHARED])
     return stack

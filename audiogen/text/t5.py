@@ -113,7 +113,7 @@ class T5Conditioner(nn.Module):
         self.frozen: FrozenEncoder | None = None
         if config.trains_encoder:
             own = _open_trained(config, vocabulary, trained)
-            self.encoder: T5Stack = own.stack.train()
+            self.encoder = own.stack.train()
             self._tokenizer = own.tokenizer
             encoder_width = own.stack.config.d_model
         else:
@@ -249,13 +249,14 @@ class TextStates(nn.Module):
             encoder.check_width(self.frozen.width, config.width, config.encoder, "the model")
 
     def save_frozen(self, model: Path, tokenizer: Path) -> None:
-        """Write a frozen encoder, as transformers' T5EncoderModel, and its tokenizer to a folder each."""
+        """Write a frozen encoder, as transformers' T5EncoderModel or T5GemmaEncoderModel, and its tokenizer."""
         assert self.frozen is not None
         stack, words = self.frozen.encoder
         tensors = {f"{STACK}{name}": tensor for name, tensor in stack.state_dict().items()}
-        tensors[SHARED] = tensors.pop(f"{STACK}embed_tokens.weight")
+        if isinstance(stack, T5Stack):
+            tensors[SHARED] = tensors.pop(f"{STACK}embed_tokens.weight")
         checkpoint.write_tensors(model / "model.safetensors", tensors)
-        config = stack.config.to_dict() | {"architectures": ["T5EncoderModel"]}
+        config = stack.config.to_dict() | {"architectures": [stack.config.architecture]}
         writing.write_json(model / "config.json", config)
         words.save(tokenizer)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -42,6 +42,8 @@ class T5Shape:
     dropout_rate: Annotated[float, Range(0, 1, below=True)] = 0.1
     layer_norm_epsilon: float = 1e-6
     feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"  # T5; T5 1.1 and Flan-T5
+
+    architecture: ClassVar[str] = "T5EncoderModel"  # of transformers, with this encoder alone
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -28,15 +28,18 @@ from audiogen.data.dataset import AudioDataset, Split, open_data
 from audiogen.data.loader import valid_batches
 from audiogen.data.seeds import seed_for
 from audiogen.diffusion.autoencoders import (
+    AutoencoderConfig,
     MelAutoencoder,
     MelAutoencoderConfig,
     WaveformAutoencoderConfig,
     make_autoencoder,
 )
+from audiogen.diffusion.same import SameAutoencoderConfig
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
 from audiogen.interfaces import AudioBatch
 from audiogen.models.latent_codecs import (
+    KINDS,
     Autoencoder,
     check_reconstruction,
     identity,
@@ -86,6 +89,7 @@ class AutoencoderRecipe(Run):
     trains: Literal["vae", "decoder", "vocoder"] = "vae"
     mel_autoencoder: MelAutoencoderConfig | None = None
     waveform_autoencoder: WaveformAutoencoderConfig | None = None
+    same_autoencoder: SameAutoencoderConfig | None = None
     loss: AutoencoderLossWeights = field(default_factory=AutoencoderLossWeights)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
@@ -93,8 +97,8 @@ class AutoencoderRecipe(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.mel_autoencoder is None) == (self.waveform_autoencoder is None):
-            raise InputError("give one of mel_autoencoder, waveform_autoencoder; the other is null")
+        if len([kind for kind in KINDS if getattr(self, kind) is not None]) != 1:
+            raise InputError(f"give one of {', '.join(KINDS)}; the others are null")
         mel = self.mel_autoencoder
         if self.trains == "vocoder" and (mel is None or mel.vocoder is None):
             raise InputError("trains: vocoder needs mel_autoencoder.vocoder")
@@ -104,11 +108,9 @@ class AutoencoderRecipe(Run):
             raise InputError("fit.precision=float16 overflows in adversarial training; use bfloat16")
 
     @property
-    def autoencoder(self) -> MelAutoencoderConfig | WaveformAutoencoderConfig:
+    def autoencoder(self) -> AutoencoderConfig:
         """The one that is given."""
-        found = self.mel_autoencoder or self.waveform_autoencoder
-        assert found is not None
-        return found
+        return next(found for kind in KINDS if (found := getattr(self, kind)) is not None)
 
     @staticmethod
     def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class AutoencoderRecipe(Run):
         if recipe.get("trains") == "vocoder" and isinstance(config, MelAutoencoderConfig):
             own = recipe.get("mel_autoencoder")
             found["vocoder"] = own.get("vocoder") if isinstance(own, dict) else None
-        return {"mel_autoencoder": None, "waveform_autoencoder": None} | {kind_of(config): found}
+        return {**dict.fromkeys(KINDS), kind_of(config): found}
 
     def prepare(self, device: torch.device) -> tuple[AutoencoderTask, Split[AudioDataset]]:
         task = AutoencoderTask(self, device)
@@ -196,7 +198,7 @@ class AutoencoderTask(Task[AutoencoderRecipe]):
             features = real = autoencoder.features(audio)  # in float32 also where the model runs in less
         if self.recipe.trains != "vocoder":
             posterior = autoencoder.posterior(real)
-            features = autoencoder.vae.decode(posterior.sample()).sample
+            features = autoencoder.decode_features(posterior.sample() * autoencoder.scale_factor)
             kl = mean_kl(posterior)
         if self.makes_mel:
             return Made(features, real, kl)

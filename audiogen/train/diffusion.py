@@ -223,8 +223,10 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
     def choose_trained(self, recipe: DiffusionRecipe) -> list[nn.Module]:
         """Freeze what is not trained -> the layers that processes may share."""
         self.system.denoiser.requires_grad_(not self.gpt2_only)
-        # A FLUX network is called as often as texts of a batch differ in length: its layers are gathered together.
-        return [self.system.denoiser] if self.system.config.flux else list(blocks(self.system.denoiser))
+        # A FLUX network is called as often as texts of a batch differ in length, and dit3 calls what is in its layers:
+        # their layers are gathered together.
+        config = self.system.config
+        return [self.system.denoiser] if config.flux or config.dit3 else list(blocks(self.system.denoiser))
 
     def train(self) -> None:
         """Training mode, but for a text encoder that is not trained."""

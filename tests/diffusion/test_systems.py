@@ -19,6 +19,7 @@ MILLIONS = {  # as published, of the denoiser
     "audioldm2_large": 718,
     "lafma": 273,
     "stable_audio": 1057,
+    "stable_audio_3": 459,  # its authors count 433, without the 26 of `to_local_embed`
     "tango": 866,
     "tangoflux": 517,
 }
@@ -39,6 +40,10 @@ def test_published_sizes() -> None:
             assert millions(system.autoencoder.vocoder) == 55
             assert millions(system.autoencoder.vae) == 55 - (not config.mel_autoencoder.mid_attention) * 2
             assert system.autoencoder.latent_shape(10.24) == (8, 256, 16)
+        elif config.same_autoencoder is not None:
+            blocks = system.denoiser.network.transformer_blocks
+            assert millions(torch.nn.ModuleList(block.to_local_embed for block in blocks)) == 459 - 433
+            assert millions(system.autoencoder) == 107 and system.autoencoder.latent_shape(5.0) == (256, 54)
         else:
             assert millions(system.autoencoder) == 156
             assert system.autoencoder.latent_shape(2097152 / 44100) == (64, 1024)
@@ -68,7 +73,7 @@ def test_a_tiny_system_learns_on_a_cpu_with_its_own_text_encoder(name: str) -> N
 
 def test_what_does_not_go_together_is_refused_with_the_numbers() -> None:
     lafma, wave = tiny("lafma"), tiny("stable_audio")
-    with pytest.raises(InputError, match="exactly one of audio_unet, text_unet, dit, flux"):
+    with pytest.raises(InputError, match="exactly one of audio_unet, text_unet, dit, flux, dit3"):
         dataclasses.replace(lafma, dit=wave.dit)
     with pytest.raises(InputError, match="work on the latents of mel_autoencoder"):
         dataclasses.replace(wave, audio_unet=lafma.audio_unet, dit=None)

@@ -18,6 +18,10 @@ mel_autoencoder:
 WAVE = """
 waveform_autoencoder: {latent_dim: 4, width: 8, multiples: [1, 2], strides: [4, 2], sample_rate: 8000, channels: 2}
 """
+SAME = """
+same_autoencoder:
+  {sample_rate: 8000, patch: 4, latent_dim: 4, width: 8, multiples: [2], strides: [2], depths: [2], head_dim: 8}
+"""
 # A level of 32 channels normalises each channel by itself, which takes away what time and vector add to it.
 UNET = "audio_unet: {latent_dim: 4, channels: [32, 64], heads: [2, 4], attention: [false, true], num_res_blocks: 1, "
 RECIPES = {
@@ -53,6 +57,18 @@ conditioner:
 dit:
   {{latent_dim: 4, num_layers: 1, num_heads: 2, head_dim: 32, kv_heads: 1, cross_dim: 24, cross_width: 32,
     vector_dim: 48}}
+""",
+    "stable_audio_3": f"""{SAME}
+conditioner:
+  cross: [[text, seconds_total]]
+  vector: [seconds_total]
+  unconditional: empty
+  padding: masked
+  text: {TEXT % 24}
+  text_length: 64
+  seconds: {{width: 24, max_s: 30.0, frequencies: exponential}}
+dit3: {{latent_dim: 4, num_layers: 1, num_heads: 2, head_dim: 16, ff_mult: 2.0, cross_dim: 24, vector_dim: 24,
+  memory_tokens: 3, time_dim: 32}}
 """,
     "tangoflux": f"""{WAVE}
 conditioner:

@@ -267,7 +267,7 @@ def test_half_an_encoder_is_refused(pretrained, tmp_path):
         conditioner(["a dog"])
     config = tmp_path / "half" / "config.json"
     config.write_text(config.read_text().replace('"t5"', '"bert"'))
-    with pytest.raises(InputError, match="model_type 'bert'; only 't5' is read"):
+    with pytest.raises(InputError, match="model_type 'bert'; 't5' and 't5gemma' are read"):
         T5Conditioner(TextConfig(encoder=str(tmp_path / "half"), width=10))
 
 

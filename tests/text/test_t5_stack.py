@@ -115,7 +115,7 @@ def test_a_shape_is_read_as_transformers_writes_it() -> None:
         ),
         ({"relative_attention_num_buckets": 5}, "relative_attention_num_buckets is 5; it must be even"),
         ({"relative_attention_max_distance": 8}, "relative_attention_max_distance is 8; it must be above 8"),
-        ({"model_type": "umt5"}, "model_type 'umt5'; only 't5' is read"),
+        ({"model_type": "umt5"}, "model_type 'umt5'; 't5' and 't5gemma' are read"),
     ],
 )
 def test_a_shape_that_is_not_a_t5s_is_one_line(change: dict[str, object], said: str) -> None:
@@ -125,5 +125,5 @@ def test_a_shape_that_is_not_a_t5s_is_one_line(change: dict[str, object], said: 
 
 @pytest.mark.parametrize("size", [10**18, 10**30])
 def test_a_size_that_no_memory_has_is_one_line(size: int) -> None:
-    with pytest.raises(InputError, match="configuration is not that of a T5|d_model is .* at most"):
+    with pytest.raises(InputError, match="configuration: no network has the sizes|d_model is .* at most"):
         empty_stack(dataclasses.replace(SHAPE, d_model=size))
