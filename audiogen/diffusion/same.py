@@ -98,11 +98,20 @@ class SameAutoencoder(LatentAutoencoder):
                 decoder_sinusoidal_blocks=list(config.decoder_sines),
                 sampling_rate=config.sample_rate,
             )
+        self._start()
+
+    def _start(self) -> None:
+        """New weights that learn: of diffusers' own all layers add zero, and a KL pulls the latents to zero first."""
         for layer in self.vae.modules():
             if hasattr(layer, "rope"):
-                layer.rope = (
-                    nn.Identity()
-                )  # its frequencies are a buffer that no file has: `_run` computes them
+                layer.rope = nn.Identity()  # its buffer is in no file: `_run` computes the frequencies
+            if hasattr(layer, "new_tokens"):
+                nn.init.normal_(layer.new_tokens)
+                for each in layer.transformers:
+                    for last in (each.attn.to_out, each.ff.proj_out):
+                        nn.init.normal_(
+                            last.weight, std=(2 * len(layer.transformers) * last.in_features) ** -0.5
+                        )
 
     def features(self, audio: Tensor) -> Tensor:
         """[B, C, N], its end padded to whole latent frames."""
@@ -125,11 +134,12 @@ class SameAutoencoder(LatentAutoencoder):
 
     def decode_features(self, latents: Tensor) -> Tensor:
         """Latents [B, D, T] -> audio [B, C, N]."""
-        decoder = self.vae.decoder
-        x = decoder.proj((latents / self.scale_factor * self.vae.bottleneck.running_std).transpose(1, 2))
-        for level in decoder.blocks:
-            x = _up(level, x)
-        return rearrange(x, "b t (c p) -> b c (t p)", p=self.config.patch)
+        decoder, scaled = self.vae.decoder, latents / self.scale_factor * self.vae.bottleneck.running_std
+        with self._lower():
+            x = decoder.proj(scaled.transpose(1, 2))
+            for level in decoder.blocks:
+                x = _up(level, x)
+        return rearrange(x.float(), "b t (c p) -> b c (t p)", p=self.config.patch)
 
     def fold_scale(self) -> None:
         """Move the scale into the weights, where diffusers' pipeline, which has no other, finds it."""

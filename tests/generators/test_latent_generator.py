@@ -30,7 +30,7 @@ from tests.diffusion.tiny_encoders import write_clap
 from tests.diffusion.tiny_systems import CAPTIONS, RECIPES, tiny
 from tools import bundle
 
-RATES = {name: 8000 if name in ("stable_audio", "tangoflux") else 16000 for name in RECIPES}
+RATES = {name: 8000 if name in ("stable_audio", "stable_audio_3", "tangoflux") else 16000 for name in RECIPES}
 
 
 def make(name: str) -> Released:
@@ -71,18 +71,21 @@ def test_a_row_is_the_same_to_the_bit_alone_and_in_a_batch(name: str, systems) -
     generator = systems[name]
     texts, durations = ["a dog barks twice", None, "rain"], [0.1, 0.06, 0.1]
     together = generator.generate(
-        texts, durations, seed=[4, 9, 6], sampling=Sampling(steps=2, negative="a clock")
+        texts, durations, seed=[4, 9, 6], guidance=3.0, sampling=Sampling(steps=2, negative="a clock")
     )
     assert together.shape == (3, generator.channels, round(0.1 * generator.sample_rate))
     for row, (text, duration, seed) in enumerate(zip(texts, durations, [4, 9, 6], strict=True)):
         alone = generator.generate(
-            [text], duration, seed=seed, sampling=Sampling(steps=2, negative="a clock")
+            [text], duration, seed=seed, guidance=3.0, sampling=Sampling(steps=2, negative="a clock")
         )[0]
         assert torch.equal(together[row, :, : alone.shape[-1]], alone) and alone.abs().max() > 1e-4
         assert not together[row, :, alone.shape[-1] :].any()
     others = [
         generator.generate(
-            texts[:1], 0.1, sampling=Sampling(steps=2, negative=negative), **{"seed": 4} | change
+            texts[:1],
+            0.1,
+            sampling=Sampling(steps=2, negative=negative),
+            **{"seed": 4, "guidance": 3.0} | change,
         )
         for change, negative in (
             ({"seed": 5}, "a clock"),
@@ -112,7 +115,7 @@ def test_rows_that_run_together_as_on_a_gpu_differ_by_rounding_only(name: str, s
     )
     for given in (None, edit):
         sampling = Sampling(steps=2, negative="a clock ticks, then rain")
-        settings = {"seed": 3, "sampling": sampling, "edit": given}
+        settings = {"seed": 3, "guidance": 3.0, "sampling": sampling, "edit": given}
         request = (["a dog barks twice", None, "rain"], [0.1, 0.16, 0.1])
         alone = generator.generate(*request, **settings)
         with monkeypatch.context() as patch:
@@ -127,7 +130,8 @@ def test_what_it_says_of_itself(name: str, systems) -> None:
     own = SAMPLINGS[name]
     assert generator.sampling() == own and generator.steps_at_most(None) == own.steps
     assert generator.guidance == own.guidance
-    other = {"ddim": "dpm++", "ddpm": "ddim", "dpm++sde": "ddim", "euler": "heun"}[own.sampler]
+    others = {"ddim": "dpm++", "ddpm": "ddim", "dpm++sde": "ddim", "euler": "heun", "ping_pong": "euler"}
+    other = others[own.sampler]
     assert generator.sampling(7, other, 2.0) == dataclasses.replace(
         own, sampler=other, steps=7, guidance=2.0, eta=0.0
     )

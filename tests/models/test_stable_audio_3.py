@@ -26,6 +26,7 @@ from audiogen.generators.request import noise_seed
 from audiogen.interfaces import Condition, Edit, Sampling
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.released import load_released, read_released
+from audiogen.packed import Linear, can_pack
 from audiogen.text.t5 import TextConfig
 from tests import random_t5gemma
 from tests.diffusion.tiny_systems import tiny
@@ -168,6 +169,27 @@ def test_a_part_is_made_anew_a_sound_changed_and_a_loop_closed(released: Path) -
     assert not torch.allclose(changed[:, 3500:4500], sound[:, 3500:4500], atol=1e-2)
     assert ours.generate([TEXT], 1.0, edit=Edit(sound, RATE, strength=0.5)).isfinite().all()
     assert ours.generate([TEXT], 0.5, sampling=Sampling(loop=True)).shape == (1, 2, 4000)
+
+
+@pytest.mark.skipif(
+    not can_pack(torch.device("cpu"), torch.bfloat16), reason="no bfloat16 kernels for this CPU"
+)
+def test_in_bfloat16_the_products_are_packed_and_the_sound_stays_near(released: Path) -> None:
+    exact = LatentGenerator.from_pretrained(released, "cpu")
+    ours = LatentGenerator.from_pretrained(released, "cpu", "bfloat16")
+    before = exact.generate([TEXT], 0.5, seed=4)
+    found = ours.generate([TEXT], 0.5, seed=4)
+    assert 1e-4 * before.norm() < (found - before).norm() < 0.05 * before.norm()
+    layers = [
+        layer
+        for part in (ours.system.denoiser, ours.system.autoencoder.vae.decoder)
+        for layer in part.modules()
+        if isinstance(layer, Linear)
+    ]
+    assert len(layers) > 20 and all(layer.packed.dtype == torch.bfloat16 for layer in layers)
+    assert torch.equal(ours.generate([TEXT], 0.5, seed=4), found)
+    weights = ours.system.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in exact.system.state_dict().items())
 
 
 # ------------------------------------------------------------------------------------------------- the parts
