@@ -87,7 +87,7 @@ def test_peft_reads_the_file_and_merges_to_the_same(name: str, tmp_path: Path) -
     peft = pytest.importorskip("peft", reason="the package peft is not installed")
     file = save(tmp_path, name) / lora.WEIGHTS
     theirs = network(name).network
-    prefix = "transformer" if name in ("stable_audio", "tangoflux") else "unet"
+    prefix = "transformer" if name.startswith("stable_audio") or name == "tangoflux" else "unet"
     if hasattr(theirs, "load_lora_adapter"):
         theirs.load_lora_adapter(str(tmp_path), prefix=prefix, weight_name=lora.WEIGHTS)
     else:
