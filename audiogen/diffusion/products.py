@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from audiogen.packed import Linear, PackedConv2d, use_conv1d
 
 
-class PointwiseConv2d(nn.Conv2d):
-    """A 1 x 1 convolution, [B, D_in, T, M] -> [B, D_out, T, M]; it trains as nn.Conv2d does."""
+class _Conv2d(nn.Conv2d):
+    """nn.Conv2d, [B, D_in, T, M] -> [B, D_out, T', M'], that can be packed; it trains as nn.Conv2d does."""
 
     packed: PackedConv2d | None = None
 
@@ -26,6 +26,20 @@ class PointwiseConv2d(nn.Conv2d):
             return self.packed(input)
         if input.device.type != "cpu" or input.dtype != torch.float32 or torch.is_grad_enabled():
             return super().forward(input)
+        return self.product(input)
+
+    def product(self, input: Tensor) -> Tensor:
+        """The convolution of an input [B, D_in, T, M] in float32 on a CPU."""
+        raise NotImplementedError
+
+    def pack(self, dtype: torch.dtype) -> PackedConv2d:
+        return PackedConv2d(self, dtype)
+
+
+class PointwiseConv2d(_Conv2d):
+    """A 1 x 1 convolution, [B, D_in, T, M] -> [B, D_out, T, M]."""
+
+    def product(self, input: Tensor) -> Tensor:
         weight = self.weight[:, :, 0, 0].expand(len(input), -1, -1)  # [B, D_out, D_in]
         columns = input.flatten(2)  # [B, D_in, T * M]
         if self.bias is None:
@@ -34,26 +48,14 @@ class PointwiseConv2d(nn.Conv2d):
             product = torch.baddbmm(self.bias[:, None], weight, columns)
         return product.unflatten(2, input.shape[2:])
 
-    def pack(self, dtype: torch.dtype) -> PackedConv2d:
-        return PackedConv2d(self, dtype)
 
+class DirectConv2d(_Conv2d):
+    """A convolution by oneDNN of an input [B, D_in, T, M], however small."""
 
-class DirectConv2d(nn.Conv2d):
-    """A convolution by oneDNN of an input [B, D_in, T, M], however small; it trains as nn.Conv2d does."""
-
-    packed: PackedConv2d | None = None
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.packed is not None:
-            return self.packed(input)
-        if input.device.type != "cpu" or input.dtype != torch.float32 or torch.is_grad_enabled():
-            return super().forward(input)
+    def product(self, input: Tensor) -> Tensor:
         return torch.ops.aten.mkldnn_convolution(
             input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
         )
-
-    def pack(self, dtype: torch.dtype) -> PackedConv2d:
-        return PackedConv2d(self, dtype)
 
 
 def use_products(module: nn.Module) -> None:
