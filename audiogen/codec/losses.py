@@ -113,6 +113,18 @@ def multi_scale_mel(
     return _mean(terms)
 
 
+def with_middle_and_side(audio: Tensor) -> Tensor:
+    """Stereo [B, 2, N] -> [B, 4, N], with (L + R) / 2 and (L - R) / 2; other sounds as they are.
+
+    Magnitudes of each channel alone do not change with the sign or the delay of one of them: what the two share shows
+    in the magnitudes of their sum and difference (Steinmetz et al., arXiv:2010.10291).
+    """
+    if audio.shape[1] != 2:
+        return audio
+    left, right = audio.unbind(1)
+    return torch.stack([left, right, (left + right) / 2, (left - right) / 2], 1)
+
+
 def log_magnitude_distance(
     log_magnitude: Tensor, target: Tensor, sample_rate: int, num_mels: int = 80
 ) -> Tensor:

@@ -22,7 +22,7 @@ from audiogen.codec.discriminators import (
     MultiScaleSTFTDiscriminator,
     SpectrumDiscriminator,
 )
-from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
+from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr, with_middle_and_side
 from audiogen.config import to_plain
 from audiogen.data.dataset import AudioDataset, Split, open_data
 from audiogen.data.loader import valid_batches
@@ -60,9 +60,9 @@ MEL_STRIDES = ((2, 2), (2, 2), (1, 1))  # (time, mel) of the layers that judge l
 class AutoencoderLossWeights:
     """Factors of the losses' sum, as the released systems have them; 0 turns a loss off.
 
-    spectrum: mean absolute error of the log-mel where that is what is made, `multi_scale_mel` of audio. waveform_l1:
-    of audio alone. kl: of the latents' distribution from a unit normal, mean over its numbers, in nats. mel_windows,
-    mel_floor: of `multi_scale_mel`; below the floor all magnitudes are alike.
+    spectrum: mean absolute error of the log-mel where that is what is made, `multi_scale_mel` of audio, and of the sum
+    and difference of stereo. waveform_l1: of audio alone. kl: of the latents' distribution from a unit normal, mean
+    over its numbers, in nats. mel_windows, mel_floor: of `multi_scale_mel`; below the floor all magnitudes are alike.
     """
 
     spectrum: float = 1.0
@@ -227,7 +227,8 @@ class AutoencoderTask(Task[AutoencoderRecipe]):
         if self.makes_mel:
             return {"spectrum": (fake - real).abs().mean()}
         loss = self.recipe.loss
-        mel = multi_scale_mel(fake, real, self.sample_rate, loss.mel_windows, floor=loss.mel_floor)
+        both = with_middle_and_side(fake), with_middle_and_side(real)
+        mel = multi_scale_mel(*both, self.sample_rate, loss.mel_windows, floor=loss.mel_floor)
         losses = {"spectrum": mel}
         if loss.waveform_l1:
             losses["waveform_l1"] = (fake - real).abs().mean()

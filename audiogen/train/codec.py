@@ -18,7 +18,7 @@ from audiogen.codec.discriminators import (
     MultiScaleSTFTDiscriminator,
     MultiViewSpectrumDiscriminator,
 )
-from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr
+from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr, with_middle_and_side
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.config import Probability, to_plain
 from audiogen.data.dataset import AudioDataset, Split, open_data
@@ -173,7 +173,8 @@ class CodecTask(Task[CodecRecipe]):
                 assert output.audio is not None
                 fake = output.audio.float()
                 losses["waveform_l1"] = (fake - real).abs().mean()
-                losses["mel"] = multi_scale_mel(fake, real, self.sample_rate, weights.mel_windows)
+                both = with_middle_and_side(fake), with_middle_and_side(real)
+                losses["mel"] = multi_scale_mel(*both, self.sample_rate, weights.mel_windows)
             if self.balancer is None:
                 self.optimizer.backward(apart / len(parts))
             else:

@@ -16,6 +16,7 @@ from audiogen.codec.losses import (
     mel_magnitude,
     multi_scale_mel,
     si_sdr,
+    with_middle_and_side,
 )
 from audiogen.spectrogram import log_mel
 
@@ -118,3 +119,16 @@ def test_log_magnitude_distance_weighs_what_lasts_above_the_chance_of_noise():
 def test_a_spectrum_shorter_than_a_tile_has_a_distance():
     a, b = torch.zeros(1, 1, 2, 129), torch.ones(1, 1, 2, 129)
     assert log_magnitude_distance(a, b, 16000) > 1
+
+
+def test_sum_and_difference_show_what_magnitudes_of_the_channels_do_not() -> None:
+    left, other = 0.1 * torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+    same, opposite = torch.stack([left, left])[None], torch.stack([left, -left])[None]
+    assert multi_scale_mel(opposite, same, 16000) < 0.001
+    both = with_middle_and_side(opposite), with_middle_and_side(same)
+    assert multi_scale_mel(*both, 16000) > 1
+    found = with_middle_and_side(torch.stack([left, other])[None])[0]
+    torch.testing.assert_close(found[2] + found[3], left)
+    torch.testing.assert_close(found[2] - found[3], other)
+    mono = left[None, None]
+    assert with_middle_and_side(mono) is mono
