@@ -137,7 +137,7 @@ class PackedConv1d:
         """padding: zeros on both sides."""
         x = x.to(self.dtype)
         if self.hop:
-            x = F.pad(x, (padding, padding))
+            x = F.pad(x[:, :, None], (padding, padding))[:, :, 0]  # as a picture, whose layout PyTorch keeps
             whole = x.shape[2] // self.hop * self.hop
             rows = x[:, :, :whole].mT.reshape(len(x), -1, self.hop * x.shape[1])  # [B, T + 1, stride * D_in]
             return onednn.conv1d(rows.mT, self.weight, self.bias, 0, 1, 1)
