@@ -38,13 +38,13 @@ class Packable(Protocol):
 def pack(module: nn.Module, dtype: torch.dtype | None) -> None:
     """Switch all layers of a module to packed weights in `dtype`, or with None back to their own.
 
-    Layers that are packed stay as they are: with None first, all are packed anew.
+    Layers that are packed in it stay as they are: with None first, all are packed anew.
     """
     for layer in module.modules():
         if isinstance(layer, Packable):
             if dtype is None:
                 layer.packed = None
-            elif layer.packed is None:
+            elif layer.packed is None or layer.packed.dtype != dtype:
                 layer.packed = layer.pack(dtype)
 
 
@@ -183,7 +183,7 @@ class PackedLSTM:
     """nn.LSTM, unidirectional: [T, B, D] -> [T, B, D] and (hidden, cell), each [layers, B, D]."""
 
     def __init__(self, lstm: nn.LSTM, dtype: torch.dtype) -> None:
-        self.dim = lstm.hidden_size
+        self.dtype, self.dim = dtype, lstm.hidden_size
         self.layers = onednn.pack_lstm(lstm, dtype, TYPICAL_FRAMES)
 
     def __call__(

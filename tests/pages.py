@@ -135,6 +135,7 @@ COMMANDS = {
     "python -m audiogen.train recipe=lm_stereo": f"... {SMALL} {_SYNTH}",
     "python -m audiogen.train recipe=waveform_autoencoder_stereo": f"... {_LATENT_SMALL}",
     "python -m audiogen.train recipe=stable_audio_stereo": f"... {_LATENT_SMALL} max_reconstruction=100",
+    "python -m audiogen.train recipe=stable_audio_3_tiny": f"... {_LATENT_SMALL}",
     # after one step the check would refuse the autoencoder
     "python -m audiogen.train recipe=lafma_tiny": f"... {_LATENT_SMALL} max_reconstruction=100",
     # a player that is closed after half a second

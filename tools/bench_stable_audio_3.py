@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
+    diffusers.logging.set_verbosity_error()
     torch.manual_seed(0)
     system = random_system()
     for dtype in args.dtype:

@@ -153,7 +153,9 @@ def attend(queries: list[Tensor], keys: list[Tensor], values: Tensor, added: Ten
 
 def norm(x: Tensor, layer: Any) -> Tensor:
     """x [..., D] over its root mean square, in float32, times the layer's gains [D]; in x's number type."""
-    return F.rms_norm(x.float(), x.shape[-1:], layer.gamma.float(), layer.eps).to(x.dtype)
+    # in three passes over x, where F.rms_norm takes seven on a CPU
+    power = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1]
+    return (x * torch.rsqrt(power + layer.eps) * layer.gamma).to(x.dtype)
 
 
 def rotary(length: int, frequencies: Tensor) -> tuple[Tensor, Tensor]:

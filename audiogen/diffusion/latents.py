@@ -51,10 +51,10 @@ class LatentAutoencoder(nn.Module):
 
         Only where there are kernels for it, on CPUs; elsewhere they compute in float32. Encoders always do.
         """
-        if can_pack(self.scale_factor.device, dtype) and (dtype != torch.float32 or self.packs_float32):
-            self.dtype = dtype
-            for part in self.decoders():
-                pack(part, dtype)
+        packs = can_pack(self.scale_factor.device, dtype) and (dtype != torch.float32 or self.packs_float32)
+        self.dtype = dtype if packs else torch.float32
+        for part in self.decoders():
+            pack(part, dtype if packs else None)
 
     def decoders(self) -> list[Any]:
         """The networks that `freeze` packs."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from audiogen.diffusion.systems import SystemConfig
 
 LONGEST_LATENT_S = 60.0  # of a system without a window: attention's memory grows with the square
+LONGEST_SAME_S = 120.0  # of one on latents of SAME, 11 a second: what Stable Audio 3 Small was made for
 
 
 class Facts(NamedTuple):
@@ -139,5 +140,6 @@ def latent_rate(autoencoder: LatentAutoencoder) -> str:
 def longest_s(window_s: float | None, config: SystemConfig) -> float:
     """Of the sounds that a system makes: as long as its window, its conditioning on seconds or its memory allows."""
     seconds = config.conditioner.seconds
-    without_window = LONGEST_LATENT_S if seconds is None else min(seconds.max_s, LONGEST_LATENT_S)
+    longest = LONGEST_LATENT_S if config.same_autoencoder is None else LONGEST_SAME_S
+    without_window = longest if seconds is None else min(seconds.max_s, longest)
     return without_window if window_s is None else window_s

@@ -299,8 +299,8 @@ class LatentGenerator(Published):
     def _pack(self) -> None:
         """On a CPU, copies of the weights in the order and number type that its kernels want; made at first use."""
         self.system.autoencoder.freeze(self.dtype)
-        if self.dtype != torch.float32 and can_pack(self.device, self.dtype):
-            pack(self.system.denoiser, self.dtype)
+        packs = self.dtype != torch.float32 and can_pack(self.device, self.dtype)
+        pack(self.system.denoiser, self.dtype if packs else None)
 
     def _denoise(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The prediction for x_t; weights and times stay float32 whatever the products are computed in."""

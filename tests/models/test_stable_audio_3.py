@@ -26,6 +26,7 @@ from audiogen.generators.request import noise_seed
 from audiogen.interfaces import Condition, Edit, Sampling
 from audiogen.models.diffusers import save_diffusers
 from audiogen.models.released import load_released, read_released
+from audiogen.models.systems import Released
 from audiogen.packed import Linear, can_pack
 from audiogen.text.t5 import TextConfig
 from tests import random_t5gemma
@@ -190,6 +191,8 @@ def test_in_bfloat16_the_products_are_packed_and_the_sound_stays_near(released: 
     assert torch.equal(ours.generate([TEXT], 0.5, seed=4), found)
     weights = ours.system.state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in exact.system.state_dict().items())
+    again = LatentGenerator(Released(ours.system, "stable_audio_3", {}), "cpu", "float32")
+    assert torch.equal(again.generate([TEXT], 0.5, seed=4), before)  # the same system in another number type
 
 
 # ------------------------------------------------------------------------------------------------- the parts

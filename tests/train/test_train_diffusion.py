@@ -51,6 +51,11 @@ mel_autoencoder:
 WAVE = """
 waveform_autoencoder: {sample_rate: 2000, channels: 1, latent_dim: 4, width: 4, multiples: [1, 2], strides: [4, 4]}
 """
+SAME = """
+same_autoencoder:
+  {sample_rate: 2000, channels: 1, patch: 8, latent_dim: 4, width: 8, multiples: [2], strides: [2], depths: [1],
+   head_dim: 8}
+"""
 VOCODER = "{channels: 8, rates: [5, 4], kernels: [8, 8], resblock_kernels: [3], resblock_dilations: [[1, 3]]}"
 AUTOENCODER = """
 task: autoencoder
@@ -87,11 +92,11 @@ def autoencoders(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     """A model directory of each kind; the mel autoencoder has learned a little."""
     folder = tmp_path_factory.mktemp("autoencoders")
     found = {}
-    for name, text, steps in (("mel", MEL, 80), ("wave", WAVE, 3)):
+    for name, text, steps, lr in (("mel", MEL, 80, 5e-3), ("wave", WAVE, 3, 5e-3), ("same", SAME, 100, 1e-3)):
         recipe = write_recipe(folder / f"{name}.yaml", AUTOENCODER + text, manifest)
         found[name] = train(
             recipe, folder / name, f"fit.steps={steps}", "fit.save_every=0", "fit.valid_every=0", "loss.adversarial=0",
-            "loss.feature_matching=0",
+            "loss.feature_matching=0", f"optim.lr={lr}",
         )  # fmt: skip
     return found
 
@@ -99,8 +104,9 @@ def autoencoders(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def write_system(path: Path, name: str, autoencoder: Path, manifest: Path) -> Path:
     """The recipe of a tiny system of that kind, on latents of the autoencoder; its process is the released one."""
     node: Any = OmegaConf.create(RECIPES[name])
-    own = "mel_autoencoder" if "mel_autoencoder" in node else "waveform_autoencoder"
-    node[own] = OmegaConf.create(MEL if own == "mel_autoencoder" else WAVE)[own]
+    own = next(kind for kind in KINDS if kind in node)
+    texts = {"mel_autoencoder": MEL, "waveform_autoencoder": WAVE, "same_autoencoder": SAME}
+    node[own] = OmegaConf.create(texts[own])[own]
     for unet in {"audio_unet", "text_unet"} & set(node):
         node[unet].update({"channels": [16, 32], "heads": [2, 2], "norm_groups": 4})
     system = OmegaConf.to_yaml(OmegaConf.create({"system": node}))
@@ -153,11 +159,13 @@ def killed_and_resumed(run: Train, tmp_path: Path) -> Path:
     return run("killed", "resume=must")
 
 
-@pytest.mark.parametrize("kind", ["mel", "wave"])
+@pytest.mark.parametrize("kind", ["mel", "wave", "same"])
 def test_an_autoencoder_killed_in_a_save_resumes_bit_for_bit(
     kind: str, manifest: Path, tmp_path: Path
 ) -> None:
-    recipe = write_recipe(tmp_path / "a.yaml", AUTOENCODER + {"mel": MEL, "wave": WAVE}[kind], manifest)
+    recipe = write_recipe(
+        tmp_path / "a.yaml", AUTOENCODER + {"mel": MEL, "wave": WAVE, "same": SAME}[kind], manifest
+    )
 
     def run(name: str, *settings: str) -> Path:
         return train(recipe, tmp_path / name, *settings)
@@ -169,12 +177,13 @@ def test_an_autoencoder_killed_in_a_save_resumes_bit_for_bit(
     assert any("train/discriminator" in record for record in scalars(whole))
 
 
-def test_a_mel_autoencoder_learns_and_its_latents_have_unit_variance(
-    autoencoders: dict[str, Path], manifest: Path
+@pytest.mark.parametrize(("kind", "share"), [("mel", 0.6), ("same", 0.8)])
+def test_an_autoencoder_learns_and_its_latents_have_unit_variance(
+    kind: str, share: float, autoencoders: dict[str, Path], manifest: Path
 ) -> None:
-    losses = trained(autoencoders["mel"], "train/spectrum")
-    assert losses[-1] < 0.6 * losses[0]
-    autoencoder = load_autoencoder(str(autoencoders["mel"]))
+    losses = trained(autoencoders[kind], "train/spectrum")
+    assert sum(losses[-5:]) < share * sum(losses[:5])
+    autoencoder = load_autoencoder(str(autoencoders[kind]))
     sounds = torch.stack([audio.load(manifest.parent / f"{n}.wav")[0][:, :1000] for n in range(8)])
     latents = autoencoder.encode(sounds)
     assert 0.8 < latents.std() < 1.2
@@ -228,6 +237,23 @@ def test_a_denoiser_killed_in_a_save_resumes_bit_for_bit(lafma: Train, tmp_path:
     killed = killed_and_resumed(lafma, tmp_path)
     assert scalars(killed) == scalars(whole)
     assert same_state(killed, whole)
+
+
+def test_stable_audio_3_learns_on_latents_of_same_and_resumes(
+    autoencoders: dict[str, Path], manifest: Path, tmp_path: Path
+) -> None:
+    recipe = write_system(tmp_path / "r.yaml", "stable_audio_3", autoencoders["same"], manifest)
+
+    def run(name: str, *settings: str) -> Path:
+        return train(recipe, tmp_path / name, "optim.lr=5e-3", *settings)
+
+    whole = run("whole")
+    killed = killed_and_resumed(run, tmp_path)
+    assert scalars(killed) == scalars(whole) and same_state(killed, whole)
+    longer = trained(run("longer", "fit.steps=40", "fit.valid_every=0"), "train/loss")
+    assert sum(longer[-10:]) < 0.9 * sum(longer[:10])
+    model = generators.load(whole, "cpu")
+    assert model.sampling().sampler == "ping_pong" and model.generate(["rain"], 0.3).isfinite().all()
 
 
 def test_a_run_is_a_model_with_averaged_weights(lafma: Train, autoencoders: dict[str, Path]) -> None:
@@ -355,6 +381,7 @@ SMALL = {
     "text_unet": SMALL_UNET,
     "dit": ("num_layers=2",),
     "flux": ("num_layers=1", "num_single_layers=1"),
+    "dit3": ("num_layers=1", "num_heads=2", "memory_tokens=2"),
 }
 # Noise is slower to learn than v or a flow; the transformers want smaller steps than the UNets.
 OVERFIT = {
@@ -376,6 +403,13 @@ OVERFIT = {
         "fit.steps=200",
         "optim.lr=3e-3",
         "system.dit.latent_dim=4",
+        "system.conditioner.text_length=24",
+        "system.conditioner.text.max_tokens=24",
+    ),
+    "stable_audio_3_tiny": (
+        "fit.steps=200",
+        "optim.lr=3e-3",
+        "system.dit3.latent_dim=16",
         "system.conditioner.text_length=24",
         "system.conditioner.text.max_tokens=24",
     ),
