@@ -53,7 +53,7 @@ class DirectConv2d(_Conv2d):
     """A convolution by oneDNN of an input [B, D_in, T, M], however small."""
 
     def product(self, input: Tensor) -> Tensor:
-        return torch.ops.aten.mkldnn_convolution(
+        return torch.ops.aten.mkldnn_convolution(  # [B, D_out, T, M]
             input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
         )
 
