@@ -1,15 +1,19 @@
-"""Which device a model runs on, and what that device computes natively."""
+"""Which device a model runs on, what that device computes natively, and how attention trains on it."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from audiogen.errors import InputError
 
 ALLOWED = "auto (a CUDA GPU if there is one), cpu, cuda, cuda:N, mps"
+MOST_STEPS = 1024  # of attention as products: past it, the steps x steps weights no longer pay
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # by their names
 
 
@@ -42,3 +46,30 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public function
     return device.type == "cpu" and supported is not None and bool(supported())
+
+
+@contextmanager
+def fast_attention(device: torch.device, num_steps: int) -> Iterator[None]:
+    """Within the context attention trains by the fastest way there is for bfloat16 on a CPU; else nothing changes.
+
+    PyTorch's fused kernel for CPUs is slow there, above all backwards and over few positions of text: two products
+    and a softmax take a fifth to a half of the time (docs/LOG.md), and keep steps x steps weights.
+    """
+    slow = (
+        device.type == "cpu"
+        and num_steps <= MOST_STEPS
+        and torch.is_grad_enabled()
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )
+    if not slow:
+        yield
+        return
+    # of all devices, in spite of its name
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)

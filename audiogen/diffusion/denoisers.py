@@ -161,7 +161,17 @@ class FluxConfig(OneStream):
 DenoiserConfig = AudioUNetConfig | TextUNetConfig | DiTConfig | FluxConfig | DiT3Config
 
 
-class AudioUNet(Denoiser):
+class _UNet(Denoiser):
+    """What attends is a picture, halved on both sides from level to level."""
+
+    def num_positions(self, x_t: Tensor) -> int:  # x_t [B, D, T, M]
+        levels = [*self.config.attention[:-1], True].index(
+            True
+        )  # the middle, of the last level's size, always does
+        return x_t.shape[2] * x_t.shape[3] >> 2 * levels
+
+
+class AudioUNet(_UNet):
     """AudioLDM2UNet2DConditionModel: x_t [B, D, T, M], t [B] in 0 to 999."""
 
     def __init__(self, config: AudioUNetConfig):
@@ -220,7 +230,7 @@ def _take_stream(stream: int, layer: nn.Module, inputs: tuple[Any, ...], named: 
     return inputs, named | {"encoder_hidden_states": found.tokens, "encoder_attention_mask": found.mask}
 
 
-class TextUNet(Denoiser):
+class TextUNet(_UNet):
     """UNet2DConditionModel: x_t [B, D, T, M], t [B] in 0 to 999."""
 
     def __init__(self, config: TextUNetConfig):

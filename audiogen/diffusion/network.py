@@ -7,6 +7,7 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor, nn
 
+from audiogen.device import fast_attention
 from audiogen.diffusion.conditioning import Conditioning
 
 
@@ -44,11 +45,15 @@ class Denoiser(nn.Module):
                 "the conditioning has {} streams and a vector of {}; ".format(*got)
                 + "the denoiser has {} and {}".format(*needed)
             )
-        if not (self.in_frames and x_t.dim() == 4):
-            return self.predict(x_t, t, conditioning)
-        frames = rearrange(x_t, "b d t m -> b (d m) t")
-        found = self.predict(frames, t, conditioning)
-        return rearrange(found, "b (d m) t -> b d t m", m=x_t.shape[-1])
+        has_bins = self.in_frames and x_t.dim() == 4
+        given = rearrange(x_t, "b d t m -> b (d m) t") if has_bins else x_t
+        with fast_attention(x_t.device, self.num_positions(given)):
+            found = self.predict(given, t, conditioning)
+        return rearrange(found, "b (d m) t -> b d t m", m=x_t.shape[-1]) if has_bins else found
+
+    def num_positions(self, x_t: Tensor) -> int:
+        """The most that one of the network's layers attends to, of x_t as `predict` takes it: [B, D, T], T of them."""
+        return x_t.shape[2]
 
     def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The call of the network, with a conditioning that it has: shapes as in `forward`."""

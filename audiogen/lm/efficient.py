@@ -6,7 +6,6 @@ Nothing here changes what is computed but for rounding; the plain form of each s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -14,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from audiogen.device import fast_attention
 
 Recompute = bool | Literal["selective"]
 
 # logits taken at a time: half a core's cache; few launches of a GPU
 CHUNK = {"cpu": 1 << 17, "cuda": 1 << 25}
-MOST_STEPS = 1024  # of attention as products: past it, the steps x steps weights no longer pay
 
 aten = torch.ops.aten
 KEPT = frozenset(
@@ -115,29 +114,3 @@ def _run_fast(layer: nn.Module, x: Tensor, *others: object) -> Any:  # x [B, S, 
 
 def _policy(context: object, operator: Any, *arguments: object, **options: object) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operator in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-@contextmanager
-def fast_attention(device: torch.device, num_steps: int) -> Iterator[None]:
-    """Within the context attention trains by the fastest way there is for bfloat16 on a CPU; else nothing changes.
-
-    PyTorch's fused kernel for CPUs is slow there, above all backwards and over few positions of text: two products
-    and a softmax take a fifth to a half of the time (docs/LOG.md), and keep steps x steps weights.
-    """
-    slow = (
-        device.type == "cpu"
-        and num_steps <= MOST_STEPS
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    )
-    if not slow:
-        yield
-        return
-    # of all devices, in spite of its name
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)

@@ -164,3 +164,34 @@ def test_layers_beyond_those_of_diffusers_compute_what_its_own_would() -> None:
     streams = Condition(torch.randn(2, 6, 12), mask), Condition(torch.randn(2, 6, 10), mask)
     with torch.no_grad():
         assert torch.equal(ours(x, t, Conditioning(streams)), theirs(x, t, Conditioning(streams)))
+
+
+@pytest.mark.parametrize(
+    ("attention", "positions"), [((True, True), 128), ((False, True), 32), ((False, False), 32)]
+)
+def test_positions_are_those_of_the_first_level_that_attends(
+    attention: tuple[bool, ...], positions: int
+) -> None:
+    config = AudioUNetConfig(4, (8, 8), (2, 2), attention, vector_dim=None, num_res_blocks=1, norm_groups=4)
+    network, seen = AudioUNet(config), []
+    x_t = torch.randn(1, 4, 16, 8)
+    for layer in network.modules():
+        if type(layer).__name__ == "Attention":
+            layer.register_forward_hook(lambda layer, inputs, output: seen.append(output.shape[1]))
+    network(x_t, torch.tensor([5.0]), Conditioning())
+    assert network.num_positions(x_t) == max(seen) == positions
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_gradients_in_bfloat16_are_near_those_in_float32(name: str) -> None:
+    network, config, shape = make(name)
+    conditioning, x, t = random_conditioning(config, 2, 5), torch.randn(2, *shape), torch.tensor([0.2, 0.7])
+    weights = [weight.requires_grad_() for weight in network.parameters() if weight.is_floating_point()]
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = network(x, t, conditioning).float().square().sum()
+        gradients.append(torch.autograd.grad(loss, weights, allow_unused=True))
+    pairs = [pair for pair in zip(*gradients, strict=True) if pair[0] is not None]
+    exact, rounded = (torch.cat([each.flatten() for each in part]) for part in zip(*pairs, strict=True))
+    assert len(pairs) > 10 and 0 < (rounded - exact).norm() < 0.05 * exact.norm()

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from audiogen.device import MOST_STEPS, fast_attention
 from audiogen.interfaces import Condition
 from audiogen.lm import efficient
-from audiogen.lm.efficient import Dropout, Recompute, cross_entropy, fast_attention
+from audiogen.lm.efficient import Dropout, Recompute, cross_entropy
 from audiogen.lm.model import LMConfig, TokenLM
 
 CONFIG = LMConfig(num_codebooks=3, codebook_size=11, dim=32, num_layers=3, num_heads=4, dropout=0.2)
@@ -141,7 +142,7 @@ def test_fast_attention_is_attention() -> None:
         leaf = start.clone().requires_grad_()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), Products() as operators:
             parts = leaf.to(dtype).unbind()
-            with fast_attention(CPU, 9 if fast else efficient.MOST_STEPS + 1):
+            with fast_attention(CPU, 9 if fast else MOST_STEPS + 1):
                 out = F.scaled_dot_product_attention(
                     *parts, attn_mask=None if causal else mask, is_causal=causal
                 )
