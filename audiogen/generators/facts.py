@@ -67,7 +67,7 @@ def _language_model(found: Found) -> Facts:
         f"{codec.frame_rate:g} Hz x {parts.config.num_codebooks}",
         LONGEST_LM_S,
         f"guidance {guidance:g}",
-        LM_ONLY,
+        tuple(name for name in LM_ONLY if not (backbone and name == "cuda_graph")),
         _vocabulary(text),
     )
 

@@ -49,7 +49,9 @@ def test_text_is_learned_and_decides_what_is_generated(lm_run: Train) -> None:
             -1
         )  # of codebook 0
     assert first[0] != first[1]
-    sizes = describe(str(run))["sizes"]
+    about = describe(str(run))
+    assert "--temperature" in about["own options"] and "--cuda-graph" not in about["own options"]
+    sizes = about["sizes"]
     assert "backbone a Qwen3 of its own" in sizes and "text encoder" in sizes
 
 
