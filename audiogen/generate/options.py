@@ -126,10 +126,10 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
         ),
     },
     "latent diffusion only": {
-        "--steps N": (int, "of the sampler (default: the model's own, or the authors', 50 to 200)"),
+        "--steps N": (int, "of the sampler (default: the model's own, or the authors', 8 to 200)"),
         "--sampler NAME": (
             str,
-            "ddim, ddpm, dpm++, dpm++sde, or for flows euler, heun (default: the model's own, or the authors')",
+            "ddim, ddpm, dpm++, dpm++sde; flows: euler, heun, ping_pong (default: the model's own, or the authors')",
         ),
         "--guidance-rescale SHARE": (
             float,
