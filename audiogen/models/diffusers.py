@@ -67,7 +67,7 @@ def save_diffusers(
     """Write a system; model_index.json comes last, so that a new directory is whole or no model.
 
     name, process, sampling, window_s: as in `Released`, for the scheduler and for whoever loads it. encoders: store
-    what diffusers needs to read texts as well: frozen text encoders, which are opened for it, and of a flow on mel
+    what diffusers needs to read texts as well: frozen text encoders, which are opened for it, and of diffusion on mel
     latents the code of a pipeline (`whole`); without them the directory names encoders, and no pipeline opens it.
     """
     directory, conditioner = Path(directory), system.conditioner

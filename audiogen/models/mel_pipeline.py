@@ -1,4 +1,4 @@
-"""A diffusers pipeline for flows on mel latents: `audiogen.convert --to diffusers` copies this file beside the weights.
+"""A diffusers pipeline for mel latents: `audiogen.convert --to diffusers` copies this file beside the weights.
 
     sounds = pipe("a dog barks", audio_length_in_s=5.0).audios  # [B, N]
 
@@ -9,6 +9,7 @@ depth of latents, T frames, M mel bins or latent height, N samples.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -59,12 +60,13 @@ class TextProjection(ModelMixin, ConfigMixin):
         return tokens, mask, vector
 
 
-class MelFlowPipeline(DiffusionPipeline):
-    """Text -> T5 -> a flow on the latents of log-mel spectrograms -> AutoencoderKL -> HiFi-GAN or Griffin-Lim.
+class MelPipeline(DiffusionPipeline):
+    """Text -> T5 -> diffusion of the latents of log-mel spectrograms -> AutoencoderKL -> HiFi-GAN or Griffin-Lim.
 
     mel: sample_rate, n_fft, hop_length, num_mels, f_min, f_max. flow: one_is ("data" or "noise": what t = 1 is), t_min,
-    time_scale. steps, guidance: those that the model was made for. max_tokens: texts are cut to it. unconditional: what
-    guidance moves away from: "zeros" (of all tokens), "empty" (the text ""), "padded" (that, as long as the text).
+    time_scale; null for a system whose DDIM or DDPM scheduler says its steps. eta: of DDIM. steps, guidance: those that
+    the model was made for. max_tokens: texts are cut to it. unconditional: what guidance moves away from: "zeros" (of
+    all tokens), "empty" (the text ""), "padded" (that, as long as the text).
     """
 
     _optional_components = ["vocoder"]
@@ -80,6 +82,7 @@ class MelFlowPipeline(DiffusionPipeline):
         vocoder: Any = None,
         mel: dict[str, Any] | None = None,
         flow: dict[str, Any] | None = None,
+        eta: float = 0.0,
         steps: int = 200,
         guidance: float = 3.0,
         max_tokens: int = 64,
@@ -98,6 +101,7 @@ class MelFlowPipeline(DiffusionPipeline):
         self.register_to_config(
             mel=mel,
             flow=flow,
+            eta=eta,
             steps=steps,
             guidance=guidance,
             max_tokens=max_tokens,
@@ -136,17 +140,22 @@ class MelFlowPipeline(DiffusionPipeline):
             latents = torch.randn(shape, generator=generator).to(device)
         given = self.encode([*prompts])
         away = self.null(given[1], negative_prompt) if guidance != 1 else None
-        self.scheduler.set_timesteps(sigmas=[1.0 - step / steps for step in range(steps)], device=device)
+        more: dict[str, Any] = {}
+        if flow is None:
+            self.scheduler.set_timesteps(steps, device=device)
+            more = {"generator": generator}
+            if "eta" in inspect.signature(self.scheduler.step).parameters:
+                more["eta"] = settings["eta"]
+        else:
+            self.scheduler.set_timesteps(sigmas=[1.0 - step / steps for step in range(steps)], device=device)
+        sign = -1.0 if flow is not None and flow["one_is"] == "data" else 1.0
         for step, time in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            noise = 1.0 - step / steps  # the share of it
-            progress = 1.0 - noise if flow["one_is"] == "data" else noise
-            t = flow["time_scale"] * (flow["t_min"] + (1.0 - flow["t_min"]) * progress)
-            velocity = self.velocity(latents, t, *given)
+            t = float(time) if flow is None else flow_time(flow, step / steps)
+            predicted = self.predict(latents, t, *given)
             if away is not None:
-                without = self.velocity(latents, t, *away)
-                velocity = without + guidance * (velocity - without)
-            sign = -1.0 if flow["one_is"] == "data" else 1.0
-            latents = self.scheduler.step(sign * velocity, time, latents).prev_sample
+                without = self.predict(latents, t, *away)
+                predicted = without + guidance * (predicted - without)
+            latents = self.scheduler.step(sign * predicted, time, latents, **more).prev_sample
         if output_type == "latent":
             return AudioPipelineOutput(audios=latents)
         features = self.vae.decode(latents / self.vae.config.scaling_factor).sample[:, 0]  # [B, T, M]
@@ -200,7 +209,7 @@ class MelFlowPipeline(DiffusionPipeline):
         """Whether T5 is a small one that was trained along, whose states are projected."""
         return self.projection.output_proj is not None
 
-    def velocity(
+    def predict(
         self, latents: Tensor, t: float, tokens: Tensor, mask: Tensor, vector: Tensor | None
     ) -> Tensor:
         """The denoiser's prediction, as the latents [B, D, T, M]."""
@@ -236,6 +245,12 @@ def mel_filters(mel: dict[str, Any]) -> Tensor:
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     filters = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0)
     return (filters * (2 / (right - left))).float()
+
+
+def flow_time(flow: dict[str, Any], done: float) -> float:
+    """The denoiser's time when that share of the way from noise to data is done."""
+    progress = done if flow["one_is"] == "data" else 1.0 - done
+    return flow["time_scale"] * (flow["t_min"] + (1.0 - flow["t_min"]) * progress)
 
 
 def griffin_lim(features: Tensor, mel: dict[str, Any]) -> Tensor:

@@ -66,12 +66,12 @@ def has_fixed_seconds(config: SystemConfig) -> bool:
 
 
 def has_mel_pipeline(config: SystemConfig, process: ProcessConfig) -> bool:
-    """Whether `mel_pipeline` runs such a system: a flow, mel latents, one stream of text, its pooled mean or none."""
+    """Whether `mel_pipeline` runs such a system: mel latents, one stream of text, its pooled mean or none."""
     conditioner = config.conditioner
     plain = conditioner.cross == (("text",),) and conditioner.vector in ((), ("pooled",))
     unet = config.audio_unet
     runs = config.flux is None and config.dit3 is None and not (unet is not None and unet.beyond_diffusers)
-    return plain and runs and config.mel_autoencoder is not None and process.kind == "flow"
+    return plain and runs and config.mel_autoencoder is not None and process.kind != "cosine_v"
 
 
 def is_whole(config: SystemConfig, process: ProcessConfig) -> bool:
@@ -277,9 +277,9 @@ def scheduler_config(process: ProcessConfig, sampling: Sampling | None = None) -
             stochastic = sampling is not None and sampling.sampler == "ping_pong"
             found |= {"num_train_timesteps": round(process.time_scale), "stochastic_sampling": stochastic}
         return found
-    return {
-        "_class_name": "DDIMScheduler",
-        **theirs(process, "diffusers.scheduler"),
-        "prediction_type": {"v": "v_prediction"}.get(process.prediction, "epsilon"),
-        **table("diffusers.expected_ddim"),
-    }
+    found = theirs(process, "diffusers.scheduler") | table("diffusers.expected_ddim")
+    found["prediction_type"] = {"v": "v_prediction"}.get(process.prediction, "epsilon")
+    if sampling is not None and sampling.sampler == "ddpm":
+        del found["set_alpha_to_one"]  # which it always does
+        return {"_class_name": "DDPMScheduler", **found}
+    return {"_class_name": "DDIMScheduler", **found}

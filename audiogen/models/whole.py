@@ -1,4 +1,4 @@
-"""What makes a flow on mel latents a whole pipeline of diffusers: its text parts, and the pipeline's code.
+"""What makes diffusion on mel latents a whole pipeline of diffusers: its text parts, and the pipeline's code.
 
 pipeline.py                  mel_pipeline.py of this package, of which nothing else is needed
 text_encoder/ tokenizer/     the T5 as transformers has it, also the small one that was trained along
@@ -26,6 +26,7 @@ from audiogen.text.encoder import SHARED, STACK, quiet
 from audiogen.text.vocabulary import Vocabulary
 
 CODE, PROJECTION = "pipeline", "projection"
+FLOW = ("one_is", "t_min", "time_scale")
 
 
 def save_mel_pipeline(
@@ -69,14 +70,15 @@ def save_mel_pipeline(
     mel = to_plain(system.config.mel_autoencoder.mel)
     vocoder = ["transformers", "SpeechT5HifiGan"] if system.config.mel_autoencoder.vocoder else [None, None]
     return {
-        "_class_name": [CODE, "MelFlowPipeline"],
+        "_class_name": [CODE, "MelPipeline"],
         "_diffusers_version": diffusers.__version__,
         "text_encoder": ["transformers", "T5EncoderModel"],
         "tokenizer": ["transformers", tokenizer.get("tokenizer_class", "T5Tokenizer")],
         PROJECTION: [CODE, "TextProjection"],
         "vocoder": vocoder,
         "mel": {key: value for key, value in mel.items() if key != "floor"},
-        "flow": {key: getattr(process, key) for key in ("one_is", "t_min", "time_scale")},
+        "flow": {key: getattr(process, key) for key in FLOW} if process.kind == "flow" else None,
+        "eta": sampling.eta,
         "steps": sampling.steps,
         "guidance": sampling.guidance,
         "max_tokens": text.config.max_tokens,

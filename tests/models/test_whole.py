@@ -42,7 +42,7 @@ def both(system: LatentSystem, process: Process, folder: Path, **asked: float) -
     """Latents and sounds by ours and by diffusers, from the same noise."""
     shape = system.autoencoder.latent_shape(0.1 if system.config.audio_unet else 0.5)
     noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
-    sampling = Sampling("euler", 3, **asked)
+    sampling = Sampling("euler" if process.config.kind == "flow" else "ddim", 3, **asked)
     given, away = system.conditioner.guided(TEXTS)
     latents = sample(
         system.denoiser, process, sampling, given, Noise(shape, range(2), start=noise), negative=away
@@ -90,6 +90,30 @@ def test_a_unet_with_either_text_encoder_and_any_null_is_the_same_there(
     torch.testing.assert_close(other[:, : sound.shape[1]], sound, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["tango", "audioldm"])
+def test_noise_schedules_are_the_same_there(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = tiny("tango" if name == "tango" else "lafma")
+    system = LatentSystem(config, train_vocabulary(CAPTIONS, 40)).eval()
+    save_diffusers(tmp_path / "out", system, name, {}, sampling=Sampling("ddim", 3, 2.0))
+    ours, theirs, sound, other = both(system, Process(process_of(name, {})), tmp_path / "out", guidance=2.0)
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(other[:, : sound.shape[1]], sound, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_noise_of_every_step_is_that_of_the_seed_there(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    system = LatentSystem(tiny("tango"), train_vocabulary(CAPTIONS, 40)).eval()
+    sampling, process = Sampling("ddpm", 5, 2.0), Process(process_of("tango", {}))
+    save_diffusers(tmp_path / "out", system, "tango", {}, sampling=sampling)
+    given, away = system.conditioner.guided(TEXTS[:1])
+    pipe, generator = open_there(tmp_path / "out"), torch.Generator().manual_seed(7)
+    theirs = pipe(TEXTS[0], 0.5, generator=generator, output_type="latent").audios
+    ours = sample(system.denoiser, process, sampling, given, Noise(theirs.shape[1:], [7]), negative=away)
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-3)
+
+
 def test_griffin_lim_there_is_ours() -> None:
     config = MelConfig(n_fft=512, num_mels=32)
     mel = log_mel(0.1 * torch.randn(2, 1, 4000, generator=torch.Generator().manual_seed(2)), config)[:, 0]
@@ -117,7 +141,7 @@ assert sound.shape == (1, 32000) and abs(sound).max() > 0.01, sound
 
 def test_what_diffusers_cannot_open_is_refused_by_name(tiny_latent: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    for name in ("tango", "tangoflux", "stable_audio", "audioldm2"):
+    for name in ("tangoflux", "stable_audio", "audioldm2"):
         system = LatentSystem(tiny(name), train_vocabulary(CAPTIONS, 40)).eval()
         save_diffusers(tmp_path / name, system, name, {})
         with pytest.raises(InputError, match=f"diffusers has no pipeline for .*{name}: there are those of"):
