@@ -53,7 +53,7 @@ def convolve(layer: nn.Conv1d | nn.ConvTranspose1d, run: Callable[[Tensor], Tens
     if x.device.type != "cpu" or not is_wrong_in_bfloat16(num_inputs, kernel_size, stride):
         return run(x)
     with torch.autocast("cpu", enabled=False):
-        return run(x.to(layer.weight.dtype))
+        return run(x if x.dtype == torch.float64 else x.float())
 
 
 def pack_linear(weight: Tensor, num_rows: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import torch
@@ -60,10 +61,11 @@ class LatentAutoencoder(nn.Module):
         """The networks that `freeze` packs."""
         return [self.vae.decoder]
 
-    def _lower(self) -> torch.autocast:
-        """Products in the number type of `freeze`."""
-        device = self.scale_factor.device.type
-        return torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
+    def _lower(self) -> AbstractContextManager[Any]:
+        """Products in the number type of `freeze`; in float32, those of whoever calls."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.scale_factor.device.type, self.dtype)
 
     def decode_loop(self, latents: Tensor) -> Tensor:
         """As `decode`, to [B, C, T * hop_length], of a sound whose end continues into its beginning."""

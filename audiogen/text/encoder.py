@@ -262,10 +262,13 @@ def shape_of(directory: Path) -> Shape:
     return read_shape(writing.read_json(directory / "config.json"), directory)
 
 
+NAMES = {"t5": "T5", "t5gemma": "T5Gemma"}  # of the architectures that are read
+
+
 def read_shape(found: Any, where: str | Path) -> Shape:
     """The shape of a T5 or T5Gemma from what a config.json holds; what does not fit is an InputError."""
     kind = found.get("model_type") if isinstance(found, Mapping) else None
-    if kind not in ("t5", "t5gemma"):
+    if kind not in NAMES:
         raise InputError(f"{where}: text encoder has model_type {short(kind)}; 't5' and 't5gemma' are read")
     try:
         if kind == "t5gemma":
@@ -276,7 +279,7 @@ def read_shape(found: Any, where: str | Path) -> Shape:
         return build(T5Shape, values)
     except InputError as error:
         raise InputError(
-            f"{where}: the text encoder's configuration is not that of a {kind}: {error}"
+            f"{where}: the text encoder's configuration is not that of a {NAMES[kind]}: {error}"
         ) from None
 
 

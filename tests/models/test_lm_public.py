@@ -401,7 +401,7 @@ def changed(folder: Path, target: Path, key: str, value: Any) -> Path:
         ("decoder.vocab_size", 21, "special token is 20"),
         ("decoder.vocab_size", "x", "decoder.vocab_size is 'x'"),
         ("decoder", ..., "lacks decoder"),
-        ("text_encoder.model_type", "umt5", "text encoder has model_type 'umt5'; only 't5'"),
+        ("text_encoder.model_type", "umt5", "text encoder has model_type 'umt5'; 't5' and 't5gemma'"),
         ("text_encoder.num_layers", 10**12, "tensors that there are cannot fill its layers"),
         ("text_encoder.d_model", 13, "should make"),
         ("text_encoder.d_model", "x", "not that of a T5"),
