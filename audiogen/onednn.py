@@ -49,11 +49,11 @@ def is_wrong_in_bfloat16(num_inputs: int, kernel_size: int, stride: int) -> bool
 def convolve(layer: nn.Conv1d | nn.ConvTranspose1d, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """run(x), the convolution of `layer` under autocast: in float32 on a CPU where bfloat16 may be wrong."""
     num_inputs = layer.out_channels if isinstance(layer, nn.ConvTranspose1d) else layer.in_channels
-    (kernel_size,), (stride,) = layer.kernel_size, layer.stride
-    if x.device.type != "cpu" or not is_wrong_in_bfloat16(num_inputs, kernel_size, stride):
+    is_lower = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if not is_lower or not is_wrong_in_bfloat16(num_inputs, layer.kernel_size[0], layer.stride[0]):
         return run(x)
     with torch.autocast("cpu", enabled=False):
-        return run(x if x.dtype == torch.float64 else x.float())
+        return run(x.float())
 
 
 def pack_linear(weight: Tensor, num_rows: int) -> Tensor:

@@ -92,9 +92,8 @@ class DacCodec(nn.Module):
                 "bfloat16 on a CPU for which PyTorch has kernels"
             )
         for stack in (self.encoder, self.decoder):
-            pack(stack, None)
-            if packs and (stack is self.decoder or dtype != torch.float32):
-                pack(stack, dtype)
+            gains = packs and (stack is self.decoder or dtype != torch.float32)
+            pack(stack, dtype if gains else None)
 
     def meaning(self) -> dict[str, Tensor]:
         """The weights that its codes depend on: all but the decoder's."""
