@@ -83,4 +83,6 @@ def test_loading_takes_little_beside_the_weights(release: Path, dtype: str, way:
     assert found, done.stdout
     weights, peak, before = map(float, found.groups())
     assert weights > {"float32": 260, "bfloat16": 130, "int8": 65}[dtype]
-    assert peak - before < weights + 100  # 30 to 70 are pages of the file and first steps; a copy adds 70 or more
+    assert (
+        peak - before < weights + 100
+    )  # 30 to 70 are pages of the file and first steps; a copy adds 70 or more

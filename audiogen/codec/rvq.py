@@ -65,7 +65,8 @@ def sample(vectors: Tensor, num: int) -> Tensor | None:
 class Codebook(nn.Module):
     """One vector quantiser of V codewords of width D.
 
-    Buffers: codewords [V, D]; usage [V] and sums [V, D], the moving averages they are made from; initialised.
+    Buffers: codewords [V, D]; usage [V], the moving average of how many vectors each holds; initialised. The moving
+    average of the vectors' sums, which both papers keep beside them, is codewords times usage.
     """
 
     def __init__(
@@ -76,12 +77,10 @@ class Codebook(nn.Module):
         bound = dim**-0.5  # used only when a codec runs untrained: k-means replaces it
         self.register_buffer("codewords", torch.empty(num_codes, dim).uniform_(-bound, bound))
         self.register_buffer("usage", torch.zeros(num_codes))
-        self.register_buffer("sums", torch.zeros(num_codes, dim))
         self.register_buffer("initialised", torch.tensor(False))
 
     codewords: Tensor
     usage: Tensor
-    sums: Tensor
     initialised: Tensor
 
     @torch.no_grad()
@@ -89,14 +88,15 @@ class Codebook(nn.Module):
         """Move the codewords towards the vectors [n, D] assigned to them by `codes` [n]; revive dead ones."""
         num_codes = self.codewords.shape[0]
         counts, sums = assign_sums(vectors, codes, num_codes)
+        sums = torch.lerp(self.codewords * self.usage[:, None], sums, 1 - self.decay)
         self.usage.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
         dead = self.usage < self.dead_below
         fresh = sample(vectors, num_codes) if bool(dead.any()) else None
         if fresh is not None:
-            self.sums.copy_(torch.where(dead[:, None], fresh * self.dead_below, self.sums))
+            sums = torch.where(dead[:, None], fresh * self.dead_below, sums)
             self.usage.copy_(torch.where(dead, torch.full_like(self.usage, self.dead_below), self.usage))
-        self.codewords.copy_(self.sums / self.usage.clamp(min=1e-5)[:, None])  # never by 0, with dead_below 0
+        held = self.usage > 0  # with dead_below 0 a codeword may hold nothing: it stays
+        self.codewords.copy_(torch.where(held[:, None], sums / self.usage[:, None], self.codewords))
 
     @torch.no_grad()
     def initialise(self, vectors: Tensor) -> None:
@@ -104,7 +104,6 @@ class Codebook(nn.Module):
         means, counts = kmeans(vectors, self.codewords.shape[0], self.kmeans_iterations)
         self.codewords.copy_(means)
         self.usage.copy_(counts.clamp(min=self.dead_below))  # an empty cluster is not replaced at once
-        self.sums.copy_(means * self.usage[:, None])
         self.initialised.fill_(True)
 
 

@@ -29,6 +29,7 @@ LM_READERS: dict[str, Callable[[Path, str | None], LMParts]] = {
     "audiocraft": audiocraft.read_lm,
     "transformers": transformers.read_lm,
 }
+AVERAGES = (".embed_avg", ".sums")  # of codebooks, in others' files and our older ones: codewords times usage
 
 
 def read_lm(found: Found, text_encoder: str | None = None) -> LMParts:
@@ -122,7 +123,8 @@ def _build(parts: CodecParts) -> Codec | DacCodec:
         # Its weights are drawn, as ever: what a training that starts from this codec draws stays the same.
         codec = Codec(config)
     names = codec.state_dict()
-    fill(codec, parts.tensors, lambda name: their_name(name, parts.layout, names), where)
+    averages = [name for name in parts.tensors if name.endswith(AVERAGES)]
+    fill(codec, parts.tensors, lambda name: their_name(name, parts.layout, names), where, ignore=averages)
     return codec.eval().requires_grad_(False)
 
 

@@ -220,6 +220,9 @@ def _encodec_tensors(codec: Codec) -> dict[str, Tensor]:
             tensors[f"{stem}1"] = tensor
         else:
             tensors[theirs] = tensor.reshape(1).float() if name.endswith(".initialised") else tensor
+    for k, book in enumerate(codec.quantizer.books):
+        average = (book.codewords * book.usage[:, None]).cpu()
+        tensors[f"quantizer.layers.{k}.codebook.embed_avg"] = average
     return tensors
 
 

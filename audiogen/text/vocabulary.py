@@ -1,11 +1,13 @@
 """The SentencePiece vocabulary of the embedded text encoder, built from the training captions.
 
 Pieces spell any word, so the captions' words are kept beside them: they say what a model was trained on. They are one
-more field of SentencePiece's protocol buffer, which its own readers pass over, so that one file holds both.
+more field of SentencePiece's protocol buffer, which its own readers pass over, so that one file holds both. Most of it
+is the table of Unicode's normalisation, the same in all; the file is compressed (xz) to a third.
 """
 
 import difflib
 import io
+import lzma
 import re
 import unicodedata
 from collections import Counter
@@ -25,6 +27,8 @@ WORD = re.compile(r"[^\W\d_]{3,}")  # shorter ones say little of a sound
 COMMON = frozenset(
     "and are for from into its some that the then there this was while with".split()
 )  # no sounds
+XZ = b"\xfd7zXZ\x00"  # the first bytes of what xz compressed
+MOST_BYTES = 1 << 26  # of a model, decompressed
 LONGEST_WORD = 40  # letters: what is longer is no word
 MOST_UNKNOWN = 5  # named of one text
 ALIKE = 0.65  # of difflib's ratio, from which on a word with the same first letter is offered for another
@@ -117,14 +121,16 @@ def _varint(value: int) -> bytes:
 
 
 class Vocabulary:
-    """Text to token ids with a SentencePiece model, given as its bytes (kept in `.model` for saving)."""
+    """Text to token ids with a SentencePiece model, given as its bytes, compressed or not (kept in `.model`)."""
 
     def __init__(self, model: bytes):
-        self.model = model
         try:
+            if model.startswith(XZ):
+                model = lzma.LZMADecompressor().decompress(model, MOST_BYTES)
+            self.model = model
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
             self._pieces.encode("a b")  # an empty model is only found now
-        except RuntimeError as error:
+        except (RuntimeError, lzma.LZMAError) as error:
             raise InputError(f"vocabulary is not a SentencePiece model ({error}); build it again") from error
         self.words = frozenset(
             word
@@ -168,5 +174,5 @@ class Vocabulary:
         return {word: found[0] if found else "" for word, found in near.items()}
 
     def save(self, directory: Path) -> None:
-        """Write the model's bytes, which `Vocabulary` reads, as vocabulary.model."""
-        writing.write_bytes_atomic(directory / VOCABULARY_FILE, self.model)
+        """Write the model's bytes, compressed, as vocabulary.model."""
+        writing.write_bytes_atomic(directory / VOCABULARY_FILE, lzma.compress(self.model))

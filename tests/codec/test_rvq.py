@@ -41,7 +41,6 @@ def test_ema_update_is_the_moving_average_of_the_assigned_vectors():
     torch.manual_seed(0)
     book = Codebook(2, 3, decay=0.9, dead_below=0.0, kmeans_iterations=1)
     book.usage.fill_(4.0)
-    book.sums.copy_(book.codewords * 4.0)
     old = book.codewords.clone()
     x = torch.randn(6, 3)
     codes = torch.tensor([0, 0, 1, 0, 0, 0])
@@ -56,7 +55,6 @@ def test_a_dead_codeword_moves_onto_the_data():
     book = Codebook(8, 2, decay=0.5, dead_below=0.5, kmeans_iterations=5)
     book.initialise(torch.randn(64, 2))
     book.codewords[3] = 1e4
-    book.sums[3] = book.codewords[3] * book.usage[3]
     for _ in range(8):
         x = torch.randn(64, 2)
         book.update(x, nearest(x, book.codewords))
