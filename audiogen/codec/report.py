@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from tqdm import tqdm
 
 from audiogen.codec.transcode import Clip, Part, UnreadableError
 from audiogen.errors import InputError
+
+WAITING = 4  # clips that may wait to be saved
 
 
 @dataclass
@@ -33,22 +36,44 @@ class Counts:
     def each(
         self, clips: Iterable[Clip[Part] | UnreadableError], save: Callable[[Clip[Part]], object]
     ) -> dict[str, str]:
-        """Save every clip; one that cannot be read is named, and the others go on -> reasons by key of those."""
+        """Save every clip; one that cannot be read is named, and the others go on -> reasons by key of those.
+
+        Another thread saves, one clip after another, while the next ones are converted. A long clip is saved here: its
+        parts are converted while they are written.
+        """
         reasons = {}
-        for clip in clips:
-            try:
-                if isinstance(clip, UnreadableError):
-                    raise clip
-                save(clip)
-            except UnreadableError as error:
-                reasons[clip.key] = str(error)
-                tqdm.write(f"skipped: {' '.join(str(error).split())}", file=sys.stderr)
-            else:
-                self.num_done += 1
-                self.duration_s += clip.header.duration_s
-            self.bar.update()
+        saving: deque[tuple[Clip[Part], Future[object]]] = deque()
+
+        def finish() -> None:
+            clip, saved = saving.popleft()
+            saved.result()
+            self._done(clip)
+
+        with ThreadPoolExecutor(1) as writer:
+            for clip in clips:
+                try:
+                    if isinstance(clip, UnreadableError):
+                        raise clip
+                    if clip.is_long:
+                        save(clip)
+                        self._done(clip)
+                    else:
+                        saving.append((clip, writer.submit(save, clip)))
+                except UnreadableError as error:
+                    reasons[clip.key] = str(error)
+                    tqdm.write(f"skipped: {' '.join(str(error).split())}", file=sys.stderr)
+                    self.bar.update()
+                while len(saving) > WAITING or (saving and saving[0][1].done()):
+                    finish()
+            while saving:
+                finish()
         self.reasons |= reasons
         return reasons
+
+    def _done(self, clip: Clip[Part]) -> None:
+        self.num_done += 1
+        self.duration_s += clip.header.duration_s
+        self.bar.update()
 
 
 @contextmanager

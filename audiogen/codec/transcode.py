@@ -123,6 +123,11 @@ class Clip(Generic[Part]):
     header: TokenHeader
     parts: Iterable[Part]
 
+    @property
+    def is_long(self) -> bool:
+        """Whether its parts are converted one by one, as they are asked for."""
+        return self.header.duration_s > LONG_S
+
 
 def encode_clips(
     codec: SegmentedCodec, sounds: Iterable[Sound], num_codebooks: int, batch_size: int | None = None
@@ -212,7 +217,7 @@ def _transcode(
             return UnreadableError(item.key, error)
 
     def group(clip: Clip[Any] | UnreadableError) -> Hashable:
-        if isinstance(clip, UnreadableError) or clip.header.duration_s > LONG_S:
+        if isinstance(clip, UnreadableError) or clip.is_long:
             return None
         return tuple((part.codes if isinstance(part, Segment) else part).shape for part in clip.parts)
 
@@ -220,7 +225,7 @@ def _transcode(
         first = batch[0]
         if isinstance(first, UnreadableError):  # it comes alone, and so does a long clip
             yield first
-        elif first.header.duration_s > LONG_S:
+        elif first.is_long:
             yield replace(first, parts=_readable(first.key, stream(first)))
         else:
             clips = [clip for clip in batch if isinstance(clip, Clip)]
