@@ -29,7 +29,8 @@ class DiT3Config(OneStream):
 
     cross_dim: of the tokens. vector_dim: E of the vector that is joined to the time. memory_tokens: learned, before the
     latents. time_dim: of the time's Fourier features. differential: attention is the difference of two, as in the
-    medium release.
+    medium release. inpaints: the branch for inpainting is there and gets zeros, as by the authors where nothing is
+    inpainted; diffusers leaves it out.
     """
 
     latent_dim: Positive = 256
@@ -42,6 +43,7 @@ class DiT3Config(OneStream):
     memory_tokens: Positive = 64
     time_dim: Positive = 256
     differential: bool = False
+    inpaints: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -55,7 +57,8 @@ class AudioDiT3(Denoiser):
     """StableAudio3DiTModel: x_t [B, D, T], t [B] in 0 to 1.
 
     Tokens whose mask is False count as the learned padding. The weights of `to_local_embed`, 26 M of the small
-    release's, are for inpainting as the authors train it, and are not used.
+    release's, are for inpainting as the authors train it: of a mask and the kept latents they get zeros, or are not
+    used (`DiT3Config.inpaints`).
     """
 
     in_frames = True
@@ -89,16 +92,31 @@ class AudioDiT3(Denoiser):
         # in float32 also under autocast: layers are added to it
         x = torch.cat([memory, network.proj_in(x).to(memory.dtype)], dim=1)  # [B, memory_tokens + T, D]
         waves = rotary(x.shape[1], network.rotary_pos_emb.inv_freq)
+        nothing = x_t.new_zeros(1, self.config.latent_dim + 1) if self.config.inpaints else None
         for block in network.transformer_blocks:
-            x = run_block(block, x, context, weights, modulation, waves)
+            local = None
+            if nothing is not None:  # none for the learned tokens before the latents
+                local = F.pad(
+                    block.to_local_embed(nothing).expand(x_t.shape[2], -1), (0, 0, memory.shape[1], 0)
+                )
+            x = run_block(block, x, context, weights, modulation, waves, local)
         x = network.proj_out(x[:, memory.shape[1] :]).transpose(1, 2)
         return network.postprocess_conv(x) + x
 
 
 def run_block(
-    block: Any, x: Tensor, context: Tensor, weights: Tensor, modulation: Tensor, waves: tuple[Tensor, Tensor]
+    block: Any,
+    x: Tensor,
+    context: Tensor,
+    weights: Tensor,
+    modulation: Tensor,
+    waves: tuple[Tensor, Tensor],
+    local: Tensor | None = None,
 ) -> Tensor:
-    """One layer: x [B, S, D], context [B, L, D] with added scores [B, L], modulation [B, 6 D] -> [B, S, D]."""
+    """One layer: x [B, S, D], context [B, L, D] with added scores [B, L], modulation [B, 6 D] -> [B, S, D].
+
+    local: added to x after the attention to the context, [S, D].
+    """
     scale, shift, gate, scale_ff, shift_ff, gate_ff = (
         (block.to_scale_shift_gate + modulation)[:, None].to(x.dtype).chunk(6, dim=-1)
     )
@@ -114,6 +132,8 @@ def run_block(
     *keys, values = _heads(attention.to_kv(context), attention)
     keys = [norm(k, attention.k_norm) for k in keys]
     x = x + attention.to_out(attend(queries, keys, values, weights[:, None, None]))
+    if local is not None:
+        x = x + local
 
     normed = norm(x, block.ff_norm) * (1 + scale_ff) + shift_ff
     value, opened = block.ff.proj_in(normed).chunk(2, dim=-1)

@@ -35,8 +35,11 @@ class SameAutoencoderConfig:
 
     patch: samples of each channel that are one input. width times multiples, strides, depths: channels, reduction of
     time and layers of each level. window: a token attends to this many segments of stride + 1 tokens on each side.
-    differential: attention is the difference of two. encoder_sines, decoder_sines: of each level; so many last layers,
-    less one, have a sine as their gate (SAME-L: 0 and 8).
+    chunk: in place of a window, a token attends to all of a chunk of so many segments, in the second half of the layers
+    of chunks that lie half a chunk later; 0 is a window. kernel: taps of the decoder's last layer. The authors' SAME-S
+    has chunk 2 and kernel 3, for which diffusers has no setting. differential: attention is the difference of two.
+    encoder_sines, decoder_sines: of each level; so many last layers, less one, have a sine as their gate (SAME-L: 0
+    and 8).
     """
 
     sample_rate: Positive = 44100
@@ -50,6 +53,8 @@ class SameAutoencoderConfig:
     head_dim: Positive = 64
     ff_mult: Positive = 3
     window: Positive = 1
+    chunk: NotNegative = 0
+    kernel: Positive = 1
     differential: bool = True
     encoder_sines: tuple[NotNegative, ...] = (0,)
     decoder_sines: tuple[NotNegative, ...] = (0,)
@@ -61,6 +66,11 @@ class SameAutoencoderConfig:
         for name in ("multiples", "depths", "encoder_sines", "decoder_sines"):
             if len(found := getattr(self, name)) != levels or not levels:
                 raise InputError(f"{name} {found}, strides {self.strides}: a level needs one of each")
+        if self.chunk % 2 or not self.kernel % 2 or (self.chunk and levels > 1):
+            raise InputError(
+                f"chunk is {self.chunk} and kernel {self.kernel}; they must be even and odd, and chunk 0 with several "
+                "levels"
+            )
         widths = [self.width * multiple for multiple in self.multiples]
         if self.head_dim % 4 or any(width % self.head_dim for width in widths):
             raise InputError(
@@ -98,6 +108,11 @@ class SameAutoencoder(LatentAutoencoder):
                 decoder_sinusoidal_blocks=list(config.decoder_sines),
                 sampling_rate=config.sample_rate,
             )
+            for level in self.vae.decoder.blocks if config.kernel > 1 else ():
+                old = level.mapping
+                level.mapping = nn.utils.weight_norm(
+                    nn.Conv1d(old.in_channels, old.out_channels, config.kernel, padding=config.kernel // 2)
+                )
         self._start()
 
     def _start(self) -> None:
@@ -125,8 +140,10 @@ class SameAutoencoder(LatentAutoencoder):
         """Audio [B, C, N] of whole frames -> the normal distribution around its latents, `LATENT_NOISE` wide."""
         x = rearrange(features, "b c (t p) -> b t (c p)", p=self.config.patch)
         encoder, affine = self.vae.encoder, self.vae.bottleneck
+        num_frames = features.shape[-1] // self.config.hop_length
         for level in encoder.blocks:
-            x = _down(level, x)
+            x = _down(level, x, self.config.chunk)
+        x = x[:, :num_frames]  # the last chunk may have more
         latents = encoder.proj(x).transpose(1, 2) * affine.scale + affine.bias  # [B, D, T]
         mean = latents / affine.running_std
         spread = torch.full_like(mean, 2 * math.log(LATENT_NOISE))
@@ -138,7 +155,7 @@ class SameAutoencoder(LatentAutoencoder):
         with self._lower():
             x = decoder.proj(scaled.transpose(1, 2))
             for level in decoder.blocks:
-                x = _up(level, x)
+                x = _up(level, x, self.config.chunk)
         return rearrange(x.float(), "b t (c p) -> b c (t p)", p=self.config.patch)
 
     def fold_scale(self) -> None:
@@ -147,30 +164,56 @@ class SameAutoencoder(LatentAutoencoder):
         self.scale_factor.fill_(1.0)
 
 
-def _down(level: Any, x: Tensor) -> Tensor:
+def _down(level: Any, x: Tensor, chunk: int) -> Tensor:
     """One level of the encoder: [B, T * stride, D_in] -> [B, T, D]. A learned token ends each segment."""
-    x = F.pad(x, (0, 0, 0, -x.shape[1] % level.stride))  # zeros, as whole segments are needed
+    x = F.pad(
+        x, (0, 0, 0, -x.shape[1] % (level.stride * max(chunk, 1)))
+    )  # zeros, as whole segments are needed
     x = rearrange(level.mapping(x.transpose(1, 2)), "b d (t s) -> b t s d", s=level.stride)
     x = torch.cat([x, level.new_tokens[:, None].expand(*x.shape[:2], 1, -1)], dim=2)
-    return _run(level, x)[:, :, -1]
+    return _run(level, x, chunk)[:, :, -1]
 
 
-def _up(level: Any, x: Tensor) -> Tensor:
+def _up(level: Any, x: Tensor, chunk: int) -> Tensor:
     """One level of the decoder: [B, T, D] -> [B, T * stride, D_out]. After each token come `stride` learned ones."""
+    length = x.shape[1] * level.stride
+    x = F.pad(x, (0, 0, 0, -x.shape[1] % max(chunk, 1)))
     x = torch.cat([x[:, :, None], level.new_tokens[:, None].expand(*x.shape[:2], level.stride, -1)], dim=2)
-    x = rearrange(_run(level, x)[:, :, 1:], "b t s d -> b d (t s)")
-    return level.mapping(x).transpose(1, 2)
+    x = rearrange(_run(level, x, chunk)[:, :, 1:], "b t s d -> b d (t s)")
+    return level.mapping(x).transpose(1, 2)[:, :length]
 
 
-def _run(level: Any, x: Tensor) -> Tensor:
-    """The layers of a level over segments [B, T, stride + 1, D], all tokens in one row."""
-    segments, reach = x.shape[1], level.sliding_window * x.shape[2]
+def _run(level: Any, x: Tensor, chunk: int) -> Tensor:
+    """The layers of a level over segments [B, T, stride + 1, D], all tokens of a sound in one row, or those of a chunk.
+
+    T is a multiple of `chunk`, where that is not 0.
+    """
+    layers, half = list(level.transformers), chunk // 2
+    if not chunk:
+        return _layers(layers, x, level.sliding_window * x.shape[2])
+    middle = len(layers) // 2
+    x = _in_chunks(layers[:middle], x, chunk)
+    x = torch.cat([x[:, :half], x, x[:, -half:]], dim=1)  # its ends once more, for chunks half a chunk later
+    return _in_chunks(layers[middle:], x, chunk)[:, half:-half]
+
+
+def _in_chunks(layers: list[Any], x: Tensor, chunk: int) -> Tensor:
+    """Layers over segments [B, T, stride + 1, D], each chunk of them by itself."""
+    made = _layers(layers, rearrange(x, "b (n t) s d -> (b n) t s d", t=chunk), None)
+    return rearrange(made, "(b n) t s d -> b (n t) s d", b=len(x))
+
+
+def _layers(layers: list[Any], x: Tensor, reach: int | None) -> Tensor:
+    """Layers over segments [B, T, stride + 1, D], all tokens in one row; reach: how far a token sees; None is all."""
+    if not layers:
+        return x
+    segments = x.shape[1]
     x = rearrange(x, "b t s d -> b (t s) d")
-    rotated = level.transformers[0].attn.dim_heads // 2
+    rotated = layers[0].attn.dim_heads // 2
     steps = torch.arange(0, rotated, 2, device=x.device) / rotated
     waves = rotary(x.shape[1], 10000.0**-steps)
-    mask = _band(x.shape[1], reach, x.device)
-    for layer in level.transformers:
+    mask = None if reach is None else _band(x.shape[1], reach, x.device)
+    for layer in layers:
         attention = layer.attn
         parts = rearrange(
             attention.to_qkv(_squash(x, layer.norm_attn)),
@@ -181,7 +224,10 @@ def _run(level: Any, x: Tensor) -> Tensor:
         half = len(parts) // 2  # two pairs of queries and keys where attention is differential, else one
         queries = [rotate(_squash(part, attention.q_norm), waves) for part in parts[:half]]
         keys = [rotate(_squash(part, attention.k_norm), waves) for part in parts[half:-1]]
-        x = x + attention.to_out(_attend_near(queries, keys, parts[-1], mask))
+        if mask is None:
+            x = x + attention.to_out(attend(queries, keys, parts[-1]))
+        else:
+            x = x + attention.to_out(_attend_near(queries, keys, parts[-1], mask))
         value, gate = layer.ff.proj_in(_squash(x, layer.norm_ff)).chunk(2, dim=-1)
         opened = torch.sin(math.pi * gate) if layer.ff.sinusoidal else F.silu(gate)
         x = x + layer.ff.proj_out(value * opened)

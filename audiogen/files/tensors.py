@@ -37,12 +37,14 @@ class Source(NamedTuple):
     """Where a file has one of our tensors: in `names`, joined along dim 0, the parts first to last of `of` equal ones.
 
     Queries of a joined matrix are Source(("to_qkv",), 0, 1, 3), keys and values together Source(("to_qkv",), 1, 3, 3).
+    order: of the parts of such a matrix, where it is another one in the file: the place there of each of ours.
     """
 
     names: tuple[str, ...]
     first: int = 0
     last: int = 1
     of: int = 1
+    order: tuple[int, ...] = ()
 
 
 class Match(NamedTuple):
@@ -238,7 +240,10 @@ def _fitting(parts: list[Tensor], source: Source, normed: bool, shape: list[int]
         rows, rest = divmod(len(parts[0]), source.of)
         if rest or len(parts) > 1:
             return None
-        parts = [parts[0][rows * source.first : rows * source.last]]
+        if source.order:
+            parts = [parts[0][rows * place : rows * (place + 1)] for place in source.order]
+        else:
+            parts = [parts[0][rows * source.first : rows * source.last]]
     made = [sum(len(part) for part in parts), *parts[0].shape[1:]]
     return parts if _squeezed(made) == _squeezed(shape) else None
 

@@ -83,7 +83,12 @@ LAYOUTS = (
         SYSTEM,
     ),
     Layout("diffusers", ("system.json", "model_index.json"), (), SYSTEM),  # one of ours that is not whole
-    Layout("stable-audio-tools", _STABLE_AUDIO, _STABLE_AUDIO, SYSTEM),
+    Layout(
+        "stable-audio-tools",
+        _STABLE_AUDIO,
+        (*_STABLE_AUDIO, *(f"t5gemma*/{file}" for file in ("*.json", "*.model", "*.safetensors"))),
+        SYSTEM,
+    ),
     Layout("Tango", ("pytorch_model_[mv]a*.bin", *TANGO[2:]), ("*.json", *TANGO[:2]), SYSTEM),
     Layout("TangoFlux", TANGOFLUX, TANGOFLUX, SYSTEM),
     Layout("LAFMA", ("hifigan*",), (), SYSTEM),  # no hub has these three

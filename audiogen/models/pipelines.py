@@ -52,8 +52,11 @@ def pipeline_of(config: SystemConfig) -> str:
     """The pipeline that opens such a system; where it has none of its own, the one that opens components."""
     if config.dit is not None and config.waveform_autoencoder is not None:
         return "StableAudioPipeline"
-    if config.dit3 is not None and config.same_autoencoder is not None and has_fixed_seconds(config):
-        return "StableAudio3Pipeline"
+    same = config.same_autoencoder
+    if config.dit3 is not None and same is not None and has_fixed_seconds(config):
+        # not for the authors' own weights: diffusers has no such attention, and gives that branch nothing
+        if not (same.chunk or same.kernel > 1 or config.dit3.inpaints):
+            return "StableAudio3Pipeline"
     if config.audio_unet is not None and config.conditioner.clap is not None:
         return "AudioLDM2Pipeline" if config.conditioner.loa is not None else "AudioLDMPipeline"
     return "DiffusionPipeline"

@@ -1,4 +1,4 @@
-"""Models of stable-audio-tools: model_config.json and one file of weights (Stable Audio Open)."""
+"""Models of stable-audio-tools: model_config.json and one file of weights: Stable Audio Open, and 3."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
 from audiogen.files.checkpoint import read_weights, weights_file
 from audiogen.files.tensors import under
+from audiogen.models import stable_audio_3
 from audiogen.models.settings import Settings, read_settings, source, table
 from audiogen.models.systems import Component, SystemParts, conditioner_config
 from audiogen.text.t5 import TextConfig
@@ -27,10 +28,12 @@ COND_EMBED = "model.model.to_cond_embed.2.weight"
 
 
 def read_stable_audio(directory: Path) -> SystemParts:
-    """Read a text-conditioned diffusion transformer on Oobleck latents; other kinds are refused by name."""
+    """Read a text-conditioned diffusion transformer on latents of Oobleck or SAME; other kinds are refused by name."""
     settings = read_settings(directory / CONFIG)
     path = weights_file(directory, "model.safetensors", "model.ckpt")
     tensors = read_weights(path, None if path.suffix == ".safetensors" else "state_dict")
+    if settings.section("model.pretransform", {}).take("config.encoder.type", None) == "same":
+        return stable_audio_3.read(settings, directory, path, tensors)
     settings.expect(model_type="diffusion_cond")
     codec = _autoencoder(settings)
     config = SystemConfig(
