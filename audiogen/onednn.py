@@ -6,6 +6,7 @@ Their names are no public interface and may change with PyTorch, so they stand i
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,7 @@ OPERATORS = (
     "_convolution_pointwise",
     "_reorder_mkldnn_rnn_layer_weight",
 )
+INT8_ZERO = 128  # the byte without a sign that means 0
 LSTM_MODE = 2  # of the operator: 0 and 1 are plain recurrent networks, 3 is a GRU
 
 
@@ -64,6 +66,37 @@ def pack_linear(weight: Tensor, num_rows: int) -> Tensor:
 def linear(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
     """[..., D_in] -> [..., D_out]."""
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+@functools.cache
+def has_int8_products() -> bool:
+    """Whether products of bytes are exact on this CPU, and this PyTorch has them.
+
+    They are where one instruction multiplies bytes and adds in 32 bits (VNNI, AMX). Others add pairs in 16 bits, which
+    the largest values exceed: those are multiplied here, so that a limit set by ONEDNN_MAX_CPU_ISA counts, too.
+    """
+    names = ("qlinear_prepack", "qlinear_pointwise")
+    if not has_packed_products(torch.float32) or not all(hasattr(torch.ops.onednn, name) for name in names):
+        return False
+    weight = torch.full((16, 64), 127, dtype=torch.int8)
+    x = torch.full((2, 64), 255, dtype=torch.uint8)
+    product = linear_int8(x, pack_int8(weight, len(x)), torch.ones(16), torch.zeros(16, dtype=torch.int64))
+    return bool((product == (255 - INT8_ZERO) * 127 * 64).all())
+
+
+def pack_int8(weight: Tensor, num_rows: int) -> Tensor:
+    """A matrix int8 [D_out, D_in] in the order that oneDNN chooses for products with `num_rows` rows."""
+    return torch.ops.onednn.qlinear_prepack(weight, [num_rows, weight.shape[1]])
+
+
+def linear_int8(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """Bytes uint8 [N, D_in], where INT8_ZERO means 0 -> float32 [N, D_out], the exact sums times `scales` [D_out].
+
+    zeros: int64 [D_out], all 0. Bytes with a sign would do without INT8_ZERO, but have no kernels without AMX.
+    """
+    return torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, INT8_ZERO, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
 
 
 def pack_conv2d(

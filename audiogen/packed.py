@@ -19,6 +19,7 @@ from audiogen import onednn
 
 # Frames that weights are packed for; oneDNN chooses the order by them. Any other number is computed as well.
 TYPICAL_FRAMES = 250
+LEAST = 1e-30  # largest value of a row in int8, so that rows of zeros have a scale
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -35,17 +36,19 @@ class Packable(Protocol):
     def pack(self, dtype: torch.dtype) -> Any: ...
 
 
-def pack(module: nn.Module, dtype: torch.dtype | None) -> None:
+def pack(module: nn.Module, dtype: torch.dtype | None, matrices: torch.dtype | None = None) -> None:
     """Switch all layers of a module to packed weights in `dtype`, or with None back to their own.
 
-    Layers that are packed in it stay as they are: with None first, all are packed anew.
+    matrices: another number type for those of class Linear, which alone can be int8. Layers that are packed in theirs
+    stay as they are: with None first, all are packed anew.
     """
     for layer in module.modules():
         if isinstance(layer, Packable):
-            if dtype is None:
+            wanted = matrices if matrices is not None and isinstance(layer, Linear) else dtype
+            if wanted is None:
                 layer.packed = None
-            elif layer.packed is None or layer.packed.dtype != dtype:
-                layer.packed = layer.pack(dtype)
+            elif layer.packed is None or layer.packed.dtype != wanted:
+                layer.packed = layer.pack(wanted)
 
 
 class Linear(nn.Linear):
@@ -55,7 +58,7 @@ class Linear(nn.Linear):
     product, by MKL, does for some numbers of rows where there is AVX-512.
     """
 
-    packed: "PackedLinear | None" = None
+    packed: "PackedLinear | PackedInt8Linear | None" = None
 
     def forward(self, input: Tensor) -> Tensor:
         if self.packed is not None:
@@ -65,7 +68,9 @@ class Linear(nn.Linear):
             return super().forward(input)
         return onednn.linear(input, self.weight, self.bias)
 
-    def pack(self, dtype: torch.dtype) -> "PackedLinear":
+    def pack(self, dtype: torch.dtype) -> "PackedLinear | PackedInt8Linear":
+        if dtype == torch.int8:
+            return PackedInt8Linear(self.weight, self.bias)
         return PackedLinear(self.weight, self.bias, dtype)
 
 
@@ -79,6 +84,35 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return onednn.linear(x.to(self.dtype).contiguous(), self.weight, self.bias)
+
+
+class PackedInt8Linear:
+    """F.linear, [..., D_in] -> [..., D_out], of weights and inputs in 8 bits; in float32, or as autocast has it.
+
+    Each output has a scale, and so has each row of the input, when it comes. Sums are exact, so that a row does not
+    depend on the others or on the number of threads.
+    """
+
+    dtype = torch.int8
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        weight = weight.detach().float()  # [D_out, D_in]
+        self.scales = weight.abs().amax(1).clamp_(min=LEAST) / 127
+        values = (weight / self.scales[:, None]).round_().to(torch.int8)
+        self.weight = onednn.pack_int8(values, TYPICAL_FRAMES)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int64)
+        self.bias = None if bias is None else bias.detach().float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])  # [N, D_in]
+        scales = rows.abs().amax(1, keepdim=True).float().clamp_(min=LEAST) / 127  # [N, 1]
+        # a conversion to bytes cuts the fraction off, so that adding a half rounds
+        values = (rows * scales.reciprocal()).add_(onednn.INT8_ZERO + 0.5).to(torch.uint8)
+        y = onednn.linear_int8(values, self.weight, self.scales, self.zeros)
+        y = y.mul_(scales) if self.bias is None else torch.addcmul(self.bias, y, scales)
+        if torch.is_autocast_enabled("cpu"):
+            y = y.to(torch.get_autocast_dtype("cpu"))
+        return y.view(*x.shape[:-1], y.shape[1])
 
 
 class PackedConv2d:

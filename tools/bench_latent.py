@@ -35,7 +35,8 @@ from audiogen.generators.latent import LatentGenerator
 from audiogen.interfaces import Condition
 from audiogen.models.systems import Released
 
-MODELS = ("diffusers-float32", "diffusers-bfloat16", "ours-float32", "ours-bfloat16")
+DEFAULT = ("diffusers-float32", "diffusers-bfloat16", "ours-float32", "ours-bfloat16")
+MODELS = (*DEFAULT, "ours-int8")
 TOKENS = 64  # of each stream that the denoiser attends to
 
 
@@ -166,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipes", nargs="+", default=["audioldm", "stable_audio"])
-    parser.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS))
+    parser.add_argument("--models", choices=MODELS, nargs="+", default=list(DEFAULT))
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--seconds", type=float, nargs="+", default=[5.0], help="of the sound")
     parser.add_argument("--rounds", type=int, default=3)

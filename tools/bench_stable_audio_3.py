@@ -1,15 +1,16 @@
 """Seconds that Stable Audio 3 Small takes for a clip on this CPU, at full size with random weights, part by part.
 
-    python tools/bench_stable_audio_3.py --threads 1 2 --dtype float32 bfloat16
+    python tools/bench_stable_audio_3.py --threads 1 2 --dtype float32 bfloat16 int8
 
 The parts are timed within whole calls of `generate`, the least of `--runs` after one that is not counted: the text
-(of 12 tokens, read anew each time), the transformer's steps, and the decoder. `diffusers` is the same by
-StableAudio3Pipeline with the same weights, its text encoded before; with bfloat16 its networks are cast.
+(of 12 tokens, read anew each time), the transformer's steps, and the decoder. All take turns. `diffusers` is the same
+by StableAudio3Pipeline with the same weights, its text encoded before; with bfloat16 its networks are cast.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -66,36 +67,43 @@ def timed(owner: Any, name: str, spent: dict[str, float], part: str) -> None:
     setattr(owner, name, run)
 
 
-def least(call: Callable[[], None], spent: dict[str, float], runs: int) -> dict[str, float]:
-    """Seconds of the whole and of its parts, in the fastest of so many runs after one more."""
-    best: dict[str, float] = {}
-    for _ in range(runs + 1):
-        spent.clear()
-        start, cpu = time.perf_counter(), time.process_time()
-        call()
-        whole = time.perf_counter() - start
-        if not best or whole < best["whole"]:
-            best = {"whole": whole, **spent, "processor time": time.process_time() - cpu}
+Run = tuple[Callable[[], None], dict[str, float]]  # what is timed, and the seconds of its parts
+
+
+def least(runs: dict[str, Run], rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of the whole and of its parts in the fastest round of each; they take turns, once more than counted."""
+    best: dict[str, dict[str, float]] = {}
+    for turn in range(rounds + 1):
+        for name, (call, spent) in runs.items():
+            spent.clear()
+            start, cpu = time.perf_counter(), time.process_time()
+            call()
+            whole = time.perf_counter() - start
+            if turn == 1 or (turn and whole < best[name]["whole"]):
+                best[name] = {"whole": whole, **spent, "processor time": time.process_time() - cpu}
     return best
 
 
-def ours(system: LatentSystem, dtype: str, args: argparse.Namespace) -> dict[str, float]:
-    """By `LatentGenerator.generate`."""
-    model = LatentGenerator(Released(system, "stable_audio_3", {}), "cpu", dtype)
+def ours(system: LatentSystem, dtype: str, args: argparse.Namespace) -> Run:
+    """By `LatentGenerator.generate`, with the same weights in memory and copies in its number type."""
+    twin = LatentSystem(system.config, frozen=system.conditioner.text.frozen)
+    twin.load_state_dict(system.state_dict(), assign=True)
+    twin = twin.eval().requires_grad_(False)
+    model = LatentGenerator(Released(twin, "stable_audio_3", {}), "cpu", dtype)
     spent: dict[str, float] = defaultdict(float)
     timed(model, "_conditioning", spent, "text")
     timed(model, "_denoise", spent, "transformer")
     timed(model, "_decode", spent, "decoder")
 
     def call() -> None:
-        text: Any = system.conditioner.text
+        text: Any = twin.conditioner.text
         text.frozen.cache._entries.clear()
         model.generate(["a dog barks"], args.seconds, sampling=Sampling(steps=args.steps))
 
-    return least(call, spent, args.runs)
+    return call, spent
 
 
-def theirs(system: LatentSystem, dtype: str, args: argparse.Namespace) -> dict[str, float]:
+def theirs(system: LatentSystem, dtype: str, args: argparse.Namespace) -> Run:
     """By diffusers, with copies of the weights."""
     config = system.config
     vae = diffusers.AutoencoderSAME()
@@ -103,7 +111,8 @@ def theirs(system: LatentSystem, dtype: str, args: argparse.Namespace) -> dict[s
     dit = diffusers.StableAudio3DiTModel(**dict(system.denoiser.network.config))
     dit.load_state_dict(system.denoiser.network.state_dict())
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, stochastic_sampling=True)
-    parts = [each.to(DTYPES[dtype]).eval() for each in (vae, system.conditioner.seconds, dit)]
+    seconds = copy.deepcopy(system.conditioner.seconds)
+    parts = [each.to(DTYPES[dtype]).eval() for each in (vae, seconds, dit)]
     pipe = StableAudio3Pipeline(parts[0], None, None, *parts[1:], scheduler)
     pipe.set_progress_bar_config(disable=True)
     tokens = torch.randn(1, config.conditioner.text_length or 1, 768, dtype=DTYPES[dtype])
@@ -120,16 +129,14 @@ def theirs(system: LatentSystem, dtype: str, args: argparse.Namespace) -> dict[s
             num_inference_steps=args.steps,
         )
 
-    found = least(call, spent, args.runs)
-    system.conditioner.seconds.float()
-    return found
+    return call, spent
 
 
 def main() -> None:
     """Print a line for each engine, number type and number of threads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=[*DTYPES, "int8"])
     parser.add_argument("--engines", nargs="+", default=["ours", "diffusers"], choices=["ours", "diffusers"])
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--steps", type=int, default=8)
@@ -138,13 +145,17 @@ def main() -> None:
     diffusers.logging.set_verbosity_error()
     torch.manual_seed(0)
     system = random_system()
-    for dtype in args.dtype:
-        for engine in args.engines:
-            for threads in args.threads:
-                torch.set_num_threads(threads)
-                found = {"ours": ours, "diffusers": theirs}[engine](system, dtype, args)
-                parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in found.items())
-                print(f"{engine} {dtype} {threads} threads: {parts}", flush=True)
+    runs = {
+        f"{engine} {dtype}": {"ours": ours, "diffusers": theirs}[engine](system, dtype, args)
+        for dtype in args.dtype
+        for engine in args.engines
+        if engine == "ours" or dtype in DTYPES
+    }
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        for name, found in least(runs, args.runs).items():
+            parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in found.items())
+            print(f"{name} {threads} threads: {parts}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from audiogen.device import DTYPES, has_bfloat16
+from audiogen.errors import InputError
+from audiogen.onednn import has_int8_products
 from audiogen.packed import Linear, PackedConv2d, use_conv1d
 
 
@@ -73,3 +76,26 @@ def use_products(module: nn.Module) -> None:
         elif (layer.stride, layer.padding, layer.groups) == ((1, 1), (0, 0), 1):
             layer.__class__ = PointwiseConv2d
     use_conv1d(module)
+
+
+def choose_dtypes(name: str, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
+    """What a latent system computes in on a device, and what its denoiser's linear layers do where that is int8.
+
+    name: of `DTYPES`, "int8", or "auto". Raises InputError for others, and for what the device cannot do.
+    """
+    if name == "auto":
+        return (torch.bfloat16 if device.type == "cuda" else torch.float32), None
+    if name == "int8":
+        if device.type != "cpu" or not has_int8_products():
+            raise InputError(
+                "dtype int8 of latent diffusion is for CPUs that multiply bytes exactly (x86 with VNNI or AMX), and "
+                f"{'this is none' if device.type == 'cpu' else f'the device is {device}'}; choose bfloat16 or float32"
+            )
+        return (torch.bfloat16 if has_bfloat16(device) else torch.float32), torch.int8
+    if name not in DTYPES:
+        raise InputError(
+            f"dtype is {name!r}; latent diffusion computes in {', '.join(DTYPES)}, int8, or auto"
+        )
+    if name == "float16" and device.type == "cpu":
+        raise InputError("dtype float16 is for GPUs; on a CPU choose float32, bfloat16 or int8")
+    return DTYPES[name], None

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from audiogen.config import to_plain
-from audiogen.device import DTYPES, choose_device
+from audiogen.device import choose_device
 from audiogen.diffusion.circle import OVERLAP_S, around, frames_of, seen_frames, stretched
 from audiogen.diffusion.conditioning import Conditioning, mix, stack
 from audiogen.diffusion.process import PROCESSES, Process, process_of
+from audiogen.diffusion.products import choose_dtypes
 from audiogen.diffusion.sample import SAMPLINGS, Denoise, Noise, sample, together
 from audiogen.diffusion.sample import Sampling as LatentSampling
 from audiogen.diffusion.samplers import make_sampler
@@ -68,7 +69,7 @@ class LatentGenerator(Published):
         """
         self.info = dict(info or {})
         self.device = where = choose_device(device)
-        self.dtype = _choose_dtype(dtype, where)
+        self.dtype, self.matrices = choose_dtypes(dtype, where)
         self.system, self.name, self.notes = released.system, released.name, released.notes
         self.process = Process(process_of(self.name, released.process))
         self.family = family_of(self.process.config)
@@ -98,10 +99,11 @@ class LatentGenerator(Published):
         """Open a bundled system, a run's directory, or a release in any format of `models.released`, or its hub id.
 
         name_or_dir: one of those, or what `find` found. device: as in `AudioGen`. dtype: "float32", "bfloat16",
-        "float16" (CUDA), or "auto" for bfloat16 on CUDA and float32 elsewhere: that the denoiser computes in, and on a
-        CPU the decoders, while the weights stay float32. text_encoder: a T5 (for AudioLDM, which has none, a CLAP),
-        directory or hub id, in place of the one that the system names. heads, ema: see `load_released`; `notes` says
-        what was used. clap: a CLAP model with an audio branch, directory or hub id, that ranks candidates.
+        "float16" (CUDA), "int8" (CPU), or "auto" for bfloat16 on CUDA and float32 elsewhere: that the denoiser computes
+        in, and on a CPU the decoders, while the weights stay float32. int8 is for the denoiser's linear layers; the
+        rest is then bfloat16 where that is native, else float32. text_encoder: a T5 (for AudioLDM, which has none, a
+        CLAP), directory or hub id, in place of the one that the system names. heads, ema: see `load_released`; `notes`
+        says what was used. clap: a CLAP model with an audio branch, directory or hub id, that ranks candidates.
         """
         found = find(name_or_dir, SYSTEM)
         with _quiet():
@@ -188,7 +190,7 @@ class LatentGenerator(Published):
         """16 hex digits that change with any weight, the process, the sampling and the number type."""
         weights = checkpoint.identity(self.system.state_dict())
         parts = [weights, self.name, self.process.config, self.system.config, self._sampling, self.window_s]
-        parts.append(str(self.dtype))
+        parts.append(str(self.matrices or self.dtype))
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @torch.no_grad()
@@ -300,7 +302,7 @@ class LatentGenerator(Published):
         """On a CPU, copies of the weights in the order and number type that its kernels want; made at first use."""
         self.system.autoencoder.freeze(self.dtype)
         packs = self.dtype != torch.float32 and can_pack(self.device, self.dtype)
-        pack(self.system.denoiser, self.dtype if packs else None)
+        pack(self.system.denoiser, self.dtype if packs else None, self.matrices)
 
     def _denoise(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The prediction for x_t; weights and times stay float32 whatever the products are computed in."""
@@ -372,16 +374,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise InputError(f"dtype is {name!r}; latent diffusion computes in {', '.join(DTYPES)}, or auto")
-    if name == "float16" and device.type == "cpu":
-        raise InputError("dtype float16 is for GPUs; on a CPU choose float32 or bfloat16")
-    return DTYPES[name]
 
 
 def _replace_text(released: Released, text_encoder: str, where: str | Path) -> None:

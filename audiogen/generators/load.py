@@ -62,7 +62,7 @@ def load(
     if isinstance(model, AudioGen):
         chosen = choose_dtype(dtype, model.device, packs=model.config.backbone is None)
     else:
-        chosen = str(model.dtype)
+        chosen = str(model.matrices or model.dtype)
     model.opened = {
         "model": found.name,
         "device": str(model.device),

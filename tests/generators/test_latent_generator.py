@@ -271,7 +271,7 @@ def test_candidates_are_ranked_by_clap(systems, tmp_path: Path) -> None:
 
 
 def test_number_types_that_cannot_be() -> None:
-    for dtype, said in (("int8", "dtype is 'int8'"), ("float16", "float16 is for GPUs")):
+    for dtype, said in (("int4", "dtype is 'int4'"), ("float16", "float16 is for GPUs")):
         with pytest.raises(InputError, match=said):
             LatentGenerator(make("tangoflux"), "cpu", dtype)
 
