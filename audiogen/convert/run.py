@@ -53,8 +53,8 @@ def open_model(args: argparse.Namespace) -> Callable[[Path], None]:
         if args.to == "diffusers" and not is_whole(model.system.config, model.process.config):
             raise InputError(
                 f"diffusers has no pipeline for {found.name}: there are those of AudioLDM, AudioLDM 2 and Stable Audio "
-                "with pretrained text encoders, and one is written for mel latents with one stream of text; give --to "
-                "audiogen"
+                "with pretrained text encoders, and one is written for other systems with one stream of text; give "
+                "--to audiogen"
             )
         return model.save_pretrained
     text = model.conditioner.config

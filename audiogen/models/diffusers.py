@@ -30,10 +30,11 @@ from audiogen.models.pipelines import (
     SystemFile,
     component_settings,
     has_fixed_seconds,
-    has_mel_pipeline,
+    has_own_pipeline,
     pipeline_of,
     read_pipeline,
     required,
+    runs_in_code,
     scheduler_config,
 )
 from audiogen.models.settings import RATE, read_settings
@@ -67,8 +68,8 @@ def save_diffusers(
     """Write a system; model_index.json comes last, so that a new directory is whole or no model.
 
     name, process, sampling, window_s: as in `Released`, for the scheduler and for whoever loads it. encoders: store
-    what diffusers needs to read texts as well: frozen text encoders, which are opened for it, and of diffusion on mel
-    latents the code of a pipeline (`whole`); without them the directory names encoders, and no pipeline opens it.
+    what diffusers needs to read texts as well: frozen text encoders, which are opened for it, and the code of a
+    pipeline where diffusers has none (`whole`); without them the directory names encoders, and no pipeline opens it.
     """
     directory, conditioner = Path(directory), system.conditioner
     if isinstance(system.autoencoder, SameAutoencoder):
@@ -90,10 +91,12 @@ def save_diffusers(
         embedded.save(directory / TEXT, next(embedded.parameters()).dtype)
     own = process_of(name, process)
     pipeline: dict[str, Any] = {"_class_name": pipeline_of(system.config)}
-    if encoders and has_mel_pipeline(system.config, own):
+    in_code = encoders and not has_own_pipeline(system.config) and runs_in_code(system.config, own)
+    if in_code:
         from audiogen.models import whole  # late: all of diffusers' pipelines, which reading does without
 
-        pipeline = whole.save_mel_pipeline(directory, system, own, sampling or SAMPLINGS[name])
+        pipeline = whole.save_pipeline(directory, system, own, sampling or SAMPLINGS[name], window_s)
+        classes.pop("projection_model", None)  # `projection` has its weights
     elif encoders and embedded is None:
         classes |= _save_encoders(directory, system)
     prefixes = tuple(f"{owner}." for owner in _owners(system.config))
@@ -103,7 +106,7 @@ def save_diffusers(
             directory / EXTRA / "model.safetensors",
             {key: tensor for key, tensor in state.items() if key.startswith(prefixes)},
         )
-    scheduler = scheduler_config(own, sampling or SAMPLINGS[name])
+    scheduler = scheduler_config(own, sampling or SAMPLINGS[name], in_code)
     writing.write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
     classes["scheduler"] = ["diffusers", scheduler["_class_name"]]
     config = to_plain(system.config)

@@ -16,6 +16,7 @@ from audiogen.diffusion.mel import MelConfig
 from audiogen.diffusion.process import ProcessConfig, process_of
 from audiogen.diffusion.same import SameAutoencoderConfig
 from audiogen.diffusion.sample import Sampling
+from audiogen.diffusion.samplers import ALGORITHMS
 from audiogen.diffusion.systems import SystemConfig
 from audiogen.errors import InputError
 from audiogen.files.tensors import WIDEST
@@ -50,7 +51,8 @@ class SystemFile:
 
 def pipeline_of(config: SystemConfig) -> str:
     """The pipeline that opens such a system; where it has none of its own, the one that opens components."""
-    if config.dit is not None and config.waveform_autoencoder is not None:
+    wave = config.waveform_autoencoder
+    if config.dit is not None and wave is not None and wave.bands == 1:
         return "StableAudioPipeline"
     same = config.same_autoencoder
     if config.dit3 is not None and same is not None and has_fixed_seconds(config):
@@ -68,20 +70,34 @@ def has_fixed_seconds(config: SystemConfig) -> bool:
     return seconds is not None and seconds.frequencies == "exponential"
 
 
-def has_mel_pipeline(config: SystemConfig, process: ProcessConfig) -> bool:
-    """Whether `mel_pipeline` runs such a system: mel latents, one stream of text, its pooled mean or none."""
-    conditioner = config.conditioner
-    plain = conditioner.cross == (("text",),) and conditioner.vector in ((), ("pooled",))
-    unet = config.audio_unet
-    runs = config.flux is None and config.dit3 is None and not (unet is not None and unet.beyond_diffusers)
-    return plain and runs and config.mel_autoencoder is not None and process.kind != "cosine_v"
+def has_own_pipeline(config: SystemConfig) -> bool:
+    """Whether diffusers has a pipeline for it, none of which reads text by an encoder of ours."""
+    text = config.conditioner.text
+    return pipeline_of(config) != "DiffusionPipeline" and not (text is not None and text.embedded)
+
+
+def runs_in_code(config: SystemConfig, process: ProcessConfig) -> bool:
+    """Whether `latent_pipeline` runs such a system: one stream of text, with seconds or without, or none.
+
+    Its vector is the text's pooled mean, both seconds, or nothing. There is no SAME, and no transformer for it.
+    """
+    conditioner, unet = config.conditioner, config.audio_unet
+    both = ("seconds_start", "seconds_total")
+    allowed = {
+        (): (("pooled",),),
+        (("text",),): ((), ("pooled",)),
+        (("text", "seconds_total"),): ((), ("pooled",)),
+        (("text", *both),): (both,),
+    }
+    has_vector = conditioner.vector in allowed.get(conditioner.cross, ())
+    is_plain = conditioner.padding == "zeros" and not has_fixed_seconds(config) and process.log_snr is None
+    others = config.dit3 is not None or (unet is not None and unet.beyond_diffusers)
+    return has_vector and is_plain and not others and config.same_autoencoder is None
 
 
 def is_whole(config: SystemConfig, process: ProcessConfig) -> bool:
-    """Whether a saved system opens in diffusers as it is: its own pipeline reads no text by an encoder of ours."""
-    own = pipeline_of(config) != "DiffusionPipeline"
-    text = config.conditioner.text
-    return has_mel_pipeline(config, process) or (own and not (text is not None and text.embedded))
+    """Whether a saved system opens in diffusers as it is."""
+    return has_own_pipeline(config) or runs_in_code(config, process)
 
 
 def read_pipeline(directory: Path, index: Settings) -> SystemFile:
@@ -267,13 +283,22 @@ def _flow_process(settings: Settings) -> tuple[dict[str, Any], Sampling | None]:
     return process, None if is_ping_pong else Sampling("euler", 100, 1.0)
 
 
-def scheduler_config(process: ProcessConfig, sampling: Sampling | None = None) -> dict[str, Any]:
-    """The configuration of diffusers' scheduler for such a process, as the releases have it."""
+def scheduler_config(
+    process: ProcessConfig, sampling: Sampling | None = None, in_code: bool = False
+) -> dict[str, Any]:
+    """The configuration of diffusers' scheduler for such a process, as the releases have it, or `latent_pipeline`."""
+    found: dict[str, Any]
     if process.kind == "cosine_v":
         sigmas = {"sigma_min": process.lowest_sigma, "sigma_max": process.highest_sigma}
-        return table("diffusers.cosine") | sigmas
+        found = table("diffusers.cosine") | sigmas
+        if in_code:  # whose noise is a generator's, in place of a Brownian tree's
+            algorithm = ALGORITHMS.get(
+                "dpm++sde" if sampling is None else sampling.sampler, "sde-dpmsolver++"
+            )
+            found |= {"_class_name": "EDMDPMSolverMultistepScheduler", "algorithm_type": algorithm}
+        return found
     if process.kind == "flow":
-        found: dict[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+        found = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
         if (
             process.log_snr is not None
         ):  # of Stable Audio 3, whose pipeline gives the scheduler's time to the network
