@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from audiogen import audio
 from audiogen.errors import InputError
-from tools import figures
+from audiogen.provenance import Provenance
+from tools import figures, pictures
 
 
 def test_a_louder_and_higher_sound_is_brighter_and_higher_in_its_picture(tmp_path: Path) -> None:
@@ -85,3 +87,24 @@ def test_the_figures_of_a_report_are_kept_by_system_and_judge(
     assert not gap and made.startswith("Measured on a day, by `python -m audiogen.evaluate compare`")
     with pytest.raises(InputError, match="--made"):
         figures.main(["table", str(tmp_path / "report.json")])
+
+
+def test_the_parts_of_a_marked_file_are_all_of_it_and_its_samples_are_those_of_one_without(
+    tmp_path: Path,
+) -> None:
+    sound = torch.randn(1, 501) / 10
+    tags = Provenance("mine", settings={"text": "rain", "seed": 3}).tags()
+    found = {}
+    for name, given in (("marked", tags), ("plain", None)):
+        audio.save(tmp_path / f"{name}.wav", sound, 16_000, tags=given)
+        found[name] = (tmp_path / f"{name}.wav").read_bytes()
+    marked, plain = map(pictures.chunks, found.values())
+    assert [name for name, *_ in plain] == ["fmt ", "data"] == [name for name, *_ in marked[:2]]
+    texts = {name: text for name, _, text in marked}
+    assert texts["INAM"] == "rain" and texts["IKEY"] == "AI-generated" and texts["iXML"].startswith("<?xml")
+    sizes = sum(8 + size + size % 2 for _, size, _ in marked)
+    assert sizes + 12 + 12 == len(found["marked"])  # RIFF, and the head of LIST
+    samples = slice(found["plain"].index(b"data"), found["plain"].index(b"data") + 8 + 2 * 501)
+    assert found["marked"][samples] == found["plain"][samples]
+    with pytest.raises(InputError, match="has no onnx.json: python -m audiogen.convert lm_tiny"):
+        pictures.main(["onnx", str(tmp_path)])
