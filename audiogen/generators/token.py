@@ -267,11 +267,13 @@ class AudioGen(Published):
             )
             codes = self._codes(wanted, draws, sampling, callback)
             for row, row_codes in zip(rows, codes, strict=False):
-                sound = self._decode(row_codes[:, : frames[row]]).cpu()
+                own, length = row_codes[:, : frames[row]], lengths[row]
+                sound = self._decode(own).cpu()
                 if sampling.loop:
-                    sound = loops.closed(sound, lengths[row], self.sample_rate)
-                sound, own = sound[:, : lengths[row]], kept[row : row + 1] if kept else []
-                result[row, :, : lengths[row]], down_db[row] = level.finish(sound, *own)
+                    scored = self.decoder, conditions[row], own, length, self.codec, self.max_frames
+                    sound = loops.closed(sound, length, self.sample_rate, loops.by_likelihood(*scored))
+                stays = kept[row : row + 1] if kept else []
+                result[row, :, :length], down_db[row] = level.finish(sound[:, :length], *stays)
         return result
 
     def generate_continuation(

@@ -14,9 +14,10 @@ from audiogen.errors import InputError
 from audiogen.generate.__main__ import main
 from audiogen.generators import load as generators
 from audiogen.generators.latent import LatentGenerator
-from audiogen.generators.loops import closed
+from audiogen.generators.loops import by_likelihood, closed
 from audiogen.generators.token import AudioGen
 from audiogen.interfaces import Edit, Sampling
+from audiogen.lm.score import log_likelihood
 from tests.generators.test_latent_generator import make
 from tools.loops import JUMPS, jumps, ranks
 
@@ -133,6 +134,25 @@ def test_the_seam_is_where_a_sound_repeats_itself() -> None:
     level = closed(noise, 20000, RATE)[:, :3200].unfold(1, 400, 400).square().mean(2)
     assert 0.7 < level.min() and level.max() < 1.4
     assert torch.equal(closed(noise, 40000, RATE), noise)
+
+
+def test_of_the_seams_that_fit_best_the_likeliest_is_taken(model: AudioGen) -> None:
+    """Seams of four frames fit alike; the language model's own likelihood decides, and inside of a frame the fit."""
+    hop, length = model.codec.hop_length, 20
+    codes = torch.randint(11, (3, 35), generator=torch.Generator().manual_seed(0))
+    (condition,) = model._conditions(["rain"], Sampling())
+    unlike = torch.ones(12 * hop)
+    places = [1 * hop + 7, 4 * hop + 1, 5 * hop + 70, 9 * hop]
+    unlike[places] = torch.tensor([0.30, 0.20, 0.25, 0.22])
+    choose = by_likelihood(model.decoder, condition, codes, length * hop + 3, model.codec, model.max_frames)
+    begins = [place // hop for place in places]
+    rows = [
+        torch.cat([codes[:, begin : begin + length], codes[:, begin : begin + 20]], 1) for begin in begins
+    ]
+    best = int(log_likelihood(model.decoder, condition, torch.stack(rows), 20).argmax())
+    assert choose(unlike) == places[best]
+    unlike[places[best]] = 1.0
+    assert choose(unlike) != places[best]
 
 
 def test_a_row_is_the_same_loop_alone_and_in_a_batch(model: AudioGen) -> None:
