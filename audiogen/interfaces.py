@@ -216,7 +216,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Edit:
-    """A sound to change, and what of it is generated anew. Language models can only extend it at its end.
+    """A sound to change, and what of it is generated anew. Language models can extend it at its end, and some inpaint.
 
     audio: [C, N], of any sample rate and channels. strength: how much noise is added before denoising, from 0 (the
     sound stays) to 1 (nothing is left of it but what is kept); None is 1. inpaint: begin and end, in seconds, of the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ OPTIONS: dict[str, dict[str, tuple[Kind, str]]] = {
         "--loop": (bool, "the end of each sound continues into its beginning"),
         "--num-samples N": (int, "sounds a prompt (default: 1)"),
     },
-    "a sound made of another (language models: --extend alone)": {
+    "a sound made of another (language models: --extend, and --inpaint where trained for it)": {
         "--init FILE": (
             Path,
             "sound to begin from; with a longer --duration and nothing else it is extended to that",
@@ -311,10 +311,12 @@ def finish_of(options: Mapping[str, Any]) -> Finish:
     return Finish(**{name: options[name] for name in FINISH})
 
 
-def refuse_others(args: argparse.Namespace, latent: bool) -> None:
-    """Raise InputError where an option is given that the model's family does not have."""
+def refuse_others(args: argparse.Namespace, latent: bool, has: Collection[str] = ()) -> None:
+    """Raise InputError where an option is given that the model's family does not have. has: what this one has of it."""
     options = {
-        f"--{name.replace('_', '-')}": getattr(args, name) for name in (LM_ONLY if latent else LATENT_ONLY)
+        f"--{name.replace('_', '-')}": getattr(args, name)
+        for name in (LM_ONLY if latent else LATENT_ONLY)
+        if name not in has
     }
     refuse(options, f"{args.model}, {FAMILIES[latent]}")
 

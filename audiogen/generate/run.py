@@ -49,7 +49,8 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> dict[str, Any]:
             generators.check_generates(found)
             own = argparse.Namespace(**vars(args) | {"model": name})
             for job in (job for job in jobs if (job.model or args.model) == name):
-                refuse_others(argparse.Namespace(**vars(own) | job.settings), found.kind == SYSTEM)
+                has = generators.more_options(found) if args.inpaint else ()
+                refuse_others(argparse.Namespace(**vars(own) | job.settings), found.kind == SYSTEM, has)
             opened.append((own, found))
         prompt = None if args.continue_from is None else audio.load(args.continue_from)
         edit = None

@@ -67,7 +67,8 @@ def _language_model(found: Found) -> Facts:
         f"{codec.frame_rate:g} Hz x {parts.config.num_codebooks}",
         LONGEST_LM_S,
         f"guidance {guidance:g}",
-        tuple(name for name in LM_ONLY if not (backbone and name == "cuda_graph")),
+        tuple(name for name in LM_ONLY if not (backbone and name == "cuda_graph"))
+        + (("inpaint",) if parts.config.infills else ()),
         _vocabulary(text),
     )
 

@@ -12,6 +12,7 @@ from audiogen.files import cards
 from audiogen.generators.request import FAMILIES, LONGEST_LM_S, refuse
 from audiogen.generators.token import AudioGen as AudioGen
 from audiogen.lm.decoders import choose_dtype
+from audiogen.models.build import read_lm
 from audiogen.models.find import LM, SYSTEM, Found, find
 
 GENERATES = (LM, SYSTEM)
@@ -84,6 +85,11 @@ def check_generates(found: Found) -> None:
             f"{found.name} holds LoRA adapters and no model; give --model {base} --adapter {found.name}"
         )
     found.check(*GENERATES)
+
+
+def more_options(found: Found) -> tuple[str, ...]:
+    """Options of the other family that a model has, from its settings alone."""
+    return ("inpaint",) if found.kind == LM and read_lm(found).config.infills else ()
 
 
 def max_duration_s(found: Found, heads: tuple[int, ...] | None = None) -> float:

@@ -27,9 +27,9 @@ LATENT_DRAWS = ("steps", "sampler", "guidance_rescale", "candidates")
 LM_ONLY = ("continue_from", *LM_DRAWS, "cuda_graph", "stream")
 LATENT_EDITS = ("strength", "inpaint", "extend_before", "inpaint_resample", "upsample")
 LATENT_ONLY = (*LATENT_DRAWS, *LATENT_EDITS, "clap", "heads")
-# Why a language model has not those: all of ours predict each code from those before it.
+# Why a language model has not those: it predicts each code from those before it, unless it was trained for more.
 CAUSAL = ", which makes a sound from its beginning to its end and sees nothing of what follows"
-UNSEEN = ("inpaint", "extend_before")
+UNSEEN = {"inpaint": " (recipe=lm_tiny_infill trains one that does)", "extend_before": ""}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def refuse(options: Mapping[str, object], what: str) -> None:
     """InputError for the first of the options that is given: `what` lacks them all. options: values by their names."""
     for name, value in options.items():
         if value is not None and value is not False:  # 0 is given, and equals False
-            why = CAUSAL if FAMILIES[0] in what and name.strip("-").replace("-", "_") in UNSEEN else ""
+            own = name.strip("-").replace("-", "_")
+            why = CAUSAL + UNSEEN[own] if FAMILIES[0] in what and own in UNSEEN else ""
             raise InputError(f"{name} is not for {what}{why}; drop {name}")
 
 
@@ -179,9 +180,17 @@ def check_prompt(prompt: tuple[Tensor, int], durations_s: Sequence[float]) -> No
         )
 
 
-def extended(edit: Edit, prompt: object, durations_s: Sequence[float]) -> tuple[Tensor, int]:
-    """What a language model continues, audio [C, N] and its rate, for an edit; InputError for any but an extension."""
+def given_edit(
+    edit: Edit, prompt: object, durations_s: Sequence[float], infills: bool, sampling: Sampling
+) -> tuple[Tensor, int]:
+    """What a language model continues, or makes parts of anew: audio [C, N] and its rate.
+
+    infills: it was trained to make parts anew. InputError for what it cannot do.
+    """
     given = {name: getattr(edit, name) or None for name in ("inpaint", "upsample")}
+    if infills and given.pop("inpaint"):
+        other = {"extend": edit.extend_s or None, "schedule": sampling.schedule}
+        refuse(other, "parts that a language model makes anew")
     before = {"strength": edit.strength, "extend_before": edit.extend_before_s or None}
     resample = None if edit.inpaint_resample == 1 else edit.inpaint_resample
     refuse({**given, **before, "inpaint_resample": resample}, FAMILIES[0])

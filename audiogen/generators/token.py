@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,13 @@ from audiogen.files import checkpoint
 from audiogen.files.tensors import unfilled
 from audiogen.generators import in_order, level, loops
 from audiogen.generators import request as requests
-from audiogen.generators.given import given_sound, given_texts
+from audiogen.generators.given import gaps, given_sound, given_texts, token_draws
 from audiogen.generators.live import HISTORY_S, SoundStream, Texts
 from audiogen.generators.publish import Published
 from audiogen.generators.request import GUIDANCE, LONGEST_LM_S, TOKENS
 from audiogen.interfaces import Codec, Condition, Edit, Progress, Sampling, finite
 from audiogen.lm import decoders, lora
+from audiogen.lm.infill import Gap, fill
 from audiogen.lm.model import TokenLM
 from audiogen.lm.sample import Callback, Decoder, TokenRequest, TokenSampling
 from audiogen.lm.stream import generate_any_length, num_decoded, stream_tokens
@@ -229,20 +229,21 @@ class AudioGen(Published):
         """Texts to audio [B, C, N]: see `interfaces.Generator`. What they mean in audiocraft, options mean here.
 
         With a prompt, or a sound that `edit` extends, the result begins with its samples at the model's rate; the model
-        continues whole frames of it.
+        continues whole frames of it. Parts are made anew by a model that was trained for it (`lm.infill`).
         """
-        draws = _draws(sampling)
+        draws = token_draws(sampling)
         request = requests.check(self, texts, duration_s, seed, guidance, sampling)
         requests.check_loop(sampling, prompt=prompt, edit=edit)
         if edit is not None:
-            prompt = requests.extended(edit, prompt, request.durations_s)
+            prompt = requests.given_edit(edit, prompt, request.durations_s, self.config.infills, sampling)
+        spans = edit.parts if edit is not None else ()
         if prompt is None and (parts := in_order.split(request.texts, sampling, self.in_order)):
             return in_order.generate(self, parts, request, sampling, guidance, progress, turned_down_db)
         frames, lengths = request.num_frames, request.num_samples
         if sampling.loop:  # the seam is chosen from what is past the end
             frames = [self.num_frames(duration + loops.PAST_S) for duration in request.durations_s]
-        kept, given = given_sound(self.codec, prompt, len(texts), self._encode)  # given [B, K, P]
-        if prompt is not None:
+        kept, given = given_sound(self.codec, prompt, len(texts), self._encode, spans)  # given [B, K, P]
+        if prompt is not None and not spans:
             requests.check_prompt(prompt, request.durations_s)
         down_db = [] if turned_down_db is None else turned_down_db
         down_db[:] = [0.0] * len(texts)
@@ -254,7 +255,7 @@ class AudioGen(Published):
         order = sorted(range(len(texts)), key=lambda row: -frames[row] if independent else row)
         sizes = [(n, each.mask.shape[1]) for n, each in zip(frames, conditions, strict=True)]
         sizes = [(max(n, self.max_frames), 0) for n, _ in sizes] if independent else sizes
-        at_once = self.batch_size if sampling.schedule is None else 1
+        at_once = self.batch_size if sampling.schedule is None and not spans else 1
         for rows, callback in requests.alike(order, sizes.__getitem__, at_once, progress):
             filled = rows if independent or at_once == 1 else rows + rows[-1:] * (self.batch_size - len(rows))
             wanted = TokenRequest(
@@ -263,16 +264,17 @@ class AudioGen(Published):
                 [requests.noise_seed(request.seeds[row], request.texts[row]) for row in filled],
                 request.guidance,
                 None if without is None else stack([without] * len(filled)),
-                None if given is None else given[filled],
+                None if given is None else given[filled, :, : frames[rows[0]]],
             )
-            codes = self._codes(wanted, draws, sampling, callback)
+            new = gaps(kept[rows[0]], frames[rows[0]]) if spans and kept else []
+            codes = self._codes(wanted, draws, sampling, callback, new)
             for row, row_codes in zip(rows, codes, strict=False):
                 own, length = row_codes[:, : frames[row]], lengths[row]
                 sound = self._decode(own).cpu()
                 if sampling.loop:
                     scored = self.decoder, conditions[row], own, length, self.codec, self.max_frames
                     sound = loops.closed(sound, length, self.sample_rate, loops.by_likelihood(*scored))
-                stays = kept[row : row + 1] if kept else []
+                stays = kept[row] if kept else ()
                 result[row, :, :length], down_db[row] = level.finish(sound[:, :length], *stays)
         return result
 
@@ -320,7 +322,7 @@ class AudioGen(Published):
         more, most for a codec without state. lookahead_s: for such a codec, how far it looks ahead of what is given
         out; None is as far as it can, and less is sooner, with a cross-fade. The others are as in `generate`.
         """
-        draws = _draws(sampling)
+        draws = token_draws(sampling)
         requests.check_loop(sampling, stream=True)
         request = requests.check(
             self, [text], self.max_duration_s if duration_s is None else duration_s, seed, guidance, sampling
@@ -346,7 +348,7 @@ class AudioGen(Published):
         sizes = [max(1, round(each * self.frame_rate)) for each in pieces_s]
         decoded = decode_live(self.codec, frames, sizes, lookahead)
         blocks = level.until(decoded, None if duration_s is None else request.num_samples[0])
-        live = level.finish_live(blocks, kept[0] if kept else None, turned_down_db)
+        live = level.finish_live(blocks, kept[0][0] if kept else None, turned_down_db)
         return SoundStream(live, changes)
 
     def num_frames(self, duration_s: float) -> int:
@@ -370,9 +372,16 @@ class AudioGen(Published):
         )  # fmt: skip
 
     def _codes(
-        self, wanted: TokenRequest, draws: TokenSampling, sampling: Sampling, callback: Callback | None
+        self,
+        wanted: TokenRequest,
+        draws: TokenSampling,
+        sampling: Sampling,
+        callback: Callback | None,
+        parts: list[Gap],
     ) -> Tensor:
-        """Codes [B, K, T]; with a schedule, of one row, as a stream makes them."""
+        """Codes [B, K, T]; with a schedule, of one row, as a stream makes them. parts: frames to make anew."""
+        if parts:
+            return fill(self.decoder, wanted, parts, draws, max_frames=self.max_frames, callback=callback)
         changes = None
         if sampling.schedule is not None and wanted.condition is not None:
             changes = self._texts(wanted.condition, sampling)
@@ -389,10 +398,3 @@ class AudioGen(Published):
     def _decode(self, codes: Tensor) -> Tensor:
         """Codes [K, T] -> audio [C, T * hop_length]."""
         return finite(torch.cat(list(decode_stream(self.codec, [codes[None]])), -1)[0], "samples")
-
-
-def _draws(sampling: Sampling) -> TokenSampling:
-    """How codes are drawn: audiocraft's defaults, with what is given. Refuses what only latent diffusion has."""
-    requests.refuse(requests.given(sampling, requests.LATENT_DRAWS), requests.FAMILIES[0])
-    names = [field.name for field in fields(TokenSampling)]
-    return TokenSampling(**requests.given(sampling, names))  # type: ignore[arg-type]

@@ -113,8 +113,13 @@ class TextFirst:
     """
 
     def __init__(self, text: Condition, num_steps: int):
+        self.num_text = text.mask.shape[1]
         self.valid = torch.cat([text.mask, text.mask.new_ones(len(text.mask), num_steps)], dim=1)  # [B, P]
         self.positions = (self.valid.cumsum(1) - 1).clamp(min=0)
+
+    def place(self, places: Tensor) -> None:
+        """Give the steps other positions after the text than 0, 1, 2 ...: int64 [S] or [B, S]."""
+        self.positions[:, self.num_text :] = self.valid[:, : self.num_text].sum(1, keepdim=True) + places
 
     def mask(self, begin: int, end: int) -> Tensor:
         """bool [B, 1, S, end]: each position from begin on attends to itself and to what is valid before it."""
@@ -131,6 +136,10 @@ class BackboneCache(KVCache):
         """like: a tensor [...] of the device and number type."""
         super().__init__(shape, None, None, like)
         self.order = order
+
+    def place(self, places: Tensor) -> None:
+        """As `KVCache.place`, after the text: int64 [S_max]."""
+        self.order.place(places.to(self.self_keys.device))
 
 
 def new_cache(
@@ -150,10 +159,12 @@ def run(
     x: Tensor,
     given: Condition | KVCache,
     checkpoint_layers: Recompute = False,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Steps as vectors x [B, S, D] through all layers -> [B, S, D], before the last norm.
 
-    given: the text before them, or the cache, which they then continue.
+    given: the text before them, or the cache, which they then continue. positions: as in `TextFirst.place`, without a
+    cache; None is 0, 1, 2 ...
     """
     num_steps = x.shape[1]
     if isinstance(given, KVCache):
@@ -162,6 +173,8 @@ def run(
         cache, order, begin = given, given.order, given.length
     else:
         cache, order, begin = None, TextFirst(given, num_steps), 0
+        if positions is not None:
+            order.place(positions)
         x = torch.cat([given.tokens.to(x.dtype), x], dim=1)  # [B, L + S, D]
     end = begin + x.shape[1]
     turn, mask = turns(order.positions[:, begin:end], config), order.mask(begin, end)

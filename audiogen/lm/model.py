@@ -50,6 +50,7 @@ class LMConfig:
     embedding_scale: of the initial code embeddings, 1 as AudioGen. Their sum then has a standard deviation of
     sqrt(K / D), beside positions of 0.7, so at first codes weigh less than positions: short trainings want more.
     backbone: a Qwen3 of these sizes in place of AudioGen's layers; ff_mult is then not used.
+    infills: it was trained to fill gaps too, see `lm.infill`.
     """
 
     num_codebooks: Positive
@@ -63,6 +64,7 @@ class LMConfig:
     delays: tuple[int, ...] = ()
     embedding_scale: PositiveFloat = 1.0
     backbone: BackboneConfig | None = None
+    infills: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self, "lm")
@@ -173,15 +175,17 @@ class TokenLM(nn.Module):
         condition: Condition | None = None,
         cache: KVCache | None = None,
         checkpoint_layers: Recompute = False,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, K, S, V] for steps [B, K, S]; those at step s are of the codes at step s + 1.
 
         condition: text with D-wide tokens; None is no text, which equals a condition of zeros. A cache from
         `new_cache` holds the condition; `steps` then continue those seen, and the cache advances by S.
         checkpoint_layers: recompute each layer in the backward pass instead of keeping its activations; "selective"
-        keeps the products, see `efficient.run_layer`.
+        keeps the products, see `efficient.run_layer`. positions: int64 [S] or [B, S] of the steps, without a cache,
+        which has its own; None is 0, 1, 2 ...
         """
-        return self.logits(self.features(steps, condition, cache, checkpoint_layers))
+        return self.logits(self.features(steps, condition, cache, checkpoint_layers, positions))
 
     def features(
         self,
@@ -189,6 +193,7 @@ class TokenLM(nn.Module):
         condition: Condition | None = None,
         cache: KVCache | None = None,
         checkpoint_layers: Recompute = False,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Steps [B, K, S] -> what the heads see [B, S, D]; arguments as in `forward`."""
         num_steps = steps.shape[2]
@@ -198,9 +203,11 @@ class TokenLM(nn.Module):
         x = self.embedding(steps + offsets).sum(1)  # [B, S, D]
         if self.config.backbone is not None:
             given = cache or condition or null(len(x), self.config.dim, x.device)
-            return self.out_norm(backbone.run(self.config.backbone, self.layers, x, given, checkpoint_layers))
+            run = backbone.run(self.config.backbone, self.layers, x, given, checkpoint_layers, positions)
+            return self.out_norm(run)
         if cache is None:
-            positions, mask = torch.arange(num_steps, device=steps.device), None
+            positions = torch.arange(num_steps, device=steps.device) if positions is None else positions
+            mask = None
             text: list[KeysValues] | list[Tensor] | None = None
             text_mask = None
             if condition is not None:  # each layer makes its keys and values
@@ -296,8 +303,12 @@ class TeacherForcing(NamedTuple):
     mask: Tensor  # bool [B, K, S - 1]
 
 
-def teacher_forcing(lm: TokenLM, codes: Tensor, lengths: Tensor | None = None) -> TeacherForcing:
+def teacher_forcing(
+    lm: TokenLM, codes: Tensor, lengths: Tensor | None = None, pattern: Pattern | None = None
+) -> TeacherForcing:
     """Interleave codes [B, K, T] for training; frames from `lengths` [B] on are neither seen nor predicted.
+
+    pattern: in place of that of T frames.
 
     The whole pattern is trained. audiocraft drops its tail, the steps in which the first codebooks have ended,
     though generation runs through it; with the delay pattern the first T targets are theirs.
@@ -306,7 +317,7 @@ def teacher_forcing(lm: TokenLM, codes: Tensor, lengths: Tensor | None = None) -
     if lengths is not None:
         past_end = torch.arange(num_frames, device=codes.device) >= lengths.to(codes.device)[:, None]
         codes = codes.masked_fill(past_end[:, None], lm.special)
-    steps = interleave(codes, lm.config.pattern_of(num_frames), lm.special)
+    steps = interleave(codes, pattern or lm.config.pattern_of(num_frames), lm.special)
     targets = steps[..., 1:]
     return TeacherForcing(steps[..., :-1], targets, targets != lm.special)
 

@@ -24,6 +24,7 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Condition, finite
 from audiogen.lm import patterns
 from audiogen.lm.model import LMConfig
+from audiogen.lm.windows import Window, default_stride, plan_windows
 from audiogen.text.condition import null, stack
 
 Callback = Callable[[int, int], None]  # (steps done, steps in all), after every step
@@ -46,7 +47,9 @@ class Decoder(Protocol):
         """Where it takes conditions and steps, and leaves logits."""
         ...
 
-    def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> Any: ...
+    def new_cache(self, condition: Condition | None, batch_size: int, max_steps: int) -> Any:
+        """Its `place` gives the steps other positions: see `transformer.KVCache.place`."""
+        ...
 
     def step(self, steps: Tensor, cache: Any) -> Tensor: ...  # [B, K, S] -> [B, K, V]
 
@@ -174,32 +177,6 @@ def draw_all(logits: Sequence[Tensor], draws: Sequence[Draws]) -> list[Tensor]:
     return codes
 
 
-class Window(NamedTuple):
-    """Frames [begin, end) seen as one sequence, of which [begin, given) are there already."""
-
-    begin: int
-    given: int
-    end: int
-
-
-def default_stride(max_frames: int) -> int:
-    """Frames that each further window adds: a fifth, as audiocraft's AudioGen."""
-    return max(1, max_frames // 5)
-
-
-def plan_windows(given: int, num_frames: int, max_frames: int, stride: int) -> list[Window]:
-    """Cover `num_frames` by sequences of at most `max_frames`, after the first each adding `stride` frames.
-
-    A later window sees the last max_frames - stride frames before it, at positions counted from its own start.
-    """
-    windows = []
-    while given < num_frames:
-        begin = 0 if given < max_frames else given - (max_frames - stride)
-        windows.append(Window(begin, given, min(begin + max_frames, num_frames)))
-        given = windows[-1].end
-    return windows
-
-
 @dataclass(frozen=True)
 class TokenRequest:
     """Rows of codes to generate, B of each.
@@ -300,7 +277,7 @@ def generate_tokens(
         )
     codes = torch.zeros(len(seeds), config.num_codebooks, longest, dtype=torch.long, device=device)
     codes[..., :num_given] = prompt
-    uniform = _noise(seeds, lengths, config.num_codebooks).to(device)
+    uniform = draw_noise(seeds, lengths, config.num_codebooks).to(device)
     condition = request.model_condition(decoder)
     guidance = request.guidance if request.is_guided else None
 
@@ -320,7 +297,7 @@ def generate_tokens(
             part = torch.tensor(rows, device=device), slice(None), slice(window.begin, window.end)
             model_rows = rows if guidance is None else [*rows, *(len(seeds) + row for row in rows)]
             text = _rows(condition, model_rows)
-            codes[part] = yield from _decode(
+            codes[part] = yield from decode(
                 decoder, text, codes[part], uniform[part], layout, sampling, guidance, advance
             )
 
@@ -335,7 +312,7 @@ def num_decoded(config: LMConfig, num_frames: int, max_frames: int) -> int:
     return sum(_lay_out(config, window, [num_frames]).num_decoded for window in windows)
 
 
-def _noise(seeds: Sequence[int], lengths: Sequence[int], num_codebooks: int) -> Tensor:
+def draw_noise(seeds: Sequence[int], lengths: Sequence[int], num_codebooks: int) -> Tensor:
     """A number in [0, 1) for every code, [B, K, T], frame by frame from a generator of each row's seed."""
     noise = torch.zeros(len(seeds), num_codebooks, max(lengths))
     for row, (seed, length) in enumerate(zip(seeds, lengths, strict=True)):
@@ -344,24 +321,29 @@ def _noise(seeds: Sequence[int], lengths: Sequence[int], num_codebooks: int) -> 
     return noise
 
 
-class _Layout(NamedTuple):
-    """A window as a sequence of steps."""
+class Layout(NamedTuple):
+    """A window as a sequence of steps: new codes, bool [B or 1, K, S], and the first step with one.
 
-    pattern: patterns.Pattern  # one for each row
-    given: int  # frames at the beginning that are there already
-    first: int  # step with the first code that is not
+    places: the positions of the steps, int64 [S]; None is 0, 1, 2 ...
+    """
+
+    pattern: patterns.Pattern  # one for each row, or for all
+    is_new: Tensor
+    first: int
+    places: Tensor | None = None
 
     @property
     def num_decoded(self) -> int:
         return self.pattern.num_steps - self.first
 
 
-def _lay_out(config: LMConfig, window: Window, lengths: Sequence[int]) -> _Layout:
+def _lay_out(config: LMConfig, window: Window, lengths: Sequence[int]) -> Layout:
     """Rows that end inside the window have a pattern of their own length, as they would have alone."""
     given = window.given - window.begin
     each = [config.pattern_of(min(length, window.end) - window.begin) for length in lengths]
     first = min(int(pattern.step[:, given:].min()) for pattern in each)
-    return _Layout(patterns.stack(each), given, first)
+    pattern = patterns.stack(each)
+    return Layout(pattern, pattern.frame >= given, first)
 
 
 def _rows(condition: Condition | None, rows: list[int]) -> Condition | None:
@@ -369,12 +351,12 @@ def _rows(condition: Condition | None, rows: list[int]) -> Condition | None:
     return None if condition is None else Condition(condition.tokens[rows], condition.mask[rows])
 
 
-def _decode(
+def decode(
     decoder: Decoder,
     condition: Condition | None,
     codes: Tensor,
     uniform: Tensor,
-    layout: _Layout,
+    layout: Layout,
     sampling: TokenSampling,
     guidance: float | None,
     advance: Callable[[], None],
@@ -383,9 +365,11 @@ def _decode(
     pattern = layout.pattern
     steps = patterns.interleave(codes, pattern, decoder.special)
     uniform = patterns.interleave(uniform, pattern, 0)
-    is_new = (pattern.frame >= layout.given).to(codes.device)
+    is_new = layout.is_new.to(codes.device)
     copies = 1 if guidance is None else 2
     cache = decoder.new_cache(condition, copies * len(codes), pattern.num_steps)
+    if layout.places is not None:
+        cache.place(layout.places)
     new = steps[..., : layout.first]
     for step in range(layout.first, pattern.num_steps):
         drawn = yield Step(new.repeat(copies, 1, 1), cache, Draws(guidance, sampling, uniform[..., step]))

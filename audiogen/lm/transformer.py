@@ -33,6 +33,7 @@ class KVCache:
     self_keys, self_values: [layers, B, heads, S_max, D / heads], of which the first `length` steps are filled.
     text: keys and values of the condition for every layer, or None without a condition.
     text_mask: bool [B, 1, 1, L], or None. `kernels.graph.StaticCache` keeps its length on the device.
+    places: int64 [S_max], the position of each step, or None where that is its number; see `place`.
     """
 
     def __init__(
@@ -47,6 +48,11 @@ class KVCache:
         self.length = 0
         self.text = text
         self.text_mask = text_mask
+        self.places: Tensor | None = None
+
+    def place(self, places: Tensor) -> None:
+        """Give the steps other positions than 0, 1, 2 ..., before the first of them: places int64 [S], S = S_max."""
+        self.places = places.to(self.self_keys.device)
 
     @property
     def max_steps(self) -> int:
@@ -62,6 +68,8 @@ class KVCache:
 
     def positions(self, num_new: int) -> Tensor:
         """int64 [S] of the next steps."""
+        if self.places is not None:
+            return self.places[self.length : self.length + num_new]
         return torch.arange(self.length, self.length + num_new, device=self.self_keys.device)
 
     def mask(self, num_new: int) -> Tensor | None:

@@ -201,7 +201,8 @@ class Worker:
         if order.edit is not None:
             order.edit.check_duration(order.duration_s)
             if not latent:
-                requests.extended(order.edit, order.prompt, [order.duration_s])
+                infills = isinstance(self.generator, AudioGen) and self.generator.config.infills
+                requests.given_edit(order.edit, order.prompt, [order.duration_s], infills, order.sampling)
         requests.check_loop(order.sampling, prompt=order.prompt, edit=order.edit, stream=order.is_streamed)
         if order.prompt is not None:
             requests.check_prompt(order.prompt, [order.duration_s])

@@ -23,7 +23,7 @@ from audiogen.data.shards import is_shard_directory
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
 from audiogen.interfaces import AudioBatch, CodeBatch, Codec
-from audiogen.lm import lora
+from audiogen.lm import infill, lora
 from audiogen.lm.efficient import Recompute
 from audiogen.lm.lora import LoraConfig
 from audiogen.lm.model import LMConfig, TokenLM, teacher_forcing, token_loss
@@ -51,11 +51,13 @@ class LMRecipe(Run):
     opens: bundled, a model directory, a released one (directory or hub id); `model`, `text`, `codec` and `dual_mono`
     are then taken from it. text_encoder: T5 directory or hub id in place of the one that init_from names. lora: train
     small matrices beside those of init_from, and save them alone; null trains all. condition_dropout: share of the
-    clips trained without their text, for guidance; drawn per clip. pretokenize_epochs: passes over the data stored as
-    tokens before training, in the run directory; 0 encodes each batch as it comes. gradient_checkpointing: recompute
-    layers in the backward pass, for memory; selective: only what is cheap, see `lm.efficient.run_layer`. data: sounds,
-    or folders of token shards made by `audiogen.codec encode --shards`. model.backbone may name a Qwen3, a directory or
-    hub id: its sizes take the place of those in `model` and `text`, and its weights and tokenizer begin the training.
+    clips trained without their text, for guidance; drawn per clip. infill: share of the clips of which a part is
+    predicted after what follows it, see `lm.infill`; above 0 the model can make a part of a sound anew.
+    pretokenize_epochs: passes over the data stored as tokens before training, in the run directory; 0 encodes each
+    batch as it comes. gradient_checkpointing: recompute layers in the backward pass, for memory; selective: only what
+    is cheap, see `lm.efficient.run_layer`. data: sounds, or folders of token shards made by `audiogen.codec encode
+    --shards`. model.backbone may name a Qwen3, a directory or hub id: its sizes take the place of those in `model` and
+    `text`, and its weights and tokenizer begin the training.
     """
 
     codec: str
@@ -67,6 +69,7 @@ class LMRecipe(Run):
     dual_mono: bool = False
     text: TextConfig = field(default_factory=TextConfig)
     condition_dropout: Probability = 0.1  # AudioGen's share (arXiv:2209.15352)
+    infill: Probability = 0.0
     pretokenize_epochs: NotNegative = 0
     gradient_checkpointing: Recompute = False
 
@@ -75,6 +78,10 @@ class LMRecipe(Run):
         if self.text.width != self.model.dim:
             raise InputError(
                 f"text.width is {self.text.width}, but model.dim is {self.model.dim}: make them equal"
+            )
+        if self.infill and self.lora:
+            raise InputError(
+                "infill trains all weights, and lora leaves those of the model as they are; drop one of the two"
             )
         if self.text_encoder and not self.init_from:
             raise InputError(
@@ -227,6 +234,8 @@ class LMTask(CaptionedTask[LMRecipe]):
         self.sample_rate = codec.sample_rate
         self.max_frames = max(1, round(recipe.data.segment_s * codec.frame_rate))
         self.lm, self.conditioner = start.lm, start.conditioner.to(device)
+        if recipe.infill:
+            self.lm.config = replace(self.lm.config, infills=True)
         model = nn.ModuleDict({"lm": self.lm})  # what trains; the rest stays in evaluation mode
         if recipe.lora is None:
             model["text"] = self.conditioner
@@ -241,7 +250,12 @@ class LMTask(CaptionedTask[LMRecipe]):
         divided changes nothing.
         """
         codes, lengths = self.tokens(batch)
-        inputs, targets, mask = teacher_forcing(self.lm, codes, lengths)  # each [B, K, S - 1]
+        pattern, positions = None, None
+        gaps = self.draw_gaps(batch.keys, lengths, step)
+        if any(gaps):
+            pattern, positions = infill.arrange_rows(self.lm.config, codes.shape[2], lengths.tolist(), gaps)
+            positions = positions[:, :-1].to(self.device)  # [B, S - 1]
+        inputs, targets, mask = teacher_forcing(self.lm, codes, lengths, pattern)  # each [B, K, S - 1]
         keep = self.draw_keep(batch.keys, step)  # [B]
         counts = distributed.all_reduce_sum(mask.sum((0, 2)).float()).clamp(min=1)  # [K]
         total = torch.zeros_like(counts)
@@ -250,8 +264,9 @@ class LMTask(CaptionedTask[LMRecipe]):
             condition = drop(self.conditioner(batch.captions[rows]), keep[rows])
             with self.autocast():
                 logits = self.forward(
-                    inputs[rows], condition, checkpoint_layers=self.recipe.gradient_checkpointing
-                )  # [B, K, S - 1, V]
+                    inputs[rows], condition, checkpoint_layers=self.recipe.gradient_checkpointing,
+                    positions=None if positions is None else positions[rows],
+                )  # fmt: skip  # [B, K, S - 1, V]
             return token_loss(logits, targets[rows], mask[rows])[1]
 
         for rows in self.in_turn(self.parts(batch)):
@@ -287,6 +302,15 @@ class LMTask(CaptionedTask[LMRecipe]):
         generators = [generator_for("text", self.recipe.seed, step, key) for key in keys]
         chances = [torch.rand((), generator=generator) for generator in generators]
         return torch.stack(chances) >= self.recipe.condition_dropout
+
+    def draw_gaps(self, keys: Sequence[str], lengths: Tensor, step: int) -> list[infill.Gap | None]:
+        """Which clips, of `lengths` [B] frames, have a gap that is predicted last; drawn as `draw_keep`."""
+        gaps: list[infill.Gap | None] = []
+        for key, length in zip(keys, lengths.tolist(), strict=True):
+            generator = generator_for("infill", self.recipe.seed, step, key)
+            chosen = float(torch.rand((), generator=generator)) < self.recipe.infill
+            gaps.append(infill.draw_gap(length, generator) if chosen else None)
+        return gaps
 
     def evaluate(self, batches: Iterable[AudioBatch | CodeBatch]) -> dict[str, float]:
         """Cross-entropy on unseen clips, per codebook: with the right caption, with that of another clip, with none.

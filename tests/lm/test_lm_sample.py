@@ -10,8 +10,9 @@ from audiogen.errors import InputError
 from audiogen.interfaces import Condition
 from audiogen.lm.model import LMConfig, TokenLM
 from audiogen.lm.patterns import PATTERNS
-from audiogen.lm.sample import TokenRequest, TokenSampling, Window, draw, generate_tokens, guide, plan_windows
+from audiogen.lm.sample import TokenRequest, TokenSampling, draw, generate_tokens, guide
 from audiogen.lm.stream import stream_tokens
+from audiogen.lm.windows import Window, plan_windows
 from audiogen.text.condition import null
 
 K, V, D = 3, 11, 24

@@ -106,6 +106,21 @@ def test_division_of_a_batch_changes_nothing(lm_run: Train) -> None:
         assert a == pytest.approx(b, rel=1e-4)
 
 
+def test_infilling_is_trained_on_a_share_of_the_clips_and_stated_in_the_model(lm_run: Train) -> None:
+    same = ("model.dropout=0", "text.dropout=0", "fit.steps=2", "fit.valid_every=0")
+    whole, parts, plain = (
+        lm_run("whole", *same, "infill=0.6"),
+        lm_run("parts", *same, "infill=0.6", "fit.accumulate=4"),
+        lm_run("plain", *same),
+    )
+    for a, b, c in zip(scalars(whole), scalars(parts), scalars(plain), strict=True):
+        assert a == pytest.approx(b, rel=1e-4) and a["train/loss"] != pytest.approx(c["train/loss"], rel=1e-4)
+    on = lm_run("on", f"init_from={whole}", "fit.steps=1")
+    assert [load_lm(run).lm.config.infills for run in (whole, on, plain)] == [True, True, False]
+    with pytest.raises(InputError, match="infill trains all weights.*drop one of the two"):
+        lm_run("lora", f"init_from={plain}", "infill=0.5", "lora={}")
+
+
 @pytest.mark.parametrize("recompute", ["true", "selective"])
 def test_gradient_checkpointing_changes_nothing(lm_run: Train, recompute: str) -> None:
     same = ("fit.steps=3", "fit.valid_every=0")

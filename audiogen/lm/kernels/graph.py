@@ -35,6 +35,7 @@ class StaticCache(KVCache):
     """A KVCache whose length is also a tensor, so that a step never depends on a Python number.
 
     position: int64 [1], steps in the cache, on the device; `length` is the host's copy, which the caller advances.
+    positions_of: int64 [S_max], the position of the step in each slot.
     recorded: the CUDA graph of one step on this memory, its steps int64 [R, K, 1] and its logits [R, K, V].
     """
 
@@ -48,26 +49,35 @@ class StaticCache(KVCache):
         self.self_keys.zero_()  # what a mask hides must still be finite
         self.self_values.zero_()
         self.position = torch.zeros(1, dtype=torch.int64, device=like.device)
+        self.positions_of = torch.arange(self.max_steps, device=like.device)
         self.recorded: list[tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = []
 
     def tensors(self) -> list[Tensor]:
         """All memory that a step reads or writes, of any shapes."""
         text = [] if self.text is None else [part for pair in self.text for part in pair]
         mask = [] if self.text_mask is None else [self.text_mask]
-        return [self.self_keys, self.self_values, self.position, *text, *mask]
+        return [self.self_keys, self.self_values, self.position, self.positions_of, *text, *mask]
+
+    def place(self, places: Tensor) -> None:
+        """As `KVCache.place`, int64 [S] of the first slots, in the memory that recorded steps read."""
+        self.positions_of[: len(places)] = places.to(self.positions_of.device)
 
     def check(self, num_new: int) -> None:
         """The length is the host's to check, before the step: see `GraphLM.step`."""
 
     def positions(self, num_new: int) -> Tensor:
         """int64 [S] of the next steps."""
+        return self.positions_of[self.slots(num_new)]
+
+    def slots(self, num_new: int) -> Tensor:
+        """int64 [S], where the next steps are stored."""
         more = torch.arange(num_new, device=self.position.device)
         return self.position + more if num_new > 1 else self.position
 
     def mask(self, num_new: int) -> Tensor:
         """bool [S, S_max]: each step attends to the slots up to its own."""
         slots = torch.arange(self.max_steps, device=self.position.device)
-        return slots <= self.positions(num_new)[:, None]
+        return slots <= self.slots(num_new)[:, None]
 
     def advance(self, num_new: int) -> None:
         """All layers have appended so many steps."""
@@ -75,7 +85,7 @@ class StaticCache(KVCache):
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
         """Store a layer's new keys and values [R, heads, S, D / heads] and return all slots."""
-        slots = self.positions(keys.shape[2])
+        slots = self.slots(keys.shape[2])
         self.self_keys[layer].index_copy_(2, slots, keys)
         self.self_values[layer].index_copy_(2, slots, values)
         return self.self_keys[layer], self.self_values[layer]
@@ -150,6 +160,7 @@ class GraphLM:
         shape = (self.config.num_layers, batch_size, heads, slots, self.config.dim // heads)
         memory = self._memory(shape, -(-num_text // TEXT_MULTIPLE) * TEXT_MULTIPLE)
         memory.position.zero_()
+        memory.place(torch.arange(memory.max_steps))
         if condition is not None:
             assert memory.text is not None and memory.text_mask is not None
             memory.text_mask.zero_()

@@ -54,6 +54,7 @@ class NativeCache:
         self.text_lengths, self.max_steps = text_lengths, max_steps
         memory = [torch.empty(rows * size, dtype=torch.uint8) for size in sizes]
         self._memory = memory, text_lengths  # what `struct` points into
+        self.places: Tensor | None = None  # int64 [S_max]
         self.struct = Cache(
             len(text_lengths), max_steps, 0, int(text_lengths.max()),
             *(tensor.data_ptr() for tensor in memory), text_lengths.data_ptr(),
@@ -62,6 +63,10 @@ class NativeCache:
     @property
     def length(self) -> int:
         return self.struct.length
+
+    def place(self, places: Tensor) -> None:
+        """As `transformer.KVCache.place`, int64 [S_max]."""
+        self.places = places
 
 
 class NativeLM:
@@ -163,7 +168,7 @@ class NativeLM:
                 kept = []  # until the call is over
                 for index, new, part in zip(running, codes, parts, strict=True):
                     cache = calls[index][1]
-                    kept.append(self._sinusoids(cache.length + new.shape[2])[cache.length :])
+                    kept.append(self._sinusoids(cache, new.shape[2]))
                     part.cache = pointer(cache.struct)
                     part.codes, part.positions = new.data_ptr(), kept[-1].data_ptr()
                     part.num_steps, part.logits = new.shape[2], logits[index].data_ptr()
@@ -196,12 +201,15 @@ class NativeLM:
             pool = self._pools[count] = ThreadPool(self._native, count)
         return pool
 
-    def _sinusoids(self, length: int) -> Tensor:
-        """Those of at least the first `length` positions, [S, D]."""
+    def _sinusoids(self, cache: NativeCache, num_new: int) -> Tensor:
+        """Those of the next steps of a cache, [num_new, D]."""
+        length = cache.length + num_new
+        if cache.places is not None:
+            return sinusoidal_positions(cache.places[cache.length : length], self.config.dim)
         if len(self._positions) < length:
             positions = torch.arange(max(length, 2 * len(self._positions), 64))  # doubled: few times anew
             self._positions = sinusoidal_positions(positions, self.config.dim)
-        return self._positions
+        return self._positions[cache.length : length]
 
     def _head_bytes(self, positions: int) -> list[int]:
         sizes = (c_int64 * 2)()
