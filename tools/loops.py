@@ -2,6 +2,7 @@
 
     python tools/loops.py --model lm_tiny --prompts 100
     python tools/loops.py --model lafma_tiny --prompts 100
+    python tools/loops.py --model lm_tiny --single --candidates 1       seams by the waveform alone
 
 Each sound, made with --loop and without, is repeated three times. At its second seam and every 10 ms elsewhere four
 jumps are measured: of the level (20 ms on either side, dB), of the spectrum (mean difference of 32 log-mel bands of 32
@@ -24,9 +25,11 @@ from audiogen.data import synth
 from audiogen.data.dataset import SYNTH_SEED
 from audiogen.errors import run_command
 from audiogen.evaluate.order import FIRST_CLIP
+from audiogen.generators import loops
 from audiogen.generators.load import load
 from audiogen.interfaces import Sampling
 from audiogen.spectrogram import mel_filterbank
+from audiogen.text.order import events
 
 JUMPS = ("level", "spectrum", "click", "periodicity")
 STEP_S, AROUND_S = 0.01, 0.05  # from place to place; those so near to a seam are left out
@@ -89,9 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="lafma_tiny")
     parser.add_argument("--prompts", type=int, default=100, help="captions of the built-in corpus")
     parser.add_argument("--duration", type=float, default=4.0)
+    parser.add_argument("--single", action="store_true", help="captions of one event alone")
+    parser.add_argument(
+        "--candidates", type=int, help="seams that a language model chooses from by likelihood"
+    )
     args = parser.parse_args(argv)
     model = load(args.model)
-    texts = [synth.captions(SYNTH_SEED, FIRST_CLIP + number, 5.0)[0] for number in range(args.prompts)]
+    loops.CANDIDATES = args.candidates or loops.CANDIDATES
+    numbers = range(FIRST_CLIP, FIRST_CLIP + (1 + args.single) * args.prompts)
+    texts = [synth.captions(SYNTH_SEED, number, 5.0)[0] for number in numbers]
+    texts = [text for text in texts if not args.single or len(events(text)) == 1][: args.prompts]
     print(
         f"{args.model}, {len(texts)} prompts of {args.duration:g} s: mean rank of the seam, share above 0.95"
     )
