@@ -19,8 +19,11 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from figures import RATE, Panel, draw
+from loops import jumps
 from torch import Tensor
 
 from audiogen import audio
@@ -33,8 +36,6 @@ from audiogen.lm.infill import arrange
 from audiogen.lm.model import teacher_forcing, token_loss
 from audiogen.lm.score import log_likelihood
 from audiogen.spectrogram import log_mel
-from tools.figures import RATE, draw
-from tools.loops import jumps
 
 CLIP_S, BEGIN_S, END_S, AFTER_S = 5.0, 2.0, 3.0, 0.25
 COLUMNS = ("distance", "level", "spectrum", "after")
@@ -62,7 +63,7 @@ def fillings(
     """What is put into the gap of a sound [1, N], by the name of the way: sounds [1, N]."""
     begin, end = (round(second * RATE) for second in (BEGIN_S, END_S))
     keep = level.Kept(sound, begin, end, RATE, model.codec.hop_length)
-    settings = {"seed": seed, "guidance": guidance, "sampling": Sampling(in_order=False)}
+    settings: dict[str, Any] = {"seed": seed, "guidance": guidance, "sampling": Sampling(in_order=False)}
     silenced = sound.clone()
     silenced[:, begin:end] = 0  # else the codec's frames beside the gap hold a little of it
     filled = {
@@ -118,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("--model and --beside are language models; give those")
     found: dict[str, list[list[float]]] = {}
     own: dict[str, list[float]] = {}
-    rows, drawn = [], set()
+    rows: list[list[Panel]] = []
+    drawn: set[str] = set()
     with torch.inference_mode():
         for number, (text, sound) in enumerate(clips(args.data, args.where, args.clips)):
             if args.picture and (text in drawn or len(rows) == 3):
