@@ -86,7 +86,9 @@ def least(runs: dict[str, Run], rounds: int) -> dict[str, dict[str, float]]:
 
 def ours(system: LatentSystem, dtype: str, args: argparse.Namespace) -> Run:
     """By `LatentGenerator.generate`, with the same weights in memory and copies in its number type."""
-    twin = LatentSystem(system.config, frozen=system.conditioner.text.frozen)
+    text = system.conditioner.text
+    assert text is not None
+    twin = LatentSystem(system.config, frozen=text.frozen)
     twin.load_state_dict(system.state_dict(), assign=True)
     twin = twin.eval().requires_grad_(False)
     model = LatentGenerator(Released(twin, "stable_audio_3", {}), "cpu", dtype)

@@ -23,6 +23,7 @@ from unittest import mock
 import numpy as np
 import soundfile
 import torch
+from figures import FIGURES, RATE, ROOT, Panel, draw, make, save
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -32,7 +33,6 @@ from audiogen.data.synth.corpus import render
 from audiogen.errors import InputError, run_command
 from audiogen.generators.token import AudioGen
 from audiogen.spectrogram import LEVELS_DB, log_mel
-from tools.figures import FIGURES, RATE, ROOT, Panel, draw, make, save
 
 TEXT = "a dog barks"
 CORPUS_SEED = 7  # of clips that no recipe trains on: theirs is 0
