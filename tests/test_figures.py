@@ -78,9 +78,14 @@ def test_the_figures_of_a_report_are_kept_by_system_and_judge(
     cell = {"value": 6.04, "low": 3.0, "high": 10.0}
     keys = {"fad tagger_tiny 12ab": cell, "fad_inf tagger_tiny 12ab": 9.9, "accuracy logmel 34cd": 0.5}
     names = ("ground truth", "lm_tiny, codec alone", "lm_tiny", "captions shuffled")
-    report = {"title": "t", "notes": ["n"], "rows": [{"system": name, "n": 80, **keys} for name in names]}
+    report = {
+        "title": "t",
+        "notes": ["--data /a/b/esc10/m.jsonl, fold 1/2/3"],
+        "rows": [{"system": name, "n": 80, **keys} for name in names],
+    }
     (tmp_path / "report.json").write_text(json.dumps(report))
     figures.keep(tmp_path / "report.json", "on a day")
+    assert json.loads(figures.KEPT.read_text())["notes"] == ["--data esc10/m.jsonl, fold 1/2/3"]
     *lines, gap, made = figures.headline(json.loads(figures.KEPT.read_text())).splitlines()[2:]
     systems = ("real clips", "`lm_tiny`", "real clips, captions exchanged")
     assert lines == [f"| {name} | 6.0 [3, 10] |  |  | 0.50 |" for name in systems]

@@ -52,6 +52,7 @@ KINDS = {
     "sea waves": "sea waves wash ashore",
 }
 Panel = tuple[str, Tensor]  # a title, and a sound [C, N]
+FOLDERS = re.compile(r"(?<![\w.])/[^\s`]*/(?=[^/\s`]+/[^/\s`]+)")  # of an absolute path, but the last
 
 
 def draw(
@@ -231,7 +232,8 @@ def keep(report: Path, made: str) -> None:
                 (row[key] for key in row if key.startswith(f"{figure} {judge} ")), None
             )
         rows.append(kept)
-    write_json(KEPT, {"title": contents["title"], "made": made, "notes": contents["notes"], "rows": rows})
+    notes = [FOLDERS.sub("", note) for note in contents["notes"]]
+    write_json(KEPT, {"title": contents["title"], "made": made, "notes": notes, "rows": rows})
 
 
 def headline(kept: Mapping[str, Any]) -> str:
