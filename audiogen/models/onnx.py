@@ -38,6 +38,7 @@ from audiogen.interfaces import Codec as AnyCodec
 from audiogen.lm.model import TokenLM
 from audiogen.packed import Linear
 from audiogen.text.t5 import T5Conditioner
+from audiogen.text.vocabulary import Vocabulary
 
 OPSET = 18
 TOLERANCE = 1e-4  # of the largest value that a graph gives
@@ -242,7 +243,10 @@ def save_lm(
     facts = _codec_graphs(directory, codec)
     books = range(config.num_codebooks)
     delays = [*(config.delays or books)] if config.pattern == "delay" else [0 for _ in books]
-    conditioner.tokenizer.save(directory)
+    if isinstance(conditioner.tokenizer, Vocabulary):
+        conditioner.tokenizer.save(directory, compress=False)  # for programs that have SentencePiece alone
+    else:
+        conditioner.tokenizer.save(directory)
     differences = {}
     generator = torch.Generator().manual_seed(0)
     lm = lm.float().cpu().eval()

@@ -173,6 +173,7 @@ class Vocabulary:
         }
         return {word: found[0] if found else "" for word, found in near.items()}
 
-    def save(self, directory: Path) -> None:
-        """Write the model's bytes, compressed, as vocabulary.model."""
-        writing.write_bytes_atomic(directory / VOCABULARY_FILE, lzma.compress(self.model))
+    def save(self, directory: Path, compress: bool = True) -> None:
+        """Write the model's bytes as vocabulary.model; without `compress` SentencePiece itself reads it."""
+        model = lzma.compress(self.model) if compress else self.model
+        writing.write_bytes_atomic(directory / VOCABULARY_FILE, model)
