@@ -1,7 +1,9 @@
-"""Pictures of docs/ that need more than the bundled models: a folder of ONNX graphs, a marked file, trained runs.
+"""Pictures of docs/ that need more than the bundled models: ONNX graphs, a pipeline, a marked file, trained runs.
 
 python -m audiogen.convert lm_tiny --to onnx -o onnx_model
 python tools/pictures.py onnx onnx_model                   docs/released-models.md: PyTorch beside onnxruntime
+python -m audiogen.convert lafma_tiny --to diffusers -o lafma_diffusers
+python tools/pictures.py pipeline lafma_diffusers          docs/released-models.md: the same system here and there
 python tools/pictures.py provenance                        docs/provenance.md: the parts of a generated WAV file
 python tools/pictures.py learnt OUT.png "TITLE" RUN        a run's model beside clips of the built-in corpus
 """
@@ -23,6 +25,7 @@ from unittest import mock
 import numpy as np
 import soundfile
 import torch
+from diffusers import DiffusionPipeline
 from figures import FIGURES, RATE, ROOT, Panel, draw, make, save
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -30,7 +33,9 @@ from torch import Tensor
 import audiogen
 from audiogen import audio
 from audiogen.data.synth.corpus import render
+from audiogen.diffusion.sample import Noise, sample
 from audiogen.errors import InputError, run_command
+from audiogen.generators.latent import LatentGenerator
 from audiogen.generators.token import AudioGen
 from audiogen.spectrogram import LEVELS_DB, log_mel
 
@@ -38,6 +43,7 @@ TEXT = "a dog barks"
 CORPUS_SEED = 7  # of clips that no recipe trains on: theirs is 0
 LONGEST = 30  # letters of a caption above a picture
 WHITE_DB = 0.1  # the difference that is white
+SECONDS = 5.0
 TO_DB = 20 / float(torch.log(torch.tensor(10.0)))
 
 
@@ -88,11 +94,41 @@ def onnx(folder: Path) -> None:
         by_example(folder, TEXT, lambda graph: TorchSession(model, TEXT, graph)),
         by_example(folder, TEXT),
     ]
+    beside("onnx.png", f"PyTorch: {TEXT}", "onnxruntime, the same draws", sounds)
+
+
+@torch.no_grad()
+def pipeline(folder: Path) -> None:
+    """One noise, one text: lafma_tiny's spectrogram here and by diffusers, and the difference of both in dB."""
+    if not (folder / "pipeline.py").is_file():
+        raise InputError(
+            f"{folder} has no pipeline.py: python -m audiogen.convert lafma_tiny --to diffusers -o {folder}"
+        )
+    model = audiogen.load("lafma_tiny", "cpu", "float32")
+    assert isinstance(model, LatentGenerator)
+    system, sampling = model.system, model.sampling()
+    shape = system.autoencoder.latent_shape(SECONDS)
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    given, away = system.conditioner.guided([TEXT], torch.tensor([SECONDS]))
+    start = Noise(shape, range(1), start=noise)
+    latents = sample(system.denoiser, model.process, sampling, given, start, negative=away)
+    ours = system.autoencoder.decode(latents)[0]
+    pipe: Any = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    asked = {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance}
+    theirs = pipe([TEXT], SECONDS, latents=noise, output_type="pt", **asked).audios
+    sounds = [ours, theirs]
+    end = min(each.shape[-1] for each in sounds)
+    sounds = [each.reshape(1, -1)[:, :end] for each in sounds]
+    beside("pipeline.png", f"here: {TEXT}", "diffusers' pipeline, the same noise", sounds)
+
+
+def beside(name: str, first: str, second: str, sounds: Sequence[Tensor]) -> None:
+    """Spectrograms of two sounds [1, N] under their titles, and their difference, white from WHITE_DB on."""
     mels = [log_mel(sound[None], RATE)[0, 0] * TO_DB for sound in sounds]  # [M, T] dB
     difference = (mels[1] - mels[0]).abs()
     figure = Figure(figsize=(9.0, 1.9), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
-    titles = (f"PyTorch: {TEXT}", "onnxruntime, the same draws", f"|difference|, 0 to {WHITE_DB:g} dB")
+    titles = (first, second, f"|difference|, 0 to {WHITE_DB:g} dB")
     for axis, title, shown in zip(axes, titles, (*mels, difference), strict=True):
         low, high = (0.0, WHITE_DB) if shown is difference else LEVELS_DB
         end = sounds[0].shape[-1] / RATE
@@ -106,7 +142,7 @@ def onnx(folder: Path) -> None:
     samples = (sounds[1] - sounds[0]).norm() / sounds[0].norm()
     spread = f"{difference.median():.2g} dB in the median and {difference.max():.2g} at most"
     print(f"samples differ by {20 * torch.log10(samples):.0f} dB of the sound, mel levels by {spread}")
-    save(figure, FIGURES / "onnx.png")
+    save(figure, FIGURES / name)
 
 
 def chunks(data: bytes) -> list[tuple[str, int, str]]:
@@ -169,6 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("onnx").add_argument("folder", type=Path, help="made by convert lm_tiny --to onnx")
+    verbs.add_parser("pipeline").add_argument(
+        "folder", type=Path, help="made by convert lafma_tiny --to diffusers"
+    )
     verbs.add_parser("provenance")
     drawn = verbs.add_parser("learnt")
     drawn.add_argument("out", type=Path)
@@ -177,6 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.verb == "onnx":
         onnx(args.folder)
+    elif args.verb == "pipeline":
+        pipeline(args.folder)
     elif args.verb == "provenance":
         provenance()
     else:

@@ -48,6 +48,11 @@ def test_ema_update_is_the_moving_average_of_the_assigned_vectors():
     want = (0.9 * 4 * old[0] + 0.1 * x[codes == 0].sum(0)) / (0.9 * 4 + 0.1 * 5)
     torch.testing.assert_close(book.codewords[0], want)
     assert torch.isclose(book.usage[1], torch.tensor(0.9 * 4 + 0.1))
+    book.usage.zero_()
+    kept = book.codewords[1].clone()
+    book.update(x, torch.zeros(6, dtype=torch.int64))  # the second holds nothing, and stays
+    assert torch.equal(book.codewords[1], kept)
+    torch.testing.assert_close(book.codewords[0], x.mean(0))
 
 
 def test_a_dead_codeword_moves_onto_the_data():

@@ -485,6 +485,9 @@ def test_what_is_saved_for_transformers_opens_there_and_says_the_same(tmp_path, 
     save_transformers(tmp_path / "b", ours)
     opened, report = encodec.EncodecModel.from_pretrained(tmp_path / "b", output_loading_info=True)
     assert not any(report.values()), report
+    for layer in opened.quantizer.layers:  # ours stores two of the three
+        book = layer.codebook
+        torch.testing.assert_close(book.embed_avg, book.embed * book.cluster_size[:, None])
     assert_same_results(ours, opened.eval())
     again = load_codec(tmp_path / "b")
     assert inner(again).config == inner(ours).config
