@@ -11,6 +11,7 @@ python tools/pictures.py learnt OUT.png "TITLE" RUN        a run's model beside 
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import runpy
 import struct
@@ -25,7 +26,6 @@ from unittest import mock
 import numpy as np
 import soundfile
 import torch
-from diffusers import DiffusionPipeline
 from figures import FIGURES, RATE, ROOT, Panel, draw, make, save
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -35,8 +35,10 @@ from audiogen import audio
 from audiogen.data.synth.corpus import render
 from audiogen.diffusion.sample import Noise, sample
 from audiogen.errors import InputError, run_command
+from audiogen.files import writing
 from audiogen.generators.latent import LatentGenerator
 from audiogen.generators.token import AudioGen
+from audiogen.models.latent_pipeline import LatentPipeline
 from audiogen.spectrogram import LEVELS_DB, log_mel
 
 TEXT = "a dog barks"
@@ -113,13 +115,29 @@ def pipeline(folder: Path) -> None:
     start = Noise(shape, range(1), start=noise)
     latents = sample(system.denoiser, model.process, sampling, given, start, negative=away)
     ours = system.autoencoder.decode(latents)[0]
-    pipe: Any = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-    asked = {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance}
-    theirs = pipe([TEXT], SECONDS, latents=noise, output_type="pt", **asked).audios
+    pipe = opened(folder)
+    theirs = pipe([TEXT], SECONDS, sampling.steps, sampling.guidance, latents=noise, output_type="pt").audios
     sounds = [ours, theirs]
     end = min(each.shape[-1] for each in sounds)
     sounds = [each.reshape(1, -1)[:, :end] for each in sounds]
     beside("pipeline.png", f"here: {TEXT}", "diffusers' pipeline, the same noise", sounds)
+
+
+def opened(folder: Path) -> LatentPipeline:
+    """The pipeline of a folder from its components, by this package's copy of its code: none is run from there."""
+    given: dict[str, Any] = {}
+    index = writing.read_json(folder / "model_index.json")
+    for name, value in index.items():
+        if name.startswith("_"):
+            continue
+        if not isinstance(value, list):  # a setting
+            given[name] = value
+        elif value[0] is not None:
+            module = "audiogen.models.latent_pipeline" if value[0] == "pipeline" else value[0]
+            given[name] = getattr(importlib.import_module(module), value[1]).from_pretrained(
+                str(folder / name)
+            )
+    return LatentPipeline(**given)
 
 
 def beside(name: str, first: str, second: str, sounds: Sequence[Tensor]) -> None:

@@ -30,6 +30,8 @@ from tools.memory_plan import plan
 
 Train = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
+# Sums in another order move a weight by up to a hundredth of Adam's step, 1e-2 here; another gradient by a step.
+CLOSE = 5e-4
 FIXED = ("model.dropout=0", "text.dropout=0", "pretokenize_epochs=1", "fit.save_every=3")
 
 
@@ -65,8 +67,8 @@ def test_a_sharded_language_model_learns_as_a_whole_one(lm_in: Train) -> None:
     for world, shard, settings in ((2, "fsdp", thrifty), (4, "fsdp", ()), (4, "ddp", ())):
         run = lm_in(world, f"{shard}{world}", f"fit.shard={shard}", *settings)
         assert losses(run) == pytest.approx(losses(whole), abs=1e-4)
-        assert difference(run, whole) < 1e-4
-        assert difference(run / "best", whole / "best") < 1e-4
+        assert difference(run, whole) < CLOSE
+        assert difference(run / "best", whole / "best") < CLOSE
 
 
 def test_a_sharded_run_goes_on_in_any_number_of_processes(lm_in: Train, tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_a_sharded_run_goes_on_in_any_number_of_processes(lm_in: Train, tmp_path
             assert losses(run) == losses(unbroken) and difference(run, unbroken) == 0
         else:
             assert losses(run) == pytest.approx(losses(unbroken), abs=1e-4)
-            assert difference(run, unbroken) < 1e-4
+            assert difference(run, unbroken) < CLOSE
 
 
 @pytest.mark.parametrize(("kind", "autoencoder"), [("stable_audio", WAVE), ("tangoflux", WAVE)])
@@ -122,7 +124,7 @@ def test_a_codec_learns_the_same_in_any_number_of_processes(codec_run: Train) ->
         in_processes(lambda rank: str(codec_run(f"ddp{world}", *each)), world)  # noqa: B023
         run = whole.parent / f"ddp{world}"
         assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
-        assert difference(run, whole) < 1e-4
+        assert difference(run, whole) < CLOSE
 
 
 def test_a_sharded_run_starts_from_given_weights(lm_in: Train) -> None:
@@ -198,7 +200,7 @@ def test_two_agents_that_are_stopped_go_on_sharded(lm_run: Train, tmp_path: Path
     (step, _) = checkpoint.latest(run) or (0, run)
     assert 0 < step < 24
     assert [agent.wait(timeout=200) for agent in agents()] == [0, 0]
-    assert losses(run) == pytest.approx(losses(whole), abs=1e-4) and difference(run, whole) < 1e-4
+    assert losses(run) == pytest.approx(losses(whole), abs=1e-4) and difference(run, whole) < CLOSE
 
 
 SLURM = {  # stand-ins for its commands, on one machine
