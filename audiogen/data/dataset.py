@@ -61,7 +61,8 @@ class SourceConfig:
     source: a manifest, a folder (by its manifest.jsonl, or else by the sounds in it), "synth:COUNT" or
     "synth:COUNT@START" (the built-in corpus), or a folder of token shards; a manifest, a folder with one and token
     shards also by a URL. repeat: how often an epoch passes
-    over it. where: allowed values of manifest fields, a tuple for each; one value may be given alone.
+    over it. where: allowed values of manifest fields, a tuple for each; one value may be given alone. Of the built-in
+    corpus there are kind (of all events of a clip) and form ("one", "order", "overlap" or "emphasis").
     """
 
     source: str
@@ -152,12 +153,13 @@ def read_source(source: SourceConfig) -> Sequence[Clip]:
     name = source.source
     if name.startswith("synth"):
         match = SYNTH_SOURCE.fullmatch(name)
-        if not match or source.where:
-            raise InputError(
-                f"{name}: expected synth:COUNT or synth:COUNT@START, COUNT above 0, and no `where`"
-            )
+        if not match:
+            raise InputError(f"{name}: expected synth:COUNT or synth:COUNT@START, COUNT above 0")
         start = int(match[2] or 0)
-        return [BuiltInClip(number) for number in range(start, start + int(match[1]))]
+        numbers: Sequence[int] = range(start, start + int(match[1]))
+        if source.where:
+            numbers = synth.select(SYNTH_SEED, numbers, SYNTH_DURATION_S, source.where)
+        return [BuiltInClip(number) for number in numbers]
     if remote.is_remote(name):
         return _read_remote(source)
     listed = os.path.join(name, "manifest.jsonl")

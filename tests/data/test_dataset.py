@@ -225,6 +225,25 @@ def test_the_built_in_corpus_is_named_and_true(tmp_path: Path) -> None:
     )  # of the clip of that length, not of another
 
 
+def test_clips_of_the_built_in_corpus_are_chosen_by_what_they_hold() -> None:
+    some = {"kind": ("rain", "dog bark"), "form": "order"}
+    clips = read_source(SourceConfig("synth:4000@100", where=some))
+    for clip in clips:
+        events = synth.render(0, int(clip.key.partition("@")[2]), 16000, 5.0).events
+        assert {event.kind for event in events} == {"rain", "dog bark"} and len(events) == 2
+    alone = read_source(SourceConfig("synth:200", where={"form": ["one", "emphasis"]}))
+    assert [len(synth.render(0, number, 8000).events) == 1 for number in range(20)] == [
+        f"synth:1@{number}" in {clip.key for clip in alone} for number in range(20)
+    ]
+    for where, reason in [
+        ({"kind": "violin"}, "where.kind: no 'violin'; there are .*rain"),
+        ({"label": "rain"}, "where.label: clips of the built-in corpus have kind and form"),
+        ({"kind": "rain", "form": "order"}, "no clip fulfils all of"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            read_source(SourceConfig("synth:500", where=where))
+
+
 # -------------------------------------------------------------------------------------------------- sources and splits
 
 

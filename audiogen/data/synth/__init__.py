@@ -6,6 +6,6 @@ which sounds it holds, in which order, how many, how high, how fast and how loud
 """
 
 from audiogen.data.synth.corpus import SynthClip, captions, render
-from audiogen.data.synth.scene import KINDS, SynthEvent
+from audiogen.data.synth.scene import KINDS, SynthEvent, select
 
-__all__ = ["KINDS", "SynthClip", "SynthEvent", "captions", "render"]
+__all__ = ["KINDS", "SynthClip", "SynthEvent", "captions", "render", "select"]

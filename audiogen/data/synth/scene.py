@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from audiogen.config import read_table
+from audiogen.config import read_table, short
 from audiogen.data.synth import nature, things
 from audiogen.data.synth.signals import Signal, Synth, random_numbers
+from audiogen.errors import InputError
 
 Form = Literal["one", "order", "overlap", "emphasis"]
 SHARES: dict[Form, float] = {"one": 0.45, "order": 0.30, "overlap": 0.15, "emphasis": 0.10}
@@ -128,6 +129,30 @@ def compose(seed: int, index: int, duration_s: float) -> Scene:
             return Scene("emphasis", (event,))
         kind = _pick(rng, duration_s)
     return Scene("one", (event,))
+
+
+def select(
+    seed: int, indices: Iterable[int], duration_s: float, where: Mapping[str, Sequence[Any]]
+) -> list[int]:
+    """The clips of which every event has one of where["kind"], and whose form is one of where["form"].
+
+    InputError for other fields, for values that no clip can have, and where no clip is left.
+    """
+    allowed = {"kind": tuple(KINDS), "form": tuple(SHARES)}
+    for field, values in where.items():
+        if field not in allowed:
+            raise InputError(f"where.{field}: clips of the built-in corpus have {' and '.join(allowed)}")
+        if absent := [value for value in values if value not in allowed[field]]:
+            raise InputError(f"where.{field}: no {short(absent[0])}; there are {', '.join(allowed[field])}")
+    kinds, forms = (set(where.get(field, values)) for field, values in allowed.items())
+    chosen = []
+    for index in indices:
+        scene = compose(seed, index, duration_s)
+        if scene.form in forms and kinds.issuperset(event.kind for event in scene.events):
+            chosen.append(index)
+    if not chosen:
+        raise InputError(f"where: no clip fulfils all of {dict(where)}; give more clips")
+    return chosen
 
 
 def _pick(
