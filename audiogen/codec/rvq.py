@@ -136,7 +136,7 @@ class ResidualQuantizer(nn.Module):
         self.codebooks = nn.ModuleList(
             Codebook(codebook_size, dim, decay, dead_below, kmeans_iterations) for _ in range(num_codebooks)
         )
-        self.learning = True  # False freezes the codebooks in training mode too (decoder fine-tuning)
+        self.num_frozen = 0  # the first codebooks that do not learn in training mode either
 
     @property
     def books(self) -> list[Codebook]:
@@ -159,7 +159,7 @@ class ResidualQuantizer(nn.Module):
         for k, book in enumerate(self.books):
             active = limit > k  # [B]
             flat = residual.detach()[active].reshape(-1, dim)
-            learning = self.training and self.learning
+            learning = self.training and k >= self.num_frozen
             if learning and not book.initialised and distributed.any_process(len(flat) > 0):
                 book.initialise(flat)
             code = nearest(residual.detach().reshape(-1, dim), book.codewords).view(batch, frames)

@@ -20,7 +20,7 @@ from audiogen.codec.discriminators import (
 )
 from audiogen.codec.losses import mel_distance, multi_scale_mel, si_sdr, with_middle_and_side
 from audiogen.codec.model import Codec, CodecConfig
-from audiogen.config import Probability, to_plain
+from audiogen.config import NotNegative, Probability, to_plain
 from audiogen.data.dataset import AudioDataset, Split, open_data
 from audiogen.data.seeds import generator_for, seed_for
 from audiogen.errors import InputError
@@ -63,13 +63,15 @@ class CodecRecipe(Run):
     not one that codes sounds in segments); `model` is then taken from it. codebook_dropout: the share of training clips
     quantised with a random number of codebooks, so that every prefix of them is a bandwidth; the rest uses all.
     discriminator_optim: as optim, for the discriminator. trains: `decoder` leaves encoder and codebooks as they
-    are, so that tokens made before keep their meaning while the sound gets better (give init_from).
+    are, so that tokens made before keep their meaning while the sound gets better (give init_from). more_codebooks: how
+    many to add to those of init_from. They quantise what is left, and learn even where `trains` leaves the others.
     """
 
     task: Literal["codec"] = "codec"
     out: str = "runs/codec"
     model: CodecConfig = field(default_factory=CodecConfig)
     trains: Literal["all", "decoder"] = "all"
+    more_codebooks: NotNegative = 0
     codebook_dropout: Probability = 0.5
     loss: CodecLossWeights = field(default_factory=CodecLossWeights)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
@@ -82,10 +84,13 @@ class CodecRecipe(Run):
             raise InputError(
                 "fit.precision=float16 is not for codecs: the balancer's gradients overflow; use bfloat16"
             )
+        if self.more_codebooks and not self.init_from:
+            raise InputError("more_codebooks adds to those of init_from, which is not given")
 
     @staticmethod
     def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
-        return {"model": to_plain(open_origin(recipe["init_from"]).config)}
+        model = to_plain(open_origin(recipe["init_from"]).config)
+        return {"model": model | {"num_codebooks": model["num_codebooks"] + recipe.get("more_codebooks", 0)}}
 
     def prepare(self, device: torch.device) -> tuple[CodecTask, Split[AudioDataset]]:
         data = open_data(self.data, self.model.sample_rate, self.model.channels)
@@ -124,12 +129,16 @@ class CodecTask(Task[CodecRecipe]):
         self.sample_rate = recipe.model.sample_rate
         self.codec = Codec(recipe.model)
         if recipe.init_from:
-            checkpoint.load_into(self.codec, open_origin(recipe.init_from).state_dict(), recipe.init_from)
+            new = (
+                self.codec.state_dict() if recipe.more_codebooks else {}
+            )  # of which those before are replaced
+            state = new | open_origin(recipe.init_from).state_dict()
+            checkpoint.load_into(self.codec, state, recipe.init_from)
         if recipe.model.arch == "seanet":
             add_weight_norm(self.codec)
         if recipe.trains == "decoder":
             self.codec.encoder.requires_grad_(False)
-            self.codec.quantizer.learning = False
+            self.codec.quantizer.num_frozen = recipe.model.num_codebooks - recipe.more_codebooks
         super().__init__(recipe, self.codec, device, "codec")
         self.forward = torch.compile(self.codec) if recipe.fit.compile else self.codec
         weights = recipe.loss

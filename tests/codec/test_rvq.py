@@ -117,7 +117,7 @@ def test_codebooks_learn_only_from_the_items_that_use_them():
 def test_gradients_pass_straight_through_and_commitment_pulls_the_encoder():
     torch.manual_seed(0)
     quantizer = ResidualQuantizer(2, 8, 4).train()
-    quantizer.learning = False
+    quantizer.num_frozen = 2
     x = torch.randn(1, 4, 6, requires_grad=True)
     out = quantizer(x)
     weight = torch.randn_like(out.latents)

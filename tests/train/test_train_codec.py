@@ -297,6 +297,23 @@ def test_the_decoder_alone_trains_on_and_the_tokens_keep_their_meaning(codec_run
     assert load_codec(first).identity == load_codec(second).identity
 
 
+def test_more_codebooks_refine_and_leave_the_codes_of_those_before(codec_run: Train) -> None:
+    first = codec_run("first")
+    settings = (f"init_from={first}", "more_codebooks=2", "fit.ema_decay=0", "fit.steps=12")
+    before, after = load_codec(first), load_codec(codec_run("second", "trains=decoder", *settings))
+    assert (before.num_codebooks, after.num_codebooks) == (3, 5)
+    assert isinstance(before, Codec) and isinstance(after, Codec)
+    sound = torch.randn(4, 1, 4000, generator=torch.Generator().manual_seed(0)) / 4
+    codes = after.encode(sound)
+    assert torch.equal(codes[:, :3], before.encode(sound))
+    latents = after.encoder(sound)
+    errors = [(after.quantizer.decode(codes[:, :k]) - latents).square().mean().item() for k in range(1, 6)]
+    assert errors == sorted(errors, reverse=True) and errors[4] < 0.8 * errors[2]
+    assert not torch.equal(load_codec(codec_run("third", *settings)).encode(sound)[:, :3], codes[:, :3])
+    with pytest.raises(InputError, match="more_codebooks adds to those of init_from, which is not given"):
+        codec_run("fourth", "more_codebooks=2")
+
+
 def test_spectra_are_learned_without_making_audio(codec_run: Train) -> None:
     run = codec_run(
         "run", "loss.waveform_l1=0", "loss.mel=0", "loss.adversarial=0", "loss.feature_matching=0", "loss.spectral=1",
