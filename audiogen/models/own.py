@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from audiogen.codec.conv import plain_weights
 from audiogen.codec.dac import DacCodec, DacSizes
@@ -34,6 +35,7 @@ from audiogen.text.t5 import T5Conditioner, read_config
 from audiogen.text.tokens import load_conditioner
 
 CODEC_FOLDER = "codec"
+CODEWORDS, SCALE = ".codewords", "_scale"
 DAC = "dac"  # the key under which config.json of a codec has the sizes of one
 
 
@@ -102,7 +104,7 @@ def save_codec(
 ) -> None:
     """Write a model directory with plain (folded) weights; `info` is a free record of how it was trained.
 
-    dtype: float16 halves the file; weights are float32 again once loaded.
+    dtype: float16 halves the file, and codewords are then bytes; weights are float32 again once loaded.
     """
     if isinstance(codec, SegmentedCodec):
         codec = codec.codec
@@ -110,7 +112,10 @@ def save_codec(
         raise TypeError(f"cannot save a {type(codec).__name__}")
     settings = to_plain(codec.config)
     contents = {DAC: settings} if isinstance(codec, DacCodec) else settings
-    checkpoint.save_model(directory, CODEC, contents, plain_weights(codec), info, dtype)
+    tensors = plain_weights(codec)
+    if dtype == torch.float16:
+        tensors = _codewords_as_bytes(tensors)
+    checkpoint.save_model(directory, CODEC, contents, tensors, info, dtype)
 
 
 def read_codec(directory: Path) -> CodecParts:
@@ -121,7 +126,30 @@ def read_codec(directory: Path) -> CodecParts:
         config = build(DacSizes, contents[DAC], where=f"config.{DAC}")
     else:
         config = build(CodecConfig, contents, where="config")
-    return CodecParts(config, checkpoint.load_tensors(directory), "audiogen", directory)
+    tensors = _codewords_from_bytes(checkpoint.load_tensors(directory), directory)
+    return CodecParts(config, tensors, "audiogen", directory)
+
+
+def _codewords_as_bytes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Codewords [V, D] as int8, and beside them a float16 scale for each [V, 1]: -43 dB from what they were."""
+    stored = dict(tensors)
+    for name in tensors:
+        if name.endswith(CODEWORDS):
+            codewords = tensors[name].float()
+            scale = (codewords.abs().amax(1, keepdim=True) / 127).half()
+            parts = codewords / scale.float().clamp(min=1e-12)
+            stored |= {name: parts.round().clamp(-127, 127).to(torch.int8), name + SCALE: scale}
+    return stored
+
+
+def _codewords_from_bytes(tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """What `_codewords_as_bytes` stored, as float32; other tensors as they are. Raises InputError for a wrong scale."""
+    for name in [name for name in tensors if name.endswith(CODEWORDS + SCALE)]:
+        scale, key = tensors.pop(name), name.removesuffix(SCALE)
+        if key not in tensors or tensors[key].dim() != 2 or scale.shape != (len(tensors[key]), 1):
+            raise InputError(f"{where}: {name} is not a scale for each codeword; copy the model again")
+        tensors[key] = tensors[key].float() * scale.float()
+    return tensors
 
 
 def save_tagger(

@@ -1,6 +1,7 @@
 """The codec as a whole: lengths, bandwidths, streaming, causality, parity with transformers' EnCodec."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from audiogen.codec.seanet import SeanetConfig
 from audiogen.codec.spectral import ConvNextBlock, SpectralConfig
 from audiogen.codec.stream import decode_live, decode_stream, encode_stream
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.models.build import load_codec
 from audiogen.models.own import save_codec
 
@@ -165,6 +167,28 @@ def test_a_codec_with_the_sums_of_its_codebooks_as_once_stored_still_opens(tmp_p
     save_file(stored, file)
     again = load_codec(tmp_path / "codec").state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in codec.state_dict().items())
+
+
+def test_half_precision_keeps_codewords_as_bytes(tmp_path: Path) -> None:
+    codec = make(SPECTRAL)
+    small = codec.quantizer.books[-1].codewords
+    small.mul_(0.01)  # as of late codebooks: float16 holds such a scale to half a percent, half a step at the largest
+    small[0] = 0
+    save_codec(tmp_path / "whole", codec)
+    save_codec(tmp_path / "half", codec, dtype=torch.float16)
+    stored = checkpoint.load_tensors(tmp_path / "half")
+    assert {t.dtype for name, t in stored.items() if name.endswith(".codewords")} == {torch.int8}
+    again = load_codec(tmp_path / "half")
+    assert isinstance(again, Codec)
+    for before, after in zip(codec.quantizer.books, again.quantizer.books, strict=True):
+        step = before.codewords.abs().amax(1, keepdim=True) / 127
+        assert ((after.codewords - before.codewords).abs() <= step).all()
+    save_codec(tmp_path / "twice", again, dtype=torch.float16)
+    assert load_codec(tmp_path / "twice").identity == again.identity  # nothing more is lost
+    name = "quantizer.codebooks.0.codewords_scale"
+    checkpoint.write_tensors(tmp_path / "half" / "model.safetensors", stored | {name: stored[name][:2]})
+    with pytest.raises(InputError, match=rf"{name} is not a scale for each codeword"):
+        load_codec(tmp_path / "half")
 
 
 def test_identity_is_what_the_tokens_mean(tmp_path):
