@@ -21,6 +21,8 @@ from audiogen.diffusion.conditioning import Conditioning, stack
 from audiogen.diffusion.sample import Sampling, predict
 from audiogen.diffusion.samplers import Sampler, make_sampler
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
+from audiogen.models.released import load_released
 from audiogen.train.diffusion import DiffusionRecipe, DiffusionTask, Drawn
 from audiogen.train.task import means
 
@@ -32,11 +34,13 @@ class DistilRecipe(DiffusionRecipe):
     """A run that makes `init_from` fast; `recipes/lafma_tiny_fast.yaml` is a complete example.
 
     sampling: of the student, in a few steps at guidance 1. teacher: how `init_from` is sampled, in a multiple of these
-    steps. Only the denoiser is trained.
+    steps. Only the denoiser is trained. student_from: a system, own or released, whose denoiser the student begins as,
+    such as one that was distilled before; null: as its teacher.
     """
 
     task: Literal["distil"] = "distil"  # type: ignore[assignment]
     teacher: Sampling = field(default_factory=Sampling)
+    student_from: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,14 +72,16 @@ class DistilRecipe(DiffusionRecipe):
 
 
 class DistilTask(DiffusionTask):
-    """The denoiser, which begins as its teacher; the conditioner is frozen."""
+    """The denoiser, which begins as its teacher or another's; the conditioner is frozen."""
 
     recipe: DistilRecipe
 
-    def __init__(self, recipe: DiffusionRecipe, system: Any, *given: Any):
+    def __init__(self, recipe: DistilRecipe, system: Any, *given: Any):
         system.conditioner.requires_grad_(False)
         # Before the weights of a checkpoint are read: the teacher is always that of init_from.
         self.teacher = copy.deepcopy(system.denoiser).eval().requires_grad_(False)
+        if name := recipe.student_from:
+            checkpoint.load_into(system.denoiser, load_released(name).system.denoiser.state_dict(), name)
         self.segment = 0
         super().__init__(recipe, system, *given)
         self.teacher.to(self.device)

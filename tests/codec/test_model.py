@@ -172,7 +172,9 @@ def test_a_codec_with_the_sums_of_its_codebooks_as_once_stored_still_opens(tmp_p
 def test_half_precision_keeps_codewords_as_bytes(tmp_path: Path) -> None:
     codec = make(SPECTRAL)
     small = codec.quantizer.books[-1].codewords
-    small.mul_(0.01)  # as of late codebooks: float16 holds such a scale to half a percent, half a step at the largest
+    small.mul_(
+        0.01
+    )  # as of late codebooks: float16 holds such a scale to half a percent, half a step at the largest
     small[0] = 0
     save_codec(tmp_path / "whole", codec)
     save_codec(tmp_path / "half", codec, dtype=torch.float16)

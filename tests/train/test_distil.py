@@ -13,6 +13,7 @@ from torch import nn
 from audiogen.diffusion.process import PROCESSES, Process
 from audiogen.errors import run_command
 from audiogen.generators.load import load
+from audiogen.models.released import load_released
 from audiogen.train.__main__ import main
 from audiogen.train.distil import DistilRecipe, DistilTask
 from audiogen.train.log import read_log
@@ -105,6 +106,15 @@ def test_only_the_denoiser_is_trained_and_the_teacher_stays(recipe: Path, tmp_pa
     for each in made.system.denoiser.parameters():
         each.data.add_(1.0)
     assert all(torch.equal(a, b) for a, b in zip(before, made.teacher.parameters(), strict=True))
+
+
+def test_a_student_may_begin_as_an_earlier_one(recipe: Path, tmp_path: Path) -> None:
+    assert main([f"recipe={recipe}", f"out={tmp_path / 'earlier'}", "fit.ema_decay=0"]) == 0
+    earlier = load_released(tmp_path / "earlier").system.denoiser.state_dict()
+    made = task(recipe, tmp_path / "later", f"student_from={tmp_path / 'earlier'}")
+    student, teacher = made.system.denoiser.state_dict(), made.teacher.state_dict()
+    assert all(torch.equal(student[name], each) for name, each in earlier.items())
+    assert any(not torch.equal(teacher[name], each) for name, each in earlier.items())
 
 
 @pytest.mark.parametrize(
