@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from audiogen.device import DTYPES, has_bfloat16
+from audiogen.device import DTYPES, multiplies_faster_in_bfloat16
 from audiogen.errors import InputError
 from audiogen.onednn import has_int8_products
 from audiogen.packed import Linear, PackedConv2d, use_conv1d
@@ -91,7 +91,7 @@ def choose_dtypes(name: str, device: torch.device) -> tuple[torch.dtype, torch.d
                 "dtype int8 of latent diffusion is for CPUs that multiply bytes exactly (x86 with VNNI or AMX), and "
                 f"{'this is none' if device.type == 'cpu' else f'the device is {device}'}; choose bfloat16 or float32"
             )
-        return (torch.bfloat16 if has_bfloat16(device) else torch.float32), torch.int8
+        return (torch.bfloat16 if multiplies_faster_in_bfloat16(device) else torch.float32), torch.int8
     if name not in DTYPES:
         raise InputError(
             f"dtype is {name!r}; latent diffusion computes in {', '.join(DTYPES)}, int8, or auto"

@@ -18,7 +18,7 @@ from audiogen.config import NotNegative, Positive, Range, check_ranges
 from audiogen.data.captions import Captioned, meanings, shuffle_captions, wordings
 from audiogen.data.dataset import DataConfig, Split
 from audiogen.data.seeds import seed_for
-from audiogen.device import DTYPES, has_bfloat16
+from audiogen.device import DTYPES, multiplies_faster_in_bfloat16
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
 from audiogen.interfaces import Batch
@@ -336,7 +336,7 @@ def row_slices(num_rows: int, parts: int) -> list[slice]:
 def product_dtype(device: torch.device, precision: str) -> torch.dtype:
     """The dtype of the matrix products of a forward pass at `precision`."""
     if precision == "auto":
-        precision = "bfloat16" if has_bfloat16(device) else "float32"
+        precision = "bfloat16" if multiplies_faster_in_bfloat16(device) else "float32"
     return DTYPES[precision]
 
 

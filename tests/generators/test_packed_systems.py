@@ -57,7 +57,7 @@ def test_it_is_near_float32_and_saves_what_was_loaded(name: str, tmp_path: Path)
 @pytest.mark.parametrize("has_bfloat16", [False, True])
 @pytest.mark.parametrize("name", ["stable_audio_3", "audioldm"])
 def test_linear_layers_in_int8(name: str, has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "has_bfloat16", lambda device: has_bfloat16)
+    monkeypatch.setattr(products, "multiplies_faster_in_bfloat16", lambda device: has_bfloat16)
     exact, rounded = (LatentGenerator(make(name), "cpu", dtype) for dtype in ("float32", "int8"))
     made, expected = sound_of(rounded), sound_of(exact)
     assert not torch.equal(made, expected) and (made - expected).norm() < 0.1 * expected.norm()

@@ -10,12 +10,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from audiogen import device as devices
 from audiogen.config import load_recipe
 from audiogen.data.dataset import Split
 from audiogen.data.loader import valid_batches
@@ -372,10 +374,37 @@ def test_scalars_of_a_step_are_read_after_the_update(codec_run: Train, tmp_path:
     assert metrics["weight"] == weight.sum().item() != before
 
 
-def test_auto_precision_is_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("native", "amx", "slower", "faster"),
+    [
+        (False, False, torch.float32, False),  # emulated
+        (True, True, torch.bfloat16, True),  # AMX is trusted, not timed
+        (True, False, torch.bfloat16, False),
+        (True, False, torch.float32, True),
+    ],
+)
+def test_bfloat16_is_faster_by_amx_or_where_a_product_says_so(
+    native: bool, amx: bool, slower: torch.dtype, faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+
+    def multiply(x: Tensor, weight: Tensor) -> None:
+        nonlocal clock
+        clock += 2.0 if x.dtype == slower else 1.0
+
+    monkeypatch.setattr(devices, "time", SimpleNamespace(perf_counter=lambda: clock))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch, "mm", multiply)
+    assert devices.multiplies_faster_in_bfloat16.__wrapped__(torch.device("cpu")) == faster  # past its cache
+
+
+def test_auto_precision_is_bfloat16_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    for native in (True, False):
-        monkeypatch.setattr("audiogen.train.task.has_bfloat16", lambda device, native=native: native)
+    for faster in (True, False):
+        monkeypatch.setattr(
+            "audiogen.train.task.multiplies_faster_in_bfloat16", lambda device, faster=faster: faster
+        )
         with autocast(cpu, "auto"):
             product = torch.ones(2, 2) @ torch.ones(2, 2)
-        assert product.dtype == (torch.bfloat16 if native else torch.float32)
+        assert product.dtype == (torch.bfloat16 if faster else torch.float32)
