@@ -114,6 +114,10 @@ class Codec(Protocol):
     @property
     def lookahead_frames(self) -> int: ...
 
+    def is_compatible(self, identity: str, num_codebooks: int) -> bool:
+        """Whether its first codes of a frame are those of the codec `identity`, which may have fewer codebooks."""
+        ...
+
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
         """[B, C, N] -> int64 codes [B, K, T] with T = ceil(N / hop_length)."""
         ...

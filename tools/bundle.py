@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from audiogen.codec.model import Codec
 from audiogen.errors import InputError, run_command
 from audiogen.files import checkpoint, writing
 from audiogen.generators.latent import LatentGenerator
@@ -76,10 +77,10 @@ def bundle_model(run: Path, target: Path) -> None:
         print(f"{target.name}: identity {load_tagger(target).identity}")
     else:
         loaded = load_lm(run)
-        bundled = load_codec(CODEC).identity
-        if bundled != loaded.codec.identity:
-            raise InputError(f"{run} speaks codec {loaded.codec.identity}, the bundled one is {bundled}")
-        reference = CodecReference(CODEC, bundled)
+        codec, its_own = load_codec(CODEC), loaded.codec.identity
+        if not isinstance(codec, Codec) or not codec.is_compatible(its_own, loaded.lm.config.num_codebooks):
+            raise InputError(f"{run} speaks codec {its_own}, the bundled one is {codec.identity}")
+        reference = CodecReference(CODEC, codec.identity)
         figures["generation"] = {"in_order": True}
         save_lm(target, loaded.lm, loaded.conditioner, reference, loaded.max_frames, figures, torch.float16)
 

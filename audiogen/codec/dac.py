@@ -99,6 +99,10 @@ class DacCodec(nn.Module):
         """The weights that its codes depend on: all but the decoder's."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("decoder.")}
 
+    def is_compatible(self, identity: str, num_codebooks: int) -> bool:
+        """As `interfaces.Codec`; nothing adds codebooks to a DAC."""
+        return identity == self.identity
+
     @property
     def frame_rate(self) -> float:
         """Frames a second, Hz."""

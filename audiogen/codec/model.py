@@ -16,6 +16,7 @@ from audiogen.codec.seanet import SeanetConfig, lookahead_samples, seanet_decode
 from audiogen.codec.spectral import SpectralConfig, SpectralDecoder, SpectralEncoder
 from audiogen.config import Positive, Range, check_ranges
 from audiogen.errors import InputError
+from audiogen.files import checkpoint
 from audiogen.interfaces import CodecOutput, check_samples
 from audiogen.packed import can_pack, pack
 
@@ -229,13 +230,28 @@ class Codec(nn.Module):
             pack(stack, None)
         self.packed, self.dtype = set(), None
 
-    def meaning(self) -> dict[str, Tensor]:
-        """The weights that its codes depend on: the encoder's and the codewords (plain weights: no weight norm)."""
-        state = self.state_dict().items()
-        kept = {k: v for k, v in state if k.startswith("encoder.") or k.endswith(".codewords")}
+    def meaning(self, num_codebooks: int | None = None) -> dict[str, Tensor]:
+        """The weights that its codes depend on: the encoder's and the codewords (plain weights: no weight norm).
+
+        num_codebooks: of each stream, whose codes are meant; None is all.
+        """
+        kept = {f"encoder.{name}": weight for name, weight in self.encoder.state_dict().items()}
+        for k, book in enumerate(self.quantizer.books[:num_codebooks]):
+            kept[f"quantizer.codebooks.{k}.codewords"] = book.codewords
         if self.config.dual_mono:  # the same weights, and codes of two channels
             kept["dual_mono"] = torch.tensor(True)
         return kept
+
+    def is_compatible(self, identity: str, num_codebooks: int) -> bool:
+        """Whether its first codes of a frame are those of the codec `identity`.
+
+        That one may have had fewer codebooks, if `num_codebooks` or more: training adds to them (`more_codebooks`).
+        """
+        fewest = -(-num_codebooks // self.streams)
+        prefixes = range(fewest, len(self.quantizer.books))
+        return identity == self.identity or any(
+            identity == checkpoint.identity(self.meaning(count)) for count in prefixes
+        )
 
     @property
     def frame_rate(self) -> float:

@@ -58,6 +58,10 @@ class SegmentedCodec:
     def device(self) -> torch.device:
         return next(self.codec.parameters()).device
 
+    def is_compatible(self, identity: str, num_codebooks: int) -> bool:
+        """As `interfaces.Codec`."""
+        return self.codec.is_compatible(identity, num_codebooks)
+
     @property
     def bandwidths_kbps(self) -> list[float]:
         """Of the first codebook, of the first two, ... of all."""

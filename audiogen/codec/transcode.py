@@ -244,7 +244,8 @@ def _readable(key: str, parts: Iterable[Part]) -> Iterator[Part]:
 def check_codec(codec: SegmentedCodec, header: TokenHeader, name: str) -> None:
     """Codes mean something only to the encoder and codebooks that made them; InputError for any other codec."""
     ours = codec.header
-    if header.identity and header.identity != ours.identity:  # formats of others do not carry one
+    # Formats of others carry no identity.
+    if header.identity and not codec.is_compatible(header.identity, header.num_codebooks):
         raise InputError(
             f"{name}: made by codec {header.named_codec}; this is {ours.named_codec}: give the right one with --codec"
         )

@@ -127,7 +127,7 @@ class AudioGen(Published):
         conditioner = parts.open_text(where)
         codec = load_codec(parts.codec.location, where, parts.codec.dual_mono)
         # A public release is one with its codec: it has no identity to compare.
-        if parts.codec.identity and codec.identity != parts.codec.identity:
+        if parts.codec.identity and not codec.is_compatible(parts.codec.identity, parts.config.num_codebooks):
             raise InputError(
                 f"{found.name} was trained on the tokens of codec {parts.codec.identity}, but {parts.codec.location} "
                 f"is {codec.identity}; put the codec it was trained with there"

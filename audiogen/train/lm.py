@@ -126,9 +126,10 @@ class LMRecipe(Run):
         if self.pretokenize_epochs and not any(shards):
             with distributed.first_process_first():
                 data = pretokenize(data, self, self.pretokenize_epochs, codec)
-        if isinstance(data.train, CodeDataset) and data.train.spec.identity != codec.identity:
+        spec = data.train.spec if isinstance(data.train, CodeDataset) else None
+        if spec is not None and not codec.is_compatible(spec.identity, spec.num_codebooks):
             raise InputError(
-                f"the token shards are of {data.train.spec}, but codec={self.codec} is {codec.identity}; encode the "
+                f"the token shards are of {spec}, but codec={self.codec} is {codec.identity}; encode the "
                 "sounds again with it"
             )
         if start is None:
@@ -174,7 +175,7 @@ def open_model(recipe: LMRecipe, codec: Codec, device: torch.device) -> Pretrain
     init_from, adapters = str(recipe.init_from), recipe.lora
     dtype = product_dtype(device, recipe.fit.precision) if adapters else torch.float32
     found = load_lm(init_from, device, dtype, recipe.text_encoder)
-    if found.codec.identity not in ("", codec.identity):
+    if found.codec.identity and not codec.is_compatible(found.codec.identity, found.lm.config.num_codebooks):
         raise InputError(
             f"{init_from} was trained on the tokens of codec {found.codec.identity}, but "
             f"{found.codec.location} is {codec.identity}; put the codec it was trained with there"

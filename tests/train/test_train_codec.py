@@ -309,6 +309,9 @@ def test_more_codebooks_refine_and_leave_the_codes_of_those_before(codec_run: Tr
     latents = after.encoder(sound)
     errors = [(after.quantizer.decode(codes[:, :k]) - latents).square().mean().item() for k in range(1, 6)]
     assert errors == sorted(errors, reverse=True) and errors[4] < 0.8 * errors[2]
+    assert after.identity != before.identity and after.is_compatible(before.identity, 3)
+    assert after.is_compatible(before.identity, 2) and not after.is_compatible(before.identity, 4)
+    assert not before.is_compatible(after.identity, 3) and not after.is_compatible("0" * 16, 1)
     assert not torch.equal(load_codec(codec_run("third", *settings)).encode(sound)[:, :3], codes[:, :3])
     with pytest.raises(InputError, match="more_codebooks adds to those of init_from, which is not given"):
         codec_run("fourth", "more_codebooks=2")

@@ -15,12 +15,14 @@ import pytest
 import torch
 from transformers import DacConfig, DacModel
 
+from audiogen.codec.__main__ import main as codec_main
 from audiogen.codec.model import Codec, CodecConfig
 from audiogen.codec.seanet import SeanetConfig
 from audiogen.data.captions import meanings, shuffle_captions
 from audiogen.data.shards import ShardReader
 from audiogen.errors import InputError
 from audiogen.files import checkpoint
+from audiogen.generators.token import AudioGen
 from audiogen.models.build import load_codec, load_lm
 from audiogen.models.own import save_codec
 from audiogen.text.vocabulary import VOCABULARY_FILE, Vocabulary
@@ -216,6 +218,29 @@ def test_token_shards_are_trained_on_directly(
             "data.mix_probability=0",
             f"codec={other}",
         )
+
+
+def test_tokens_and_models_of_a_codec_go_on_with_more_codebooks(
+    lm_run: Train, codec_run: Train, codec_dir: Path, manifest: Path, tmp_path: Path
+) -> None:
+    more = codec_run("more", f"init_from={codec_dir}", "trains=decoder", "more_codebooks=2", "fit.steps=3")
+    first = lm_run("first", "pretokenize_epochs=1", "data.mix_probability=0", "fit.steps=1")
+    shards = first / "tokens" / "pass_000"
+    same = f"data.train={shards}", f"data.valid={shards}", "data.mix_probability=0", "fit.steps=1"
+    assert losses_of(lm_run("same", *same)) == losses_of(lm_run("other", *same, f"codec={more}"))
+    sound = AudioGen.from_pretrained(first, "cpu", "float32").generate(["rain"], 0.5, seed=0)
+    checkpoint.copy_model(more, first / "codec")  # its codec is now the one with more codebooks
+    model = AudioGen.from_pretrained(first, "cpu", "float32")
+    assert model.codec.num_codebooks == 5 and model.config.num_codebooks == 3
+    assert not torch.equal(model.generate(["rain"], 0.5, seed=0), sound)  # another decoder
+    lm_run("further", f"init_from={first}", "fit.steps=1")
+    tokens, sounds = str(tmp_path / "tokens"), str(tmp_path / "sounds")
+    assert codec_main(["encode", str(manifest), "--codec", str(codec_dir), "--out", tokens]) == 0
+    assert codec_main(["decode", tokens, "--codec", str(more), "--out", sounds]) == 0
+
+
+def losses_of(run: Path) -> list[float]:
+    return [record["train/loss"] for record in scalars(run) if "train/loss" in record]
 
 
 def test_a_run_keeps_the_codec_it_began_with(lm_run: Train, codec_run: Train) -> None:
