@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(
             f"--port {args.port} of {args.host} cannot be listened at: is another server there? choose another"
         ) from None
-    listener.listen(config.backlog)  # before the address is told: who reads it may connect at once
+    listener.listen(config.backlog)  # before the address is printed: who reads it may connect at once
     host, port = listener.getsockname()[:2]
     print(f"http://{host}:{port}{args.root_path}{'' if args.page else '/docs'}", flush=True)
     began = time.monotonic()
