@@ -8,6 +8,7 @@ order may differ from the input's.
 from __future__ import annotations
 
 import functools
+import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 Part = TypeVar("Part")
 
-WORKERS = 4  # threads that read files ahead
+WORKERS = min(4, max(1, (os.cpu_count() or 2) - 1))  # threads that read files ahead, beside the one that converts
 # A longer clip goes through the codec as a stream: memory does not grow with its length, but for the bytes of the token
 # file that is decoded.
 LONG_S = 30.0
