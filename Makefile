@@ -68,7 +68,7 @@ TRAIN = $(BIN)/python -m audiogen.train
 COMMA := ,
 PAIRS = {repeat: 2$(COMMA) source: runs/pairs/manifest.jsonl}
 
-# The decoder comes last: its codec's tokens stay as they were, so the language model needs no other.
+# The decoder and more codebooks come last: the first eight codes of a frame stay, so the language model needs no others.
 weights: venv
 	@test -f "$(ESC10)/manifest.jsonl" || { echo 'error: make weights ESC10=folder, the folder of manifest.jsonl' >&2; exit 2; }
 	$(TRAIN) recipe=tagger_tiny $(call sounds,80,40000,$(COMMA) synth:200@500000)
@@ -82,6 +82,9 @@ weights: venv
 	$(BIN)/python tools/which_sounds.py kinds lm_tiny --out audiogen/weights/lm_tiny/sounds.json
 	$(TRAIN) recipe=codec_tiny_decoder init_from=codec_tiny $(call sounds,20,1500)
 	$(BIN)/python tools/bundle.py runs/codec_tiny_decoder codec_tiny
+	$(TRAIN) recipe=codec_tiny_decoder init_from=codec_tiny out=runs/codec_tiny_more more_codebooks=8 codebook_dropout=0.8 \
+	  fit.steps=4000 $(call sounds,20,1500)
+	$(BIN)/python tools/bundle.py runs/codec_tiny_more codec_tiny
 	$(TRAIN) recipe=mel_autoencoder_tiny fit.steps=5000 fit.batch_size=32 $(call sounds,20,3000)
 	$(TRAIN) recipe=lafma_tiny fit.steps=3800 fit.batch_size=128 fit.ema_decay=0.999 fit.valid_every=400 fit.valid_batches=1 \
 	  data.segment_s=5.12 data.speed=[0.85,1.15] $(call sounds,70,16000$(COMMA) $(PAIRS))

@@ -34,7 +34,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 Part = TypeVar("Part")
 
-WORKERS = min(4, max(1, (os.cpu_count() or 2) - 1))  # threads that read files ahead, beside the one that converts
+WORKERS = min(
+    4, max(1, (os.cpu_count() or 2) - 1)
+)  # threads that read files ahead, beside the one that converts
 # A longer clip goes through the codec as a stream: memory does not grow with its length, but for the bytes of the token
 # file that is decoded.
 LONG_S = 30.0
