@@ -85,6 +85,8 @@ weights: venv
 	$(TRAIN) recipe=codec_tiny_decoder init_from=codec_tiny out=runs/codec_tiny_more more_codebooks=8 codebook_dropout=0.8 \
 	  fit.steps=4000 $(call sounds,20,1500)
 	$(BIN)/python tools/bundle.py runs/codec_tiny_more codec_tiny
+	$(TRAIN) recipe=codec_tiny_decoder init_from=codec_tiny out=runs/codec_tiny_last fit.steps=3000 $(call sounds,20,1500@2000)
+	$(BIN)/python tools/bundle.py runs/codec_tiny_more codec_tiny --towards runs/codec_tiny_last/best 0.15
 	$(TRAIN) recipe=mel_autoencoder_tiny fit.steps=5000 fit.batch_size=32 $(call sounds,20,3000)
 	$(TRAIN) recipe=lafma_tiny fit.steps=3800 fit.batch_size=128 fit.ema_decay=0.999 fit.valid_every=400 fit.valid_batches=1 \
 	  data.segment_s=5.12 data.speed=[0.85,1.15] $(call sounds,70,16000$(COMMA) $(PAIRS))

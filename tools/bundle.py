@@ -41,12 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="a model directory, such as runs/lm_tiny/best")
     parser.add_argument("name", help="what the package calls it")
+    parser.add_argument(
+        "--towards",
+        nargs=2,
+        metavar=("RUN", "SHARE"),
+        help="move the decoder of a codec by a share to that of another run",
+    )
     arguments = parser.parse_args(argv)
     target = WEIGHTS / arguments.name
     if (arguments.run / INDEX).is_file():
         bundle_system(arguments.run, target)
     else:
-        bundle_model(arguments.run, target)
+        bundle_model(arguments.run, target, arguments.towards)
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     print(f"{WEIGHTS.name}/ now holds {size / 1e6:.1f} MB")
     return 0
@@ -65,22 +71,34 @@ def bundle_system(run: Path, target: Path) -> None:
     print(f"{target.name}: identity {LatentGenerator.from_pretrained(target).identity()}")
 
 
-def bundle_model(run: Path, target: Path) -> None:
-    """Copy a codec, a language model or a tagger."""
+def bundle_model(run: Path, target: Path, towards: tuple[str, str] | None = None) -> None:
+    """Copy a codec, a language model or a tagger.
+
+    towards: a run that trained the codec's decoder on, and a share of the way to it. Weights between those before and
+    after further training may have the better of both (arXiv:2109.01903).
+    """
     contents = checkpoint.read_config(run)
     figures = figures_of(contents["info"])
     if contents["kind"] == CODEC_KIND:
-        save_codec(target, load_codec(run), figures, torch.float16)
+        codec = load_codec(run)
+        if towards is not None and isinstance(codec, Codec):
+            other = load_codec(towards[0])
+            assert isinstance(other, Codec)
+            for weight, goal in zip(codec.decoder.parameters(), other.decoder.parameters(), strict=True):
+                weight.lerp_(goal, float(towards[1]))
+        save_codec(target, codec, figures, torch.float16)
         print(f"{target.name}: identity {load_codec(target).identity}")
     elif contents["kind"] == TAGGER_KIND:
         save_tagger(target, load_tagger(run), figures, torch.float16)
         print(f"{target.name}: identity {load_tagger(target).identity}")
     else:
         loaded = load_lm(run)
-        codec, its_own = load_codec(CODEC), loaded.codec.identity
-        if not isinstance(codec, Codec) or not codec.is_compatible(its_own, loaded.lm.config.num_codebooks):
-            raise InputError(f"{run} speaks codec {its_own}, the bundled one is {codec.identity}")
-        reference = CodecReference(CODEC, codec.identity)
+        bundled, its_own = load_codec(CODEC), loaded.codec.identity
+        if not isinstance(bundled, Codec) or not bundled.is_compatible(
+            its_own, loaded.lm.config.num_codebooks
+        ):
+            raise InputError(f"{run} has codec {its_own}, the bundled one is {bundled.identity}")
+        reference = CodecReference(CODEC, bundled.identity)
         figures["generation"] = {"in_order": True}
         save_lm(target, loaded.lm, loaded.conditioner, reference, loaded.max_frames, figures, torch.float16)
 

@@ -186,7 +186,10 @@ class Visitors:
     async def code(
         self, session: Session, path: str, model: str | None
     ) -> AsyncIterator[list[dict[str, Any]]]:
-        """An uploaded sound through the codec of a model, with one codebook, with two, ... with all."""
+        """An uploaded sound through the codec of a model, with one codebook, with two, ... with all.
+
+        Of more than eight codebooks with 1, 2, 4, ... and all.
+        """
         generator = self.api.worker(model).generator
         if not isinstance(generator, AudioGen):
             raise Refused(400, "this model has no codec of tokens; choose a language model")
@@ -199,10 +202,13 @@ class Visitors:
         session.coded = [self.takes.add(Take("Original", f"{rate} Hz", "original", rate).hold(wanted))]
         with torch.inference_mode():
             segments = await asyncio.to_thread(codec.encode, wanted[None].to(codec.device))
+        total = codec.header.num_codebooks
         for count, kbps in enumerate(codec.bandwidths_kbps, 1):
+            if total > 8 and count < total and count & (count - 1):
+                continue
             first = [segment._replace(codes=segment.codes[:, :count]) for segment in segments]
             sound = await asyncio.to_thread(codec.decode, first, wanted.shape[-1])
-            title = f"{count} of {codec.header.num_codebooks} codebooks"
+            title = f"{count} of {total} codebooks"
             take = Take(title, f"{kbps:g} kbit/s", f"{count}-codebooks", rate).hold(sound[0].cpu())
             session.coded.append(self.takes.add(take))
             yield self.coded(session)
