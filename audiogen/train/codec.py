@@ -90,7 +90,10 @@ class CodecRecipe(Run):
     @staticmethod
     def inherit(recipe: Mapping[str, Any]) -> dict[str, Any]:
         model = to_plain(open_origin(recipe["init_from"]).config)
-        return {"model": model | {"num_codebooks": model["num_codebooks"] + recipe.get("more_codebooks", 0)}}
+        more = recipe.get("more_codebooks", 0)
+        if isinstance(more, int):  # else it is refused when the recipe is built
+            model["num_codebooks"] += more
+        return {"model": model}
 
     def prepare(self, device: torch.device) -> tuple[CodecTask, Split[AudioDataset]]:
         data = open_data(self.data, self.model.sample_rate, self.model.channels)

@@ -315,6 +315,9 @@ def test_more_codebooks_refine_and_leave_the_codes_of_those_before(codec_run: Tr
     assert not torch.equal(load_codec(codec_run("third", *settings)).encode(sound)[:, :3], codes[:, :3])
     with pytest.raises(InputError, match="more_codebooks adds to those of init_from, which is not given"):
         codec_run("fourth", "more_codebooks=2")
+    for value in ("many", "null", "1.5", "-1"):
+        with pytest.raises(InputError, match=r"more_codebooks\b"):
+            codec_run("fourth", f"init_from={first}", f"more_codebooks={value}")
 
 
 def test_spectra_are_learned_without_making_audio(codec_run: Train) -> None:
