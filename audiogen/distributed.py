@@ -26,6 +26,7 @@ from audiogen.errors import InputError, one_line
 T = TypeVar("T")
 BEAT_S = 0.5
 LOST_S = 8 * BEAT_S  # without a beat: the process is gone, or its machine is
+KEPT: list[Any] = []  # groups that were left
 
 
 def initialize(device: torch.device, timeout_s: float = 600.0) -> None:
@@ -48,6 +49,9 @@ def shutdown() -> None:
         Beats.own.stop()
         Beats.own = None
     if is_distributed():
+        # To the end of the process: Gloo's destructor waits for its threads, and where DDP's reducer drops the last
+        # reference it does so with the interpreter's lock, which a thread needs to drop a tensor (torch 2.13).
+        KEPT.extend(dist.distributed_c10d._world.pg_map)
         dist.destroy_process_group()
 
 
