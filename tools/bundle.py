@@ -1,6 +1,7 @@
 """Put a trained model into the package, in half precision: the last step of remaking the bundled weights.
 
     python tools/bundle.py runs/codec_tiny/best codec_tiny
+    python tools/bundle.py runs/codec_tiny_more codec_tiny --towards runs/codec_tiny_last/best 0.15
     python tools/bundle.py runs/lm_tiny/best lm_tiny
     python tools/bundle.py runs/tagger_tiny/best tagger_tiny
     python tools/bundle.py runs/lafma_tiny/best lafma_tiny
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     target = WEIGHTS / arguments.name
+    if arguments.towards and checkpoint.read_config(arguments.run)["kind"] != CODEC_KIND:
+        raise InputError(f"--towards is for codecs, and {arguments.run} is none; drop it")
     if (arguments.run / INDEX).is_file():
         bundle_system(arguments.run, target)
     else:
@@ -81,9 +84,10 @@ def bundle_model(run: Path, target: Path, towards: tuple[str, str] | None = None
     figures = figures_of(contents["info"])
     if contents["kind"] == CODEC_KIND:
         codec = load_codec(run)
-        if towards is not None and isinstance(codec, Codec):
+        if towards is not None:
             other = load_codec(towards[0])
-            assert isinstance(other, Codec)
+            if not (isinstance(codec, Codec) and isinstance(other, Codec) and codec.config == other.config):
+                raise InputError(f"--towards {towards[0]} is not a codec of the architecture of {run}")
             for weight, goal in zip(codec.decoder.parameters(), other.decoder.parameters(), strict=True):
                 weight.lerp_(goal, float(towards[1]))
         save_codec(target, codec, figures, torch.float16)
