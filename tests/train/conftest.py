@@ -52,6 +52,11 @@ fit: {{steps: 6, batch_size: 4, ema_decay: 0.9, log_every: 1, valid_every: 4, sa
 Train = Callable[..., Path]
 
 
+def losses(run: Path) -> list[float]:
+    """The training loss of each step that is in a run's log."""
+    return [record["train/loss"] for record in read_log(run) if "train/loss" in record]
+
+
 def scalars(run: Path) -> list[dict[str, Any]]:
     """The records of a run's log without what depends on the time that it took."""
     timed = "time_s", "speed/"

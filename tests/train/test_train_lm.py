@@ -27,7 +27,7 @@ from audiogen.models.build import load_codec, load_lm
 from audiogen.models.own import save_codec
 from audiogen.text.vocabulary import VOCABULARY_FILE, Vocabulary
 from tests import random_t5
-from tests.train.conftest import scalars
+from tests.train.conftest import losses, scalars
 
 Train = Callable[..., Path]
 
@@ -227,7 +227,7 @@ def test_tokens_and_models_of_a_codec_go_on_with_more_codebooks(
     first = lm_run("first", "pretokenize_epochs=1", "data.mix_probability=0", "fit.steps=1")
     shards = first / "tokens" / "pass_000"
     same = f"data.train={shards}", f"data.valid={shards}", "data.mix_probability=0", "fit.steps=1"
-    assert losses_of(lm_run("same", *same)) == losses_of(lm_run("other", *same, f"codec={more}"))
+    assert losses(lm_run("same", *same)) == losses(lm_run("other", *same, f"codec={more}"))
     sound = AudioGen.from_pretrained(first, "cpu", "float32").generate(["rain"], 0.5, seed=0)
     checkpoint.copy_model(more, first / "codec")  # its codec is now the one with more codebooks
     model = AudioGen.from_pretrained(first, "cpu", "float32")
@@ -237,10 +237,6 @@ def test_tokens_and_models_of_a_codec_go_on_with_more_codebooks(
     tokens, sounds = str(tmp_path / "tokens"), str(tmp_path / "sounds")
     assert codec_main(["encode", str(manifest), "--codec", str(codec_dir), "--out", tokens]) == 0
     assert codec_main(["decode", tokens, "--codec", str(more), "--out", sounds]) == 0
-
-
-def losses_of(run: Path) -> list[float]:
-    return [record["train/loss"] for record in scalars(run) if "train/loss" in record]
 
 
 def test_a_run_keeps_the_codec_it_began_with(lm_run: Train, codec_run: Train) -> None:

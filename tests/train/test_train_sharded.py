@@ -22,8 +22,8 @@ from audiogen.files import checkpoint
 from audiogen.files.checkpoint import read_tensors
 from audiogen.train import checkpoints
 from audiogen.train.lm import LMRecipe, LMTask
-from audiogen.train.log import read_log
 from audiogen.train.run import open_recipe
+from tests.train.conftest import losses
 from tests.train.processes import free_port, in_processes
 from tests.train.test_train_diffusion import AUTOENCODER, WAVE, train, write_recipe, write_system
 from tools.memory_plan import plan
@@ -33,10 +33,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # Sums in another order move a weight by up to a hundredth of Adam's step, 1e-2 here; another gradient by a step.
 CLOSE = 5e-4
 FIXED = ("model.dropout=0", "text.dropout=0", "pretokenize_epochs=1", "fit.save_every=3")
-
-
-def losses(run: Path) -> list[float]:
-    return [record["train/loss"] for record in read_log(run) if "train/loss" in record]
 
 
 def difference(one: Path, other: Path) -> float:
