@@ -43,6 +43,14 @@ def test_order_and_selection(tmp_path: Path) -> None:
     tool = runpy.run_path(str(ROOT / "tools" / "pairs.py"))
     tool["write"](tmp_path / "manifest.jsonl", tmp_path / "pairs", 6)
 
+    tool["single"](tmp_path / "manifest.jsonl", tmp_path / "parts", 6)  # each recording twice
+    parts = read_manifest(tmp_path / "parts" / "manifest.jsonl")
+    assert [clip.fields["label"] for clip in parts] == ["hum", "whistle", "hum"] * 2
+    for clip in parts:
+        sound = audio.load(clip.path)[0][0]
+        assert len(sound) == min(2.5, 2 if clip.fields["label"] == "whistle" else 5) * RATE
+        assert strongest_hz(sound) == HZ[str(clip.fields["label"])] and clip.captions[0].split()[1] in HZ
+
     clips = read_manifest(tmp_path / "pairs" / "manifest.jsonl")
     assert {str(clip.fields["label"]) for clip in clips} == {"hum, whistle", "whistle, hum"}
     for clip in clips:

@@ -1,8 +1,10 @@
 """Two recordings one after the other in 5 s, captioned in order: clips that lm_tiny is trained on last.
 
     python tools/pairs.py esc10/manifest.jsonl runs/pairs 1200
+    python tools/pairs.py esc10/manifest.jsonl runs/parts 952 --single
 
-Takes folds 1-3 under CC0 and CC-BY, the clips that all bundled models train on (tools/attribution.py).
+The second writes the loudest 2.5 s of single recordings, with their own captions: short sounds for lafma_tiny. Takes
+folds 1-3 under CC0 and CC-BY, the clips that all bundled models train on (tools/attribution.py).
 """
 
 import argparse
@@ -23,7 +25,7 @@ from audiogen.files.writing import write_bytes_atomic
 
 Sound = NDArray[np.float32]  # mono [N]
 
-RATE, DURATION_S = 16000, 5
+RATE, DURATION_S, PART_S = 16000, 5, 2.5
 WHERE = {"fold": (1, 2, 3), "license": ("CC0", "CC-BY")}
 # {A}: the first caption as it is; {a}, {b}: captions that begin with a small letter; {label}: the class of the second.
 PATTERNS = (
@@ -58,14 +60,38 @@ def words(clips: Sequence[Clip], random: np.random.Generator) -> list[str]:
     return captions
 
 
+def read(manifest: Path) -> list[tuple[Clip, Sound]]:
+    """The recordings that are trained on."""
+    clips = [clip for clip in read_source(SourceConfig(str(manifest), where=WHERE)) if isinstance(clip, Clip)]
+    return [(clip, audio.load(clip.path, RATE, 1)[0][0].numpy()) for clip in clips]
+
+
+def single(manifest: Path, folder: Path, count: int) -> None:
+    """Write `count` parts of single recordings, all equally often, with their manifest.jsonl."""
+    random, recordings = np.random.default_rng(0), read(manifest)
+    lines = []
+    for number in range(count):
+        clip, sound = recordings[number % len(recordings)]
+        part = torch.from_numpy(loudest(sound, int(PART_S * RATE), random))
+        part /= part.abs().max().clamp(min=1)
+        lines.append(keep(folder, number, part, clip.captions, str(clip.fields["label"])))
+    write_bytes_atomic(folder / "manifest.jsonl", "".join(lines).encode())
+
+
+def keep(folder: Path, number: int, sound: torch.Tensor, captions: Sequence[str], label: str) -> str:
+    """Write a clip [N] -> its line of the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{number:05}.wav"
+    audio.save(folder / name, sound[None], RATE)
+    return json.dumps({"audio": name, "captions": captions, "label": label}) + "\n"
+
+
 def write(manifest: Path, folder: Path, count: int) -> None:
-    """Write `count` clips with their manifest.jsonl, the same ones each time."""
+    """Write `count` clips of two recordings with their manifest.jsonl, the same ones each time."""
     random = np.random.default_rng(0)
     by_label: dict[str, list[tuple[Clip, Sound]]] = {}
-    for clip in read_source(SourceConfig(str(manifest), where=WHERE)):
-        sound = audio.load(clip.path, RATE, 1)[0][0].numpy()
+    for clip, sound in read(manifest):
         by_label.setdefault(str(clip.fields["label"]), []).append((clip, sound))
-    folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(count):
         labels = [str(label) for label in random.choice(sorted(by_label), 2, replace=False)]
@@ -79,10 +105,7 @@ def write(manifest: Path, folder: Path, count: int) -> None:
             start = int(start_s * RATE)
             pair[start : start + len(part)] = part
             chosen.append(clip)
-        name = f"{number:05}.wav"
-        audio.save(folder / name, torch.from_numpy(pair)[None], RATE)
-        line = {"audio": name, "captions": words(chosen, random), "label": ", ".join(labels)}
-        lines.append(json.dumps(line) + "\n")
+        lines.append(keep(folder, number, torch.from_numpy(pair), words(chosen, random), ", ".join(labels)))
     write_bytes_atomic(folder / "manifest.jsonl", "".join(lines).encode())
 
 
@@ -94,8 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("manifest", type=Path, help="manifest.jsonl of ESC-10")
     parser.add_argument("folder", type=Path, help="where the clips go")
     parser.add_argument("count", type=int, help="how many")
+    parser.add_argument("--single", action="store_true", help="parts of 2.5 s of one recording each")
     arguments = parser.parse_args(argv)
-    write(arguments.manifest, arguments.folder, arguments.count)
+    (single if arguments.single else write)(arguments.manifest, arguments.folder, arguments.count)
     return 0
 
 

@@ -63,14 +63,18 @@ class SourceConfig:
     shards also by a URL. repeat: how often an epoch passes
     over it. where: allowed values of manifest fields, a tuple for each; one value may be given alone. Of the built-in
     corpus there are kind (of all events of a clip) and form ("one", "order", "overlap" or "emphasis").
+    duration_s: length of the clips of the built-in corpus, 0.5 to 30 s; null: the segment's, at least 5 s.
     """
 
     source: str
     repeat: Positive = 1
     where: dict[str, Any] = field(default_factory=dict)
+    duration_s: Annotated[float, Range(0.5, SYNTH_LONGEST_S)] | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.duration_s is not None and not self.source.startswith("synth"):
+            raise InputError(f"duration_s is of clips of the built-in corpus, not of {self.source}; drop it")
         values = {k: tuple(v) if isinstance(v, (list, tuple)) else (v,) for k, v in self.where.items()}
         object.__setattr__(self, "where", values)
 
@@ -138,10 +142,13 @@ class DataConfig:
 
 
 class BuiltInClip(Clip):
-    """Clip `number` of the built-in corpus; its path is its name as a source of one clip."""
+    """Clip `number` of the built-in corpus; its path is its name as a source of one clip.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"synth:1@{number}")
+    duration_s: its length; None: that of the segment it is for, at least 5 s.
+    """
+
+    def __init__(self, number: int, duration_s: float | None = None) -> None:
+        super().__init__(f"synth:1@{number}", duration_s=duration_s)
 
     @property
     def number(self) -> int:
@@ -158,8 +165,9 @@ def read_source(source: SourceConfig) -> Sequence[Clip]:
         start = int(match[2] or 0)
         numbers: Sequence[int] = range(start, start + int(match[1]))
         if source.where:
-            numbers = synth.select(SYNTH_SEED, numbers, SYNTH_DURATION_S, source.where)
-        return [BuiltInClip(number) for number in numbers]
+            duration_s = source.duration_s or SYNTH_DURATION_S
+            numbers = synth.select(SYNTH_SEED, numbers, duration_s, source.where)
+        return [BuiltInClip(number, source.duration_s) for number in numbers]
     if remote.is_remote(name):
         return _read_remote(source)
     listed = os.path.join(name, "manifest.jsonl")
@@ -217,6 +225,7 @@ class AudioDataset:
     # samples at sample_rate, from the files' headers
     lengths: dict[ClipPart, int] = field(default_factory=dict, init=False)
     batch_type: ClassVar[type[Batch]] = AudioBatch
+    groups: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if not self.clips:
@@ -269,7 +278,7 @@ class AudioDataset:
 
     def _length(self, clip: Clip) -> int:
         if isinstance(clip, BuiltInClip):
-            return round(self._built_in_s() * self.read_rate)
+            return round(self._built_in_s(clip) * self.read_rate)
         if clip.place not in self.lengths:
             if len(self.lengths) >= MOST_LENGTHS:
                 self.lengths.clear()
@@ -291,11 +300,13 @@ class AudioDataset:
         """All wordings of a clip, without reading its sound."""
         clip = self.clips[index]
         if isinstance(clip, BuiltInClip):
-            return synth.captions(SYNTH_SEED, clip.number, self._built_in_s())
+            return synth.captions(SYNTH_SEED, clip.number, self._built_in_s(clip))
         return clip.captions
 
-    def _built_in_s(self) -> float:
-        """Built-in clips are as long as the segment: their captions describe the whole clip, not a crop."""
+    def _built_in_s(self, clip: BuiltInClip) -> float:
+        """Built-in clips last as long as the segment, or as asked: their captions are of the whole clip, not a crop."""
+        if clip.duration_s is not None:
+            return clip.duration_s
         return min(SYNTH_LONGEST_S, max(SYNTH_DURATION_S, (self.segment or 0) / self.sample_rate))
 
     def _read(self, clip: Clip, start: int, length: int) -> Tensor:
@@ -315,7 +326,7 @@ class AudioDataset:
     def _decode(self, clip: Clip, start: int, length: int) -> Tensor:
         if isinstance(clip, BuiltInClip):
             sound = synth.render(
-                SYNTH_SEED, clip.number, self.read_rate, self._built_in_s(), min(2, self.channels)
+                SYNTH_SEED, clip.number, self.read_rate, self._built_in_s(clip), min(2, self.channels)
             ).audio
             return audio.convert_channels(sound, self.channels)[:, start : start + length]
         rate = self.read_rate

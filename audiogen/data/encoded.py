@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,11 +22,14 @@ from audiogen.data.shards import OpenFiles, ShardReader, read_rows
 from audiogen.errors import InputError
 from audiogen.interfaces import Batch, CodeBatch
 
+FRAMES = 8  # a UNet halves the number of latent frames up to three times
+
 
 class CodeDataset:
     """Clips of shard directories, as segments of `segment_frames`; None gives whole clips. Made by `open_codes`."""
 
     batch_type: type[Batch] = CodeBatch
+    groups = None
 
     def __init__(self, clips: Sequence[tuple[ShardReader, int]], segment_frames: int | None = None) -> None:
         if not clips:
@@ -92,18 +95,31 @@ class LatentBatch(Batch):
     latents: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
 
+    def cut(self, hop_length: int) -> LatentBatch:
+        """Without the latents that are after the end of the longest sound; up to FRAMES - 1 of them are left."""
+        frames = -(-int(self.lengths.max()) // hop_length)
+        return replace(self, latents=self.latents[:, :, : -(-frames // FRAMES) * FRAMES])
+
 
 class LatentDataset:
-    """The clips of folders of latent shards."""
+    """The clips of folders of latent shards.
+
+    group_samples: with it, clips whose lengths are between the same two multiples of so many samples are in batches of
+    their own.
+    """
 
     batch_type: type[Batch] = LatentBatch
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], group_samples: int | None = None) -> None:
         paths = [path for folder in folders for path in sorted(folder.glob("shard-*.safetensors"))]
         self.rows = [(path, number, row) for path in paths for number, row in enumerate(read_rows(path))]
         self._files = OpenFiles({})
         if not self.rows:
             raise InputError("none of the clips can be read; the messages above say why")
+        self.groups = None
+        if group_samples is not None:
+            lengths = torch.tensor([row["num_samples"] for _, _, row in self.rows])
+            self.groups = (lengths + group_samples - 1) // group_samples
 
     def __len__(self) -> int:
         return len(self.rows)

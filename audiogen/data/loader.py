@@ -2,6 +2,7 @@
 
 Position p of the endless sequence is item `permutation(seed, p // n)[p % n]`; step s of rank r takes the positions
 from `(s * world + r) * batch_size` on. So resuming needs the step alone, and workers change nothing but the time.
+Where a dataset has groups, the items of a step are of one of them, and `by_group` is in the permutation's place.
 """
 
 import atexit
@@ -48,11 +49,14 @@ class Dataset(Protocol):
     """Numbered items, each a pure function of its arguments; `item` raises InputError for one it cannot read.
 
     batch_type: of the batches that they make, a subclass of `Batch` with one more field, the data, and `features` where
-    its items have some.
+    its items have some. groups: int64 [items], which of them may be in one batch: those of one number; None: all.
     """
 
     @property
     def batch_type(self) -> type[Batch]: ...
+
+    @property
+    def groups(self) -> Tensor | None: ...
 
     def __len__(self) -> int: ...
 
@@ -77,6 +81,23 @@ def collate(items: Sequence[Item], batch_type: Any) -> Any:
 def permutation(count: int, seed: int, epoch: int) -> Tensor:
     """The order of an epoch -> int64 [count]."""
     return torch.randperm(count, generator=generator_for("order", seed, epoch))
+
+
+def by_group(groups: Tensor, size: int, seed: int, epoch: int) -> Tensor:
+    """The order of an epoch in which each `size` items are of one group, the batches of all groups by chance -> [n].
+
+    groups: int64 [items]. n is the same in each epoch: a group's items that fill no batch are left out of it, other
+    ones in each. InputError where no group has as many.
+    """
+    order = permutation(len(groups), seed, epoch)
+    own = [order[groups[order] == group] for group in groups.unique()]
+    batches = torch.cat([items[: len(items) // size * size].reshape(-1, size) for items in own])
+    if not len(batches):
+        raise InputError(
+            f"no {size} clips are of one length; take a smaller fit.batch_size, or group_by_length=false"
+        )
+    chosen = torch.randperm(len(batches), generator=generator_for("batches", seed, epoch))
+    return batches[chosen].flatten()
 
 
 def prefetch(source: Any, keys: Iterable[Any], workers: int) -> Generator[Any, None, None]:
@@ -144,11 +165,14 @@ class AudioLoader:
     world: int = 1
     workers: int = 0
     unreadable: Counter[str] = field(default_factory=Counter, init=False)
+    epoch: int = field(default=-1, init=False)  # of `order`
+    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), init=False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0 or len(self.dataset) == 0:
             got = f"batch_size {self.batch_size}, workers {self.workers}, {len(self.dataset)} clips"
             raise InputError(f"{got}: expected at least 1, 0 and 1")
+        self._order(0)
 
     def __getitem__(self, step: int) -> tuple[Batch | None, list[str]]:
         """The batch of a step, and a message for each clip that could not be read for it; or None and why not."""
@@ -163,13 +187,25 @@ class AudioLoader:
     def _item(self, position: int, problems: list[str]) -> Item:
         """The item at a position, or the next readable one of the sequence."""
         for at in range(position, position + GIVE_UP_AFTER):
-            epoch, number = divmod(at, len(self.dataset))
-            index = int(permutation(len(self.dataset), self.seed, epoch)[number])
+            epoch, number = divmod(at, len(self.order))
+            index = int(self._order(epoch)[number])
             try:
                 return self.dataset.item(index, epoch, self.seed)
             except InputError as error:
                 problems.append(str(error))
         raise InputError(f"{GIVE_UP_AFTER} clips in a row cannot be read; the last: {problems[-1]}")
+
+    def _order(self, epoch: int) -> Tensor:
+        """The items of an epoch, in their order; all epochs have as many."""
+        if epoch != self.epoch:
+            groups, size = self.dataset.groups, self.batch_size * self.world
+            self.order = (
+                permutation(len(self.dataset), self.seed, epoch)
+                if groups is None
+                else by_group(groups, size, self.seed, epoch)
+            )
+            self.epoch = epoch
+        return self.order
 
     def batches(self, start_step: int = 0) -> Generator[Any, None, None]:
         """Batches from a step on, without end. Closing the generator, or leaving Python, ends the workers."""

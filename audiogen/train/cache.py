@@ -111,11 +111,12 @@ def cache_latents(
     num_passes: int,
     autoencoder: Autoencoder,
     features: Mapping[str, Feature],
+    group_samples: int | None = None,
 ) -> Split[LatentDataset]:
     """Encode the sets that `recipe.data` describes into the run's `latents/` -> the sets to train and validate on.
 
-    features: stored beside the latents, by name, clap or loa. Raises InputError where the folder holds latents of other
-    data, of another encoder, or with other features.
+    features: stored beside the latents, by name, clap or loa. group_samples: see `LatentDataset`, for training. Raises
+    InputError where the folder holds latents of other data, of another encoder, or with other features.
     """
     device = next(autoencoder.parameters()).device
 
@@ -151,7 +152,7 @@ def cache_latents(
                     write_shard(path, {name: torch.stack(found) for name, found in arrays.items()}, rows)
     folders = [each.directory for each in passes]
     valid = LatentDataset(folders[num_passes:]) if folders[num_passes:] else None
-    return Split(LatentDataset(folders[:num_passes]), valid)
+    return Split(LatentDataset(folders[:num_passes], group_samples), valid)
 
 
 def plan_passes(

@@ -45,6 +45,7 @@ from audiogen.train.loa import LoaTraining, true_vectors
 from audiogen.train.parallel import blocks
 from audiogen.train.task import CaptionedTask, Run, learn_words, means, new_text
 
+GROUPS = 8  # of clips by their length, at most
 VALID_DRAWS = 2  # times and noises for each validation clip
 CLAP_FROM_AUDIO = {"text": 0.0, "mixed": 0.5, "audio": 1.0}  # share of the clips by `clap_of`
 
@@ -61,8 +62,10 @@ class DiffusionRecipe(Run):
     in training; mixed flips a coin for each clip. loa: how GPT-2 is trained on vectors of the sounds; with null it
     learns from the denoiser's loss alone. condition_dropout: share of the clips trained without their condition, for
     guidance; drawn per clip. latent_passes: passes over the data stored as latents before training, in the run
-    directory. max_reconstruction: log-mel distance of real clips from their reconstructions by the autoencoder, above
-    which nothing is trained. sampling: of samples, and the default of whoever opens the model.
+    directory. group_by_length: batches are of clips of about one length, and as long as the longest, so that short
+    sounds are learned as such, not as the beginning of a segment of silence. max_reconstruction: log-mel distance of
+    real clips from their reconstructions by the autoencoder, above which nothing is trained. sampling: of samples, and
+    the default of whoever opens the model.
     """
 
     system: SystemConfig
@@ -77,6 +80,7 @@ class DiffusionRecipe(Run):
     loa: LoaTraining | None = None
     condition_dropout: Probability = 0.1  # AudioLDM's share (arXiv:2301.12503)
     latent_passes: Positive = 1
+    group_by_length: bool = False
     max_reconstruction: float = 1.0
 
     def __post_init__(self) -> None:
@@ -94,6 +98,8 @@ class DiffusionRecipe(Run):
             raise InputError(
                 "loa is for a system with a stream of loa in system.conditioner.cross; set it null"
             )
+        if self.loa is not None and self.group_by_length:
+            raise InputError("loa describes whole segments; set group_by_length=false")
         self.sampling.check(self.process, "sampling")
 
     @staticmethod
@@ -117,7 +123,9 @@ class DiffusionRecipe(Run):
         with distributed.first_process_first():
             check_on_clips(autoencoder, sets, self.max_reconstruction, Path(self.out, "latents", "check"))
             features = make_features(self, autoencoder, system)
-            data = cache_latents(sets, self, self.latent_passes, autoencoder, features)
+            parts = max(1, round(self.data.segment_s * autoencoder.sample_rate / GROUPS))
+            group = parts if self.group_by_length else None
+            data = cache_latents(sets, self, self.latent_passes, autoencoder, features, group)
         if system is None:
             system = new_system(self, data.train)
             system.autoencoder = autoencoder
@@ -239,6 +247,7 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
 
         `loa` is GPT-2's own loss, and `loss`, too, where it trains alone.
         """
+        batch = self.cut(batch)
         drawn = self.draw_rows(batch.latents, step)
         for rows in self.in_turn(self.parts(batch)):
             losses = self.parallel(partial(self.losses, batch, rows, drawn))
@@ -249,6 +258,10 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
             self.optimizer.backward(loss)
             self.add(mean)
         return self.update(step)
+
+    def cut(self, batch: LatentBatch) -> LatentBatch:
+        """As long as its longest clip where clips are grouped by length, else as long as a segment."""
+        return batch.cut(self.system.autoencoder.hop_length) if self.recipe.group_by_length else batch
 
     def losses(self, batch: LatentBatch, rows: slice, drawn: Drawn) -> dict[str, Tensor]:
         """`loss`, and `loa` where GPT-2 learns, of each of the rows [B]."""
@@ -332,7 +345,7 @@ class DiffusionTask(CaptionedTask[DiffusionRecipe]):
         it generates from the true ones, to be compared with `loa_mean`, that of their mean. Where it trains alone,
         `loss` is `loa`.
         """
-        batches = list(batches)  # read once for each kind of captions
+        batches = [self.cut(batch) for batch in batches]  # read once for each kind of captions
         kinds = self.captions([batch.captions for batch in batches])
         kinds["_none"] = kinds[""]  # what is left out is the condition
         values: list[dict[str, Tensor]] = []  # of clips [B]

@@ -159,7 +159,7 @@ class DistilTask(DiffusionTask):
         """
         steps, values = self.recipe.sampling.steps, []
         with self.autocast():
-            for number, batch in enumerate(batches):
+            for number, batch in enumerate(map(self.cut, batches)):
                 given, away = self.conditions(batch, batch.captions)
                 noise = torch.randn(batch.latents.shape, generator=generator_for("valid", VALID_SEED, number))
                 errors = [

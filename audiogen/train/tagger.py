@@ -89,6 +89,10 @@ def group_of(clip: Clip, recipe: TaggerRecipe) -> str:
     """The group a clip's label is in. Raises InputError for a clip that cannot be learned from."""
     groups = recipe.model.groups
     if isinstance(clip, BuiltInClip):
+        if clip.duration_s is not None:
+            raise InputError(
+                f"duration_s is {clip.duration_s:g}; a tagger takes clips as long as the segment: drop it"
+            )
         if not SYNTH_DURATION_S <= recipe.data.segment_s <= SYNTH_LONGEST_S:
             raise InputError(
                 f"data.segment_s is {recipe.data.segment_s:g}; the events of built-in clips are defined for whole "

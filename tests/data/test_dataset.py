@@ -9,6 +9,7 @@ import torch
 from audiogen import audio
 from audiogen.data import synth
 from audiogen.data.dataset import (
+    SYNTH_SEED,
     AudioDataset,
     BuiltInClip,
     DataConfig,
@@ -19,6 +20,7 @@ from audiogen.data.dataset import (
     read_source,
 )
 from audiogen.data.manifest import Clip, write_manifest
+from audiogen.data.synth.scene import compose
 from audiogen.errors import InputError
 
 RATE = 8000
@@ -209,6 +211,28 @@ def test_a_clip_that_fills_the_segment_is_not_played_so_fast_that_silence_follow
         name = tmp_path / f"{seconds}.wav"
         clip = Clip(str(audio.save(name, tone[:, : int(16000 * seconds)], 16000)))
         assert AudioDataset([clip], 16000, segment_s=1.0, vary=fast).item(0, 0, 0).length == length
+
+
+def test_built_in_clips_of_another_length_than_the_segment() -> None:
+    source = SourceConfig("synth:300@40", where={"form": ["one"]}, duration_s=2.5)
+    clips = read_source(source)
+    assert all(
+        compose(SYNTH_SEED, int(clip.path.rpartition("@")[2]), 2.5).form == "one" for clip in clips[:20]
+    )
+    dataset = AudioDataset([*clips[:1], BuiltInClip(40)], 16000, segment_s=5.0)
+    short, long = dataset.item(0, 0, 0), dataset.item(1, 0, 0)
+    assert (short.length, long.length) == (40000, 80000)
+    assert short.data[:, :40000].abs().max() > 0 and not short.data[:, 40000:].any()
+    number = int(clips[0].path.rpartition("@")[2])
+    assert dataset.captions(0) == synth.captions(SYNTH_SEED, number, 2.5)
+    assert torch.equal(short.data[:, :40000], synth.render(SYNTH_SEED, number, 16000, 2.5).audio)
+    assert BuiltInClip(3, 2.5).place != BuiltInClip(3).place and BuiltInClip(3, 2.5).key == BuiltInClip(3).key
+    with pytest.raises(
+        InputError, match=r"duration_s is of clips of the built-in corpus, not of a\.jsonl; drop it"
+    ):
+        SourceConfig("a.jsonl", duration_s=2.5)
+    with pytest.raises(InputError, match="duration_s is 31.0; it must be in"):
+        SourceConfig("synth:9", duration_s=31.0)
 
 
 def test_the_built_in_corpus_is_named_and_true(tmp_path: Path) -> None:

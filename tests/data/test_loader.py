@@ -25,6 +25,7 @@ class Numbers:
     """Item i is one sample: its index; the caption says with which epoch and seed it was asked for."""
 
     batch_type = AudioBatch
+    groups = None
 
     def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
         self.count, self.broken = count, broken
@@ -74,6 +75,42 @@ def test_ranks_share_the_steps_of_one_process() -> None:
     ranks = [take(AudioLoader(Numbers(11), 2, rank=rank, world=3), 8) for rank in range(3)]
     alone = take(AudioLoader(Numbers(11), 6), 8)
     assert keys(alone) == [key for step in zip(*ranks, strict=True) for key in keys(list(step))]
+
+
+class Grouped(Numbers):
+    """Items 0 to 11 are of one group, 12 to 17 of another, 18 is alone."""
+
+    groups = torch.tensor([5] * 12 + [2] * 6 + [9])
+
+
+def test_items_of_a_group_are_in_batches_of_their_own() -> None:
+    loader = AudioLoader(
+        Grouped(19), batch_size=4, seed=3
+    )  # 3 batches of the first, 1 of the second, none of the third
+    batches = [[int(key) for key in keys([batch])] for batch in take(loader, 80)]
+    assert all(len({int(Grouped.groups[item]) for item in batch}) == 1 for batch in batches)
+    for epoch in range(0, 80, 4):
+        seen = Counter(item for batch in batches[epoch : epoch + 4] for item in batch)
+        assert max(seen.values()) == 1 and sum(item < 12 for item in seen) == 12
+    places = {
+        next(i for i, batch in enumerate(batches[at : at + 4]) if batch[0] > 11) for at in range(0, 80, 4)
+    }
+    assert places == {0, 1, 2, 3}  # the batches come in any order
+    assert {item for batch in batches for item in batch} == set(range(18))  # left out now, chosen then
+    assert keys(take(loader, 3, 42)) == [str(item) for batch in batches[42:45] for item in batch]
+
+
+def test_ranks_share_the_group_of_a_step() -> None:
+    ranks = [take(AudioLoader(Grouped(19), 2, rank=rank, world=2), 8) for rank in range(2)]
+    alone = take(AudioLoader(Grouped(19), 4), 8)
+    assert keys(alone) == [key for step in zip(*ranks, strict=True) for key in keys(list(step))]
+
+
+def test_a_batch_that_no_group_fills_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="no 13 clips are of one length; take a smaller fit.batch_size, or group_by_"
+    ):
+        AudioLoader(Grouped(19), batch_size=13)
 
 
 def test_repeats_are_different_items() -> None:

@@ -32,7 +32,7 @@ from audiogen.models.latent_codecs import KINDS, load_autoencoder, reconstruct, 
 from audiogen.models.released import load_released
 from audiogen.text.vocabulary import VOCABULARY_FILE, Vocabulary
 from audiogen.train.__main__ import main
-from audiogen.train.diffusion import freeze_text, new_system
+from audiogen.train.diffusion import DiffusionTask, freeze_text, new_system
 from audiogen.train.run import open_recipe
 from tests.diffusion.tiny_encoders import write_clap
 from tests.diffusion.tiny_systems import RECIPES
@@ -312,6 +312,34 @@ def test_training_touches_no_audio_once_the_latents_are_stored(
     assert {data.item(0, epoch, 0).caption for epoch in range(9)} == set(data.captions(0))
     with pytest.raises(InputError, match=r"latents made with other settings \(seed\); delete it"):
         train(recipe, run, "fit.steps=6", "latent_passes=2", "seed=1")
+
+
+def test_short_sounds_are_learned_as_such(
+    lafma: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 0.5 s that are stored, 25 frames of latents, those of a sound of 0.2 s are 10, or 16 of whole batches."""
+    sounds = [
+        {"audio": str(audio.save(tmp_path / f"{n}.wav", torch.rand(1, 400 if n % 2 else 1000) - 0.5, 2000))}
+        for n in range(16)
+    ]
+    lines = [json.dumps({**sound, "captions": [f"sound {n}"]}) + "\n" for n, sound in enumerate(sounds)]
+    (tmp_path / "both.jsonl").write_text("".join(lines))
+    seen: set[tuple[int, ...]] = set()
+    errors = DiffusionTask.errors
+
+    def spied(task: DiffusionTask, clean: torch.Tensor, *given: Any) -> torch.Tensor:
+        seen.add(tuple(clean.shape))
+        return errors(task, clean, *given)
+
+    monkeypatch.setattr(DiffusionTask, "errors", spied)
+    data = f"data={{train: {tmp_path / 'both.jsonl'}, segment_s: 0.5, holdout: 0}}"
+    lafma("whole", data, "fit.steps=8")
+    assert seen == {(4, 4, 25, 8)}
+    seen.clear()
+    lafma("grouped", data, "fit.steps=8", "group_by_length=true")
+    assert seen == {(4, 4, 16, 8), (4, 4, 25, 8)}
+    made = generators.load(tmp_path / "grouped", "cpu").generate(["sound 1"], 0.2)
+    assert made.shape == (1, 1, 400) and made.isfinite().all()
 
 
 def test_workers_end_when_a_shard_cannot_be_written(lafma: Train, tmp_path: Path) -> None:
