@@ -27,7 +27,7 @@ class Sampling:
     """How latents are drawn. sampler, steps, eta: see `samplers.py`. guidance: 1 turns it off and halves the work.
 
     guidance_rescale: how much of the change of level by guidance is undone, 0 (as published) to 1, see `rescaled`.
-    in_order: whether a text that says what comes after what is sampled part by part, see `timeline`.
+    in_order: whether a text that says what comes after what is made part by part, see `generators.in_order`.
     """
 
     sampler: str = "ddim"

@@ -26,7 +26,7 @@ from audiogen.diffusion.samplers import make_sampler
 from audiogen.diffusion.timeline import Guided, in_turn
 from audiogen.errors import InputError
 from audiogen.files import checkpoint, writing
-from audiogen.generators import edits, level
+from audiogen.generators import edits, in_order, level
 from audiogen.generators import request as requests
 from audiogen.generators.candidates import STRIDE, check_ranker, nearest
 from audiogen.generators.facts import family_of, latent_rate, longest_s
@@ -226,6 +226,8 @@ class LatentGenerator(Published):
         chosen = self.sampling(
             sampling.steps, sampling.sampler, guidance, sampling.guidance_rescale, sampling.in_order
         )
+        if edit is None and (parts := in_order.split(request.texts, sampling, chosen.in_order)):
+            return in_order.generate(self, parts, request, sampling, guidance, progress, turned_down_db)
         candidates = 1 if sampling.candidates is None else sampling.candidates
         clap = None
         if candidates != 1:
@@ -311,10 +313,10 @@ class LatentGenerator(Published):
             return self.system.denoiser(x_t, t, conditioning)
 
     def _conditioning(
-        self, text: str | None, duration_s: float, sampling: Sampling, in_order: bool
+        self, text: str | None, duration_s: float, sampling: Sampling, by_parts: bool
     ) -> list[Guided]:
         """One sound's conditions on the denoiser's device: one or, where its text changes, one for each text."""
-        parts = events(text) if in_order and text else [text]
+        parts = events(text) if by_parts and text else [text]
         if sampling.schedule is not None or sampling.to is not None:
             parts = [
                 text,

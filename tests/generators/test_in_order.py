@@ -1,6 +1,7 @@
 """Texts of several events in order, by both families: which part of a sound is of which text."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from audiogen.diffusion.timeline import equal, shares
 from audiogen.generators.in_order import FADE_S, joined
 from audiogen.generators.latent import LatentGenerator
 from audiogen.generators.token import AudioGen
-from audiogen.interfaces import Sampling
+from audiogen.interfaces import Edit, Sampling
 from tests.generators.test_latent_generator import make
 
 TEXT = "a dog barks, then rain falls"
@@ -84,33 +85,34 @@ def test_parts_are_as_long_as_they_should_be_and_meet_in_silence() -> None:
     assert sound[:, 600:].abs().max() == 0
 
 
+@pytest.mark.parametrize("kind", ["lafma", "stable_audio"])
+def test_each_part_of_a_latent_systems_sound_is_that_of_its_own_text(kind: str) -> None:
+    system, few = LatentGenerator(make(kind), "cpu"), Sampling(steps=2)
+    ordered = replace(few, in_order=True)
+    together = system.generate([TEXT, "rain falls"], 1.0, seed=3, sampling=ordered)
+    parts = [system.generate([text], 0.5, seed=3, sampling=few)[0] for text in ("a dog barks", "rain falls")]
+    middle, fade = parts[0].shape[-1], round(FADE_S * system.sample_rate)
+    assert torch.equal(together[0, :, : middle - fade], parts[0][:, : middle - fade])
+    assert torch.equal(together[0, :, middle + fade :], parts[1][:, fade:])
+    alone = system.generate([TEXT], 1.0, seed=3, sampling=ordered)
+    assert torch.equal(alone[0], together[0])
+
+
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_each_part_of_latents_follows_its_own_text(guidance: float) -> None:
+def test_each_half_of_a_changed_sound_follows_its_own_text(guidance: float) -> None:
+    """What an edit changes is one sound, so all of its texts are denoised in it, each in its share of the time."""
     system = LatentGenerator(make("lafma"), "cpu")
-    system.batch_size, seen = 4, []
+    seen: list[int] = []
     denoise = system._denoise
-    system._denoise = lambda x, t, c: seen.append(len(x)) or denoise(x, t, c)  # type: ignore[method-assign]
-    given = {"guidance": guidance, "seed": 3}
-    few = Sampling(steps=2, in_order=True)
-    one = system.generate([TEXT, "rain falls"], 1.0, sampling=few, **given)  # type: ignore[arg-type]
-    assert set(seen) == {3 * (1 if guidance == 1.0 else 2)}
-    plain = Sampling(steps=2)
-    alone = system.generate([TEXT], 1.0, sampling=few, **given)  # type: ignore[arg-type]
-    assert (alone[0] - one[0]).norm() < 1e-3 * one[0].norm()
-    other = system.generate([TEXT], 1.0, sampling=plain, **given)  # type: ignore[arg-type]
-    assert (other[0] - one[0]).norm() > 0.02 * one[0].norm()
-    seen.clear()
-    same = system.generate(["rain falls, then rain falls"], 1.0, sampling=few, **given)  # type: ignore[arg-type]
-    assert set(seen) == {2 * (1 if guidance == 1.0 else 2)} and same.isfinite().all()
-
-
-def test_equal_parts_of_latents_are_the_sound_of_the_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    system = LatentGenerator(make("stable_audio"), "cpu")
-    monkeypatch.setattr("audiogen.generators.request.noise_seed", lambda seed, text: seed)
-    few = Sampling(steps=3, in_order=True)
-    thrice = system.generate(["rain falls, then rain falls, then rain falls"], 1.0, seed=1, sampling=few)
-    once = system.generate(["rain falls"], 1.0, seed=1, sampling=few)
-    assert (thrice - once).norm() < 1e-3 * once.norm()
+    system._denoise = lambda x, t, c: seen.append(len(x)) or denoise(x, t, c)  # type: ignore[method-assign,func-returns-value]
+    noise = 0.1 * torch.randn(1, system.sample_rate, generator=torch.Generator().manual_seed(0))
+    edit = Edit(noise, system.sample_rate, strength=0.9)
+    given = {"guidance": guidance, "seed": 3, "edit": edit}
+    few = Sampling(steps=4, in_order=True)
+    changed = system.generate([TEXT], 1.0, sampling=few, **given)  # type: ignore[arg-type]
+    assert set(seen) == {2 * (1 if guidance == 1.0 else 2)}
+    whole = system.generate([TEXT], 1.0, sampling=Sampling(steps=4), **given)  # type: ignore[arg-type]
+    assert (changed - whole).norm() > 0.02 * whole.norm()
 
 
 def test_shares_are_of_equal_parts_and_sum_to_one() -> None:
