@@ -164,6 +164,9 @@ def plan_passes(
     """
     folder = Path(recipe.out, what)
     data = to_plain(replace(recipe.data, cache_mb=0))  # the cache changes no result
+    for source in (*data["train"], *data["valid"]):  # runs of before it could be set go on
+        if source["duration_s"] is None:
+            del source["duration_s"]
     # A folder of sounds may have grown, and with another number of clips others are held out.
     digest = _digest([dataset.clips for dataset in sets if dataset])
     settings = {"data": data, "seed": recipe.seed, "clips": digest, **made_by}
