@@ -67,6 +67,9 @@ sounds = 'data.train=[{repeat: $(1), $(CLIPS) [1, 2, 3]}}, synth:$(2)]' 'data.va
 TRAIN = $(BIN)/python -m audiogen.train
 COMMA := ,
 PAIRS = {repeat: 2$(COMMA) source: runs/pairs/manifest.jsonl}
+PARTS = source: runs/parts/manifest.jsonl
+SHORT = source: synth:7000@30000$(COMMA) duration_s: 2.5$(COMMA) where: {form: [one$(COMMA) emphasis]}
+LAFMA_ON = autoencoder=null fit.ema_decay=0.998 fit.valid_every=500 optim.lr=4e-4 optim.warmup_steps=50 data.speed=[0.9,1] data.gain_db=[-4,3]
 
 # The decoder and more codebooks come last: the first eight codes of a frame stay, so the language model needs no others.
 weights: venv
@@ -95,7 +98,15 @@ weights: venv
 	$(TRAIN) recipe=lafma_tiny_fast init_from=runs/lafma_tiny_on fit.steps=700 fit.batch_size=16 $(call sounds,1,160)
 	rm -rf runs/lafma_tiny_fast/latents
 	$(TRAIN) recipe=lafma_tiny_fast init_from=runs/lafma_tiny_on fit.steps=1100 fit.batch_size=16 $(call sounds,1,1200)
-	$(BIN)/python tools/bundle.py runs/lafma_tiny_fast lafma_tiny
+	$(BIN)/python tools/pairs.py $(ESC10)/manifest.jsonl runs/parts 952 --single
+	$(TRAIN) recipe=lafma_tiny init_from=runs/lafma_tiny_on out=runs/lafma_tiny_more fit.steps=1750 fit.batch_size=16 $(LAFMA_ON) \
+	  $(call sounds,4,8000)
+	$(TRAIN) recipe=lafma_tiny init_from=runs/lafma_tiny_more out=runs/lafma_tiny_short fit.steps=3000 fit.batch_size=32 $(LAFMA_ON) \
+	  group_by_length=true $(call sounds,4,5000$(COMMA) {$(PARTS)}$(COMMA) {$(SHORT)})
+	$(TRAIN) recipe=lafma_tiny_fast init_from=runs/lafma_tiny_short student_from=runs/lafma_tiny_fast out=runs/lafma_tiny_last \
+	  group_by_length=true teacher.guidance=3 fit.steps=900 fit.batch_size=32 optim.warmup_steps=20 data.speed=[0.9,1] data.gain_db=[-4,3] \
+	  $(call sounds,8,5000$(COMMA) {repeat: 2$(COMMA) $(PARTS)}$(COMMA) {$(SHORT)})
+	$(BIN)/python tools/bundle.py runs/lafma_tiny_fast lafma_tiny --towards runs/lafma_tiny_last 0.75
 	$(BIN)/python tools/which_sounds.py kinds lafma_tiny --out audiogen/weights/lafma_tiny/sounds.json
 	$(BIN)/python tools/attribution.py $(ESC10)/manifest.jsonl > audiogen/weights/ATTRIBUTION.md
 

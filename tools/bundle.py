@@ -4,8 +4,9 @@
     python tools/bundle.py runs/codec_tiny_more codec_tiny --towards runs/codec_tiny_last/best 0.15
     python tools/bundle.py runs/lm_tiny/best lm_tiny
     python tools/bundle.py runs/tagger_tiny/best tagger_tiny
-    python tools/bundle.py runs/lafma_tiny/best lafma_tiny
+    python tools/bundle.py runs/lafma_tiny_fast lafma_tiny --towards runs/lafma_tiny_last 0.75
 
+--towards: weights between those before and after further training may have the better of both (arXiv:2109.01903).
 Only the step and the validation figures are kept of what training recorded. `make weights ESC10=folder` runs all.
 The model card, README.md, stays as it is: measure again, and put the new figures there by hand.
 """
@@ -46,14 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--towards",
         nargs=2,
         metavar=("RUN", "SHARE"),
-        help="move the decoder of a codec by a share to that of another run",
+        help="move the decoder of a codec, or the networks of a latent system, by a share to those of another run",
     )
     arguments = parser.parse_args(argv)
     target = WEIGHTS / arguments.name
-    if arguments.towards and checkpoint.read_config(arguments.run)["kind"] != CODEC_KIND:
-        raise InputError(f"--towards is for codecs, and {arguments.run} is none; drop it")
-    if (arguments.run / INDEX).is_file():
-        bundle_system(arguments.run, target)
+    is_system = (arguments.run / INDEX).is_file()
+    if arguments.towards and not is_system and checkpoint.read_config(arguments.run)["kind"] != CODEC_KIND:
+        raise InputError(f"--towards is for codecs and latent systems, and {arguments.run} is none; drop it")
+    if is_system:
+        bundle_system(arguments.run, target, arguments.towards)
     else:
         bundle_model(arguments.run, target, arguments.towards)
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
@@ -61,15 +63,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def bundle_system(run: Path, target: Path) -> None:
-    """Copy a latent-diffusion system."""
+@torch.no_grad()
+def bundle_system(run: Path, target: Path, towards: tuple[str, str] | None = None) -> None:
+    """Copy a latent-diffusion system, or what lies between two of one architecture and autoencoder."""
     released = load_released(run)
+    if towards is not None:
+        other = load_released(towards[0])
+        if other.system.config != released.system.config:
+            raise InputError(f"--towards {towards[0]} is not a system of the architecture of {run}")
+        own, goals = released.system.state_dict(), other.system.state_dict()
+        released = replace(other, system=released.system)
+        for name, weight in own.items():
+            if weight.is_floating_point():
+                weight.lerp_(goals[name], float(towards[1]))
+        run = Path(towards[0])
     if (text := released.system.conditioner.text) is None or not text.config.embedded:
         raise InputError(f"{run} names a text encoder that is not in it; only embedded ones are bundled")
     for parameter in released.system.parameters():  # and not the scale of the latents, which is a buffer
         parameter.data = parameter.data.half()
     sampling = None if released.sampling is None else replace(released.sampling, in_order=True)
-    save_diffusers(target, released.system, released.name, released.process, sampling=sampling)
+    save_diffusers(
+        target, released.system, released.name, released.process, encoders=False, sampling=sampling
+    )
     writing.write_json(target / "info.json", figures_of(writing.read_json(run / "info.json")))
     print(f"{target.name}: identity {LatentGenerator.from_pretrained(target).identity()}")
 
@@ -77,8 +92,7 @@ def bundle_system(run: Path, target: Path) -> None:
 def bundle_model(run: Path, target: Path, towards: tuple[str, str] | None = None) -> None:
     """Copy a codec, a language model or a tagger.
 
-    towards: a run that trained the codec's decoder on, and a share of the way to it. Weights between those before and
-    after further training may have the better of both (arXiv:2109.01903).
+    towards: a run that trained the codec's decoder on, and a share of the way to it.
     """
     contents = checkpoint.read_config(run)
     figures = figures_of(contents["info"])

@@ -159,7 +159,11 @@ def test_stored_passes_over_a_folder_that_grew_are_not_used(
     written = run / "tokens" / "settings.json"
     before = json.loads(written.read_text())
     del before["clips"]  # as in runs of November 2026 and before
-    assert list(before["data"]["train"][0]) == ["source", "repeat", "where"]  # as in those: no key that is not set
+    assert list(before["data"]["train"][0]) == [
+        "source",
+        "repeat",
+        "where",
+    ]  # as in those: no key that is not set
     grown.write_text("\n".join(lines[:6]))
     written.write_text(json.dumps(before))
     lm_run("run", *settings, "fit.steps=4")
