@@ -170,6 +170,7 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     finally:
         for timer in again:
             timer.cancel()
+        _late.clear()  # the command is over: who goes on in this process was not interrupted
         if before:
             sys.unraisablehook = sys.__unraisablehook__
         for number, handler in before.items():
