@@ -299,7 +299,7 @@ def test_the_decoder_alone_trains_on_and_the_tokens_keep_their_meaning(codec_run
 
 def test_more_codebooks_refine_and_leave_the_codes_of_those_before(codec_run: Train) -> None:
     first = codec_run("first")
-    settings = (f"init_from={first}", "more_codebooks=2", "fit.ema_decay=0", "fit.steps=12")
+    settings = (f"init_from={first}", "more_codebooks=2", "fit.ema_decay=0", "fit.steps=30")
     before, after = load_codec(first), load_codec(codec_run("second", "trains=decoder", *settings))
     assert (before.num_codebooks, after.num_codebooks) == (3, 5)
     assert isinstance(before, Codec) and isinstance(after, Codec)
