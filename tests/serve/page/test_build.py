@@ -31,6 +31,7 @@ PLAYER = """() => {
 }"""
 COLOURS = """() => ['.take', '.take h3'].map(name => getComputedStyle(document.querySelector(name)))
   .map((style, index) => index ? style.color : style.backgroundColor)"""
+VALUES = "all => all.map(each => [each.innerText, each.querySelector('input, textarea')?.value])"
 PICTURES = "number => document.querySelectorAll('#results .picture').length == number"
 
 
@@ -81,7 +82,19 @@ def generate(page: Any, text: str, seconds: float, number: int) -> None:
     page.fill("#prompt textarea", text)
     page.fill("#seconds input[type=number]", str(seconds))
     page.click("#go")
-    page.wait_for_function(PICTURES, arg=number, **WAIT)
+    try:
+        page.wait_for_function(PICTURES, arg=number, **WAIT)
+    except sync_api.TimeoutError:
+        names = (
+            "#results article",
+            "[class*=toast-body]",
+            "#prompt",
+            "#model",
+            "#seconds",
+            "#use label.selected",
+        )
+        said = {name: page.eval_on_selector_all(name, VALUES) for name in names}
+        pytest.fail(f"no picture of sound {number}; the page says {said}")
 
 
 def download(
@@ -178,7 +191,9 @@ def test_a_result_is_sent_on_and_a_part_of_it_made_anew(page: Any, address: str)
     kept[rate // 2 - fade : rate + fade] = False
     assert (after[:, kept] - before[:, kept]).abs().max() < 1e-4 < (after - before).abs().max()
     page.click("#results article:last-child button.prolong")
-    page.wait_for_function("() => document.querySelector('#model input').value == 'lm_tiny'", **WAIT)
+    page.wait_for_selector("#use label.selected:has-text('Continue it')", **WAIT)
+    page.wait_for_function("() => document.querySelector('#seconds input[type=number]').value == '7'", **WAIT)
+    assert page.input_value("#model input") == "lm_tiny"
     generate(page, "a dog barks", 4, 3)
     longer, _ = download(page, address)
     assert (
