@@ -20,6 +20,8 @@ from audiogen.interfaces import Generator, Progress, Sampling
 from audiogen.text.order import events
 
 FADE_S = 0.01  # from one part into silence, and from there into the next
+NEARLY = 0.99  # of the loudest stretch's energy is as good
+MOST_ROOM = 2.0  # a part is made so much longer than its time, at most
 
 
 def split(texts: Sequence[str | None], sampling: Sampling, by_default: bool) -> list[list[str | None]] | None:
@@ -40,10 +42,13 @@ def generate(
     guidance: float | None,
     progress: Progress | None,
     turned_down_db: list[float] | None,
+    room_s: float = 0.0,
 ) -> Tensor:
     """The sounds [B, C, N] of a request, each joined of its parts, which have its seed and as much of its time each.
 
-    turned_down_db: becomes that of the part of each row that was turned down the most.
+    turned_down_db: becomes that of the part of each row that was turned down the most. room_s: parts that have less
+    time are made so long, or twice as long as their time, and the loudest stretch of each is taken: a model makes
+    sounds of the length that it was trained on best, and an event needs not begin at once.
     """
     counts = list(map(len, parts))
     past_s = loops.PAST_S if sampling.loop else 0.0  # to choose the seam from
@@ -51,7 +56,9 @@ def generate(
         (count, seconds + past_s, seed, num_samples(seconds + past_s, generator.sample_rate))
         for count, seconds, seed in zip(counts, request.durations_s, request.seeds, strict=True)
     ]
-    durations = [seconds / count for count, seconds, _, _ in rows for _ in range(count)]
+    times = [seconds / count for count, seconds, _, _ in rows for _ in range(count)]
+    room_s = min(room_s, generator.max_duration_s)
+    durations = [max(time_s, min(MOST_ROOM * time_s, room_s)) for time_s in times]
     seeds = [seed for count, _, seed, _ in rows for _ in range(count)]
     down_db: list[float] = []
     made = generator.generate(
@@ -59,12 +66,15 @@ def generate(
         sampling=replace(sampling, in_order=False, loop=False),
         progress=progress, turned_down_db=down_db,
     )  # fmt: skip
-    each, each_db, sounds = iter(made), iter(down_db), []
+    sizes = [num_samples(duration_s, generator.sample_rate) for duration_s in durations]
+    each = (sound[:, :size] for sound, size in zip(made, sizes, strict=True))
+    each_db, sounds = iter(down_db), []
     if turned_down_db is not None:
         turned_down_db[:] = [max(next(each_db) for _ in range(count)) for count in counts]
     for (count, seconds, _, total), wanted in zip(rows, request.num_samples, strict=True):
         lengths = _lengths(total, seconds, count, generator.sample_rate)
-        blocks = joined([[next(each)] for _ in range(count)], lengths, generator.sample_rate)
+        stretches = [[loudest(next(each), length, generator.sample_rate)] for length in lengths]
+        blocks = joined(stretches, lengths, generator.sample_rate)
         sound = torch.cat(list(blocks), -1)
         sound = loops.closed(sound, wanted, generator.sample_rate) if sampling.loop else sound
         sounds.append(F.pad(sound, (0, max(request.num_samples) - wanted)))
@@ -103,6 +113,25 @@ def _lengths(total: int, duration_s: float, count: int, sample_rate: int) -> lis
     """Samples of each part; the last has what rounding left."""
     each = num_samples(duration_s / count, sample_rate)
     return [*[each] * (count - 1), total - (count - 1) * each]
+
+
+def loudest(sound: Tensor, length: int, sample_rate: int) -> Tensor:
+    """The stretch [C, length] of a sound [C, N] with the most energy, faded where it is cut.
+
+    A sound that is shorter, or longer by no more than what rounding does, is returned as it is.
+    """
+    hop = max(2, sample_rate // 50)
+    if sound.shape[-1] < length + hop:
+        return sound
+    power = F.pad(sound.double().square().sum(0).cumsum(0), (1, 0))
+    starts = torch.arange(0, sound.shape[-1] - length + 1, hop)
+    powers = power[starts + length] - power[starts]
+    best = starts[powers >= NEARLY * powers.max()]
+    start = int(best[len(best) // 2])  # the event in the middle of its stretch
+    place, fade = torch.arange(length) + 0.5, FADE_S * sample_rate
+    rising = place / fade if start else torch.ones(length)
+    falling = (length - place) / fade if start + length < sound.shape[-1] else torch.ones(length)
+    return sound[:, start : start + length] * torch.minimum(rising, falling).clamp(max=1)
 
 
 def joined(parts: Iterable[Iterable[Tensor]], lengths: Sequence[int], sample_rate: int) -> Iterator[Tensor]:

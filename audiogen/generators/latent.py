@@ -42,6 +42,7 @@ from audiogen.text.clap import Clap
 from audiogen.text.order import events
 from audiogen.text.t5 import TextStates
 
+PART_S = 5.0  # parts of sounds in order are made so long, to choose from: about what recipes train with
 INFO = "info.json"  # of a trained system: its step, validation and recipe
 ROWS_ON_CPU, ROWS_ELSEWHERE = 1, 8  # sounds that the denoiser runs on at a time; guidance doubles them
 
@@ -227,7 +228,9 @@ class LatentGenerator(Published):
             sampling.steps, sampling.sampler, guidance, sampling.guidance_rescale, sampling.in_order
         )
         if edit is None and (parts := in_order.split(request.texts, sampling, chosen.in_order)):
-            return in_order.generate(self, parts, request, sampling, guidance, progress, turned_down_db)
+            return in_order.generate(
+                self, parts, request, sampling, guidance, progress, turned_down_db, PART_S
+            )
         candidates = 1 if sampling.candidates is None else sampling.candidates
         clap = None
         if candidates != 1:

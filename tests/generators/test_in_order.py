@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from audiogen.diffusion.timeline import equal, shares
-from audiogen.generators.in_order import FADE_S, joined
-from audiogen.generators.latent import LatentGenerator
+from audiogen.generators import in_order
+from audiogen.generators.in_order import FADE_S, joined, loudest
+from audiogen.generators.latent import PART_S, LatentGenerator
+from audiogen.generators.request import check
 from audiogen.generators.token import AudioGen
 from audiogen.interfaces import Edit, Sampling
 from tests.generators.test_latent_generator import make
@@ -90,12 +92,39 @@ def test_each_part_of_a_latent_systems_sound_is_that_of_its_own_text(kind: str) 
     system, few = LatentGenerator(make(kind), "cpu"), Sampling(steps=2)
     ordered = replace(few, in_order=True)
     together = system.generate([TEXT, "rain falls"], 1.0, seed=3, sampling=ordered)
-    parts = [system.generate([text], 0.5, seed=3, sampling=few)[0] for text in ("a dog barks", "rain falls")]
-    middle, fade = parts[0].shape[-1], round(FADE_S * system.sample_rate)
+    whole = [system.generate([text], 1.0, seed=3, sampling=few)[0] for text in ("a dog barks", "rain falls")]
+    middle, fade = system.sample_rate // 2, round(FADE_S * system.sample_rate)
+    parts = [loudest(sound, middle, system.sample_rate) for sound in whole]
     assert torch.equal(together[0, :, : middle - fade], parts[0][:, : middle - fade])
     assert torch.equal(together[0, :, middle + fade :], parts[1][:, fade:])
     alone = system.generate([TEXT], 1.0, seed=3, sampling=ordered)
     assert torch.equal(alone[0], together[0])
+
+
+@pytest.mark.parametrize(("duration_s", "made_s"), [(1.0, 1.0), (6.0, 5.0), (14.0, 7.0)])
+def test_a_latent_systems_parts_are_made_twice_as_long_up_to_5_s(duration_s: float, made_s: float) -> None:
+    system, asked = LatentGenerator(make("lafma"), "cpu"), []
+    system.max_duration_s = 20.0
+
+    def generate(texts: list[str], durations_s: list[float], **rest: object) -> torch.Tensor:
+        asked.extend(durations_s)
+        return torch.zeros(len(texts), 1, round(max(durations_s) * system.sample_rate))
+
+    request = check(system, [TEXT], duration_s, 0, None, YES)
+    system.generate = generate  # type: ignore[assignment,method-assign]
+    sound = in_order.generate(system, [["a", "b"]], request, YES, None, None, None, PART_S)
+    assert asked == [made_s, made_s] and sound.shape[-1] == round(duration_s * system.sample_rate)
+
+
+def test_the_loudest_stretch_is_faded_where_it_is_cut() -> None:
+    sound = torch.full((2, 1000), 0.1)
+    sound[:, 600:700] = 1.0
+    found = loudest(sound, 200, 1000)
+    assert found.shape == (2, 200) and (found == 1.0).sum() == 2 * 100
+    assert found[:, :5].max() < 0.1 and found[:, -5:].max() < 0.1 and found[:, 45:55].min() == 1.0
+    sound[:, 600:700], sound[:, :50] = 0.0, 1.0
+    assert torch.equal(loudest(sound, 200, 1000)[:, :180], sound[:, :180])  # not cut at its beginning
+    assert all(loudest(sound, length, 1000) is sound for length in (981, 1000, 2000))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
