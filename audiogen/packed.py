@@ -64,7 +64,8 @@ class Linear(nn.Linear):
         if self.packed is not None:
             return self.packed(input)
         is_plain = input.device.type == "cpu" and input.dtype == self.weight.dtype == torch.float32
-        if not is_plain or torch.is_grad_enabled() or not onednn.has_packed_products(torch.float32):
+        is_other = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+        if not is_plain or is_other or not onednn.has_packed_products(torch.float32):
             return super().forward(input)
         return onednn.linear(input, self.weight, self.bias)
 

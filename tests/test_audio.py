@@ -325,4 +325,4 @@ def test_a_signal_while_the_encoder_calls_us_is_not_lost(
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
     assert not list(tmp_path.iterdir())
-    audio.save(tmp_path / "b.wav", torch.zeros(1, 99), 16_000)  # not interrupted, though it comes after the command
+    audio.save(tmp_path / "b.wav", torch.zeros(1, 99), 16_000)  # comes after the command: not interrupted

@@ -27,7 +27,8 @@ class _Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if self.packed is not None:
             return self.packed(input)
-        if input.device.type != "cpu" or input.dtype != torch.float32 or torch.is_grad_enabled():
+        is_plain = input.device.type == "cpu" and input.dtype == torch.float32
+        if not is_plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         return self.product(input)
 

@@ -55,6 +55,20 @@ def test_products_of_any_number_of_threads_are_the_same(rows: int) -> None:
             assert torch.equal(network(x), one)
 
 
+def test_autocast_is_obeyed_without_gradients_too() -> None:
+    """Under it a frozen teacher computes as the student beside it does; its layers stayed in float32."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 8, 1), nn.Linear(4, 16))
+    expected = copy.deepcopy(layers)
+    use_products(layers)
+    assert all(type(one) is not type(other) for one, other in zip(layers, expected, strict=True))
+    x = torch.randn(2, 4, 8, 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for one, other in zip(layers, expected, strict=True):
+            assert one(x).dtype == other(x).dtype == torch.bfloat16
+            x = other(x).float()
+
+
 def test_what_is_no_plain_convolution_stays() -> None:
     kept = [
         nn.Conv2d(4, 4, 3, padding="same"),
