@@ -106,7 +106,14 @@ weights: venv
 	$(TRAIN) recipe=lafma_tiny_fast init_from=runs/lafma_tiny_short student_from=runs/lafma_tiny_fast out=runs/lafma_tiny_last \
 	  group_by_length=true teacher.guidance=3 fit.steps=900 fit.batch_size=32 optim.warmup_steps=20 data.speed=[0.9,1] data.gain_db=[-4,3] \
 	  $(call sounds,8,5000$(COMMA) {repeat: 2$(COMMA) $(PARTS)}$(COMMA) {$(SHORT)})
-	$(BIN)/python tools/bundle.py runs/lafma_tiny_fast lafma_tiny --towards runs/lafma_tiny_last 0.75
+	$(BIN)/python tools/bundle.py runs/lafma_tiny_fast student --towards runs/lafma_tiny_last 0.75 --into runs/between
+	$(BIN)/python tools/bundle.py runs/lafma_tiny_on teacher --towards runs/between/student 0.6 --into runs/between
+	$(TRAIN) recipe=lafma_tiny init_from=runs/between/teacher out=runs/lafma_tiny_taught fit.steps=1800 fit.batch_size=32 $(LAFMA_ON) \
+	  group_by_length=true $(call sounds,4,5000$(COMMA) {$(PARTS)}$(COMMA) {$(SHORT)})
+	$(TRAIN) recipe=lafma_tiny_fast init_from=runs/lafma_tiny_taught student_from=runs/between/student out=runs/lafma_tiny_student \
+	  group_by_length=true fit.steps=400 fit.batch_size=32 optim.warmup_steps=20 data.speed=[0.9,1] data.gain_db=[-4,3] \
+	  $(call sounds,20,5000$(COMMA) {repeat: 2$(COMMA) $(PARTS)}$(COMMA) {$(SHORT)})
+	$(BIN)/python tools/bundle.py runs/lafma_tiny_fast lafma_tiny --towards runs/lafma_tiny_student 0.5
 	$(BIN)/python tools/which_sounds.py kinds lafma_tiny --out audiogen/weights/lafma_tiny/sounds.json
 	$(BIN)/python tools/attribution.py $(ESC10)/manifest.jsonl > audiogen/weights/ATTRIBUTION.md
 

@@ -7,6 +7,7 @@
     python tools/bundle.py runs/lafma_tiny_fast lafma_tiny --towards runs/lafma_tiny_last 0.75
 
 --towards: weights between those before and after further training may have the better of both (arXiv:2109.01903).
+--into: to train on from such weights, put them elsewhere.
 Only the step and the validation figures are kept of what training recorded. `make weights ESC10=folder` runs all.
 The model card, README.md, stays as it is: measure again, and put the new figures there by hand.
 """
@@ -49,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar=("RUN", "SHARE"),
         help="move the decoder of a codec, or the networks of a latent system, by a share to those of another run",
     )
+    parser.add_argument("--into", type=Path, default=WEIGHTS, help="a folder in place of the package's")
     arguments = parser.parse_args(argv)
-    target = WEIGHTS / arguments.name
+    target = arguments.into / arguments.name
     is_system = (arguments.run / INDEX).is_file()
     if arguments.towards and not is_system and checkpoint.read_config(arguments.run)["kind"] != CODEC_KIND:
         raise InputError(f"--towards is for codecs and latent systems, and {arguments.run} is none; drop it")
@@ -58,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         bundle_system(arguments.run, target, arguments.towards)
     else:
         bundle_model(arguments.run, target, arguments.towards)
-    size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
-    print(f"{WEIGHTS.name}/ now holds {size / 1e6:.1f} MB")
+    size = sum(path.stat().st_size for path in arguments.into.rglob("*") if path.is_file())
+    print(f"{arguments.into.name}/ now holds {size / 1e6:.1f} MB")
     return 0
 
 
