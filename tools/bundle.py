@@ -4,7 +4,7 @@
     python tools/bundle.py runs/codec_tiny_more codec_tiny --towards runs/codec_tiny_last/best 0.15
     python tools/bundle.py runs/lm_tiny/best lm_tiny
     python tools/bundle.py runs/tagger_tiny/best tagger_tiny
-    python tools/bundle.py runs/lafma_tiny_fast lafma_tiny --towards runs/lafma_tiny_last 0.75
+    python tools/bundle.py runs/lafma_tiny_fast lafma_tiny --towards runs/lafma_tiny_student 0.5
 
 --towards: weights between those before and after further training may have the better of both (arXiv:2109.01903).
 --into: to train on from such weights, put them elsewhere.

@@ -128,10 +128,18 @@ def loudest(sound: Tensor, length: int, sample_rate: int) -> Tensor:
     powers = power[starts + length] - power[starts]
     best = starts[powers >= NEARLY * powers.max()]
     start = int(best[len(best) // 2])  # the event in the middle of its stretch
-    place, fade = torch.arange(length) + 0.5, FADE_S * sample_rate
-    rising = place / fade if start else torch.ones(length)
-    falling = (length - place) / fade if start + length < sound.shape[-1] else torch.ones(length)
-    return sound[:, start : start + length] * torch.minimum(rising, falling).clamp(max=1)
+    is_cut = (start > 0, start + length < sound.shape[-1])
+    return sound[:, start : start + length] * _fades(torch.arange(length), length, is_cut, sample_rate)
+
+
+def _fades(places: Tensor, length: int, at: tuple[bool, bool], sample_rate: int) -> Tensor:
+    """Levels of the samples at places [n] of a sound of `length` that is faded at its beginning, its end, or both."""
+    distance = torch.full((len(places),), torch.inf)  # to the nearer end that is faded
+    if at[0]:
+        distance = places + 0.5
+    if at[1]:
+        distance = torch.minimum(distance, length - 0.5 - places)
+    return (distance / (FADE_S * sample_rate)).clamp(max=1)
 
 
 def joined(parts: Iterable[Iterable[Tensor]], lengths: Sequence[int], sample_rate: int) -> Iterator[Tensor]:
@@ -139,16 +147,14 @@ def joined(parts: Iterable[Iterable[Tensor]], lengths: Sequence[int], sample_rat
 
     A part that is longer is cut off, and one that is shorter is followed by silence.
     """
-    fade, channels = FADE_S * sample_rate, 1
+    channels = 1
     for number, (blocks, length) in enumerate(zip(parts, lengths, strict=True)):
         done = 0
         for block in blocks:
             piece, channels = block[:, : length - done], len(block)
-            place = torch.arange(done, done + piece.shape[-1]) + 0.5
-            rising = place / fade if number else torch.ones(len(place))
-            falling = (length - place) / fade if number < len(lengths) - 1 else torch.ones(len(place))
+            places = torch.arange(done, done + piece.shape[-1])
             done += piece.shape[-1]
             if piece.shape[-1]:
-                yield piece * torch.minimum(rising, falling).clamp(max=1)
+                yield piece * _fades(places, length, (number > 0, number < len(lengths) - 1), sample_rate)
         if done < length:
             yield torch.zeros(channels, length - done)
