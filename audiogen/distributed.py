@@ -118,15 +118,15 @@ class Beats:
                 )
         return "; ".join(found) or "a connection broke, though all processes live"
 
-    def wait(self, key: str) -> str:
-        """What process 0 sets `key` to; InputError where it gives no beat any more."""
-        beat, since = self.of(0), time.monotonic()
+    def wait(self, key: str, process: int = 0) -> str:
+        """What a process sets `key` to; InputError where it gives no beat any more."""
+        beat, since = self.of(process), time.monotonic()
         while not self.store.check([key]):
             time.sleep(BEAT_S / 5)
-            if (now := self.of(0)) != beat:
+            if (now := self.of(process)) != beat:
                 beat, since = now, time.monotonic()
             elif time.monotonic() - since > max(LOST_S, self.timeout_s):
-                raise InputError(f"rank {rank()} waits for rank 0, which is gone or stands still")
+                raise InputError(f"rank {rank()} waits for rank {process}, which is gone or stands still")
         return str(self.store.get(key).decode())
 
 
@@ -150,6 +150,26 @@ def first_only(work: Callable[[], T], otherwise: T) -> T:
         raise
     beats.store.set(key, "done")
     return found
+
+
+def everybody(work: Callable[[], None]) -> None:
+    """`work` in each process, which then waits for the ends of all others, as long as those live.
+
+    Where it fails in one, it fails in all.
+    """
+    if Beats.own is None:
+        return work()
+    beats, key = Beats.own, f"all/{Beats.own.waits}"
+    beats.waits += 1
+    try:
+        work()
+    except BaseException:
+        beats.store.set(f"{key}/{rank()}", "failed")
+        raise
+    beats.store.set(f"{key}/{rank()}", "done")
+    for process in range(world()):
+        if beats.wait(f"{key}/{process}", process) != "done":
+            raise Followed(f"rank {process} failed")
 
 
 class Followed(InputError):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from audiogen import distributed
 from audiogen.config import to_plain
 from audiogen.data.dataset import AudioDataset, DataConfig, SourceConfig, Split
 from audiogen.data.encoded import CodeDataset, LatentDataset, open_codes
@@ -115,8 +116,9 @@ def cache_latents(
 ) -> Split[LatentDataset]:
     """Encode the sets that `recipe.data` describes into the run's `latents/` -> the sets to train and validate on.
 
-    features: stored beside the latents, by name, clap or loa. group_samples: see `LatentDataset`, for training. Raises
-    InputError where the folder holds latents of other data, of another encoder, or with other features.
+    The processes of a training share the work: each makes every Nth shard that is missing. features: stored beside the
+    latents, by name, clap or loa. group_samples: see `LatentDataset`, for training. Raises InputError where the folder
+    holds latents of other data, of another encoder, or with other features.
     """
     device = next(autoencoder.parameters()).device
 
@@ -131,16 +133,34 @@ def cache_latents(
     encoder = {name: tensor for name, tensor in autoencoder.state_dict().items() if "decoder." not in name}
     made_by = {name: feature.made_by for name, feature in features.items()}
     made_by = {"encoder": checkpoint.identity(encoder), "clap": False, **made_by}
-    passes = plan_passes(sets, recipe, num_passes, "latents", made_by)
-    writing.clean(Path(recipe.out, "latents"))
+    with distributed.first_process_first():
+        passes = plan_passes(sets, recipe, num_passes, "latents", made_by)
+    # By one process: it would take from others what they are writing.
+    distributed.first_only(lambda: writing.clean(Path(recipe.out, "latents")), None)
+    number, processes = distributed.rank(), distributed.world()
+    distributed.everybody(lambda: make_shards(passes, recipe, encode, slice(number, None, processes)))
+    with distributed.first_process_first():  # what this machine's disk lacks, where that is not the others'
+        make_shards(passes, recipe, encode)
+    folders = [each.directory for each in passes]
+    valid = LatentDataset(folders[num_passes:]) if folders[num_passes:] else None
+    return Split(LatentDataset(folders[:num_passes], group_samples), valid)
+
+
+def make_shards(
+    passes: Sequence[Pass],
+    recipe: Run,
+    encode: Callable[[Tensor], dict[str, Tensor]],
+    share: slice = slice(None),  # noqa: B008  (a constant)
+) -> None:
+    """Write this process's share of the shards of latents that are missing. encode: audio [B, C, N] -> arrays [B, ...]."""
     for each in passes:
-        shards = {
-            each.directory / f"shard-{number:05d}.safetensors": indices
+        shards = [
+            (each.directory / f"shard-{number:05d}.safetensors", indices)
             for number, indices in enumerate(batched(range(len(each.dataset)), ITEMS_PER_SHARD))
-        }
-        missing = {path: indices for path, indices in shards.items() if not path.exists()}
-        with closing(encode_pass(each, list(missing.values()), recipe, encode)) as encoded:
-            for path, (items, _) in zip(missing, encoded, strict=True):
+        ]
+        missing = [(path, indices) for path, indices in shards[share] if not path.exists()]
+        with closing(encode_pass(each, [indices for _, indices in missing], recipe, encode)) as encoded:
+            for (path, _), (items, _) in zip(missing, encoded, strict=True):
                 rows = []
                 arrays = defaultdict(list)
                 for index, item in items.items():
@@ -150,9 +170,6 @@ def cache_latents(
                         arrays[name].append(array)
                 if rows:
                     write_shard(path, {name: torch.stack(found) for name, found in arrays.items()}, rows)
-    folders = [each.directory for each in passes]
-    valid = LatentDataset(folders[num_passes:]) if folders[num_passes:] else None
-    return Split(LatentDataset(folders[:num_passes], group_samples), valid)
 
 
 def plan_passes(
@@ -218,11 +235,12 @@ def encode_pass(
     name, on the CPU.
     """
     batches = [batched(indices, recipe.fit.batch_size) for indices in shards]
-    total = len(each.dataset)
-    done = total - sum(map(len, shards))
+    if not batches:
+        return
+    shown = {"total": sum(map(len, shards)), "desc": each.title, "mininterval": bar_interval_s()}
     with (
         closing(prefetch(each, list(chain(*batches)), recipe.fit.workers)) as made,
-        tqdm(total=total, initial=done, unit="clip", desc=each.title, mininterval=bar_interval_s()) as bar,
+        tqdm(unit="clip", disable=distributed.rank() > 0, **shown) as bar,
     ):
         for own in batches:
             encoded: dict[int, Item] = {}

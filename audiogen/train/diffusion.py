@@ -123,9 +123,9 @@ class DiffusionRecipe(Run):
         with distributed.first_process_first():
             check_on_clips(autoencoder, sets, self.max_reconstruction, Path(self.out, "latents", "check"))
             features = make_features(self, autoencoder, system)
-            parts = max(1, round(self.data.segment_s * autoencoder.sample_rate / GROUPS))
-            group = parts if self.group_by_length else None
-            data = cache_latents(sets, self, self.latent_passes, autoencoder, features, group)
+        parts = max(1, round(self.data.segment_s * autoencoder.sample_rate / GROUPS))
+        group = parts if self.group_by_length else None
+        data = cache_latents(sets, self, self.latent_passes, autoencoder, features, group)
         if system is None:
             system = new_system(self, data.train)
             system.autoencoder = autoencoder

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from audiogen import audio
 from audiogen.config import build, load_recipe, recipe_names, to_plain
@@ -31,12 +32,14 @@ from audiogen.models.find import weights_folder
 from audiogen.models.latent_codecs import KINDS, load_autoencoder, reconstruct, save_autoencoder
 from audiogen.models.released import load_released
 from audiogen.text.vocabulary import VOCABULARY_FILE, Vocabulary
+from audiogen.train import cache
 from audiogen.train.__main__ import main
 from audiogen.train.diffusion import DiffusionTask, freeze_text, new_system
 from audiogen.train.run import open_recipe
 from tests.diffusion.tiny_encoders import write_clap
 from tests.diffusion.tiny_systems import RECIPES
 from tests.train.conftest import scalars
+from tests.train.processes import in_processes
 
 MEL = """
 mel_autoencoder:
@@ -312,6 +315,32 @@ def test_training_touches_no_audio_once_the_latents_are_stored(
     assert {data.item(0, epoch, 0).caption for epoch in range(9)} == set(data.captions(0))
     with pytest.raises(InputError, match=r"latents made with other settings \(seed\); delete it"):
         train(recipe, run, "fit.steps=6", "latent_passes=2", "seed=1")
+
+
+def test_processes_share_the_encoding_of_latents(
+    lafma: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "ITEMS_PER_SHARD", 2)
+    settings = ("fit.steps=2", "fit.batch_size=2")
+    whole = lafma("whole", *settings) / "latents"
+    write, written = cache.write_shard, []
+
+    def work(rank: int) -> list[str]:
+        def noted(path: Path, *rest: Any) -> None:
+            written.append(f"{path.parent.name}/{path.name}")
+            write(path, *rest)
+
+        monkeypatch.setattr(cache, "write_shard", noted)
+        lafma("shared", *settings)
+        return written
+
+    first, second = in_processes(work)
+    folders = ("pass_000", "valid")
+    assert first == [f"{folder}/shard-0000{number}.safetensors" for folder in folders for number in (0, 2)]
+    assert second == [f"{folder}/shard-0000{number}.safetensors" for folder in folders for number in (1, 3)]
+    for name in first + second:
+        one, other = (load_file(folder / name) for folder in (whole, tmp_path / "shared" / "latents"))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_short_sounds_are_learned_as_such(

@@ -67,6 +67,29 @@ def test_one_may_work_longer_than_the_others_wait_for_a_reduction() -> None:
     assert in_processes(work) == [("made", True, "ZeroDivisionError"), ("waited", True, "Followed")]
 
 
+def test_everybody_waits_for_all_however_long_and_fails_with_one() -> None:
+    def work(rank: int) -> Any:
+        distributed.initialize(torch.device("cpu"), timeout_s=1.0)
+        began = time.monotonic()
+        distributed.everybody(lambda: time.sleep(3 * rank))
+        waited_s = time.monotonic() - began
+        try:
+            distributed.everybody(lambda: None if rank == 0 else 1 / 0)  # type: ignore[arg-type, return-value]
+        except (ZeroDivisionError, distributed.Followed) as error:
+            failed = f"{type(error).__name__}: {error}"
+        distributed.all_reduce_sum(torch.zeros(1))
+        distributed.shutdown()
+        return waited_s > 2.9, failed
+
+    assert in_processes(work) == [
+        (True, "Followed: rank 1 failed"),
+        (True, "ZeroDivisionError: division by zero"),
+    ]
+    alone: list[int] = []
+    distributed.everybody(lambda: alone.append(1))
+    assert alone == [1]
+
+
 def test_facts_that_differ_are_named_by_the_first() -> None:
     def work(rank: int) -> list[str]:
         distributed.initialize(torch.device("cpu"), timeout_s=20.0)
