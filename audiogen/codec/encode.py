@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     elif targets[0] == Path(arguments.out) or format_of(targets[0]) is ECDC:
         raise InputError("--shards writes a folder of shards: give --out a folder, and no --format")
     device = choose_device(arguments.device)
-    codec = in_segments(load_codec(arguments.codec, device, dtype=getattr(torch, arguments.dtype)))
+    dtype = getattr(torch, arguments.dtype)
+    codec = in_segments(load_codec(arguments.codec, device, dtype=dtype, beam=arguments.beam))
     num_codebooks = choose_codebooks(codec, arguments.bandwidth)
     if arguments.shards:
         if codec.header.segment_samples is not None:

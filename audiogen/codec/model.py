@@ -89,6 +89,7 @@ class Codec(nn.Module):
         self.hop_length = config.hop_length
         self.num_codebooks, self.codebook_size = config.num_codebooks, config.codebook_size
         self.name, self.identity = "", ""  # set by the function that opens a codec
+        self.beam = 1  # sums of codewords that `encode` keeps in its search, see `ResidualQuantizer.encode`
         self.dtype: torch.dtype | None = None  # of packed weights, see `freeze`; None: it has none
         self.packed: set[nn.Module] = set()  # which of encoder and decoder have packed weights already
         # With dual_mono two streams, the channels, pass through the same weights as rows of a batch.
@@ -131,7 +132,7 @@ class Codec(nn.Module):
             self._check_stateful()
             block = state, last
         latents = self._compute(self.encoder, audio, *block)  # [B * streams, D, T]
-        codes = self.quantizer.encode(latents, count // self.streams)
+        codes = self.quantizer.encode(latents, count // self.streams, self.beam)
         return rearrange(codes, "(b s) k t -> b (k s) t", s=self.streams)
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ Each codebook quantises what the ones before it left over, so every prefix of th
 Codebooks are buffers: they follow the data by exponential moving averages, not by gradient.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +13,41 @@ from torch import Tensor, nn
 
 from audiogen import distributed
 
+SEARCHED_AT_ONCE = 64  # frames of a beam search, whose errors then stay in a processor's cache
+
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the closest codeword: [n, D], [V, D] -> int64 [n]. Needs an [n, V] product, never [n, V, D]."""
     vectors, codebook = vectors.float(), codebook.float()
     # |v - c|^2 without |v|^2, which is the same for every codeword.
     return (codebook.square().sum(1) - 2.0 * vectors @ codebook.T).argmin(1)
+
+
+def search(vectors: Tensor, codebooks: Sequence[Tensor], beam: int) -> Tensor:
+    """Codewords whose sum is near, by a beam search: [n, D], K of [V, D] -> int64 codes [n, K].
+
+    After each codebook the `beam` best sums so far are kept, so that a codeword that is not the nearest can be chosen
+    for what later ones make of it (Liu et al., arXiv:1509.05195, multi-path encoding). Needs [n, beam * V].
+    """
+    residual = vectors.float()[:, None]  # [n, kept, D]
+    error = residual.new_zeros(
+        residual.shape[:2]
+    )  # [n, kept]: squared, less that of the vector, which all have
+    codes = torch.empty(*residual.shape[:2], 0, dtype=torch.int64, device=residual.device)  # [n, kept, k]
+    for codebook in codebooks:
+        codebook = codebook.float()
+        # |r - c|^2 = |r|^2 + |c|^2 - 2 r c, of every kept sum and every codeword.
+        errors = (codebook.square().sum(1) - 2.0 * residual @ codebook.T + error[..., None]).flatten(1)
+        error, chosen = errors.topk(min(beam, errors.shape[1]), largest=False)
+        parent, code = chosen // len(codebook), chosen % len(codebook)  # [n, kept]
+        residual = _rows(residual, parent) - F.embedding(code, codebook)
+        codes = torch.cat([_rows(codes, parent), code[..., None]], -1)
+    return codes[:, 0]
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """[n, m, d], [n, k] -> of each of the n the rows `index` [n, k, d]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def assign_sums(vectors: Tensor, codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
@@ -181,8 +211,17 @@ class ResidualQuantizer(nn.Module):
         commitment = torch.stack(losses).mean()
         return Quantised(quantised.transpose(1, 2), torch.stack(codes, 1), commitment)
 
-    def encode(self, latents: Tensor, num_codebooks: int) -> Tensor:
-        """[B, D, T] -> int64 codes [B, num_codebooks, T]."""
+    def encode(self, latents: Tensor, num_codebooks: int, beam: int = 1) -> Tensor:
+        """[B, D, T] -> int64 codes [B, num_codebooks, T].
+
+        beam: 1 takes the nearest codeword of each codebook in turn. More search for codewords whose sum is nearest (see
+        `search`): a smaller error, in more time.
+        """
+        if beam > 1:
+            frames = latents.float().transpose(1, 2)  # [B, T, D]
+            books = [book.codewords for book in self.books[:num_codebooks]]
+            found = [search(part, books, beam) for part in frames.flatten(0, 1).split(SEARCHED_AT_ONCE)]
+            return torch.cat(found).unflatten(0, frames.shape[:2]).transpose(1, 2)
         residual = latents.float().transpose(1, 2)  # [B, T, D]
         codes = []
         for book in self.books[:num_codebooks]:

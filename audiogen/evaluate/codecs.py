@@ -62,6 +62,7 @@ class CodecEvaluation:
     where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     num_clips: Positive | None = None
     embedders: tuple[str, ...] = ("tagger_tiny",)
+    beam: Positive = 8
     opus_kbps: tuple[PositiveFloat, ...] = (6.0, 8.0, 12.0, 16.0)
     metrics: tuple[str, ...] = ()
     sample_rate: Annotated[int, Range(audio.MIN_RATE, audio.MAX_RATE)] | None = None
@@ -112,7 +113,8 @@ def _run(evaluation: CodecEvaluation, warn: Warn) -> Report:
     tried: dict[float, float] = {}
     wanted = tqdm(evaluation.opus_kbps, "Opus: searching levels", leave=False, disable=None)
     levels = {kbps: coding.find_level(originals, rate, kbps, tried) for kbps in wanted}
-    systems = [system for name, codec in codecs.items() for system in coding.codec_systems(name, codec)]
+    beam = evaluation.beam
+    systems = [system for name, codec in codecs.items() for system in coding.codec_systems(name, codec, beam)]
     systems += [coding.opus_system(kbps, level, rate) for kbps, (level, _) in levels.items()]
     rows, sounds = measure_all(evaluation, systems, originals, embedders, note)
     notes = [

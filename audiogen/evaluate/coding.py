@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from audiogen.audio import resample
+from audiogen.codec.model import Codec as OwnCodec
 from audiogen.codec.segmented import SegmentedCodec
 from audiogen.data.dataset import AudioDataset
 from audiogen.data.manifest import Clip
@@ -86,12 +87,14 @@ class System(NamedTuple):
     frame_rate: float = 0.0
 
 
-def codec_systems(name: str, codec: SegmentedCodec) -> list[System]:
-    """A codec at every number of codebooks."""
-    device, header = codec.device, codec.header
+def codec_systems(name: str, codec: SegmentedCodec, beam: int = 1) -> list[System]:
+    """A codec at every number of codebooks, and with all of them by a beam search, if it has that and beam is not 1."""
+    device, header, inner = codec.device, codec.header, codec.codec
 
-    def system(count: int, kbps: float) -> System:
+    def system(count: int, kbps: float, beam: int = 1) -> System:
         def code(wave: Tensor) -> tuple[Tensor, dict[str, Any]]:
+            if isinstance(inner, OwnCodec):
+                inner.beam = beam
             sound = wave[None].to(device)
             segments, encode_s = timed(lambda: list(codec.encode_stream([sound], count)), device)
             blocks, decode_s = timed(lambda: list(codec.decode_stream(segments, sound.shape[-1])), device)
@@ -100,10 +103,14 @@ def codec_systems(name: str, codec: SegmentedCodec) -> list[System]:
             measured = {"encode_s": encode_s, "decode_s": decode_s, "counts": counts}
             return torch.cat(blocks, -1)[0].cpu(), measured
 
-        title = f"{name}, {count} codebook{'s' if count > 1 else ''}"
-        return System(name, title, header.sample_rate, header.channels, code, count, kbps, header.frame_rate)
+        row = name if beam == 1 else f"{name}, beam {beam}"
+        title = f"{row}, {count} codebook{'s' if count > 1 else ''}"
+        return System(row, title, header.sample_rate, header.channels, code, count, kbps, header.frame_rate)
 
-    return [system(count, kbps) for count, kbps in enumerate(codec.bandwidths_kbps, 1)]
+    systems = [system(count, kbps) for count, kbps in enumerate(codec.bandwidths_kbps, 1)]
+    if beam > 1 and header.num_codebooks > 1 and isinstance(inner, OwnCodec):
+        systems.append(system(header.num_codebooks, codec.bandwidths_kbps[-1], beam))
+    return systems
 
 
 def opus_system(wanted_kbps: float, level: float, sample_rate: int) -> System:

@@ -67,13 +67,17 @@ def load_codec(
     device: str | torch.device = "cpu",
     dual_mono: bool = False,
     dtype: torch.dtype = torch.float32,
+    beam: int = 1,
 ) -> AnyCodec | SegmentedCodec:
     """Open a codec: bundled, a model directory, a public one or its hub id[@revision]; frozen, in evaluation mode.
 
     A codec of overlapping segments (EnCodec at 48 kHz) is a `SegmentedCodec`, which is no `interfaces.Codec`.
     dual_mono: a mono codec is to encode stereo, each channel by itself (see `CodecConfig`). dtype: what it computes in
-    (see `Codec.freeze`). Raises InputError where the codec is missing, damaged, of another kind, or has not that dtype.
+    (see `Codec.freeze`). beam: how widely it searches for codes (see `ResidualQuantizer.encode`). Raises InputError
+    where the codec is missing, damaged, of another kind, or has not that dtype or no such search.
     """
+    if beam < 1:
+        raise InputError(f"beam is {beam}; allowed: 1, the nearest codeword of each codebook, and more")
     found = find(name, CODEC).check(CODEC)
     parts, name = read_codec(found), found.name if hub.is_hub_id(found.name) else _name_of(found)
     if dual_mono:
@@ -82,7 +86,14 @@ def load_codec(
     codec.name = name
     codec.identity = checkpoint.identity(codec.meaning())
     codec.freeze(dtype)
-    return as_configured(codec) if isinstance(codec, Codec) else codec
+    if isinstance(codec, Codec):
+        codec.beam = beam
+        return as_configured(codec)
+    if beam > 1:
+        raise InputError(
+            f"codec {name} of the DAC family has no beam search; beam={beam} is given, 1 is allowed"
+        )
+    return codec
 
 
 def read_codec(found: Found, pointed: bool = False) -> CodecParts:

@@ -150,9 +150,9 @@ def make_shards(
     passes: Sequence[Pass],
     recipe: Run,
     encode: Callable[[Tensor], dict[str, Tensor]],
-    share: slice = slice(None),  # noqa: B008  (a constant)
+    share: slice = slice(None),
 ) -> None:
-    """Write this process's share of the shards of latents that are missing. encode: audio [B, C, N] -> arrays [B, ...]."""
+    """Write a share of the shards of latents that are missing. encode: audio [B, C, N] -> arrays [B, ...]."""
     for each in passes:
         shards = [
             (each.directory / f"shard-{number:05d}.safetensors", indices)

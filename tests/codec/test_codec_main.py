@@ -58,6 +58,22 @@ def test_a_folder_round_trips_at_exact_lengths(tmp_path: Path, codec: str, run: 
         assert (decoded - whole).abs().max() < 2 / 32768  # 16 bits
 
 
+def test_a_beam_search_gives_other_codes_that_are_nearer(tmp_path: Path, codec: str, run: Run) -> None:
+    path = write_sound(tmp_path / "a.wav", 8000)
+    samples, _ = audio.load(path, RATE, 1)
+    model = load_codec(codec)
+    latents = model.encoder(samples[None])
+
+    def error(*options: str) -> float:
+        out = tmp_path / f"{len(options)}.agtok"
+        assert run("encode", path, "-o", out, "--codec", codec, *options)[0] == 0
+        return float((model.quantizer.decode(read_codes(out)[1][None]) - latents).square().mean())
+
+    assert error("--beam", "4") < 0.999 * error()
+    searched = load_codec(codec, beam=4)
+    assert torch.equal(searched.encode(samples[None])[0], read_codes(tmp_path / "2.agtok")[1])
+
+
 @pytest.mark.parametrize("rate", [1000, 3999, 4000, 11025, 44100])
 @pytest.mark.parametrize("length", [1, 39, 5000, 5001])
 def test_original_rate_restores_every_frame(
@@ -370,6 +386,7 @@ def test_mistakes_of_encode_are_one_line(tmp_path: Path, codec: str, run: Run) -
         ([wav, wav], "a.wav would both become"),
         ([wav, "--batch-size", "0"], "--batch-size is 0"),
         ([wav, "--shards", "-1"], "--shards is -1"),
+        ([wav, "--beam", "0"], "--beam is 0"),
         ([wav, "--device", "cuda:77"], "device 'cuda:77' cannot be used"),
         ([wav, "--device", "gpu"], "device 'gpu' cannot be used"),
         ([wav, "--codec", tmp_path / "none"], "none"),

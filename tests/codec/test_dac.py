@@ -249,6 +249,8 @@ def test_the_commands_take_it_for_files_and_shards(
         expected = codec.decode(codes[None])[0, :, : back.shape[-1]]
         assert (back - expected).abs().max() < 2 / 32768
     capsys.readouterr()
+    assert run_command(main, ["encode", str(sounds), "-o", str(tmp_path / "x"), "--beam", "2", *options]) == 2
+    assert "has no beam search; beam=2 is given, 1 is allowed" in capsys.readouterr().err
     assert run_command(main, ["info", str(tmp_path / "dac")]) == 0
     out = capsys.readouterr().out
     assert f"codec: dac ({codec.identity})" in out and "architecture: dac, " in out

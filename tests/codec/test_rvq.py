@@ -1,8 +1,10 @@
 """The residual quantiser: nearest codewords, k-means, learning, prefixes as bandwidths."""
 
+import pytest
 import torch
 
-from audiogen.codec.rvq import Codebook, ResidualQuantizer, kmeans, nearest
+from audiogen.codec import rvq
+from audiogen.codec.rvq import Codebook, ResidualQuantizer, kmeans, nearest, search
 
 
 def test_nearest_is_the_brute_force_argmin():
@@ -127,3 +129,34 @@ def test_gradients_pass_straight_through_and_commitment_pulls_the_encoder():
     assert grad.abs().sum() > 0
     moved = quantizer(x.detach() - 0.5 * grad)
     assert moved.commitment_loss < out.commitment_loss
+
+
+def test_a_search_of_all_sums_finds_the_best_and_a_narrower_one_is_between_it_and_the_nearest_codewords():
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(3, 5, 4)
+    latents = 0.5 * torch.randn(2, 4, 30)
+
+    def error(codes: torch.Tensor) -> float:
+        return float((quantizer.decode(codes) - latents).square().sum())
+
+    books = [book.codewords for book in quantizer.books]
+    sums = (books[0][:, None, None] + books[1][:, None] + books[2]).flatten(0, 2)  # [V * V * V, D]
+    frames = latents.transpose(1, 2).flatten(0, 1)
+    best = float(torch.cdist(frames, sums).min(1).values.square().sum())
+    errors = [error(quantizer.encode(latents, 3, beam)) for beam in (1, 2, 4, 25)]
+    assert errors[3] == pytest.approx(best, rel=1e-5)
+    assert errors[0] > 1.05 * errors[1] and errors[1] > errors[2] > errors[3]
+    assert torch.equal(search(frames, books, 1), quantizer.encode(latents, 3).transpose(1, 2).flatten(0, 1))
+    assert torch.equal(search(frames, books[:1], 8)[:, 0], nearest(frames, books[0]))
+
+
+def test_a_search_is_of_each_frame_by_itself(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(4, 16, 6)
+    latents = torch.randn(3, 6, 11)
+    whole = quantizer.encode(latents, 4, 4)
+    assert whole.shape == (3, 4, 11)
+    monkeypatch.setattr(rvq, "SEARCHED_AT_ONCE", 5)
+    assert torch.equal(quantizer.encode(latents, 4, 4), whole)
+    assert torch.equal(quantizer.encode(latents[1:2, :, 3:7], 4, 4), whole[1:2, :, 3:7])
+    assert quantizer.encode(latents[..., :0], 4, 4).shape == (3, 4, 0)

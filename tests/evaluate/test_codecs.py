@@ -69,9 +69,10 @@ def rows_of(report: dict[str, Any]) -> list[tuple[str, int | None]]:
 
 def test_rows_are_ground_truth_the_codec_at_every_bitrate_and_opus(evaluation: Any) -> None:
     _, report, warnings = evaluation
-    assert rows_of(report) == [("Ground truth", None), ("tiny", 1), ("tiny", 2), ("Opus", None)]
-    assert [row.get("kbps") for row in report["rows"][:3]] == [None, 0.4, 0.8]  # 100 frames of 4 bits
-    assert [row.get("reference", False) for row in report["rows"]] == [True, False, False, True]
+    of_codec = [("tiny", 1), ("tiny", 2), ("tiny, beam 8", 2)]
+    assert rows_of(report) == [("Ground truth", None), *of_codec, ("Opus", None)]
+    assert [row.get("kbps") for row in report["rows"][:4]] == [None, 0.4, 0.8, 0.8]  # 100 frames of 4 bits
+    assert [row.get("reference", False) for row in report["rows"]] == [True, False, False, False, True]
     assert all(row["n"] == 9 == len(row["clips"]) for row in report["rows"]) and not warnings
     text = "\n".join(report["notes"])
     assert report["notes"][0] == "Command: `python -m audiogen.evaluate codec`"
@@ -119,7 +120,7 @@ def test_figures_are_those_of_the_parts(evaluation: Any) -> None:
 
 def test_opus_is_measured_from_its_files(evaluation: Any) -> None:
     settings, report, _ = evaluation
-    row = report["rows"][3]
+    row = report["rows"][-1]
     waves = [audio.load(path, 8000, 1)[0] for path in row["clips"]]
     level = float(next(note for note in report["notes"] if "asked" in note).split("level ")[-1].rstrip("."))
     sizes = [len(encode_opus(wave, 8000, level)) for wave in waves]
@@ -147,7 +148,7 @@ def test_files_of_a_report(evaluation: Any) -> None:
     assert (settings.out / "quality.png").read_bytes().startswith(b"\x89PNG")
     names = sorted(path.name for path in settings.out.iterdir())
     assert names == ["quality.png", "report.html", "report.json", "report.md", "sounds"]
-    assert len(report["sounds"]) == 2 * 4
+    assert len(report["sounds"]) == 2 * 5
     for sound in report["sounds"]:
         assert audio.info(settings.out / sound["path"]).num_frames == 3200
 
@@ -170,11 +171,16 @@ def test_a_codec_of_another_rate_is_compared_at_the_common_one(
     )
     run(settings)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert rows_of(report) == [("Ground truth", None), ("tiny", 1), ("tiny", 2), ("wide", 1)]
+    of_tiny = [("tiny", 1), ("tiny", 2), ("tiny, beam 8", 2)]
+    assert rows_of(report) == [
+        ("Ground truth", None),
+        *of_tiny,
+        ("wide", 1),
+    ]  # one codebook: nothing to search
     rate = rate or 8000
     assert f"Compared at {rate} Hz in mono" in report["notes"][0]
     model = load_codec(other)
-    row = report["rows"][3]
+    row = report["rows"][4]
     path = row["clips"][0]
     wave, target = audio.load(path, 12000, 2)[0], audio.load(path, rate, 1)[0]
     decoded = model.decode(model.encode(wave[None]))[0, :, : wave.shape[-1]].mean(0, keepdim=True)
@@ -354,7 +360,9 @@ def test_real_recordings_through_the_bundled_codec(shared: Path, tmp_path: Path)
     run(settings)
     rows = json.loads((tmp_path / "a" / "report.json").read_text())["rows"]
     codec = load_codec("codec_tiny")
-    assert [row["kbps"] for row in rows[1:]] == pytest.approx(in_segments(codec).bandwidths_kbps)
+    bandwidths = in_segments(codec).bandwidths_kbps
+    assert [row["kbps"] for row in rows[1:]] == pytest.approx([*bandwidths, bandwidths[-1]])
+    assert rows[-1]["system"] == "codec_tiny, beam 8"
     distances = [row["mel"]["value"] for row in rows[1:]]
     assert distances == sorted(distances, reverse=True) and distances[-1] < 0.9
     assert all(row["carried"]["value"] <= row["kbps"] for row in rows[1:])
