@@ -30,9 +30,7 @@ def search(vectors: Tensor, codebooks: Sequence[Tensor], beam: int) -> Tensor:
     for what later ones make of it (Liu et al., arXiv:1509.05195, multi-path encoding). Needs [n, beam * V].
     """
     residual = vectors.float()[:, None]  # [n, kept, D]
-    error = residual.new_zeros(
-        residual.shape[:2]
-    )  # [n, kept]: squared, less that of the vector, which all have
+    error = residual.new_zeros(residual.shape[:2])  # [n, kept]: |r|^2 less that of the vector itself
     codes = torch.empty(*residual.shape[:2], 0, dtype=torch.int64, device=residual.device)  # [n, kept, k]
     for codebook in codebooks:
         codebook = codebook.float()

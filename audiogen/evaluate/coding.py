@@ -91,10 +91,10 @@ def codec_systems(name: str, codec: SegmentedCodec, beam: int = 1) -> list[Syste
     """A codec at every number of codebooks, and with all of them by a beam search, if it has that and beam is not 1."""
     device, header, inner = codec.device, codec.header, codec.codec
 
-    def system(count: int, kbps: float, beam: int = 1) -> System:
+    def system(count: int, kbps: float, kept: int = 1) -> System:
         def code(wave: Tensor) -> tuple[Tensor, dict[str, Any]]:
             if isinstance(inner, OwnCodec):
-                inner.beam = beam
+                inner.beam = kept
             sound = wave[None].to(device)
             segments, encode_s = timed(lambda: list(codec.encode_stream([sound], count)), device)
             blocks, decode_s = timed(lambda: list(codec.decode_stream(segments, sound.shape[-1])), device)
@@ -103,7 +103,7 @@ def codec_systems(name: str, codec: SegmentedCodec, beam: int = 1) -> list[Syste
             measured = {"encode_s": encode_s, "decode_s": decode_s, "counts": counts}
             return torch.cat(blocks, -1)[0].cpu(), measured
 
-        row = name if beam == 1 else f"{name}, beam {beam}"
+        row = name if kept == 1 else f"{name}, beam {kept}"
         title = f"{row}, {count} codebook{'s' if count > 1 else ''}"
         return System(row, title, header.sample_rate, header.channels, code, count, kbps, header.frame_rate)
 

@@ -77,9 +77,12 @@ def test_codecs(run, labelled: Path, tiny_tagger: str, tiny_model: Path) -> None
     words = ["--data", labelled, "--where", "fold=0", "--num-clips", "3", "--opus", "", "--num-sounds", "1"]
     status, out, err = run("codec", "--codec", tiny_model / "codec", *words, "--embedder", tiny_tagger)
     assert status == 0 and not [line for line in said(err) if line.startswith("error")]
-    assert out[0].startswith("| System") and len(out) == 2 + 1 + 3 + 1  # originals, 1 to 3 codebooks
+    assert out[0].startswith("| System")
+    assert len(out) == 2 + 1 + 3 + 1 + 1  # originals, 1 to 3 codebooks, a search
     report = json.loads(Path("evaluation/codec/report.json").read_text())
-    assert [row["codebooks"] for row in report["rows"][1:]] == [1, 2, 3]
+    assert [row["codebooks"] for row in report["rows"][1:]] == [1, 2, 3, 3]
+    status, without, _ = run("codec", "--codec", tiny_model / "codec", *words, "--beam", "1")
+    assert status == 0 and len(without) == len(out) - 1
     assert report["notes"][0].startswith("Command: `python -m audiogen.evaluate codec --codec ")
 
 
@@ -93,6 +96,7 @@ def test_codecs(run, labelled: Path, tiny_tagger: str, tiny_model: Path) -> None
         ("compare --model lm_tiny --data a.jsonl --where fold", "--where fold: give a field and its values"),
         ("compare --model lm_tiny --data a.jsonl --budget-s 1 --steps 2", "exclude each other"),
         ("codec --data absent.jsonl", "no such manifest"),
+        ("codec --data a.jsonl --beam 0", "beam is 0"),
         ("codec --data a.jsonl --opus loud", "--opus loud: give float values"),
         ("files --reference . --generated . --out file/inside", "is not a folder that can be written to"),
     ],
