@@ -139,8 +139,9 @@ def cache_latents(
     distributed.first_only(lambda: writing.clean(Path(recipe.out, "latents")), None)
     number, processes = distributed.rank(), distributed.world()
     distributed.everybody(lambda: make_shards(passes, recipe, encode, slice(number, None, processes)))
-    with distributed.first_process_first():  # what this machine's disk lacks, where that is not the others'
-        make_shards(passes, recipe, encode)
+    if processes > 1:  # what this machine's disk lacks, where that is not the others'
+        with distributed.first_process_first():
+            make_shards(passes, recipe, encode)
     folders = [each.directory for each in passes]
     valid = LatentDataset(folders[num_passes:]) if folders[num_passes:] else None
     return Split(LatentDataset(folders[:num_passes], group_samples), valid)
