@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -94,16 +95,16 @@ def build(
 
 def _key(compiler: str, targets: Sequence[Sequence[str]], source: Path) -> str:
     """Of everything that decides what the library is."""
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, timeout=TIMEOUT_S, check=True
-    ).stdout
+    version = _run([compiler, "--version"])
+    if version.returncode != 0:
+        raise OSError(f"{compiler} --version failed: {version.stderr.strip()[-250:]}")
     machine = [platform.system(), platform.machine(), platform.processor()]
     with suppress(OSError):  # Linux: model and instructions of the first core
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
         named = ("model name", "flags", "Features", "CPU part")
         machine += [line for line in first if line.startswith(named)]
     sources = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
-    parts = [*sources, compiler.encode(), version, repr([machine, targets, FLAGS]).encode()]
+    parts = [*sources, compiler.encode(), version.stdout.encode(), repr([machine, targets, FLAGS]).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -138,11 +139,38 @@ def _compile(
         built = Path(folder) / "native.so"
         for target in targets:
             command = [compiler, *FLAGS, *target, str(source), "-o", str(built)]
-            run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+            run = _run(command)
             if run.returncode == 0:
                 built.replace(directory / f"native-{key}-{_digest(built)}.so")
                 return
     raise OSError(f"{compiler} failed: {run.stderr.strip()[-250:]}")
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a compiler out of reach of Ctrl-C, which goes to all processes of a terminal: only this one answers it.
+
+    A training that is interrupted finishes its step, and would finish it without a compiler that died. One that a
+    signal ended all the same, in the moment before it had left the terminal's group, is run again.
+    """
+    run = _in_session(command)
+    return _in_session(command) if run.returncode < 0 else run
+
+
+def _in_session(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command in a session of its own; all of it ends where this process is interrupted."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            output, errors = process.communicate(timeout=TIMEOUT_S)
+        except BaseException:
+            if sys.platform == "win32":
+                process.kill()
+            else:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)  # and what it has started
+            process.wait()  # it removes its files
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 class Linear(Structure):

@@ -414,6 +414,48 @@ def test_a_compiler_that_fails_says_why(
     library.library.cache_clear()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of process groups")
+@pytest.mark.parametrize("call", ["--version", "-O2"])
+def test_an_interrupt_from_the_keyboard_leaves_the_compiler_alone(
+    compiler: str, small: Path, tmp_path: Path, call: str
+) -> None:
+    """It goes to the whole group; a training finishes its step, which without the kernels differs in the last bits."""
+    script = tmp_path / "compiler"
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *{call}*) kill -s INT -- "-$GROUP"; sleep 0.2;; esac\nexec {compiler} "$@"\n'
+    )
+    script.chmod(0o755)
+    program = f"""
+import os
+from pathlib import Path
+from audiogen.native import library
+from audiogen.signals import stop_signals
+os.environ["GROUP"] = str(os.getpgrp())
+with stop_signals() as received:
+    built = library.build({str(script)!r}, Path({str(tmp_path)!r}), source=Path({str(small)!r}))
+print(received, built is not None)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, start_new_session=True
+    )
+    assert run.stdout.split("\n") == ["[2] True", ""], run.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of process groups")
+def test_a_command_that_is_interrupted_ends_the_compiler(compiler: str, small: Path, tmp_path: Path) -> None:
+    script = tmp_path / "compiler"
+    script.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exec {compiler} "$@"\necho $$ > {tmp_path}/pid\n'
+        'sleep 0.2; kill -s INT "$PPID"\nexec sleep 600\n'
+    )
+    script.chmod(0o755)
+    with pytest.raises(KeyboardInterrupt):
+        library.build(str(script), tmp_path, source=small)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(int((tmp_path / "pid").read_text()), 0)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]  # where it built
+
+
 def test_a_cache_that_cannot_be_written_is_replaced_for_the_session(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
