@@ -123,12 +123,15 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
             raise KeyboardInterrupt
 
     def lost(ignored: Any) -> None:
-        """An interrupt in a finaliser or in a callback from C goes no further: send the signal again."""
+        """An interrupt in a finaliser or in a callback from C goes no further: send the signal again.
+
+        After it, objects that it left half made complain as they go: of no use to the user.
+        """
         if received and issubclass(ignored.exc_type, KeyboardInterrupt):
             again.append(threading.Timer(RESEND_S, os.kill, (os.getpid(), received[-1])))
             again[-1].daemon = True
             again[-1].start()
-        else:
+        elif not received:
             sys.__unraisablehook__(ignored)
 
     again: list[threading.Timer] = []

@@ -72,6 +72,26 @@ def test_sigterm_undoes_what_is_begun_and_another_signal_ends_that_too() -> None
             signal.signal(number, handler)
 
 
+class HalfMade:
+    """An object whose making is interrupted, and which asks at its end for what it has not got."""
+
+    def __init__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        self.place = 0
+
+    def __del__(self) -> None:
+        print(self.place)
+
+
+def test_what_an_interrupt_left_half_made_goes_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run_command(lambda argv: print(HalfMade())) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capfd.readouterr() == ("", "interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("raised", "line"),
     [
