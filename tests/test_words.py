@@ -25,7 +25,13 @@ def sources() -> Iterator[Path]:
         "tests/**/*.py",
     ):
         yield from ROOT.glob(pattern)
-    yield from (*ROOT.glob("recipes/*.yaml"), *ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "Makefile")
+    yield from (
+        *ROOT.glob("recipes/*.yaml"),
+        *ROOT.glob("tools/*.mk"),
+        *ROOT.glob("docs/*.md"),
+        ROOT / "README.md",
+        ROOT / "Makefile",
+    )
 
 
 def test_no_source_speaks_of_code_as_of_a_person() -> None:
