@@ -5,7 +5,7 @@
 # make docs   the documentation as a site in build/site, strictly
 # make audit  vulnerabilities on record, and licences, of the dependencies; needs the network
 # make sanitize   the C++ kernels under the address, undefined-behaviour and thread sanitizers (minutes)
-# make weights ESC10=folder   train the bundled models again (a day of one core, in stages) and put them into the package
+# make weights ESC10=folder   train the bundled models again (hours, in stages) and put them into the package
 # make faults every command on a file system that fails at each of its calls, and killed at random moments (hours)
 # make endurance  two hours of --stream, 10,000 sounds, 100,000 encoded clips: do memory and open files stay flat (hours)
 # make venv   only the environment (.venv); PYTHON=/path/to/python3 chooses the interpreter

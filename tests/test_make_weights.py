@@ -32,12 +32,12 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(project: Path, fails: str, *words: str) -> tuple[int, list[str], str]:
+def make(project: Path, fails: str, *words: str, goal: str = "weights") -> tuple[int, list[str], str]:
     """-> (status, the commands that Python was given, stderr)."""
     (project / "commands").write_text("")
     assert MAKE is not None
     run = subprocess.run(
-        [MAKE, "--directory", str(project), "weights", *words],
+        [MAKE, "--directory", str(project), goal, *words],
         env=os.environ | {"FAILS": fails, "MAKEFLAGS": ""},
         capture_output=True,
         text=True,
@@ -58,24 +58,43 @@ def test_it_goes_on_at_the_stage_that_was_stopped(project: Path) -> None:
     assert status == 0 and ["tools/attribution.py" in line for line in third] == [True]
 
 
-def test_each_model_has_what_it_is_made_from(project: Path) -> None:
-    """Also where two are trained at once."""
-    status, lines, _ = make(project, "no such word", "ESC10=esc10", "--jobs", "2")
+@pytest.mark.parametrize("goal", ["codec_tiny_last", "lafma_tiny_last", "lafma_tiny_student", "sounds"])
+def test_each_model_has_what_it_is_made_from(project: Path, goal: str) -> None:
+    """Asked for alone, a stage is made after all that it names."""
+    status, lines, _ = make(project, "no such word", "ESC10=esc10", goal=f"runs/stages/{goal}")
     assert status == 0
 
     def at(*words: str) -> int:
-        return next(n for n, line in enumerate(lines) if all(word in line.split() for word in words))
+        return next(
+            (n for n, line in enumerate(lines) if all(word in line.split() for word in words)), len(lines)
+        )
 
-    assert at("tools/bundle.py", "runs/codec_tiny/best") < at("recipe=lm_tiny")
-    assert at("recipe=lm_tiny") < at("recipe=codec_tiny_decoder", "init_from=codec_tiny")
-    outs = {word for line in lines for word in line.split() if word.startswith("out=")}
-    for line in lines:
+    origins = 0
+    for number, line in enumerate(lines):
+        needs = [
+            at("tools/pairs.py", f"runs/{name}") for name in ("pairs", "parts") if f"runs/{name}/" in line
+        ]
+        if "recipe=lafma_tiny" in line.split():
+            needs.append(at("recipe=mel_autoencoder_tiny"))
+        if "recipe=lm_tiny" in line.split() or "init_from=codec_tiny" in line.split():
+            needs.append(at("tools/bundle.py", "runs/codec_tiny/best"))
         for word in line.split():
             name, _, origin = word.partition("=runs/")
-            if name in ("init_from", "student_from") and not origin.startswith("between"):
-                made = f"out=runs/{origin}" if f"out=runs/{origin}" in outs else f"recipe={origin}"
-                assert at(made) < lines.index(line), word
-    assert at("recipe=mel_autoencoder_tiny") < at("recipe=lafma_tiny")
+            if name in ("init_from", "student_from"):
+                recipe = at("recipe=lafma_tiny") if origin == "lafma_tiny" else at(f"recipe={origin}")
+                needs.append(
+                    min(recipe, at(f"out=runs/{origin}"), at("tools/bundle.py", origin.split("/")[-1]))
+                )
+                origins += 1
+        assert all(need < number for need in needs), line
+    assert origins or goal == "codec_tiny_last"
+    if goal in (
+        "codec_tiny_last",
+        "sounds",
+    ):  # the language model is trained on the codec's tokens before it changes
+        assert at("recipe=lm_tiny") < at("recipe=codec_tiny_decoder")
+    if goal == "sounds":
+        assert at("tools/bundle.py", "tagger_tiny") < at("tools/which_sounds.py", "lafma_tiny") < len(lines)
 
 
 def test_without_the_recordings_it_says_what_to_give(project: Path) -> None:

@@ -1,9 +1,9 @@
 # make weights ESC10=folder: the bundled models from nothing. Part of ../Makefile, in whose folder it runs.
 #
 # Each stage leaves a file in runs/stages, so that the same command goes on where one before was stopped, in the middle
-# of a training as well. make --jobs 2 trains two models at once, which on two cores takes less time than one after
-# another; OMP_NUM_THREADS=1 then gives each a core. Stop it by Ctrl-C or by SIGTERM to make: a training that alone is
-# asked to stop saves its step and ends well, and its stage counts as complete. To begin again: rm -rf runs.
+# of a training as well. make --jobs 2 trains two models at once; OMP_NUM_THREADS=1 then gives each a core. Stop it by
+# Ctrl-C or by SIGTERM to make: a training that alone is asked to stop saves its step and ends well, and its stage counts
+# as complete. To begin again: rm -rf runs.
 
 # Folds 1-3 of ESC-10 with the built-in corpus; fold 4 validates. The two clips under Sampling+ are left out.
 CLIPS = source: $(ESC10)/manifest.jsonl, where: {license: [CC0, CC-BY], fold:
